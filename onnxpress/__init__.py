@@ -1,0 +1,46 @@
+"""onnxpress: makes a trained ONNX file smaller and faster on this CPU, and proves it on your data.
+
+The public names are imported when first used, so that `import onnxpress` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "optimize": "onnxpress.optimize.loop",
+    "Request": "onnxpress.optimize.loop",
+    "prune": "onnxpress.optimize.single",
+    "quantize": "onnxpress.optimize.single",
+    "simplify": "onnxpress.optimize.single",
+    "apply": "onnxpress.optimize.single",
+    "bench": "onnxpress.optimize.single",
+    "compare": "onnxpress.optimize.single",
+    "inspect": "onnxpress.optimize.inspection",
+    "load": "onnxpress.model.files",
+    "save": "onnxpress.model.files",
+    "Dataset": "onnxpress.data.dataset",
+    "open_dataset": "onnxpress.data.dataset",
+    "Plan": "onnxpress.optimize.plan",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from onnxpress.data.dataset import Dataset
+    from onnxpress.data.dataset import open_dataset
+    from onnxpress.model.files import load, save
+    from onnxpress.optimize.inspection import inspect
+    from onnxpress.optimize.loop import Request, optimize
+    from onnxpress.optimize.plan import Plan
+    from onnxpress.optimize.single import apply, bench, compare, prune, quantize, simplify
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'onnxpress' has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -1,0 +1,36 @@
+"""Multiply-accumulates and parameters of a model, node by node."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.model import read
+from onnxpress.model.trace import Trace
+
+
+def node_macs(node: ir.Node, trace: Trace) -> int:
+    """Multiply-accumulates of one node at the trace's sizes; 0 for operators without a contraction."""
+    if not read.standard(node) or node.op_type not in read.WEIGHTED or not node.outputs:
+        return 0
+    out = trace.shape(node.outputs[0].name)
+    source = node.inputs[0]
+    first = trace.shape(source.name) if source is not None else None
+    if first is None and read.constant(source) is not None:
+        first = read.constant(source).shape  # type: ignore[union-attr]
+    if out is None or first is None:
+        return 0
+    weight = read.constant(node.inputs[1])
+    if node.op_type == "Conv" and weight is not None:
+        return int(np.prod(out) * np.prod(weight.shape[1:]))
+    if node.op_type == "ConvTranspose" and weight is not None:
+        return int(np.prod(first) * np.prod(weight.shape[1:]))
+    if node.op_type in ("Gemm", "MatMul"):
+        inner = first[0] if node.op_type == "Gemm" and read.int_attribute(node, "transA", 0) else first[-1]
+        return int(np.prod(out) * inner)
+    return 0
+
+
+def macs(model: ir.Model, trace: Trace) -> dict[str, int]:
+    """Multiply-accumulates by node name, weighted nodes only."""
+    return {n.name or "": node_macs(n, trace) for n in model.graph if n.op_type in read.WEIGHTED}

@@ -1,0 +1,202 @@
+"""The only room that changes graphs: a small vocabulary that keeps names, uses and value infos right.
+
+Passes clone a model and then speak these verbs.  Shapes and types of computed values are dropped where an
+edit may have made them false; onnxruntime infers them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxpress.model.read import constant
+
+
+def canonical(model: ir.Model) -> ir.Model:
+    """A clone in the form passes expect: functions inlined, constants as initializers, no Identity, names unique.
+
+    Inputs that merely repeat an initializer (IR < 4) stop being inputs: an override by the caller is not
+    something an optimized file can honour.  Identity removal also unties biases that exporters share through
+    Identity nodes (onnxruntime leaves such a Conv in float).
+    """
+    clone = model.clone()
+    if clone.functions:
+        common.InlinePass()(clone)
+    common.RemoveInitializersFromInputsPass()(clone)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone)
+    common.IdentityEliminationPass()(clone)
+    name_nodes(clone)
+    drop_dead(clone)
+    return clone
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give every node a stable unique name (its first output's where it has none)."""
+    taken: set[str] = set()
+    for node in model.graph:
+        name = node.name or next((v.name for v in node.outputs if v.name), node.op_type) or node.op_type
+        unique, count = name, 1
+        while unique in taken:
+            unique, count = f"{name}_{count}", count + 1
+        taken.add(unique)
+        node.name = unique
+
+
+def drop_dead(model: ir.Model) -> None:
+    """Remove nodes and initializers that no output needs."""
+    common.RemoveUnusedNodesPass()(model)
+
+
+def forget_shapes(model: ir.Model, keep: Iterable[ir.Value] = ()) -> None:
+    """Drop stated shapes of computed values; the graph's own inputs and outputs keep theirs."""
+    kept = {id(v) for v in keep} | {id(v) for v in model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if id(value) not in kept:
+                value.shape = None
+
+
+def fresh(model: ir.Model, stem: str) -> str:
+    """A value name that the graph does not use yet."""
+    taken = model.meta.get("onnxpress.names")
+    if taken is None:
+        taken = {v.name for n in model.graph.all_nodes() for v in n.outputs}
+        taken |= {v.name for v in model.graph.inputs} | set(model.graph.initializers)
+        model.meta["onnxpress.names"] = taken
+    name, count = stem, 1
+    while name in taken:
+        name, count = f"{stem}_{count}", count + 1
+    taken.add(name)
+    return name
+
+
+def add_constant(model: ir.Model, array: np.ndarray, stem: str) -> ir.Value:
+    """A new initializer holding the array (zero-rank arrays stay zero-rank)."""
+    name = fresh(model, stem)
+    contiguous = np.ascontiguousarray(array).reshape(np.shape(array))
+    value = ir.Value(name=name, shape=ir.Shape(contiguous.shape), const_value=ir.tensor(contiguous, name=name))
+    value.type = ir.TensorType(ir.DataType.from_numpy(contiguous.dtype))
+    model.graph.register_initializer(value)
+    return value
+
+
+def set_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initializer new numbers (and shape); its type follows the array."""
+    contiguous = np.ascontiguousarray(array).reshape(np.shape(array))
+    value.const_value = ir.tensor(contiguous, name=value.name)
+    value.shape = ir.Shape(contiguous.shape)
+    value.type = ir.TensorType(ir.DataType.from_numpy(contiguous.dtype))
+
+
+def own_constant(model: ir.Model, node: ir.Node, index: int) -> ir.Value:
+    """The constant at an input, private to this node: cloned first where other uses share it."""
+    value = node.inputs[index]
+    array = constant(value)
+    if value is None or array is None:
+        raise ValueError(f"input {index} of {node.name} is not constant")
+    if value.is_initializer() and len(list(value.uses())) == 1 and not value.is_graph_output():
+        return value
+    copy = add_constant(model, array, f"{value.name}_own")
+    node.replace_input_with(index, copy)
+    return copy
+
+
+def set_input(model: ir.Model, node: ir.Node, index: int, array: np.ndarray, stem: str) -> None:
+    """Make an input of a node the given constant, without touching other users of what stood there."""
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    value = node.inputs[index]
+    if value is not None and value.is_initializer() and len(list(value.uses())) == 1 and not value.is_graph_output():
+        set_constant(value, array)
+    else:
+        node.replace_input_with(index, add_constant(model, array, stem))
+
+
+def insert_before(model: ir.Model, anchor: ir.Node, op: str, inputs: Sequence[ir.Value | None],
+                  stem: str, attributes: Mapping[str, object] | None = None, domain: str = "") -> ir.Value:
+    """A new one-output node in front of the anchor; returns its output."""
+    node = _make(model, op, inputs, stem, attributes, domain)
+    model.graph.insert_before(anchor, node)
+    return node.outputs[0]
+
+
+def insert_after(model: ir.Model, anchor: ir.Node, op: str, inputs: Sequence[ir.Value | None],
+                 stem: str, attributes: Mapping[str, object] | None = None, domain: str = "") -> ir.Value:
+    """A new one-output node behind the anchor; returns its output."""
+    node = _make(model, op, inputs, stem, attributes, domain)
+    model.graph.insert_after(anchor, node)
+    return node.outputs[0]
+
+
+def _make(model: ir.Model, op: str, inputs: Sequence[ir.Value | None], stem: str,
+          attributes: Mapping[str, object] | None, domain: str) -> ir.Node:
+    name = fresh(model, stem)
+    node = ir.node(op, list(inputs), dict(attributes or {}), domain=domain, name=name)  # type: ignore[arg-type]
+    node.outputs[0].name = name
+    return node
+
+
+def bypass(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
+    """Remove a one-output node: whoever read its output reads the source instead.
+
+    Where the output is a graph output its name is kept by the source, so the signature does not change; if the
+    source cannot take the name (it is an input, an initializer or an output itself) the node stays as Identity.
+    """
+    output = node.outputs[0]
+    if output.is_graph_output():
+        if source.producer() is None or source.is_graph_output() or source.is_initializer():
+            replacement = ir.node("Identity", [source], name=node.name)
+            model.graph.insert_before(node, replacement)
+            take_over(model, output, replacement.outputs[0])
+            model.graph.remove(node, safe=True)
+            return
+        take_over(model, output, source)
+    else:
+        output.replace_all_uses_with(source)
+    model.graph.remove(node, safe=True)
+
+
+def take_over(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read wherever `old` was; a graph output's name, type and shape go with it."""
+    if old.is_graph_output():
+        name, kind, shape = old.name, old.type, old.shape
+        old.name = fresh(model, f"{name}_old")
+        new.name, new.type, new.shape = name, kind, shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def slice_constant(model: ir.Model, node: ir.Node, index: int, axis: int, keep: np.ndarray) -> None:
+    """Keep only the given positions of one axis of a constant input."""
+    array = constant(node.inputs[index])
+    if array is None:
+        raise ValueError(f"input {index} of {node.name} is not constant")
+    set_input(model, node, index, np.take(array, keep, axis=axis), f"{node.name}_in{index}")
+
+
+def set_int(node: ir.Node, name: str, number: int) -> None:
+    node.attributes[name] = ir.AttrInt64(name, number)
+
+
+def set_ints(node: ir.Node, name: str, numbers: Sequence[int]) -> None:
+    node.attributes[name] = ir.AttrInt64s(name, list(numbers))
+
+
+def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A clone whose outputs are exactly the named values and that computes nothing else."""
+    clone = model.clone()
+    values: dict[str, ir.Value] = {v.name: v for v in clone.graph.inputs if v.name}
+    values.update({v.name: v for n in clone.graph for v in n.outputs if v.name})
+    clone.graph.outputs.clear()
+    for name in names:
+        value = values[name]
+        if value.producer() is None:  # a graph input: an output must be computed
+            node = ir.node("Identity", [value], name=f"{name}_tap")
+            node.outputs[0].name = f"{name}_tap"
+            clone.graph.append(node)
+            value = node.outputs[0]
+        clone.graph.outputs.append(value)
+    drop_dead(clone)
+    return clone

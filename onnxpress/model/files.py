@@ -1,0 +1,237 @@
+"""Models in and out of files: opened with suspicion, written all at once or not at all.
+
+A file from a stranger is checked before anything is allocated for it: the protobuf parses, every tensor's
+announced size is in the file, external data stay inside the model's folder.  A file is written under a
+temporary name beside its target and renamed, so a killed run leaves no half model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxpress.errors import EnvironmentProblem, InputProblem
+from onnxpress.model.read import element_bytes
+
+_INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GB; leave room for the graph itself
+_STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.preview.training",
+                     "com.ms.internal.nhwc", "org.pytorch.aten", "com.microsoft.experimental"}
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read and check one ONNX file; raises InputProblem with one line on anything that is wrong with it."""
+    path = Path(path)
+    proto = _parse(path)
+    _check_graph(proto, path)
+    for graph in _graphs(proto.graph):
+        for tensor in graph.initializer:
+            _check_tensor(tensor, path)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    _check_tensor(attribute.t, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise InputProblem("the model does not pass the ONNX checker", path, _first_line(error),
+                           "export it again, or repair it with the exporter's own checker") from error
+    try:
+        model = ir.load(path)
+    except Exception as error:
+        raise InputProblem("cannot read the model's graph", path, _first_line(error), "export it again") from error
+    _check_weights(model, path)
+    return model
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.glob("*.onnx"))[:3] if path.parent.is_dir() else []
+        hint = f"did you mean {', '.join(near)}" if near else "check the path"
+        raise InputProblem("no such model file", path, "", hint)
+    if path.is_dir():
+        raise InputProblem("the model is a folder, not a file", path, "", f"name the file, such as {path / 'model.onnx'}")
+    if path.stat().st_size == 0:
+        raise InputProblem("the model file is empty", path, "0 bytes", "export it again")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise InputProblem("cannot read the model file", path, str(error), "check its permissions") from error
+    except Exception as error:  # protobuf's DecodeError has no stable public home
+        raise InputProblem("not an ONNX file, or a truncated one", path, "its bytes do not parse as an ONNX model",
+                           "check that the copy is complete and that the file is .onnx, not .pt or .tflite") from error
+    if not proto.HasField("graph") or proto.ir_version == 0:
+        raise InputProblem("not an ONNX file", path, "it parses but holds no graph",
+                           "check that the file is an ONNX model and not another protobuf")
+    return proto
+
+
+def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
+    if not proto.graph.node:
+        raise InputProblem("the model is empty", path, "its graph has no nodes", "export it again")
+    if not proto.graph.output:
+        raise InputProblem("the model has no outputs", path, "", "export it again")
+    known = {f.domain for f in proto.functions}
+    for node in proto.graph.node:
+        if node.domain not in _STANDARD_DOMAINS and node.domain not in known:
+            raise InputProblem(
+                f"unknown operator domain {node.domain!r}", f"{path}, node {node.name or node.output[0]}",
+                f"operator {node.op_type} is not one onnxruntime ships",
+                "export without custom operators",
+            )
+
+
+def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    found, queue = [], [graph]
+    while queue:
+        current = queue.pop()
+        found.append(current)
+        for node in current.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    queue.append(attribute.g)
+                queue.extend(attribute.graphs)
+    return found
+
+
+def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
+    where = f"{path}, tensor {tensor.name or '?'}"
+    if any(d < 0 for d in tensor.dims):
+        raise InputProblem("a tensor has a negative dimension", where, str(list(tensor.dims)), "export the model again")
+    width = element_bytes(tensor.data_type)
+    if width is None:  # strings and unknown types: the checker speaks of them
+        return
+    need = int(np.prod([int(d) for d in tensor.dims], dtype=object) * width) if tensor.dims else int(max(width, 1))
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        _check_external(tensor, need, path, where)
+        return
+    if tensor.HasField("raw_data") and len(tensor.raw_data) < need:
+        raise InputProblem("a tensor claims more data than the file holds", where,
+                           f"shape {list(tensor.dims)} needs {need:,} bytes, found {len(tensor.raw_data):,}",
+                           "the file is damaged: export or copy it again")
+    if not tensor.HasField("raw_data"):
+        held = max(len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data),
+                   len(tensor.double_data), len(tensor.uint64_data))
+        if need > 0 and held * 16 < need:
+            raise InputProblem("a tensor claims more data than the file holds", where,
+                               f"shape {list(tensor.dims)} needs {need:,} bytes, found {held} elements",
+                               "the file is damaged: export or copy it again")
+
+
+def _check_external(tensor: onnx.TensorProto, need: int, path: Path, where: str) -> None:
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    location = fields.get("location", "")
+    folder = path.resolve().parent
+    target = folder / location
+    if not location or Path(location).is_absolute() or not target.resolve().is_relative_to(folder):
+        raise InputProblem("external data outside the model's folder", where, f"location {location!r}",
+                           "put the data file beside the model")
+    if not target.is_file():
+        raise InputProblem("external data file is missing", where, f"{location} is not beside the model",
+                           "copy the data file together with the .onnx file")
+    try:
+        offset = int(fields.get("offset", "0"))
+        length = int(fields.get("length", str(need)))
+    except ValueError as error:
+        raise InputProblem("external data with a broken offset", where, str(error), "export the model again") from error
+    size = target.stat().st_size
+    if offset < 0 or length < need or offset + need > size:
+        raise InputProblem("a tensor claims more data than the file holds", where,
+                           f"bytes {offset}..{offset + need} of {location}, which has {size:,}",
+                           "copy the data file again, or export the model again")
+
+
+def _check_weights(model: ir.Model, path: Path) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point() or tensor.size == 0:
+            continue
+        if np.isnan(np.asarray(tensor.numpy(), dtype=np.float32)).any():
+            raise InputProblem("weights hold NaN", f"{path}, tensor {name}", "a model with NaN weights cannot be verified",
+                               "export a checkpoint from before training diverged")
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The model's deterministic serialisation, all weights inline."""
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def model_hash(model: ir.Model) -> str:
+    """sha256 of the serialised model."""
+    return hashlib.sha256(to_bytes(model)).hexdigest()
+
+
+def model_size(model: ir.Model) -> int:
+    """Bytes of the model as one file."""
+    return len(to_bytes(model))
+
+
+def check_target(target: str | Path, *sources: str | Path) -> Path:
+    """The output path, if it may be written: the folder exists and it is none of the inputs."""
+    target = Path(target)
+    if not target.parent.is_dir():
+        raise InputProblem("the output folder does not exist", target.parent, "", f"mkdir -p {target.parent}")
+    if target.is_dir():
+        raise InputProblem("the output is a folder", target, "", f"name a file, such as {target / 'fast.onnx'}")
+    for source in sources:
+        if target.exists() and Path(source).exists() and os.path.samefile(target, source):
+            raise InputProblem("the output would overwrite the input", target, "", "name another output file")
+    if not os.access(target.parent, os.W_OK):
+        raise InputProblem("the output folder cannot be written", target.parent, "", "choose another folder")
+    return target
+
+
+def write_atomic(target: str | Path, data: bytes) -> None:
+    """Write a file whole: temporary file in the same folder, fsync, rename."""
+    target = Path(target)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(target)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise EnvironmentProblem("cannot write the file", target, str(error), "check space and permissions") from error
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save(model: ir.Model, target: str | Path) -> bytes:
+    """Check the model and write it atomically; returns the bytes written.
+
+    Above protobuf's 2 GB the weights go to `<name>.data` beside the file, written first.
+    """
+    target = Path(target)
+    if sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > _INLINE_LIMIT:
+        return _save_external(model, target)
+    data = to_bytes(model)
+    onnx.checker.check_model(data, full_check=False)
+    write_atomic(target, data)
+    return data
+
+
+def _save_external(model: ir.Model, target: Path) -> bytes:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        part = Path(folder) / target.name
+        ir.save(model, part, external_data=f"{target.name}.data")
+        onnx.checker.check_model(str(part))
+        (Path(folder) / f"{target.name}.data").replace(target.parent / f"{target.name}.data")
+        data = part.read_bytes()
+        part.replace(target)
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]

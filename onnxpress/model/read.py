@@ -1,0 +1,133 @@
+"""Reading a graph: constants, attributes, the operator families that several rooms reason about.
+
+Everything here looks and nothing changes the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 and the float8 types with numpy)
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+# Operators that treat every element alike, so that channel j of each input meets channel j of the output.
+ELEMENTWISE = frozenset(
+    """Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid
+    HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh
+    Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Add Sub Mul Div Pow Min Max Mean Sum Mod PRelu And Or Xor
+    Equal Greater GreaterOrEqual Less LessOrEqual Where QuickGelu FastGelu BiasGelu""".split()
+)
+# Operators that move elements and compute nothing; run on labels, they say where each channel goes.
+MOVEMENT = frozenset(
+    """Reshape Transpose Split Concat Slice Gather Flatten Squeeze Unsqueeze Expand Tile DepthToSpace SpaceToDepth
+    Pad""".split()
+)
+# Pooling: axes 0 and 1 pass, the spatial axes are reduced.
+POOLING = frozenset("AveragePool MaxPool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool".split())
+WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
+
+
+def element_bytes(data_type: int) -> float | None:
+    """Bytes an element of an ONNX tensor type takes in raw form; None for strings and unknown types."""
+    try:
+        dtype = ir.DataType(data_type)
+        return None if dtype == ir.DataType.STRING else float(dtype.itemsize)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array a value always holds: an initializer that no caller can override, or a Constant node's."""
+    if value is None:
+        return None
+    if value.is_initializer() and not value.is_graph_input() and value.const_value is not None:
+        return value.const_value.numpy()
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+    return None
+
+
+def attribute(node: ir.Node, name: str, default: object = None) -> object:
+    """An attribute's plain Python value, or the default where it is absent."""
+    found = node.attributes.get(name)
+    return default if found is None or found.value is None else found.value
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    value = attribute(node, name, default)
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    value = attribute(node, name, default)
+    return float(value)  # type: ignore[arg-type]
+
+
+def ints_attribute(node: ir.Node, name: str, default: list[int] | None = None) -> list[int]:
+    value = attribute(node, name, default)
+    return [] if value is None else [int(v) for v in value]  # type: ignore[attr-defined]
+
+
+def standard(node: ir.Node) -> bool:
+    """Whether the node belongs to the standard operator set (and so means what this package knows)."""
+    return node.domain in ("", "ai.onnx")
+
+
+def is_depthwise(node: ir.Node) -> bool:
+    """A Conv with one input channel per group."""
+    if node.op_type != "Conv" or not standard(node):
+        return False
+    weight = constant(node.inputs[1])
+    return weight is not None and weight.shape[1] == 1 and int_attribute(node, "group", 1) > 1
+
+
+def captured(node: ir.Node) -> set[str]:
+    """Names of outer values that the node's sub-graphs read."""
+    names: set[str] = set()
+    for attr in node.attributes.values():
+        graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else (
+            list(attr.value) if attr.type == ir.AttributeType.GRAPHS else [])
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                names.update(v.name for v in inner.inputs if v is not None and v.name)
+            names.update(v.name for v in graph.outputs if v.name)
+    return names
+
+
+def has_subgraph(node: ir.Node) -> bool:
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def float_values(model: ir.Model) -> Iterator[ir.Value]:
+    """Every float32 value of the main graph that is computed or fed (initializers left out)."""
+    for value in model.graph.inputs:
+        if value.dtype == ir.DataType.FLOAT and not value.is_initializer():
+            yield value
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name:
+                yield value
+
+
+def opset(model: ir.Model) -> int:
+    """The version of the standard operator set."""
+    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", onnx.defs.onnx_opset_version()))
+
+
+def node_label(node: ir.Node) -> str:
+    """A name to show and to refer to a node by: its own, else its first output's."""
+    return node.name or next((v.name for v in node.outputs if v.name), node.op_type)
+
+
+def parameters(model: ir.Model) -> int:
+    """Number of float weights (initializers of rank 1 and more, of any float or integer weight type)."""
+    total = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING):
+            total += tensor.size
+    return total

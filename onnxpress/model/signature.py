@@ -1,0 +1,79 @@
+"""What a model takes and gives: names, element types and shapes of its inputs and outputs.
+
+A dimension is an int where the model fixes it, else a string: the symbol's name, or "" where it has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+Dim = int | str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. shape is None where the model does not state even the rank."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[Dim, ...] | None
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.shape is None else len(self.shape)
+
+    @property
+    def batch_is_free(self) -> bool:
+        """Whether the first axis may take any size."""
+        return self.shape is not None and len(self.shape) > 0 and isinstance(self.shape[0], str)
+
+    def text(self) -> str:
+        dims = "?" if self.shape is None else ",".join(str(d) if d != "" else "?" for d in self.shape)
+        return f"{self.dtype.name}[{dims}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.inputs if spec.name == name)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.outputs)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the first axes of the inputs bake in; None where it is free.
+
+        Only rank-2-and-more inputs are asked: a rank-1 or scalar input need not have a batch axis.
+        """
+        sizes = {s.shape[0] for s in self.inputs if s.shape is not None and len(s.shape) >= 2}
+        fixed = {d for d in sizes if isinstance(d, int)}
+        return fixed.pop() if len(fixed) == 1 else (1 if fixed else None)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    dims: tuple[Dim, ...] | None = None
+    if value.shape is not None:
+        dims = tuple(d if isinstance(d, int) else (d.value or "") for d in value.shape.dims)
+    dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+    return TensorSpec(value.name or "", np.dtype(dtype), dims)
+
+
+def signature(model: ir.Model) -> Signature:
+    """The signature of a model; initializers listed among the inputs (IR < 4) are not inputs."""
+    given = set(model.graph.initializers)
+    return Signature(
+        tuple(_spec(v) for v in model.graph.inputs if v.name not in given),
+        tuple(_spec(v) for v in model.graph.outputs),
+    )

@@ -1,0 +1,1 @@
+"""A model run on this machine: sessions, isolation, latency, machine facts."""

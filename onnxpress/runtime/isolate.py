@@ -1,0 +1,51 @@
+"""Native code that may crash or hang on a stranger's graph runs in a child process with limits.
+
+The child gets a dotted function and string arguments (paths); it answers through files and its exit code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """ok, or why not: "time" (seconds exceeded), "crash" (killed by a signal), "error" (the last line it said)."""
+
+    ok: bool
+    reason: str = ""
+    detail: str = ""
+
+
+def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> Outcome:
+    """Run `module:function(*args)` in a child.  memory_mb bounds its address space (0: unbounded)."""
+    command = [sys.executable, "-m", "onnxpress.runtime.isolate", function, str(memory_mb), *args]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False,
+                              stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return Outcome(False, "time", f"no answer within {seconds:g} s")
+    if done.returncode == 0:
+        return Outcome(True)
+    last = (done.stderr.strip().splitlines() or [""])[-1][:200]
+    if done.returncode < 0:
+        return Outcome(False, "crash", f"killed by signal {-done.returncode}")
+    return Outcome(False, "error", last)
+
+
+def _child(argv: list[str]) -> int:
+    target, memory, *args = argv
+    if int(memory):
+        limit = int(memory) * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    module, _, name = target.partition(":")
+    getattr(importlib.import_module(module), name)(*args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_child(sys.argv[1:]))

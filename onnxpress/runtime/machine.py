@@ -1,0 +1,128 @@
+"""What this CPU can do, read at run time, and what that means for kernel widths and 8-bit types.
+
+Facts about kernels follow onnxruntime's MLAS (core/mlas/lib/platform.cpp, snchwc.cpp, convsym.cpp):
+blocked float convolutions pad channels to a block (16 floats with AVX-512F, 8 on other x86), and leave the fast path
+when the input width is not a multiple of 4.  u8 x s8 products without VNNI, AMX or a NEON dot product are summed
+in pairs that saturate at 16 bits.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from onnxpress.errors import InputProblem
+
+_FLAGS = {
+    "avx2": "avx2", "fma": "fma", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512vl": "avx512vl",
+    "avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "amx_int8": "amx_int8", "amx_tile": "amx_tile",
+    "asimddp": "asimddp", "i8mm": "i8mm",
+}
+# The sets a user can name to write a file for another machine.
+TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "avx2": ("x86_64", ("avx2", "fma")),
+    "avx512": ("x86_64", ("avx2", "fma", "avx512f", "avx512bw", "avx512vl")),
+    "vnni": ("x86_64", ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")),
+    "arm": ("aarch64", ("asimddp",)),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """arch: platform.machine(); isa: the flags above that the CPU has; cores: those this process may use."""
+
+    model: str
+    arch: str
+    isa: tuple[str, ...]
+    cores: int
+    memory_mb: int
+    onnxruntime: str
+    system: str
+
+    @property
+    def int8_exact(self) -> bool:
+        """Whether u8 x s8 products accumulate without 16-bit saturation."""
+        if self.arch not in ("x86_64", "AMD64", "i686"):
+            return True
+        return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(self.isa))
+
+    @property
+    def conv_block(self) -> int:
+        """Channels that a float convolution kernel computes together; its cost is a staircase with this step."""
+        return 16 if "avx512f" in self.isa else 8
+
+    def grid(self, width: int) -> int:
+        """The step on which a channel count of the given size should lie: the block, or half of one below a block."""
+        return self.conv_block if width > self.conv_block else self.conv_block // 2
+
+    def nearest(self, wish: float, full: int) -> int:
+        """The width on the grid nearest to the wish, at most the full width and at least one step.
+
+        A tie goes down (half of 48 is 16 on a grid of 16), but up where nothing is gained below one block.
+        """
+        if wish >= full:
+            return full
+        step = self.grid(full)
+        down = int(wish // step) * step
+        over = wish - down
+        best = down if over < step / 2 or (over == step / 2 and full > self.conv_block) else down + step
+        return min(full, best if best > 0 else step)
+
+    def text(self) -> str:
+        return f"{self.model}, {self.arch}, {' '.join(self.isa) or 'no vector flags known'}, {self.cores} cores, onnxruntime {self.onnxruntime}"
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "isa": list(self.isa), "int8_exact": self.int8_exact, "conv_block": self.conv_block}
+
+
+def this_machine() -> Machine:
+    """Facts of the CPU that runs this process."""
+    info = _cpuinfo()
+    words = set((info.get("flags") or info.get("Features") or "").split())
+    isa = tuple(name for name, flag in _FLAGS.items() if flag in words) or _isa_without_proc()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(info.get("model name", platform.processor() or "unknown CPU"), platform.machine(), isa, cores,
+                   _memory_mb(), ort.__version__, platform.system())
+
+
+def machine_for(target: str = "auto") -> Machine:
+    """This machine, or this machine with the instruction set of a named target."""
+    own = this_machine()
+    if target == "auto":
+        return own
+    if target not in TARGETS:
+        raise InputProblem("unknown target CPU", target, "", f"one of auto, {', '.join(TARGETS)}")
+    arch, isa = TARGETS[target]
+    return Machine(f"target {target}", arch, isa, own.cores, own.memory_mb, own.onnxruntime, own.system)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's block of /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    found: dict[str, str] = {}
+    for line in path.read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if not key.strip():
+            break
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _isa_without_proc() -> tuple[str, ...]:
+    """Outside Linux: what the architecture guarantees, and nothing more."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return ("asimddp",)
+    return ()
+
+
+def _memory_mb() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, OSError, AttributeError):
+        return 0

@@ -1,0 +1,131 @@
+"""onnxruntime sessions: opened with the tool's settings, tapped at inner values, refused in one line.
+
+Calibration and scoring use every core; latency uses one thread (see latency.py).  Spinning is always off, so that
+an idle session does not slow the one being looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxpress.errors import EnvironmentProblem, InputProblem
+from onnxpress.model import edit
+from onnxpress.model.files import to_bytes
+from onnxpress.model.trace import Trace
+
+Feeds = Mapping[str, np.ndarray]
+ort.set_default_logger_severity(4)
+
+_LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_INLINE_LIMIT = 1_800_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """threads: intra-op threads; level: none, basic or all graph optimizations; config: session config entries."""
+
+    threads: int = 1
+    level: str = "all"
+    config: tuple[tuple[str, str], ...] = ()
+    profile: str = ""
+
+
+def all_cores(level: str = "all") -> Settings:
+    """Settings for work whose result matters and whose time does not."""
+    return Settings(threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+                    level=level)
+
+
+def open_session(model: ir.Model | bytes | str | Path, settings: Settings | None = None, where: object = "") -> ort.InferenceSession:
+    """A CPU session.  Raises InputProblem where onnxruntime cannot run the model, EnvironmentProblem without memory."""
+    settings = settings or Settings()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = _LEVELS[settings.level]
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in settings.config:
+        options.add_session_config_entry(key, value)
+    if settings.profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = settings.profile
+    if isinstance(model, ir.Model) and _weight_bytes(model) > _INLINE_LIMIT:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            ir.save(model, path, external_data="model.data")
+            return _create(str(path), options, where)
+    source = to_bytes(model) if isinstance(model, ir.Model) else model
+    return _create(str(source) if isinstance(source, Path) else source, options, where)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def _create(source: bytes | str, options: ort.SessionOptions, where: object) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except MemoryError as error:
+        raise EnvironmentProblem("not enough memory to load the model", where, str(error), "free some memory") from error
+    except Exception as error:  # onnxruntime's own exceptions share no base but Exception
+        text = (str(error).strip().splitlines() or [""])[0]
+        text = text.split(" : ", 2)[-1][:240]
+        raise InputProblem("onnxruntime cannot load the model", where, text,
+                           "export it with operators and types that onnxruntime's CPU provider implements") from error
+
+
+def run(session: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None, where: object = "") -> list[np.ndarray]:
+    """Run once; onnxruntime's refusal of an input becomes one line."""
+    try:
+        return [np.asarray(a) for a in session.run(list(names) if names else None, dict(feeds))]
+    except MemoryError as error:
+        raise EnvironmentProblem("not enough memory to run the model", where, str(error), "use smaller samples") from error
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0].split(" : ", 2)[-1][:240]
+        raise InputProblem("the model fails on a sample", where, text,
+                           "compare the sample's shapes with `onnxpress inspect`") from error
+
+
+def tap(model: ir.Model, names: Sequence[str], settings: Settings | None = None) -> ort.InferenceSession:
+    """A session that computes exactly the named inner values (in that order, as its outputs)."""
+    return open_session(edit.outputs_only(model, names), settings or all_cores())
+
+
+def trace(model: ir.Model, feeds: Feeds) -> Trace:
+    """Run once with every value exposed, for shapes and small integer values.
+
+    Values that only exist inside sub-graphs, or that onnxruntime cannot hand out (optional, sequence), are absent.
+    """
+    names = [v.name for n in model.graph for v in n.outputs if v.name and not _odd(v)]
+    shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+    values = {}
+    session = tap(model, names, all_cores("none"))
+    for name, array in zip(names, run(session, feeds), strict=True):
+        shapes[name] = tuple(array.shape)
+        if array.dtype.kind in "iub" and array.size <= 64:
+            values[name] = array
+    return Trace(shapes, values)
+
+
+def _odd(value: ir.Value) -> bool:
+    return value.type is not None and not isinstance(value.type, ir.TensorType)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+        yield Path(folder)

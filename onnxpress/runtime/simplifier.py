@@ -1,0 +1,43 @@
+"""onnxsim in a child process: one file in, one file out, under limits.
+
+Two of its rewrites are left out: MatMul of rank 3 as Reshape-Gemm-Reshape (slower on CPU, and it hides widths that
+pruning works on) and the merging of Q, K and V.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from onnxpress.runtime import isolate
+from onnxpress.runtime.session import temporary_folder
+
+SECONDS = 180.0
+_LEFT_OUT = ["fuse_matmul_add_bias_into_gemm", "fuse_qkv"]
+_LARGE = 1_500_000_000
+
+
+def onnxsim(model: bytes) -> bytes | str:
+    """The simplified model, or one clause that says why there is none."""
+    if importlib.util.find_spec("onnxsim") is None:
+        return "it is not installed"
+    if len(model) > _LARGE:
+        return "the model is too large for it"
+    with temporary_folder() as folder:
+        source, target = folder / "in.onnx", folder / "out.onnx"
+        source.write_bytes(model)
+        outcome = isolate.call("onnxpress.runtime.simplifier:child", str(source), str(target), seconds=SECONDS)
+        if not outcome.ok:
+            return f"{outcome.reason}: {outcome.detail}"
+        return target.read_bytes()
+
+
+def child(source: str, target: str) -> None:
+    """In the child process: simplify one file into another."""
+    import onnx
+    import onnxsim as tool
+
+    proto, ok = tool.simplify(onnx.load(source), skipped_optimizers=_LEFT_OUT)
+    if not ok:
+        raise RuntimeError("onnxsim's own check of the result failed")
+    Path(target).write_bytes(proto.SerializeToString(deterministic=True))
