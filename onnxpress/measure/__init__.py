@@ -1,0 +1,1 @@
+"""Evidence: streams of inner values, ranges, Gram matrices, metrics, scores."""

@@ -1,0 +1,111 @@
+"""What is known of one model from one set of samples, gathered when first asked for and kept.
+
+An Evidence belongs to exactly the model it was made for (canonical form).  Everything streams: memory depends on the
+model and the batch, never on the number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.synthetic import synthetic
+from onnxpress.errors import InputProblem
+from onnxpress.model import edit
+from onnxpress.model.channels import Channels, analyse
+from onnxpress.model.signature import Signature, signature
+from onnxpress.model.trace import Trace
+from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
+
+_STREAM_BYTES = 96 * 2**20  # of tapped values held at once
+
+
+@dataclass
+class Evidence:
+    """model: canonical; data: samples that feed statistics (None: only exact passes can run)."""
+
+    model: ir.Model
+    data: Dataset | None = None
+    machine: Machine = field(default_factory=this_machine)
+    seed: int = 0
+
+    @cached_property
+    def signature(self) -> Signature:
+        return signature(self.model)
+
+    @cached_property
+    def trace(self) -> Trace:
+        """Shapes and small values at one sample (a synthetic one without data)."""
+        return trace(self.model, self.probe)
+
+    @cached_property
+    def probe(self) -> dict[str, np.ndarray]:
+        """The feeds of one sample."""
+        source = self.data if self.data is not None and len(self.data) else synthetic(self.signature, 1, self.seed)
+        return next(iter(source.batches(1))).inputs
+
+    @cached_property
+    def channels(self) -> Channels:
+        return analyse(self.model, self.trace)
+
+    @cached_property
+    def batchable(self) -> bool:
+        """Whether the model gives two samples the same answers together as apart (a baked batch of 1 does not)."""
+        return takes_batches(self.model, self.probe, self.signature)
+
+    def samples(self) -> Dataset:
+        if self.data is None:
+            raise InputProblem("this pass needs samples", "", "no data was given", "add --data")
+        return self.data
+
+    def stream(self, names: Sequence[str], limit: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """The named inner values, batch by batch (first axis: real samples only)."""
+        data = self.samples() if limit is None else self.samples().take(limit)
+        yield from stream(self.model, names, data, self.batch_for(names))
+
+    def batch_for(self, names: Sequence[str]) -> int:
+        """Samples a batch such that the named values fit the stream's memory."""
+        if not self.batchable:
+            return 1
+        each = sum(4 * int(np.prod(self.trace.shapes.get(n, (1,)))) for n in names)
+        return int(max(1, min(16, _STREAM_BYTES // max(each, 1))))
+
+
+def takes_batches(model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature) -> bool:
+    """Run one sample alone and doubled; batches are allowed where the answers agree."""
+    if sig.fixed_batch is not None:
+        return False
+    try:
+        session = open_session(model, all_cores())
+        alone = run(session, feeds)
+        names = {s.name for s in sig.inputs if s.batch_is_free}
+        both = run(session, {k: np.concatenate([v, v]) if k in names else v for k, v in feeds.items()})
+    except InputProblem:
+        return False
+    return all(
+        b.ndim > 0 and b.shape[0] == 2 * a.shape[0] and np.allclose(b[: len(a)], a, rtol=1e-2, atol=1e-3)
+        for a, b in zip(alone, both, strict=True)
+    )
+
+
+def stream(model: ir.Model, names: Sequence[str], data: Dataset, batch: int) -> Iterator[dict[str, np.ndarray]]:
+    """Run data through a model tapped at the named values; values of padded samples are cut off."""
+    session = tap(model, names)
+    for part in data.batches(batch):
+        values = run(session, part.inputs, where=part.keys[0])
+        size = next(iter(part.inputs.values())).shape[0] if part.inputs else part.count
+        yield {
+            name: value[: part.count] if part.count < size and value.ndim and value.shape[0] == size else value
+            for name, value in zip(names, values, strict=True)
+        }
+
+
+def evidence_for(model: ir.Model, data: Dataset | None, machine: Machine | None = None, seed: int = 0) -> Evidence:
+    """Evidence of a model in canonical form (the form passes edit)."""
+    return Evidence(edit.canonical(model), data, machine or this_machine(), seed)

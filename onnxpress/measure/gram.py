@@ -1,0 +1,143 @@
+"""Second moments of layer inputs, and of inputs against wished outputs, gathered in one stream.
+
+Everything accumulates in float64; rows are sampled (the same way every time) so that a layer costs about
+`ROWS_PER_COLUMN` rows a column however many samples there are: spatially neighbouring rows say the same twice.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.linear import Linear, input_rows, linear, output_rows, positions
+from onnxpress.model import read
+
+ROWS_PER_COLUMN = 32
+MIN_ROWS = 6144
+WIDE = 2304  # columns from which a Gram matrix is kept per channel instead of per (channel, tap)
+_PASS_BYTES = 512 * 2**20
+
+
+@dataclass
+class Moments:
+    """Sums over rows: count, x [K], y [M], xx [K,K], yx [M,K], yy (scalar)."""
+
+    count: float
+    x: np.ndarray
+    xx: np.ndarray
+    y: np.ndarray
+    yx: np.ndarray
+    yy: float
+
+    @classmethod
+    def empty(cls, columns: int, outputs: int) -> Moments:
+        return cls(0.0, np.zeros(columns), np.zeros((columns, columns)), np.zeros(outputs), np.zeros((outputs, columns)), 0.0)
+
+    def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
+        x = x.astype(np.float64)
+        self.count += len(x)
+        self.x += x.sum(axis=0)
+        self.xx += x.T @ x
+        if y is not None:
+            y = y.astype(np.float64)
+            self.y += y.sum(axis=0)
+            self.yx += y.T @ x
+            self.yy += float((y * y).sum())
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.x + other.x, self.xx + other.xx, self.y + other.y,
+                       self.yx + other.yx, self.yy + other.yy)
+
+    def centred(self, centre: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """(covariance of x [K,K], covariance of y with x [M,K]); about zero where centre is False."""
+        n = max(self.count, 1.0)
+        if not centre:
+            return self.xx / n, self.yx / n
+        mx, my = self.x / n, self.y / n
+        return self.xx / n - np.outer(mx, mx), self.yx / n - np.outer(my, mx)
+
+
+def picks_for(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: int, batch: int) -> np.ndarray | None:
+    """Which rows of a batch to use: spread at random but the same every time; None: all of them."""
+    total = positions(node, y_shape)
+    budget = max(MIN_ROWS, ROWS_PER_COLUMN * columns)
+    rows = min(y_shape[0], samples) * max(1, -(-budget // max(samples, 1)))
+    if rows >= total:
+        return None
+    rng = np.random.default_rng([zlib.crc32((node.name or "").encode()), batch])
+    return np.sort(rng.choice(total, rows, replace=False))
+
+
+def input_moments(evidence: Evidence, nodes: Sequence[ir.Node]) -> dict[str, tuple[Linear, Moments]]:
+    """Gram matrices of the inputs of linear nodes, by node name; nodes that are not linear are left out.
+
+    A layer of more than WIDE columns is treated as its taps apart: columns are channels, rows (row, tap).
+    """
+    layers = [(n, layer) for n in nodes if (layer := linear(n)) is not None]
+    found: dict[str, tuple[Linear, Moments]] = {}
+    part: list[tuple[ir.Node, Linear]] = []
+    size = 0
+    for node, layer in layers:
+        columns = _columns(layer)
+        if part and size + 8 * columns**2 > _PASS_BYTES:
+            found.update(_one_pass(evidence, part))
+            part, size = [], 0
+        part.append((node, layer))
+        size += 8 * columns**2
+    if part:
+        found.update(_one_pass(evidence, part))
+    return found
+
+
+def _columns(layer: Linear) -> int:
+    total = layer.weight.shape[1]
+    return layer.channels if total > WIDE and layer.taps > 1 else total
+
+
+def by_tap(layer: Linear) -> np.ndarray:
+    """The weight with taps moved to the rows: [M * taps, channels]."""
+    m = layer.weight.shape[0]
+    return layer.weight.reshape(m, layer.channels, layer.taps).transpose(0, 2, 1).reshape(m * layer.taps, -1)
+
+
+def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> dict[str, tuple[Linear, Moments]]:
+    sums = {layer.node: Moments.empty(_columns(layer), 0) for _, layer in part}
+    names = list(dict.fromkeys(layer.source for _, layer in part))
+    shapes = evidence.trace.shapes
+    samples = len(evidence.samples())
+    for index, values in enumerate(evidence.stream(names)):
+        for node, layer in part:
+            x = values[layer.source]
+            y_shape = (x.shape[0], *shapes[layer.output][1:])
+            if node.op_type != "Conv":
+                y_shape = (*x.shape[:-1], shapes[layer.output][-1])
+            elif x.shape[2:] != shapes[layer.source][2:]:
+                y_shape = _conv_shape(node, layer, x)
+            kernel = _kernel(node)
+            rows = input_rows(node, x, kernel, picks_for(node, y_shape, layer.weight.shape[1], samples, index))
+            if sums[layer.node].xx.shape[0] != rows.shape[1]:
+                rows = rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
+            sums[layer.node].add(rows)
+    return {layer.node: (layer, sums[layer.node]) for _, layer in part}
+
+
+def _kernel(node: ir.Node) -> tuple[int, ...]:
+    weight = read.constant(node.inputs[1])
+    assert weight is not None
+    return tuple(weight.shape[2:]) if node.op_type == "Conv" else ()
+
+
+def _conv_shape(node: ir.Node, layer: Linear, x: np.ndarray) -> tuple[int, ...]:
+    rows = input_rows(node, x[:1, :1], _kernel(node), None)
+    return (x.shape[0], layer.weight.shape[0], len(rows))
+
+
+def fit_moments(node: ir.Node, layer: Linear, x: np.ndarray, y: np.ndarray, samples: int, batch: int, into: Moments) -> None:
+    """Add one batch of (input, wished output) of a layer."""
+    picks = picks_for(node, y.shape, layer.weight.shape[1], samples, batch)
+    into.add(input_rows(node, x, _kernel(node), picks), output_rows(node, y, picks))

@@ -1,0 +1,133 @@
+"""Layers with weights seen as matrices: rows of inputs times a weight matrix gives rows of outputs.
+
+Conv (group 1, any number of spatial axes), Gemm and MatMul by constant matrices become W [M, K] with rows x [n, K]
+and y [n, M].  For Conv a row is one receptive field, columns ordered (channel, taps), as W.reshape(M, -1) is.
+Least squares, Gram matrices and saturation checks are then written once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.model import edit, read
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One weighted node as a matrix. weight: [M, K]; bias: [M] or None; taps: columns per input channel."""
+
+    node: str
+    op: str
+    source: str
+    output: str
+    weight: np.ndarray
+    bias: np.ndarray | None
+    taps: int
+
+    @property
+    def channels(self) -> int:
+        return self.weight.shape[1] // self.taps
+
+
+def linear(node: ir.Node) -> Linear | None:
+    """The node as a matrix; None where it is not one (grouped, transposed, computed weight, odd flags)."""
+    if not read.standard(node) or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
+    weight = read.constant(node.inputs[1])
+    source, output = node.inputs[0], node.outputs[0]
+    if weight is None or weight.dtype != np.float32 or source is None or read.constant(source) is not None:
+        return None
+    bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+        return None
+    taps = 1
+    if node.op_type == "Conv":
+        if read.int_attribute(node, "group", 1) != 1:
+            return None
+        taps = int(np.prod(weight.shape[2:]))
+        matrix = weight.reshape(weight.shape[0], -1)
+    elif node.op_type == "Gemm":
+        if read.int_attribute(node, "transA", 0) or any(
+            read.float_attribute(node, n, 1.0) != 1.0 for n in ("alpha", "beta")):
+            return None
+        matrix = weight if read.int_attribute(node, "transB", 0) else weight.T
+    else:
+        if weight.ndim != 2:
+            return None
+        matrix = weight.T
+    if bias is not None and bias.size not in (1, len(matrix)):
+        return None
+    flat = None if bias is None else np.broadcast_to(bias.ravel(), (len(matrix),))
+    return Linear(node.name or "", node.op_type, source.name or "", output.name or "", matrix, flat, taps)
+
+
+def set_linear(model: ir.Model, node: ir.Node, matrix: np.ndarray, bias: np.ndarray | None) -> None:
+    """Write a weight matrix [M, K] (and bias [M]) back into the node's own layout."""
+    old = read.constant(node.inputs[1])
+    assert old is not None
+    if node.op_type == "Conv":
+        new = matrix.reshape((matrix.shape[0], -1, *old.shape[2:]))
+    elif node.op_type == "Gemm":
+        new = matrix if read.int_attribute(node, "transB", 0) else matrix.T
+    else:
+        new = matrix.T
+    edit.set_input(model, node, 1, np.ascontiguousarray(new, np.float32), f"{node.name}_weight")
+    if bias is not None and node.op_type != "MatMul":
+        edit.set_input(model, node, 2, bias.astype(np.float32), f"{node.name}_bias")
+
+
+def conv_pads(node: ir.Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(begin, end) zero padding of each spatial axis, auto_pad resolved for the given input size (Conv spec)."""
+    rank = len(spatial)
+    strides = read.ints_attribute(node, "strides") or [1] * rank
+    dilations = read.ints_attribute(node, "dilations") or [1] * rank
+    mode = read.attribute(node, "auto_pad", "NOTSET")
+    mode = mode.decode() if isinstance(mode, bytes) else str(mode)
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        result = []
+        for size, k, s, d in zip(spatial, kernel, strides, dilations, strict=True):
+            total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
+            small, large = total // 2, total - total // 2
+            result.append((small, large) if mode == "SAME_UPPER" else (large, small))
+        return result
+    pads = read.ints_attribute(node, "pads") or [0] * (2 * rank)
+    return [(0, 0)] * rank if mode == "VALID" else list(zip(pads[:rank], pads[rank:], strict=True))
+
+
+def input_rows(node: ir.Node, x: np.ndarray, kernel: tuple[int, ...], picks: np.ndarray | None) -> np.ndarray:
+    """Rows [n, K] of a layer's input.  picks: flat positions (sample, then output position) to take; None: all."""
+    if node.op_type != "Conv":
+        rows = x.reshape(-1, x.shape[-1])
+        return rows if picks is None else rows[picks]
+    spatial = x.shape[2:]
+    pads = conv_pads(node, spatial, kernel)
+    strides = read.ints_attribute(node, "strides") or [1] * len(spatial)
+    dilations = read.ints_attribute(node, "dilations") or [1] * len(spatial)
+    padded = np.pad(x, [(0, 0), (0, 0), *pads])
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)], axis=tuple(range(2, x.ndim)))
+    rank = len(spatial)
+    index = (slice(None), slice(None), *(slice(None, None, s) for s in strides),
+             *(slice(None, None, d) for d in dilations))
+    windows = windows[index]
+    places = np.moveaxis(windows, 1, 1 + rank)  # sample, positions…, channel, taps…
+    shape = places.shape[: 1 + rank]
+    if picks is None:
+        return places.reshape(int(np.prod(shape)), -1)
+    return places[np.unravel_index(picks, shape)].reshape(len(picks), -1)
+
+
+def output_rows(node: ir.Node, y: np.ndarray, picks: np.ndarray | None) -> np.ndarray:
+    """Rows [n, M] of a layer's output, in the order of input_rows."""
+    moved = np.moveaxis(y, 1, -1) if node.op_type == "Conv" else y
+    if picks is None:
+        return moved.reshape(-1, moved.shape[-1])
+    return moved[np.unravel_index(picks, moved.shape[:-1])]
+
+
+def positions(node: ir.Node, y_shape: tuple[int, ...]) -> int:
+    """Number of rows a batch of outputs of this shape has."""
+    return int(np.prod(y_shape) // y_shape[1 if node.op_type == "Conv" else -1])

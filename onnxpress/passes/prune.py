@@ -1,0 +1,260 @@
+"""prune: whole channels of Conv, Gemm and MatMul taken out, and the readers refitted.
+
+Units are channel groups (`model/channels.py`): inner widths, residual spines, stems.  Which channels go is decided
+by second-order selection on calibration data (`downdate.py`), how many by a uniform ratio or by harm for saving, on
+the widths that this CPU's kernels like; what remains is repaired by least squares (`repair.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.gram import input_moments
+from onnxpress.measure.score import Judge
+from onnxpress.model import channels as ch
+from onnxpress.model import edit, read
+from onnxpress.model.counts import macs
+from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
+from onnxpress.passes.downdate import Curve, magnitude, second_order
+from onnxpress.passes.repair import repair
+
+SCOPES = ("all", "hidden")
+SPREADS = ("harm", "uniform")
+CRITERIA = ("second-order", "magnitude")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for.  ratio: share of the channels to remove, 0 < ratio < 1.
+
+    scope: "all" groups, or "hidden" (inner widths only; residual spines and bottlenecks stay whole)
+    spread: "uniform" (every group loses the same share) or "harm" (as many multiply-accumulates and weights go as
+    with uniform, but from where it harms the output least)
+    """
+
+    ratio: float
+    scope: str = "all"
+    spread: str = "harm"
+    criterion: str = "second-order"
+
+    def check(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise InputProblem("the pruning ratio must lie between 0 and 1", "--ratio", f"got {self.ratio}", "try 0.3")
+        for name, value, known in (("scope", self.scope, SCOPES), ("spread", self.spread, SPREADS),
+                                   ("criterion", self.criterion, CRITERIA)):
+            if value not in known:
+                raise InputProblem(f"unknown {name}", value, "", f"one of {', '.join(known)}")
+
+
+class Prune:
+    name = "prune"
+    exact = False
+    needs_data = True
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        """One option a group and width on the kernel grid. harm: relative error of the readers; saving: MACs."""
+        found = []
+        costs = macs(evidence.model, evidence.trace)
+        for curve in curves(evidence).values():
+            group = evidence.channels.group(curve.group)
+            cost = _group_macs(group, costs)
+            for width in widths(group.size, evidence):
+                gone = group.size - width
+                saving = Saving(cost * gone / group.size, 4.0 * _group_weights(evidence.model, group) * gone / group.size)
+                found.append(Option(self.name, group.name, _decision(curve, gone), saving, curve.error[gone]))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: [{"group": name, "remove": [channels]}, …, {"repair": "least-squares" | "none"}]."""
+        if not decisions:
+            return Applied(model.clone())
+        facts = evidence.channels
+        removal = _removal(facts, decisions)
+        refused = [Refused(r.node, r.reason) for r in facts.refused]
+        if not removal:
+            return Applied(evidence.model.clone(), [], refused)
+        pruned = ch.remove(evidence.model, facts, removal)
+        mode = next((d["repair"] for d in decisions if "repair" in d), "least-squares")
+        notes = [f"removed {sum(len(v) for v in removal.values())} channels of {len(removal)} groups"]
+        if mode != "none" and evidence.data is not None:
+            fits = repair(evidence, pruned, facts, removal)
+            if fits:
+                notes.append(f"refitted {len(fits)} layers, held-out error "
+                             f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}")
+        edit.drop_dead(pruned)
+        return Applied(pruned, notes, refused)
+
+
+def _removal(facts: ch.Channels, decisions: Sequence[Decision]) -> dict[str, list[int]]:
+    sizes = {g.name: g.size for g in facts.groups}
+    removal: dict[str, list[int]] = {}
+    for decision in decisions:
+        if "group" not in decision:
+            continue
+        name, gone = decision["group"], sorted({int(c) for c in decision["remove"]})
+        if name not in sizes:
+            raise InputProblem("the plan names a channel group the model does not have", name, "",
+                               "use the plan with the model it was made for")
+        if gone and (gone[0] < 0 or gone[-1] >= sizes[name] or len(gone) >= sizes[name]):
+            raise InputProblem("the plan removes channels that do not exist, or all of them", name,
+                               f"{len(gone)} of {sizes[name]}", "leave at least one channel")
+        if gone:
+            removal[name] = gone
+    return removal
+
+
+def widths(size: int, evidence: Evidence) -> list[int]:
+    """Widths below `size` on the kernel grid, largest first."""
+    step = evidence.machine.grid(size)
+    return [w for w in range((size - 1) // step * step, 0, -step)]
+
+
+def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-order") -> dict[str, Curve]:
+    """The error-versus-width curve of every group in scope."""
+    groups = [g for g in evidence.channels.groups if scope == "all" or g.hidden]
+    nodes = {n.name: n for n in evidence.model.graph}
+    weights = {name: w for name, n in nodes.items() if name and n.op_type in read.WEIGHTED
+               and (w := read.constant(n.inputs[1])) is not None}
+    if criterion == "magnitude" or evidence.data is None:
+        return {g.name: magnitude(g, weights) for g in groups}
+    found: dict[str, Curve] = {}
+    readers = list(dict.fromkeys(p.node for g in groups for p in g.readers))
+    moments = input_moments(evidence, [nodes[r] for r in readers])
+    for group in groups:
+        found[group.name] = second_order(group, moments) or magnitude(group, weights)
+    return found
+
+
+def plan_pruning(evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None = None,
+                 weights: Mapping[str, float] | None = None) -> list[Decision]:
+    """Decisions that carry out a wish; empty where no group can be narrowed.
+
+    known: curves computed before; weights: harm of the output a unit of a group's curve error (see `sensitivities`).
+    """
+    wish.check()
+    shapes = known if known is not None else curves(evidence, wish.scope, wish.criterion)
+    picked = {n: c for n, c in shapes.items() if wish.scope == "all" or evidence.channels.group(n).hidden}
+    gone = _uniform(evidence, picked, wish.ratio)
+    if wish.spread == "harm" and evidence.data is not None:
+        scales = weights if weights is not None else sensitivities(evidence, picked, gone)
+        gone = spread_by_harm(evidence, picked, scales, gone)
+    return [_decision(picked[name], count) for name, count in gone.items() if count]
+
+
+def sensitivities(evidence: Evidence, picked: Mapping[str, Curve], gone: Mapping[str, int]) -> dict[str, float]:
+    """For each group, how much a unit of its readers' error harms the model's output, measured.
+
+    The group alone is narrowed (to its uniform width, or by one step of the grid) and repaired; the rise of the output's
+    nmse on the calibration samples is divided by the curve's error there.
+    """
+    judge = Judge(evidence.model, evidence.samples())
+    found = {}
+    for name, curve in picked.items():
+        group = evidence.channels.group(name)
+        steps = widths(group.size, evidence)
+        count = gone.get(name, 0) or (group.size - steps[0] if steps else 0)
+        if not count:
+            continue
+        removal = {name: sorted(curve.order[:count])}
+        pruned = ch.remove(evidence.model, evidence.channels, removal)
+        repair(evidence, pruned, evidence.channels, removal)
+        found[name] = judge.score(pruned).nmse / max(curve.error[count], 1e-9)
+    return found
+
+
+def _decision(curve: Curve, gone: int) -> Decision:
+    return {"group": curve.group, "remove": sorted(curve.order[:gone])}
+
+
+def _uniform(evidence: Evidence, picked: Mapping[str, Curve], ratio: float) -> dict[str, int]:
+    found = {}
+    for name in picked:
+        size = evidence.channels.group(name).size
+        found[name] = size - evidence.machine.nearest(size * (1 - ratio), size)
+    return found
+
+
+@dataclass
+class _Ledger:
+    """Running cost of every node (multiply-accumulates and weights) as groups get narrower."""
+
+    groups: Mapping[str, ch.Group]
+    macs: dict[str, float]
+    sizes: dict[str, float]
+    gone: dict[str, int]
+
+    def nodes(self, name: str) -> set[str]:
+        return {p.node for p in self.groups[name].places}
+
+    def share(self, name: str, following: int) -> float:
+        return (following - self.gone[name]) / (self.groups[name].size - self.gone[name])
+
+    def gain(self, name: str, following: int, costs: Mapping[str, float]) -> float:
+        return self.share(name, following) * sum(costs.get(n, 0.0) for n in self.nodes(name))
+
+    def take(self, name: str, following: int) -> None:
+        left = 1 - self.share(name, following)
+        for node in self.nodes(name):
+            self.macs[node] = self.macs.get(node, 0.0) * left
+            self.sizes[node] = self.sizes.get(node, 0.0) * left
+        self.gone[name] = following
+
+
+def _ledger(evidence: Evidence, picked: Mapping[str, Curve]) -> _Ledger:
+    sizes = {n.name or "": float(w.size) for n in evidence.model.graph
+             if n.op_type in read.WEIGHTED and (w := read.constant(n.inputs[1])) is not None}
+    costs = {k: float(v) for k, v in macs(evidence.model, evidence.trace).items()}
+    return _Ledger({n: evidence.channels.group(n) for n in picked}, costs, sizes, dict.fromkeys(picked, 0))
+
+
+def spread_by_harm(evidence: Evidence, picked: Mapping[str, Curve], scales: Mapping[str, float],
+                   uniform: Mapping[str, int]) -> dict[str, int]:
+    """Step by step along the grid take what harms least for what it saves, until as much is saved as by `uniform`."""
+    goal = _ledger(evidence, picked)
+    for name, count in uniform.items():
+        if count:
+            goal.take(name, count)
+    macs_goal, size_goal = sum(goal.macs.values()), sum(goal.sizes.values())
+    now = _ledger(evidence, picked)
+    macs_all, size_all = sum(now.macs.values()), sum(now.sizes.values())
+    ladder = {n: [g for w in widths(now.groups[n].size, evidence) if (g := now.groups[n].size - w) < len(picked[n].error)]
+              for n in picked}
+    while True:
+        need_macs, need_size = sum(now.macs.values()) > macs_goal * 1.001, sum(now.sizes.values()) > size_goal * 1.001
+        if not need_macs and not need_size:
+            return now.gone
+        best: tuple[float, str, int] | None = None
+        for name, curve in picked.items():
+            following = next((g for g in ladder[name] if g > now.gone[name]), None)
+            if following is None:
+                continue
+            gain = (now.gain(name, following, now.macs) / max(macs_all, 1.0) * need_macs
+                    + now.gain(name, following, now.sizes) / max(size_all, 1.0) * need_size)
+            harm = scales.get(name, 1.0) * (curve.error[following] - curve.error[now.gone[name]])
+            if gain > 0 and (best is None or harm / gain < best[0]):
+                best = (harm / gain, name, following)
+        if best is None:
+            return now.gone
+        now.take(best[1], best[2])
+
+
+def _group_macs(group: ch.Group, costs: Mapping[str, int]) -> float:
+    return float(sum(costs.get(n, 0) for n in {p.node for p in group.places}))
+
+
+def _group_weights(model: ir.Model, group: ch.Group) -> float:
+    nodes = {n.name: n for n in model.graph}
+    total = 0
+    for place in group.places:
+        array = read.constant(nodes[place.node].inputs[place.operand])
+        total += 0 if array is None else array.size
+    return float(total)
+
+
+PRUNE = Prune()

@@ -1,0 +1,237 @@
+"""reduce: what can be taken out without changing the function, whatever the input.
+
+Foldings (`fold.py`) and channels that provably do not matter:
+
+* never read: every reader's weights for the channel are exactly zero;
+* dead: the channel is exactly zero for every input (zero weights and bias, and only operators with f(0) = 0 behind);
+* constant: the channel is the same number everywhere (zero weights, also behind depthwise convolutions) and its reader
+  takes it without zero padding, so that its share moves into the reader's bias.
+
+As many go as leave a width on the CPU's kernel grid.
+
+The proof is algebra on the weights, not observation; only the order of additions changes (parity 1e-5).
+Also flushed: denormal weights (|w| < 1e-30), which cost a hundredfold in time and carry nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnx_ir as ir
+
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model import channels as ch
+from onnxpress.model import edit, read
+from onnxpress.passes.base import Applied, Decision, Option, Saving
+from onnxpress.passes.fold import FOLDINGS, fold, only_user
+
+_UNARY = frozenset("""Relu Clip LeakyRelu Elu Selu Celu Sigmoid Tanh HardSigmoid HardSwish Softplus Softsign Abs Neg Exp
+    Identity Gelu Mish Erf Sqrt""".split())
+# Operators that hand a constant channel on as it is (averages leave their padding out unless told otherwise).
+_KEEPS_CONSTANTS = frozenset("GlobalAveragePool GlobalMaxPool MaxPool Flatten Reshape Squeeze Transpose ReduceMean".split())
+_TINY = 1e-30
+
+
+class Reduce:
+    name = "reduce"
+    exact = True
+    needs_data = False
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        found = [Option(self.name, kind, {"fold": kind}) for kind in FOLDINGS]
+        found.append(Option(self.name, "denormals", {"flush": "denormals"}))
+        found.append(Option(self.name, "channels", {"remove": "idle"}, Saving()))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: [{"fold": kind} | {"flush": "denormals"} | {"remove": "idle"}]."""
+        if not decisions:
+            return Applied(model.clone())
+        work = edit.canonical(model)
+        notes = []
+        kinds = {d["fold"] for d in decisions if "fold" in d}
+        if kinds:
+            done = fold(work, Evidence(work, evidence.data, evidence.machine).trace, kinds)
+            notes += [f"folded {count} x {kind}" for kind, count in done.items()]
+        if any(d.get("flush") == "denormals" for d in decisions):
+            count = flush_denormals(work)
+            notes += [f"flushed {count} denormal weights"] if count else []
+        if any(d.get("remove") == "idle" for d in decisions):
+            work, removed = remove_idle(work, evidence)
+            notes += [f"removed {removed} idle channels"] if removed else []
+        edit.forget_shapes(work)
+        return Applied(work, notes)
+
+
+def flush_denormals(model: ir.Model) -> int:
+    """Set |w| < 1e-30 to zero in place; how many there were."""
+    total = 0
+    for value in model.graph.initializers.values():
+        array = read.constant(value)
+        if array is None or array.dtype != np.float32:
+            continue
+        tiny = (np.abs(array) < _TINY) & (array != 0)
+        if tiny.any():
+            total += int(tiny.sum())
+            edit.set_constant(value, np.where(tiny, np.float32(0), array))
+    return total
+
+
+def remove_idle(model: ir.Model, evidence: Evidence) -> tuple[ir.Model, int]:
+    """Remove never-read, dead and constant channels until none is left; the new model and how many went."""
+    total = 0
+    while True:
+        facts = Evidence(model, evidence.data, evidence.machine).channels
+        nodes: dict[str, ir.Node] = {n.name or "": n for n in model.graph}
+        removal: dict[str, list[int]] = {}
+        for group in facts.groups:
+            idle = sorted(set(_never_read(group, nodes)) | set(_constant(model, group, nodes)))
+            count = group.size - _on_grid(group.size - len(idle), group.size, evidence)
+            if count > 0:
+                removal[group.name] = idle[:count]
+        removal = _leave_some(facts, removal)
+        if not removal:
+            return model, total
+        total += sum(len(v) for v in removal.values())
+        model = ch.remove(model, facts, removal)
+
+
+def _on_grid(needed: int, size: int, evidence: Evidence) -> int:
+    """The least width on the kernel grid that holds the needed channels: an odd width would run slower than the full one."""
+    step = evidence.machine.grid(max(needed, 1))
+    return min(size, max(1, -(-max(needed, 1) // step)) * step)
+
+
+def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Spare a channel where a removal would empty an axis that several groups share."""
+    keep = facts.keep_mask(removal)
+    for slot in facts.flow.slots:
+        if not keep[slot.labels].any():
+            return {}
+    return removal
+
+
+def _rows(weight: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
+    return np.take(weight, positions, axis=axis)
+
+
+def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+    weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
+    return [j for j in range(group.size)
+            if all(w is not None and not _rows(w, p.axis, p.positions[j]).any() for p, w in weights)]
+
+
+def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+    """Channels that are one constant for every input when they reach the group's only reader, and can go.
+
+    The number is followed from the maker (zero weights leave the bias) through unary operators and depthwise
+    convolutions.  A constant other than zero is moved into the reader's bias here; that alone changes nothing either,
+    as the reader's weights for the channel become zero at once.
+    """
+    if not group.hidden or len(group.readers) != 1:
+        return []
+    maker = nodes[group.makers[0]]
+    place = next(p for p in group.places if p.role == "out")
+    if maker.op_type not in read.WEIGHTED or any(len(p) != 1 for p in place.positions):
+        return []
+    own = np.array([int(p[0]) for p in place.positions])
+    weight = read.constant(maker.inputs[1])
+    if weight is None:
+        return []
+    numbers = _after_weights(maker, weight, place.axis, np.full(weight.shape[place.axis], np.nan))
+    reached = _follow(model, maker.outputs[0], numbers)
+    if reached is None or reached[0].name != group.readers[0].node:
+        return []
+    reader, final = reached
+    known = np.flatnonzero(np.isfinite(final[own]))
+    return _absorb(model, reader, group.readers[0], final[own], known.tolist())
+
+
+def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.ndarray) -> np.ndarray:
+    """Constants behind a weighted node, per output channel (NaN: not constant).
+
+    numbers: constants in front of a depthwise Conv, one a channel; all NaN for a node that mixes channels.
+    """
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+        return np.full(len(rows), np.nan)
+    shift = np.zeros(len(rows)) if bias is None else np.broadcast_to(bias.ravel().astype(np.float64), (len(rows),))
+    zero = ~rows.any(axis=1) | (numbers == 0)
+    flat = shift + (0.0 if _padded(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
+    steady = np.isfinite(numbers) & (not _padded(node))
+    return np.where(zero, shift, np.where(steady, flat, np.nan))
+
+
+def _padded(node: ir.Node) -> bool:
+    return any(read.ints_attribute(node, "pads")) or read.attribute(node, "auto_pad", "NOTSET") not in (
+        "NOTSET", b"NOTSET", "VALID", b"VALID")
+
+
+def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.Node, np.ndarray] | None:
+    """Send the channels' constants through unary operators and depthwise convolutions up to the one reader."""
+    while True:
+        node = only_user(value)
+        if node is None or not read.standard(node):
+            return None
+        if read.is_depthwise(node):
+            weight = read.constant(node.inputs[1])
+            if weight is None or weight.shape[0] != len(numbers):
+                return None
+            numbers = _after_weights(node, weight, 0, numbers)
+        elif node.op_type in read.WEIGHTED:
+            return node, numbers
+        elif node.op_type in _UNARY and all(read.constant(v) is not None for v in node.inputs[1:] if v is not None):
+            numbers = _evaluate(model, node, numbers.astype(np.float32)).astype(np.float64)
+        elif node.op_type not in _KEEPS_CONSTANTS and not _plain_average(node):
+            return None
+        value = node.outputs[0]
+
+
+def _plain_average(node: ir.Node) -> bool:
+    return node.op_type == "AveragePool" and not (read.int_attribute(node, "count_include_pad", 0) and _padded(node))
+
+
+def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray:
+    """The operator on a vector, by the onnx reference implementation."""
+    names = [v.name if v is not None else "" for v in node.inputs]
+    proto = ir.to_proto(node)
+    given = {n: read.constant(v) for n, v in zip(names[1:], node.inputs[1:], strict=True) if n}
+    inputs = [onnx.helper.make_tensor_value_info(names[0], onnx.TensorProto.FLOAT, [len(numbers)])]
+    tensors = [onnx.numpy_helper.from_array(a, n) for n, a in given.items()]
+    output = onnx.helper.make_tensor_value_info(node.outputs[0].name, onnx.TensorProto.FLOAT, [len(numbers)])
+    graph = onnx.helper.make_graph([proto], "one", inputs, [output], tensors)
+    small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.opset(model))])
+    return np.asarray(onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})[0], np.float32)
+
+
+def _absorb(model: ir.Model, reader: ir.Node, place: ch.Place, numbers: np.ndarray, known: list[int]) -> list[int]:
+    """Move the constants of the known channels into the reader's bias; which channels can go."""
+    weight = read.constant(reader.inputs[1])
+    zeros = [j for j in known if numbers[j] == 0]
+    bias = read.constant(reader.inputs[2]) if len(reader.inputs) > 2 else None
+    computed_bias = bias is None and len(reader.inputs) > 2 and reader.inputs[2] is not None
+    if weight is None or len(zeros) == len(known):
+        return zeros
+    plain = read.float_attribute(reader, "alpha", 1.0) == 1.0 and read.float_attribute(reader, "beta", 1.0) == 1.0
+    if _padded(reader) or reader.op_type not in ("Conv", "Gemm") or computed_bias or not plain:
+        return zeros
+    out_axis = 1 - place.axis
+    shift = np.zeros(weight.shape[out_axis])
+    changed = np.array(weight)
+    for j in known:
+        part = np.moveaxis(_rows(weight, place.axis, place.positions[j]).astype(np.float64), out_axis, 0)
+        shift += float(numbers[j]) * part.reshape(len(shift), -1).sum(axis=1)
+        index: list[slice | np.ndarray] = [slice(None)] * weight.ndim
+        index[place.axis] = place.positions[j]
+        changed[tuple(index)] = 0
+    edit.set_input(model, reader, 1, changed, f"{reader.name}_weight")
+    total = shift + (0 if bias is None else np.broadcast_to(bias.ravel(), shift.shape))
+    edit.set_input(model, reader, 2, total.astype(np.float32), f"{reader.name}_bias")
+    return known
+
+
+REDUCE = Reduce()

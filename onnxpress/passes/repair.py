@@ -1,0 +1,194 @@
+"""Least-squares repair: the survivors' weights are refitted so that outputs are what they were.
+
+Layers are visited in topological order.  Inputs come from the model as pruned and repaired so far, targets from the
+original, so each layer also corrects the error accumulated in front of it.  The last layer before a residual Add aims
+at the sum: its target is the original sum less the pruned shortcut, which corrects the shortcut too.
+
+W* = (R + lam W_S)(C + lam I)^-1 shrinks towards the surviving original weights W_S.  lam, and how much of the
+shortcut's error to aim at, are chosen on held-out batches, together with the fallback of keeping W_S and moving only the
+bias, so that few samples cannot overfit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import scipy.linalg
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.measure.evidence import Evidence, stream
+from onnxpress.measure.gram import WIDE, Moments, fit_moments
+from onnxpress.measure.linear import Linear, linear, set_linear
+from onnxpress.model import read
+from onnxpress.model.channels import Channels, Removal
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+SHARES = (0.0, 0.5, 1.0)
+_HOLD_EVERY = 4  # every fourth batch judges the ridge
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one layer's repair did: held-out relative error before (slice + bias) and after, and the ridge chosen."""
+
+    node: str
+    before: float
+    after: float
+    ridge: float | None
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a layer's wished output comes from: `output` in the original, less `shortcut` in the pruned model."""
+
+    output: str
+    shortcut: str | None
+
+
+def repair(original: Evidence, pruned: ir.Model, channels: Channels, removal: Removal) -> list[Fit]:
+    """Refit in place every linear layer of `pruned` that reads removed channels.
+
+    (Refitting those behind as well gained nothing on held-out data: their inputs keep all their channels.)
+    """
+    touched = {p.node for name in removal for p in channels.group(name).readers}
+    fits: list[Fit] = []
+    first = {n.name: n for n in original.model.graph}
+    for node in list(pruned.graph):
+        if node.name not in touched:
+            continue
+        layer = linear(node)
+        before = linear(first[node.name])
+        if layer is None or before is None or layer.weight.shape[1] > WIDE:
+            continue
+        target = _target(node)
+        fit = _repair_layer(original, pruned, channels, removal, node, layer, target)
+        if fit is not None:
+            fits.append(fit)
+    return fits
+
+
+def _target(node: ir.Node) -> _Target:
+    output = node.outputs[0]
+    uses = list(output.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
+        add = uses[0].node
+        other = add.inputs[1 - uses[0].idx]
+        if other is not None and other is not output and read.constant(other) is None:
+            return _Target(add.outputs[0].name or "", other.name)
+    return _Target(output.name or "", None)
+
+
+def _repair_layer(original: Evidence, pruned: ir.Model, channels: Channels, removal: Removal, node: ir.Node,
+                  layer: Linear, target: _Target) -> Fit | None:
+    names = [layer.source] + ([target.shortcut] if target.shortcut else [])
+    wishes = list(dict.fromkeys([layer.output, target.output]))
+    kept = {name: channels.kept(name, removal) for name in wishes}
+    data = original.samples()
+    batch = min(original.batch_for([*names, *wishes]), max(1, len(data) // _HOLD_EVERY))
+    shape = layer.weight.shape
+    axis = 1 if node.op_type == "Conv" else -1
+    sums = [_Sums.empty(shape[1], shape[0], target.shortcut is not None) for _ in range(2)]
+    for index, (now, then) in enumerate(_both(pruned, names, original.model, wishes, data, batch)):
+        part = {n: y if kept[n] is None else np.take(y, kept[n], axis=axis) for n, y in then.items()}
+        if any(y.shape[axis] != shape[0] for y in part.values()):
+            return None
+        into = sums[index % _HOLD_EVERY == _HOLD_EVERY - 1]
+        fit_moments(node, layer, now[layer.source], part[layer.output], len(data), index, into.own)
+        if target.shortcut and into.whole is not None:
+            wish = part[target.output] - now[target.shortcut]
+            fit_moments(node, layer, now[layer.source], wish, len(data), index, into.whole)
+    return _solve(pruned, node, layer, sums[0], sums[1])
+
+
+@dataclass
+class _Sums:
+    """own: towards the layer's own original output; whole: towards the original sum less the pruned shortcut."""
+
+    own: Moments
+    whole: Moments | None
+
+    @classmethod
+    def empty(cls, columns: int, outputs: int, residual: bool) -> _Sums:
+        return cls(Moments.empty(columns, outputs), Moments.empty(columns, outputs) if residual else None)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        both = None if self.whole is None or other.whole is None else self.whole + other.whole
+        return _Sums(self.own + other.own, both)
+
+    def aim(self, share: float) -> Moments:
+        """Moments towards a target between the two; the inputs are the same, so only the cross terms mix."""
+        a, b = self.own, self.whole
+        if b is None or share == 0.0:
+            return a
+        return Moments(a.count, a.x, a.xx, a.y + share * (b.y - a.y), a.yx + share * (b.yx - a.yx), b.yy)
+
+    @property
+    def judge(self) -> Moments:
+        return self.own if self.whole is None else self.whole
+
+
+def _both(pruned: ir.Model, names: Sequence[str], original: ir.Model, outputs: Sequence[str], data: Dataset,
+          batch: int) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """The two activation streams side by side."""
+    now = stream(pruned, list(dict.fromkeys(names)), data, batch)
+    then = stream(original, outputs, data, batch)
+    yield from zip(now, then, strict=True)
+
+
+def _solve(model: ir.Model, node: ir.Node, layer: Linear, fit: _Sums, hold: _Sums) -> Fit:
+    centre = node.op_type != "MatMul"
+    start = layer.weight.astype(np.float64)
+    judge = hold.judge if hold.own.count else fit.judge
+    before = best = _error(judge, start, _bias(fit.judge, start, centre))
+    choice: tuple[float, float] | None = None
+    for ridge in RIDGES:
+        solve = _solver(fit.own, ridge, centre)
+        if solve is None:
+            continue
+        for share in SHARES if fit.whole is not None else (0.0,):
+            weight = solve(fit.aim(share), start)
+            error = _error(judge, weight, _bias(fit.judge, weight, centre))
+            if error < best * 0.999:
+                best, choice = error, (ridge, share)
+    total = fit + hold
+    final = start
+    if choice is not None:
+        solve = _solver(total.own, choice[0], centre)
+        final = start if solve is None else solve(total.aim(choice[1]), start)
+    bias = _bias(total.judge, final, centre)
+    set_linear(model, node, final, bias if centre else None)
+    return Fit(node.name or "", before, best, *(choice or (None, 0.0)))
+
+
+def _solver(moments: Moments, ridge: float, centre: bool) -> Callable[[Moments, np.ndarray], np.ndarray] | None:
+    """(target moments, W_S) -> W* for one ridge; the factorisation is shared by all targets. None where it fails."""
+    c, _ = moments.centred(centre)
+    lam = ridge * float(np.mean(np.diag(c))) + 1e-12
+    try:
+        factor = scipy.linalg.cho_factor(c + lam * np.eye(len(c)))
+    except scipy.linalg.LinAlgError:
+        return None
+
+    def solve(target: Moments, start: np.ndarray) -> np.ndarray:
+        return np.asarray(scipy.linalg.cho_solve(factor, (target.centred(centre)[1] + lam * start).T).T)
+
+    return solve
+
+
+def _bias(moments: Moments, weight: np.ndarray, centre: bool) -> np.ndarray:
+    n = max(moments.count, 1.0)
+    return moments.y / n - weight @ (moments.x / n) if centre else np.zeros(len(weight))
+
+
+def _error(m: Moments, weight: np.ndarray, bias: np.ndarray) -> float:
+    """Mean squared error of W x + b against y, relative to y's variance."""
+    n = max(m.count, 1.0)
+    cross = float(np.sum(m.yx * weight))
+    quad = float(np.einsum("mk,kl,ml->", weight, m.xx, weight, optimize=True))
+    linear_terms = 2 * float(bias @ (weight @ m.x)) - 2 * float(bias @ m.y) + n * float(bias @ bias)
+    variance = max(m.yy - float(m.y @ m.y) / n, 1e-30)
+    return max((m.yy - 2 * cross + quad + linear_terms) / variance, 0.0)

@@ -1,0 +1,84 @@
+"""Weights as signed 8-bit integers per output channel, and 7 bits just where a CPU would saturate.
+
+Without VNNI, AMX or a NEON dot product, x86 adds u8 x s8 products in pairs into 16 bits that saturate (vpmaddubsw).
+Whether that can happen is decided per output channel from the largest activation codes seen on each input channel:
+where some pair could exceed 32,767 the channel's weights are quantized to [-64, 64] instead, which never can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.model import read
+
+_TOP = 127
+_SAFE = 64
+_LIMIT = 32767
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Integer weights in the node's own layout, their scale along `axis`, and which outputs use 7 bits."""
+
+    values: np.ndarray
+    scale: np.ndarray
+    axis: int
+    narrow: np.ndarray
+
+
+def output_axis(node: ir.Node) -> int:
+    if node.op_type == "Conv":
+        return 0
+    return 0 if node.op_type == "Gemm" and read.int_attribute(node, "transB", 0) else 1
+
+
+def quantize_weight(node: ir.Node, weight: np.ndarray, input_codes: np.ndarray | None) -> Codes:
+    """Round to nearest, symmetric, per output channel.
+
+    input_codes: largest u8 code of each input channel where products may saturate, else None (full range).
+    """
+    axis = output_axis(node)
+    moved = np.moveaxis(weight, axis, 0)
+    flat = moved.reshape(len(moved), -1).astype(np.float64)
+    top = np.abs(flat).max(axis=1)
+    top[top < 1e-12] = 1e-12
+    levels = np.full(len(top), float(_TOP))
+    narrow = np.zeros(len(top), bool)
+    if input_codes is not None:
+        wide = np.rint(flat / (top / _TOP)[:, None])
+        narrow = saturates(_kernel_order(node, wide.reshape(moved.shape)), _kernel_codes(node, input_codes, moved.shape))
+        levels[narrow] = _SAFE
+    scale = (top / levels).astype(np.float32)
+    codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None]).astype(np.int8)
+    return Codes(np.ascontiguousarray(np.moveaxis(codes.reshape(moved.shape), 0, axis)), scale, axis, narrow)
+
+
+def _kernel_order(node: ir.Node, rows: np.ndarray) -> np.ndarray:
+    """Weights [M, …] in the order the kernels multiply them: taps outermost, input channels innermost."""
+    if node.op_type == "Conv":
+        rows = np.moveaxis(rows, 1, -1)
+    return rows.reshape(len(rows), -1)
+
+
+def _kernel_codes(node: ir.Node, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if node.op_type != "Conv":
+        return np.broadcast_to(codes, (shape[1],)) if codes.size in (1, shape[1]) else np.full(shape[1], codes.max())
+    per_group = shape[1]
+    if codes.size != per_group:  # grouped: the worst of the groups stands for each
+        codes = codes.reshape(-1, per_group).max(axis=0) if codes.size % per_group == 0 else np.full(per_group, codes.max())
+    return np.tile(codes, int(np.prod(shape[2:])))
+
+
+def saturates(rows: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Per output row: whether some adjacent pair of products can leave 16 bits. rows: [M, K], codes: [K]."""
+    if rows.shape[1] % 2:
+        rows = np.pad(rows, [(0, 0), (0, 1)])
+        codes = np.pad(codes, (0, 1))
+    positive = np.maximum(rows, 0) * codes
+    negative = np.minimum(rows, 0) * codes
+    up = positive[:, 0::2] + positive[:, 1::2]
+    down = negative[:, 0::2] + negative[:, 1::2]
+    return np.asarray((up > _LIMIT).any(axis=1) | (down < -_LIMIT - 1).any(axis=1))
