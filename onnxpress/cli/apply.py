@@ -1,0 +1,31 @@
+"""`onnxpress apply PLAN MODEL -o FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxpress.cli.options import data_options, json_option, open_data, output_option, quiet_option, tell_assumed
+
+
+@click.command("apply")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options(required=False)
+@output_option
+@json_option
+@quiet_option
+def command(plan: Path, model: Path, data: str | None, labels: str | None, preprocess: str | None, tokenizer: str | None, output: str,
+            as_json: bool, quiet: bool) -> None:
+    """Replay PLAN on MODEL.  With the model and the samples it was made for, the bytes are the same."""
+    from onnxpress.cli.result import show
+    from onnxpress.model.files import check_target
+    from onnxpress.optimize.plan import read_plan
+    from onnxpress.optimize.single import apply
+
+    check_target(output, model, plan)
+    steps = read_plan(plan)
+    dataset = open_data(data, model, labels, preprocess, tokenizer)
+    tell_assumed(dataset, quiet)
+    show("apply", apply(steps, model, dataset, output=output), output, as_json, quiet)

@@ -1,0 +1,81 @@
+"""How results look: tables within 80 columns on stdout, everything else on stderr, JSON on request.
+
+Progress bars only on a terminal; colours never carry the only meaning (rich honours NO_COLOR).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+WIDTH = 80
+
+
+def out(text: str = "") -> None:
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """Something worth saying that is not the result."""
+    click.echo(text, err=True)
+
+
+def emit_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=1))
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """columns: (heading, "left" | "right"); long cells of the first column are folded."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout, width=WIDTH, highlight=False, soft_wrap=False)
+    grid = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    for index, (heading, side) in enumerate(columns):
+        grid.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=index > 0)
+    for row in rows:
+        grid.add_row(*[_escape(cell) for cell in row])
+    console.print(grid)
+
+
+def _escape(cell: str) -> str:
+    from rich.markup import escape
+
+    return escape(cell)
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
+    """A bar with the remaining time, on a terminal; elsewhere nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description:<34}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
+                  TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
+
+
+def ms(seconds: float) -> str:
+    """A time with three significant digits, in ms."""
+    value = seconds * 1e3
+    return f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
+
+
+def size(count: float) -> str:
+    """Bytes in B, kB or MB (powers of 1000)."""
+    return f"{count:.0f} B" if count < 1e3 else f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.2f} MB"
+
+
+def interval(low: float, high: float, digits: int = 3) -> str:
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"

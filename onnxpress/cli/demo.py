@@ -1,0 +1,44 @@
+"""`onnxpress demo`: the main job on the shipped digits model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxpress.cli.options import Seconds, json_option, quiet_option
+from onnxpress.errors import EXIT_UNMET
+
+
+@click.command("demo")
+@click.option("--output", "-o", metavar="FILE", default="digits-fast.onnx", show_default=True, help="The file to write.")
+@click.option("--max-drop", default=0.01, show_default=True)
+@click.option("--time-budget", type=Seconds(), default="60s", show_default=True)
+@json_option
+@quiet_option
+def command(output: str, max_drop: float, time_budget: float, as_json: bool, quiet: bool) -> int:
+    """Optimize the shipped digits model (a small residual CNN) with the shipped pictures."""
+    from onnxpress.cli.console import note, progress
+    from onnxpress.cli.optimize import show, splits_of
+    from onnxpress.data.shipped import calibration_folder
+    from onnxpress.model.files import check_target
+    from onnxpress.optimize.loop import Request, optimize
+
+    folder = calibration_folder() / "digits"
+    model = folder / "digits.onnx"
+    check_target(output, model)
+    if not quiet:
+        note(f"onnxpress optimize {model.name} --data train.npz --select select.npz --validate validate.npz"
+             f" --max-drop {max_drop} -o {output}   (in {_short(folder)})")
+    splits = splits_of(model, str(folder / "train.npz"), str(folder / "select.npz"), str(folder / "validate.npz"), None, None, None, True)
+    with progress(quiet or as_json) as report:
+        outcome = optimize(model, splits, Request(max_drop, "latency", time_budget), output, None, report)
+    show(outcome, output, as_json)
+    return 0 if outcome.met else EXIT_UNMET
+
+
+def _short(folder: Path) -> str:
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)

@@ -1,0 +1,99 @@
+"""`onnxpress COMMAND`: the group, its lazily imported commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from onnxpress import __version__
+from onnxpress.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, Problem
+
+COMMANDS = {
+    "optimize": "make a smaller, faster, verified file (start here)",
+    "bench": "measure latency; several models side by side",
+    "compare": "measure how far one model is from another on samples",
+    "inspect": "what a file holds and what each lever could do",
+    "simplify": "exact clean-ups and reductions, no samples needed",
+    "prune": "remove channels and refit the rest",
+    "quantize": "static int8 with calibration samples",
+    "apply": "replay a plan: same plan, model and data, same bytes",
+    "demo": "optimize the shipped digits model",
+    "completion": "print the shell completion script",
+}
+
+
+class Lazy(click.Group):
+    """Imports a command's module only when it is run, so that --help answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"onnxpress.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, "--version", message="onnxpress %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Make a trained ONNX file smaller and faster on this CPU, and prove it on your data.
+
+    \b
+    onnxpress optimize model.onnx --data samples/ --max-drop 0.01 -o fast.onnx
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; never returns."""
+    arguments = sys.argv[1:] if argv is None else argv
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; its exit code (see errors.py)."""
+    debug = "--debug" in arguments
+    try:
+        result: Any = cli.main(args=arguments, prog_name="onnxpress", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except Problem as problem:
+        if debug:
+            raise
+        _say(problem.line())
+        return problem.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
+    except click.ClickException as error:
+        where = f" ({error.ctx.command_path})" if isinstance(error, click.UsageError) and error.ctx else ""
+        _say(f"{error.format_message().rstrip('.')}{where}. TRY: add --help")
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; nothing was written but the run record")
+        return EXIT_INTERRUPTED
+    except MemoryError:
+        _say("out of memory. TRY: smaller samples, or a machine with more memory")
+        return EXIT_ENVIRONMENT
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"internal error ({type(error).__name__}): {' '.join(str(error).split())[:300]}. TRY: --debug, and report it")
+        return EXIT_ENVIRONMENT
+
+
+def _say(line: str) -> None:
+    click.echo(f"error: {line}", err=True)

@@ -1,0 +1,136 @@
+"""`onnxpress optimize MODEL --data SAMPLES -o FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxpress.cli.options import Seconds, data_options, json_option, open_data, quiet_option, tell_assumed
+from onnxpress.errors import EXIT_UNMET
+
+if TYPE_CHECKING:
+    from onnxpress.optimize.loop import Outcome
+
+
+@click.command("optimize")
+@click.argument("model", type=click.Path(path_type=Path))
+@data_options(required=True)
+@click.option("--select", "select_source", metavar="PATH", help="Samples for choosing (else a part of --data).")
+@click.option("--validate", "validate_source", metavar="PATH", help="Samples for the final look (else a part of --data).")
+@click.option("--output", "-o", metavar="FILE", required=True, help="The file to write.")
+@click.option("--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point of accuracy or agreement.")
+@click.option("--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True)
+@click.option("--time-budget", type=Seconds(), default="5m", show_default=True, help="Such as 90s or 10m.")
+@click.option("--threads", default=1, show_default=True, help="Threads a model gets when it is timed.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--run", "run_folder", metavar="FOLDER", help="Run record (default: beside the output, .run).")
+@click.option("--strict", is_flag=True, help="Exit 1 where the goal was not met.")
+@json_option
+@quiet_option
+def command(model: Path, data: str, labels: str | None, preprocess: str | None, tokenizer: str | None, select_source: str | None,
+            validate_source: str | None, output: str, max_drop: float, goal: str, time_budget: float, threads: int, seed: int,
+            run_folder: str | None, strict: bool, as_json: bool, quiet: bool) -> int:
+    """Make MODEL smaller and faster on this CPU, within a loss you allow.
+
+    The samples feed statistics, choices and a final look, in disjoint parts.  The file is written only if it loads,
+    keeps its signature, loses at most --max-drop and was measured to be faster (or, with --goal size, not slower).
+    """
+    from onnxpress.cli.console import progress
+    from onnxpress.model.files import check_target
+    from onnxpress.optimize.loop import Request, optimize
+
+    check_target(output, model)
+    splits = splits_of(model, data, select_source, validate_source, labels, preprocess, tokenizer, quiet)
+    request = Request(max_drop, goal, time_budget, threads, seed)
+    with progress(quiet or as_json) as report:
+        outcome = optimize(model, splits, request, output, run_folder, report)
+    show(outcome, output, as_json)
+    return EXIT_UNMET if strict and not outcome.met else 0
+
+
+def splits_of(model: Path, data: str, select_source: str | None, validate_source: str | None, labels: str | None,
+              preprocess: str | None, tokenizer: str | None, quiet: bool) -> Any:
+    """Splits from one source, or from sources named part by part."""
+    from onnxpress.data.dataset import Splits
+
+    main = open_data(data, model, labels, preprocess, tokenizer)
+    tell_assumed(main, quiet)
+    select = open_data(select_source, model, None, preprocess, tokenizer) if select_source else None
+    validate = open_data(validate_source, model, None, preprocess, tokenizer) if validate_source else None
+    if select is not None and validate is not None:
+        return Splits(main, select, validate)
+    parts = main.split()
+    if select is None and validate is None:
+        return parts
+    rest = main.select(range(len(main)))
+    if validate is not None:
+        half = rest.split((0.6, 0.39, 0.01))
+        return Splits(half.calibrate, half.select, validate)
+    half = rest.split((0.6, 0.01, 0.39))
+    return Splits(half.calibrate, select, half.validate)
+
+
+def show(outcome: Outcome, output: str, as_json: bool) -> None:
+    """The table of candidates with the Pareto front, and the verdict in words."""
+    from onnxpress.cli import console
+    from onnxpress.optimize.loop import summary
+    from onnxpress.optimize.run import document
+
+    if as_json:
+        console.emit_json(document("optimize", output=output, **summary(outcome)))
+        return
+    console.table([("candidate", "left"), ("speed-up", "right"), ("95 % interval", "right"), ("size", "right"),
+                   ("drop (select)", "right"), ("", "left")], _rows(outcome))
+    console.out(_verdict(outcome, output))
+
+
+def _rows(outcome: Outcome) -> list[list[str]]:
+    from onnxpress.cli import console
+
+    final = {r.name: r for r in outcome.final.ratios} if outcome.final else {}
+    rows = [["original", "1.000x", "", console.size(outcome.original_size), "", ""]]
+    front = pareto({c.name: (-(final[c.name].speedup if c.name in final else c.quick or 0.0), c.score.drop, c.size)
+                    for c in outcome.candidates})
+    for c in outcome.candidates:
+        ratio = final.get(c.name)
+        speed = f"{ratio.speedup:.3f}x" if ratio else f"~{c.quick:.2f}x" if c.quick else "?"
+        marks = ("*" if c.name in front else " ") + (" chosen" if c.name == outcome.chosen else
+                                                     " failed" if c.name in outcome.rejected else "")
+        rows.append([c.name, speed, console.interval(ratio.low, ratio.high) if ratio else "", console.size(c.size),
+                     f"{c.score.drop:+.4f}", marks])
+    return rows
+
+
+def pareto(points: dict[str, tuple[float, ...]]) -> set[str]:
+    """Names of the points that no other point is at least as good as in everything (smaller is better)."""
+    def dominated(a: str) -> bool:
+        return any(b != a and all(y <= x for x, y in zip(points[a], points[b], strict=True)) and points[b] != points[a]
+                   for b in points)
+
+    return {name for name in points if not dominated(name)}
+
+
+def _verdict(outcome: Outcome, output: str) -> str:
+    from onnxpress.cli import console
+
+    lines = ["* on the Pareto front of speed, drop and size; ~ a short timing", ""]
+    if outcome.score is not None and outcome.speedup is not None:
+        s, r = outcome.score, outcome.speedup
+        lines += [f"{output}: {outcome.chosen}",
+                  f"  {r.speedup:.3f}x the original's speed {console.interval(r.low, r.high)}, {r.verdict}",
+                  f"  {s.metric} {s.value:.4f}, original {s.reference:.4f}: drop {s.drop:+.4f} {console.interval(s.low, s.high, 4)}"
+                  f" on {s.samples} validation samples",
+                  f"  {console.size(outcome.original_size)} -> {console.size(len(outcome.data))}"
+                  f" ({outcome.original_size / max(len(outcome.data), 1):.2f}x smaller)"]
+        if outcome.looks > 1:
+            lines.append(f"  the validation samples were looked at {outcome.looks} times: "
+                         + "; ".join(f"{n} failed" for n in outcome.rejected))
+    else:
+        lines.append(f"{output}: the original, unchanged; nothing held the contract")
+    if not outcome.met:
+        lines += ["  the goal was not met"] + [f"  - {reason}" for reason in outcome.reasons[:8]]
+        lines += [f"  try: {advice}" for advice in outcome.advice]
+    lines += [f"  warning: {w}" for w in (outcome.final.warnings if outcome.final else ())]
+    return "\n".join(lines)

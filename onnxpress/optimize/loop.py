@@ -1,0 +1,274 @@
+"""optimize: tries what could be done, measures all of it on the whole file, keeps what the contract allows.
+
+Order: exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix
+that harms least; pruning at ratios that are raised while the samples allow it; int8 of the pruned models.  Choices are
+made on the selection samples and short timings; the finalists are timed together, longer, and looked at on the
+validation samples from the fastest down, until one holds the contract.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxpress.data.dataset import Dataset, Splits
+from onnxpress.errors import InputProblem
+from onnxpress.measure.score import Judge, Score
+from onnxpress.model.files import check_target, load, to_bytes, write_atomic
+from onnxpress.optimize import contract
+from onnxpress.optimize.plan import Plan, new_plan, write_plan
+from onnxpress.optimize.run import Run
+from onnxpress.optimize.workshop import Candidate, Workshop
+from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
+from onnxpress.runtime.machine import Machine, this_machine
+
+GOALS = ("latency", "size")
+_RATIOS = (0.1, 0.2, 0.35, 0.5)
+_FINALISTS = 5
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """max_drop: in the metric's unit (0.01 = one point); time_budget: seconds; goal: latency or size."""
+
+    max_drop: float = 0.01
+    goal: str = "latency"
+    time_budget: float = 300.0
+    threads: int = 1
+    seed: int = 0
+
+    def check(self) -> None:
+        if self.goal not in GOALS:
+            raise InputProblem("unknown goal", self.goal, "", f"one of {', '.join(GOALS)}")
+        if not 0 <= self.max_drop < 1:
+            raise InputProblem("max-drop must lie between 0 and 1", "--max-drop", f"got {self.max_drop}", "0.01 is one point")
+        if self.time_budget < 5:
+            raise InputProblem("the time budget is too short", "--time-budget", f"{self.time_budget:g} s", "give at least 5s")
+
+
+@dataclass
+class Outcome:
+    """What a run found.  chosen: the accepted candidate's name, or "original"; score and speedup are the final ones."""
+
+    chosen: str
+    met: bool
+    reasons: list[str]
+    data: bytes
+    plan: Plan
+    original_size: int
+    score: Score | None
+    speedup: Ratio | None
+    final: Comparison | None
+    candidates: list[Candidate]
+    rejected: dict[str, list[str]]
+    looks: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Clock:
+    """Shares out the time budget; `fraction` feeds the progress bar."""
+
+    budget: float
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def used(self) -> float:
+        return time.perf_counter() - self.start
+
+    def until(self, share: float) -> Callable[[], bool]:
+        return lambda: self.used < share * self.budget
+
+
+def optimize(model: str | Path | ir.Model, data: Dataset | Splits, request: Request | None = None, output: str | Path | None = None,
+             run_folder: str | Path | None = None, report: Report | None = None, machine: Machine | None = None) -> Outcome:
+    """Optimize a model; with `output` the file is written atomically, plan.json and run.json go to the run folder.
+
+    Raises InputProblem on bad input; nothing is written then.
+    """
+    request = request or Request()
+    request.check()
+    machine = machine or this_machine()
+    path = model if isinstance(model, (str, Path)) else None
+    original = load(path) if path is not None else model
+    assert isinstance(original, ir.Model)
+    if output is not None:
+        check_target(output, *([path] if path is not None else []))
+    splits = data if isinstance(data, Splits) else data.split()
+    say = report or (lambda stage, fraction: None)
+    run = None
+    if output is not None:
+        run = Run(run_folder or Path(output).with_suffix(".run"), model=str(path or ""), request=request.__dict__,
+                  machine=machine.as_dict(), samples={"calibrate": len(splits.calibrate), "select": len(splits.select),
+                                                      "validate": len(splits.validate)})
+    try:
+        outcome = _search(original, splits, request, machine, say, run)
+        if output is not None and run is not None:
+            write_atomic(output, outcome.data)
+            write_plan(outcome.plan, run.folder / "plan.json")
+            run.set(outcome=summary(outcome))
+    finally:
+        if run is not None:
+            run.close()
+    return outcome
+
+
+def _search(original: ir.Model, splits: Splits, request: Request, machine: Machine, say: Report, run: Run | None) -> Outcome:
+    clock = _Clock(request.time_budget)
+    say("measuring the original", 0.0)
+    judge = Judge(original, splits.select, "selection samples")
+    shop = Workshop(original, splits.calibrate, judge, machine, request.seed)
+    found: list[Candidate] = []
+
+    def keep(candidate: Candidate) -> Candidate:
+        found.append(candidate)
+        if run is not None:
+            run.add({"name": candidate.name, "size": candidate.size, "select": candidate.score, "notes": candidate.notes,
+                     "quick_speedup": candidate.quick, "seconds": candidate.seconds})
+        return candidate
+
+    keep(_timed(shop, shop.exact()))
+    chosen = _int8(shop, request, clock, say, keep)
+    _pruning(shop, request, clock, say, keep, chosen)
+    return _finals(original, shop, splits, found, request, clock, say, run)
+
+
+def _allowed(candidate: Candidate, request: Request) -> bool:
+    """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
+    changed = 0.0 if candidate.score.agreement is None else 1 - candidate.score.agreement
+    return candidate.score.drop <= request.max_drop + 1e-9 and changed <= 6 * max(request.max_drop, 0.002)
+
+
+def _timed(shop: Workshop, candidate: Candidate, seconds: float = 0.8) -> Candidate:
+    effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
+    candidate.quick = compare_latency({"original": shop.original, "candidate": candidate.data}, shop.feeds, effort).ratios[0].speedup
+    return candidate
+
+
+def _int8(shop: Workshop, request: Request, clock: _Clock, say: Report, keep: Callable[[Candidate], Candidate]) -> frozenset[str]:
+    """int8 candidates; the set of nodes that later int8 models start from."""
+    say("int8 of everything", 0.08)
+    whole = shop.int8_nodes()
+    if not whole:
+        return whole
+    first = keep(_timed(shop, shop.int8("int8", whole)))
+    best = whole
+    if request.goal == "latency":
+        say("which nodes gain from int8", 0.15)
+        best, tried = shop.fastest_int8(whole, clock.until(0.45))
+        if best != whole:
+            mixed = keep(_timed(shop, shop.int8("int8 mixed", best)))
+            mixed.notes.append(f"{tried.count} windows timed, {tried.kept} put back to float")
+            first = mixed
+    if not _allowed(first, request):
+        say("which nodes lose too much", 0.4)
+        safe = shop.safest_int8(best, request.max_drop * 0.5, clock.until(0.55))
+        if safe and safe != best:
+            keep(_timed(shop, shop.int8("int8 careful", safe)))
+    return best
+
+
+def _pruning(shop: Workshop, request: Request, clock: _Clock, say: Report, keep: Callable[[Candidate], Candidate],
+             chosen: frozenset[str]) -> None:
+    """Pruned candidates at rising ratios, each also in int8, until the samples no longer allow it."""
+    if not shop.can_prune or not clock.until(0.6)():
+        return
+    seen: set[str] = set()
+    for scope in ("hidden", "all"):
+        for ratio in _RATIOS:
+            if not clock.until(0.72)():
+                return
+            say(f"pruning {ratio:.0%} of the channels", min(0.72, clock.used / clock.budget))
+            made = shop.pruned(ratio, scope)
+            if made is None or made[0].plan.to_json() in seen:
+                continue
+            candidate, evidence = made
+            seen.add(candidate.plan.to_json())
+            candidate.name += "" if scope == "hidden" else " all"
+            keep(_timed(shop, candidate))
+            if candidate.score.drop > 2 * request.max_drop + 0.005:
+                break
+            if chosen:
+                keep(_timed(shop, shop.int8(f"{candidate.name} + int8", chosen, candidate, evidence)))
+
+
+def _finals(original: ir.Model, shop: Workshop, splits: Splits, found: list[Candidate], request: Request, clock: _Clock,
+            say: Report, run: Run | None) -> Outcome:
+    """Time the finalists together, then look at the validation samples from the best down."""
+    say("timing the finalists", 0.75)
+    rank = (lambda c: -(c.quick or 0.0)) if request.goal == "latency" else (lambda c: c.size)
+    ranked = sorted((c for c in found if _allowed(c, request) and c.name != "exact"), key=rank)[:_FINALISTS]
+    finalists = ranked + [c for c in found if c.name == "exact"]
+    seconds = max(4.0, min(40.0, 0.15 * request.time_budget))
+    final = compare_latency({"original": original, **{c.name: c.data for c in finalists}}, shop.feeds,
+                            Effort(seconds=seconds, precision=0.004, threads=request.threads, seed=request.seed),
+                            progress=lambda done: say("timing the finalists", 0.75 + 0.15 * done))
+    order = sorted(finalists, key=(lambda c: -final.ratio(c.name).speedup) if request.goal == "latency" else (lambda c: c.size))
+    say("validating", 0.92)
+    judge = Judge(original, splits.validate, "validation samples")
+    rejected: dict[str, list[str]] = {}
+    looks = 0
+    outcome: Outcome | None = None
+    for candidate in order:
+        score = judge.score(candidate.data)
+        looks += 1
+        problems = contract.same_shape_behaviour(original, candidate.data, splits.validate)
+        exact = candidate.name == "exact"
+        goal = "size" if exact else request.goal
+        verdict = contract.judge(score, final.ratio(candidate.name), request.max_drop, goal, problems)
+        if verdict.accepted:
+            met = not exact or _exact_meets(candidate, final, original, request)
+            outcome = Outcome(candidate.name, met, [], candidate.data, candidate.plan, len(to_bytes(original)), score,
+                              final.ratio(candidate.name), final, found, rejected, looks, clock.used, candidate.notes)
+            break
+        rejected[candidate.name] = list(verdict.reasons)
+    if outcome is None:
+        outcome = Outcome("original", False, [], to_bytes(original), new_plan(original, shop.calibrate, request.seed),
+                          len(to_bytes(original)), None, None, final, found, rejected, looks, clock.used)
+    if not outcome.met:
+        outcome.reasons = _why(outcome, request)
+        outcome.advice = _advice(outcome, splits, request)
+    say("done", 1.0)
+    return outcome
+
+
+def _exact_meets(candidate: Candidate, final: Comparison, original: ir.Model, request: Request) -> bool:
+    if request.goal == "size":
+        return candidate.size < len(to_bytes(original))
+    return final.ratio(candidate.name).low > 1.0
+
+
+def _why(outcome: Outcome, request: Request) -> list[str]:
+    reasons = [f"{name}: {'; '.join(why)}" for name, why in outcome.rejected.items()]
+    lost = [c for c in outcome.candidates if not _allowed(c, request)]
+    reasons += [f"{c.name}: loses {c.score.drop:.4f} on the selection samples" for c in lost]
+    return reasons
+
+
+def _advice(outcome: Outcome, splits: Splits, request: Request) -> list[str]:
+    found = []
+    if any(c.score.drop > request.max_drop for c in outcome.candidates):
+        found.append("allow a larger --max-drop")
+    if len(splits.calibrate) < 64:
+        found.append(f"give more samples (calibration had {len(splits.calibrate)})")
+    if len(splits.validate) < 200:
+        found.append(f"give more validation samples ({len(splits.validate)} tell drops of {1 / max(len(splits.validate), 1):.3f} apart at best)")
+    found.append("give a longer --time-budget")
+    return found
+
+
+def summary(outcome: Outcome) -> dict[str, object]:
+    return {"chosen": outcome.chosen, "met": outcome.met, "reasons": outcome.reasons, "advice": outcome.advice,
+            "bytes": len(outcome.data), "original_bytes": outcome.original_size, "validate": outcome.score,
+            "speedup": outcome.speedup, "timings": outcome.final.timings if outcome.final else [],
+            "ratios": outcome.final.ratios if outcome.final else [], "warnings": outcome.final.warnings if outcome.final else [],
+            "rejected": outcome.rejected, "validation_looks": outcome.looks, "seconds": outcome.seconds, "notes": outcome.notes}
+
+

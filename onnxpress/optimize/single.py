@@ -1,0 +1,185 @@
+"""One lever at a time, and the measuring tools: what the commands of the same names do, as functions.
+
+Each takes a model (a path or an onnx-ir model) and returns plain results; writing files is the caller's choice through
+`output`, and then happens at once or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.synthetic import synthetic
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Judge, Score
+from onnxpress.model.files import check_target, load, save, to_bytes
+from onnxpress.model.signature import signature
+from onnxpress.optimize import contract
+from onnxpress.optimize.plan import Plan, Step, apply_plan, new_plan, take_step, write_plan
+from onnxpress.passes.base import Refused
+from onnxpress.passes.prune import Wish, plan_pruning
+from onnxpress.passes.quantize import plan_quantization
+from onnxpress.passes.reduce import REDUCE
+from onnxpress.runtime.latency import Comparison, Effort, compare_latency
+from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.runtime.session import Settings, open_session
+
+CALIBRATION = 128
+ModelLike = str | Path | ir.Model
+
+
+@dataclass
+class Result:
+    """A new model with its plan; before and after in bytes; what was said and what was left alone."""
+
+    model: ir.Model
+    plan: Plan
+    before: int
+    after: int
+    notes: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+def _opened(model: ModelLike, output: str | Path | None) -> ir.Model:
+    if output is not None:
+        check_target(output, *([model] if not isinstance(model, ir.Model) else []))
+    opened = model if isinstance(model, ir.Model) else load(model)
+    open_session(opened, where=model if not isinstance(model, ir.Model) else "")
+    return opened
+
+
+def _finish(original: ir.Model, model: ir.Model, plan: Plan, notes: list[str], refused: list[Refused],
+            output: str | Path | None, plan_path: str | Path | None, data: Dataset | None) -> Result:
+    """Check the result as the contract does, then write it."""
+    samples = data if data is not None else synthetic(signature(original), 1)
+    problems = contract.same_shape_behaviour(original, to_bytes(model), samples)
+    if problems:
+        raise InputProblem("the result would not keep the model's behaviour", "", problems[0], "report this model; nothing was written")
+    before, after = len(to_bytes(original)), len(to_bytes(model))
+    if output is not None:
+        save(model, output)
+    if plan_path is not None:
+        write_plan(plan, plan_path)
+    return Result(model, plan, before, after, notes, refused)
+
+
+def _exact(original: ir.Model, data: Dataset | None, machine: Machine, seed: int) -> tuple[Plan, ir.Model, list[str], Evidence]:
+    """simplify and reduce, as a start for the lossy passes."""
+    plan, model, notes = new_plan(original, data, seed), original, []
+    for name in ("simplify", "reduce"):
+        evidence = evidence_for(model, data, machine, seed)
+        decisions = [{"tool": "onnxsim"}] if name == "simplify" else [o.decision for o in REDUCE.options(model, evidence)]
+        done = take_step(Step(name, tuple(decisions)), evidence, model)
+        plan, model, notes = plan.then(name, decisions), done.model, notes + done.notes
+    return plan, model, notes, evidence_for(model, data, machine, seed)
+
+
+def simplify(model: ModelLike, *, output: str | Path | None = None, plan_path: str | Path | None = None,
+             machine: Machine | None = None) -> Result:
+    """Exact passes only: needs no samples."""
+    original = _opened(model, output)
+    plan, result, notes, _ = _exact(original, None, machine or this_machine(), 0)
+    return _finish(original, result, plan, notes, [], output, plan_path, None)
+
+
+def prune(model: ModelLike, data: Dataset, wish: Wish, *, output: str | Path | None = None, plan_path: str | Path | None = None,
+          repair: bool = True, samples: int = CALIBRATION, machine: Machine | None = None, seed: int = 0) -> Result:
+    """Remove channels and refit.  samples: at most so many feed statistics."""
+    wish.check()
+    original = _opened(model, output)
+    used = data.take(samples)
+    plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
+    decisions = plan_pruning(evidence, wish)
+    if decisions:
+        decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
+    else:
+        notes.append("no channel group can be narrowed by this ratio on this CPU's kernel widths")
+    done = take_step(Step("prune", tuple(decisions)), evidence, base)
+    refused = [Refused(r.node, r.reason) for r in evidence.channels.refused]
+    return _finish(original, done.model, plan.then("prune", decisions), notes + done.notes, refused, output, plan_path, used)
+
+
+def quantize(model: ModelLike, data: Dataset, *, method: str = "auto", exclude: Sequence[str] = (), output: str | Path | None = None,
+             plan_path: str | Path | None = None, samples: int = CALIBRATION, machine: Machine | None = None, seed: int = 0) -> Result:
+    """Static int8 of every node with an integer kernel, but the excluded names."""
+    original = _opened(model, output)
+    used = data.take(samples)
+    plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
+    names = {n.name or "" for n in evidence.model.graph}
+    unknown = [name for name in exclude if name not in names]
+    if unknown:
+        raise InputProblem("no such node to exclude", unknown[0], "", "see the names with `onnxpress inspect --nodes`")
+    decisions = plan_quantization(evidence, method, exclude)
+    if not decisions:
+        notes.append("no operator of the model has an integer kernel, or all are quantized already")
+    done = take_step(Step("quantize", tuple(decisions)), evidence, base)
+    return _finish(original, done.model, plan.then("quantize", decisions), notes + done.notes, done.refused, output, plan_path, used)
+
+
+def apply(plan: Plan, model: ModelLike, data: Dataset | None = None, *, output: str | Path | None = None,
+          machine: Machine | None = None) -> Result:
+    """Replay a plan; the bytes are those of the run that made it."""
+    original = _opened(model, output)
+    done = apply_plan(plan, original, data, machine)
+    return _finish(original, done.model, plan, done.notes, done.refused, output, None, data)
+
+
+def bench(models: Mapping[str, ModelLike], data: Dataset | None = None, effort: Effort | None = None,
+          progress: Callable[[float], None] | None = None) -> Comparison:
+    """Latency of one model, or of several against the first, on the same inputs in one interleaved run."""
+    opened = {name: m if isinstance(m, ir.Model) else load(m) for name, m in models.items()}
+    signatures = {name: signature(m) for name, m in opened.items()}
+    first = next(iter(signatures.values()))
+    for name, own in signatures.items():
+        if own.inputs != first.inputs and {(s.name, s.dtype) for s in own.inputs} != {(s.name, s.dtype) for s in first.inputs}:
+            raise InputProblem("the models take different inputs", name, f"{[s.name for s in own.inputs]} and {[s.name for s in first.inputs]}",
+                               "bench models with the same inputs together")
+    samples = data if data is not None else synthetic(first, 4)
+    feeds = [b.inputs for b in samples.take(8).batches(1)]
+    settings = Settings(threads=(effort or Effort()).threads)
+    return compare_latency({name: to_bytes(m) for name, m in opened.items()}, feeds, effort, settings, progress)
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output over all samples: largest absolute difference, signal-to-noise in dB, cosine."""
+
+    name: str
+    max_abs: float
+    sqnr_db: float
+    cosine: float
+
+
+def compare(original: ModelLike, other: ModelLike, data: Dataset) -> tuple[Score, list[OutputDifference]]:
+    """The other model against the original on samples: task metric with interval, and numbers per output."""
+    first, second = (m if isinstance(m, ir.Model) else load(m) for m in (original, other))
+    if [s.name for s in signature(first).inputs] != [s.name for s in signature(second).inputs]:
+        raise InputProblem("the models take different inputs", str(other), "", "compare models with the same inputs")
+    if [s.name for s in signature(first).outputs] != [s.name for s in signature(second).outputs]:
+        raise InputProblem("the models give different outputs", str(other), "", "compare models with the same outputs")
+    judge = Judge(first, data)
+    score = judge.score(to_bytes(second))
+    return score, _differences(first, second, data)
+
+
+def _differences(first: ir.Model, second: ir.Model, data: Dataset) -> list[OutputDifference]:
+    one, two = open_session(first), open_session(second)
+    names = [s.name for s in signature(first).outputs]
+    top = np.zeros(len(names))
+    sums = np.zeros((len(names), 4))
+    for batch in data.batches(1):
+        for i, (a, b) in enumerate(zip(one.run(None, batch.inputs), two.run(None, batch.inputs), strict=True)):
+            a, b = np.asarray(a), np.asarray(b)
+            if a.dtype.kind not in "fiub" or a.shape != b.shape or not a.size:
+                continue
+            x, y = a.astype(np.float64), b.astype(np.float64)
+            top[i] = max(top[i], float(np.abs(x - y).max()))
+            sums[i] += ((x * x).sum(), (y * y).sum(), (x * y).sum(), ((x - y) ** 2).sum())
+    return [OutputDifference(name, float(top[i]), float(10 * np.log10(max(s[0], 1e-30) / max(s[3], 1e-30))),
+                             float(s[2] / max(np.sqrt(s[0] * s[1]), 1e-30))) for i, (name, s) in enumerate(zip(names, sums, strict=True))]
