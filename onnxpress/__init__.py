@@ -30,13 +30,32 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
-    from onnxpress.data.dataset import Dataset
-    from onnxpress.data.dataset import open_dataset
-    from onnxpress.model.files import load, save
-    from onnxpress.optimize.inspection import inspect
-    from onnxpress.optimize.loop import Request, optimize
-    from onnxpress.optimize.plan import Plan
-    from onnxpress.optimize.single import apply, bench, compare, prune, quantize, simplify
+    from onnxpress.data.dataset import Dataset as Dataset
+    from onnxpress.data.dataset import open_dataset as open_dataset
+    from onnxpress.model.files import load as load
+    from onnxpress.model.files import save as save
+    from onnxpress.optimize.inspection import inspect as inspect
+    from onnxpress.optimize.loop import Request as Request
+    from onnxpress.optimize.loop import optimize as optimize
+    from onnxpress.optimize.plan import Plan as Plan
+    from onnxpress.optimize.single import (
+        apply as apply,
+    )
+    from onnxpress.optimize.single import (
+        bench as bench,
+    )
+    from onnxpress.optimize.single import (
+        compare as compare,
+    )
+    from onnxpress.optimize.single import (
+        prune as prune,
+    )
+    from onnxpress.optimize.single import (
+        quantize as quantize,
+    )
+    from onnxpress.optimize.single import (
+        simplify as simplify,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -64,6 +64,8 @@ class Unmet(Problem):
 def missing_extra(package: str, extra: str, purpose: str) -> EnvironmentProblem:
     """The error for an optional dependency that is not installed."""
     return EnvironmentProblem(
-        f"{purpose} needs the package {package}", "", "it is not installed",
+        f"{purpose} needs the package {package}",
+        "",
+        "it is not installed",
         f"pip install 'onnxpress[{extra}]'",
     )

@@ -16,8 +16,17 @@ from onnxpress.cli.options import data_options, json_option, open_data, output_o
 @output_option
 @json_option
 @quiet_option
-def command(plan: Path, model: Path, data: str | None, labels: str | None, preprocess: str | None, tokenizer: str | None, output: str,
-            as_json: bool, quiet: bool) -> None:
+def command(
+    plan: Path,
+    model: Path,
+    data: str | None,
+    labels: str | None,
+    preprocess: str | None,
+    tokenizer: str | None,
+    output: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Replay PLAN on MODEL.  With the model and the samples it was made for, the bytes are the same."""
     from onnxpress.cli.result import show
     from onnxpress.model.files import check_target

@@ -18,8 +18,19 @@ from onnxpress.cli.options import Seconds, data_options, json_option, open_data,
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @quiet_option
-def command(models: tuple[Path, ...], data: str | None, labels: str | None, preprocess: str | None, tokenizer: str | None,
-            seconds: float, precision: float, threads: int, seed: int, as_json: bool, quiet: bool) -> None:
+def command(
+    models: tuple[Path, ...],
+    data: str | None,
+    labels: str | None,
+    preprocess: str | None,
+    tokenizer: str | None,
+    seconds: float,
+    precision: float,
+    threads: int,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Measure latency; with several MODELs, each against the first, side by side.
 
     Times are for information; the ratio and its 95 % interval are what can be believed.
@@ -38,15 +49,39 @@ def command(models: tuple[Path, ...], data: str | None, labels: str | None, prep
     with console.progress(quiet or as_json) as report:
         result = bench(_names(models), samples, effort, lambda done: report("timing", done))
     if as_json:
-        console.emit_json(document("bench", machine=this_machine().as_dict(), threads=threads, **result.__dict__,
-                                   verdicts={r.name: r.verdict for r in result.ratios}))
+        console.emit_json(
+            document(
+                "bench",
+                machine=this_machine().as_dict(),
+                threads=threads,
+                **result.__dict__,
+                verdicts={r.name: r.verdict for r in result.ratios},
+            )
+        )
         return
-    console.table([("model", "left"), ("median ms", "right"), ("95 % interval", "right"), ("p90 ms", "right"), ("runs", "right")],
-                  [[t.name, console.ms(t.median), f"[{console.ms(t.low)}, {console.ms(t.high)}]", console.ms(t.p90),
-                    str(t.rounds * t.runs_per_round)] for t in result.timings])
+    console.table(
+        [("model", "left"), ("median ms", "right"), ("95 % interval", "right"), ("p90 ms", "right"), ("runs", "right")],
+        [
+            [
+                t.name,
+                console.ms(t.median),
+                f"[{console.ms(t.low)}, {console.ms(t.high)}]",
+                console.ms(t.p90),
+                str(t.rounds * t.runs_per_round),
+            ]
+            for t in result.timings
+        ],
+    )
     if result.ratios:
-        console.table([("against " + result.ratios[0].baseline, "left"), ("speed-up", "right"), ("95 % interval", "right"), ("", "left")],
-                      [[r.name, f"{r.speedup:.3f}x", console.interval(r.low, r.high), r.verdict] for r in result.ratios])
+        console.table(
+            [
+                ("against " + result.ratios[0].baseline, "left"),
+                ("speed-up", "right"),
+                ("95 % interval", "right"),
+                ("", "left"),
+            ],
+            [[r.name, f"{r.speedup:.3f}x", console.interval(r.low, r.high), r.verdict] for r in result.ratios],
+        )
     console.out(f"{threads} thread{'s' if threads != 1 else ''}, {result.seconds:.1f} s; {this_machine().text()}")
     for warning in result.warnings:
         console.note(f"warning: {warning}")

@@ -60,8 +60,14 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description:<34}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-                  TimeRemainingColumn(), console=console, transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
 
@@ -69,7 +75,15 @@ def progress(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
 def ms(seconds: float) -> str:
     """A time with three significant digits, in ms."""
     value = seconds * 1e3
-    return f"{value:.4f}" if value < 1 else f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 100 else f"{value:.1f}"
+    return (
+        f"{value:.4f}"
+        if value < 1
+        else f"{value:.3f}"
+        if value < 10
+        else f"{value:.2f}"
+        if value < 100
+        else f"{value:.1f}"
+    )
 
 
 def size(count: float) -> str:

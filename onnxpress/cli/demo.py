@@ -11,7 +11,9 @@ from onnxpress.errors import EXIT_UNMET
 
 
 @click.command("demo")
-@click.option("--output", "-o", metavar="FILE", default="digits-fast.onnx", show_default=True, help="The file to write.")
+@click.option(
+    "--output", "-o", metavar="FILE", default="digits-fast.onnx", show_default=True, help="The file to write."
+)
 @click.option("--max-drop", default=0.01, show_default=True)
 @click.option("--time-budget", type=Seconds(), default="60s", show_default=True)
 @json_option
@@ -28,9 +30,20 @@ def command(output: str, max_drop: float, time_budget: float, as_json: bool, qui
     model = folder / "digits.onnx"
     check_target(output, model)
     if not quiet:
-        note(f"onnxpress optimize {model.name} --data train.npz --select select.npz --validate validate.npz"
-             f" --max-drop {max_drop} -o {output}   (in {_short(folder)})")
-    splits = splits_of(model, str(folder / "train.npz"), str(folder / "select.npz"), str(folder / "validate.npz"), None, None, None, True)
+        note(
+            f"onnxpress optimize {model.name} --data train.npz --select select.npz --validate validate.npz"
+            f" --max-drop {max_drop} -o {output}   (in {_short(folder)})"
+        )
+    splits = splits_of(
+        model,
+        str(folder / "train.npz"),
+        str(folder / "select.npz"),
+        str(folder / "validate.npz"),
+        None,
+        None,
+        None,
+        True,
+    )
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, Request(max_drop, "latency", time_budget), output, None, report)
     show(outcome, output, as_json)

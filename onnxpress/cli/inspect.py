@@ -23,12 +23,16 @@ def command(model: Path, nodes: bool, as_json: bool) -> None:
     facts = inspect(model)
     if as_json:
         body = {**facts.__dict__}
-        body["signature"] = {"inputs": [s.name + ": " + s.text() for s in facts.signature.inputs],
-                             "outputs": [s.name + ": " + s.text() for s in facts.signature.outputs]}
+        body["signature"] = {
+            "inputs": [s.name + ": " + s.text() for s in facts.signature.inputs],
+            "outputs": [s.name + ": " + s.text() for s in facts.signature.outputs],
+        }
         console.emit_json(document("inspect", machine=this_machine().as_dict(), **body))
         return
     console.out(f"{facts.file}: {console.size(facts.bytes)}, opset {facts.opset}, made by {facts.producer}")
-    console.out(f"sha256 {facts.sha256[:16]}…, {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates a sample")
+    console.out(
+        f"sha256 {facts.sha256[:16]}…, {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates a sample"
+    )
     for kind, specs in (("input", facts.signature.inputs), ("output", facts.signature.outputs)):
         for spec in specs:
             console.out(f"  {kind} {spec.name}: {spec.text()}")
@@ -38,15 +42,27 @@ def command(model: Path, nodes: bool, as_json: bool) -> None:
         return
     able = [n for n in facts.nodes if not n.int8]
     console.out(f"  int8: {len(able)} of {len(facts.nodes)} weighted nodes have an integer kernel")
-    console.out(f"  channels: {len(facts.groups)} groups can be narrowed, {sum(g[1] for g in facts.groups)} channels in all")
+    console.out(
+        f"  channels: {len(facts.groups)} groups can be narrowed, {sum(g[1] for g in facts.groups)} channels in all"
+    )
     reasons: dict[str, int] = {}
     for node in facts.nodes:
         for lever, why in (("int8", node.int8), ("prune", node.prune)):
             if why:
                 reasons[f"{lever}: {why}"] = reasons.get(f"{lever}: {why}", 0) + 1
     if nodes:
-        console.table([("node", "left"), ("MACs", "right"), ("weights", "right"), ("int8", "left"), ("prune", "left")],
-                      [[f"{n.op} {n.name}"[-30:], f"{n.macs:,}", f"{n.parameters:,}", "no" if n.int8 else "yes",
-                        "no" if n.prune else "yes"] for n in facts.nodes])
+        console.table(
+            [("node", "left"), ("MACs", "right"), ("weights", "right"), ("int8", "left"), ("prune", "left")],
+            [
+                [
+                    f"{n.op} {n.name}"[-30:],
+                    f"{n.macs:,}",
+                    f"{n.parameters:,}",
+                    "no" if n.int8 else "yes",
+                    "no" if n.prune else "yes",
+                ]
+                for n in facts.nodes
+            ],
+        )
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[: None if nodes else 6]:
         console.out(f"  not {reason} ({count} node{'s' if count > 1 else ''})")

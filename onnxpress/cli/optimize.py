@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options(required=True)
 @click.option("--select", "select_source", metavar="PATH", help="Samples for choosing (else a part of --data).")
-@click.option("--validate", "validate_source", metavar="PATH", help="Samples for the final look (else a part of --data).")
+@click.option(
+    "--validate", "validate_source", metavar="PATH", help="Samples for the final look (else a part of --data)."
+)
 @click.option("--output", "-o", metavar="FILE", required=True, help="The file to write.")
-@click.option("--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point of accuracy or agreement.")
+@click.option(
+    "--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point of accuracy or agreement."
+)
 @click.option("--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True)
 @click.option("--time-budget", type=Seconds(), default="5m", show_default=True, help="Such as 90s or 10m.")
 @click.option("--threads", default=1, show_default=True, help="Threads a model gets when it is timed.")
@@ -29,9 +33,25 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Exit 1 where the goal was not met.")
 @json_option
 @quiet_option
-def command(model: Path, data: str, labels: str | None, preprocess: str | None, tokenizer: str | None, select_source: str | None,
-            validate_source: str | None, output: str, max_drop: float, goal: str, time_budget: float, threads: int, seed: int,
-            run_folder: str | None, strict: bool, as_json: bool, quiet: bool) -> int:
+def command(
+    model: Path,
+    data: str,
+    labels: str | None,
+    preprocess: str | None,
+    tokenizer: str | None,
+    select_source: str | None,
+    validate_source: str | None,
+    output: str,
+    max_drop: float,
+    goal: str,
+    time_budget: float,
+    threads: int,
+    seed: int,
+    run_folder: str | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Make MODEL smaller and faster on this CPU, within a loss you allow.
 
     The samples feed statistics, choices and a final look, in disjoint parts.  The file is written only if it loads,
@@ -50,8 +70,16 @@ def command(model: Path, data: str, labels: str | None, preprocess: str | None, 
     return EXIT_UNMET if strict and not outcome.met else 0
 
 
-def splits_of(model: Path, data: str, select_source: str | None, validate_source: str | None, labels: str | None,
-              preprocess: str | None, tokenizer: str | None, quiet: bool) -> Any:
+def splits_of(
+    model: Path,
+    data: str,
+    select_source: str | None,
+    validate_source: str | None,
+    labels: str | None,
+    preprocess: str | None,
+    tokenizer: str | None,
+    quiet: bool,
+) -> Any:
     """Splits from one source, or from sources named part by part."""
     from onnxpress.data.dataset import Splits
 
@@ -69,6 +97,7 @@ def splits_of(model: Path, data: str, select_source: str | None, validate_source
         half = rest.split((0.6, 0.39, 0.01))
         return Splits(half.calibrate, half.select, validate)
     half = rest.split((0.6, 0.01, 0.39))
+    assert select is not None
     return Splits(half.calibrate, select, half.validate)
 
 
@@ -81,8 +110,17 @@ def show(outcome: Outcome, output: str, as_json: bool) -> None:
     if as_json:
         console.emit_json(document("optimize", output=output, **summary(outcome)))
         return
-    console.table([("candidate", "left"), ("speed-up", "right"), ("95 % interval", "right"), ("size", "right"),
-                   ("drop (select)", "right"), ("", "left")], _rows(outcome))
+    console.table(
+        [
+            ("candidate", "left"),
+            ("speed-up", "right"),
+            ("95 % interval", "right"),
+            ("size", "right"),
+            ("drop (select)", "right"),
+            ("", "left"),
+        ],
+        _rows(outcome),
+    )
     console.out(_verdict(outcome, output))
 
 
@@ -91,23 +129,39 @@ def _rows(outcome: Outcome) -> list[list[str]]:
 
     final = {r.name: r for r in outcome.final.ratios} if outcome.final else {}
     rows = [["original", "1.000x", "", console.size(outcome.original_size), "", ""]]
-    front = pareto({c.name: (-(final[c.name].speedup if c.name in final else c.quick or 0.0), c.score.drop, c.size)
-                    for c in outcome.candidates})
+    front = pareto(
+        {
+            c.name: (-(final[c.name].speedup if c.name in final else c.quick or 0.0), c.score.drop, c.size)
+            for c in outcome.candidates
+        }
+    )
     for c in outcome.candidates:
         ratio = final.get(c.name)
         speed = f"{ratio.speedup:.3f}x" if ratio else f"~{c.quick:.2f}x" if c.quick else "?"
-        marks = ("*" if c.name in front else " ") + (" chosen" if c.name == outcome.chosen else
-                                                     " failed" if c.name in outcome.rejected else "")
-        rows.append([c.name, speed, console.interval(ratio.low, ratio.high) if ratio else "", console.size(c.size),
-                     f"{c.score.drop:+.4f}", marks])
+        marks = ("*" if c.name in front else " ") + (
+            " chosen" if c.name == outcome.chosen else " failed" if c.name in outcome.rejected else ""
+        )
+        rows.append(
+            [
+                c.name,
+                speed,
+                console.interval(ratio.low, ratio.high) if ratio else "",
+                console.size(c.size),
+                f"{c.score.drop:+.4f}",
+                marks,
+            ]
+        )
     return rows
 
 
 def pareto(points: dict[str, tuple[float, ...]]) -> set[str]:
     """Names of the points that no other point is at least as good as in everything (smaller is better)."""
+
     def dominated(a: str) -> bool:
-        return any(b != a and all(y <= x for x, y in zip(points[a], points[b], strict=True)) and points[b] != points[a]
-                   for b in points)
+        return any(
+            b != a and all(y <= x for x, y in zip(points[a], points[b], strict=True)) and points[b] != points[a]
+            for b in points
+        )
 
     return {name for name in points if not dominated(name)}
 
@@ -118,15 +172,19 @@ def _verdict(outcome: Outcome, output: str) -> str:
     lines = ["* on the Pareto front of speed, drop and size; ~ a short timing", ""]
     if outcome.score is not None and outcome.speedup is not None:
         s, r = outcome.score, outcome.speedup
-        lines += [f"{output}: {outcome.chosen}",
-                  f"  {r.speedup:.3f}x the original's speed {console.interval(r.low, r.high)}, {r.verdict}",
-                  f"  {s.metric} {s.value:.4f}, original {s.reference:.4f}: drop {s.drop:+.4f} {console.interval(s.low, s.high, 4)}"
-                  f" on {s.samples} validation samples",
-                  f"  {console.size(outcome.original_size)} -> {console.size(len(outcome.data))}"
-                  f" ({outcome.original_size / max(len(outcome.data), 1):.2f}x smaller)"]
+        lines += [
+            f"{output}: {outcome.chosen}",
+            f"  {r.speedup:.3f}x the original's speed {console.interval(r.low, r.high)}, {r.verdict}",
+            f"  {s.metric} {s.value:.4f}, original {s.reference:.4f}: drop {s.drop:+.4f} {console.interval(s.low, s.high, 4)}"
+            f" on {s.samples} validation samples",
+            f"  {console.size(outcome.original_size)} -> {console.size(len(outcome.data))}"
+            f" ({outcome.original_size / max(len(outcome.data), 1):.2f}x smaller)",
+        ]
         if outcome.looks > 1:
-            lines.append(f"  the validation samples were looked at {outcome.looks} times: "
-                         + "; ".join(f"{n} failed" for n in outcome.rejected))
+            lines.append(
+                f"  the validation samples were looked at {outcome.looks} times: "
+                + "; ".join(f"{n} failed" for n in outcome.rejected)
+            )
     else:
         lines.append(f"{output}: the original, unchanged; nothing held the contract")
     if not outcome.met:

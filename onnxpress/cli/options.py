@@ -18,14 +18,25 @@ def data_options(required: bool) -> Callable[[F], F]:
     """--data and what belongs to it."""
 
     def wrap(function: F) -> F:
-        for option in reversed((
-            click.option("--data", "-d", metavar="PATH", required=required,
-                         help="Samples: .npz, .npy, a folder (arrays, images, .wav, test_data_set_N), .csv, .tsv, .parquet, "
-                              ".txt, .jsonl, or module:function."),
-            click.option("--labels", metavar="PATH|KEY", help="Labels: a file, a key or a column."),
-            click.option("--preprocess", metavar="RECIPE", help="raw, unit, imagenet, tf, …, a TOML file, or module:function."),
-            click.option("--tokenizer", metavar="FILE", help="tokenizer.json for text."),
-        )):
+        for option in reversed(
+            (
+                click.option(
+                    "--data",
+                    "-d",
+                    metavar="PATH",
+                    required=required,
+                    help="Samples: .npz, .npy, a folder (arrays, images, .wav, test_data_set_N), .csv, .tsv, .parquet, "
+                    ".txt, .jsonl, or module:function.",
+                ),
+                click.option("--labels", metavar="PATH|KEY", help="Labels: a file, a key or a column."),
+                click.option(
+                    "--preprocess",
+                    metavar="RECIPE",
+                    help="raw, unit, imagenet, tf, …, a TOML file, or module:function.",
+                ),
+                click.option("--tokenizer", metavar="FILE", help="tokenizer.json for text."),
+            )
+        ):
             function = option(function)
         return function
 
@@ -45,10 +56,12 @@ def output_option(function: F) -> F:
 
 
 def plan_option(function: F) -> F:
-    return click.option("--plan", "plan_path", metavar="FILE", help="Also write the plan, for `onnxpress apply`.")(function)
+    return click.option("--plan", "plan_path", metavar="FILE", help="Also write the plan, for `onnxpress apply`.")(
+        function
+    )
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType[float]):
     """A duration: 90, 90s, 5m, 1h."""
 
     name = "duration"
@@ -62,11 +75,15 @@ class Seconds(click.ParamType):
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def open_data(source: str | None, model: Path | str, labels: str | None, preprocess: str | None, tokenizer: str | None) -> Any:
+def open_data(
+    source: str | None, model: Path | str, labels: str | None, preprocess: str | None, tokenizer: str | None
+) -> Any:
     """The dataset an option names, checked against the model's signature; None without one."""
     if source is None:
         if labels or preprocess or tokenizer:
-            raise InputProblem("--labels, --preprocess and --tokenizer belong to --data", "", "no --data was given", "add --data")
+            raise InputProblem(
+                "--labels, --preprocess and --tokenizer belong to --data", "", "no --data was given", "add --data"
+            )
         return None
     from onnxpress.data.dataset import open_dataset
     from onnxpress.model.files import load

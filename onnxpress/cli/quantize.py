@@ -6,24 +6,57 @@ from pathlib import Path
 
 import click
 
-from onnxpress.cli.options import data_options, json_option, open_data, output_option, plan_option, quiet_option, tell_assumed
+from onnxpress.cli.options import (
+    data_options,
+    json_option,
+    open_data,
+    output_option,
+    plan_option,
+    quiet_option,
+    tell_assumed,
+)
 
 
 @click.command("quantize")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options(required=True)
 @output_option
-@click.option("--ranges", "method", type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]), default="auto", show_default=True)
+@click.option(
+    "--ranges",
+    "method",
+    type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
+    default="auto",
+    show_default=True,
+)
 @click.option("--exclude", multiple=True, metavar="NODE", help="Keep a node in float; may be repeated.")
-@click.option("--target-cpu", type=click.Choice(["auto", "avx2", "avx512", "vnni", "arm"]), default="auto", show_default=True,
-              help="Choose integer types for another CPU.")
+@click.option(
+    "--target-cpu",
+    type=click.Choice(["auto", "avx2", "avx512", "vnni", "arm"]),
+    default="auto",
+    show_default=True,
+    help="Choose integer types for another CPU.",
+)
 @click.option("--samples", default=128, show_default=True, help="Samples at most that feed statistics.")
 @click.option("--seed", default=0, show_default=True)
 @plan_option
 @json_option
 @quiet_option
-def command(model: Path, data: str, labels: str | None, preprocess: str | None, tokenizer: str | None, output: str, method: str,
-            exclude: tuple[str, ...], target_cpu: str, samples: int, seed: int, plan_path: str | None, as_json: bool, quiet: bool) -> None:
+def command(
+    model: Path,
+    data: str,
+    labels: str | None,
+    preprocess: str | None,
+    tokenizer: str | None,
+    output: str,
+    method: str,
+    exclude: tuple[str, ...],
+    target_cpu: str,
+    samples: int,
+    seed: int,
+    plan_path: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Static int8 (QDQ) of every node with an integer kernel.  Whether that is faster, `bench` and `optimize` measure."""
     from onnxpress.cli.result import show
     from onnxpress.model.files import check_target
@@ -34,6 +67,15 @@ def command(model: Path, data: str, labels: str | None, preprocess: str | None, 
     check_target(output, model)
     dataset = open_data(data, model, labels, preprocess, tokenizer)
     tell_assumed(dataset, quiet)
-    result = quantize(model, dataset, method=method, exclude=exclude, output=output, plan_path=plan_path, samples=samples,
-                      machine=machine, seed=seed)
+    result = quantize(
+        model,
+        dataset,
+        method=method,
+        exclude=exclude,
+        output=output,
+        plan_path=plan_path,
+        samples=samples,
+        machine=machine,
+        seed=seed,
+    )
     show("quantize", result, output, as_json, quiet)

@@ -16,8 +16,17 @@ def show(kind: str, result: Result, output: str, as_json: bool, quiet: bool) -> 
     from onnxpress.optimize.run import document
 
     if as_json:
-        console.emit_json(document(kind, output=output, bytes_before=result.before, bytes_after=result.after,
-                                   parameters=parameters(result.model), notes=result.notes, refused=result.refused))
+        console.emit_json(
+            document(
+                kind,
+                output=output,
+                bytes_before=result.before,
+                bytes_after=result.after,
+                parameters=parameters(result.model),
+                notes=result.notes,
+                refused=result.refused,
+            )
+        )
         return
     tell(result.notes, quiet)
     if not quiet and result.refused:
@@ -26,5 +35,7 @@ def show(kind: str, result: Result, output: str, as_json: bool, quiet: bool) -> 
             reasons[refusal.reason] = reasons.get(refusal.reason, 0) + 1
         for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]:
             console.note(f"left alone: {count} node{'s' if count > 1 else ''}: {reason}")
-    console.out(f"{output}: {console.size(result.before)} -> {console.size(result.after)}"
-                f" ({result.before / max(result.after, 1):.2f}x smaller), {parameters(result.model):,} parameters")
+    console.out(
+        f"{output}: {console.size(result.before)} -> {console.size(result.after)}"
+        f" ({result.before / max(result.after, 1):.2f}x smaller), {parameters(result.model):,} parameters"
+    )

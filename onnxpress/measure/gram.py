@@ -36,7 +36,9 @@ class Moments:
 
     @classmethod
     def empty(cls, columns: int, outputs: int) -> Moments:
-        return cls(0.0, np.zeros(columns), np.zeros((columns, columns)), np.zeros(outputs), np.zeros((outputs, columns)), 0.0)
+        return cls(
+            0.0, np.zeros(columns), np.zeros((columns, columns)), np.zeros(outputs), np.zeros((outputs, columns)), 0.0
+        )
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
         x = x.astype(np.float64)
@@ -50,8 +52,14 @@ class Moments:
             self.yy += float((y * y).sum())
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.x + other.x, self.xx + other.xx, self.y + other.y,
-                       self.yx + other.yx, self.yy + other.yy)
+        return Moments(
+            self.count + other.count,
+            self.x + other.x,
+            self.xx + other.xx,
+            self.y + other.y,
+            self.yx + other.yx,
+            self.yy + other.yy,
+        )
 
     def centred(self, centre: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """(covariance of x [K,K], covariance of y with x [M,K]); about zero where centre is False."""
@@ -121,7 +129,9 @@ def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> dic
             kernel = _kernel(node)
             rows = input_rows(node, x, kernel, picks_for(node, y_shape, layer.weight.shape[1], samples, index))
             if sums[layer.node].xx.shape[0] != rows.shape[1]:
-                rows = rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
+                rows = (
+                    rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
+                )
             sums[layer.node].add(rows)
     return {layer.node: (layer, sums[layer.node]) for _, layer in part}
 
@@ -137,7 +147,9 @@ def _conv_shape(node: ir.Node, layer: Linear, x: np.ndarray) -> tuple[int, ...]:
     return (x.shape[0], layer.weight.shape[0], len(rows))
 
 
-def fit_moments(node: ir.Node, layer: Linear, x: np.ndarray, y: np.ndarray, samples: int, batch: int, into: Moments) -> None:
+def fit_moments(
+    node: ir.Node, layer: Linear, x: np.ndarray, y: np.ndarray, samples: int, batch: int, into: Moments
+) -> None:
     """Add one batch of (input, wished output) of a layer."""
     picks = picks_for(node, y.shape, layer.weight.shape[1], samples, batch)
     into.add(input_rows(node, x, _kernel(node), picks), output_rows(node, y, picks))

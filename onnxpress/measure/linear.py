@@ -29,7 +29,7 @@ class Linear:
 
     @property
     def channels(self) -> int:
-        return self.weight.shape[1] // self.taps
+        return int(self.weight.shape[1]) // self.taps
 
 
 def linear(node: ir.Node) -> Linear | None:
@@ -51,7 +51,8 @@ def linear(node: ir.Node) -> Linear | None:
         matrix = weight.reshape(weight.shape[0], -1)
     elif node.op_type == "Gemm":
         if read.int_attribute(node, "transA", 0) or any(
-            read.float_attribute(node, n, 1.0) != 1.0 for n in ("alpha", "beta")):
+            read.float_attribute(node, n, 1.0) != 1.0 for n in ("alpha", "beta")
+        ):
             return None
         matrix = weight if read.int_attribute(node, "transB", 0) else weight.T
     else:
@@ -108,10 +109,15 @@ def input_rows(node: ir.Node, x: np.ndarray, kernel: tuple[int, ...], picks: np.
     dilations = read.ints_attribute(node, "dilations") or [1] * len(spatial)
     padded = np.pad(x, [(0, 0), (0, 0), *pads])
     windows = np.lib.stride_tricks.sliding_window_view(
-        padded, [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)], axis=tuple(range(2, x.ndim)))
+        padded, [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)], axis=tuple(range(2, x.ndim))
+    )
     rank = len(spatial)
-    index = (slice(None), slice(None), *(slice(None, None, s) for s in strides),
-             *(slice(None, None, d) for d in dilations))
+    index = (
+        slice(None),
+        slice(None),
+        *(slice(None, None, s) for s in strides),
+        *(slice(None, None, d) for d in dilations),
+    )
     windows = windows[index]
     places = np.moveaxis(windows, 1, 1 + rank)  # sample, positions…, channel, taps…
     shape = places.shape[: 1 + rank]
@@ -130,4 +136,4 @@ def output_rows(node: ir.Node, y: np.ndarray, picks: np.ndarray | None) -> np.nd
 
 def positions(node: ir.Node, y_shape: tuple[int, ...]) -> int:
     """Number of rows a batch of outputs of this shape has."""
-    return int(np.prod(y_shape) // y_shape[1 if node.op_type == "Conv" else -1])
+    return int(np.prod(y_shape)) // y_shape[1 if node.op_type == "Conv" else -1]

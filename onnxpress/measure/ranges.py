@@ -80,8 +80,12 @@ def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | N
             x = values[name]
             if x.dtype.kind == "f":
                 if not np.isfinite(x).all():
-                    raise InputProblem("a tensor is not finite on the samples", name, "NaN or infinity while calibrating",
-                                       "look at the sample, or keep this part of the model out with --exclude")
+                    raise InputProblem(
+                        "a tensor is not finite on the samples",
+                        name,
+                        "NaN or infinity while calibrating",
+                        "look at the sample, or keep this part of the model out with --exclude",
+                    )
                 spreads[name].add(x.astype(np.float32, copy=False), (axes or {}).get(name))
     return spreads
 

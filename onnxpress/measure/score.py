@@ -63,9 +63,14 @@ class Judge:
         self.classes = class_count(outputs[0])
         keep = sum(o.nbytes for o in outputs) * len(data) <= _KEEP_BYTES
         self._kept = [self._outputs(self._original, b) for b in self._batches()] if keep else None
-        self.labelled = self.classes > 1 and data.labelled and all(
-            label is None or (np.ndim(label) == 0 and float(label).is_integer() and 0 <= int(label) < self.classes)
-            for label in data.labels)
+        self.labelled = (
+            self.classes > 1
+            and data.labelled
+            and all(
+                label is None or (np.ndim(label) == 0 and float(label).is_integer() and 0 <= int(label) < self.classes)
+                for label in data.labels
+            )
+        )
 
     @property
     def metric(self) -> str:
@@ -106,18 +111,52 @@ class Judge:
         nmse = float(np.concatenate(errors).sum() / variance)
         return self._judge(nmse, same, right, right0, np.concatenate(errors), np.concatenate(power))
 
-    def _judge(self, nmse: float, same: list[np.ndarray], right: list[np.ndarray], right0: list[np.ndarray],
-               errors: np.ndarray, power: np.ndarray) -> Score:
+    def _judge(
+        self,
+        nmse: float,
+        same: list[np.ndarray],
+        right: list[np.ndarray],
+        right0: list[np.ndarray],
+        errors: np.ndarray,
+        power: np.ndarray,
+    ) -> Score:
         agreement = float(np.concatenate(same).mean()) if same else None
         if self.labelled:
             new, old = np.concatenate(right).astype(float), np.concatenate(right0).astype(float)
             loss = old - new
-            return Score("top-1", float(new.mean()), float(old.mean()), float(loss.mean()), *_interval(loss), agreement, nmse, len(loss))
+            return Score(
+                "top-1",
+                float(new.mean()),
+                float(old.mean()),
+                float(loss.mean()),
+                *_interval(loss),
+                agreement,
+                nmse,
+                len(loss),
+            )
         if self.classes > 1:
             loss = 1.0 - np.concatenate(same).astype(float)
-            return Score("agreement", float(1 - loss.mean()), 1.0, float(loss.mean()), *_interval(loss), agreement, nmse, len(loss))
+            return Score(
+                "agreement",
+                float(1 - loss.mean()),
+                1.0,
+                float(loss.mean()),
+                *_interval(loss),
+                agreement,
+                nmse,
+                len(loss),
+            )
         relative = np.sqrt(errors / np.maximum(power, 1e-30))
-        return Score("relative error", float(relative.mean()), 0.0, float(relative.mean()), *_interval(relative), None, nmse, len(relative))
+        return Score(
+            "relative error",
+            float(relative.mean()),
+            0.0,
+            float(relative.mean()),
+            *_interval(relative),
+            None,
+            nmse,
+            len(relative),
+        )
 
 
 def class_count(output: np.ndarray) -> int:
@@ -128,7 +167,9 @@ def class_count(output: np.ndarray) -> int:
     return size if size >= 2 and size == max(output.shape[1:]) else 0
 
 
-def _errors(old: list[np.ndarray], new: list[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray, float, float, int]:
+def _errors(
+    old: list[np.ndarray], new: list[np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray, float, float, int]:
     """Per-sample squared error and power over all float outputs; sum, sum of squares and count of the old values."""
     error, power = np.zeros(count), np.zeros(count)
     total, square, number = 0.0, 0.0, 0
@@ -137,7 +178,9 @@ def _errors(old: list[np.ndarray], new: list[np.ndarray], count: int) -> tuple[n
             continue
         a = a.astype(np.float64)
         b = b.astype(np.float64) if b.shape == a.shape else np.full_like(a, np.inf)
-        difference = np.where(np.isfinite(a), np.nan_to_num(b, nan=1e30, posinf=1e30, neginf=-1e30) - np.nan_to_num(a), 0.0)
+        difference = np.where(
+            np.isfinite(a), np.nan_to_num(b, nan=1e30, posinf=1e30, neginf=-1e30) - np.nan_to_num(a), 0.0
+        )
         clean = np.where(np.isfinite(a), a, 0.0)
         rows = (count, -1) if a.ndim and a.shape[0] == count else (1, -1)
         error += (difference.reshape(rows) ** 2).sum(axis=1)

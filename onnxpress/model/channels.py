@@ -1,6 +1,6 @@
 """Groups of channels that can be removed, and their removal.
 
-`labels.py` says which channel positions are one; here they become groups (the removable channels that sit in the
+`label_walk.py` says which channel positions are one; here they become groups (the removable channels that sit in the
 same places of the same weights), and a removal becomes slices of weights and new sizes in the few operators that
 have them written down.  `mask` is the meaning of a removal: the original model whose readers ignore the channels.
 """
@@ -16,7 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxpress.model import edit, read
-from onnxpress.model.labels import Flow, propagate
+from onnxpress.model.label_walk import propagate
+from onnxpress.model.labels import Flow
 from onnxpress.model.trace import Trace
 
 Removal = Mapping[str, Sequence[int]]
@@ -82,7 +83,9 @@ class Channels:
 
     def width(self, place: Place) -> int:
         """Positions of the whole axis a place lies on (other groups may share it through Concat or Pad)."""
-        slot = next(s for s in self.flow.slots if (s.node, s.operand, s.axis) == (place.node, place.operand, place.axis))
+        slot = next(
+            s for s in self.flow.slots if (s.node, s.operand, s.axis) == (place.node, place.operand, place.axis)
+        )
         return len(slot.labels)
 
     def keep_mask(self, removal: Removal) -> np.ndarray:
@@ -115,7 +118,8 @@ def analyse(model: ir.Model, trace: Trace) -> Channels:
                 where.setdefault(int(root), []).append((index, positions))
     for root, found in where.items():
         by_signature.setdefault(tuple((i, len(p)) for i, p in found), []).append(root)
-    groups, members = [], {}
+    groups: list[Group] = []
+    members: dict[str, np.ndarray] = {}
     for signature, roots in by_signature.items():
         if not any(flow.slots[i].role == "in" for i, _ in signature):
             continue  # nothing reads them through a weight: removal would change what leaves the analysed part
@@ -128,8 +132,13 @@ def analyse(model: ir.Model, trace: Trace) -> Channels:
         name = name if name not in members else f"{name}#{sum(g.name.split('#')[0] == name for g in groups)}"
         members[name] = np.array(roots)
         places = tuple(
-            Place(flow.slots[i].node, flow.slots[i].operand, flow.slots[i].axis, flow.slots[i].role,
-                  tuple(where[r][k][1] for r in roots))
+            Place(
+                flow.slots[i].node,
+                flow.slots[i].operand,
+                flow.slots[i].axis,
+                flow.slots[i].role,
+                tuple(where[r][k][1] for r in roots),
+            )
             for k, (i, _) in enumerate(signature)
         )
         groups.append(Group(name, len(roots), places, _narrowest(model, places, len(roots))))

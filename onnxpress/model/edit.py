@@ -115,24 +115,44 @@ def set_input(model: ir.Model, node: ir.Node, index: int, array: np.ndarray, ste
         node.replace_input_with(index, add_constant(model, array, stem))
 
 
-def insert_before(model: ir.Model, anchor: ir.Node, op: str, inputs: Sequence[ir.Value | None],
-                  stem: str, attributes: Mapping[str, object] | None = None, domain: str = "") -> ir.Value:
+def insert_before(
+    model: ir.Model,
+    anchor: ir.Node,
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    stem: str,
+    attributes: Mapping[str, object] | None = None,
+    domain: str = "",
+) -> ir.Value:
     """A new one-output node in front of the anchor; returns its output."""
     node = _make(model, op, inputs, stem, attributes, domain)
     model.graph.insert_before(anchor, node)
     return node.outputs[0]
 
 
-def insert_after(model: ir.Model, anchor: ir.Node, op: str, inputs: Sequence[ir.Value | None],
-                 stem: str, attributes: Mapping[str, object] | None = None, domain: str = "") -> ir.Value:
+def insert_after(
+    model: ir.Model,
+    anchor: ir.Node,
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    stem: str,
+    attributes: Mapping[str, object] | None = None,
+    domain: str = "",
+) -> ir.Value:
     """A new one-output node behind the anchor; returns its output."""
     node = _make(model, op, inputs, stem, attributes, domain)
     model.graph.insert_after(anchor, node)
     return node.outputs[0]
 
 
-def _make(model: ir.Model, op: str, inputs: Sequence[ir.Value | None], stem: str,
-          attributes: Mapping[str, object] | None, domain: str) -> ir.Node:
+def _make(
+    model: ir.Model,
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    stem: str,
+    attributes: Mapping[str, object] | None,
+    domain: str,
+) -> ir.Node:
     name = fresh(model, stem)
     node = ir.node(op, list(inputs), dict(attributes or {}), domain=domain, name=name)  # type: ignore[arg-type]
     node.outputs[0].name = name

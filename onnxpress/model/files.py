@@ -20,8 +20,17 @@ from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model.read import element_bytes
 
 _INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GB; leave room for the graph itself
-_STANDARD_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.preview.training",
-                     "com.ms.internal.nhwc", "org.pytorch.aten", "com.microsoft.experimental"}
+_STANDARD_DOMAINS = {
+    "",
+    "ai.onnx",
+    "ai.onnx.ml",
+    "com.microsoft",
+    "com.microsoft.nchwc",
+    "ai.onnx.preview.training",
+    "com.ms.internal.nhwc",
+    "org.pytorch.aten",
+    "com.microsoft.experimental",
+}
 
 
 def load(path: str | Path) -> ir.Model:
@@ -39,13 +48,19 @@ def load(path: str | Path) -> ir.Model:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise InputProblem("the model does not pass the ONNX checker", path, _first_line(error),
-                           "export it again, or repair it with the exporter's own checker") from error
+        raise InputProblem(
+            "the model does not pass the ONNX checker",
+            path,
+            _first_line(error),
+            "export it again, or repair it with the exporter's own checker",
+        ) from error
     try:
         model = ir.load(path)
     except Exception as error:
         raise InputProblem("cannot read the model's graph", path, _first_line(error), "export it again") from error
     _check_weights(model, path)
+    if _weight_bytes(model) <= _INLINE_LIMIT:
+        ir.external_data.load_to_model(model)
     return model
 
 
@@ -55,7 +70,9 @@ def _parse(path: Path) -> onnx.ModelProto:
         hint = f"did you mean {', '.join(near)}" if near else "check the path"
         raise InputProblem("no such model file", path, "", hint)
     if path.is_dir():
-        raise InputProblem("the model is a folder, not a file", path, "", f"name the file, such as {path / 'model.onnx'}")
+        raise InputProblem(
+            "the model is a folder, not a file", path, "", f"name the file, such as {path / 'model.onnx'}"
+        )
     if path.stat().st_size == 0:
         raise InputProblem("the model file is empty", path, "0 bytes", "export it again")
     proto = onnx.ModelProto()
@@ -64,11 +81,19 @@ def _parse(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputProblem("cannot read the model file", path, str(error), "check its permissions") from error
     except Exception as error:  # protobuf's DecodeError has no stable public home
-        raise InputProblem("not an ONNX file, or a truncated one", path, "its bytes do not parse as an ONNX model",
-                           "check that the copy is complete and that the file is .onnx, not .pt or .tflite") from error
+        raise InputProblem(
+            "not an ONNX file, or a truncated one",
+            path,
+            "its bytes do not parse as an ONNX model",
+            "check that the copy is complete and that the file is .onnx, not .pt or .tflite",
+        ) from error
     if not proto.HasField("graph") or proto.ir_version == 0:
-        raise InputProblem("not an ONNX file", path, "it parses but holds no graph",
-                           "check that the file is an ONNX model and not another protobuf")
+        raise InputProblem(
+            "not an ONNX file",
+            path,
+            "it parses but holds no graph",
+            "check that the file is an ONNX model and not another protobuf",
+        )
     return proto
 
 
@@ -81,7 +106,8 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
     for node in proto.graph.node:
         if node.domain not in _STANDARD_DOMAINS and node.domain not in known:
             raise InputProblem(
-                f"unknown operator domain {node.domain!r}", f"{path}, node {node.name or node.output[0]}",
+                f"unknown operator domain {node.domain!r}",
+                f"{path}, node {node.name or node.output[0]}",
                 f"operator {node.op_type} is not one onnxruntime ships",
                 "export without custom operators",
             )
@@ -112,16 +138,27 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
         _check_external(tensor, need, path, where)
         return
     if tensor.HasField("raw_data") and len(tensor.raw_data) < need:
-        raise InputProblem("a tensor claims more data than the file holds", where,
-                           f"shape {list(tensor.dims)} needs {need:,} bytes, found {len(tensor.raw_data):,}",
-                           "the file is damaged: export or copy it again")
+        raise InputProblem(
+            "a tensor claims more data than the file holds",
+            where,
+            f"shape {list(tensor.dims)} needs {need:,} bytes, found {len(tensor.raw_data):,}",
+            "the file is damaged: export or copy it again",
+        )
     if not tensor.HasField("raw_data"):
-        held = max(len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data),
-                   len(tensor.double_data), len(tensor.uint64_data))
+        held = max(
+            len(tensor.float_data),
+            len(tensor.int32_data),
+            len(tensor.int64_data),
+            len(tensor.double_data),
+            len(tensor.uint64_data),
+        )
         if need > 0 and held * 16 < need:
-            raise InputProblem("a tensor claims more data than the file holds", where,
-                               f"shape {list(tensor.dims)} needs {need:,} bytes, found {held} elements",
-                               "the file is damaged: export or copy it again")
+            raise InputProblem(
+                "a tensor claims more data than the file holds",
+                where,
+                f"shape {list(tensor.dims)} needs {need:,} bytes, found {held} elements",
+                "the file is damaged: export or copy it again",
+            )
 
 
 def _check_external(tensor: onnx.TensorProto, need: int, path: Path, where: str) -> None:
@@ -130,11 +167,19 @@ def _check_external(tensor: onnx.TensorProto, need: int, path: Path, where: str)
     folder = path.resolve().parent
     target = folder / location
     if not location or Path(location).is_absolute() or not target.resolve().is_relative_to(folder):
-        raise InputProblem("external data outside the model's folder", where, f"location {location!r}",
-                           "put the data file beside the model")
+        raise InputProblem(
+            "external data outside the model's folder",
+            where,
+            f"location {location!r}",
+            "put the data file beside the model",
+        )
     if not target.is_file():
-        raise InputProblem("external data file is missing", where, f"{location} is not beside the model",
-                           "copy the data file together with the .onnx file")
+        raise InputProblem(
+            "external data file is missing",
+            where,
+            f"{location} is not beside the model",
+            "copy the data file together with the .onnx file",
+        )
     try:
         offset = int(fields.get("offset", "0"))
         length = int(fields.get("length", str(need)))
@@ -142,9 +187,12 @@ def _check_external(tensor: onnx.TensorProto, need: int, path: Path, where: str)
         raise InputProblem("external data with a broken offset", where, str(error), "export the model again") from error
     size = target.stat().st_size
     if offset < 0 or length < need or offset + need > size:
-        raise InputProblem("a tensor claims more data than the file holds", where,
-                           f"bytes {offset}..{offset + need} of {location}, which has {size:,}",
-                           "copy the data file again, or export the model again")
+        raise InputProblem(
+            "a tensor claims more data than the file holds",
+            where,
+            f"bytes {offset}..{offset + need} of {location}, which has {size:,}",
+            "copy the data file again, or export the model again",
+        )
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
@@ -153,8 +201,16 @@ def _check_weights(model: ir.Model, path: Path) -> None:
         if tensor is None or not tensor.dtype.is_floating_point() or tensor.size == 0:
             continue
         if np.isnan(np.asarray(tensor.numpy(), dtype=np.float32)).any():
-            raise InputProblem("weights hold NaN", f"{path}, tensor {name}", "a model with NaN weights cannot be verified",
-                               "export a checkpoint from before training diverged")
+            raise InputProblem(
+                "weights hold NaN",
+                f"{path}, tensor {name}",
+                "a model with NaN weights cannot be verified",
+                "export a checkpoint from before training diverged",
+            )
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -180,7 +236,7 @@ def check_target(target: str | Path, *sources: str | Path) -> Path:
     if target.is_dir():
         raise InputProblem("the output is a folder", target, "", f"name a file, such as {target / 'fast.onnx'}")
     for source in sources:
-        if target.exists() and Path(source).exists() and os.path.samefile(target, source):
+        if target.exists() and Path(source).exists() and target.samefile(source):
             raise InputProblem("the output would overwrite the input", target, "", "name another output file")
     if not os.access(target.parent, os.W_OK):
         raise InputProblem("the output folder cannot be written", target.parent, "", "choose another folder")
@@ -214,7 +270,7 @@ def save(model: ir.Model, target: str | Path) -> bytes:
     Above protobuf's 2 GB the weights go to `<name>.data` beside the file, written first.
     """
     target = Path(target)
-    if sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > _INLINE_LIMIT:
+    if _weight_bytes(model) > _INLINE_LIMIT:
         return _save_external(model, target)
     data = to_bytes(model)
     onnx.checker.check_model(data, full_check=False)

@@ -16,8 +16,8 @@ import onnx_ir as ir
 ELEMENTWISE = frozenset(
     """Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid
     HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh
-    Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Add Sub Mul Div Pow Min Max Mean Sum Mod PRelu And Or Xor
-    Equal Greater GreaterOrEqual Less LessOrEqual Where QuickGelu FastGelu BiasGelu""".split()
+    Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Add Sub Mul Div Pow Min Max Mean Sum Mod PRelu And Or
+    Xor Equal Greater GreaterOrEqual Less LessOrEqual Where QuickGelu FastGelu BiasGelu""".split()
 )
 # Operators that move elements and compute nothing; run on labels, they say where each channel goes.
 MOVEMENT = frozenset(
@@ -25,7 +25,7 @@ MOVEMENT = frozenset(
     Pad""".split()
 )
 # Pooling: axes 0 and 1 pass, the spatial axes are reduced.
-POOLING = frozenset("AveragePool MaxPool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool".split())
+POOLING = frozenset("""AveragePool MaxPool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool""".split())
 WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 
 
@@ -89,8 +89,11 @@ def captured(node: ir.Node) -> set[str]:
     """Names of outer values that the node's sub-graphs read."""
     names: set[str] = set()
     for attr in node.attributes.values():
-        graphs = [attr.value] if attr.type == ir.AttributeType.GRAPH else (
-            list(attr.value) if attr.type == ir.AttributeType.GRAPHS else [])
+        graphs = (
+            [attr.value]
+            if attr.type == ir.AttributeType.GRAPH
+            else (list(attr.value) if attr.type == ir.AttributeType.GRAPHS else [])
+        )
         for graph in graphs:
             for inner in graph.all_nodes():
                 names.update(v.name for v in inner.inputs if v is not None and v.name)

@@ -54,8 +54,16 @@ def inspect(model: str | Path | ir.Model) -> Inspection:
     size = Path(name).stat().st_size if name else 0
     evidence = evidence_for(opened, None)
     base = evidence.model
-    common = (name, size, model_hash(opened), read.opset(opened), f"{opened.producer_name or '?'} {opened.producer_version or ''}".strip(),
-              signature(opened), dict(Counter(n.op_type for n in opened.graph).most_common()), read.parameters(base))
+    common = (
+        name,
+        size,
+        model_hash(opened),
+        read.opset(opened),
+        f"{opened.producer_name or '?'} {opened.producer_version or ''}".strip(),
+        signature(opened),
+        dict(Counter(n.op_type for n in opened.graph).most_common()),
+        read.parameters(base),
+    )
     try:
         trace, channels = evidence.trace, evidence.channels
     except InputProblem as error:
@@ -69,7 +77,17 @@ def inspect(model: str | Path | ir.Model) -> Inspection:
             continue
         weight = read.constant(node.inputs[1]) if len(node.inputs) > 1 else None
         own = "" if node.name in free else refused.get(node.name or "", "follows the channels of its input")
-        nodes.append(NodeFacts(node.name or "", node.op_type, costs.get(node.name or "", 0), 0 if weight is None else weight.size,
-                               qdq.eligible(node, trace) or "", own))
-    groups = tuple((g.name, g.size, "hidden" if g.hidden else "bottleneck" if g.bottleneck else "spine") for g in channels.groups)
+        nodes.append(
+            NodeFacts(
+                node.name or "",
+                node.op_type,
+                costs.get(node.name or "", 0),
+                0 if weight is None else weight.size,
+                qdq.eligible(node, trace) or "",
+                own,
+            )
+        )
+    groups = tuple(
+        (g.name, g.size, "hidden" if g.hidden else "bottleneck" if g.bottleneck else "spine") for g in channels.groups
+    )
     return Inspection(*common, sum(costs.values()), tuple(nodes), groups, "")

@@ -46,9 +46,13 @@ class Request:
         if self.goal not in GOALS:
             raise InputProblem("unknown goal", self.goal, "", f"one of {', '.join(GOALS)}")
         if not 0 <= self.max_drop < 1:
-            raise InputProblem("max-drop must lie between 0 and 1", "--max-drop", f"got {self.max_drop}", "0.01 is one point")
+            raise InputProblem(
+                "max-drop must lie between 0 and 1", "--max-drop", f"got {self.max_drop}", "0.01 is one point"
+            )
         if self.time_budget < 5:
-            raise InputProblem("the time budget is too short", "--time-budget", f"{self.time_budget:g} s", "give at least 5s")
+            raise InputProblem(
+                "the time budget is too short", "--time-budget", f"{self.time_budget:g} s", "give at least 5s"
+            )
 
 
 @dataclass
@@ -87,8 +91,15 @@ class _Clock:
         return lambda: self.used < share * self.budget
 
 
-def optimize(model: str | Path | ir.Model, data: Dataset | Splits, request: Request | None = None, output: str | Path | None = None,
-             run_folder: str | Path | None = None, report: Report | None = None, machine: Machine | None = None) -> Outcome:
+def optimize(
+    model: str | Path | ir.Model,
+    data: Dataset | Splits,
+    request: Request | None = None,
+    output: str | Path | None = None,
+    run_folder: str | Path | None = None,
+    report: Report | None = None,
+    machine: Machine | None = None,
+) -> Outcome:
     """Optimize a model; with `output` the file is written atomically, plan.json and run.json go to the run folder.
 
     Raises InputProblem on bad input; nothing is written then.
@@ -105,9 +116,17 @@ def optimize(model: str | Path | ir.Model, data: Dataset | Splits, request: Requ
     say = report or (lambda stage, fraction: None)
     run = None
     if output is not None:
-        run = Run(run_folder or Path(output).with_suffix(".run"), model=str(path or ""), request=request.__dict__,
-                  machine=machine.as_dict(), samples={"calibrate": len(splits.calibrate), "select": len(splits.select),
-                                                      "validate": len(splits.validate)})
+        run = Run(
+            run_folder or Path(output).with_suffix(".run"),
+            model=str(path or ""),
+            request=request.__dict__,
+            machine=machine.as_dict(),
+            samples={
+                "calibrate": len(splits.calibrate),
+                "select": len(splits.select),
+                "validate": len(splits.validate),
+            },
+        )
     try:
         outcome = _search(original, splits, request, machine, say, run)
         if output is not None and run is not None:
@@ -120,7 +139,9 @@ def optimize(model: str | Path | ir.Model, data: Dataset | Splits, request: Requ
     return outcome
 
 
-def _search(original: ir.Model, splits: Splits, request: Request, machine: Machine, say: Report, run: Run | None) -> Outcome:
+def _search(
+    original: ir.Model, splits: Splits, request: Request, machine: Machine, say: Report, run: Run | None
+) -> Outcome:
     clock = _Clock(request.time_budget)
     say("measuring the original", 0.0)
     judge = Judge(original, splits.select, "selection samples")
@@ -130,8 +151,16 @@ def _search(original: ir.Model, splits: Splits, request: Request, machine: Machi
     def keep(candidate: Candidate) -> Candidate:
         found.append(candidate)
         if run is not None:
-            run.add({"name": candidate.name, "size": candidate.size, "select": candidate.score, "notes": candidate.notes,
-                     "quick_speedup": candidate.quick, "seconds": candidate.seconds})
+            run.add(
+                {
+                    "name": candidate.name,
+                    "size": candidate.size,
+                    "select": candidate.score,
+                    "notes": candidate.notes,
+                    "quick_speedup": candidate.quick,
+                    "seconds": candidate.seconds,
+                }
+            )
         return candidate
 
     keep(_timed(shop, shop.exact()))
@@ -148,11 +177,15 @@ def _allowed(candidate: Candidate, request: Request) -> bool:
 
 def _timed(shop: Workshop, candidate: Candidate, seconds: float = 0.8) -> Candidate:
     effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
-    candidate.quick = compare_latency({"original": shop.original, "candidate": candidate.data}, shop.feeds, effort).ratios[0].speedup
+    candidate.quick = (
+        compare_latency({"original": shop.original, "candidate": candidate.data}, shop.feeds, effort).ratios[0].speedup
+    )
     return candidate
 
 
-def _int8(shop: Workshop, request: Request, clock: _Clock, say: Report, keep: Callable[[Candidate], Candidate]) -> frozenset[str]:
+def _int8(
+    shop: Workshop, request: Request, clock: _Clock, say: Report, keep: Callable[[Candidate], Candidate]
+) -> frozenset[str]:
     """int8 candidates; the set of nodes that later int8 models start from."""
     say("int8 of everything", 0.08)
     whole = shop.int8_nodes()
@@ -175,8 +208,14 @@ def _int8(shop: Workshop, request: Request, clock: _Clock, say: Report, keep: Ca
     return best
 
 
-def _pruning(shop: Workshop, request: Request, clock: _Clock, say: Report, keep: Callable[[Candidate], Candidate],
-             chosen: frozenset[str]) -> None:
+def _pruning(
+    shop: Workshop,
+    request: Request,
+    clock: _Clock,
+    say: Report,
+    keep: Callable[[Candidate], Candidate],
+    chosen: frozenset[str],
+) -> None:
     """Pruned candidates at rising ratios, each also in int8, until the samples no longer allow it."""
     if not shop.can_prune or not clock.until(0.6)():
         return
@@ -199,18 +238,31 @@ def _pruning(shop: Workshop, request: Request, clock: _Clock, say: Report, keep:
                 keep(_timed(shop, shop.int8(f"{candidate.name} + int8", chosen, candidate, evidence)))
 
 
-def _finals(original: ir.Model, shop: Workshop, splits: Splits, found: list[Candidate], request: Request, clock: _Clock,
-            say: Report, run: Run | None) -> Outcome:
+def _finals(
+    original: ir.Model,
+    shop: Workshop,
+    splits: Splits,
+    found: list[Candidate],
+    request: Request,
+    clock: _Clock,
+    say: Report,
+    run: Run | None,
+) -> Outcome:
     """Time the finalists together, then look at the validation samples from the best down."""
     say("timing the finalists", 0.75)
     rank = (lambda c: -(c.quick or 0.0)) if request.goal == "latency" else (lambda c: c.size)
     ranked = sorted((c for c in found if _allowed(c, request) and c.name != "exact"), key=rank)[:_FINALISTS]
     finalists = ranked + [c for c in found if c.name == "exact"]
     seconds = max(4.0, min(40.0, 0.15 * request.time_budget))
-    final = compare_latency({"original": original, **{c.name: c.data for c in finalists}}, shop.feeds,
-                            Effort(seconds=seconds, precision=0.004, threads=request.threads, seed=request.seed),
-                            progress=lambda done: say("timing the finalists", 0.75 + 0.15 * done))
-    order = sorted(finalists, key=(lambda c: -final.ratio(c.name).speedup) if request.goal == "latency" else (lambda c: c.size))
+    final = compare_latency(
+        {"original": original, **{c.name: c.data for c in finalists}},
+        shop.feeds,
+        Effort(seconds=seconds, precision=0.004, threads=request.threads, seed=request.seed),
+        progress=lambda done: say("timing the finalists", 0.75 + 0.15 * done),
+    )
+    order = sorted(
+        finalists, key=(lambda c: -final.ratio(c.name).speedup) if request.goal == "latency" else (lambda c: c.size)
+    )
     say("validating", 0.92)
     judge = Judge(original, splits.validate, "validation samples")
     rejected: dict[str, list[str]] = {}
@@ -225,13 +277,40 @@ def _finals(original: ir.Model, shop: Workshop, splits: Splits, found: list[Cand
         verdict = contract.judge(score, final.ratio(candidate.name), request.max_drop, goal, problems)
         if verdict.accepted:
             met = not exact or _exact_meets(candidate, final, original, request)
-            outcome = Outcome(candidate.name, met, [], candidate.data, candidate.plan, len(to_bytes(original)), score,
-                              final.ratio(candidate.name), final, found, rejected, looks, clock.used, candidate.notes)
+            outcome = Outcome(
+                candidate.name,
+                met,
+                [],
+                candidate.data,
+                candidate.plan,
+                len(to_bytes(original)),
+                score,
+                final.ratio(candidate.name),
+                final,
+                found,
+                rejected,
+                looks,
+                clock.used,
+                candidate.notes,
+            )
             break
         rejected[candidate.name] = list(verdict.reasons)
     if outcome is None:
-        outcome = Outcome("original", False, [], to_bytes(original), new_plan(original, shop.calibrate, request.seed),
-                          len(to_bytes(original)), None, None, final, found, rejected, looks, clock.used)
+        outcome = Outcome(
+            "original",
+            False,
+            [],
+            to_bytes(original),
+            new_plan(original, shop.calibrate, request.seed),
+            len(to_bytes(original)),
+            None,
+            None,
+            final,
+            found,
+            rejected,
+            looks,
+            clock.used,
+        )
     if not outcome.met:
         outcome.reasons = _why(outcome, request)
         outcome.advice = _advice(outcome, splits, request)
@@ -259,16 +338,28 @@ def _advice(outcome: Outcome, splits: Splits, request: Request) -> list[str]:
     if len(splits.calibrate) < 64:
         found.append(f"give more samples (calibration had {len(splits.calibrate)})")
     if len(splits.validate) < 200:
-        found.append(f"give more validation samples ({len(splits.validate)} tell drops of {1 / max(len(splits.validate), 1):.3f} apart at best)")
+        found.append(
+            f"give more validation samples ({len(splits.validate)} tell drops of {1 / max(len(splits.validate), 1):.3f} apart at best)"
+        )
     found.append("give a longer --time-budget")
     return found
 
 
 def summary(outcome: Outcome) -> dict[str, object]:
-    return {"chosen": outcome.chosen, "met": outcome.met, "reasons": outcome.reasons, "advice": outcome.advice,
-            "bytes": len(outcome.data), "original_bytes": outcome.original_size, "validate": outcome.score,
-            "speedup": outcome.speedup, "timings": outcome.final.timings if outcome.final else [],
-            "ratios": outcome.final.ratios if outcome.final else [], "warnings": outcome.final.warnings if outcome.final else [],
-            "rejected": outcome.rejected, "validation_looks": outcome.looks, "seconds": outcome.seconds, "notes": outcome.notes}
-
-
+    return {
+        "chosen": outcome.chosen,
+        "met": outcome.met,
+        "reasons": outcome.reasons,
+        "advice": outcome.advice,
+        "bytes": len(outcome.data),
+        "original_bytes": outcome.original_size,
+        "validate": outcome.score,
+        "speedup": outcome.speedup,
+        "timings": outcome.final.timings if outcome.final else [],
+        "ratios": outcome.final.ratios if outcome.final else [],
+        "warnings": outcome.final.warnings if outcome.final else [],
+        "rejected": outcome.rejected,
+        "validation_looks": outcome.looks,
+        "seconds": outcome.seconds,
+        "notes": outcome.notes,
+    }

@@ -45,16 +45,23 @@ class Plan:
         """This plan with one step more (none where there is nothing to do)."""
         if not decisions:
             return self
-        return Plan((*self.steps, Step(pass_name, tuple(decisions))), self.model_hash, self.data_hash, self.seed, self.versions)
+        return Plan(
+            (*self.steps, Step(pass_name, tuple(decisions))), self.model_hash, self.data_hash, self.seed, self.versions
+        )
 
     @property
     def needs_data(self) -> bool:
         return any(find_pass(s.pass_name).needs_data for s in self.steps)
 
     def to_json(self) -> str:
-        body: dict[str, Any] = {"schema": SCHEMA, "model": self.model_hash, "data": self.data_hash, "seed": self.seed,
-                                "versions": self.versions,
-                                "steps": [{"pass": s.pass_name, "decisions": list(s.decisions)} for s in self.steps]}
+        body: dict[str, Any] = {
+            "schema": SCHEMA,
+            "model": self.model_hash,
+            "data": self.data_hash,
+            "seed": self.seed,
+            "versions": self.versions,
+            "steps": [{"pass": s.pass_name, "decisions": list(s.decisions)} for s in self.steps],
+        }
         return json.dumps(body, indent=1) + "\n"
 
 
@@ -63,8 +70,12 @@ def new_plan(model: ir.Model, data: Dataset | None, seed: int = 0) -> Plan:
     import onnx
     import onnxruntime
 
-    versions = {"onnxpress": onnxpress.__version__, "onnx": onnx.__version__, "onnx_ir": ir.__version__,
-                "onnxruntime": onnxruntime.__version__}
+    versions = {
+        "onnxpress": onnxpress.__version__,
+        "onnx": onnx.__version__,
+        "onnx_ir": ir.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
     return Plan((), model_hash(model), data.hash if data is not None else "", seed, versions)
 
 
@@ -76,22 +87,40 @@ def read_plan(path: str | Path) -> Plan:
     except FileNotFoundError as error:
         raise InputProblem("no such plan", path, "", "a run folder holds plan.json") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputProblem("the plan is not readable JSON", path, str(error), "compare it with the plan.json of a run") from error
+        raise InputProblem(
+            "the plan is not readable JSON", path, str(error), "compare it with the plan.json of a run"
+        ) from error
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         found = body.get("schema") if isinstance(body, dict) else type(body).__name__
-        raise InputProblem("not a plan this version reads", path, f"schema {found}, expected {SCHEMA}",
-                           "make the plan with this version")
+        raise InputProblem(
+            "not a plan this version reads",
+            path,
+            f"schema {found}, expected {SCHEMA}",
+            "make the plan with this version",
+        )
     steps = []
     for number, step in enumerate(body.get("steps") or [], 1):
-        good = isinstance(step, dict) and isinstance(step.get("decisions"), list) and all(
-            isinstance(d, dict) for d in step["decisions"])
+        good = (
+            isinstance(step, dict)
+            and isinstance(step.get("decisions"), list)
+            and all(isinstance(d, dict) for d in step["decisions"])
+        )
         if not good or "pass" not in step:
-            raise InputProblem("a step of the plan is malformed", f"{path}, step {number}",
-                               'expected {"pass": name, "decisions": [{…}]}', "compare it with the plan.json of a run")
+            raise InputProblem(
+                "a step of the plan is malformed",
+                f"{path}, step {number}",
+                'expected {"pass": name, "decisions": [{…}]}',
+                "compare it with the plan.json of a run",
+            )
         find_pass(step["pass"])
         steps.append(Step(str(step["pass"]), tuple(step["decisions"])))
-    return Plan(tuple(steps), str(body.get("model", "")), str(body.get("data", "")), int(body.get("seed", 0)),
-                dict(body.get("versions") or {}))
+    return Plan(
+        tuple(steps),
+        str(body.get("model", "")),
+        str(body.get("data", "")),
+        int(body.get("seed", 0)),
+        dict(body.get("versions") or {}),
+    )
 
 
 def write_plan(plan: Plan, path: str | Path) -> None:
@@ -101,13 +130,23 @@ def write_plan(plan: Plan, path: str | Path) -> None:
 def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machine | None = None) -> Applied:
     """Replay a plan.  Raises InputProblem where the plan was made for another model, or needs samples it was not given."""
     if plan.model_hash and plan.model_hash != model_hash(model):
-        raise InputProblem("the plan was made for another model", "", f"expected sha256 {plan.model_hash[:12]}…",
-                           "use the plan with the file it was made for")
+        raise InputProblem(
+            "the plan was made for another model",
+            "",
+            f"expected sha256 {plan.model_hash[:12]}…",
+            "use the plan with the file it was made for",
+        )
     if data is None and plan.needs_data:
-        raise InputProblem("the plan needs samples", "", "a step reads calibration data", "add --data, the same as when it was made")
+        raise InputProblem(
+            "the plan needs samples", "", "a step reads calibration data", "add --data, the same as when it was made"
+        )
     if data is not None and plan.data_hash and plan.data_hash != data.hash:
-        raise InputProblem("the plan was made with other samples", "", f"expected sha256 {plan.data_hash[:12]}…",
-                           "use the calibration data it was made with")
+        raise InputProblem(
+            "the plan was made with other samples",
+            "",
+            f"expected sha256 {plan.data_hash[:12]}…",
+            "use the calibration data it was made with",
+        )
     notes: list[str] = []
     refused: list[Refused] = []
     current = model

@@ -51,7 +51,9 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputProblem("the run folder cannot be made", self.folder, str(error), "name another with --run") from error
+            raise InputProblem(
+                "the run folder cannot be made", self.folder, str(error), "name another with --run"
+            ) from error
         self._lock = self.folder / ".lock"
         self._claim()
         self._body: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), **facts, "candidates": []}
@@ -62,7 +64,9 @@ class Run:
             handle = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             if _alive(self._lock):
-                raise InputProblem("another run is writing here", self.folder, "", "wait for it, or name another folder with --run") from None
+                raise InputProblem(
+                    "another run is writing here", self.folder, "", "wait for it, or name another folder with --run"
+                ) from None
             self._lock.unlink(missing_ok=True)
             handle = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         with os.fdopen(handle, "w") as stream:

@@ -54,13 +54,23 @@ def _opened(model: ModelLike, output: str | Path | None) -> ir.Model:
     return opened
 
 
-def _finish(original: ir.Model, model: ir.Model, plan: Plan, notes: list[str], refused: list[Refused],
-            output: str | Path | None, plan_path: str | Path | None, data: Dataset | None) -> Result:
+def _finish(
+    original: ir.Model,
+    model: ir.Model,
+    plan: Plan,
+    notes: list[str],
+    refused: list[Refused],
+    output: str | Path | None,
+    plan_path: str | Path | None,
+    data: Dataset | None,
+) -> Result:
     """Check the result as the contract does, then write it."""
     samples = data if data is not None else synthetic(signature(original), 1)
     problems = contract.same_shape_behaviour(original, to_bytes(model), samples)
     if problems:
-        raise InputProblem("the result would not keep the model's behaviour", "", problems[0], "report this model; nothing was written")
+        raise InputProblem(
+            "the result would not keep the model's behaviour", "", problems[0], "report this model; nothing was written"
+        )
     before, after = len(to_bytes(original)), len(to_bytes(model))
     if output is not None:
         save(model, output)
@@ -69,27 +79,47 @@ def _finish(original: ir.Model, model: ir.Model, plan: Plan, notes: list[str], r
     return Result(model, plan, before, after, notes, refused)
 
 
-def _exact(original: ir.Model, data: Dataset | None, machine: Machine, seed: int) -> tuple[Plan, ir.Model, list[str], Evidence]:
+def _exact(
+    original: ir.Model, data: Dataset | None, machine: Machine, seed: int
+) -> tuple[Plan, ir.Model, list[str], Evidence]:
     """simplify and reduce, as a start for the lossy passes."""
-    plan, model, notes = new_plan(original, data, seed), original, []
+    plan, model = new_plan(original, data, seed), original
+    notes: list[str] = []
     for name in ("simplify", "reduce"):
         evidence = evidence_for(model, data, machine, seed)
-        decisions = [{"tool": "onnxsim"}] if name == "simplify" else [o.decision for o in REDUCE.options(model, evidence)]
+        decisions = (
+            [{"tool": "onnxsim"}] if name == "simplify" else [o.decision for o in REDUCE.options(model, evidence)]
+        )
         done = take_step(Step(name, tuple(decisions)), evidence, model)
         plan, model, notes = plan.then(name, decisions), done.model, notes + done.notes
     return plan, model, notes, evidence_for(model, data, machine, seed)
 
 
-def simplify(model: ModelLike, *, output: str | Path | None = None, plan_path: str | Path | None = None,
-             machine: Machine | None = None) -> Result:
+def simplify(
+    model: ModelLike,
+    *,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    machine: Machine | None = None,
+) -> Result:
     """Exact passes only: needs no samples."""
     original = _opened(model, output)
     plan, result, notes, _ = _exact(original, None, machine or this_machine(), 0)
     return _finish(original, result, plan, notes, [], output, plan_path, None)
 
 
-def prune(model: ModelLike, data: Dataset, wish: Wish, *, output: str | Path | None = None, plan_path: str | Path | None = None,
-          repair: bool = True, samples: int = CALIBRATION, machine: Machine | None = None, seed: int = 0) -> Result:
+def prune(
+    model: ModelLike,
+    data: Dataset,
+    wish: Wish,
+    *,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    repair: bool = True,
+    samples: int = CALIBRATION,
+    machine: Machine | None = None,
+    seed: int = 0,
+) -> Result:
     """Remove channels and refit.  samples: at most so many feed statistics."""
     wish.check()
     original = _opened(model, output)
@@ -102,11 +132,23 @@ def prune(model: ModelLike, data: Dataset, wish: Wish, *, output: str | Path | N
         notes.append("no channel group can be narrowed by this ratio on this CPU's kernel widths")
     done = take_step(Step("prune", tuple(decisions)), evidence, base)
     refused = [Refused(r.node, r.reason) for r in evidence.channels.refused]
-    return _finish(original, done.model, plan.then("prune", decisions), notes + done.notes, refused, output, plan_path, used)
+    return _finish(
+        original, done.model, plan.then("prune", decisions), notes + done.notes, refused, output, plan_path, used
+    )
 
 
-def quantize(model: ModelLike, data: Dataset, *, method: str = "auto", exclude: Sequence[str] = (), output: str | Path | None = None,
-             plan_path: str | Path | None = None, samples: int = CALIBRATION, machine: Machine | None = None, seed: int = 0) -> Result:
+def quantize(
+    model: ModelLike,
+    data: Dataset,
+    *,
+    method: str = "auto",
+    exclude: Sequence[str] = (),
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    samples: int = CALIBRATION,
+    machine: Machine | None = None,
+    seed: int = 0,
+) -> Result:
     """Static int8 of every node with an integer kernel, but the excluded names."""
     original = _opened(model, output)
     used = data.take(samples)
@@ -119,27 +161,52 @@ def quantize(model: ModelLike, data: Dataset, *, method: str = "auto", exclude: 
     if not decisions:
         notes.append("no operator of the model has an integer kernel, or all are quantized already")
     done = take_step(Step("quantize", tuple(decisions)), evidence, base)
-    return _finish(original, done.model, plan.then("quantize", decisions), notes + done.notes, done.refused, output, plan_path, used)
+    return _finish(
+        original,
+        done.model,
+        plan.then("quantize", decisions),
+        notes + done.notes,
+        done.refused,
+        output,
+        plan_path,
+        used,
+    )
 
 
-def apply(plan: Plan, model: ModelLike, data: Dataset | None = None, *, output: str | Path | None = None,
-          machine: Machine | None = None) -> Result:
+def apply(
+    plan: Plan,
+    model: ModelLike,
+    data: Dataset | None = None,
+    *,
+    output: str | Path | None = None,
+    machine: Machine | None = None,
+) -> Result:
     """Replay a plan; the bytes are those of the run that made it."""
     original = _opened(model, output)
     done = apply_plan(plan, original, data, machine)
     return _finish(original, done.model, plan, done.notes, done.refused, output, None, data)
 
 
-def bench(models: Mapping[str, ModelLike], data: Dataset | None = None, effort: Effort | None = None,
-          progress: Callable[[float], None] | None = None) -> Comparison:
+def bench(
+    models: Mapping[str, ModelLike],
+    data: Dataset | None = None,
+    effort: Effort | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Comparison:
     """Latency of one model, or of several against the first, on the same inputs in one interleaved run."""
     opened = {name: m if isinstance(m, ir.Model) else load(m) for name, m in models.items()}
     signatures = {name: signature(m) for name, m in opened.items()}
     first = next(iter(signatures.values()))
     for name, own in signatures.items():
-        if own.inputs != first.inputs and {(s.name, s.dtype) for s in own.inputs} != {(s.name, s.dtype) for s in first.inputs}:
-            raise InputProblem("the models take different inputs", name, f"{[s.name for s in own.inputs]} and {[s.name for s in first.inputs]}",
-                               "bench models with the same inputs together")
+        if own.inputs != first.inputs and {(s.name, s.dtype) for s in own.inputs} != {
+            (s.name, s.dtype) for s in first.inputs
+        }:
+            raise InputProblem(
+                "the models take different inputs",
+                name,
+                f"{[s.name for s in own.inputs]} and {[s.name for s in first.inputs]}",
+                "bench models with the same inputs together",
+            )
     samples = data if data is not None else synthetic(first, 4)
     feeds = [b.inputs for b in samples.take(8).batches(1)]
     settings = Settings(threads=(effort or Effort()).threads)
@@ -181,5 +248,12 @@ def _differences(first: ir.Model, second: ir.Model, data: Dataset) -> list[Outpu
             x, y = a.astype(np.float64), b.astype(np.float64)
             top[i] = max(top[i], float(np.abs(x - y).max()))
             sums[i] += ((x * x).sum(), (y * y).sum(), (x * y).sum(), ((x - y) ** 2).sum())
-    return [OutputDifference(name, float(top[i]), float(10 * np.log10(max(s[0], 1e-30) / max(s[3], 1e-30))),
-                             float(s[2] / max(np.sqrt(s[0] * s[1]), 1e-30))) for i, (name, s) in enumerate(zip(names, sums, strict=True))]
+    return [
+        OutputDifference(
+            name,
+            float(top[i]),
+            float(10 * np.log10(max(s[0], 1e-30) / max(s[3], 1e-30))),
+            float(s[2] / max(np.sqrt(s[0] * s[1]), 1e-30)),
+        )
+        for i, (name, s) in enumerate(zip(names, sums, strict=True))
+    ]

@@ -65,7 +65,8 @@ class Workshop:
     def exact(self) -> Candidate:
         """simplify and reduce: the base of everything else."""
         start = time.perf_counter()
-        plan, model, notes = self._plan, self.original, []
+        plan, model = self._plan, self.original
+        notes: list[str] = []
         evidence = evidence_for(model, self.calibrate, self.machine, self.seed)
         reductions = [o.decision for o in REDUCE.options(model, evidence)]
         for step in (Step("simplify", ({"tool": "onnxsim"},)), Step("reduce", tuple(reductions))):
@@ -89,8 +90,9 @@ class Workshop:
         where = evidence or self.base
         return qdq.whole(where.model, where.trace)
 
-    def int8(self, name: str, chosen: frozenset[str], pruned: Candidate | None = None,
-             evidence: Evidence | None = None) -> Candidate:
+    def int8(
+        self, name: str, chosen: frozenset[str], pruned: Candidate | None = None, evidence: Evidence | None = None
+    ) -> Candidate:
         """The chosen nodes in int8, on the exact model or on a pruned one (with its evidence)."""
         start = time.perf_counter()
         where = evidence or self.base
@@ -100,7 +102,9 @@ class Workshop:
         done = take_step(Step("quantize", tuple(decisions)), where, where.model)
         return self._finish(name, plan.then("quantize", decisions), done.model, done.notes, start)
 
-    def fastest_int8(self, start: frozenset[str], more_time: Callable[[], bool], evidence: Evidence | None = None) -> tuple[frozenset[str], mixed.Tried]:
+    def fastest_int8(
+        self, start: frozenset[str], more_time: Callable[[], bool], evidence: Evidence | None = None
+    ) -> tuple[frozenset[str], mixed.Tried]:
         """The subset of int8 nodes that the clock prefers."""
         return mixed.fastest(evidence or self.base, self.feeds, start, more_time)
 
@@ -126,7 +130,9 @@ class Workshop:
         except ValueError as error:
             raise InputProblem("pruning failed", "", str(error), "report this model") from error
         evidence = evidence_for(done.model, self.calibrate, self.machine, self.seed)
-        candidate = self._finish(f"prune {ratio:.0%}", self.exact_plan.then("prune", decisions), done.model, done.notes, start)
+        candidate = self._finish(
+            f"prune {ratio:.0%}", self.exact_plan.then("prune", decisions), done.model, done.notes, start
+        )
         return candidate, evidence
 
     def _decide(self, ratio: float, scope: str) -> Sequence[Decision]:

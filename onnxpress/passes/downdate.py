@@ -42,8 +42,9 @@ class _Reader:
 
 def second_order(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) -> Curve | None:
     """The removal order and curve of one group; None where none of its readers is linear."""
-    readers = [r for p in group.readers if p.node in moments
-               if (r := _prepare(*moments[p.node], p.positions)) is not None]
+    readers = [
+        r for p in group.readers if p.node in moments if (r := _prepare(*moments[p.node], p.positions)) is not None
+    ]
     if not readers:
         return None
     alive = np.ones(group.size, bool)

@@ -32,7 +32,8 @@ def _single_maker(value: ir.Value | None) -> ir.Node | None:
     if read.constant(node.inputs[1]) is None or only_user(node.outputs[0]) is None:
         return None
     if node.op_type == "Gemm" and (
-        read.float_attribute(node, "alpha", 1.0) != 1.0 or read.float_attribute(node, "beta", 1.0) != 1.0):
+        read.float_attribute(node, "alpha", 1.0) != 1.0 or read.float_attribute(node, "beta", 1.0) != 1.0
+    ):
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return None if bias is not None and read.constant(bias) is None else node
@@ -102,8 +103,12 @@ def fold_affine(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         if vector is None:
             continue
         ones, zeros = np.ones_like(vector), np.zeros_like(vector)
-        scale, shift = {"Mul": (vector, zeros), "Div": (1 / np.where(vector == 0, np.nan, vector), zeros),
-                        "Add": (ones, vector), "Sub": (ones, -vector)}[node.op_type]
+        scale, shift = {
+            "Mul": (vector, zeros),
+            "Div": (1 / np.where(vector == 0, np.nan, vector), zeros),
+            "Add": (ones, vector),
+            "Sub": (ones, -vector),
+        }[node.op_type]
         if not np.isfinite(scale).all() or not _rescale(model, maker, scale, shift):
             continue
         edit.bypass(model, node, maker.outputs[0])
@@ -127,7 +132,8 @@ def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     if node.op_type != "Add":
         return False
     for index in (0, 1):
-        matmul = node.inputs[index].producer() if node.inputs[index] is not None else None
+        product = node.inputs[index]
+        matmul = product.producer() if product is not None else None
         bias = read.constant(node.inputs[1 - index])
         if matmul is None or matmul.op_type != "MatMul" or bias is None or only_user(matmul.outputs[0]) is None:
             continue
@@ -138,7 +144,9 @@ def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         if bias.size != weight.shape[1] or bias.shape[-1:] != (weight.shape[1],):
             continue
         vector = edit.add_constant(model, bias.reshape(-1), f"{matmul.name}_bias")
-        gemm = edit.insert_before(model, node, "Gemm", [matmul.inputs[0], matmul.inputs[1], vector], f"{matmul.name}_gemm")
+        gemm = edit.insert_before(
+            model, node, "Gemm", [matmul.inputs[0], matmul.inputs[1], vector], f"{matmul.name}_gemm"
+        )
         edit.bypass(model, node, gemm)
         model.graph.remove(matmul, safe=True)
         return True
@@ -159,7 +167,8 @@ def fold_pad(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         return False
     counts = reader.op_type == "AveragePool" and (
-        read.int_attribute(reader, "count_include_pad", 0) and not read.int_attribute(reader, "ceil_mode", 0))
+        read.int_attribute(reader, "count_include_pad", 0) and not read.int_attribute(reader, "ceil_mode", 0)
+    )
     if not (reader.op_type == "Conv" or counts) or reader.inputs[0] is not node.outputs[0]:
         return False
     if read.attribute(reader, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET"):
@@ -195,7 +204,8 @@ def drop_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     if node.op_type == "Dropout" and len([v for v in node.outputs if v.name and list(v.uses())]) <= 1:
         training = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if (len(node.inputs) > 2 and node.inputs[2] is not None and training is None) or (
-            training is not None and bool(training)):
+            training is not None and bool(training)
+        ):
             return False
         if node.inputs[0] is None or any(v.is_graph_output() for v in node.outputs[1:]):
             return False
@@ -206,12 +216,19 @@ def drop_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         return False
     for index in (0, 1):
         array, value = read.constant(node.inputs[1 - index]), node.inputs[index]
-        if array is None or value is None or read.constant(value) is not None or (index == 1 and node.op_type in ("Sub", "Div")):
+        if (
+            array is None
+            or value is None
+            or read.constant(value) is not None
+            or (index == 1 and node.op_type in ("Sub", "Div"))
+        ):
             continue
         shape = trace.shape(value.name)
         if array.size == 0 or not (array == neutral).all() or shape is None:
             continue
-        if trace.shape(node.outputs[0].name) != shape or (array.size > 1 and np.broadcast_shapes(shape, array.shape) != shape):
+        if trace.shape(node.outputs[0].name) != shape or (
+            array.size > 1 and np.broadcast_shapes(shape, array.shape) != shape
+        ):
             continue
         if array.ndim > len(shape):
             continue
@@ -238,7 +255,12 @@ def fold(model: ir.Model, trace: Trace, kinds: set[str] | None = None) -> dict[s
         changed = False
         for node in list(model.graph):
             for kind, rule in FOLDINGS.items():
-                if (kinds is None or kind in kinds) and node.graph is not None and read.standard(node) and rule(model, node, trace):
+                if (
+                    (kinds is None or kind in kinds)
+                    and node.graph is not None
+                    and read.standard(node)
+                    and rule(model, node, trace)
+                ):
                     done[kind] = done.get(kind, 0) + 1
                     changed = True
                     break

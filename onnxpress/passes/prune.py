@@ -46,8 +46,11 @@ class Wish:
     def check(self) -> None:
         if not 0 < self.ratio < 1:
             raise InputProblem("the pruning ratio must lie between 0 and 1", "--ratio", f"got {self.ratio}", "try 0.3")
-        for name, value, known in (("scope", self.scope, SCOPES), ("spread", self.spread, SPREADS),
-                                   ("criterion", self.criterion, CRITERIA)):
+        for name, value, known in (
+            ("scope", self.scope, SCOPES),
+            ("spread", self.spread, SPREADS),
+            ("criterion", self.criterion, CRITERIA),
+        ):
             if value not in known:
                 raise InputProblem(f"unknown {name}", value, "", f"one of {', '.join(known)}")
 
@@ -66,7 +69,9 @@ class Prune:
             cost = _group_macs(group, costs)
             for width in widths(group.size, evidence):
                 gone = group.size - width
-                saving = Saving(cost * gone / group.size, 4.0 * _group_weights(evidence.model, group) * gone / group.size)
+                saving = Saving(
+                    cost * gone / group.size, 4.0 * _group_weights(evidence.model, group) * gone / group.size
+                )
                 found.append(Option(self.name, group.name, _decision(curve, gone), saving, curve.error[gone]))
         return found
 
@@ -85,8 +90,10 @@ class Prune:
         if mode != "none" and evidence.data is not None:
             fits = repair(evidence, pruned, facts, removal)
             if fits:
-                notes.append(f"refitted {len(fits)} layers, held-out error "
-                             f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}")
+                notes.append(
+                    f"refitted {len(fits)} layers, held-out error "
+                    f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}"
+                )
         edit.drop_dead(pruned)
         return Applied(pruned, notes, refused)
 
@@ -99,11 +106,19 @@ def _removal(facts: ch.Channels, decisions: Sequence[Decision]) -> dict[str, lis
             continue
         name, gone = decision["group"], sorted({int(c) for c in decision["remove"]})
         if name not in sizes:
-            raise InputProblem("the plan names a channel group the model does not have", name, "",
-                               "use the plan with the model it was made for")
+            raise InputProblem(
+                "the plan names a channel group the model does not have",
+                name,
+                "",
+                "use the plan with the model it was made for",
+            )
         if gone and (gone[0] < 0 or gone[-1] >= sizes[name] or len(gone) >= sizes[name]):
-            raise InputProblem("the plan removes channels that do not exist, or all of them", name,
-                               f"{len(gone)} of {sizes[name]}", "leave at least one channel")
+            raise InputProblem(
+                "the plan removes channels that do not exist, or all of them",
+                name,
+                f"{len(gone)} of {sizes[name]}",
+                "leave at least one channel",
+            )
         if gone:
             removal[name] = gone
     return removal
@@ -112,15 +127,18 @@ def _removal(facts: ch.Channels, decisions: Sequence[Decision]) -> dict[str, lis
 def widths(size: int, evidence: Evidence) -> list[int]:
     """Widths below `size` on the kernel grid, largest first."""
     step = evidence.machine.grid(size)
-    return [w for w in range((size - 1) // step * step, 0, -step)]
+    return list(range((size - 1) // step * step, 0, -step))
 
 
 def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-order") -> dict[str, Curve]:
     """The error-versus-width curve of every group in scope."""
     groups = [g for g in evidence.channels.groups if scope == "all" or g.hidden]
     nodes = {n.name: n for n in evidence.model.graph}
-    weights = {name: w for name, n in nodes.items() if name and n.op_type in read.WEIGHTED
-               and (w := read.constant(n.inputs[1])) is not None}
+    weights = {
+        name: w
+        for name, n in nodes.items()
+        if name and n.op_type in read.WEIGHTED and (w := read.constant(n.inputs[1])) is not None
+    }
     if criterion == "magnitude" or evidence.data is None:
         return {g.name: magnitude(g, weights) for g in groups}
     found: dict[str, Curve] = {}
@@ -131,8 +149,9 @@ def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-orde
     return found
 
 
-def plan_pruning(evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None = None,
-                 weights: Mapping[str, float] | None = None) -> list[Decision]:
+def plan_pruning(
+    evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None = None, weights: Mapping[str, float] | None = None
+) -> list[Decision]:
     """Decisions that carry out a wish; empty where no group can be narrowed.
 
     known: curves computed before; weights: harm of the output a unit of a group's curve error (see `sensitivities`).
@@ -207,14 +226,18 @@ class _Ledger:
 
 
 def _ledger(evidence: Evidence, picked: Mapping[str, Curve]) -> _Ledger:
-    sizes = {n.name or "": float(w.size) for n in evidence.model.graph
-             if n.op_type in read.WEIGHTED and (w := read.constant(n.inputs[1])) is not None}
+    sizes = {
+        n.name or "": float(w.size)
+        for n in evidence.model.graph
+        if n.op_type in read.WEIGHTED and (w := read.constant(n.inputs[1])) is not None
+    }
     costs = {k: float(v) for k, v in macs(evidence.model, evidence.trace).items()}
     return _Ledger({n: evidence.channels.group(n) for n in picked}, costs, sizes, dict.fromkeys(picked, 0))
 
 
-def spread_by_harm(evidence: Evidence, picked: Mapping[str, Curve], scales: Mapping[str, float],
-                   uniform: Mapping[str, int]) -> dict[str, int]:
+def spread_by_harm(
+    evidence: Evidence, picked: Mapping[str, Curve], scales: Mapping[str, float], uniform: Mapping[str, int]
+) -> dict[str, int]:
     """Step by step along the grid take what harms least for what it saves, until as much is saved as by `uniform`."""
     goal = _ledger(evidence, picked)
     for name, count in uniform.items():
@@ -223,8 +246,10 @@ def spread_by_harm(evidence: Evidence, picked: Mapping[str, Curve], scales: Mapp
     macs_goal, size_goal = sum(goal.macs.values()), sum(goal.sizes.values())
     now = _ledger(evidence, picked)
     macs_all, size_all = sum(now.macs.values()), sum(now.sizes.values())
-    ladder = {n: [g for w in widths(now.groups[n].size, evidence) if (g := now.groups[n].size - w) < len(picked[n].error)]
-              for n in picked}
+    ladder = {
+        n: [g for w in widths(now.groups[n].size, evidence) if (g := now.groups[n].size - w) < len(picked[n].error)]
+        for n in picked
+    }
     while True:
         need_macs, need_size = sum(now.macs.values()) > macs_goal * 1.001, sum(now.sizes.values()) > size_goal * 1.001
         if not need_macs and not need_size:
@@ -234,8 +259,10 @@ def spread_by_harm(evidence: Evidence, picked: Mapping[str, Curve], scales: Mapp
             following = next((g for g in ladder[name] if g > now.gone[name]), None)
             if following is None:
                 continue
-            gain = (now.gain(name, following, now.macs) / max(macs_all, 1.0) * need_macs
-                    + now.gain(name, following, now.sizes) / max(size_all, 1.0) * need_size)
+            gain = (
+                now.gain(name, following, now.macs) / max(macs_all, 1.0) * need_macs
+                + now.gain(name, following, now.sizes) / max(size_all, 1.0) * need_size
+            )
             harm = scales.get(name, 1.0) * (curve.error[following] - curve.error[now.gone[name]])
             if gain > 0 and (best is None or harm / gain < best[0]):
                 best = (harm / gain, name, following)

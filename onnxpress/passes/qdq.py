@@ -135,8 +135,9 @@ def trim(model: ir.Model, chosen: frozenset[str]) -> frozenset[str]:
             if node.op_type in COMPUTE | POOL:
                 continue
             readers = [u.node.name for u in final_output(node).uses()]
-            feeders = [p for v in node.inputs if v is not None and read.constant(v) is None
-                       and (p := v.producer()) is not None]
+            feeders = [
+                p for v in node.inputs if v is not None and read.constant(v) is None and (p := v.producer()) is not None
+            ]
             starts = node.op_type in MOVE and not any(_makes(p, keep) for p in feeders)
             if not any(r in keep for r in readers) or (starts and not feeders):
                 keep.discard(name)

@@ -33,7 +33,7 @@ class Grid:
     zero: int
 
     def codes(self, real: np.ndarray) -> np.ndarray:
-        return np.clip(np.rint(real / self.scale) + self.zero, 0, 255)
+        return np.asarray(np.clip(np.rint(real / self.scale) + self.zero, 0, 255))
 
 
 class Quantize:
@@ -71,16 +71,25 @@ def plan_quantization(evidence: Evidence, method: str = "auto", exclude: Iterabl
     return decisions_for(chosen, evidence, method) if chosen else []
 
 
-def decisions_for(chosen: frozenset[str], evidence: Evidence, method: str = "auto", correct: bool = True) -> list[Decision]:
+def decisions_for(
+    chosen: frozenset[str], evidence: Evidence, method: str = "auto", correct: bool = True
+) -> list[Decision]:
     """The decisions that run exactly the chosen nodes in int8."""
-    return [{"nodes": sorted(chosen)}, {"ranges": method}, {"correct": "bias" if correct else "none"},
-            {"products": "exact" if evidence.machine.int8_exact else "saturating"}]
+    return [
+        {"nodes": sorted(chosen)},
+        {"ranges": method},
+        {"correct": "bias" if correct else "none"},
+        {"products": "exact" if evidence.machine.int8_exact else "saturating"},
+    ]
 
 
 def refusals(evidence: Evidence) -> list[Refused]:
     """Weight-bearing nodes that have no integer kernel, and why."""
-    return [Refused(n.name or "", why) for n in evidence.model.graph
-            if n.op_type in read.WEIGHTED and (why := qdq.eligible(n, evidence.trace)) is not None]
+    return [
+        Refused(n.name or "", why)
+        for n in evidence.model.graph
+        if n.op_type in read.WEIGHTED and (why := qdq.eligible(n, evidence.trace)) is not None
+    ]
 
 
 def quantize(evidence: Evidence, chosen: frozenset[str], method: str, correct: bool, exact: bool) -> Applied:
@@ -89,8 +98,12 @@ def quantize(evidence: Evidence, chosen: frozenset[str], method: str, correct: b
     known = {n.name for n in source.graph}
     missing = sorted(chosen - known)
     if missing:
-        raise InputProblem("the plan names nodes the model does not have", missing[0], f"{len(missing)} in all",
-                           "use the plan with the model it was made for")
+        raise InputProblem(
+            "the plan names nodes the model does not have",
+            missing[0],
+            f"{len(missing)} in all",
+            "use the plan with the model it was made for",
+        )
     bad = [(n.name, why) for n in source.graph if n.name in chosen and (why := qdq.eligible(n, evidence.trace))]
     if bad:
         raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
@@ -145,7 +158,9 @@ def grid(low: float, high: float) -> Grid:
     return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, 255)))
 
 
-def _rewrite(work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], spreads: Mapping[str, Spread], exact: bool) -> int:
+def _rewrite(
+    work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], spreads: Mapping[str, Spread], exact: bool
+) -> int:
     """Insert the pairs and the integer weights in place; how many output channels got 7 bits."""
     values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
     values.update({v.name: v for n in work.graph for v in n.outputs if v.name})
@@ -163,8 +178,14 @@ def _rewrite(work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], spread
     return narrow
 
 
-def _pair(work: ir.Model, value: ir.Value, params: Grid, readers: Sequence[tuple[ir.Node, int]], plan: qdq.Layout,
-          made_here: bool) -> None:
+def _pair(
+    work: ir.Model,
+    value: ir.Value,
+    params: Grid,
+    readers: Sequence[tuple[ir.Node, int]],
+    plan: qdq.Layout,
+    made_here: bool,
+) -> None:
     """Q and DQ behind a value.  Behind an integer node everybody reads the DQ; elsewhere only integer nodes do."""
     stem = value.name or "tensor"
     scale = edit.add_constant(work, np.asarray(params.scale, np.float32), f"{stem}_scale")
@@ -217,14 +238,16 @@ def _integer_weights(work: ir.Model, node: ir.Node, source: Grid, spread: Spread
 def _peak_codes(source: Grid, spread: Spread) -> np.ndarray:
     """Largest code of each input channel on the samples; padding adds the zero point's code."""
     high = spread.channel_high if spread.channel_high is not None else np.array([spread.high])
-    return np.maximum(source.codes(high), source.zero)
+    return np.asarray(np.maximum(source.codes(high), source.zero))
 
 
 def _put_weight(work: ir.Model, node: ir.Node, codes: Codes) -> None:
     values = edit.add_constant(work, codes.values, f"{node.name}_weight_q")
     scale = edit.add_constant(work, codes.scale, f"{node.name}_weight_scale")
     zero = edit.add_constant(work, np.zeros(len(codes.scale), np.int8), f"{node.name}_weight_zero")
-    back = edit.insert_before(work, node, "DequantizeLinear", [values, scale, zero], f"{node.name}_weight_dq", {"axis": codes.axis})
+    back = edit.insert_before(
+        work, node, "DequantizeLinear", [values, scale, zero], f"{node.name}_weight_dq", {"axis": codes.axis}
+    )
     node.replace_input_with(1, back)
 
 
@@ -236,7 +259,9 @@ def _put_bias(work: ir.Model, node: ir.Node, bias: np.ndarray, source: Grid, cod
     values = edit.add_constant(work, whole, f"{node.name}_bias_q")
     factor = edit.add_constant(work, scale, f"{node.name}_bias_scale")
     zero = edit.add_constant(work, np.zeros(len(scale), np.int32), f"{node.name}_bias_zero")
-    back = edit.insert_before(work, node, "DequantizeLinear", [values, factor, zero], f"{node.name}_bias_dq", {"axis": 0})
+    back = edit.insert_before(
+        work, node, "DequantizeLinear", [values, factor, zero], f"{node.name}_bias_dq", {"axis": 0}
+    )
     node.replace_input_with(2, back)
 
 
@@ -246,8 +271,11 @@ def correct_bias(evidence: Evidence, work: ir.Model, plan: qdq.Layout) -> int:
     The integer prefix is the one already corrected, so later layers see what they will see.  How many were corrected.
     """
     data = evidence.samples().take(_BIAS_SAMPLES)
-    order = [n for n in list(work.graph) if n.name in plan.nodes and n.op_type in qdq.COMPUTE
-             and len(n.inputs) > 2 and n.inputs[2] is not None]
+    order = [
+        n
+        for n in list(work.graph)
+        if n.name in plan.nodes and n.op_type in qdq.COMPUTE and len(n.inputs) > 2 and n.inputs[2] is not None
+    ]
     if not order:
         return 0
     wished = _channel_means(evidence.model, [(n.outputs[0].name or "", n.op_type) for n in order], data, evidence)
@@ -266,7 +294,9 @@ def correct_bias(evidence: Evidence, work: ir.Model, plan: qdq.Layout) -> int:
     return len(order)
 
 
-def _channel_means(model: ir.Model, outputs: Sequence[tuple[str, str]], data: object, evidence: Evidence) -> dict[str, np.ndarray]:
+def _channel_means(
+    model: ir.Model, outputs: Sequence[tuple[str, str]], data: object, evidence: Evidence
+) -> dict[str, np.ndarray]:
     names = [name for name, _ in outputs]
     sums: dict[str, np.ndarray] = {}
     counts = dict.fromkeys(names, 0)

@@ -28,10 +28,14 @@ from onnxpress.model import edit, read
 from onnxpress.passes.base import Applied, Decision, Option, Saving
 from onnxpress.passes.fold import FOLDINGS, fold, only_user
 
-_UNARY = frozenset("""Relu Clip LeakyRelu Elu Selu Celu Sigmoid Tanh HardSigmoid HardSwish Softplus Softsign Abs Neg Exp
-    Identity Gelu Mish Erf Sqrt""".split())
+_UNARY = frozenset(
+    """Relu Clip LeakyRelu Elu Selu Celu Sigmoid Tanh HardSigmoid HardSwish Softplus Softsign Abs Neg Exp Identity
+    Gelu Mish Erf Sqrt""".split()
+)
 # Operators that hand a constant channel on as it is (averages leave their padding out unless told otherwise).
-_KEEPS_CONSTANTS = frozenset("GlobalAveragePool GlobalMaxPool MaxPool Flatten Reshape Squeeze Transpose ReduceMean".split())
+_KEEPS_CONSTANTS = frozenset(
+    """GlobalAveragePool GlobalMaxPool MaxPool Flatten Reshape Squeeze Transpose ReduceMean""".split()
+)
 _TINY = 1e-30
 
 
@@ -120,8 +124,11 @@ def _rows(weight: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
 
 def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
     weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
-    return [j for j in range(group.size)
-            if all(w is not None and not _rows(w, p.axis, p.positions[j]).any() for p, w in weights)]
+    return [
+        j
+        for j in range(group.size)
+        if all(w is not None and not _rows(w, p.axis, p.positions[j]).any() for p, w in weights)
+    ]
 
 
 def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
@@ -168,7 +175,11 @@ def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.nda
 
 def _padded(node: ir.Node) -> bool:
     return any(read.ints_attribute(node, "pads")) or read.attribute(node, "auto_pad", "NOTSET") not in (
-        "NOTSET", b"NOTSET", "VALID", b"VALID")
+        "NOTSET",
+        b"NOTSET",
+        "VALID",
+        b"VALID",
+    )
 
 
 def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.Node, np.ndarray] | None:
@@ -197,15 +208,16 @@ def _plain_average(node: ir.Node) -> bool:
 
 def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray:
     """The operator on a vector, by the onnx reference implementation."""
-    names = [v.name if v is not None else "" for v in node.inputs]
+    names = [(v.name or "") if v is not None else "" for v in node.inputs]
     proto = ir.to_proto(node)
-    given = {n: read.constant(v) for n, v in zip(names[1:], node.inputs[1:], strict=True) if n}
+    given = {n: a for n, v in zip(names[1:], node.inputs[1:], strict=True) if (a := read.constant(v)) is not None}
     inputs = [onnx.helper.make_tensor_value_info(names[0], onnx.TensorProto.FLOAT, [len(numbers)])]
     tensors = [onnx.numpy_helper.from_array(a, n) for n, a in given.items()]
-    output = onnx.helper.make_tensor_value_info(node.outputs[0].name, onnx.TensorProto.FLOAT, [len(numbers)])
+    output = onnx.helper.make_tensor_value_info(node.outputs[0].name or "", onnx.TensorProto.FLOAT, [len(numbers)])
     graph = onnx.helper.make_graph([proto], "one", inputs, [output], tensors)
     small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.opset(model))])
-    return np.asarray(onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})[0], np.float32)
+    results = onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})
+    return np.asarray(next(iter(results)), np.float32)
 
 
 def _absorb(model: ir.Model, reader: ir.Node, place: ch.Place, numbers: np.ndarray, known: list[int]) -> list[int]:

@@ -82,8 +82,15 @@ def _target(node: ir.Node) -> _Target:
     return _Target(output.name or "", None)
 
 
-def _repair_layer(original: Evidence, pruned: ir.Model, channels: Channels, removal: Removal, node: ir.Node,
-                  layer: Linear, target: _Target) -> Fit | None:
+def _repair_layer(
+    original: Evidence,
+    pruned: ir.Model,
+    channels: Channels,
+    removal: Removal,
+    node: ir.Node,
+    layer: Linear,
+    target: _Target,
+) -> Fit | None:
     names = [layer.source] + ([target.shortcut] if target.shortcut else [])
     wishes = list(dict.fromkeys([layer.output, target.output]))
     kept = {name: channels.kept(name, removal) for name in wishes}
@@ -93,7 +100,7 @@ def _repair_layer(original: Evidence, pruned: ir.Model, channels: Channels, remo
     axis = 1 if node.op_type == "Conv" else -1
     sums = [_Sums.empty(shape[1], shape[0], target.shortcut is not None) for _ in range(2)]
     for index, (now, then) in enumerate(_both(pruned, names, original.model, wishes, data, batch)):
-        part = {n: y if kept[n] is None else np.take(y, kept[n], axis=axis) for n, y in then.items()}
+        part = {n: y if (rows := kept[n]) is None else np.take(y, rows, axis=axis) for n, y in then.items()}
         if any(y.shape[axis] != shape[0] for y in part.values()):
             return None
         into = sums[index % _HOLD_EVERY == _HOLD_EVERY - 1]
@@ -131,8 +138,9 @@ class _Sums:
         return self.own if self.whole is None else self.whole
 
 
-def _both(pruned: ir.Model, names: Sequence[str], original: ir.Model, outputs: Sequence[str], data: Dataset,
-          batch: int) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+def _both(
+    pruned: ir.Model, names: Sequence[str], original: ir.Model, outputs: Sequence[str], data: Dataset, batch: int
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """The two activation streams side by side."""
     now = stream(pruned, list(dict.fromkeys(names)), data, batch)
     then = stream(original, outputs, data, batch)

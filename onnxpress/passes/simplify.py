@@ -54,7 +54,9 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
         return f"its result is not valid: {type(error).__name__}"
     done: ir.Model = ir.from_proto(proto)
     inputs = ([v.name for v in g.inputs if not v.is_initializer()] for g in (done.graph, model.graph))
-    if [v.name for v in done.graph.outputs] != [v.name for v in model.graph.outputs] or len({tuple(i) for i in inputs}) > 1:
+    if [v.name for v in done.graph.outputs] != [v.name for v in model.graph.outputs] or len(
+        {tuple(i) for i in inputs}
+    ) > 1:
         return "it changed the signature"
     for new, old in zip(done.graph.outputs, model.graph.outputs, strict=True):
         new.shape, new.type = old.shape, old.type
@@ -67,8 +69,10 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
 def _same(model: ir.Model, done: ir.Model, evidence: Evidence) -> bool:
     plain = Settings(level="basic")
     old, new = (run(open_session(m, plain), evidence.probe) for m in (model, done))
-    return all(a.shape == b.shape and (a.dtype.kind not in "fiub" or np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))
-               for a, b in zip(old, new, strict=True))
+    return all(
+        a.shape == b.shape and (a.dtype.kind not in "fiub" or np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))
+        for a, b in zip(old, new, strict=True)
+    )
 
 
 SIMPLIFY = Simplify()

@@ -49,7 +49,9 @@ def quantize_weight(node: ir.Node, weight: np.ndarray, input_codes: np.ndarray |
     narrow = np.zeros(len(top), bool)
     if input_codes is not None:
         wide = np.rint(flat / (top / _TOP)[:, None])
-        narrow = saturates(_kernel_order(node, wide.reshape(moved.shape)), _kernel_codes(node, input_codes, moved.shape))
+        narrow = saturates(
+            _kernel_order(node, wide.reshape(moved.shape)), _kernel_codes(node, input_codes, moved.shape)
+        )
         levels[narrow] = _SAFE
     scale = (top / levels).astype(np.float32)
     codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None]).astype(np.int8)
@@ -68,7 +70,9 @@ def _kernel_codes(node: ir.Node, codes: np.ndarray, shape: tuple[int, ...]) -> n
         return np.broadcast_to(codes, (shape[1],)) if codes.size in (1, shape[1]) else np.full(shape[1], codes.max())
     per_group = shape[1]
     if codes.size != per_group:  # grouped: the worst of the groups stands for each
-        codes = codes.reshape(-1, per_group).max(axis=0) if codes.size % per_group == 0 else np.full(per_group, codes.max())
+        codes = (
+            codes.reshape(-1, per_group).max(axis=0) if codes.size % per_group == 0 else np.full(per_group, codes.max())
+        )
     return np.tile(codes, int(np.prod(shape[2:])))
 
 

@@ -25,8 +25,9 @@ def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> Outco
     """Run `module:function(*args)` in a child.  memory_mb bounds its address space (0: unbounded)."""
     command = [sys.executable, "-m", "onnxpress.runtime.isolate", function, str(memory_mb), *args]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False,
-                              stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         return Outcome(False, "time", f"no answer within {seconds:g} s")
     if done.returncode == 0:

@@ -161,8 +161,12 @@ def compare_latency(
             if rounds % 8 == 0 and rounds * (epoch + 1) >= 40 // effort.rebuilds and _narrow(arms, effort):
                 break
     seconds = time.perf_counter() - start
-    return Comparison(tuple(_timing(a, effort) for a in arms),
-                      tuple(_ratio(arms[0], a, effort) for a in arms[1:]), reference.warnings(), seconds)
+    return Comparison(
+        tuple(_timing(a, effort) for a in arms),
+        tuple(_ratio(arms[0], a, effort) for a in arms[1:]),
+        reference.warnings(),
+        seconds,
+    )
 
 
 def _narrow(arms: list[_Arm], effort: Effort) -> bool:
@@ -172,7 +176,9 @@ def _narrow(arms: list[_Arm], effort: Effort) -> bool:
     if len(arms) == 1:
         timing = _timing(arms[0], quick)
         return (timing.high - timing.low) / 2 <= effort.precision * timing.median
-    return all((r.high - r.low) / 2 <= effort.precision * r.speedup for r in (_ratio(arms[0], a, quick) for a in arms[1:]))
+    return all(
+        (r.high - r.low) / 2 <= effort.precision * r.speedup for r in (_ratio(arms[0], a, quick) for a in arms[1:])
+    )
 
 
 def block_bootstrap(values: np.ndarray, resamples: int, seed: int, block: int = 10) -> tuple[float, float, float]:
@@ -190,7 +196,9 @@ def block_bootstrap(values: np.ndarray, resamples: int, seed: int, block: int = 
 def _timing(arm: _Arm, effort: Effort) -> Timing:
     values = np.array(arm.times)
     median, low, high = block_bootstrap(values, effort.resamples, effort.seed)
-    return Timing(arm.name, median, float(np.quantile(values, 0.9)), float(values.min()), low, high, len(values), arm.repeat)
+    return Timing(
+        arm.name, median, float(np.quantile(values, 0.9)), float(values.min()), low, high, len(values), arm.repeat
+    )
 
 
 def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:
@@ -223,5 +231,7 @@ class _Reference:
         if len(times) >= 20:
             halves = np.median(times[: len(times) // 2]), np.median(times[len(times) // 2 :])
             if max(halves) / min(halves) > 1.15:
-                found.append(f"the machine's speed drifted by {max(halves) / min(halves) - 1:.0%} during the measurement")
+                found.append(
+                    f"the machine's speed drifted by {max(halves) / min(halves) - 1:.0%} during the measurement"
+                )
         return tuple(found)

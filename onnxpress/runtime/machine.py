@@ -18,9 +18,17 @@ import onnxruntime as ort
 from onnxpress.errors import InputProblem
 
 _FLAGS = {
-    "avx2": "avx2", "fma": "fma", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512vl": "avx512vl",
-    "avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni", "amx_int8": "amx_int8", "amx_tile": "amx_tile",
-    "asimddp": "asimddp", "i8mm": "i8mm",
+    "avx2": "avx2",
+    "fma": "fma",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512vl": "avx512vl",
+    "avx512_vnni": "avx512_vnni",
+    "avx_vnni": "avx_vnni",
+    "amx_int8": "amx_int8",
+    "amx_tile": "amx_tile",
+    "asimddp": "asimddp",
+    "i8mm": "i8mm",
 }
 # The sets a user can name to write a file for another machine.
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -85,8 +93,15 @@ def this_machine() -> Machine:
     words = set((info.get("flags") or info.get("Features") or "").split())
     isa = tuple(name for name, flag in _FLAGS.items() if flag in words) or _isa_without_proc()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(info.get("model name", platform.processor() or "unknown CPU"), platform.machine(), isa, cores,
-                   _memory_mb(), ort.__version__, platform.system())
+    return Machine(
+        info.get("model name", platform.processor() or "unknown CPU"),
+        platform.machine(),
+        isa,
+        cores,
+        _memory_mb(),
+        ort.__version__,
+        platform.system(),
+    )
 
 
 def machine_for(target: str = "auto") -> Machine:

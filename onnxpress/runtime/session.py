@@ -45,11 +45,14 @@ class Settings:
 
 def all_cores(level: str = "all") -> Settings:
     """Settings for work whose result matters and whose time does not."""
-    return Settings(threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-                    level=level)
+    return Settings(
+        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, level=level
+    )
 
 
-def open_session(model: ir.Model | bytes | str | Path, settings: Settings | None = None, where: object = "") -> ort.InferenceSession:
+def open_session(
+    model: ir.Model | bytes | str | Path, settings: Settings | None = None, where: object = ""
+) -> ort.InferenceSession:
     """A CPU session.  Raises InputProblem where onnxruntime cannot run the model, EnvironmentProblem without memory."""
     settings = settings or Settings()
     options = ort.SessionOptions()
@@ -80,24 +83,35 @@ def _create(source: bytes | str, options: ort.SessionOptions, where: object) -> 
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except MemoryError as error:
-        raise EnvironmentProblem("not enough memory to load the model", where, str(error), "free some memory") from error
+        raise EnvironmentProblem(
+            "not enough memory to load the model", where, str(error), "free some memory"
+        ) from error
     except Exception as error:  # onnxruntime's own exceptions share no base but Exception
         text = (str(error).strip().splitlines() or [""])[0]
         text = text.split(" : ", 2)[-1][:240]
-        raise InputProblem("onnxruntime cannot load the model", where, text,
-                           "export it with operators and types that onnxruntime's CPU provider implements") from error
+        raise InputProblem(
+            "onnxruntime cannot load the model",
+            where,
+            text,
+            "export it with operators and types that onnxruntime's CPU provider implements",
+        ) from error
 
 
-def run(session: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None, where: object = "") -> list[np.ndarray]:
+def run(
+    session: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None, where: object = ""
+) -> list[np.ndarray]:
     """Run once; onnxruntime's refusal of an input becomes one line."""
     try:
         return [np.asarray(a) for a in session.run(list(names) if names else None, dict(feeds))]
     except MemoryError as error:
-        raise EnvironmentProblem("not enough memory to run the model", where, str(error), "use smaller samples") from error
+        raise EnvironmentProblem(
+            "not enough memory to run the model", where, str(error), "use smaller samples"
+        ) from error
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0].split(" : ", 2)[-1][:240]
-        raise InputProblem("the model fails on a sample", where, text,
-                           "compare the sample's shapes with `onnxpress inspect`") from error
+        raise InputProblem(
+            "the model fails on a sample", where, text, "compare the sample's shapes with `onnxpress inspect`"
+        ) from error
 
 
 def tap(model: ir.Model, names: Sequence[str], settings: Settings | None = None) -> ort.InferenceSession:

@@ -1,0 +1,1 @@
+"""Samples: datasets, readers of every form, preprocessing recipes, synthetic inputs."""

@@ -1,0 +1,346 @@
+"""Samples: lazy, re-iterable, immutable, checked against the model's inputs as they are read.
+
+`open_dataset` takes every form of data (see opening.py for the list); `Dataset` is what the rest of the
+tool sees. A dataset is a view (some indices) onto a source that reads one sample at a time, so that parts
+of a split share files, caches and digests, and memory never depends on the number of samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxpress.data import opening
+from onnxpress.data.arrays import from_mapping
+from onnxpress.data.checks import cast_note, conform
+from onnxpress.data.layout import Layout, layout
+from onnxpress.data.source import Loaded, Source
+from onnxpress.errors import InputProblem
+from onnxpress.model.signature import Signature
+
+
+@dataclass(frozen=True)
+class Sample:
+    """inputs: by name, full rank, batch axis 1, read-only; label: scalar, array or None; key:
+    "train.npz[17]"."""
+
+    inputs: dict[str, np.ndarray]
+    label: Any | None
+    key: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """count real samples stacked; a fixed-batch model's last batch repeats its last sample to fill the
+    inputs.
+
+    labels and keys have one entry a real sample.  The arrays are the caller's to change.
+    """
+
+    inputs: dict[str, np.ndarray]
+    labels: list[Any | None]
+    keys: list[str]
+    count: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint parts: calibrate feeds statistics, select feeds choices, validate is looked at once."""
+
+    calibrate: Dataset
+    select: Dataset
+    validate: Dataset
+
+
+@dataclass
+class _Store:
+    """A source with all that its views share: the layout, the preprocessing, the digests so far."""
+
+    source: Source
+    layout: Layout
+    prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None
+    digests: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def sample(self, index: int, raw: dict[str, np.ndarray]) -> Sample:
+        key = self.source.key(index)
+        return Sample(checked(raw, self.layout, key, self.prepare), self.source.labels[index], key)
+
+
+def checked(
+    raw: dict[str, np.ndarray],
+    where: Layout,
+    key: str,
+    prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None,
+) -> dict[str, np.ndarray]:
+    """Raw arrays, preprocessed and checked.  Raises InputProblem with the sample's key."""
+    if prepare is not None:
+        try:
+            raw = prepare(raw)
+        except InputProblem as problem:
+            raise InputProblem(
+                problem.what, f"{key}, {problem.where}" if problem.where else key, problem.why, problem.hint
+            ) from problem
+    return conform(raw, where, key)
+
+
+class Dataset:
+    """A set of samples of one model.  Made by open_dataset or Dataset.from_arrays, not by its constructor."""
+
+    def __init__(
+        self, name: str, signature: Signature, store: _Store, indices: Sequence[int], assumed: tuple[str, ...]
+    ) -> None:
+        self.name, self.signature, self.assumed = name, signature, assumed
+        self._store, self._indices = store, indices
+        self._hash: str | None = None
+
+    @classmethod
+    def from_arrays(
+        cls, inputs: Mapping[str, np.ndarray], signature: Signature, labels: Any = None, name: str = "arrays"
+    ) -> Dataset:
+        """A dataset over arrays in memory: first axis samples.  Raises InputProblem."""
+        where = layout(signature)
+        return wrap(from_mapping(inputs, signature, where, name, labels=labels), signature, where, None)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index, raw in self._store.source.scan(self._indices):
+            yield self._store.sample(index, raw)
+
+    def __getitem__(self, index: int) -> Sample:
+        position = self._indices[index]
+        return self._store.sample(position, self._store.source.read(position))
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self)} samples{', labelled' if self.labelled else ''})"
+
+    @property
+    def labels(self) -> list[Any | None]:
+        every = self._store.source.labels
+        return [every[i] for i in self._indices]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether at least one sample has a label."""
+        every = self._store.source.labels
+        return any(every[i] is not None for i in self._indices)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of all inputs and labels, whatever their order.  The first use reads every sample."""
+        if self._hash is None:
+            both = sorted(first + second for first, second in self._digests())
+            self._hash = hashlib.sha256(b"".join(both)).hexdigest()
+        return self._hash
+
+    def _digests(self) -> list[tuple[bytes, bytes]]:
+        """(inputs, label) digest of every sample; kept, so that the parts of a split need not read again."""
+        known = self._store.digests
+        missing = [i for i in self._indices if i not in known]
+        for index, raw in self._store.source.scan(missing):
+            sample = self._store.sample(index, raw)
+            known[index] = (_inputs_digest(sample.inputs), _digest(sample.label))
+        return [known[i] for i in self._indices]
+
+    def take(self, count: int) -> Dataset:
+        """At most count samples spread over the set: one of each of count equal stretches, always the same
+        ones.
+
+        The place inside a stretch varies, so that periodic sets (classes in turn) are not sampled at one
+        phase.
+        """
+        if count < 0:
+            raise InputProblem("cannot take samples", self.name, f"{count} is negative")
+        size = len(self)
+        if count >= size:
+            return self
+        rng = np.random.default_rng([size, count])
+        edges = [i * size // count for i in range(count + 1)] if count else [0]
+        return self.select([int(rng.integers(low, high)) for low, high in pairwise(edges)])
+
+    def select(self, indices: Sequence[int]) -> Dataset:
+        """The samples at these positions, in this order."""
+        return Dataset(self.name, self.signature, self._store, [self._indices[i] for i in indices], self.assumed)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Consecutive samples of equal shapes stacked, at most size together.
+
+        A model whose batch is fixed to k always gets exactly k rows; a model whose inputs cannot be
+        stacked gets one sample at a time.
+        """
+        if size < 1:
+            raise InputProblem("cannot make batches", self.name, f"the batch size is {size}", "use 1 or more")
+        where = self._store.layout
+        rows = where.batch or 1
+        size = 1 if where.alone else (where.batch or size)
+        group: list[Sample] = []
+        for sample in self:
+            if group and (len(group) == size or not _alike(group[-1], sample, where)):
+                yield _stack(group, where, rows)
+                group = []
+            group.append(sample)
+        if group:
+            yield _stack(group, where, rows)
+
+    def split(self, fractions: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Splits:
+        """Three disjoint parts by the content of the samples' inputs: reordering the set changes nothing, and
+        duplicates (also with other labels) land in the same part.  Reads every sample once.
+
+        Raises InputProblem where there are fewer than three distinct samples.
+        """
+        if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+            raise InputProblem(
+                "cannot split the data",
+                self.name,
+                f"the fractions {tuple(fractions)} are not three positive numbers of sum 1",
+            )
+        if len(self) < 3:
+            raise self._too_few(len(self))
+        digests = [first for first, _ in self._digests()]
+        distinct = sorted(set(digests))
+        total = len(distinct)
+        if total < 3:
+            raise self._too_few(total)
+        first = min(max(round(fractions[0] * total), 1), total - 2)
+        second = min(max(round((fractions[0] + fractions[1]) * total), first + 1), total - 1)
+        part = {d: (0 if i < first else 1 if i < second else 2) for i, d in enumerate(distinct)}
+        chosen: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for position, digest in enumerate(digests):
+            chosen[part[digest]].append(position)
+        return Splits(*(self.select(indices) for indices in chosen))
+
+    def _too_few(self, count: int) -> InputProblem:
+        return InputProblem(
+            "cannot split the data",
+            self.name,
+            f"three parts (calibrate, select, validate) need at least 3 distinct samples, found {count}",
+            "give more samples, or name the parts with --select and --validate",
+        )
+
+
+def open_dataset(
+    source: str | Path | Mapping[str, np.ndarray] | Iterable[Any] | Dataset,
+    signature: Signature,
+    *,
+    labels: str | None = None,
+    preprocess: str | None = None,
+    tokenizer: str | Path | None = None,
+    trust: bool = False,
+) -> Dataset:
+    """The samples of any supported form, the first one checked and, where it is cheap, all of them.
+
+    source:     a path, "module:function", "file.py:function", arrays by input name, an iterable, or a Dataset
+    labels:     a label file (.npy, .npz, .csv, .txt), or the key or column that holds the labels
+    preprocess: a recipe's name, a TOML file, or "module:function"
+    tokenizer:  tokenizer.json, for text
+    trust:      lifts the size limits that protect from hostile images and archives
+
+    Raises InputProblem (wrong data) or EnvironmentProblem (a missing extra, no memory).
+    """
+    where = layout(signature)
+    if not signature.inputs:
+        raise InputProblem("cannot read the data", "", "the model has no inputs")
+    if isinstance(source, Dataset):
+        if source.signature == signature and labels is None and preprocess is None:
+            return source
+        loaded = Loaded(_View(source), source.name, list(source.assumed))
+        if labels is not None:
+            opening.attach_labels(loaded, labels, signature)
+        return wrap(loaded, signature, where, opening.array_recipe(preprocess, where))
+    ask = opening.Request(signature, where, labels, preprocess, tokenizer, trust)
+    prepare = opening.array_recipe(preprocess, where)
+    loaded = opening.load(source, ask, lambda raw, key: checked(raw, where, key, prepare))
+    return wrap(loaded, signature, where, None if loaded.ready else prepare)
+
+
+class _View(Source):
+    """A dataset as a source, for reading one set's samples under another signature."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data
+        self.labels = data.labels
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        return self._data[index].inputs
+
+    def key(self, index: int) -> str:
+        return self._data._store.source.key(self._data._indices[index])
+
+    def scan(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        wanted = list(indices)
+        for index, sample in zip(wanted, self._data.select(wanted), strict=True):
+            yield index, sample.inputs
+
+
+def wrap(loaded: Loaded, signature: Signature, where: Layout, prepare: opening.Prepare | None) -> Dataset:
+    if not len(loaded.source):
+        raise InputProblem("cannot read the data", loaded.name, "there are no samples in it")
+    store = _Store(loaded.source, where, prepare)
+    raw = loaded.source.read(0)
+    store.sample(0, raw)
+    notes = list(loaded.notes)
+    if prepare is not None:
+        notes += prepare.notes(raw)
+        raw = prepare(raw)
+    for port in where.ports:
+        note = cast_note(np.asarray(raw[port.name]).dtype, port.spec.dtype, port.name)
+        if note:
+            notes.append(note)
+    return Dataset(loaded.name, signature, store, range(len(loaded.source)), tuple(dict.fromkeys(notes)))
+
+
+def _alike(one: Sample, other: Sample, where: Layout) -> bool:
+    """Whether two samples may stand in one batch: equal shapes, and equal values of the inputs that are
+    not batched."""
+    for port in where.ports:
+        a, b = one.inputs[port.name], other.inputs[port.name]
+        if a.shape != b.shape:
+            return False
+        if port.axis is None and not np.array_equal(a, b):
+            return False
+        if port.axis is not None and (a.ndim <= port.axis or a.shape[port.axis] != 1):
+            return False
+    return True
+
+
+def _stack(group: list[Sample], where: Layout, rows: int) -> Batch:
+    """The batch of a group; filled up to rows by repeating its last sample."""
+    fill = group + [group[-1]] * (rows - len(group))
+    inputs: dict[str, np.ndarray] = {}
+    for port in where.ports:
+        values = [s.inputs[port.name] for s in fill]
+        if port.axis is None or len(values) == 1:
+            inputs[port.name] = np.array(values[0], order="C")
+        else:
+            inputs[port.name] = np.ascontiguousarray(np.concatenate(values, axis=port.axis))
+    return Batch(inputs, [s.label for s in group], [s.key for s in group], len(group))
+
+
+def _inputs_digest(inputs: Mapping[str, np.ndarray]) -> bytes:
+    state = hashlib.sha256()
+    for name in sorted(inputs):
+        state.update(name.encode() + b"\0" + _digest(inputs[name]))
+    return state.digest()
+
+
+def _digest(value: Any) -> bytes:
+    """The digest of an array, scalar, string or None; equal numbers in the same element type digest
+    equally."""
+    if value is None:
+        return hashlib.sha256(b"none").digest()
+    array = np.asarray(value)
+    state = hashlib.sha256(f"{array.dtype.name if array.dtype.kind not in 'OUS' else 'text'}{array.shape}".encode())
+    if array.dtype.kind in "OUS":
+        for item in array.reshape(-1).tolist():
+            coded = item if isinstance(item, bytes) else str(item).encode()
+            state.update(len(coded).to_bytes(8, "little") + coded)
+    else:
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.digest()

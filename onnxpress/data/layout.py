@@ -1,0 +1,113 @@
+"""Where the batch axis of each input is, and what one sample of it looks like.
+
+Everything that reads, checks or stacks samples asks this file and nothing else, so that the answer is the
+same everywhere.  An input is *batched* (it has an axis along which samples are stacked) or *whole* (a scalar
+such as a sampling rate, a recurrent state: every run needs it complete).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxpress.model.signature import Dim, Signature, TensorSpec
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input as samples see it.
+
+    axis:  the batch axis, None for a whole input
+    loose: a rank-1 input of free size that stands without batched companions: whether its only axis is a
+    batch or
+           a sequence cannot be told, so that both are taken
+    """
+
+    spec: TensorSpec
+    axis: int | None
+    loose: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def dims(self) -> tuple[Dim, ...] | None:
+        """The shape of one sample with its batch axis (1); None where the model does not state the rank."""
+        if self.spec.shape is None:
+            return None
+        return tuple(1 if i == self.axis and not self.loose else d for i, d in enumerate(self.spec.shape))
+
+    @property
+    def inner(self) -> tuple[Dim, ...] | None:
+        """The shape of one sample without its batch axis."""
+        dims = self.dims
+        return None if dims is None else tuple(d for i, d in enumerate(dims) if i != self.axis)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """batch: the size the model bakes in, None where free; alone: samples of this model can never be
+    stacked."""
+
+    ports: tuple[Port, ...]
+    batch: int | None
+    alone: bool
+
+    def port(self, name: str) -> Port:
+        return next(port for port in self.ports if port.name == name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(port.name for port in self.ports)
+
+
+def layout(signature: Signature) -> Layout:
+    """The layout of a model's inputs.
+
+    A free first axis is the batch, unless another axis names itself one ("batch") or shares the batch's
+    symbol (recurrent states: [layers, batch, width]).  Where no input has a free batch, the common fixed
+    first size is it, provided that the outputs do not contradict: a time-major [49,1,10] -> [1,12] has no
+    batch of 49.
+    """
+    wide = [s for s in signature.inputs if s.shape is not None and len(s.shape) >= 2]
+    symbols = {s.shape[0] for s in wide if s.shape and s.batch_is_free and s.shape[0] and _named_axis(s) in (0, None)}
+    free = [s for s in wide if s.batch_is_free or _named_axis(s) is not None]
+    batch = None if free else _fixed(wide, signature.outputs)
+    ports = tuple(_port(s, bool(free), symbols, batch, bool(wide)) for s in signature.inputs)
+    alone = any(p.axis is None and len(p.spec.shape or ()) >= 2 for p in ports)
+    return Layout(ports, None if alone else batch, alone)
+
+
+def _named_axis(spec: TensorSpec) -> int | None:
+    """The axis whose symbol says that it is the batch."""
+    return next((i for i, d in enumerate(spec.shape or ()) if isinstance(d, str) and "batch" in d.lower()), None)
+
+
+def _fixed(wide: list[TensorSpec], outputs: tuple[TensorSpec, ...]) -> int | None:
+    sizes = {s.shape[0] for s in wide if s.shape and isinstance(s.shape[0], int)}
+    if 1 in sizes:
+        return 1
+    if len(sizes) != 1:
+        return None
+    size = int(sizes.pop())
+    first = [s.shape[0] for s in outputs if s.shape]
+    return size if all(isinstance(d, str) or d == size for d in first) else None
+
+
+def _port(spec: TensorSpec, free: bool, symbols: set[Dim], batch: int | None, wide: bool) -> Port:
+    shape = spec.shape
+    if shape is None:
+        return Port(spec, 0)
+    if len(shape) == 0:
+        return Port(spec, None)
+    if len(shape) == 1:
+        batched = isinstance(shape[0], str) or (batch is not None and batch > 1 and shape[0] == batch)
+        return Port(spec, 0 if batched else None, loose=isinstance(shape[0], str) and not wide)
+    if free:
+        named = _named_axis(spec)
+        if named is not None:
+            return Port(spec, named)
+        if isinstance(shape[0], str):
+            return Port(spec, 0)
+        return Port(spec, next((i for i, d in enumerate(shape) if d in symbols), None))
+    return Port(spec, 0 if batch is not None and shape[0] == batch else None)

@@ -1,0 +1,195 @@
+"""Which reader takes which form of data.
+
+.npz .npy                      arrays.py      folder of .npz/.npy     folders.py
+folder of images, one image    images.py      folder of .wav          audio.py
+test_data_set_N/input_M.pb     pb.py          .csv .tsv .parquet      tables.py
+.txt .jsonl                    text.py        module:function         callables.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxpress.data import arrays, audio, callables, folders, images, pb, tables, text
+from onnxpress.data import labels as labelling
+from onnxpress.data.files import existing, listing, suffixes
+from onnxpress.data.layout import Layout
+from onnxpress.data.named import is_named
+from onnxpress.data.prepare import Prepare, prepare_arrays
+from onnxpress.data.recipes import recipe
+from onnxpress.data.source import Loaded
+from onnxpress.errors import InputProblem
+from onnxpress.model.signature import Signature
+
+__all__ = ["SUPPORTED", "Prepare", "Request", "array_recipe", "attach_labels", "load"]
+
+_ARRAYS = (".npz", ".npy")
+SUPPORTED = (
+    *_ARRAYS,
+    *tables.SUFFIXES,
+    *text.SUFFIXES,
+    "a folder of .npz/.npy, images, .wav or test_data_set_N",
+    "module:function",
+)
+_WHAT = "cannot read the data"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What open_dataset was asked for; see there."""
+
+    signature: Signature
+    layout: Layout
+    labels: str | None
+    preprocess: str | None
+    tokenizer: str | Path | None
+    trust: bool
+
+    @property
+    def label_file(self) -> Path | None:
+        return Path(self.labels) if self.labels is not None and labelling.is_file(self.labels) else None
+
+    @property
+    def label_key(self) -> str | None:
+        return self.labels if self.label_file is None else None
+
+    @property
+    def raw(self) -> bool:
+        """Whether arrays are fed as they are."""
+        return self.preprocess in (None, "raw")
+
+
+def array_recipe(preprocess: str | None, layout: Layout) -> Prepare | None:
+    """The preprocessing of arrays that --preprocess names; None for none.  Raises InputProblem."""
+    return None if preprocess is None else prepare_arrays(recipe(preprocess), layout)
+
+
+def load(source: str | Path | Mapping[str, Any] | Iterable[Any], ask: Request, check: callables.Check) -> Loaded:
+    """The samples of any form, unchecked where reading them all would be long.  Raises InputProblem."""
+    if isinstance(source, str) and is_named(source):
+        loaded = callables.open_named(source, ask.signature, ask.layout, ask.label_key, check)
+    elif isinstance(source, (str, Path)):
+        loaded = _path(existing(Path(source)), ask)
+    elif isinstance(source, Mapping):
+        loaded = arrays.from_mapping(source, ask.signature, ask.layout, "arrays", key=ask.label_key, raw=ask.raw)
+    elif isinstance(source, Iterable) and not isinstance(source, bytes):
+        loaded = callables.open_iterable(source, "samples", ask.signature, ask.layout, ask.label_key, check)
+    else:
+        raise InputProblem(
+            _WHAT,
+            "",
+            f"found a {type(source).__name__}",
+            f"give {', '.join(SUPPORTED)}, a dict of arrays or an iterable",
+        )
+    if ask.label_file is not None and not _took_labels(loaded):
+        attach_labels(loaded, str(ask.label_file), ask.signature)
+    return loaded
+
+
+def _took_labels(loaded: Loaded) -> bool:
+    """Whether the reader matched the label file to file names itself."""
+    return isinstance(loaded.source, (images.Images, audio.Sounds))
+
+
+def attach_labels(loaded: Loaded, labels: str, signature: Signature) -> None:
+    """Give a source the labels of a file, one a sample in order (or by file name, for folders of arrays).
+    Raises InputProblem."""
+    if not labelling.is_file(labels):
+        raise InputProblem(
+            "cannot read the labels",
+            labels,
+            "there are no keys or columns here",
+            f"name a file ({', '.join(labelling.FILES)})",
+        )
+    path = Path(labels)
+    keys = (
+        [loaded.source.key(i) for i in range(len(loaded.source))]
+        if isinstance(loaded.source, folders.ArrayFiles)
+        else None
+    )
+    values, notes = labelling.read_file(path, keys)
+    labelling.matched(values, len(loaded.source), path)
+    loaded.source.labels, more = labelling.tidy(values, signature, path)
+    loaded.notes += [f"labels from {path.name}", *notes, *more]
+
+
+def _path(path: Path, ask: Request) -> Loaded:
+    if path.is_dir():
+        return _folder(path, ask)
+    suffix = path.suffix.lower()
+    if path.stat().st_size == 0 and path.is_file():
+        raise InputProblem(_WHAT, path, "the file is empty")
+    if suffix == ".npz":
+        return arrays.open_npz(path, ask.signature, ask.layout, ask.label_key, ask.raw, ask.trust)
+    if suffix == ".npy":
+        return arrays.open_npy(path, ask.signature, ask.layout, ask.label_key, ask.raw)
+    if suffix in tables.SUFFIXES:
+        return tables.open_table(path, ask.signature, ask.layout, ask.label_key, ask.raw)
+    if suffix in text.SUFFIXES:
+        return text.open_text(path, ask.signature, ask.layout, ask.label_key, ask.tokenizer, ask.preprocess)
+    if suffix in images.SUFFIXES or suffix in audio.SUFFIXES or suffix == ".pb":
+        raise InputProblem(
+            _WHAT,
+            path,
+            f"a single {suffix} file is one sample",
+            f"give the folder that holds it: {path.parent}",
+        )
+    raise InputProblem(
+        _WHAT,
+        path,
+        f"unknown kind of file {path.suffix!r}" if path.suffix else "the file has no suffix",
+        f"use {', '.join(SUPPORTED)}",
+    )
+
+
+def _folder(folder: Path, ask: Request) -> Loaded:
+    """The one kind of samples that a folder holds.  Label files beside them are no samples."""
+    found = pb.sets(folder)
+    if found:
+        _no_key(ask, folder)
+        return pb.open_sets(found, folder.name, ask.layout)
+    leave = [ask.label_file] if ask.label_file is not None else []
+    kinds = {
+        "arrays": listing(folder, _ARRAYS, leave),
+        "images": listing(folder, images.SUFFIXES),
+        ".wav files": listing(folder, audio.SUFFIXES),
+    }
+    kinds = {name: files for name, files in kinds.items() if files}
+    if len(kinds) > 1:
+        counts = " and ".join(f"{len(files)} {name}" for name, files in kinds.items())
+        raise InputProblem(_WHAT, folder, f"it holds {counts}", "give a folder of one kind")
+    if "arrays" in kinds:
+        return folders.open_folder(
+            folder, kinds["arrays"], ask.signature, ask.layout, ask.label_key, ask.raw, ask.trust
+        )
+    if "images" in kinds:
+        _no_key(ask, folder)
+        return images.open_images(
+            folder, kinds["images"], ask.signature, ask.layout, ask.label_file, ask.preprocess, ask.trust
+        )
+    if ".wav files" in kinds:
+        _no_key(ask, folder)
+        return audio.open_sounds(folder, kinds[".wav files"], ask.signature, ask.layout, ask.label_file)
+    others = suffixes(folder)
+    if not others:
+        raise InputProblem(_WHAT, folder, "the folder is empty")
+    shown = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(5))
+    raise InputProblem(
+        _WHAT,
+        folder,
+        f"no file in it can be read as samples; found {shown}",
+        "give a folder of .npz, .npy, images, .wav or test_data_set_N, or one of the files",
+    )
+
+
+def _no_key(ask: Request, folder: Path) -> None:
+    if ask.label_key is not None:
+        raise InputProblem(
+            "cannot read the labels",
+            ask.label_key,
+            f"{folder} has no keys or columns",
+            f"name a label file ({', '.join(labelling.FILES)})",
+        )

@@ -1,0 +1,81 @@
+"""A preprocessing recipe applied to arrays: values normalised, NHWC turned to NCHW, or a function of the
+user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxpress.data.checks import is_float
+from onnxpress.data.layout import Layout, Port
+from onnxpress.data.named import failed
+from onnxpress.data.pixels import normalise, picture, turned
+from onnxpress.data.recipes import Recipe
+from onnxpress.errors import InputProblem
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """recipe, applied to the inputs it concerns: the only one, else the pictures, else all of float type."""
+
+    recipe: Recipe
+    ports: tuple[Port, ...]
+
+    def __call__(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """New raw arrays of one sample.  Raises InputProblem."""
+        return raw | {p.name: self._one(np.asarray(raw[p.name]), p) for p in self.ports if p.name in raw}
+
+    def _one(self, value: np.ndarray, port: Port) -> np.ndarray:
+        if self.recipe.function is not None:
+            return run_function(self.recipe, value)
+        if value.dtype.kind not in "biuf" and not is_float(value.dtype):
+            return value
+        wanted = picture(port, self.recipe) if value.ndim >= 3 else None
+        axis = -1
+        if wanted is not None:
+            other = turned(value, wanted)
+            value = value if other is None else other
+            axis = -3 if wanted.order == "NCHW" else -1
+        return normalise(value, self.recipe, f"input {port.name!r}", axis)
+
+    def notes(self, raw: dict[str, np.ndarray]) -> list[str]:
+        """What is assumed, from the first sample."""
+        found = [self.recipe.values()]
+        for port in self.ports:
+            value = np.asarray(raw[port.name])
+            wanted = picture(port, self.recipe) if value.ndim >= 3 and self.recipe.function is None else None
+            if wanted is not None and turned(value, wanted) is not None:
+                other = "NHWC" if wanted.order == "NCHW" else "NCHW"
+                found.append(f"arrays turned from {other} to {wanted.order}, the layout of the model's input")
+        return found
+
+
+def prepare_arrays(recipe: Recipe, layout: Layout) -> Prepare | None:
+    """The preprocessing of arrays; None where the recipe leaves them as they are."""
+    if recipe.name == "raw" and recipe.plain:
+        return None
+    if len(layout.ports) == 1:
+        return Prepare(recipe, layout.ports)
+    if recipe.function is not None:
+        raise InputProblem(
+            "cannot use the preprocessing",
+            recipe.name,
+            f"a function takes one array, the model has {len(layout.ports)} inputs",
+            "preprocess inside a module:function given as --data",
+        )
+    floats = tuple(p for p in layout.ports if is_float(p.spec.dtype))
+    pictures = tuple(p for p in floats if len(p.spec.shape or ()) == 4)
+    return Prepare(recipe, pictures or floats)
+
+
+def run_function(recipe: Recipe, value: np.ndarray) -> np.ndarray:
+    """The user's function on one array.  Raises InputProblem where it raises or gives nothing."""
+    assert recipe.function is not None
+    try:
+        result = recipe.function(value)
+    except Exception as error:
+        raise failed(recipe.name, error, "cannot use the preprocessing") from error
+    if result is None:
+        raise InputProblem("cannot use the preprocessing", recipe.name, "the function returned None, expected an array")
+    return np.asarray(result)

@@ -1,0 +1,16 @@
+"""The files that come with the package: calibration sets and preprocessing recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxpress.errors import EnvironmentProblem
+
+
+def calibration_folder() -> Path:
+    """The folder `calibration`: inside the installed package, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "calibration", package.parent / "calibration"):
+        if (folder / "recipes").is_dir():
+            return folder
+    raise EnvironmentProblem("the shipped recipes are missing", package, "", "install onnxpress again")

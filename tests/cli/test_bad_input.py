@@ -1,0 +1,370 @@
+"""Bad input, one row each: exit code 2, one line that says what, where and what to do, and nothing left behind.
+
+Rows that the tool can live with ("works") must then end with exit code 0 and a file that loads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxpress.cli.main import run
+from onnxpress.model import files
+from tests import nets
+
+
+@dataclass(frozen=True)
+class Row:
+    """make: prepares files in a folder and gives the command line; says: words the line must hold."""
+
+    name: str
+    make: Callable[[Path], list[str]]
+    says: tuple[str, ...]
+    code: int = 2
+
+
+def good(folder: Path) -> Path:
+    path = folder / "model.onnx"
+    if not path.exists():
+        files.save(nets.residual(width=8, blocks=1), path)
+    return path
+
+
+def good_data(folder: Path, count: int = 12) -> Path:
+    path = folder / "data.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, image=rng.standard_normal((count, 3, 8, 8)).astype(np.float32), labels=rng.integers(0, 10, count))
+    return path
+
+
+def proto(folder: Path) -> onnx.ModelProto:
+    return onnx.load(good(folder))
+
+
+def store(folder: Path, model: onnx.ModelProto, name: str = "bad.onnx") -> Path:
+    path = folder / name
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def simplify(folder: Path, model: Path) -> list[str]:
+    return ["simplify", str(model), "-o", str(folder / "out.onnx")]
+
+
+def quantize(folder: Path, model: Path, data: Path | str | None = None) -> list[str]:
+    return ["quantize", str(model), "-d", str(data or good_data(folder)), "-o", str(folder / "out.onnx"), "-q"]
+
+
+def optimize(folder: Path, model: Path, data: Path | str | None = None, *more: str) -> list[str]:
+    return ["optimize", str(model), "-d", str(data or good_data(folder)), "-o", str(folder / "out.onnx"), "--time-budget", "5s", *more]
+
+
+def written(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def truncated(folder: Path, share: float) -> Path:
+    data = good(folder).read_bytes()
+    return written(folder, "short.onnx", data[: int(len(data) * share)])
+
+
+def external(folder: Path, location: str, *, keep: bool = True, length: int | None = None, offset: int = 0) -> Path:
+    """A model whose first weight is external, at a location of the test's choosing."""
+    model = proto(folder)
+    tensor = model.graph.initializer[0]
+    raw = numpy_helper.to_array(tensor).tobytes()
+    tensor.ClearField("raw_data")
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length or len(raw)))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    if keep:
+        (folder / "weights.bin").write_bytes(raw)
+    return store(folder, model)
+
+
+def edited(change: Callable[[onnx.ModelProto], None]) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        model = proto(folder)
+        change(model)
+        return simplify(folder, store(folder, model))
+
+    return make
+
+
+def set_nan(model: onnx.ModelProto) -> None:
+    array = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    array.flat[3] = np.nan
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, model.graph.initializer[0].name))
+
+
+def claim_much(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[0] = 1 << 40
+
+
+def negative_dim(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[0] = -8
+
+
+def unknown_op(model: onnx.ModelProto) -> None:
+    model.graph.node[1].op_type = "Reluu"
+
+
+def unknown_domain(model: onnx.ModelProto) -> None:
+    model.graph.node[1].domain = "com.example"
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+
+
+def future_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 999
+
+
+def no_nodes(model: onnx.ModelProto) -> None:
+    del model.graph.node[:]
+
+
+def no_outputs(model: onnx.ModelProto) -> None:
+    del model.graph.output[:]
+
+
+def dangling(model: onnx.ModelProto) -> None:
+    model.graph.node[1].input[0] = "nowhere"
+
+
+def twice(model: onnx.ModelProto) -> None:
+    model.graph.node.append(model.graph.node[0])
+
+
+def no_opset(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+
+
+def array_data(key: str, array: np.ndarray, **more: np.ndarray) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        path = folder / "odd.npz"
+        np.savez(path, **{key: array}, **more)
+        return quantize(folder, good(folder), path)
+
+    return make
+
+
+F = np.float32
+RNG = np.random.default_rng(1)
+
+
+def images(folder: Path, content: bytes) -> list[str]:
+    (folder / "pictures").mkdir()
+    written(folder / "pictures", "a.png", content)
+    return quantize(folder, good(folder), folder / "pictures")
+
+
+def float16(folder: Path) -> list[str]:
+    model = proto(folder)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return quantize(folder, store(folder, model))
+
+
+def quantized_again(folder: Path) -> list[str]:
+    assert run([*quantize(folder, good(folder))[:-3], "-o", str(folder / "int8.onnx"), "-q"]) == 0
+    return quantize(folder, folder / "int8.onnx")
+
+
+def plan(folder: Path, text: str) -> list[str]:
+    path = written(folder, "plan.json", text.encode())
+    return ["apply", str(path), str(good(folder)), "-o", str(folder / "out.onnx")]
+
+
+def outside(folder: Path) -> list[str]:
+    (folder.parent / "secret.bin").write_bytes(b"\0" * 100_000)
+    return simplify(folder, external(folder, "../secret.bin", keep=False))
+
+
+def link_out(folder: Path) -> list[str]:
+    (folder.parent / "secret2.bin").write_bytes(b"\0" * 100_000)
+    (folder / "weights.bin").symlink_to(folder.parent / "secret2.bin")
+    return simplify(folder, external(folder, "weights.bin", keep=False))
+
+
+def folder_model(folder: Path) -> list[str]:
+    (folder / "dir.onnx").mkdir()
+    return simplify(folder, folder / "dir.onnx")
+
+
+def overwrite(folder: Path) -> list[str]:
+    return ["simplify", str(good(folder)), "-o", str(good(folder))]
+
+
+def overwrite_by_link(folder: Path) -> list[str]:
+    (folder / "same.onnx").symlink_to(good(folder))
+    return ["simplify", str(good(folder)), "-o", str(folder / "same.onnx")]
+
+
+def few(folder: Path) -> list[str]:
+    return optimize(folder, good(folder), good_data(folder, 2))
+
+
+def labels_wrong(folder: Path) -> list[str]:
+    np.save(folder / "y.npy", np.zeros(5, np.int64))
+    return [*quantize(folder, good(folder)), "--labels", str(folder / "y.npy")]
+
+
+def other_inputs(folder: Path) -> list[str]:
+    files.save(nets.mlp(), folder / "other.onnx")
+    return ["bench", str(good(folder)), str(folder / "other.onnx"), "--seconds", "1"]
+
+
+def foreign_plan(folder: Path) -> list[str]:
+    body = {"schema": 1, "model": "0" * 64, "data": "", "steps": []}
+    return plan(folder, json.dumps(body))
+
+
+def plan_step(step: object) -> Callable[[Path], list[str]]:
+    return lambda folder: plan(folder, json.dumps({"schema": 1, "steps": [step]}))
+
+
+def prune(folder: Path, *more: str) -> list[str]:
+    return ["prune", str(good(folder)), "-d", str(good_data(folder)), "-o", str(folder / "out.onnx"), *more]
+
+
+X = RNG.standard_normal((6, 3, 8, 8)).astype(F)
+ROWS = [
+    # the model file
+    Row("no file", lambda d: simplify(d, d / "absent.onnx"), ("no such model", "absent.onnx")),
+    Row("a near name", lambda d: simplify(d, good(d).with_name("modle.onnx")), ("did you mean", "model.onnx")),
+    Row("a folder", folder_model, ("folder",)),
+    Row("empty file", lambda d: simplify(d, written(d, "e.onnx", b"")), ("empty", "e.onnx")),
+    Row("text", lambda d: simplify(d, written(d, "t.onnx", b"hello, I am no model\n" * 9)), ("not an ONNX file", "t.onnx")),
+    Row("zeros", lambda d: simplify(d, written(d, "z.onnx", b"\0" * 64)), ("not an ONNX file",)),
+    Row("random bytes", lambda d: simplify(d, written(d, "r.onnx", RNG.bytes(999))), ("not an ONNX file",)),
+    Row("a zip", lambda d: simplify(d, written(d, "m.onnx", b"PK\x03\x04" + b"x" * 99)), ("not an ONNX file",)),
+    Row("cut in half", lambda d: simplify(d, truncated(d, 0.5)), ("truncated",)),
+    Row("cut at the end", lambda d: simplify(d, truncated(d, 0.99)), ("truncated",)),
+    Row("cut at the start", lambda d: simplify(d, truncated(d, 0.01)), ("error",)),
+    Row("no nodes", edited(no_nodes), ("empty", "no nodes")),
+    Row("no outputs", edited(no_outputs), ("no outputs",)),
+    Row("no opset", edited(no_opset), ("checker",)),
+    Row("unknown operator", edited(unknown_op), ("Reluu",)),
+    Row("unknown domain", edited(unknown_domain), ("com.example",)),
+    Row("opset of the future", edited(future_opset), ("error",)),
+    Row("dangling input", edited(dangling), ("nowhere",)),
+    Row("a value made twice", edited(twice), ("checker",)),
+    Row("NaN in a weight", edited(set_nan), ("NaN", "tensor")),
+    Row("tensor of 2^40 rows", edited(claim_much), ("more data than the file holds",)),
+    Row("negative dimension", edited(negative_dim), ("negative dimension",)),
+    Row("external data missing", lambda d: simplify(d, external(d, "weights.bin", keep=False)), ("missing", "weights.bin")),
+    Row("external data outside", outside, ("outside",)),
+    Row("external data by absolute path", lambda d: simplify(d, external(d, "/etc/hostname")), ("outside",)),
+    Row("external data by a link outside", link_out, ("outside",)),
+    Row("external data too short", lambda d: simplify(d, external(d, "weights.bin", offset=10**6)), ("more data",)),
+    Row("external data, good", lambda d: simplify(d, external(d, "weights.bin")), (), 0),
+    Row("a float16 model", float16, (), 0),
+    Row("already quantized", quantized_again, (), 0),
+    # the output
+    Row("output in a missing folder", lambda d: ["simplify", str(good(d)), "-o", str(d / "no" / "out.onnx")], ("does not exist", "mkdir")),
+    Row("output is the input", overwrite, ("overwrite",)),
+    Row("output is a link to the input", overwrite_by_link, ("overwrite",)),
+    Row("output is a folder", lambda d: ["simplify", str(good(d)), "-o", str(d)], ("folder",)),
+    # the data
+    Row("no such data", lambda d: quantize(d, good(d), d / "absent.npz"), ("absent.npz",)),
+    Row("empty folder", lambda d: (d / "void").mkdir() or quantize(d, good(d), d / "void"), ("void",)),
+    Row("unknown kind of data", lambda d: quantize(d, good(d), written(d, "x.xyz", b"1")), ("x.xyz",)),
+    Row("npz of another name and several arrays", array_data("a", X, b=X), ("image",)),
+    Row("npz without samples", array_data("image", X[:0]), ("error",)),
+    Row("npz of the wrong rank", array_data("image", X.reshape(6, -1)), ("image",)),
+    Row("npz in the wrong layout", array_data("image", X.transpose(0, 2, 3, 1)), ("image", "3,8,8")),
+    Row("npz of the wrong size", array_data("image", np.zeros((6, 3, 9, 9), F)), ("image",)),
+    Row("npz of complex numbers", array_data("image", X.astype(np.complex64)), ("complex",)),
+    Row("npz of text", array_data("image", np.full((6, 3, 8, 8), "a")), ("error",)),
+    Row("npz with NaN", array_data("image", np.where(X > 2, np.nan, X).astype(F)), ("NaN",)),
+    Row("npz with infinity", array_data("image", np.where(X > 2, np.inf, X).astype(F)), ("error",)),
+    Row("npz cut in half", lambda d: quantize(d, good(d), written(d, "h.npz", good_data(d).read_bytes()[:900])), ("h.npz",)),
+    Row("npz of pickled objects", array_data("image", np.array([{"a": 1}] * 6, dtype=object)), ("error",)),
+    Row("npy of text bytes", lambda d: quantize(d, good(d), written(d, "x.npy", b"nothing")), ("x.npy",)),
+    Row("labels too few", array_data("image", X, labels=np.zeros(4, np.int64)), ("label",)),
+    Row("labels too many", array_data("image", X, labels=np.zeros(9, np.int64)), ("label",)),
+    Row("labels file of another length", labels_wrong, ("label", "5", "12")),
+    Row("unreadable picture", lambda d: images(d, b"\x89PNG\r\n\x1a\nbroken"), ("a.png",)),
+    Row("picture of no bytes", lambda d: images(d, b""), ("a.png",)),
+    Row("text without a tokenizer", lambda d: quantize(d, good(d), written(d, "s.txt", b"one\ntwo\n")), ("error",)),
+    Row("function that is not there", lambda d: quantize(d, good(d), "nowhere:samples"), ("nowhere",)),
+    Row("unknown recipe", lambda d: [*quantize(d, good(d)), "--preprocess", "magic"], ("magic",)),
+    Row("too few to split", few, ("3",)),
+    # options and plans
+    Row("ratio above one", lambda d: prune(d, "--ratio", "1.5"), ("between 0 and 1",)),
+    Row("ratio of nothing", lambda d: prune(d, "--ratio", "0"), ("between 0 and 1",)),
+    Row("ratio that is no number", lambda d: prune(d, "--ratio", "much"), ("much",)),
+    Row("negative drop", lambda d: optimize(d, good(d), None, "--max-drop", "-1"), ("max-drop",)),
+    Row("budget of no unit", lambda d: optimize(d, good(d), None, "--time-budget", "soon"), ("soon",)),
+    Row("budget too short", lambda d: optimize(d, good(d), None, "--time-budget", "1s"), ("time budget",)),
+    Row("unknown goal", lambda d: optimize(d, good(d), None, "--goal", "beauty"), ("beauty",)),
+    Row("exclude a node that is not there", lambda d: [*quantize(d, good(d)), "--exclude", "ghost"], ("ghost",)),
+    Row("labels without data", lambda d: ["bench", str(good(d)), "--labels", "y"], ("--data",)),
+    Row("bench of models of other inputs", other_inputs, ("different inputs",)),
+    Row("no such plan", lambda d: ["apply", str(d / "p.json"), str(good(d)), "-o", str(d / "out.onnx")], ("p.json",)),
+    Row("plan that is no JSON", lambda d: plan(d, "{"), ("JSON",)),
+    Row("plan that is a list", lambda d: plan(d, "[]"), ("schema",)),
+    Row("plan of another schema", lambda d: plan(d, '{"schema": 99}'), ("99",)),
+    Row("plan of another model", foreign_plan, ("another model",)),
+    Row("plan of an unknown pass", plan_step({"pass": "magic", "decisions": [{}]}), ("magic",)),
+    Row("plan with a malformed step", plan_step({"pass": "prune", "decisions": 3}), ("step 1",)),
+    Row("plan that needs data", plan_step({"pass": "quantize", "decisions": [{"nodes": ["x"]}]}), ("data",)),
+    Row("unknown command", lambda d: ["improve", str(good(d))], ("improve",)),
+    Row("unknown option", lambda d: ["simplify", str(good(d)), "--fast"], ("--fast",)),
+    Row("output missing", lambda d: ["simplify", str(good(d))], ("output",)),
+]
+
+
+def test_the_table_is_large_enough() -> None:
+    assert len(ROWS) >= 60
+    assert len({r.name for r in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
+def test_bad_input(row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    command = row.make(folder)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    source = good(folder).read_bytes()
+    capsys.readouterr()
+    code = run(command)
+    err = capsys.readouterr().err
+    assert code == row.code, err
+    assert good(folder).read_bytes() == source, "the user's file was touched"
+    if row.code:
+        lines = [line for line in err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1, err
+        assert "Traceback" not in err
+        for word in row.says:
+            assert word.lower() in lines[0].lower(), lines[0]
+        left = {p for p in folder.rglob("*") if p not in before} - {good(folder), folder / "data.npz"}
+        assert not left, f"left behind: {left}"
+    else:
+        ir.load(folder / "out.onnx")
+
+
+def test_a_full_disk_is_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = good(tmp_path)
+    monkeypatch.setattr("onnxpress.model.files.os.fsync", full)
+    assert run(["simplify", str(model), "-o", str(tmp_path / "out.onnx")]) == 3
+    assert "No space left" in capsys.readouterr().err
+    assert not [p for p in tmp_path.iterdir() if ".part" in p.name or p.name == "out.onnx"]

@@ -1,0 +1,97 @@
+"""Coupling and removal: a removal must equal its mask, on nets by hand and on random ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.model import channels as ch
+from onnxpress.model import read
+from tests import nets
+
+
+def removal_of(facts: ch.Channels, share: float, seed: int = 0) -> dict[str, list[int]]:
+    rng = np.random.default_rng(seed)
+    return {
+        g.name: sorted(rng.choice(g.size, max(1, min(g.size - 1, round(g.size * share))), replace=False).tolist())
+        for g in facts.groups
+        if g.size > 1
+    }
+
+
+def assert_masked_parity(model: ir.Model, share: float, seed: int = 0) -> None:
+    data = nets.samples(model, 4)
+    evidence = evidence_for(model, data)
+    facts = evidence.channels
+    removal = removal_of(facts, share, seed)
+    cut, masked = ch.remove(evidence.model, facts, removal), ch.mask(evidence.model, facts, removal)
+    np.testing.assert_allclose(nets.outputs(cut, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
+    if removal:
+        assert read.parameters(cut) < read.parameters(evidence.model)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(nets.random_nets(), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
+def test_removal_equals_its_mask_on_random_nets(model: ir.Model, share: float, seed: int) -> None:
+    assert_masked_parity(model, share, seed)
+
+
+@pytest.mark.parametrize("build", [nets.residual, nets.mobile, nets.mlp, lambda: nets.residual(norm=True)])
+def test_removal_equals_its_mask(build: object) -> None:
+    assert_masked_parity(build(), 0.5)  # type: ignore[operator]
+
+
+def test_a_forgotten_tie_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the union at a residual Add the parity test must fail: it is able to."""
+    from onnxpress.model import labels
+
+    monkeypatch.setattr(labels.Flow, "tie", lambda self, a, b: None)
+    with pytest.raises(Exception):  # noqa: B017 - a wrong shape or a wrong number, either will do
+        assert_masked_parity(nets.residual(), 0.5)
+
+
+def test_spine_and_stem_are_one_group() -> None:
+    facts = evidence_for(nets.residual(width=16, blocks=2), None).channels
+    spine = [g for g in facts.groups if not g.hidden]
+    assert [g.size for g in spine] == [16]
+    assert len(spine[0].makers) == 3
+    assert [g.size for g in facts.groups if g.hidden] == [16, 16]
+
+
+def test_output_channels_stay_and_say_why() -> None:
+    facts = evidence_for(nets.residual(), None).channels
+    assert any("graph output" in r.reason for r in facts.refused)
+
+
+def test_grouped_convolution_is_refused_not_broken() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    x = net.relu(net.conv(x, 16, group=4))
+    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
+    facts = evidence_for(model, None).channels
+    assert any("grouped" in r.reason for r in facts.refused)
+    assert_masked_parity(model, 0.5)
+
+
+def test_unknown_operator_freezes() -> None:
+    net = nets.image_net()
+    x = net.op("LpNormalization", [net.conv("image", 16)], 16, axis=1)
+    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
+    facts = evidence_for(model, None).channels
+    assert not facts.groups
+    assert any("LpNormalization" in r.reason for r in facts.refused)
+
+
+def test_shared_weight_is_cloned() -> None:
+    """Two readers of one initializer: narrowing one must not narrow the other."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    weight = net.constant((net.rng.standard_normal((16, 16, 1, 1)) / 4).astype(np.float32))
+    a = net.relu(net.op("Conv", [x, weight], 16))
+    b = net.op("Conv", [a, weight], 16)
+    model = net.model(net.head(b), nets.IMAGE, ["N", 10])
+    assert_masked_parity(model, 0.5)

@@ -1,0 +1,198 @@
+"""Small networks built by hand, and random ones for hypothesis; all run in onnxruntime as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.model.signature import signature
+
+
+@dataclass
+class Net:
+    """Adds operators one by one; every method returns the name of the value it makes."""
+
+    seed: int = 0
+    opset: int = 17
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    tensors: list[onnx.TensorProto] = field(default_factory=list)
+    count: int = 0
+    widths: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+
+    def name(self, stem: str) -> str:
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def constant(self, array: np.ndarray, stem: str = "w") -> str:
+        name = self.name(stem)
+        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def op(self, kind: str, inputs: list[str], width: int, **attributes: object) -> str:
+        out = self.name(kind.lower())
+        self.nodes.append(helper.make_node(kind, inputs, [out], name=f"n_{out}", **attributes))
+        self.widths[out] = width
+        return out
+
+    def conv(self, x: str, width: int, k: int = 3, stride: int = 1, group: int = 1, bias: bool = True) -> str:
+        fan = self.widths[x] // group
+        weight = self.rng.standard_normal((width, fan, k, k)) / np.sqrt(fan * k * k / 2)
+        inputs = [x, self.constant(weight.astype(np.float32))]
+        if bias:
+            inputs.append(self.constant((self.rng.standard_normal(width) * 0.1).astype(np.float32), "b"))
+        return self.op("Conv", inputs, width, kernel_shape=[k, k], pads=[k // 2] * 4, strides=[stride] * 2, group=group)
+
+    def depthwise(self, x: str) -> str:
+        return self.conv(x, self.widths[x], group=self.widths[x])
+
+    def batchnorm(self, x: str) -> str:
+        c = self.widths[x]
+        parts = [
+            1 + 0.2 * self.rng.standard_normal(c),
+            0.2 * self.rng.standard_normal(c),
+            0.2 * self.rng.standard_normal(c),
+            0.5 + self.rng.random(c),
+        ]
+        return self.op("BatchNormalization", [x, *(self.constant(p.astype(np.float32), "bn") for p in parts)], c)
+
+    def relu(self, x: str) -> str:
+        return self.op("Relu", [x], self.widths[x])
+
+    def add(self, a: str, b: str) -> str:
+        return self.op("Add", [a, b], self.widths[a])
+
+    def concat(self, *parts: str) -> str:
+        return self.op("Concat", list(parts), sum(self.widths[p] for p in parts), axis=1)
+
+    def head(self, x: str, classes: int = 10, pooled: bool = True, size: int = 64) -> str:
+        """Global pooling (or none), Flatten, Gemm.  size: spatial positions where it is not pooled."""
+        width = self.widths[x]
+        if pooled:
+            x, size = self.op("GlobalAveragePool", [x], width), 1
+        x = self.op("Flatten", [x], width * size)
+        weight = (self.rng.standard_normal((classes, width * size)) / np.sqrt(width * size)).astype(np.float32)
+        return self.op(
+            "Gemm", [x, self.constant(weight), self.constant(np.zeros(classes, np.float32), "b")], classes, transB=1
+        )
+
+    def model(self, output: str, inputs: dict[str, list[object]], shape: list[object] | None = None) -> ir.Model:
+        graph = helper.make_graph(
+            self.nodes,
+            "net",
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
+            self.tensors,
+        )
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        onnx.checker.check_model(proto)
+        return ir.from_proto(proto)
+
+
+def image_net(seed: int = 0, channels: int = 3) -> Net:
+    net = Net(seed)
+    net.widths["image"] = channels
+    return net
+
+
+IMAGE = {"image": ["N", 3, 8, 8]}
+
+
+def residual(seed: int = 0, width: int = 32, blocks: int = 2, norm: bool = False) -> ir.Model:
+    """Stem, residual blocks on one spine, global pooling, Gemm: the small residual network of the issue."""
+    net = image_net(seed)
+    x = net.relu(net.conv("image", width))
+    for _ in range(blocks):
+        y = net.conv(x, width)
+        y = net.relu(net.batchnorm(y) if norm else y)
+        x = net.relu(net.add(net.conv(y, width), x))
+    return net.model(net.head(x), IMAGE, ["N", 10])
+
+
+def mobile(seed: int = 0, width: int = 32) -> ir.Model:
+    """Inverted residual blocks with depthwise convolutions and a concat, flattened without pooling."""
+    net = image_net(seed)
+    x = net.relu(net.conv("image", width))
+    y = net.relu(net.depthwise(net.relu(net.conv(x, 2 * width, 1))))
+    x = net.add(net.conv(y, width, 1), x)
+    x = net.relu(net.concat(net.conv(x, width, 1), net.conv(x, width, 3)))
+    return net.model(net.head(x, pooled=False), IMAGE, ["N", 10])
+
+
+def mlp(seed: int = 0, width: int = 48) -> ir.Model:
+    """MatMul, bias Add, Relu, MatMul on a batch of sequences."""
+    net = Net(seed)
+    rng = net.rng
+    first = net.constant((rng.standard_normal((16, width)) / 4).astype(np.float32))
+    second = net.constant((rng.standard_normal((width, 8)) / 7).astype(np.float32))
+    bias = net.constant(rng.standard_normal(width).astype(np.float32), "b")
+    hidden = net.op("Relu", [net.op("Add", [net.op("MatMul", ["tokens", first], width), bias], width)], width)
+    out = net.op("MatMul", [hidden, second], 8)
+    return net.model(out, {"tokens": ["N", "L", 16]}, ["N", "L", 8])
+
+
+@st.composite
+def random_nets(draw: st.DrawFn) -> ir.Model:
+    """Residual, concat, depthwise, batchnorm, pooling and flatten parts in random order."""
+    net = image_net(draw(st.integers(0, 10_000)))
+    widths = st.sampled_from([4, 8, 12, 20, 32])
+    x = net.relu(net.conv("image", draw(widths)))
+    for kind in draw(
+        st.lists(
+            st.sampled_from(["plain", "residual", "concat", "depthwise", "norm", "gate", "pad"]), min_size=1, max_size=5
+        )
+    ):
+        if kind == "plain":
+            x = net.relu(net.conv(x, draw(widths), draw(st.sampled_from([1, 3]))))
+        elif kind == "residual":
+            y = net.relu(net.conv(x, draw(widths)))
+            x = net.relu(net.add(net.conv(y, net.widths[x]), x))
+        elif kind == "concat":
+            parts = [net.conv(x, draw(widths), 1), net.relu(net.conv(x, draw(widths)))]
+            x = net.concat(*parts, *([x] if draw(st.booleans()) else []))
+        elif kind == "depthwise":
+            x = net.relu(net.depthwise(x))
+        elif kind == "norm":
+            x = net.relu(net.batchnorm(net.conv(x, draw(widths), bias=False)))
+        elif kind == "gate":
+            pooled = net.op("GlobalAveragePool", [x], net.widths[x])
+            gate = net.op("Sigmoid", [net.conv(net.relu(net.conv(pooled, 8, 1)), net.widths[x], 1)], net.widths[x])
+            x = net.op("Mul", [x, gate], net.widths[x])
+        else:
+            extra = draw(st.integers(1, 4))
+            pads = net.constant(np.array([0, extra, 0, 0, 0, extra, 0, 0], np.int64), "pads")
+            wide = net.op("Pad", [x, pads], net.widths[x] + 2 * extra)
+            x = net.relu(net.add(net.conv(x, net.widths[wide]), wide))
+    return net.model(net.head(x, pooled=draw(st.booleans())), IMAGE, ["N", 10])
+
+
+def samples(model: ir.Model, count: int = 24, seed: int = 0, labels: bool = False, sequence: int = 5) -> Dataset:
+    """Random inputs of a model; labels are its own answers, so that the original scores 1."""
+    rng = np.random.default_rng(seed)
+    sig = signature(model)
+    arrays = {}
+    for spec in sig.inputs:
+        dims = [d if isinstance(d, int) else sequence for d in (spec.shape or ())[1:]]
+        arrays[spec.name] = rng.standard_normal((count, *dims)).astype(np.float32)
+    marks = None
+    if labels:
+        from onnxpress.runtime.session import open_session
+
+        marks = open_session(model).run(None, arrays)[0].reshape(count, -1).argmax(1).astype(np.int64)
+    return Dataset.from_arrays(arrays, sig, labels=marks)
+
+
+def outputs(model: ir.Model, data: Dataset, level: str = "none") -> np.ndarray:
+    """The first output on all samples."""
+    from onnxpress.runtime.session import Settings, open_session
+
+    session = open_session(model, Settings(level=level))
+    return np.concatenate([session.run(None, b.inputs)[0][: b.count] for b in data.batches(8)])
