@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxpress.cli.options import data_options, json_option, open_data, output_option, quiet_option, tell_assumed
+from onnxpress.cli.options import DataChoice, data_options, json_option, open_data, output_option, quiet_option
 
 
 @click.command("apply")
@@ -19,10 +19,7 @@ from onnxpress.cli.options import data_options, json_option, open_data, output_o
 def command(
     plan: Path,
     model: Path,
-    data: str | None,
-    labels: str | None,
-    preprocess: str | None,
-    tokenizer: str | None,
+    source: DataChoice,
     output: str,
     as_json: bool,
     quiet: bool,
@@ -35,6 +32,5 @@ def command(
 
     check_target(output, model, plan)
     steps = read_plan(plan)
-    dataset = open_data(data, model, labels, preprocess, tokenizer)
-    tell_assumed(dataset, quiet)
+    dataset = open_data(source, model, quiet)
     show("apply", apply(steps, model, dataset, output=output), output, as_json, quiet)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxpress.cli.options import Seconds, data_options, json_option, open_data, quiet_option, tell_assumed
+from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, open_data, quiet_option
 
 
 @click.command("bench")
@@ -20,10 +20,7 @@ from onnxpress.cli.options import Seconds, data_options, json_option, open_data,
 @quiet_option
 def command(
     models: tuple[Path, ...],
-    data: str | None,
-    labels: str | None,
-    preprocess: str | None,
-    tokenizer: str | None,
+    source: DataChoice,
     seconds: float,
     precision: float,
     threads: int,
@@ -41,8 +38,7 @@ def command(
     from onnxpress.runtime.latency import Effort
     from onnxpress.runtime.machine import this_machine
 
-    samples = open_data(data, models[0], labels, preprocess, tokenizer)
-    tell_assumed(samples, quiet)
+    samples = open_data(source, models[0], quiet)
     if samples is None and not quiet:
         console.note("note: no --data: inputs are synthetic")
     effort = Effort(seconds=seconds, precision=precision, threads=threads, seed=seed)

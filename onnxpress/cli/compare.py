@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxpress.cli.options import data_options, json_option, open_data, quiet_option, tell_assumed
+from onnxpress.cli.options import DataChoice, data_options, json_option, need_data, quiet_option
 from onnxpress.errors import EXIT_UNMET
 
 
@@ -20,10 +20,7 @@ from onnxpress.errors import EXIT_UNMET
 def command(
     original: Path,
     other: Path,
-    data: str,
-    labels: str | None,
-    preprocess: str | None,
-    tokenizer: str | None,
+    source: DataChoice,
     max_drop: float | None,
     as_json: bool,
     quiet: bool,
@@ -33,8 +30,7 @@ def command(
     from onnxpress.optimize.run import document
     from onnxpress.optimize.single import compare
 
-    samples = open_data(data, original, labels, preprocess, tokenizer)
-    tell_assumed(samples, quiet)
+    samples = need_data(source, original, quiet)
     score, differences = compare(original, other, samples)
     if as_json:
         console.emit_json(document("compare", score=score, outputs=differences))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxpress.cli.options import Seconds, json_option, quiet_option
+from onnxpress.cli.options import DataChoice, Seconds, json_option, quiet_option
 from onnxpress.errors import EXIT_UNMET
 
 
@@ -34,16 +34,8 @@ def command(output: str, max_drop: float, time_budget: float, as_json: bool, qui
             f"onnxpress optimize {model.name} --data train.npz --select select.npz --validate validate.npz"
             f" --max-drop {max_drop} -o {output}   (in {_short(folder)})"
         )
-    splits = splits_of(
-        model,
-        str(folder / "train.npz"),
-        str(folder / "select.npz"),
-        str(folder / "validate.npz"),
-        None,
-        None,
-        None,
-        True,
-    )
+    train = DataChoice(str(folder / "train.npz"))
+    splits = splits_of(model, train, str(folder / "select.npz"), str(folder / "validate.npz"), quiet=True)
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, Request(max_drop, "latency", time_budget), output, None, report)
     show(outcome, output, as_json)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.options import Seconds, data_options, json_option, open_data, quiet_option, tell_assumed
+from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, need_data, quiet_option
 from onnxpress.errors import EXIT_UNMET
 
 if TYPE_CHECKING:
+    from onnxpress.data.dataset import Splits
     from onnxpress.optimize.loop import Outcome
 
 
@@ -35,10 +36,7 @@ if TYPE_CHECKING:
 @quiet_option
 def command(
     model: Path,
-    data: str,
-    labels: str | None,
-    preprocess: str | None,
-    tokenizer: str | None,
+    source: DataChoice,
     select_source: str | None,
     validate_source: str | None,
     output: str,
@@ -62,7 +60,7 @@ def command(
     from onnxpress.optimize.loop import Request, optimize
 
     check_target(output, model)
-    splits = splits_of(model, data, select_source, validate_source, labels, preprocess, tokenizer, quiet)
+    splits = splits_of(model, source, select_source, validate_source, quiet)
     request = Request(max_drop, goal, time_budget, threads, seed)
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, request, output, run_folder, report)
@@ -71,34 +69,23 @@ def command(
 
 
 def splits_of(
-    model: Path,
-    data: str,
-    select_source: str | None,
-    validate_source: str | None,
-    labels: str | None,
-    preprocess: str | None,
-    tokenizer: str | None,
-    quiet: bool,
-) -> Any:
+    model: Path, source: DataChoice, select_source: str | None, validate_source: str | None, quiet: bool
+) -> Splits:
     """Splits from one source, or from sources named part by part."""
     from onnxpress.data.dataset import Splits
 
-    main = open_data(data, model, labels, preprocess, tokenizer)
-    tell_assumed(main, quiet)
-    select = open_data(select_source, model, None, preprocess, tokenizer) if select_source else None
-    validate = open_data(validate_source, model, None, preprocess, tokenizer) if validate_source else None
+    main = need_data(source, model, quiet)
+    select = need_data(source.at(select_source), model) if select_source else None
+    validate = need_data(source.at(validate_source), model) if validate_source else None
     if select is not None and validate is not None:
         return Splits(main, select, validate)
-    parts = main.split()
-    if select is None and validate is None:
-        return parts
-    rest = main.select(range(len(main)))
+    if select is not None:
+        parts = main.split((0.6, 0.01, 0.39))
+        return Splits(parts.calibrate, select, parts.validate)
     if validate is not None:
-        half = rest.split((0.6, 0.39, 0.01))
-        return Splits(half.calibrate, half.select, validate)
-    half = rest.split((0.6, 0.01, 0.39))
-    assert select is not None
-    return Splits(half.calibrate, select, half.validate)
+        parts = main.split((0.6, 0.39, 0.01))
+        return Splits(parts.calibrate, parts.select, validate)
+    return main.split()
 
 
 def show(outcome: Outcome, output: str, as_json: bool) -> None:

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from onnxpress.errors import InputProblem
 
+if TYPE_CHECKING:
+    from onnxpress.data.dataset import Dataset
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True)
+class DataChoice:
+    """What --data and its companions said."""
+
+    path: str | None
+    labels: str | None = None
+    preprocess: str | None = None
+    tokenizer: str | None = None
+    trust: bool = False
+
+    def at(self, path: str) -> DataChoice:
+        """The same reading of another source, which brings its own labels."""
+        return DataChoice(path, None, self.preprocess, self.tokenizer, self.trust)
+
+
 def data_options(required: bool) -> Callable[[F], F]:
-    """--data and what belongs to it."""
+    """--data and what belongs to it; the command gets them as one `source: DataChoice`."""
+    kinds = ".npz, .npy, a folder (arrays, images, .wav, test_data_set_N), .csv, .tsv, .parquet, .txt, .jsonl"
+    options = (
+        click.option("--data", "-d", metavar="PATH", required=required, help=f"Samples: {kinds}, or module:function."),
+        click.option("--labels", metavar="PATH|KEY", help="Labels: a file, a key or a column."),
+        click.option(
+            "--preprocess", metavar="RECIPE", help="raw, unit, imagenet, tf, a TOML file, or module:function."
+        ),
+        click.option("--tokenizer", metavar="FILE", help="tokenizer.json for text."),
+        click.option("--trust", is_flag=True, help="Lift the size limits on images and archives."),
+    )
 
     def wrap(function: F) -> F:
-        for option in reversed(
-            (
-                click.option(
-                    "--data",
-                    "-d",
-                    metavar="PATH",
-                    required=required,
-                    help="Samples: .npz, .npy, a folder (arrays, images, .wav, test_data_set_N), .csv, .tsv, .parquet, "
-                    ".txt, .jsonl, or module:function.",
-                ),
-                click.option("--labels", metavar="PATH|KEY", help="Labels: a file, a key or a column."),
-                click.option(
-                    "--preprocess",
-                    metavar="RECIPE",
-                    help="raw, unit, imagenet, tf, …, a TOML file, or module:function.",
-                ),
-                click.option("--tokenizer", metavar="FILE", help="tokenizer.json for text."),
-            )
-        ):
-            function = option(function)
-        return function
+        @functools.wraps(function)
+        def command(*args: Any, **given: Any) -> Any:
+            choice = [given.pop(name) for name in ("data", "labels", "preprocess", "tokenizer", "trust")]
+            return function(*args, source=DataChoice(*choice), **given)
+
+        for option in reversed(options):
+            command = option(command)
+        return cast(F, command)
 
     return wrap
 
@@ -75,30 +92,40 @@ class Seconds(click.ParamType[float]):
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def open_data(
-    source: str | None, model: Path | str, labels: str | None, preprocess: str | None, tokenizer: str | None
-) -> Any:
-    """The dataset an option names, checked against the model's signature; None without one."""
-    if source is None:
-        if labels or preprocess or tokenizer:
+def open_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Dataset | None:
+    """The dataset an option names, checked against the model's signature; None without one.
+
+    What was assumed while reading is printed unless quiet.
+    """
+    if source.path is None:
+        if source.labels or source.preprocess or source.tokenizer:
             raise InputProblem(
                 "--labels, --preprocess and --tokenizer belong to --data", "", "no --data was given", "add --data"
             )
         return None
+    from onnxpress.cli.console import note
     from onnxpress.data.dataset import open_dataset
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
 
-    return open_dataset(source, signature(load(model)), labels=labels, preprocess=preprocess, tokenizer=tokenizer)
+    data = open_dataset(
+        source.path,
+        signature(load(model)),
+        labels=source.labels,
+        preprocess=source.preprocess,
+        tokenizer=source.tokenizer,
+        trust=source.trust,
+    )
+    for clause in () if quiet else data.assumed:
+        note(f"assumed: {clause}")
+    return data
 
 
-def tell_assumed(data: Any, quiet: bool) -> None:
-    """Print what was assumed while reading samples."""
-    from onnxpress.cli.console import note
-
-    if data is not None and not quiet:
-        for clause in data.assumed:
-            note(f"assumed: {clause}")
+def need_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Dataset:
+    """The dataset of a command that requires one."""
+    data = open_data(source, model, quiet)
+    assert data is not None
+    return data
 
 
 def tell(notes: list[str], quiet: bool) -> None:

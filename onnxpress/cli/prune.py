@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from onnxpress.cli.options import (
+    DataChoice,
     data_options,
     json_option,
-    open_data,
+    need_data,
     output_option,
     plan_option,
     quiet_option,
-    tell_assumed,
 )
 
 
@@ -47,10 +47,7 @@ from onnxpress.cli.options import (
 @quiet_option
 def command(
     model: Path,
-    data: str,
-    labels: str | None,
-    preprocess: str | None,
-    tokenizer: str | None,
+    source: DataChoice,
     output: str,
     ratio: float,
     scope: str,
@@ -72,8 +69,7 @@ def command(
     wish = Wish(ratio, scope, spread, criterion)
     wish.check()
     check_target(output, model)
-    dataset = open_data(data, model, labels, preprocess, tokenizer)
-    tell_assumed(dataset, quiet)
+    dataset = need_data(source, model, quiet)
     result = prune(
         model, dataset, wish, output=output, plan_path=plan_path, repair=not no_repair, samples=samples, seed=seed
     )

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from onnxpress.cli.options import (
+    DataChoice,
     data_options,
     json_option,
-    open_data,
+    need_data,
     output_option,
     plan_option,
     quiet_option,
-    tell_assumed,
 )
 
 
@@ -43,10 +43,7 @@ from onnxpress.cli.options import (
 @quiet_option
 def command(
     model: Path,
-    data: str,
-    labels: str | None,
-    preprocess: str | None,
-    tokenizer: str | None,
+    source: DataChoice,
     output: str,
     method: str,
     exclude: tuple[str, ...],
@@ -65,8 +62,7 @@ def command(
 
     machine = machine_for(target_cpu)
     check_target(output, model)
-    dataset = open_data(data, model, labels, preprocess, tokenizer)
-    tell_assumed(dataset, quiet)
+    dataset = need_data(source, model, quiet)
     result = quantize(
         model,
         dataset,

@@ -6,7 +6,7 @@ model and the batch, never on the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
+from onnxpress.data.layout import layout
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.model import edit
@@ -79,13 +80,12 @@ class Evidence:
 
 def takes_batches(model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature) -> bool:
     """Run one sample alone and doubled; batches are allowed where the answers agree."""
-    if sig.fixed_batch is not None:
+    where = layout(sig)
+    if where.batch is not None or where.alone or not any(p.axis is not None for p in where.ports):
         return False
     try:
         session = open_session(model, all_cores())
-        alone = run(session, feeds)
-        names = {s.name for s in sig.inputs if s.batch_is_free}
-        both = run(session, {k: np.concatenate([v, v]) if k in names else v for k, v in feeds.items()})
+        alone, both = run(session, feeds), run(session, repeated(feeds, sig, 2))
     except InputProblem:
         return False
     return all(
@@ -94,14 +94,21 @@ def takes_batches(model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature)
     )
 
 
+def repeated(feeds: Mapping[str, np.ndarray], sig: Signature, count: int) -> dict[str, np.ndarray]:
+    """One sample `count` times along each input's batch axis."""
+    axes = {p.name: p.axis for p in layout(sig).ports}
+    return {k: v if axes[k] is None else np.concatenate([v] * count, axis=axes[k]) for k, v in feeds.items()}
+
+
 def stream(model: ir.Model, names: Sequence[str], data: Dataset, batch: int) -> Iterator[dict[str, np.ndarray]]:
-    """Run data through a model tapped at the named values; values of padded samples are cut off."""
+    """Run data through a model tapped at the named values; rows of a fixed batch's padding are cut off."""
     session = tap(model, names)
+    fixed = layout(data.signature).batch or 1
     for part in data.batches(batch):
         values = run(session, part.inputs, where=part.keys[0])
-        size = next(iter(part.inputs.values())).shape[0] if part.inputs else part.count
+        padded = part.count < fixed
         yield {
-            name: value[: part.count] if part.count < size and value.ndim and value.shape[0] == size else value
+            name: value[: part.count] if padded and value.ndim and value.shape[0] == fixed else value
             for name, value in zip(names, values, strict=True)
         }
 

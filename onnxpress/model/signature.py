@@ -51,16 +51,6 @@ class Signature:
     def output_names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.outputs)
 
-    @property
-    def fixed_batch(self) -> int | None:
-        """The batch size that the first axes of the inputs bake in; None where it is free.
-
-        Only rank-2-and-more inputs are asked: a rank-1 or scalar input need not have a batch axis.
-        """
-        sizes = {s.shape[0] for s in self.inputs if s.shape is not None and len(s.shape) >= 2}
-        fixed = {d for d in sizes if isinstance(d, int)}
-        return fixed.pop() if len(fixed) == 1 else (1 if fixed else None)
-
 
 def _spec(value: ir.Value) -> TensorSpec:
     dims: tuple[Dim, ...] | None = None

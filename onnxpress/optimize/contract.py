@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem, Problem
+from onnxpress.measure.evidence import repeated
 from onnxpress.measure.score import Score
 from onnxpress.model.signature import signature
 from onnxpress.runtime.latency import Ratio
@@ -38,10 +38,9 @@ def same_shape_behaviour(original: ir.Model, data: bytes, samples: Dataset) -> l
     except (Problem, onnx.checker.ValidationError) as error:
         return [f"it does not load: {str(error).splitlines()[0]}"]
     feeds = next(iter(samples.batches(1))).inputs
-    free = {s.name for s in old.inputs if s.batch_is_free}
     problems = []
     for size in (1, 2, 3):
-        fed = {k: np.concatenate([v] * size) if k in free else v for k, v in feeds.items()}
+        fed = repeated(feeds, old, size)
         try:
             wanted = [a.shape for a in run(before, fed)]
         except InputProblem:
@@ -53,8 +52,6 @@ def same_shape_behaviour(original: ir.Model, data: bytes, samples: Dataset) -> l
             continue
         if wanted != found:
             problems.append(f"at batch {size} its output shapes are {found}, the original's {wanted}")
-        if not free:
-            break
     return problems
 
 

@@ -64,7 +64,17 @@ def quantize(folder: Path, model: Path, data: Path | str | None = None) -> list[
 
 
 def optimize(folder: Path, model: Path, data: Path | str | None = None, *more: str) -> list[str]:
-    return ["optimize", str(model), "-d", str(data or good_data(folder)), "-o", str(folder / "out.onnx"), "--time-budget", "5s", *more]
+    return [
+        "optimize",
+        str(model),
+        "-d",
+        str(data or good_data(folder)),
+        "-o",
+        str(folder / "out.onnx"),
+        "--time-budget",
+        "5s",
+        *more,
+    ]
 
 
 def written(folder: Path, name: str, content: bytes) -> Path:
@@ -249,7 +259,11 @@ ROWS = [
     Row("a near name", lambda d: simplify(d, good(d).with_name("modle.onnx")), ("did you mean", "model.onnx")),
     Row("a folder", folder_model, ("folder",)),
     Row("empty file", lambda d: simplify(d, written(d, "e.onnx", b"")), ("empty", "e.onnx")),
-    Row("text", lambda d: simplify(d, written(d, "t.onnx", b"hello, I am no model\n" * 9)), ("not an ONNX file", "t.onnx")),
+    Row(
+        "text",
+        lambda d: simplify(d, written(d, "t.onnx", b"hello, I am no model\n" * 9)),
+        ("not an ONNX file", "t.onnx"),
+    ),
     Row("zeros", lambda d: simplify(d, written(d, "z.onnx", b"\0" * 64)), ("not an ONNX file",)),
     Row("random bytes", lambda d: simplify(d, written(d, "r.onnx", RNG.bytes(999))), ("not an ONNX file",)),
     Row("a zip", lambda d: simplify(d, written(d, "m.onnx", b"PK\x03\x04" + b"x" * 99)), ("not an ONNX file",)),
@@ -267,7 +281,11 @@ ROWS = [
     Row("NaN in a weight", edited(set_nan), ("NaN", "tensor")),
     Row("tensor of 2^40 rows", edited(claim_much), ("more data than the file holds",)),
     Row("negative dimension", edited(negative_dim), ("negative dimension",)),
-    Row("external data missing", lambda d: simplify(d, external(d, "weights.bin", keep=False)), ("missing", "weights.bin")),
+    Row(
+        "external data missing",
+        lambda d: simplify(d, external(d, "weights.bin", keep=False)),
+        ("missing", "weights.bin"),
+    ),
     Row("external data outside", outside, ("outside",)),
     Row("external data by absolute path", lambda d: simplify(d, external(d, "/etc/hostname")), ("outside",)),
     Row("external data by a link outside", link_out, ("outside",)),
@@ -276,7 +294,11 @@ ROWS = [
     Row("a float16 model", float16, (), 0),
     Row("already quantized", quantized_again, (), 0),
     # the output
-    Row("output in a missing folder", lambda d: ["simplify", str(good(d)), "-o", str(d / "no" / "out.onnx")], ("does not exist", "mkdir")),
+    Row(
+        "output in a missing folder",
+        lambda d: ["simplify", str(good(d)), "-o", str(d / "no" / "out.onnx")],
+        ("does not exist", "mkdir"),
+    ),
     Row("output is the input", overwrite, ("overwrite",)),
     Row("output is a link to the input", overwrite_by_link, ("overwrite",)),
     Row("output is a folder", lambda d: ["simplify", str(good(d)), "-o", str(d)], ("folder",)),
@@ -293,7 +315,11 @@ ROWS = [
     Row("npz of text", array_data("image", np.full((6, 3, 8, 8), "a")), ("error",)),
     Row("npz with NaN", array_data("image", np.where(X > 2, np.nan, X).astype(F)), ("NaN",)),
     Row("npz with infinity", array_data("image", np.where(X > 2, np.inf, X).astype(F)), ("error",)),
-    Row("npz cut in half", lambda d: quantize(d, good(d), written(d, "h.npz", good_data(d).read_bytes()[:900])), ("h.npz",)),
+    Row(
+        "npz cut in half",
+        lambda d: quantize(d, good(d), written(d, "h.npz", good_data(d).read_bytes()[:900])),
+        ("h.npz",),
+    ),
     Row("npz of pickled objects", array_data("image", np.array([{"a": 1}] * 6, dtype=object)), ("error",)),
     Row("npy of text bytes", lambda d: quantize(d, good(d), written(d, "x.npy", b"nothing")), ("x.npy",)),
     Row("labels too few", array_data("image", X, labels=np.zeros(4, np.int64)), ("label",)),
@@ -359,7 +385,9 @@ def test_bad_input(row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ir.load(folder / "out.onnx")
 
 
-def test_a_full_disk_is_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,0 +1,111 @@
+"""Ranges, scores, layers as matrices, and streams."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.gram import input_moments
+from onnxpress.measure.linear import input_rows, linear, output_rows
+from onnxpress.measure.ranges import METHODS, Spread, clip_range, observe
+from onnxpress.measure.score import Judge
+from tests import nets
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0.01, 300), min_size=1, max_size=6), st.integers(0, 99))
+def test_histogram_does_not_depend_on_how_the_data_come(scales: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [(rng.standard_normal(50) * s).astype(np.float32) for s in scales]
+    apart, together = Spread(), Spread()
+    for part in parts:
+        apart.add(part)
+    together.add(np.concatenate(parts))
+    assert (apart.low, apart.high, apart.radius) == (together.low, together.high, together.radius)
+    np.testing.assert_array_equal(apart.counts, together.counts)
+    assert apart.counts.sum() == 50 * len(scales)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_hold_zero_and_stay_inside(method: str) -> None:
+    rng = np.random.default_rng(0)
+    for values in (rng.standard_normal(9999), np.abs(rng.standard_normal(9999)), -rng.random(999), np.full(9, 3.0)):
+        spread = Spread()
+        spread.add(values.astype(np.float32))
+        low, high = clip_range(spread, method)
+        assert min(spread.low, 0) <= low <= 0 <= high <= max(spread.high, 0)
+
+
+def test_mse_clips_an_outlier_and_minmax_does_not() -> None:
+    values = np.concatenate([np.random.default_rng(0).standard_normal(200_000), [30.0]]).astype(np.float32)
+    spread = Spread()
+    spread.add(values)
+    assert clip_range(spread, "minmax")[1] == 30.0
+    assert clip_range(spread, "mse")[1] < 25.0
+
+
+def test_memory_of_a_spread_is_bounded() -> None:
+    spread = Spread()
+    for scale in (1e-3, 1.0, 1e6):
+        spread.add(np.linspace(-scale, scale, 1000, dtype=np.float32))
+    assert spread.counts.nbytes == 2048 * 8
+
+
+@pytest.mark.parametrize("model", [nets.residual(), nets.mobile(), nets.mlp()], ids=["residual", "mobile", "mlp"])
+def test_layers_are_the_matrices_they_claim(model: ir.Model) -> None:
+    data = nets.samples(model, 3)
+    evidence = evidence_for(model, data)
+    layers = [(n, layer) for n in evidence.model.graph if (layer := linear(n)) is not None]
+    assert layers
+    names = sorted({v for _, layer in layers for v in (layer.source, layer.output)})
+    for values in evidence.stream(names):
+        for node, layer in layers:
+            kernel = tuple(node.inputs[1].const_value.shape[2:]) if node.op_type == "Conv" else ()
+            x = input_rows(node, values[layer.source], kernel, None)
+            wanted = output_rows(node, values[layer.output], None)
+            bias = 0 if layer.bias is None else layer.bias
+            np.testing.assert_allclose(x @ layer.weight.T + bias, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_moments_are_those_of_all_rows() -> None:
+    model = nets.mlp()
+    evidence = evidence_for(model, nets.samples(model, 6))
+    node = next(n for n in evidence.model.graph if n.op_type == "MatMul")
+    layer, moments = input_moments(evidence, [node])[node.name]
+    rows = np.concatenate([v["tokens"].reshape(-1, 16) for v in evidence.stream(["tokens"])])
+    np.testing.assert_allclose(moments.xx, rows.T.astype(float) @ rows, rtol=1e-5)
+    assert moments.count == len(rows)
+
+
+def test_judge_uses_labels_where_there_are_some() -> None:
+    model = nets.residual()
+    labelled, bare = nets.samples(model, 20, labels=True), nets.samples(model, 20)
+    score = Judge(model, labelled).score(model)
+    assert (score.metric, score.value, score.drop, score.nmse) == ("top-1", 1.0, 0.0, 0.0)
+    other = nets.residual(seed=5)
+    assert Judge(model, bare).score(other).metric == "agreement"
+    assert Judge(model, labelled).score(other).drop > 0.2
+    sequence = nets.mlp()
+    found = Judge(sequence, nets.samples(sequence, 8)).score(nets.mlp(seed=3))
+    assert found.metric == "relative error"
+    assert found.drop > 0.1
+
+
+def test_drop_interval_holds_the_drop() -> None:
+    model = nets.residual()
+    score = Judge(model, nets.samples(model, 60, labels=True)).score(nets.residual(seed=1))
+    assert score.low <= score.drop <= score.high
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    net = nets.image_net()
+    x = net.op("Log", [net.conv("image", 8)], 8)
+    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, nets.samples(model, 4))
+    with pytest.raises(InputProblem, match="not finite"):
+        observe(evidence, [x])
