@@ -24,6 +24,7 @@ _HOMES = {
     "save": "onnxpress.model.files",
     "Dataset": "onnxpress.data.dataset",
     "open_dataset": "onnxpress.data.dataset",
+    "signature": "onnxpress.model.signature",
     "Plan": "onnxpress.optimize.plan",
 }
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from onnxpress.data.dataset import open_dataset as open_dataset
     from onnxpress.model.files import load as load
     from onnxpress.model.files import save as save
+    from onnxpress.model.signature import signature as signature
     from onnxpress.optimize.inspection import inspect as inspect
     from onnxpress.optimize.loop import Request as Request
     from onnxpress.optimize.loop import optimize as optimize

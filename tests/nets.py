@@ -190,6 +190,12 @@ def samples(model: ir.Model, count: int = 24, seed: int = 0, labels: bool = Fals
     return Dataset.from_arrays(arrays, sig, labels=marks)
 
 
+def samples_like(model: ir.Model, dtype: type[np.floating], count: int = 6) -> Dataset:
+    """Random samples of an image model of another float type."""
+    arrays = {"image": np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(dtype)}
+    return Dataset.from_arrays(arrays, signature(model))
+
+
 def outputs(model: ir.Model, data: Dataset, level: str = "none") -> np.ndarray:
     """The first output on all samples."""
     from onnxpress.runtime.session import Settings, open_session

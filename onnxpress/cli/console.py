@@ -36,7 +36,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], tit
     from rich.table import Table
 
     console = Console(file=sys.stdout, width=WIDTH, highlight=False, soft_wrap=False)
-    grid = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1))
+    grid = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     for index, (heading, side) in enumerate(columns):
         grid.add_column(heading, justify="right" if side == "right" else "left", overflow="fold", no_wrap=index > 0)
     for row in rows:

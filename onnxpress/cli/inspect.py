@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import click
@@ -30,13 +31,13 @@ def command(model: Path, nodes: bool, as_json: bool) -> None:
         console.emit_json(document("inspect", machine=this_machine().as_dict(), **body))
         return
     console.out(f"{facts.file}: {console.size(facts.bytes)}, opset {facts.opset}, made by {facts.producer}")
-    console.out(
-        f"sha256 {facts.sha256[:16]}…, {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates a sample"
-    )
+    console.out(f"  sha256 {facts.sha256}")
+    console.out(f"  {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates a sample")
     for kind, specs in (("input", facts.signature.inputs), ("output", facts.signature.outputs)):
         for spec in specs:
             console.out(f"  {kind} {spec.name}: {spec.text()}")
-    console.out("  operators: " + ", ".join(f"{op} {count}" for op, count in list(facts.operators.items())[:12]))
+    operators = "operators: " + ", ".join(f"{op} {count}" for op, count in facts.operators.items())
+    console.out(textwrap.fill(operators, console.WIDTH, initial_indent="  ", subsequent_indent="    "))
     if facts.runs:
         console.out(f"  does not run on a synthetic input: {facts.runs}")
         return

@@ -103,7 +103,7 @@ def show(outcome: Outcome, output: str, as_json: bool) -> None:
             ("speed-up", "right"),
             ("95 % interval", "right"),
             ("size", "right"),
-            ("drop (select)", "right"),
+            ("drop", "right"),
             ("", "left"),
         ],
         _rows(outcome),
@@ -125,9 +125,8 @@ def _rows(outcome: Outcome) -> list[list[str]]:
     for c in outcome.candidates:
         ratio = final.get(c.name)
         speed = f"{ratio.speedup:.3f}x" if ratio else f"~{c.quick:.2f}x" if c.quick else "?"
-        marks = ("*" if c.name in front else " ") + (
-            " chosen" if c.name == outcome.chosen else " failed" if c.name in outcome.rejected else ""
-        )
+        fate = "chosen" if c.name == outcome.chosen else "failed" if c.name in outcome.rejected else ""
+        marks = ("* " if c.name in front else "  ") + fate
         rows.append(
             [
                 c.name,
@@ -156,14 +155,14 @@ def pareto(points: dict[str, tuple[float, ...]]) -> set[str]:
 def _verdict(outcome: Outcome, output: str) -> str:
     from onnxpress.cli import console
 
-    lines = ["* on the Pareto front of speed, drop and size; ~ a short timing", ""]
+    lines = ["* on the Pareto front; drop: on the selection samples; ~: a short timing", ""]
     if outcome.score is not None and outcome.speedup is not None:
         s, r = outcome.score, outcome.speedup
         lines += [
             f"{output}: {outcome.chosen}",
             f"  {r.speedup:.3f}x the original's speed {console.interval(r.low, r.high)}, {r.verdict}",
-            f"  {s.metric} {s.value:.4f}, original {s.reference:.4f}: drop {s.drop:+.4f} {console.interval(s.low, s.high, 4)}"
-            f" on {s.samples} validation samples",
+            f"  {s.metric} {s.value:.4f}, original {s.reference:.4f}, on {s.samples} validation samples",
+            f"  drop {s.drop:+.4f} {console.interval(s.low, s.high, 4)} (95 % interval, paired)",
             f"  {console.size(outcome.original_size)} -> {console.size(len(outcome.data))}"
             f" ({outcome.original_size / max(len(outcome.data), 1):.2f}x smaller)",
         ]

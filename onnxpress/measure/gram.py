@@ -7,8 +7,8 @@ Everything accumulates in float64; rows are sampled (the same way every time) so
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -81,29 +81,37 @@ def picks_for(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: in
     return np.sort(rng.choice(total, rows, replace=False))
 
 
-def input_moments(evidence: Evidence, nodes: Sequence[ir.Node]) -> dict[str, tuple[Linear, Moments]]:
-    """Gram matrices of the inputs of linear nodes, by node name; nodes that are not linear are left out.
+def input_moments(
+    evidence: Evidence, nodes: Sequence[ir.Node], blocks: Mapping[str, int] | None = None
+) -> Iterator[tuple[str, Linear, Moments]]:
+    """(node name, layer, Gram matrix of its input), in streams that hold about _PASS_BYTES of them at once.
 
-    A layer of more than WIDE columns is treated as its taps apart: columns are channels, rows (row, tap).
+    Nodes that are not linear are left out.  blocks: neighbouring columns that belong to one channel, for layers behind a
+    Flatten.  A layer of more than WIDE columns is treated as its taps apart: columns are channels, rows (row, tap); one
+    that is too wide even so is left out.
     """
-    layers = [(n, layer) for n in nodes if (layer := linear(n)) is not None]
-    found: dict[str, tuple[Linear, Moments]] = {}
     part: list[tuple[ir.Node, Linear]] = []
     size = 0
-    for node, layer in layers:
+    for node in nodes:
+        layer = linear(node)
+        if layer is None:
+            continue
+        if layer.taps == 1 and blocks is not None and layer.weight.shape[1] > WIDE:
+            layer = replace(layer, taps=blocks.get(layer.node, 1))
         columns = _columns(layer)
+        if columns > WIDE:
+            continue
         if part and size + 8 * columns**2 > _PASS_BYTES:
-            found.update(_one_pass(evidence, part))
+            yield from _one_pass(evidence, part)
             part, size = [], 0
         part.append((node, layer))
         size += 8 * columns**2
     if part:
-        found.update(_one_pass(evidence, part))
-    return found
+        yield from _one_pass(evidence, part)
 
 
 def _columns(layer: Linear) -> int:
-    total = layer.weight.shape[1]
+    total = int(layer.weight.shape[1])
     return layer.channels if total > WIDE and layer.taps > 1 else total
 
 
@@ -113,7 +121,7 @@ def by_tap(layer: Linear) -> np.ndarray:
     return layer.weight.reshape(m, layer.channels, layer.taps).transpose(0, 2, 1).reshape(m * layer.taps, -1)
 
 
-def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> dict[str, tuple[Linear, Moments]]:
+def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> Iterator[tuple[str, Linear, Moments]]:
     sums = {layer.node: Moments.empty(_columns(layer), 0) for _, layer in part}
     names = list(dict.fromkeys(layer.source for _, layer in part))
     shapes = evidence.trace.shapes
@@ -133,7 +141,8 @@ def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> dic
                     rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
                 )
             sums[layer.node].add(rows)
-    return {layer.node: (layer, sums[layer.node]) for _, layer in part}
+    for _, layer in part:
+        yield layer.node, layer, sums[layer.node]
 
 
 def _kernel(node: ir.Node) -> tuple[int, ...]:

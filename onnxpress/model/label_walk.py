@@ -25,7 +25,7 @@ def propagate(model: ir.Model, trace: Trace) -> Flow:
             opaque(flow, node, reason)
         else:
             rule(flow, node)
-        for name in read.captured(node) if read.has_subgraph(node) else ():
+        for name in sorted(read.captured(node)) if read.has_subgraph(node) else ():
             flow.freeze(flow.of.get(name), f"read inside the sub-graph of {node.op_type} ({node.name})")
     for value in model.graph.outputs:
         flow.freeze(flow.read(value), f"graph output {value.name}")

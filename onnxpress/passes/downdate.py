@@ -90,6 +90,8 @@ def _prepare(layer: Linear, moments: Moments, positions: Sequence[np.ndarray]) -
     weight = layer.weight.astype(np.float64)
     taps = layer.taps
     if gram.shape[0] != weight.shape[1]:
+        per = layer.taps if layer.op != "Conv" else 1
+        positions = [np.unique(p // per) for p in positions]
         weight, taps = by_tap(layer).astype(np.float64), 1
     width = {len(p) for p in positions}
     if len(width) != 1:

@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.gram import input_moments
+from onnxpress.measure.gram import Moments, input_moments
+from onnxpress.measure.linear import Linear
 from onnxpress.measure.score import Judge
 from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
@@ -142,11 +143,28 @@ def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-orde
     if criterion == "magnitude" or evidence.data is None:
         return {g.name: magnitude(g, weights) for g in groups}
     found: dict[str, Curve] = {}
+    wanted = {g.name: {p.node for p in g.readers} for g in groups}
     readers = list(dict.fromkeys(p.node for g in groups for p in g.readers))
-    moments = input_moments(evidence, [nodes[r] for r in readers])
+    blocks = {p.node: len(p.positions[0]) for g in groups for p in g.readers if _contiguous(p)}
+    known: dict[str, tuple[Linear, Moments]] = {}
+    seen: set[str] = set()
+    for name, layer, moments in input_moments(evidence, [nodes[r] for r in readers], blocks):
+        known[name] = (layer, moments)
+        seen.add(name)
+        for group in groups:  # a group is done when all its readers are known; their matrices then make room
+            if group.name not in found and wanted[group.name] <= seen:
+                found[group.name] = second_order(group, known) or magnitude(group, weights)
+        known = {n: m for n, m in known.items() if any(n in wanted[g.name] for g in groups if g.name not in found)}
     for group in groups:
-        found[group.name] = second_order(group, moments) or magnitude(group, weights)
-    return found
+        if group.name not in found:
+            found[group.name] = second_order(group, known) or magnitude(group, weights)
+    return {g.name: found[g.name] for g in groups}
+
+
+def _contiguous(place: ch.Place) -> bool:
+    """Whether every channel owns one run of equally many neighbouring positions."""
+    size = len(place.positions[0])
+    return all(len(p) == size and int(p[-1]) - int(p[0]) == size - 1 and int(p[0]) % size == 0 for p in place.positions)
 
 
 def plan_pruning(
@@ -208,8 +226,8 @@ class _Ledger:
     sizes: dict[str, float]
     gone: dict[str, int]
 
-    def nodes(self, name: str) -> set[str]:
-        return {p.node for p in self.groups[name].places}
+    def nodes(self, name: str) -> list[str]:
+        return list(dict.fromkeys(p.node for p in self.groups[name].places))
 
     def share(self, name: str, following: int) -> float:
         return (following - self.gone[name]) / (self.groups[name].size - self.gone[name])

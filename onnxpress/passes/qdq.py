@@ -116,8 +116,9 @@ def whole(model: ir.Model, trace: Trace, exclude: Iterable[str] = ()) -> frozens
     nodes = [n for n in model.graph if n.name not in out and eligible(n, trace) is None]
     for node in nodes:
         computed = [v.name for v in node.inputs if v is not None and read.constant(v) is None]
-        inside = all(name in made for name in computed[: 1 if node.op_type not in COMBINE else None])
-        if node.op_type in COMPUTE or (computed and inside):
+        # An Add is worth it where one side is integer: in float it would turn the whole spine behind it to float.
+        inside = any(name in made for name in computed[: None if node.op_type in COMBINE else 1])
+        if node.op_type in COMPUTE or inside:
             chosen.add(node.name or "")
             made.add(final_output(node).name or "")
     return trim(model, frozenset(chosen))

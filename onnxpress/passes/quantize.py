@@ -112,7 +112,7 @@ def quantize(evidence: Evidence, chosen: frozenset[str], method: str, correct: b
     grids = _grids(plan, spreads, method, source)
     work = source.clone()
     notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges by {method}"]
-    narrow = _rewrite(work, plan, grids, spreads, exact)
+    narrow = _rewrite(work, plan, grids, evidence, exact)
     if narrow:
         notes.append(f"7-bit weights on {narrow} output channels that would saturate without VNNI")
     if correct:
@@ -158,53 +158,79 @@ def grid(low: float, high: float) -> Grid:
     return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, 255)))
 
 
-def _rewrite(
-    work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], spreads: Mapping[str, Spread], exact: bool
-) -> int:
+@dataclass(frozen=True)
+class _Pair:
+    """One value that gets a Q and a DQ.  readers: (node, operand) of everybody who reads it.
+
+    made_here: an integer node makes it, so that everybody must read the DQ; elsewhere only integer nodes do.
+    shape: of the value, for DQs with a scale a channel.
+    """
+
+    value: ir.Value
+    grid: Grid
+    readers: Sequence[tuple[ir.Node, int]]
+    made_here: bool
+    shape: tuple[int, ...] | None
+
+
+def _rewrite(work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], evidence: Evidence, exact: bool) -> int:
     """Insert the pairs and the integer weights in place; how many output channels got 7 bits."""
+    spreads = spreads_for(evidence)
     values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
     values.update({v.name: v for n in work.graph for v in n.outputs if v.name})
-    nodes = {n.name: n for n in work.graph}
-    narrow = 0
+    chosen = [n for n in work.graph if n.name in plan.nodes]  # in the graph's order: the same bytes every time
+    made = {qdq.final_output(n).name for n in chosen}
     readers = {name: [(u.node, u.idx) for u in values[name].uses()] for name in plan.tensors}
-    for name in plan.nodes:
-        node = nodes[name]
-        if node.op_type in qdq.COMPUTE:
-            source = node.inputs[0].name if node.inputs[0] is not None else ""
-            narrow += _integer_weights(work, node, grids[source or ""], spreads[source or ""], exact)
-    integer_made = {qdq.final_output(nodes[n]).name: nodes[n] for n in plan.nodes}
+    narrow = 0
+    for node in chosen:
+        if node.op_type in qdq.COMPUTE and node.inputs[0] is not None:
+            source = node.inputs[0].name or ""
+            narrow += _integer_weights(work, node, grids[source], spreads[source], exact)
     for name in plan.tensors:
-        _pair(work, values[name], grids[name], readers[name], plan, name in integer_made)
+        pair = _Pair(values[name], grids[name], readers[name], name in made, evidence.trace.shape(name))
+        _insert(work, pair, plan)
     return narrow
 
 
-def _pair(
-    work: ir.Model,
-    value: ir.Value,
-    params: Grid,
-    readers: Sequence[tuple[ir.Node, int]],
-    plan: qdq.Layout,
-    made_here: bool,
-) -> None:
-    """Q and DQ behind a value.  Behind an integer node everybody reads the DQ; elsewhere only integer nodes do."""
+def _insert(work: ir.Model, pair: _Pair, plan: qdq.Layout) -> None:
+    value, params = pair.value, pair.grid
     stem = value.name or "tensor"
     scale = edit.add_constant(work, np.asarray(params.scale, np.float32), f"{stem}_scale")
     zero = edit.add_constant(work, np.asarray(params.zero, np.uint8), f"{stem}_zero")
-    producer = value.producer()
-    first = next(iter(work.graph))
-    anchor = producer
-    was_output = value.is_graph_output() and made_here
-    if anchor is None:
+    producer, first = value.producer(), next(iter(work.graph))
+    was_output = value.is_graph_output() and pair.made_here
+    if producer is None:
         q = edit.insert_before(work, first, "QuantizeLinear", [value, scale, zero], f"{stem}_q")
         back = edit.insert_before(work, first, "DequantizeLinear", [q, scale, zero], f"{stem}_dq")
     else:
-        q = edit.insert_after(work, anchor, "QuantizeLinear", [value, scale, zero], f"{stem}_q")
+        q = edit.insert_after(work, producer, "QuantizeLinear", [value, scale, zero], f"{stem}_q")
         back = edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dq")
-    for node, index in readers:
-        if made_here or node.name in plan.nodes:
+    wide: ir.Value | None = None
+    for node, index in pair.readers:
+        if node.name in plan.nodes or (pair.made_here and not _tempting(node)):
             node.replace_input_with(index, back)
+        elif pair.made_here:
+            wide = wide or _channel_dq(work, pair, q)
+            node.replace_input_with(index, wide)
     if was_output:
         _hand_over_output(work, value, back)
+
+
+def _tempting(node: ir.Node) -> bool:
+    """A float node that onnxruntime would quantize at load, per tensor, if it found it between DQ and Q.
+
+    (WeightBiasQuantization, level 1; a DQ with a scale a channel does not fit its pattern, and means the same.)
+    """
+    return node.op_type in ("Conv", "ConvTranspose", "Gemm")
+
+
+def _channel_dq(work: ir.Model, pair: _Pair, q: ir.Value) -> ir.Value:
+    """A DQ of the same numbers whose scale is spelled out for each position of axis 1."""
+    stem = pair.value.name or "tensor"
+    size = pair.shape[1] if pair.shape is not None and len(pair.shape) > 1 else 1
+    scale = edit.add_constant(work, np.full(size, pair.grid.scale, np.float32), f"{stem}_scales")
+    zero = edit.add_constant(work, np.full(size, pair.grid.zero, np.uint8), f"{stem}_zeros")
+    return edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dqs", {"axis": 1})
 
 
 def _producer(value: ir.Value) -> ir.Node:

@@ -62,13 +62,34 @@ def repair(original: Evidence, pruned: ir.Model, channels: Channels, removal: Re
             continue
         layer = linear(node)
         before = linear(first[node.name])
-        if layer is None or before is None or layer.weight.shape[1] > WIDE:
+        if layer is None or before is None:
+            continue
+        if layer.weight.shape[1] > WIDE:
+            _shift_bias(original, pruned, node, layer)
             continue
         target = _target(node)
         fit = _repair_layer(original, pruned, channels, removal, node, layer, target)
         if fit is not None:
             fits.append(fit)
     return fits
+
+
+def _shift_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: Linear) -> None:
+    """For a layer too wide to refit: the mean error of each output goes into the bias."""
+    if layer.bias is None:
+        return
+    data = original.samples()
+    batch = original.batch_for([layer.output])
+    axis = 1 if node.op_type == "Conv" else -1
+    total, count = np.zeros(len(layer.weight)), 0
+    for now, then in _both(pruned, [layer.output], original.model, [layer.output], data, batch):
+        gap = then[layer.output], now[layer.output]
+        if gap[0].shape != gap[1].shape:
+            return
+        rows = np.moveaxis(gap[0] - gap[1], axis, -1).reshape(-1, len(total))
+        total += rows.sum(axis=0, dtype=np.float64)
+        count += len(rows)
+    set_linear(pruned, node, layer.weight, layer.bias + total / max(count, 1))
 
 
 def _target(node: ir.Node) -> _Target:

@@ -1,0 +1,236 @@
+"""What every pass must pass, on nets by hand and on random ones (design section 8).
+
+A new pass joins by being registered; nothing here names one, except for its reference semantics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.model import edit, read
+from onnxpress.model.counts import macs
+from onnxpress.model.files import to_bytes
+from onnxpress.model.signature import signature
+from onnxpress.optimize import contract
+from onnxpress.optimize.plan import apply_plan, new_plan
+from onnxpress.passes.base import Decision, Pass, all_passes
+from onnxpress.passes.quantize import plan_quantization
+from onnxpress.runtime.session import Settings, open_session
+from tests import nets
+
+NETS: dict[str, Callable[[], ir.Model]] = {
+    "residual": lambda: nets.residual(width=32),
+    "residual-bn": lambda: nets.residual(width=32, norm=True),
+    "mobile": lambda: nets.mobile(width=32),
+    "mlp": nets.mlp,
+    "shared": lambda: shared_weights(),
+    "subgraph": lambda: with_if(),
+    "int8": lambda: quantized(),
+}
+PASSES = sorted(all_passes())
+
+
+def shared_weights() -> ir.Model:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    weight = net.constant((net.rng.standard_normal((32, 32, 1, 1)) / 6).astype(np.float32))
+    for _ in range(2):
+        x = net.relu(net.op("Conv", [x, weight], 32))
+    return net.model(net.head(x), nets.IMAGE, ["N", 10])
+
+
+def with_if() -> ir.Model:
+    """A branch that reads an outer value: its channels must stay."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    y = net.relu(net.conv(x, 32))
+
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op, [y], [name])], name, [], [out])
+
+    flag = net.constant(np.array(True), "flag")
+    z = net.name("if")
+    net.nodes.append(
+        helper.make_node("If", [flag], [z], name=z, then_branch=branch("a", "Relu"), else_branch=branch("b", "Neg"))
+    )
+    net.widths[z] = 32
+    return net.model(net.head(z), nets.IMAGE, ["N", 10])
+
+
+def quantized() -> ir.Model:
+    model = nets.residual(width=32, blocks=1)
+    evidence = evidence_for(model, nets.samples(model, 8))
+    return all_passes()["quantize"].apply(evidence.model, plan_quantization(evidence), evidence).model
+
+
+def prepared(model: ir.Model, count: int = 12) -> Evidence:
+    return evidence_for(model, nets.samples(model, count))
+
+
+def some(lever: Pass, evidence: Evidence) -> list[Decision]:
+    """Decisions a user could take: of every unit the middle option."""
+    by_unit: dict[str, list[Decision]] = {}
+    for option in lever.options(evidence.model, evidence):
+        by_unit.setdefault(option.unit, []).append(option.decision)
+    return [found[len(found) // 2] for found in by_unit.values()]
+
+
+def assert_sound(original: ir.Model, result: ir.Model, evidence: Evidence) -> None:
+    data = to_bytes(result)
+    onnx.checker.check_model(data, full_check=True)
+    assert not contract.same_shape_behaviour(original, data, evidence.samples())
+    assert signature(result) == signature(original)
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("name", PASSES)
+def test_result_is_sound_and_the_given_model_untouched(name: str, build: Callable[[], ir.Model]) -> None:
+    model = build()
+    evidence = prepared(model)
+    lever = all_passes()[name]
+    before = to_bytes(evidence.model)
+    done = lever.apply(evidence.model, some(lever, evidence), evidence)
+    assert to_bytes(evidence.model) == before
+    assert_sound(model, done.model, evidence)
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("name", PASSES)
+def test_no_decisions_is_the_identity(name: str, build: Callable[[], ir.Model]) -> None:
+    evidence = prepared(build())
+    assert to_bytes(all_passes()[name].apply(evidence.model, [], evidence).model) == to_bytes(evidence.model)
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("name", [n for n in PASSES if all_passes()[n].exact])
+def test_exact_passes_keep_the_function(name: str, build: Callable[[], ir.Model]) -> None:
+    model = build()
+    evidence = prepared(model)
+    lever = all_passes()[name]
+    done = lever.apply(evidence.model, some(lever, evidence), evidence)
+    data = evidence.samples()
+    np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_every_option_applies_alone(name: str) -> None:
+    model = nets.mobile(width=32)
+    evidence = prepared(model)
+    lever = all_passes()[name]
+    options = lever.options(evidence.model, evidence)
+    assert options
+    for option in options:
+        assert_sound(model, lever.apply(evidence.model, [option.decision], evidence).model, evidence)
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("name", PASSES)
+def test_a_plan_replays_to_the_same_bytes(name: str, build: Callable[[], ir.Model]) -> None:
+    model = build()
+    evidence = prepared(model)
+    lever = all_passes()[name]
+    plan = new_plan(model, evidence.data).then(name, some(lever, evidence))
+    first, second = (to_bytes(apply_plan(plan, model, nets.samples(model, 12)).model) for _ in range(2))
+    assert first == second
+
+
+def weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values())
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_savings_agree_in_sign_with_a_recount(name: str) -> None:
+    evidence = prepared(nets.mobile(width=32))
+    lever = all_passes()[name]
+    before = sum(macs(evidence.model, evidence.trace).values())
+    for option in lever.options(evidence.model, evidence):
+        done = evidence_for(lever.apply(evidence.model, [option.decision], evidence).model, evidence.data)
+        if option.saving.macs > 0:
+            assert sum(macs(done.model, done.trace).values()) < before
+        if option.saving.weight_bytes > 0:
+            assert weight_bytes(done.model) < weight_bytes(evidence.model)
+
+
+def test_prune_before_repair_is_the_masked_original() -> None:
+    from onnxpress.model import channels as ch
+
+    evidence = prepared(nets.mobile(width=32))
+    decisions = some(all_passes()["prune"], evidence)
+    removal = {d["group"]: d["remove"] for d in decisions if d.get("remove")}
+    assert removal
+    done = all_passes()["prune"].apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
+    masked = ch.mask(evidence.model, evidence.channels, removal)
+    data = evidence.samples()
+    np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
+
+
+def test_repair_brings_the_outputs_closer() -> None:
+    evidence = prepared(nets.residual(width=32), 48)
+    prune = all_passes()["prune"]
+    decisions = some(prune, evidence)
+    data = nets.samples(evidence.model, 24, seed=5)
+    wanted = nets.outputs(evidence.model, data)
+    error = {}
+    for mode in ("none", "least-squares"):
+        done = prune.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        error[mode] = float(((nets.outputs(done, data) - wanted) ** 2).mean())
+    assert error["least-squares"] < 0.8 * error["none"]
+
+
+def test_quantize_runs_as_its_fake_quantized_values() -> None:
+    """The fused integer kernels must give what the Q/DQ graph means in float arithmetic."""
+    evidence = prepared(nets.residual(width=32))
+    done = all_passes()["quantize"].apply(evidence.model, plan_quantization(evidence), evidence).model
+    data = evidence.samples()
+    meant, fused = nets.outputs(done, data, "none"), nets.outputs(done, data, "all")
+    wanted = nets.outputs(evidence.model, data)
+    assert np.abs(fused - meant).max() < 0.05 * np.abs(meant).max()
+    assert ((fused - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
+
+
+def test_float16_is_refused_with_reasons() -> None:
+    model = edit.canonical(nets.residual(width=32, blocks=1))
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float16), tensor.name))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    del proto.graph.value_info[:]
+    half = ir.from_proto(proto)
+    evidence = evidence_for(half, nets.samples_like(half, np.float16))
+    quantize = all_passes()["quantize"]
+    assert not quantize.options(half, evidence)
+    done = all_passes()["reduce"].apply(half, [{"fold": "batchnorm"}], evidence)
+    open_session(done.model, Settings(level="none"))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(nets.random_nets())
+def test_random_nets_come_out_sound(model: ir.Model) -> None:
+    evidence = prepared(model, 6)
+    for lever in all_passes().values():
+        done = lever.apply(evidence.model, some(lever, evidence), evidence)
+        assert_sound(model, done.model, evidence)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(nets.random_nets())
+def test_random_nets_replay(model: ir.Model) -> None:
+    evidence = prepared(model, 6)
+    plan = new_plan(model, evidence.data)
+    for name in ("reduce", "prune"):
+        plan = plan.then(name, some(all_passes()[name], prepared(model, 6))) if name == "reduce" else plan
+    first, second = (to_bytes(apply_plan(plan, model, nets.samples(model, 6)).model) for _ in range(2))
+    assert first == second
+    assert read.parameters(ir.from_proto(onnx.load_from_string(first))) > 0

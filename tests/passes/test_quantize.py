@@ -1,0 +1,178 @@
+"""int8: where pairs stand, what onnxruntime fuses, saturation, and the traps of methods section 4."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.model import edit, read
+from onnxpress.passes import qdq
+from onnxpress.passes.quantize import grid, plan_quantization, quantize
+from onnxpress.passes.weights8 import quantize_weight, saturates
+from onnxpress.runtime.machine import machine_for
+from onnxpress.runtime.session import Settings, open_session
+from tests import nets
+
+
+def int8(model: ir.Model, exact: bool = True, chosen: frozenset[str] | None = None) -> tuple[Evidence, ir.Model]:
+    evidence = evidence_for(model, nets.samples(model, 24))
+    nodes = qdq.whole(evidence.model, evidence.trace) if chosen is None else chosen
+    return evidence, quantize(evidence, nodes, "auto", True, exact).model
+
+
+def kernels(model: ir.Model, folder: Path) -> list[str]:
+    """Operator names that onnxruntime really ran, from its profile."""
+    session = open_session(model, Settings(profile=str(folder / "p")))
+    feeds = next(iter(nets.samples(model, 1).batches(1))).inputs
+    session.run(None, feeds)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return [e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+
+
+def test_every_convolution_runs_in_integers(tmp_path: Path) -> None:
+    _, done = int8(nets.residual(width=32))
+    ran = kernels(done, tmp_path)
+    assert ran.count("QLinearConv") == 5
+    assert "Conv" not in ran
+    assert "FusedConv" not in ran
+    assert "Relu" not in ran, "a Relu whose output had a zero point other than 0 would be left over"
+    assert ran.count("QLinearAdd") == 2
+
+
+def test_biases_tied_through_identity_do_not_keep_a_convolution_in_float(tmp_path: Path) -> None:
+    """Exporters share equal biases through Identity; left there, onnxruntime keeps those convolutions in float."""
+    model = edit.canonical(nets.residual(width=32, blocks=2))
+    convs = [n for n in model.graph if n.op_type == "Conv"]
+    shared = convs[1].inputs[2]
+    for node in convs[2:]:
+        out = edit.insert_before(model, node, "Identity", [shared], f"{node.name}_tied")
+        node.replace_input_with(2, out)
+    _, done = int8(model)
+    assert kernels(done, tmp_path).count("QLinearConv") == 5
+
+
+def test_relu_outputs_have_zero_point_zero() -> None:
+    _, done = int8(nets.residual(width=16))
+    for node in done.graph:
+        source = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
+        if source is not None and source.op_type == "Relu":
+            assert int(read.constant(node.inputs[2])) == 0
+
+
+def test_a_float_convolution_between_integer_ones_stays_float(tmp_path: Path) -> None:
+    """onnxruntime quantizes a float Conv between DQ and Q per tensor at load; the layout must not offer it that."""
+    evidence = evidence_for(nets.residual(width=32, blocks=2), nets.samples(nets.residual(width=32, blocks=2), 8))
+    middle = [n.name for n in evidence.model.graph if n.op_type == "Conv"][2]
+    chosen = qdq.trim(evidence.model, qdq.whole(evidence.model, evidence.trace) - {middle})
+    done = quantize(evidence, chosen, "auto", False, True).model
+    ran = kernels(done, tmp_path)
+    assert ran.count("QLinearConv") == 4
+    assert sum(name in ("Conv", "FusedConv") for name in ran) == 1
+
+
+def test_weights_are_smaller_and_float_ones_gone() -> None:
+    evidence, done = int8(nets.residual(width=32))
+    assert not any(
+        v.const_value.dtype == ir.DataType.FLOAT and v.const_value.size > 64 for v in done.graph.initializers.values()
+    )
+    assert evidence.model is not done
+
+
+def test_already_quantized_model_is_left_alone() -> None:
+    _, done = int8(nets.residual(width=16))
+    evidence = evidence_for(done, nets.samples(done, 4))
+    assert plan_quantization(evidence) == []
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+def test_every_range_method_is_close(method: str) -> None:
+    model = nets.residual(width=32)
+    evidence = evidence_for(model, nets.samples(model, 24))
+    done = quantize(evidence, qdq.whole(evidence.model, evidence.trace), method, True, True).model
+    data = nets.samples(model, 24, seed=3)
+    wanted = nets.outputs(model, data)
+    assert ((nets.outputs(done, data, "all") - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 40), st.integers(1, 12))
+def test_flagged_rows_are_all_that_could_saturate(seed: int, columns: int, rows: int) -> None:
+    """Against brute force: no pair of products with any codes up to the peaks leaves 16 bits unless flagged."""
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(-127, 128, (rows, columns))
+    peaks = rng.integers(0, 256, columns)
+    flags = saturates(weights, peaks)
+    padded, top = np.pad(weights, [(0, 0), (0, columns % 2)]), np.pad(peaks, (0, columns % 2))
+    for row, flag in zip(padded, flags, strict=True):
+        worst = 0
+        for i in range(0, len(row), 2):
+            for a in (0, top[i]):
+                for b in (0, top[i + 1]):
+                    worst = max(worst, abs(int(a * row[i] + b * row[i + 1])))
+        assert flag == (worst > 32767)
+
+
+def test_seven_bits_only_where_needed() -> None:
+    model = nets.residual(width=16, blocks=1)
+    node = [n for n in edit.canonical(model).graph if n.op_type == "Conv"][1]
+    weight = np.zeros((16, 16, 3, 3), np.float32)
+    weight[0, :2, 1, 1] = 1.0  # two full-scale neighbours: saturates at code 255
+    weight[1, 0, 1, 1] = 1.0  # one alone cannot
+    codes = quantize_weight(node, weight, np.full(16, 255.0))
+    assert codes.narrow.tolist()[:2] == [True, False]
+    assert np.abs(codes.values[0]).max() == 64
+    assert np.abs(codes.values[1]).max() == 127
+    assert not quantize_weight(node, weight, np.full(16, 100.0)).narrow.any(), "codes that small never saturate"
+    assert not quantize_weight(node, weight, None).narrow.any()
+
+
+def saturating(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """u8 x s8 products summed as vpmaddubsw does: pairs saturate at 16 bits, then 32-bit sums. rows [n,K], weights [M,K]."""
+    if rows.shape[1] % 2:
+        rows, weights = np.pad(rows, [(0, 0), (0, 1)]), np.pad(weights, [(0, 0), (0, 1)])
+    products = rows[:, None, :].astype(np.int64) * weights[None].astype(np.int64)
+    pairs = products[..., 0::2] + products[..., 1::2]
+    return np.clip(pairs, -32768, 32767).sum(axis=-1)
+
+
+def test_a_file_for_avx2_computes_without_saturation() -> None:
+    """Emulated: with the weights written for AVX2, saturating pair sums equal exact ones on the codes seen."""
+    rng = np.random.default_rng(0)
+    model = nets.residual(width=16, blocks=1)
+    node = [n for n in edit.canonical(model).graph if n.op_type == "Conv"][1]
+    weight = (rng.standard_normal((16, 16, 3, 3)) ** 3).astype(np.float32)
+    rows = rng.integers(0, 256, (200, 144))
+    order = np.moveaxis(np.arange(144).reshape(16, 3, 3), 0, -1).ravel()  # taps outermost, as the kernels go
+    for peaks, safe in ((np.full(16, 255.0), True), (None, False)):
+        codes = quantize_weight(node, weight, peaks).values.reshape(16, -1).astype(np.int64)[:, order]
+        same = np.array_equal(saturating(rows, codes), rows @ codes.T)
+        assert same is safe
+
+
+def test_default_and_u8u8_kernels_agree() -> None:
+    """session.x64quantprecision=1 (u8 x u8, never saturates) gives what the file gives by default."""
+    model = nets.residual(width=32)
+    data = nets.samples(model, 24)
+    evidence = evidence_for(model, data, machine_for("avx2"))
+    done = quantize(
+        evidence, qdq.whole(evidence.model, evidence.trace), "auto", True, evidence.machine.int8_exact
+    ).model
+    feeds = next(iter(data.batches(24))).inputs
+    plain = open_session(done).run(None, feeds)[0]
+    precise = open_session(done, Settings(config=(("session.x64quantprecision", "1"),))).run(None, feeds)[0]
+    np.testing.assert_allclose(plain, precise, atol=0.02 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 3.0), (-2.0, 0.0), (0.0, 0.0), (-1e-12, 1e-12)])
+def test_grid_represents_zero(low: float, high: float) -> None:
+    made = grid(low, high)
+    assert made.codes(np.zeros(1))[0] == made.zero
+    assert 0 <= made.zero <= 255
+    assert made.scale > 0
