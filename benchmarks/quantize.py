@@ -1,0 +1,81 @@
+"""Accuracy of `quantize` with its defaults on every case of a zoo, for this CPU and for one without VNNI.
+
+    ONNXPRESS_ZOO=path/to/zoo python benchmarks/quantize.py [--cases kws,vww]
+
+Columns: float; the file for this CPU; the same file under session.x64quantprecision=1 (u8 x u8 products, which never
+saturate); the file written for AVX2 (7-bit weights where pairs could saturate), run here.  All on `val`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from zoo import dataset, zoo_module
+
+from onnxpress.cli import console
+from onnxpress.data.dataset import Dataset
+from onnxpress.model.files import load, to_bytes
+from onnxpress.model.signature import signature
+from onnxpress.optimize.run import document
+from onnxpress.optimize.single import quantize
+from onnxpress.runtime.machine import machine_for, this_machine
+from onnxpress.runtime.session import Settings, all_cores, open_session
+
+PRECISE = Settings(threads=all_cores().threads, config=(("session.x64quantprecision", "1"),))
+
+
+def top1(model: bytes, data: Dataset, settings: Settings) -> float:
+    session = open_session(model, settings)
+    right = total = 0
+    for batch in data.batches(16):
+        found = np.asarray(session.run(None, batch.inputs)[0]).reshape(batch.count, -1).argmax(1)
+        marks = np.array([-1 if label is None else int(label) for label in batch.labels])
+        right += int((found == marks)[marks >= 0].sum())
+        total += int((marks >= 0).sum())
+    return right / total
+
+
+def run_case(case: Any) -> dict[str, Any]:
+    model = load(case.model)
+    sig = signature(model)
+    train, val = dataset(case, "train", sig), dataset(case, "val", sig)
+    here = to_bytes(quantize(model, train).model)
+    made = quantize(model, train, machine=machine_for("avx2"))
+    plain = all_cores()
+    return {
+        "case": case.name,
+        "float": top1(Path(case.model).read_bytes(), val, plain),
+        "here": top1(here, val, plain),
+        "precise": top1(here, val, PRECISE),
+        "avx2": top1(to_bytes(made.model), val, plain),
+        "narrow": next((n for n in made.notes if "7-bit" in n), "none").split(" channels")[0],
+        "size": len(to_bytes(model)) / len(here),
+    }
+
+
+@click.command()
+@click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
+@click.option("--cases", default="")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/quantize.json"))
+def main(zoo: Path | None, cases: str, json_path: Path) -> None:
+    """Run the benchmark and print one table."""
+    if zoo is None:
+        raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
+    module = zoo_module(Path(zoo))
+    rows = [run_case(module.load(name)) for name in (cases.split(",") if cases else module.names())]
+    console.table(
+        [("case", "left"), ("float", "right"), ("int8", "right"), ("u8u8", "right"), ("for avx2", "right"), ("smaller", "right")],
+        [[r["case"], *(f"{r[k]:.4f}" for k in ("float", "here", "precise", "avx2")), f"{r['size']:.2f}x"] for r in rows],
+    )
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(document("quantize", machine=this_machine().as_dict(), rows=rows), indent=1))
+    console.out(this_machine().text())
+
+
+if __name__ == "__main__":
+    main()
