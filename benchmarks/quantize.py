@@ -69,8 +69,18 @@ def main(zoo: Path | None, cases: str, json_path: Path) -> None:
     module = zoo_module(Path(zoo))
     rows = [run_case(module.load(name)) for name in (cases.split(",") if cases else module.names())]
     console.table(
-        [("case", "left"), ("float", "right"), ("int8", "right"), ("u8u8", "right"), ("for avx2", "right"), ("smaller", "right")],
-        [[r["case"], *(f"{r[k]:.4f}" for k in ("float", "here", "precise", "avx2")), f"{r['size']:.2f}x"] for r in rows],
+        [
+            ("case", "left"),
+            ("float", "right"),
+            ("int8", "right"),
+            ("u8u8", "right"),
+            ("for avx2", "right"),
+            ("smaller", "right"),
+        ],
+        [
+            [r["case"], *(f"{r[k]:.4f}" for k in ("float", "here", "precise", "avx2")), f"{r['size']:.2f}x"]
+            for r in rows
+        ],
     )
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(json.dumps(document("quantize", machine=this_machine().as_dict(), rows=rows), indent=1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +36,7 @@ class Evidence:
     data: Dataset | None = None
     machine: Machine = field(default_factory=this_machine)
     seed: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)  # what rooms above derived from it, by their own keys
 
     @cached_property
     def signature(self) -> Signature:

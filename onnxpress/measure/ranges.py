@@ -91,7 +91,7 @@ def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | N
 
 
 def clip_range(spread: Spread, method: str = "auto") -> tuple[float, float]:
-    """(low, high) to quantize to 256 levels; holds 0.  auto is mse, the one that harmed least over our models."""
+    """(low, high) to quantize to 256 levels; holds 0.  "auto" is mse here; `quantize` chooses by measured harm."""
     low, high = min(spread.low, 0.0), max(spread.high, 0.0)
     total = int(spread.counts.sum())
     if high - low <= 0 or total == 0:
@@ -138,11 +138,12 @@ def _mse(spread: Spread, low: float, high: float) -> tuple[float, float]:
 
 
 def _entropy(spread: Spread, low: float, high: float) -> tuple[float, float]:
-    """The symmetric threshold whose 128-level version of |x| has the least KL divergence (TensorRT's calibration)."""
+    """The threshold whose quantized version of |x| has the least KL divergence (TensorRT's calibration)."""
     half = BINS // 2
     magnitude = spread.counts[half:] + spread.counts[:half][::-1]
+    magnitude[0] = magnitude[1]  # the spike of exact zeros carries no information and would decide everything
     width = spread.radius / half
-    levels = _LEVELS // 2
+    levels = _LEVELS // 2 if spread.low < 0 else _LEVELS
     best, cut = np.inf, half
     for stop in range(levels, half + 1, 8):
         p = magnitude[:stop].astype(np.float64)

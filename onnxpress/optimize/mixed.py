@@ -32,7 +32,13 @@ class Tried:
 
 def build(evidence: Evidence, chosen: Chosen, correct: bool = False) -> ir.Model:
     """The model with the chosen nodes in int8; without bias correction it takes a fraction of a second."""
-    return quantize(evidence, qdq.trim(evidence.model, chosen), "auto", correct, evidence.machine.int8_exact).model
+    return quantize(
+        evidence,
+        qdq.trim(evidence.model, chosen),
+        evidence.kept.get("ranges", "mse"),
+        correct,
+        evidence.machine.int8_exact,
+    ).model
 
 
 def fastest(

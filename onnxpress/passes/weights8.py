@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
+from onnxpress.passes.rounding import descend
 
 _TOP = 127
 _SAFE = 64
@@ -56,6 +57,25 @@ def quantize_weight(node: ir.Node, weight: np.ndarray, input_codes: np.ndarray |
     scale = (top / levels).astype(np.float32)
     codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None]).astype(np.int8)
     return Codes(np.ascontiguousarray(np.moveaxis(codes.reshape(moved.shape), 0, axis)), scale, axis, narrow)
+
+
+def refine(node: ir.Node, codes: Codes, gram: np.ndarray) -> Codes:
+    """The 7-bit rows rounded anew so that they keep the output on inputs of this Gram matrix [K, K].
+
+    The lost bit is made up for by letting the rounding errors of a row cancel each other.
+    """
+    moved = np.moveaxis(codes.values, codes.axis, 0)
+    rows = moved.reshape(len(moved), -1)
+    weight = read.constant(node.inputs[1])
+    if weight is None or rows.shape[1] != len(gram) or not codes.narrow.any():
+        return codes
+    flat = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)
+    pick = np.flatnonzero(codes.narrow)
+    better = rows.copy()
+    scale, levels = codes.scale[pick].astype(np.float64), np.full(len(pick), float(_SAFE))
+    better[pick] = descend(flat[pick], scale, levels, gram, rows[pick]).astype(np.int8)
+    values = np.ascontiguousarray(np.moveaxis(better.reshape(moved.shape), 0, codes.axis))
+    return Codes(values, codes.scale, codes.axis, codes.narrow)
 
 
 def _kernel_order(node: ir.Node, rows: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.passes import qdq
-from onnxpress.passes.quantize import grid, plan_quantization, quantize
+from onnxpress.passes.qdq_write import grid
+from onnxpress.passes.quantize import plan_quantization, quantize
 from onnxpress.passes.weights8 import quantize_weight, saturates
 from onnxpress.runtime.machine import machine_for
 from onnxpress.runtime.session import Settings, open_session

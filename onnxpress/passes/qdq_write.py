@@ -1,0 +1,204 @@
+"""Q/DQ pairs and integer weights written into a graph, for a layout that `qdq.py` drew.
+
+Every choice of order follows the graph, never a set: the same plan gives the same bytes in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.gram import input_moments
+from onnxpress.measure.ranges import Spread, observe
+from onnxpress.model import edit, read
+from onnxpress.passes import qdq
+from onnxpress.passes.weights8 import Codes, quantize_weight, refine
+
+
+@dataclass(frozen=True)
+class Grid:
+    """u8 quantization of one tensor: real = scale * (code - zero)."""
+
+    scale: np.float32
+    zero: int
+
+    def codes(self, real: np.ndarray) -> np.ndarray:
+        return np.asarray(np.clip(np.rint(real / self.scale) + self.zero, 0, 255))
+
+
+def grid(low: float, high: float) -> Grid:
+    """The u8 grid of a range that holds 0; zero is exactly representable."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32(max((high - low) / 255.0, 1e-8))
+    return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, 255)))
+
+
+def spreads_for(evidence: Evidence) -> dict[str, Spread]:
+    """Spreads of every tensor that could be quantized, observed once per evidence."""
+    known: dict[str, Spread] | None = evidence.kept.get("spreads")
+    if known is None:
+        everything = qdq.layout(evidence.model, _all_eligible(evidence))
+        axes = {}
+        for node in evidence.model.graph:
+            if node.op_type in qdq.COMPUTE and node.inputs[0] is not None:
+                axes[node.inputs[0].name or ""] = 1 if node.op_type == "Conv" else -1
+        known = observe(evidence, everything.tensors, axes)
+        evidence.kept["spreads"] = known
+    return known
+
+
+def _all_eligible(evidence: Evidence) -> frozenset[str]:
+    return frozenset(n.name or "" for n in evidence.model.graph if qdq.eligible(n, evidence.trace) is None)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One value that gets a Q and a DQ.  readers: (node, operand) of everybody who reads it.
+
+    made_here: an integer node makes it, so that everybody must read the DQ; elsewhere only integer nodes do.
+    shape: of the value, for DQs with a scale a channel.
+    """
+
+    value: ir.Value
+    grid: Grid
+    readers: Sequence[tuple[ir.Node, int]]
+    made_here: bool
+    shape: tuple[int, ...] | None
+
+
+def rewrite(work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], evidence: Evidence, exact: bool) -> int:
+    """Insert the pairs and the integer weights in place; how many output channels got 7 bits."""
+    values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
+    values.update({v.name: v for n in work.graph for v in n.outputs if v.name})
+    chosen = [n for n in work.graph if n.name in plan.nodes]  # in the graph's order: the same bytes every time
+    made = {qdq.final_output(n).name for n in chosen}
+    readers = {name: [(u.node, u.idx) for u in values[name].uses()] for name in plan.tensors}
+    weights = _integer_weights(chosen, grids, evidence, exact)
+    for node, codes in weights:
+        _put_weight(work, node, codes)
+        bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is not None and node.inputs[0] is not None:
+            _put_bias(work, node, bias, grids[node.inputs[0].name or ""], codes)
+    for name in plan.tensors:
+        pair = _Pair(values[name], grids[name], readers[name], name in made, evidence.trace.shape(name))
+        _insert(work, pair, plan)
+    return sum(int(codes.narrow.sum()) for _, codes in weights)
+
+
+def _insert(work: ir.Model, pair: _Pair, plan: qdq.Layout) -> None:
+    value, params = pair.value, pair.grid
+    stem = value.name or "tensor"
+    scale = edit.add_constant(work, np.asarray(params.scale, np.float32), f"{stem}_scale")
+    zero = edit.add_constant(work, np.asarray(params.zero, np.uint8), f"{stem}_zero")
+    producer, first = value.producer(), next(iter(work.graph))
+    was_output = value.is_graph_output() and pair.made_here
+    if producer is None:
+        q = edit.insert_before(work, first, "QuantizeLinear", [value, scale, zero], f"{stem}_q")
+        back = edit.insert_before(work, first, "DequantizeLinear", [q, scale, zero], f"{stem}_dq")
+    else:
+        q = edit.insert_after(work, producer, "QuantizeLinear", [value, scale, zero], f"{stem}_q")
+        back = edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dq")
+    wide: ir.Value | None = None
+    for node, index in pair.readers:
+        if node.name in plan.nodes or (pair.made_here and not _tempting(node)):
+            node.replace_input_with(index, back)
+        elif pair.made_here:
+            wide = wide or _channel_dq(work, pair, q)
+            node.replace_input_with(index, wide)
+    if was_output:
+        _hand_over_output(work, value, back)
+
+
+def _tempting(node: ir.Node) -> bool:
+    """A float node that onnxruntime would quantize at load, per tensor, if it found it between DQ and Q.
+
+    (WeightBiasQuantization, level 1; a DQ with a scale a channel does not fit its pattern, and means the same.)
+    """
+    return node.op_type in ("Conv", "ConvTranspose", "Gemm")
+
+
+def _channel_dq(work: ir.Model, pair: _Pair, q: ir.Value) -> ir.Value:
+    """A DQ of the same numbers whose scale is spelled out for each position of axis 1."""
+    stem = pair.value.name or "tensor"
+    size = pair.shape[1] if pair.shape is not None and len(pair.shape) > 1 else 1
+    scale = edit.add_constant(work, np.full(size, pair.grid.scale, np.float32), f"{stem}_scales")
+    zero = edit.add_constant(work, np.full(size, pair.grid.zero, np.uint8), f"{stem}_zeros")
+    return edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dqs", {"axis": 1})
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def _hand_over_output(work: ir.Model, value: ir.Value, back: ir.Value) -> None:
+    """The graph output becomes the DQ's result, under the old name."""
+    outputs = work.graph.outputs
+    position = next(i for i, v in enumerate(outputs) if v is value)
+    name, kind, shape = value.name, value.type, value.shape
+    value.name = edit.fresh(work, f"{name}_float")
+    back.name, back.type, back.shape = name, kind, shape
+    outputs[position] = back
+
+
+def _integer_weights(
+    chosen: Sequence[ir.Node], grids: Mapping[str, Grid], evidence: Evidence, exact: bool
+) -> list[tuple[ir.Node, Codes]]:
+    """Integer weights of the compute nodes; those of 7 bits are rounded with the inputs in view."""
+    spreads = spreads_for(evidence)
+    found: list[tuple[ir.Node, Codes]] = []
+    for node in chosen:
+        weight = read.constant(node.inputs[1]) if node.op_type in qdq.COMPUTE else None
+        if weight is None or node.inputs[0] is None:
+            continue
+        source = node.inputs[0].name or ""
+        safe = exact or read.is_depthwise(node)
+        peaks = None if safe else _peak_codes(grids[source], spreads[source])
+        found.append((node, quantize_weight(node, weight, peaks)))
+    narrow = [node.name for node, codes in found if codes.narrow.any()]
+    grams = _grams(evidence, [name for name in narrow if name])
+    return [(n, refine(n, c, grams[n.name or ""]) if n.name in grams else c) for n, c in found]
+
+
+def _grams(evidence: Evidence, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Covariances of the inputs of linear nodes (about zero for MatMul, whose mean no bias takes up); kept."""
+    known: dict[str, np.ndarray] = evidence.kept.setdefault("grams", {})
+    missing = [n for n in evidence.model.graph if n.name in names and n.name not in known]
+    for name, layer, moments in input_moments(evidence, missing):
+        known[name] = moments.centred(layer.op != "MatMul")[0]
+    return {name: known[name] for name in names if name in known}
+
+
+def _peak_codes(source: Grid, spread: Spread) -> np.ndarray:
+    """Largest code of each input channel on the samples; padding adds the zero point's code."""
+    high = spread.channel_high if spread.channel_high is not None else np.array([spread.high])
+    return np.asarray(np.maximum(source.codes(high), source.zero))
+
+
+def _put_weight(work: ir.Model, node: ir.Node, codes: Codes) -> None:
+    values = edit.add_constant(work, codes.values, f"{node.name}_weight_q")
+    scale = edit.add_constant(work, codes.scale, f"{node.name}_weight_scale")
+    zero = edit.add_constant(work, np.zeros(len(codes.scale), np.int8), f"{node.name}_weight_zero")
+    back = edit.insert_before(
+        work, node, "DequantizeLinear", [values, scale, zero], f"{node.name}_weight_dq", {"axis": codes.axis}
+    )
+    node.replace_input_with(1, back)
+
+
+def _put_bias(work: ir.Model, node: ir.Node, bias: np.ndarray, source: Grid, codes: Codes) -> None:
+    scale = (np.float64(source.scale) * codes.scale.astype(np.float64)).astype(np.float32)
+    scale = np.maximum(scale, np.float32(1e-30))
+    limit = 2.0**31 - 1024
+    whole = np.clip(np.rint(bias.ravel().astype(np.float64) / scale), -limit, limit).astype(np.int32)
+    values = edit.add_constant(work, whole, f"{node.name}_bias_q")
+    factor = edit.add_constant(work, scale, f"{node.name}_bias_scale")
+    zero = edit.add_constant(work, np.zeros(len(scale), np.int32), f"{node.name}_bias_zero")
+    back = edit.insert_before(
+        work, node, "DequantizeLinear", [values, factor, zero], f"{node.name}_bias_dq", {"axis": 0}
+    )
+    node.replace_input_with(2, back)
