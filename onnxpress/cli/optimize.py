@@ -73,6 +73,7 @@ def splits_of(
 ) -> Splits:
     """Splits from one source, or from sources named part by part."""
     from onnxpress.data.dataset import Splits
+    from onnxpress.optimize.plan import SPLITS
 
     main = need_data(source, model, quiet)
     select = need_data(source.at(select_source), model) if select_source else None
@@ -80,12 +81,12 @@ def splits_of(
     if select is not None and validate is not None:
         return Splits(main, select, validate)
     if select is not None:
-        parts = main.split((0.6, 0.01, 0.39))
+        parts = main.split(SPLITS[2])
         return Splits(parts.calibrate, select, parts.validate)
     if validate is not None:
-        parts = main.split((0.6, 0.39, 0.01))
+        parts = main.split(SPLITS[1])
         return Splits(parts.calibrate, parts.select, validate)
-    return main.split()
+    return main.split(SPLITS[0])
 
 
 def show(outcome: Outcome, output: str, as_json: bool) -> None:

@@ -60,7 +60,10 @@ class Evidence:
     @cached_property
     def batchable(self) -> bool:
         """Whether the model gives two samples the same answers together as apart (a baked batch of 1 does not)."""
-        return takes_batches(self.model, self.probe, self.signature)
+        other = None
+        if self.data is not None and len(self.data) > 1:
+            other = next(iter(self.data.select([len(self.data) - 1]).batches(1))).inputs
+        return takes_batches(self.model, self.probe, self.signature, other)
 
     def samples(self) -> Dataset:
         if self.data is None:
@@ -80,20 +83,35 @@ class Evidence:
         return int(max(1, min(16, _STREAM_BYTES // max(each, 1))))
 
 
-def takes_batches(model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature) -> bool:
-    """Run one sample alone and doubled; batches are allowed where the answers agree."""
+def takes_batches(
+    model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature, other: dict[str, np.ndarray] | None = None
+) -> bool:
+    """Run two samples (one and itself without `other`) alone and together; batches are allowed where answers agree."""
     where = layout(sig)
     if where.batch is not None or where.alone or not any(p.axis is not None for p in where.ports):
         return False
     try:
         session = open_session(model, all_cores())
-        alone, both = run(session, feeds), run(session, repeated(feeds, sig, 2))
+        second = other if other is not None and all(other[k].shape == v.shape for k, v in feeds.items()) else feeds
+        alone = [run(session, feeds), run(session, second)]
+        both = run(session, together(feeds, second, sig))
     except InputProblem:
         return False
-    return all(
-        b.ndim > 0 and b.shape[0] == 2 * a.shape[0] and np.allclose(b[: len(a)], a, rtol=1e-2, atol=1e-3)
-        for a, b in zip(alone, both, strict=True)
-    )
+    return all(_equal(np.concatenate([a, b]) if a.ndim else a, c) for a, b, c in zip(*alone, both, strict=True))
+
+
+def _equal(wanted: np.ndarray, found: np.ndarray) -> bool:
+    if wanted.shape != found.shape:
+        return False
+    if wanted.dtype.kind in "fc":
+        return bool(np.allclose(wanted, found, rtol=1e-2, atol=1e-3, equal_nan=True))
+    return bool(np.array_equal(wanted, found))
+
+
+def together(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], sig: Signature) -> dict[str, np.ndarray]:
+    """Two samples along each input's batch axis."""
+    axes = {p.name: p.axis for p in layout(sig).ports}
+    return {k: v if axes[k] is None else np.concatenate([v, two[k]], axis=axes[k]) for k, v in one.items()}
 
 
 def repeated(feeds: Mapping[str, np.ndarray], sig: Signature, count: int) -> dict[str, np.ndarray]:

@@ -40,9 +40,6 @@ def linear(node: ir.Node) -> Linear | None:
     source, output = node.inputs[0], node.outputs[0]
     if weight is None or weight.dtype != np.float32 or source is None or read.constant(source) is not None:
         return None
-    bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
-        return None
     taps = 1
     if node.op_type == "Conv":
         if read.int_attribute(node, "group", 1) != 1:
@@ -59,9 +56,10 @@ def linear(node: ir.Node) -> Linear | None:
         if weight.ndim != 2:
             return None
         matrix = weight.T
-    if bias is not None and bias.size not in (1, len(matrix)):
+    given = len(node.inputs) > 2 and node.inputs[2] is not None
+    flat = read.column_bias(node, len(matrix)) if given and node.op_type != "MatMul" else None
+    if given and flat is None:
         return None
-    flat = None if bias is None else np.broadcast_to(bias.ravel(), (len(matrix),))
     return Linear(node.name or "", node.op_type, source.name or "", output.name or "", matrix, flat, taps)
 
 

@@ -23,12 +23,16 @@ _PERCENTILE = 1e-4  # share of values that may be clipped at each end
 
 @dataclass
 class Spread:
-    """What was seen of one tensor. low, high: extremes; radius: of the histogram; channel_low/high: along `axis`."""
+    """What was seen of one tensor. low, high: extremes; radius: of the histogram; channel_low/high: along `axis`.
+
+    finite: False where NaN or infinity was seen (a mask of -inf): such a tensor cannot be quantized.
+    """
 
     low: float = 0.0
     high: float = 0.0
     radius: float = 0.0
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    finite: bool = True
     channel_low: np.ndarray | None = None
     channel_high: np.ndarray | None = None
 
@@ -75,17 +79,15 @@ class Spread:
 def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None) -> dict[str, Spread]:
     """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept."""
     spreads = {name: Spread() for name in tensors}
+    if not spreads:
+        return spreads
     for values in evidence.stream(list(tensors)):
         for name in tensors:
             x = values[name]
             if x.dtype.kind == "f":
                 if not np.isfinite(x).all():
-                    raise InputProblem(
-                        "a tensor is not finite on the samples",
-                        name,
-                        "NaN or infinity while calibrating",
-                        "look at the sample, or keep this part of the model out with --exclude",
-                    )
+                    spreads[name].finite = False
+                    continue
                 spreads[name].add(x.astype(np.float32, copy=False), (axes or {}).get(name))
     return spreads
 

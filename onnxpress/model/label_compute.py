@@ -117,14 +117,16 @@ def _norm(operands: tuple[int, ...]) -> Callable[[Flow, ir.Node], None]:
 def _elementwise(flow: Flow, node: ir.Node) -> None:
     rank = flow.rank(node.outputs[0])
     result: Labels | None = None
+    merged: list[ir.Value] = []  # values that stand behind `result`
     for value in node.inputs:
         labels = flow.read(value)
         if labels is None or value is None:
             continue
         labels = labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
+        merged.append(value)
         if result is None or _stretched(flow, value, labels, result):
             result = labels if result is None else result
-        elif _stretched(flow, node.inputs[0], result, labels):
+        elif all(_stretched(flow, other, result, labels) for other in merged[:-1]):
             result = labels
         else:
             flow.tie(result, labels)
@@ -195,7 +197,8 @@ def _axiswise(default: int) -> Callable[[Flow, ir.Node], None]:
     def rule(flow: Flow, node: ir.Node) -> None:
         labels = flow.read(node.inputs[0])
         rank = flow.rank(node.outputs[0])
-        axis = read.int_attribute(node, "axis", default) % max(rank, 1)
+        old = node.op_type != "LayerNormalization" and read.node_opset(node) < 13
+        axis = read.int_attribute(node, "axis", 1 if old else default) % max(rank, 1)
         if labels is None or vary_axis(labels) not in {None, *range(axis)} or labels.ndim != rank:
             return opaque(flow, node, f"{node.op_type} ({node.name}) works across channels")
         return flow.write(node.outputs[0], labels, "")

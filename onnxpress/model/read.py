@@ -121,6 +121,27 @@ def opset(model: ir.Model) -> int:
     return model.opset_imports.get("", model.opset_imports.get("ai.onnx", onnx.defs.onnx_opset_version()))
 
 
+def node_opset(node: ir.Node) -> int:
+    """The standard operator set's version that a node of a graph is read in."""
+    imports = node.graph.opset_imports if node.graph is not None else {}
+    return imports.get("", imports.get("ai.onnx", onnx.defs.onnx_opset_version()))
+
+
+def column_bias(node: ir.Node, columns: int) -> np.ndarray | None:
+    """The bias operand of a Conv, ConvTranspose or Gemm as one number an output column, beta applied.
+
+    Zeros where there is none; None where it is computed, or not one number a column (Gemm's C may be a matrix).
+    """
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return np.zeros(columns, np.float32)
+    array = constant(value)
+    if array is None or array.shape not in ((), (1,), (columns,), (1, 1), (1, columns)):
+        return None
+    beta = float_attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+    return np.asarray(np.broadcast_to(array.ravel(), (columns,)) * np.asarray(beta, array.dtype))
+
+
 def node_label(node: ir.Node) -> str:
     """A name to show and to refer to a node by: its own, else its first output's."""
     return node.name or next((v.name for v in node.outputs if v.name), node.op_type)

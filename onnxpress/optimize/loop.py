@@ -8,8 +8,6 @@ validation samples from the fastest down, until one holds the contract.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,14 +20,13 @@ from onnxpress.model.files import check_target, load, to_bytes, write_atomic
 from onnxpress.optimize import contract
 from onnxpress.optimize.plan import Plan, new_plan, write_plan
 from onnxpress.optimize.run import Run
+from onnxpress.optimize.search import Clock, Report, Search, allowed
 from onnxpress.optimize.workshop import Candidate, Workshop
 from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
 
 GOALS = ("latency", "size")
-_RATIOS = (0.1, 0.2, 0.35, 0.5)
 _FINALISTS = 5
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -74,21 +71,6 @@ class Outcome:
     seconds: float
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Clock:
-    """Shares out the time budget; `fraction` feeds the progress bar."""
-
-    budget: float
-    start: float = field(default_factory=time.perf_counter)
-
-    @property
-    def used(self) -> float:
-        return time.perf_counter() - self.start
-
-    def until(self, share: float) -> Callable[[], bool]:
-        return lambda: self.used < share * self.budget
 
 
 def optimize(
@@ -142,116 +124,21 @@ def optimize(
 def _search(
     original: ir.Model, splits: Splits, request: Request, machine: Machine, say: Report, run: Run | None
 ) -> Outcome:
-    clock = _Clock(request.time_budget)
+    clock = Clock(request.time_budget)
     say("measuring the original", 0.0)
     judge = Judge(original, splits.select, "selection samples")
     shop = Workshop(original, splits.calibrate, judge, machine, request.seed)
-    found: list[Candidate] = []
-
-    def keep(candidate: Candidate) -> Candidate:
-        found.append(candidate)
-        if run is not None:
-            run.add(
-                {
-                    "name": candidate.name,
-                    "size": candidate.size,
-                    "select": candidate.score,
-                    "notes": candidate.notes,
-                    "quick_speedup": candidate.quick,
-                    "seconds": candidate.seconds,
-                }
-            )
-        return candidate
-
-    keep(_timed(shop, shop.exact()))
-    chosen = _int8(shop, request, clock, say, keep)
-    _pruning(shop, request, clock, say, keep, chosen)
-    return _finals(original, shop, splits, found, request, clock, say, run)
+    search = Search(shop, request.max_drop, request.goal, clock, say, run)
+    search.go()
+    return _finals(original, splits, search, request)
 
 
-def _allowed(candidate: Candidate, request: Request) -> bool:
-    """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
-    changed = 0.0 if candidate.score.agreement is None else 1 - candidate.score.agreement
-    return candidate.score.drop <= request.max_drop + 1e-9 and changed <= 6 * max(request.max_drop, 0.002)
-
-
-def _timed(shop: Workshop, candidate: Candidate, seconds: float = 0.8) -> Candidate:
-    effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
-    candidate.quick = (
-        compare_latency({"original": shop.original, "candidate": candidate.data}, shop.feeds, effort).ratios[0].speedup
-    )
-    return candidate
-
-
-def _int8(
-    shop: Workshop, request: Request, clock: _Clock, say: Report, keep: Callable[[Candidate], Candidate]
-) -> frozenset[str]:
-    """int8 candidates; the set of nodes that later int8 models start from."""
-    say("int8 of everything", 0.08)
-    whole = shop.int8_nodes()
-    if not whole:
-        return whole
-    first = keep(_timed(shop, shop.int8("int8", whole)))
-    best = whole
-    if request.goal == "latency":
-        say("which nodes gain from int8", 0.15)
-        best, tried = shop.fastest_int8(whole, clock.until(0.45))
-        if best != whole:
-            mixed = keep(_timed(shop, shop.int8("int8 mixed", best)))
-            mixed.notes.append(f"{tried.count} windows timed, {tried.kept} put back to float")
-            first = mixed
-    if not _allowed(first, request):
-        say("which nodes lose too much", 0.4)
-        safe = shop.safest_int8(best, request.max_drop * 0.5, clock.until(0.55))
-        if safe and safe != best:
-            keep(_timed(shop, shop.int8("int8 careful", safe)))
-    return best
-
-
-def _pruning(
-    shop: Workshop,
-    request: Request,
-    clock: _Clock,
-    say: Report,
-    keep: Callable[[Candidate], Candidate],
-    chosen: frozenset[str],
-) -> None:
-    """Pruned candidates at rising ratios, each also in int8, until the samples no longer allow it."""
-    if not shop.can_prune or not clock.until(0.6)():
-        return
-    seen: set[str] = set()
-    for scope in ("hidden", "all"):
-        for ratio in _RATIOS:
-            if not clock.until(0.72)():
-                return
-            say(f"pruning {ratio:.0%} of the channels", min(0.72, clock.used / clock.budget))
-            made = shop.pruned(ratio, scope)
-            if made is None or made[0].plan.to_json() in seen:
-                continue
-            candidate, evidence = made
-            seen.add(candidate.plan.to_json())
-            candidate.name += "" if scope == "hidden" else " all"
-            keep(_timed(shop, candidate))
-            if candidate.score.drop > 2 * request.max_drop + 0.005:
-                break
-            if chosen:
-                keep(_timed(shop, shop.int8(f"{candidate.name} + int8", chosen, candidate, evidence)))
-
-
-def _finals(
-    original: ir.Model,
-    shop: Workshop,
-    splits: Splits,
-    found: list[Candidate],
-    request: Request,
-    clock: _Clock,
-    say: Report,
-    run: Run | None,
-) -> Outcome:
+def _finals(original: ir.Model, splits: Splits, search: Search, request: Request) -> Outcome:
     """Time the finalists together, then look at the validation samples from the best down."""
+    say, shop, found, clock = search.say, search.shop, search.found, search.clock
     say("timing the finalists", 0.75)
     rank = (lambda c: -(c.quick or 0.0)) if request.goal == "latency" else (lambda c: c.size)
-    ranked = sorted((c for c in found if _allowed(c, request) and c.name != "exact"), key=rank)[:_FINALISTS]
+    ranked = sorted((c for c in found if allowed(c, request.max_drop) and c.name != "exact"), key=rank)[:_FINALISTS]
     finalists = ranked + [c for c in found if c.name == "exact"]
     seconds = max(4.0, min(40.0, 0.15 * request.time_budget))
     final = compare_latency(
@@ -312,8 +199,9 @@ def _finals(
             clock.used,
         )
     if not outcome.met:
-        outcome.reasons = _why(outcome, request)
+        outcome.reasons = _why(outcome, request) + [f"{name} failed: {why}" for name, why in search.failed.items()]
         outcome.advice = _advice(outcome, splits, request)
+    outcome.notes = outcome.notes + [f"{name} failed: {why}" for name, why in search.failed.items()]
     say("done", 1.0)
     return outcome
 
@@ -326,7 +214,7 @@ def _exact_meets(candidate: Candidate, final: Comparison, original: ir.Model, re
 
 def _why(outcome: Outcome, request: Request) -> list[str]:
     reasons = [f"{name}: {'; '.join(why)}" for name, why in outcome.rejected.items()]
-    lost = [c for c in outcome.candidates if not _allowed(c, request)]
+    lost = [c for c in outcome.candidates if not allowed(c, request.max_drop)]
     reasons += [f"{c.name}: loses {c.score.drop:.4f} on the selection samples" for c in lost]
     return reasons
 

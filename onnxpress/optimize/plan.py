@@ -6,6 +6,7 @@ the steps before it left it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,9 @@ from onnxpress.passes.base import Applied, Decision, Refused, find_pass
 from onnxpress.runtime.machine import Machine, this_machine
 
 SCHEMA = 1
+CALIBRATION = 128  # samples at most that feed statistics
+# calibrate, select, validate: from one source; with the validation or the selection samples named apart.
+SPLITS = ((0.4, 0.3, 0.3), (0.6, 0.39, 0.01), (0.6, 0.01, 0.39))
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
         raise InputProblem(
             "the plan needs samples", "", "a step reads calibration data", "add --data, the same as when it was made"
         )
+    if data is not None and plan.data_hash:
+        data = calibration_part(data, plan.data_hash)
     if data is not None and plan.data_hash and plan.data_hash != data.hash:
         raise InputProblem(
             "the plan was made with other samples",
@@ -156,6 +162,24 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
         notes += done.notes
         refused = done.refused or refused
     return Applied(current, notes, refused)
+
+
+def calibration_part(data: Dataset, wanted: str) -> Dataset:
+    """The samples a plan was made with, found in what the user gives: the set itself, or the part the tool takes of it.
+
+    The parts are what `optimize` and the one-lever commands draw: the calibration part of a split (all three parts from one
+    source, or one of them named apart), and at most CALIBRATION samples of it.
+    """
+    parts = [data]
+    if len(data) >= 3:
+        for fractions in SPLITS:
+            with contextlib.suppress(InputProblem):
+                parts.append(data.split(fractions).calibrate)
+    for part in parts:
+        for found in (part, part.take(CALIBRATION)):
+            if found.hash == wanted:
+                return found
+    return data
 
 
 def take_step(step: Step, evidence: Evidence, model: ir.Model) -> Applied:

@@ -21,7 +21,7 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import check_target, load, save, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
-from onnxpress.optimize.plan import Plan, Step, apply_plan, new_plan, take_step, write_plan
+from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
 from onnxpress.passes.base import Refused
 from onnxpress.passes.prune import Wish, plan_pruning
 from onnxpress.passes.quantize import plan_quantization
@@ -30,7 +30,6 @@ from onnxpress.runtime.latency import Comparison, Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import Settings, open_session
 
-CALIBRATION = 128
 ModelLike = str | Path | ir.Model
 
 

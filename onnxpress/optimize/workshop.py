@@ -19,16 +19,14 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import to_bytes
 from onnxpress.optimize import mixed
-from onnxpress.optimize.plan import Plan, Step, new_plan, take_step
+from onnxpress.optimize.plan import CALIBRATION, Plan, Step, new_plan, take_step
 from onnxpress.passes import qdq
 from onnxpress.passes.base import Decision
 from onnxpress.passes.downdate import Curve
 from onnxpress.passes.prune import Wish, curves, plan_pruning, sensitivities, widths
-from onnxpress.passes.quantize import decisions_for
+from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.machine import Machine
-
-CALIBRATION = 128  # samples at most that feed statistics
 
 
 @dataclass
@@ -76,6 +74,15 @@ class Workshop:
         self.exact_evidence = evidence_for(model, self.calibrate, self.machine, self.seed)
         return self._finish("exact", plan, model, notes, start)
 
+    def bare(self) -> Candidate:
+        """The base where the exact passes fail: onnx-ir's clean-ups alone."""
+        start = time.perf_counter()
+        step = Step("simplify", ({"tool": "onnx-ir"},))
+        done = take_step(step, evidence_for(self.original, self.calibrate, self.machine, self.seed), self.original)
+        self.exact_plan = self._plan.then(step.pass_name, step.decisions)
+        self.exact_evidence = evidence_for(done.model, self.calibrate, self.machine, self.seed)
+        return self._finish("exact", self.exact_plan, done.model, done.notes, start)
+
     @property
     def base(self) -> Evidence:
         assert self.exact_evidence is not None
@@ -88,7 +95,7 @@ class Workshop:
     def int8_nodes(self, evidence: Evidence | None = None) -> frozenset[str]:
         """All nodes worth an integer kernel, times unknown."""
         where = evidence or self.base
-        return qdq.whole(where.model, where.trace)
+        return quantizable(where)
 
     def int8(
         self, name: str, chosen: frozenset[str], pruned: Candidate | None = None, evidence: Evidence | None = None

@@ -28,11 +28,13 @@ def correct_bias(evidence: Evidence, work: ir.Model, plan: qdq.Layout) -> int:
     ]
     if not order:
         return 0
-    wished = _channel_means(evidence.model, [(n.outputs[0].name or "", n.op_type) for n in order], data, evidence)
+    # By node, not by value: an integer node at the graph's output leaves its value's name to the DQ behind it.
+    float_names = {n.name: n.outputs[0].name or "" for n in evidence.model.graph if n.outputs}
+    wished = _channel_means(evidence.model, [(float_names[n.name], n.op_type) for n in order], data, evidence)
     for node in order:
         name = node.outputs[0].name or ""
         found = _channel_means(work, [(name, node.op_type)], data, evidence)[name]
-        shift = wished[name] - found
+        shift = wished[float_names[node.name]] - found
         dq = node.inputs[2].producer() if node.inputs[2] is not None else None
         if dq is None or dq.inputs[0] is None or not np.isfinite(shift).all():
             continue

@@ -100,7 +100,10 @@ def _prepare(layer: Linear, moments: Moments, positions: Sequence[np.ndarray]) -
     power = float(np.einsum("mk,kl,ml->", weight, gram, weight, optimize=True))
     damp = _DAMP * float(np.mean(np.diag(gram))) + 1e-12
     damped = gram + damp * np.eye(len(gram))
-    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped), np.eye(len(gram)))
+    try:
+        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped), np.eye(len(gram)))
+    except (scipy.linalg.LinAlgError, ValueError):  # values not finite, or a matrix that damping does not save
+        return None
     return _Reader(weight, inverse, columns, 1.0 / max(power, 1e-30))
 
 

@@ -35,8 +35,11 @@ def _single_maker(value: ir.Value | None) -> ir.Node | None:
         read.float_attribute(node, "alpha", 1.0) != 1.0 or read.float_attribute(node, "beta", 1.0) != 1.0
     ):
         return None
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return None if bias is not None and read.constant(bias) is None else node
+    axis = _out_axis(node)
+    weight = read.constant(node.inputs[1])
+    if axis < 0 or weight is None or (node.op_type != "MatMul" and read.column_bias(node, weight.shape[axis]) is None):
+        return None
+    return node
 
 
 def _out_axis(node: ir.Node) -> int:
@@ -61,13 +64,13 @@ def _rescale(model: ir.Model, node: ir.Node, scale: np.ndarray, shift: np.ndarra
         return False
     shape = [1] * weight.ndim
     shape[axis] = len(scale)
-    bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if bias is not None and bias.size not in (1, len(scale)):
+    bias = np.zeros(1) if node.op_type == "MatMul" else read.column_bias(node, len(scale))
+    if bias is None:
         return False
     new = weight.astype(np.float64) * scale.reshape(shape)
     edit.set_input(model, node, 1, new.astype(np.float32), f"{node.name}_weight")
     if node.op_type != "MatMul":
-        total = shift + (scale * bias.astype(np.float64).ravel() if bias is not None else 0.0)
+        total = shift + scale * bias.astype(np.float64)
         edit.set_input(model, node, 2, np.broadcast_to(total, scale.shape).astype(np.float32), f"{node.name}_bias")
     return True
 
@@ -141,7 +144,7 @@ def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         shape = trace.shape(matmul.inputs[0].name if matmul.inputs[0] is not None else None)
         if weight is None or weight.ndim != 2 or shape is None or len(shape) != 2 or weight.dtype != np.float32:
             continue
-        if bias.size != weight.shape[1] or bias.shape[-1:] != (weight.shape[1],):
+        if bias.shape not in ((weight.shape[1],), (1, weight.shape[1])):
             continue
         vector = edit.add_constant(model, bias.reshape(-1), f"{matmul.name}_bias")
         gemm = edit.insert_before(
@@ -177,8 +180,11 @@ def fold_pad(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     if pads.min() < 0 or pads[:2].any() or pads[rank : rank + 2].any():
         return False
     extra = np.concatenate([pads[2:rank], pads[rank + 2 :]])
-    old = read.ints_attribute(reader, "pads") or [0] * len(extra)
-    edit.set_ints(reader, "pads", (extra + np.array(old)).tolist())
+    total = extra + np.array(read.ints_attribute(reader, "pads") or [0] * len(extra))
+    kernel = read.ints_attribute(reader, "kernel_shape")
+    if counts and (not kernel or (total >= np.tile(kernel, 2)).any()):
+        return False  # onnxruntime wants a pool's pads smaller than its kernel
+    edit.set_ints(reader, "pads", total.tolist())
     assert node.inputs[0] is not None
     edit.bypass(model, node, node.inputs[0])
     return True
@@ -224,13 +230,8 @@ def drop_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         ):
             continue
         shape = trace.shape(value.name)
-        if array.size == 0 or not (array == neutral).all() or shape is None:
-            continue
-        if trace.shape(node.outputs[0].name) != shape or (
-            array.size > 1 and np.broadcast_shapes(shape, array.shape) != shape
-        ):
-            continue
-        if array.ndim > len(shape):
+        # Only a single number: a longer constant could widen the value at another size of a dynamic axis.
+        if array.size != 1 or array.ravel()[0] != neutral or shape is None or array.ndim > len(shape):
             continue
         edit.bypass(model, node, value)
         return True

@@ -74,17 +74,15 @@ def _compute(node: ir.Node) -> str | None:
         return f"its weight is {weight.dtype.name}"
     if node.op_type == "MatMul" and weight.ndim != 2:
         return "its weight is not a matrix"
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and read.constant(bias) is None:
-        return "its bias is not a constant"
+    if read.node_opset(node) < 13:
+        return "operator set below 13 has no integers with a scale a channel"
     if node.op_type == "Gemm":
         scaled = any(read.float_attribute(node, n, 1.0) != 1.0 for n in ("alpha", "beta"))
         if read.int_attribute(node, "transA", 0) or scaled:
             return "its Gemm flags have no integer kernel"
-        out = weight.shape[0 if read.int_attribute(node, "transB", 0) else 1]
-        array = read.constant(bias)
-        if array is not None and array.size != out:
-            return "its bias is not one number a column"
+    axis = 0 if node.op_type == "Conv" or read.int_attribute(node, "transB", 0) else 1
+    if node.op_type != "MatMul" and read.column_bias(node, weight.shape[axis]) is None:
+        return "its bias is not one constant a column"
     return None
 
 

@@ -16,7 +16,7 @@ from onnxpress.measure.gram import input_moments
 from onnxpress.measure.ranges import Spread, observe
 from onnxpress.model import edit, read
 from onnxpress.passes import qdq
-from onnxpress.passes.weights8 import Codes, quantize_weight, refine
+from onnxpress.passes.weights8 import Codes, output_axis, quantize_weight, refine
 
 
 @dataclass(frozen=True)
@@ -159,18 +159,25 @@ def _integer_weights(
         source = node.inputs[0].name or ""
         safe = exact or read.is_depthwise(node)
         peaks = None if safe else _peak_codes(grids[source], spreads[source])
-        found.append((node, quantize_weight(node, weight, peaks)))
+        found.append((node, quantize_weight(node, weight, peaks, _least_scale(node, weight, grids[source]))))
     narrow = [node.name for node, codes in found if codes.narrow.any()]
     grams = _grams(evidence, [name for name in narrow if name])
     return [(n, refine(n, c, grams[n.name or ""]) if n.name in grams else c) for n, c in found]
 
 
+def _least_scale(node: ir.Node, weight: np.ndarray, source: Grid) -> np.ndarray:
+    """A floor for each output channel's weight scale, so that its bias fits 32 bits at input scale x weight scale."""
+    columns = weight.shape[output_axis(node)]
+    bias = None if node.op_type == "MatMul" else read.column_bias(node, columns)
+    return np.zeros(columns) if bias is None else np.abs(bias.astype(np.float64)) / (float(source.scale) * 2.0**30)
+
+
 def _grams(evidence: Evidence, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Covariances of the inputs of linear nodes (about zero for MatMul, whose mean no bias takes up); kept."""
+    """Second moments of the inputs of linear nodes, about the mean where a bias takes up what that leaves; kept."""
     known: dict[str, np.ndarray] = evidence.kept.setdefault("grams", {})
     missing = [n for n in evidence.model.graph if n.name in names and n.name not in known]
     for name, layer, moments in input_moments(evidence, missing):
-        known[name] = moments.centred(layer.op != "MatMul")[0]
+        known[name] = moments.centred(layer.bias is not None)[0]
     return {name: known[name] for name in names if name in known}
 
 

@@ -58,8 +58,19 @@ class Quantize:
 
 def plan_quantization(evidence: Evidence, method: str = "auto", exclude: Iterable[str] = ()) -> list[Decision]:
     """Decisions for the whole model: every node that is worth an integer kernel."""
-    chosen = qdq.whole(evidence.model, evidence.trace, exclude)
+    chosen = quantizable(evidence, exclude)
     return decisions_for(chosen, evidence, method) if chosen else []
+
+
+def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
+    """Every node worth an integer kernel, whose values are finite on the samples and that is not excluded."""
+    unfit = {name for name, spread in spreads_for(evidence).items() if not spread.finite}
+    out = set(exclude)
+    for node in evidence.model.graph:
+        touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}
+        if touched & unfit or qdq.final_output(node).name in unfit:
+            out.add(node.name or "")
+    return qdq.whole(evidence.model, evidence.trace, out)
 
 
 def decisions_for(
@@ -100,6 +111,11 @@ def quantize(evidence: Evidence, chosen: frozenset[str], method: str, correct: b
     if bad:
         raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
     plan = qdq.layout(source, chosen)
+    for name in plan.tensors:
+        if not spreads_for(evidence)[name].finite:
+            raise InputProblem(
+                "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
+            )
     grids = _grids(plan, spreads_for(evidence), method)
     work = source.clone()
     notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges by {method}"]

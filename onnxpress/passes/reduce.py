@@ -71,11 +71,15 @@ class Reduce:
 
 
 def flush_denormals(model: ir.Model) -> int:
-    """Set |w| < 1e-30 to zero in place; how many there were."""
+    """Set weights |w| < 1e-30 of Conv, Gemm and MatMul to zero in place; how many there were.
+
+    Other constants are left alone: a tiny number may guard a division.
+    """
     total = 0
+    weights = {n.inputs[1] for n in model.graph if n.op_type in read.WEIGHTED and read.standard(n)}
     for value in model.graph.initializers.values():
         array = read.constant(value)
-        if array is None or array.dtype != np.float32:
+        if value not in weights or array is None or array.dtype != np.float32 or array.ndim < 2:
             continue
         tiny = (np.abs(array) < _TINY) & (array != 0)
         if tiny.any():
@@ -163,10 +167,10 @@ def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.nda
     numbers: constants in front of a depthwise Conv, one a channel; all NaN for a node that mixes channels.
     """
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
-    bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+    bias = np.zeros(len(rows)) if node.op_type == "MatMul" else read.column_bias(node, len(rows))
+    if bias is None:
         return np.full(len(rows), np.nan)
-    shift = np.zeros(len(rows)) if bias is None else np.broadcast_to(bias.ravel().astype(np.float64), (len(rows),))
+    shift = bias.astype(np.float64)
     zero = ~rows.any(axis=1) | (numbers == 0)
     flat = shift + (0.0 if _padded(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
     steady = np.isfinite(numbers) & (not _padded(node))
@@ -224,14 +228,13 @@ def _absorb(model: ir.Model, reader: ir.Node, place: ch.Place, numbers: np.ndarr
     """Move the constants of the known channels into the reader's bias; which channels can go."""
     weight = read.constant(reader.inputs[1])
     zeros = [j for j in known if numbers[j] == 0]
-    bias = read.constant(reader.inputs[2]) if len(reader.inputs) > 2 else None
-    computed_bias = bias is None and len(reader.inputs) > 2 and reader.inputs[2] is not None
     if weight is None or len(zeros) == len(known):
         return zeros
     plain = read.float_attribute(reader, "alpha", 1.0) == 1.0 and read.float_attribute(reader, "beta", 1.0) == 1.0
-    if _padded(reader) or reader.op_type not in ("Conv", "Gemm") or computed_bias or not plain:
-        return zeros
     out_axis = 1 - place.axis
+    bias = read.column_bias(reader, weight.shape[out_axis])
+    if _padded(reader) or reader.op_type not in ("Conv", "Gemm") or bias is None or not plain:
+        return zeros
     shift = np.zeros(weight.shape[out_axis])
     changed = np.array(weight)
     for j in known:
@@ -241,7 +244,7 @@ def _absorb(model: ir.Model, reader: ir.Node, place: ch.Place, numbers: np.ndarr
         index[place.axis] = place.positions[j]
         changed[tuple(index)] = 0
     edit.set_input(model, reader, 1, changed, f"{reader.name}_weight")
-    total = shift + (0 if bias is None else np.broadcast_to(bias.ravel(), shift.shape))
+    total = shift + bias
     edit.set_input(model, reader, 2, total.astype(np.float32), f"{reader.name}_bias")
     return known
 

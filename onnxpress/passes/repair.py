@@ -67,7 +67,7 @@ def repair(original: Evidence, pruned: ir.Model, channels: Channels, removal: Re
         if layer.weight.shape[1] > WIDE:
             _shift_bias(original, pruned, node, layer)
             continue
-        target = _target(node)
+        target = _target(node, original)
         fit = _repair_layer(original, pruned, channels, removal, node, layer, target)
         if fit is not None:
             fits.append(fit)
@@ -92,13 +92,15 @@ def _shift_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: Line
     set_linear(pruned, node, layer.weight, layer.bias + total / max(count, 1))
 
 
-def _target(node: ir.Node) -> _Target:
+def _target(node: ir.Node, original: Evidence) -> _Target:
     output = node.outputs[0]
     uses = list(output.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
         add = uses[0].node
         other = add.inputs[1 - uses[0].idx]
-        if other is not None and other is not output and read.constant(other) is None:
+        shapes = original.trace.shapes
+        plain = shapes.get(output.name or "") == shapes.get(add.outputs[0].name or "")  # a broadcast sum is no target
+        if plain and other is not None and other is not output and read.constant(other) is None:
             return _Target(add.outputs[0].name or "", other.name)
     return _Target(output.name or "", None)
 
@@ -174,7 +176,7 @@ def _solve(model: ir.Model, node: ir.Node, layer: Linear, fit: _Sums, hold: _Sum
     judge = hold.judge if hold.own.count else fit.judge
     before = best = _error(judge, start, _bias(fit.judge, start, centre))
     choice: tuple[float, float] | None = None
-    for ridge in RIDGES:
+    for ridge in RIDGES if hold.own.count else ():  # without held-out rows nothing tells a fit from an overfit
         solve = _solver(fit.own, ridge, centre)
         if solve is None:
             continue

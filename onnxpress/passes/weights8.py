@@ -36,16 +36,19 @@ def output_axis(node: ir.Node) -> int:
     return 0 if node.op_type == "Gemm" and read.int_attribute(node, "transB", 0) else 1
 
 
-def quantize_weight(node: ir.Node, weight: np.ndarray, input_codes: np.ndarray | None) -> Codes:
+def quantize_weight(
+    node: ir.Node, weight: np.ndarray, input_codes: np.ndarray | None, least_scale: np.ndarray | None = None
+) -> Codes:
     """Round to nearest, symmetric, per output channel.
 
-    input_codes: largest u8 code of each input channel where products may saturate, else None (full range).
+    input_codes: largest u8 code of each input channel where products may saturate, else None (full range)
+    least_scale: [M], a floor for each scale (a channel of tiny weights must still hold its bias)
     """
     axis = output_axis(node)
     moved = np.moveaxis(weight, axis, 0)
     flat = moved.reshape(len(moved), -1).astype(np.float64)
     top = np.abs(flat).max(axis=1)
-    top[top < 1e-12] = 1e-12
+    top = np.maximum(top, 1e-12 if least_scale is None else np.maximum(1e-12, least_scale * _TOP))
     levels = np.full(len(top), float(_TOP))
     narrow = np.zeros(len(top), bool)
     if input_codes is not None:

@@ -1,7 +1,8 @@
 """onnxsim in a child process: one file in, one file out, under limits.
 
-Two of its rewrites are left out: MatMul of rank 3 as Reshape-Gemm-Reshape (slower on CPU, and it hides widths that
-pruning works on) and the merging of Q, K and V.
+Files of an operator set below 13 are raised to it first, since int8 needs it.  Two of its rewrites are left out:
+MatMul of rank 3 as Reshape-Gemm-Reshape (slower on CPU, and it hides widths that pruning works on) and the merging of
+Q, K and V.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from onnxpress.runtime import isolate
 from onnxpress.runtime.session import temporary_folder
 
 SECONDS = 180.0
+NEEDED_OPSET = 13  # integers with a scale a channel; older files are raised to it
 _LEFT_OUT = ["fuse_matmul_add_bias_into_gemm", "fuse_qkv"]
 _LARGE = 1_500_000_000
 
@@ -37,7 +39,11 @@ def child(source: str, target: str) -> None:
     import onnx
     import onnxsim as tool
 
-    proto, ok = tool.simplify(onnx.load(source), skipped_optimizers=_LEFT_OUT)
+    model = onnx.load(source)
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), NEEDED_OPSET)
+    if version < NEEDED_OPSET:
+        model = onnx.version_converter.convert_version(model, NEEDED_OPSET)
+    proto, ok = tool.simplify(model, skipped_optimizers=_LEFT_OUT)
     if not ok:
         raise RuntimeError("onnxsim's own check of the result failed")
     Path(target).write_bytes(proto.SerializeToString(deterministic=True))

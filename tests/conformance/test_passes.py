@@ -34,6 +34,10 @@ NETS: dict[str, Callable[[], ir.Model]] = {
     "shared": lambda: shared_weights(),
     "subgraph": lambda: with_if(),
     "int8": lambda: quantized(),
+    "conv-output": lambda: conv_output(),
+    "opset-11": lambda: opset_11(),
+    "broadcast-add": lambda: broadcast_add(),
+    "minus-infinity": lambda: masked(),
 }
 PASSES = sorted(all_passes())
 
@@ -64,6 +68,41 @@ def with_if() -> ir.Model:
     )
     net.widths[z] = 32
     return net.model(net.head(z), nets.IMAGE, ["N", 10])
+
+
+def conv_output() -> ir.Model:
+    """A picture to a picture: the graph's output is a Conv, which integer passes must hand over to a DQ."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    scales = net.constant(np.array([1, 1, 2, 2], np.float32), "scales")
+    x = net.op("Resize", [x, "", scales], 32, mode="nearest")
+    return net.model(net.conv(net.relu(net.conv(x, 32)), 3), nets.IMAGE, ["N", 3, 16, 16])
+
+
+def opset_11() -> ir.Model:
+    net = nets.Net(opset=11)
+    net.widths["image"] = 3
+    x = net.relu(net.conv("image", 32))
+    x = net.relu(net.add(net.conv(net.relu(net.conv(x, 32)), 32), x))
+    return net.model(net.head(x), nets.IMAGE, ["N", 10])
+
+
+def broadcast_add() -> ir.Model:
+    """A global context block: a pooled branch is added to every position."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    pooled = net.op("GlobalAveragePool", [x], 32)
+    context = net.conv(net.relu(net.conv(pooled, 32, 1)), 32, 1)
+    return net.model(net.head(net.relu(net.add(x, context))), nets.IMAGE, ["N", 10])
+
+
+def masked() -> ir.Model:
+    """A computed tensor that holds -inf, as attention masks do."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    low = net.op("Log", [net.op("Mul", [x, net.constant(np.float32(0).reshape(()))], 32)], 32)
+    capped = net.op("Max", [net.add(low, x), net.constant(np.float32(-1).reshape(()))], 32)
+    return net.model(net.head(net.relu(net.conv(capped, 32))), nets.IMAGE, ["N", 10])
 
 
 def quantized() -> ir.Model:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.gram import input_moments
 from onnxpress.measure.linear import input_rows, linear, output_rows
 from onnxpress.measure.ranges import METHODS, Spread, clip_range, observe
 from onnxpress.measure.score import Judge
+from onnxpress.model import edit
 from tests import nets
 
 
@@ -102,10 +103,34 @@ def test_drop_interval_holds_the_drop() -> None:
     assert score.low <= score.drop <= score.high
 
 
-def test_values_that_are_not_finite_are_named() -> None:
+def test_values_that_are_not_finite_are_marked() -> None:
     net = nets.image_net()
     x = net.op("Log", [net.conv("image", 8)], 8)
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 4))
-    with pytest.raises(InputProblem, match="not finite"):
-        observe(evidence, [x])
+    assert not observe(evidence, [x])[x].finite
+
+
+def test_integer_outputs_and_side_outputs_are_judged() -> None:
+    """A changed ArgMax, and a destroyed second output, must count."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    scores = net.head(x)
+    best = net.op("ArgMax", [scores], 1, axis=1, keepdims=1)
+    graph = ir.to_proto(net.model(scores, nets.IMAGE, ["N", 10])).graph
+    made = []
+    for outputs in ([best], [scores, x]):
+        del graph.output[:]
+        for name in outputs:
+            kind = onnx.TensorProto.INT64 if name == best else onnx.TensorProto.FLOAT
+            graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        copy = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+        made.append(ir.from_proto(copy))
+    for model, rank in zip(made, (2, 4), strict=True):
+        data = nets.samples(model, 20)
+        wrong = model.clone()
+        weight = next(v for v in wrong.graph.initializers.values() if v.const_value.numpy().ndim == rank)
+        edit.set_constant(weight, -weight.const_value.numpy())
+        score = Judge(model, data).score(wrong)
+        assert score.drop > 0.2, score.text()
+        assert Judge(model, data).score(model).drop == 0

@@ -1,0 +1,149 @@
+"""The search for candidates: which levers are tried, in which order, and when to stop.
+
+Exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix that harms
+least; pruning at ratios that are raised while the samples allow it; int8 of the pruned models.  A lever that fails on a
+model is recorded with its reason, and the search goes on without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from onnxpress.errors import Problem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.optimize.run import Run
+from onnxpress.optimize.workshop import Candidate, Workshop
+from onnxpress.runtime.latency import Effort, compare_latency
+
+T = TypeVar("T")
+Report = Callable[[str, float], None]
+_RATIOS = (0.1, 0.2, 0.35, 0.5)
+_FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
+
+
+@dataclass
+class Clock:
+    """Shares out a time budget in seconds."""
+
+    budget: float
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def used(self) -> float:
+        return time.perf_counter() - self.start
+
+    def until(self, share: float) -> Callable[[], bool]:
+        """A question: is less than this share of the budget used?"""
+        return lambda: self.used < share * self.budget
+
+
+def allowed(candidate: Candidate, max_drop: float) -> bool:
+    """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
+    changed = 0.0 if candidate.score.agreement is None else 1 - candidate.score.agreement
+    return candidate.score.drop <= max_drop + 1e-9 and changed <= 6 * max(max_drop, 0.002)
+
+
+@dataclass
+class Search:
+    """found: candidates in the order they were made; failed: levers that broke on this model, and why."""
+
+    shop: Workshop
+    max_drop: float
+    goal: str
+    clock: Clock
+    say: Report
+    run: Run | None
+    found: list[Candidate] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def go(self) -> None:
+        if self.attempt("exact reductions", lambda: self.keep(self.shop.exact())) is None:
+            self.attempt("clean-up", lambda: self.keep(self.shop.bare()))
+        if self.shop.exact_evidence is None:
+            return
+        chosen = self.attempt("int8", self.int8) or frozenset()
+        self.attempt("pruning", lambda: self.pruning(chosen))
+
+    def attempt(self, name: str, work: Callable[[], T]) -> T | None:
+        """The result of a piece of work; None where it failed, which is recorded."""
+        try:
+            return work()
+        except _FAILURES as error:
+            self.failed[name] = error.line() if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+            if self.run is not None:
+                self.run.set(failed=self.failed)
+            return None
+
+    def keep(self, candidate: Candidate, seconds: float = 0.8) -> Candidate:
+        """Time a candidate shortly, and record it."""
+        effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
+        models: dict[str, ir.Model | bytes | str] = {"original": self.shop.original, "candidate": candidate.data}
+        candidate.quick = compare_latency(models, self.shop.feeds, effort).ratios[0].speedup
+        self.found.append(candidate)
+        if self.run is not None:
+            self.run.add(
+                {
+                    "name": candidate.name,
+                    "size": candidate.size,
+                    "select": candidate.score,
+                    "notes": candidate.notes,
+                    "quick_speedup": candidate.quick,
+                    "seconds": candidate.seconds,
+                }
+            )
+        return candidate
+
+    def int8(self) -> frozenset[str]:
+        """int8 candidates; the set of nodes that later int8 models start from."""
+        self.say("int8 of everything", 0.08)
+        whole = self.shop.int8_nodes()
+        if not whole:
+            return whole
+        first = self.keep(self.shop.int8("int8", whole))
+        best = whole
+        if self.goal == "latency":
+            self.say("which nodes gain from int8", 0.15)
+            best, tried = self.shop.fastest_int8(whole, self.clock.until(0.45))
+            if best != whole:
+                first = self.keep(self.shop.int8("int8 mixed", best))
+                first.notes.append(f"{tried.count} windows timed, {tried.kept} put back to float")
+        if not allowed(first, self.max_drop):
+            self.say("which nodes lose too much", 0.4)
+            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(0.55))
+            if safe and safe != best:
+                self.keep(self.shop.int8("int8 careful", safe))
+                best = safe
+        return best
+
+    def pruning(self, chosen: frozenset[str]) -> None:
+        """Pruned candidates at rising ratios, each also in int8, until the samples no longer allow it."""
+        if not self.shop.can_prune or not self.clock.until(0.6)():
+            return
+        seen: set[str] = set()
+        for scope in ("hidden", "all"):
+            for ratio in _RATIOS:
+                if not self.clock.until(0.72)():
+                    return
+                self.say(f"pruning {ratio:.0%} of the channels", min(0.72, self.clock.used / self.clock.budget))
+                made = self.shop.pruned(ratio, scope)
+                if made is None or made[0].plan.to_json() in seen:
+                    continue
+                seen.add(made[0].plan.to_json())
+                if not self._pruned(*made, "" if scope == "hidden" else " all", chosen):
+                    break
+
+    def _pruned(self, candidate: Candidate, evidence: Evidence, suffix: str, chosen: frozenset[str]) -> bool:
+        """Keep a pruned candidate and its int8 form; whether more may be pruned."""
+        candidate.name += suffix
+        self.keep(candidate)
+        if candidate.score.drop > 2 * self.max_drop + 0.005:
+            return False
+        if chosen:
+            name = f"{candidate.name} + int8"
+            self.attempt(name, lambda: self.keep(self.shop.int8(name, chosen, candidate, evidence)))
+        return True
