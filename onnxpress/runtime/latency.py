@@ -225,7 +225,7 @@ class _Reference:
     def warnings(self) -> tuple[str, ...]:
         found = []
         cores = os.cpu_count() or 1
-        if self._load > 0.7 * cores:
+        if self._load > cores:  # our own work counts for one
             found.append(f"the machine was busy: load average {self._load:.1f} on {cores} cores")
         times = np.array(self._times)
         if len(times) >= 20:
