@@ -5,8 +5,6 @@ Everything here looks and nothing changes the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import ml_dtypes  # noqa: F401  (registers bfloat16 and the float8 types with numpy)
 import numpy as np
 import onnx
@@ -18,11 +16,6 @@ ELEMENTWISE = frozenset(
     HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh
     Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Add Sub Mul Div Pow Min Max Mean Sum Mod PRelu And Or
     Xor Equal Greater GreaterOrEqual Less LessOrEqual Where QuickGelu FastGelu BiasGelu""".split()
-)
-# Operators that move elements and compute nothing; run on labels, they say where each channel goes.
-MOVEMENT = frozenset(
-    """Reshape Transpose Split Concat Slice Gather Flatten Squeeze Unsqueeze Expand Tile DepthToSpace SpaceToDepth
-    Pad""".split()
 )
 # Pooling: axes 0 and 1 pass, the spatial axes are reduced.
 POOLING = frozenset("""AveragePool MaxPool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool""".split())
@@ -103,17 +96,6 @@ def captured(node: ir.Node) -> set[str]:
 
 def has_subgraph(node: ir.Node) -> bool:
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-
-
-def float_values(model: ir.Model) -> Iterator[ir.Value]:
-    """Every float32 value of the main graph that is computed or fed (initializers left out)."""
-    for value in model.graph.inputs:
-        if value.dtype == ir.DataType.FLOAT and not value.is_initializer():
-            yield value
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name:
-                yield value
 
 
 def opset(model: ir.Model) -> int:

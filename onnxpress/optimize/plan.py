@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.files import model_hash, write_atomic
-from onnxpress.passes.base import Applied, Decision, Refused, find_pass
+from onnxpress.passes.base import Applied, Decision, Refused
+from onnxpress.passes.registry import find_pass
 from onnxpress.runtime.machine import Machine, this_machine
 
 SCHEMA = 1
@@ -185,7 +186,3 @@ def calibration_part(data: Dataset, wanted: str) -> Dataset:
 def take_step(step: Step, evidence: Evidence, model: ir.Model) -> Applied:
     """One step on one model."""
     return find_pass(step.pass_name).apply(model, step.decisions, evidence)
-
-
-def plan_dict(plan: Plan) -> dict[str, Any]:
-    return asdict(plan)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
 import onnx_ir as ir
 
-from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 
 Decision = dict[str, Any]
@@ -67,25 +65,3 @@ class Pass(Protocol):
     def options(self, model: ir.Model, evidence: Evidence) -> list[Option]: ...
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied: ...
-
-
-def find_pass(name: str) -> Pass:
-    """A pass by name; raises InputProblem that lists the known ones."""
-    known = all_passes()
-    if name not in known:
-        raise InputProblem("unknown pass", name, "", f"one of {', '.join(sorted(known))}")
-    return known[name]
-
-
-def all_passes() -> dict[str, Pass]:
-    """The built-in passes and those other packages register."""
-    from onnxpress.passes.prune import PRUNE
-    from onnxpress.passes.quantize import QUANTIZE
-    from onnxpress.passes.reduce import REDUCE
-    from onnxpress.passes.simplify import SIMPLIFY
-
-    found: dict[str, Pass] = {p.name: p for p in (SIMPLIFY, REDUCE, PRUNE, QUANTIZE)}
-    for entry in entry_points(group="onnxpress.passes"):
-        if entry.name not in found:
-            found[entry.name] = entry.load()
-    return found

@@ -21,8 +21,9 @@ from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.plan import apply_plan, new_plan
-from onnxpress.passes.base import Decision, Pass, all_passes
+from onnxpress.passes.base import Decision, Pass
 from onnxpress.passes.quantize import plan_quantization
+from onnxpress.passes.registry import all_passes
 from onnxpress.runtime.session import Settings, open_session
 from tests import nets
 

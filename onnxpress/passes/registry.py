@@ -1,0 +1,29 @@
+"""The passes there are: the built-in ones, and those other packages register under `onnxpress.passes`."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from onnxpress.errors import InputProblem
+from onnxpress.passes.base import Pass
+from onnxpress.passes.prune import PRUNE
+from onnxpress.passes.quantize import QUANTIZE
+from onnxpress.passes.reduce import REDUCE
+from onnxpress.passes.simplify import SIMPLIFY
+
+
+def find_pass(name: str) -> Pass:
+    """A pass by name; raises InputProblem that lists the known ones."""
+    known = all_passes()
+    if name not in known:
+        raise InputProblem("unknown pass", name, "", f"one of {', '.join(sorted(known))}")
+    return known[name]
+
+
+def all_passes() -> dict[str, Pass]:
+    """The built-in passes and those other packages register."""
+    found: dict[str, Pass] = {p.name: p for p in (SIMPLIFY, REDUCE, PRUNE, QUANTIZE)}
+    for entry in entry_points(group="onnxpress.passes"):
+        if entry.name not in found:
+            found[entry.name] = entry.load()
+    return found
