@@ -100,11 +100,11 @@ def _norm(operands: tuple[int, ...]) -> Callable[[Flow, ir.Node], None]:
 
     def rule(flow: Flow, node: ir.Node) -> None:
         labels = flow.read(node.inputs[0])
-        sizes = [read.constant(node.inputs[i]) for i in operands]
+        sizes = [a.size for i in operands if (a := read.constant(node.inputs[i])) is not None]
         training = len([v for v in node.outputs if v.name]) > 1
-        if labels is None or any(s is None for s in sizes) or training:
+        if labels is None or len(sizes) < len(operands) or training:
             return opaque(flow, node, f"{node.op_type} ({node.name}) with computed parameters")
-        vector = along(labels, 1, sizes[0].size)  # type: ignore[union-attr]
+        vector = along(labels, 1, sizes[0])
         if vector is None:
             return opaque(flow, node, f"{node.op_type} ({node.name}) normalises along a channel axis")
         for operand in operands:

@@ -47,9 +47,9 @@ def _concat(flow: Flow, node: ir.Node) -> None:
     parts = []
     for value in node.inputs:
         labels, shape = flow.read(value), flow.trace.shape(value.name if value is not None else None)
-        if labels is None and value is not None and read.constant(value) is not None and shape is None:
-            constant = read.constant(value)
-            labels, shape = np.zeros((1,) * rank, np.int64), constant.shape  # type: ignore[union-attr]
+        constant = read.constant(value)
+        if labels is None and constant is not None and shape is None:
+            labels, shape = np.zeros((1,) * rank, np.int64), constant.shape
         if labels is None or shape is None:
             return opaque(flow, node, f"Concat ({node.name}) with a tensor without channels")
         if vary_axis(labels) not in (None, axis):
@@ -62,13 +62,12 @@ def _concat(flow: Flow, node: ir.Node) -> None:
 
 def _opaque_if_uneven(flow: Flow, node: ir.Node) -> None:
     """Concat along another axis than the channels': the parts' channels meet position by position."""
-    stacks = [flow.read(v) for v in node.inputs]
-    first = stacks[0]
-    if first is None or any(s is None or s.shape != first.shape for s in stacks):
+    stacks = [labels for v in node.inputs if (labels := flow.read(v)) is not None]
+    if len(stacks) < len(node.inputs) or len({s.shape for s in stacks}) > 1:
         return opaque(flow, node, f"Concat ({node.name}) joins tensors with different channels")
     for other in stacks[1:]:
-        flow.tie(first, other)  # type: ignore[arg-type]
-    return flow.write(node.outputs[0], first, "")
+        flow.tie(stacks[0], other)
+    return flow.write(node.outputs[0], stacks[0], "")
 
 
 def _split(flow: Flow, node: ir.Node) -> None:
