@@ -127,6 +127,19 @@ def mobile(seed: int = 0, width: int = 32) -> ir.Model:
     return net.model(net.head(x, pooled=False), IMAGE, ["N", 10])
 
 
+def padded_shortcut(seed: int = 0, width: int = 32) -> ir.Model:
+    """A stride by Slice and new channels by Pad (ResNet's option A), and a Pad in front of a Conv."""
+    net = image_net(seed)
+    x = net.relu(net.conv("image", width))
+    wide = net.constant(np.array([0, 4, 0, 0, 0, 4, 0, 0], np.int64), "pads")
+    ends = [net.constant(np.array(v, np.int64), "at") for v in ([0, 0], [9, 9], [2, 3], [2, 2])]
+    short = net.op("Pad", [net.op("Slice", [x, *ends], width), wide], width + 8)
+    x = net.relu(net.add(net.conv(net.relu(net.conv(x, width, stride=2)), width + 8), short))
+    around = net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "pads")
+    x = net.relu(net.conv(net.op("Pad", [x, around], width + 8, mode="reflect"), width, 3))
+    return net.model(net.head(x), IMAGE, ["N", 10])
+
+
 def mlp(seed: int = 0, width: int = 48) -> ir.Model:
     """MatMul, bias Add, Relu, MatMul on a batch of sequences."""
     net = Net(seed)

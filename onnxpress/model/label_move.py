@@ -105,7 +105,7 @@ def _pad(flow: Flow, node: ir.Node) -> None:
     before, after = int(pads[axis]), int(pads[axis + labels.ndim])
     if before == after == 0:
         return flow.write(node.outputs[0], labels, "")
-    if read.attribute(node, "mode", "constant") not in ("constant", b"constant") or min(before, after) < 0:
+    if not read.fills_constant(node) or min(before, after) < 0:
         return opaque(flow, node, f"Pad ({node.name}) mirrors or crops channels")
     vector = np.concatenate([flow.fresh(before), labels.reshape(-1), flow.fresh(after)])
     flow.resizes.append(Resize(node.name or "", axis, vector))

@@ -65,6 +65,11 @@ def ints_attribute(node: ir.Node, name: str, default: list[int] | None = None) -
     return [] if value is None else [int(v) for v in value]  # type: ignore[attr-defined]
 
 
+def fills_constant(pad: ir.Node) -> bool:
+    """Whether a Pad fills in a constant (and not copies of what it pads)."""
+    return attribute(pad, "mode", "constant") in ("constant", b"constant")
+
+
 def standard(node: ir.Node) -> bool:
     """Whether the node belongs to the standard operator set (and so means what this package knows)."""
     return node.domain in ("", "ai.onnx")

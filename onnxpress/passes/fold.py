@@ -158,7 +158,7 @@ def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
 
 def fold_pad(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     """A zero Pad of spatial axes in front of a Conv (or an AveragePool that counts its padding) becomes its pads."""
-    if node.op_type != "Pad" or read.attribute(node, "mode", "constant") not in ("constant", b"constant"):
+    if node.op_type != "Pad" or not read.fills_constant(node):
         return False
     reader = only_user(node.outputs[0])
     pads = read.constant(node.inputs[1]) if len(node.inputs) > 1 else np.array(read.ints_attribute(node, "pads"))

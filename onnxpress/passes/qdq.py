@@ -20,7 +20,10 @@ from onnxpress.model.trace import Trace
 COMPUTE = frozenset(("Conv", "Gemm", "MatMul"))
 COMBINE = frozenset(("Add", "Mul", "Concat"))
 POOL = frozenset(("AveragePool", "GlobalAveragePool"))
-MOVE = frozenset(("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace"))
+MOVE = frozenset(
+    ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace", "Pad")
+)
+ON_CODES = frozenset(("Pad",))  # onnxruntime drops no pairs round these: they are written on the integers themselves
 UNARY = frozenset(("Sigmoid", "LeakyRelu"))
 ABSORBED = frozenset(("Relu", "Clip"))
 _FLOAT_OUTPUT = frozenset(("Gemm", "MatMul"))  # fused without a Q behind them as well
@@ -58,6 +61,8 @@ def eligible(node: ir.Node, trace: Trace) -> str | None:
             return "also gives indices"
         if node.op_type == "AveragePool" and read.int_attribute(node, "ceil_mode", 0):
             return "rounds its size up"
+        if node.op_type == "Pad" and not _fills_zero(node):
+            return "pads with something other than zero"
         return None if node.inputs[0] is not None and _is_float(node.inputs[0]) else "not float32"
     return f"{node.op_type} has no fused integer kernel"
 
@@ -84,6 +89,16 @@ def _compute(node: ir.Node) -> str | None:
     if node.op_type != "MatMul" and read.column_bias(node, weight.shape[axis]) is None:
         return "its bias is not one constant a column"
     return None
+
+
+def _fills_zero(node: ir.Node) -> bool:
+    """Whether a Pad (13 on: what it fills in is an input) adds zeros, or copies of what it pads."""
+    if read.node_opset(node) < 13:
+        return False
+    if not read.fills_constant(node):
+        return True
+    fill = read.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
+    return fill is not None and not fill.any()
 
 
 def activation_behind(node: ir.Node) -> ir.Node | None:

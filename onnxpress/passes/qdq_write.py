@@ -86,6 +86,9 @@ def rewrite(work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], evidenc
     for name in plan.tensors:
         pair = _Pair(values[name], grids[name], readers[name], name in made, evidence.trace.shape(name))
         _insert(work, pair, plan)
+    for node in chosen:
+        if node.op_type in qdq.ON_CODES:
+            _on_codes(work, node, grids[node.outputs[0].name or ""])
     return sum(int(codes.narrow.sum()) for _, codes in weights)
 
 
@@ -111,6 +114,24 @@ def _insert(work: ir.Model, pair: _Pair, plan: qdq.Layout) -> None:
             node.replace_input_with(index, wide)
     if was_output:
         _hand_over_output(work, value, back)
+
+
+def _on_codes(work: ir.Model, node: ir.Node, params: Grid) -> None:
+    """Q-DQ-Pad-Q-DQ becomes Q-Pad-DQ: the same numbers, since both sides share their grid.
+
+    Where the Pad's input comes from a float node, the Q there stays; only the round trip through float goes.
+    """
+    back = node.inputs[0]
+    assert back is not None
+    output = node.outputs[0]
+    behind = [u.node for u in output.uses()]
+    if _producer(back).op_type != "DequantizeLinear" or [n.op_type for n in behind] != ["QuantizeLinear"]:
+        return
+    node.replace_input_with(0, _producer(back).inputs[0])
+    if read.fills_constant(node):
+        edit.set_input(work, node, 2, np.asarray(params.zero, np.uint8), f"{node.name}_fill")
+    edit.bypass(work, behind[0], output)
+    output.type = ir.TensorType(ir.DataType.UINT8)  # a new one: clones share the old
 
 
 def _tempting(node: ir.Node) -> bool:

@@ -31,6 +31,7 @@ NETS: dict[str, Callable[[], ir.Model]] = {
     "residual": lambda: nets.residual(width=32),
     "residual-bn": lambda: nets.residual(width=32, norm=True),
     "mobile": lambda: nets.mobile(width=32),
+    "padded": nets.padded_shortcut,
     "mlp": nets.mlp,
     "shared": lambda: shared_weights(),
     "subgraph": lambda: with_if(),

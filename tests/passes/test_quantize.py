@@ -47,6 +47,28 @@ def test_every_convolution_runs_in_integers(tmp_path: Path) -> None:
     assert ran.count("QLinearAdd") == 2
 
 
+def test_pads_run_on_integers(tmp_path: Path) -> None:
+    """onnxruntime would keep them in float between a DQ and a Q; written on the codes, nothing leaves the integers."""
+    model = nets.padded_shortcut()
+    _, done = int8(model)
+    ran = kernels(done, tmp_path)
+    assert ran.count("QLinearConv") == 4
+    assert ran.count("Pad") == 2
+    assert ran.count("QuantizeLinear") == 1, "only the input is quantized at run time"
+    data = nets.samples(model, 24, seed=3)
+    wanted = nets.outputs(model, data)
+    for level in ("none", "all"):
+        assert ((nets.outputs(done, data, level) - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
+
+
+def test_a_pad_that_fills_in_a_number_stays_float() -> None:
+    model = nets.padded_shortcut()
+    evidence = evidence_for(model, nets.samples(model, 4))
+    pad = next(n for n in evidence.model.graph if n.op_type == "Pad")
+    edit.set_input(evidence.model, pad, 2, np.array(1.5, np.float32), "fill")
+    assert qdq.eligible(pad, evidence.trace) == "pads with something other than zero"
+
+
 def test_biases_tied_through_identity_do_not_keep_a_convolution_in_float(tmp_path: Path) -> None:
     """Exporters share equal biases through Identity; left there, onnxruntime keeps those convolutions in float."""
     model = edit.canonical(nets.residual(width=32, blocks=2))
