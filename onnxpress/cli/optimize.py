@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, need_data, quiet_option
-from onnxpress.errors import EXIT_UNMET
+from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET
 
 if TYPE_CHECKING:
     from onnxpress.data.dataset import Splits
@@ -54,6 +54,7 @@ def command(
 
     The samples feed statistics, choices and a final look, in disjoint parts.  The file is written only if it loads,
     keeps its signature, loses at most --max-drop and was measured to be faster (or, with --goal size, not slower).
+    Ctrl-C ends the search with the best so far; a killed run goes on when the same command is given again.
     """
     from onnxpress.cli.console import progress
     from onnxpress.model.files import check_target
@@ -65,6 +66,8 @@ def command(
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, request, output, run_folder, report)
     show(outcome, output, as_json)
+    if outcome.interrupted:
+        return EXIT_INTERRUPTED
     return EXIT_UNMET if strict and not outcome.met else 0
 
 
@@ -177,5 +180,6 @@ def _verdict(outcome: Outcome, output: str) -> str:
     if not outcome.met:
         lines += ["  the goal was not met"] + [f"  - {reason}" for reason in outcome.reasons[:8]]
         lines += [f"  try: {advice}" for advice in outcome.advice]
+    lines += ["  interrupted: this is the best of what had been found by then"] if outcome.interrupted else []
     lines += [f"  warning: {w}" for w in (outcome.final.warnings if outcome.final else ())]
     return "\n".join(lines)

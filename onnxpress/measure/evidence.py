@@ -1,12 +1,13 @@
 """What is known of one model from one set of samples, gathered when first asked for and kept.
 
 An Evidence belongs to exactly the model it was made for (canonical form).  Everything streams: memory depends on the
-model and the batch, never on the number of samples.
+model and the batch, never on the number of samples.  What is small and slow to gather is kept on disk, too
+(`cache.py`), so that a second command on the same file and samples, or a resumed run, starts where the first was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,8 +19,10 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import layout
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
+from onnxpress.measure.cache import Arrays, Cache, key_of, user_cache
 from onnxpress.model import edit
 from onnxpress.model.channels import Channels, analyse
+from onnxpress.model.files import model_hash
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
 from onnxpress.runtime.machine import Machine, this_machine
@@ -37,6 +40,7 @@ class Evidence:
     machine: Machine = field(default_factory=this_machine)
     seed: int = 0
     kept: dict[str, Any] = field(default_factory=dict)  # what rooms above derived from it, by their own keys
+    cache: Cache = field(default_factory=user_cache)
 
     @cached_property
     def signature(self) -> Signature:
@@ -64,6 +68,25 @@ class Evidence:
         if self.data is not None and len(self.data) > 1:
             other = next(iter(self.data.select([len(self.data) - 1]).batches(1))).inputs
         return takes_batches(self.model, self.probe, self.signature, other)
+
+    @cached_property
+    def identity(self) -> str:
+        """What everything observed depends on: model, samples, seed and the machine that ran them."""
+        machine = f"{self.machine.model} {self.machine.arch} {self.machine.isa} {self.machine.onnxruntime}"
+        data = self.data.hash if self.data is not None else "none"
+        return key_of(model_hash(self.model), data, str(self.seed), machine)
+
+    def observed(self, what: str, measure: Callable[[], Arrays]) -> Arrays:
+        """Arrays that `measure` gathers from the samples, or the same ones from the user's cache.
+
+        what: names the observer and its settings.
+        """
+        key = key_of(self.identity, what)
+        found = self.cache.get(key)
+        if found is None:
+            found = measure()
+            self.cache.put(key, found)
+        return found
 
     def samples(self) -> Dataset:
         if self.data is None:

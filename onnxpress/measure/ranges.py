@@ -7,12 +7,13 @@ all batches, and its bin count explodes when a late batch is wider.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxpress.errors import InputProblem
+from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
 
 BINS = 2048
@@ -78,9 +79,38 @@ class Spread:
 
 def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None) -> dict[str, Spread]:
     """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept."""
+    if not tensors:
+        return {}
+    what = f"spreads {list(tensors)} {sorted((axes or {}).items())} {BINS}"
+    return _unpacked(tensors, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes))))
+
+
+def _packed(spreads: Mapping[str, Spread]) -> Arrays:
+    """One array a field; per-channel extremes under the tensor's position."""
+    every = list(spreads.values())
+    arrays = {
+        "ends": np.array([(s.low, s.high, s.radius, s.finite) for s in every], np.float64),
+        "counts": np.array([s.counts for s in every]),
+    }
+    for i, spread in enumerate(every):
+        if spread.channel_low is not None and spread.channel_high is not None:
+            arrays[f"channels {i}"] = np.array([spread.channel_low, spread.channel_high])
+    return arrays
+
+
+def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
+    found = {}
+    for i, name in enumerate(tensors):
+        low, high, radius, finite = (float(v) for v in arrays["ends"][i])
+        spread = Spread(low, high, radius, arrays["counts"][i], bool(finite))
+        if f"channels {i}" in arrays:
+            spread.channel_low, spread.channel_high = arrays[f"channels {i}"]
+        found[name] = spread
+    return found
+
+
+def _observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None) -> dict[str, Spread]:
     spreads = {name: Spread() for name in tensors}
-    if not spreads:
-        return spreads
     for values in evidence.stream(list(tensors)):
         for name in tensors:
             x = values[name]

@@ -176,7 +176,7 @@ def _refusals(model: ir.Model, flow: Flow, component: np.ndarray, free: set[str]
         slot = makers.get(node.name or "")
         if slot is None:
             weight = read.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-            reason = "grouped convolution" if weight is not None else "its weight is not a constant"
+            reason = "grouped convolution" if weight is not None else read.why_not_constant(node.inputs[1])
         else:
             own = next((reasons[label] for label in slot.labels.tolist() if label in reasons), None)
             tied = component[slot.labels[0]] == component[0] if len(slot.labels) else False

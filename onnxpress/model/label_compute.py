@@ -58,7 +58,7 @@ def _bias_slot(flow: Flow, node: ir.Node, operand: int, labels: np.ndarray) -> b
 def _conv(flow: Flow, node: ir.Node) -> None:
     weight = read.constant(node.inputs[1])
     if weight is None:
-        return opaque(flow, node, f"{node.op_type} ({node.name}) has a weight that is not a constant")
+        return opaque(flow, node, f"{node.op_type} ({node.name}): {read.why_not_constant(node.inputs[1])}")
     group = read.int_attribute(node, "group", 1)
     transposed = node.op_type == "ConvTranspose"
     if group == 1:

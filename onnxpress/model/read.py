@@ -44,6 +44,21 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None
 
 
+def why_not_constant(value: ir.Value | None) -> str:
+    """Why `constant` gives nothing for a weight, for people: made of constants (exporters leave chains), or computed."""
+    waiting, seen = [value], set()
+    while waiting:
+        current = waiting.pop()
+        if current is None or constant(current) is not None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        producer = current.producer()
+        if producer is None or has_subgraph(producer):
+            return "its weight is computed from the inputs"
+        waiting += list(producer.inputs)
+    return "its weight is still to be computed from constants: simplify first"
+
+
 def attribute(node: ir.Node, name: str, default: object = None) -> object:
     """An attribute's plain Python value, or the default where it is absent."""
     found = node.attributes.get(name)

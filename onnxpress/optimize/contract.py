@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem, Problem
-from onnxpress.measure.evidence import repeated
 from onnxpress.measure.score import Score
-from onnxpress.model.signature import signature
+from onnxpress.measure.vary import Feeds, variations
+from onnxpress.model.signature import Signature, signature
 from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.session import all_cores, open_session, run
+
+_SAMPLES = 3  # that are run at every size
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Verdict:
 
 
 def same_shape_behaviour(original: ir.Model, data: bytes, samples: Dataset) -> list[str]:
-    """What of (a) fails: checker, load, signature, and every batch size and shape the original runs at."""
+    """What of (a) fails: checker, load, signature, and every batch size and free axis the original runs at."""
     try:
         onnx.checker.check_model(data)
         model: ir.Model = ir.from_proto(onnx.load_from_string(data))
@@ -37,22 +41,43 @@ def same_shape_behaviour(original: ir.Model, data: bytes, samples: Dataset) -> l
         before, after = open_session(original, all_cores()), open_session(data, all_cores())
     except (Problem, onnx.checker.ValidationError) as error:
         return [f"it does not load: {str(error).splitlines()[0]}"]
-    feeds = next(iter(samples.batches(1))).inputs
     problems = []
-    for size in (1, 2, 3):
-        fed = repeated(feeds, old, size)
+    for what, several in _varied(samples, old):
         try:
-            wanted = [a.shape for a in run(before, fed)]
+            wanted = _shapes(before, several)
         except InputProblem:
             continue  # the original does not run at this size either
         try:
-            found = [a.shape for a in run(after, fed)]
+            found = _shapes(after, several)
         except InputProblem as error:
-            problems.append(f"it fails at batch {size}: {error.why}")
+            problems.append(f"it fails at {what}: {error.why}")
             continue
-        if wanted != found:
-            problems.append(f"at batch {size} its output shapes are {found}, the original's {wanted}")
+        if not all(_agree(w, f) for w, f in zip(wanted, found, strict=True)):
+            problems.append(f"at {what} its output shapes are {found}, the original's {wanted}")
     return problems
+
+
+def _varied(samples: Dataset, sig: Signature) -> Iterator[tuple[str, list[Feeds]]]:
+    """A few samples of one shape, at every size of `variations`."""
+    first = [dict(batch.inputs) for batch in samples.take(_SAMPLES).batches(1)]
+    alike = [f for f in first if all(f[k].shape == v.shape for k, v in first[0].items())]
+    for several in zip(*(variations(feeds, sig) for feeds in alike), strict=True):
+        yield several[0][0], [feeds for _, feeds in several]
+
+
+def _shapes(session: ort.InferenceSession, several: list[Feeds]) -> list[tuple[int | None, ...]]:
+    """The shape of each output; None for a size that depends on the values (as behind NonMaxSuppression)."""
+    runs = [[a.shape for a in run(session, feeds)] for feeds in several]
+    return [
+        tuple(s[0] if len(set(s)) == 1 else None for s in zip(*shapes, strict=True))
+        if len({len(s) for s in shapes}) == 1
+        else ()
+        for shapes in zip(*runs, strict=True)
+    ]
+
+
+def _agree(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
+    return len(wanted) == len(found) and all(w is None or w == f for w, f in zip(wanted, found, strict=True))
 
 
 def judge(score: Score, speedup: Ratio | None, max_drop: float, goal: str, problems: list[str]) -> Verdict:

@@ -15,13 +15,15 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.errors import InputProblem
+from onnxpress.measure.cache import key_of
 from onnxpress.measure.score import Judge, Score
-from onnxpress.model.files import check_target, load, to_bytes, write_atomic
+from onnxpress.model.files import check_target, load, model_hash, to_bytes, write_atomic
 from onnxpress.optimize import contract
 from onnxpress.optimize.plan import Plan, new_plan, write_plan
 from onnxpress.optimize.run import Run
 from onnxpress.optimize.search import Clock, Report, Search, allowed
-from onnxpress.optimize.workshop import Candidate, Workshop
+from onnxpress.optimize.shelf import Candidate
+from onnxpress.optimize.workshop import Workshop
 from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
 
@@ -71,6 +73,7 @@ class Outcome:
     seconds: float
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
 
 def optimize(
@@ -100,6 +103,7 @@ def optimize(
     if output is not None:
         run = Run(
             run_folder or Path(output).with_suffix(".run"),
+            _identity(original, splits, request, machine),
             model=str(path or ""),
             request=request.__dict__,
             machine=machine.as_dict(),
@@ -115,6 +119,7 @@ def optimize(
             write_atomic(output, outcome.data)
             write_plan(outcome.plan, run.folder / "plan.json")
             run.set(outcome=summary(outcome))
+            run.shelf.finish()
     finally:
         if run is not None:
             run.close()
@@ -127,20 +132,40 @@ def _search(
     clock = Clock(request.time_budget)
     say("measuring the original", 0.0)
     judge = Judge(original, splits.select, "selection samples")
-    shop = Workshop(original, splits.calibrate, judge, machine, request.seed)
+    shelf = run.shelf if run is not None else None
+    shop = Workshop(original, splits.calibrate, judge, machine, request.seed, shelf)
     search = Search(shop, request.max_drop, request.goal, clock, say, run)
-    search.go()
-    return _finals(original, splits, search, request)
+    interrupted = False
+    try:
+        search.go()
+    except KeyboardInterrupt:  # the best so far is still timed and validated; a second one ends the run
+        if not search.found:
+            raise
+        interrupted = True
+    outcome = _finals(original, splits, search, request, 4.0 if interrupted else _timing_seconds(request))
+    if interrupted:
+        outcome.interrupted = True
+        outcome.notes.append("interrupted: the best of what had been found by then")
+    return outcome
 
 
-def _finals(original: ir.Model, splits: Splits, search: Search, request: Request) -> Outcome:
+def _identity(original: ir.Model, splits: Splits, request: Request, machine: Machine) -> str:
+    """Of everything that decides what a run finds."""
+    parts = [s.hash for s in (splits.calibrate, splits.select, splits.validate)]
+    return key_of(model_hash(original), *parts, repr(request), repr(machine))
+
+
+def _timing_seconds(request: Request) -> float:
+    return max(4.0, min(40.0, 0.15 * request.time_budget))
+
+
+def _finals(original: ir.Model, splits: Splits, search: Search, request: Request, seconds: float) -> Outcome:
     """Time the finalists together, then look at the validation samples from the best down."""
     say, shop, found, clock = search.say, search.shop, search.found, search.clock
     say("timing the finalists", 0.75)
     rank = (lambda c: -(c.quick or 0.0)) if request.goal == "latency" else (lambda c: c.size)
     ranked = sorted((c for c in found if allowed(c, request.max_drop) and c.name != "exact"), key=rank)[:_FINALISTS]
     finalists = ranked + [c for c in found if c.name == "exact"]
-    seconds = max(4.0, min(40.0, 0.15 * request.time_budget))
     final = compare_latency(
         {"original": original, **{c.name: c.data for c in finalists}},
         shop.feeds,
@@ -250,4 +275,5 @@ def summary(outcome: Outcome) -> dict[str, object]:
         "validation_looks": outcome.looks,
         "seconds": outcome.seconds,
         "notes": outcome.notes,
+        "interrupted": outcome.interrupted,
     }

@@ -1,6 +1,7 @@
 """The record of one command: a folder with the plan, every candidate with its score, and the machine's facts.
 
-run.json is rewritten after every candidate, so a killed run leaves what it knew.
+run.json is rewritten after every candidate, so a killed run leaves what it knew; the same command on the same inputs
+then goes on from there (`shelf.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import write_atomic
+from onnxpress.optimize.shelf import Shelf
 
 SCHEMA = 1
 
@@ -44,9 +46,12 @@ def document(kind: str, **body: Any) -> dict[str, Any]:
 
 
 class Run:
-    """A run folder.  One run an output: a second one on the same folder is refused while the first lives."""
+    """A run folder.  One run an output: a second one on the same folder is refused while the first lives.
 
-    def __init__(self, folder: str | Path, **facts: Any) -> None:
+    identity: of everything that decides what the run will find; an unfinished run of the same identity is resumed.
+    """
+
+    def __init__(self, folder: str | Path, identity: str = "", **facts: Any) -> None:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +61,11 @@ class Run:
             ) from error
         self._lock = self.folder / ".lock"
         self._claim()
+        self.resumed = self._unfinished(identity)
+        self.shelf = Shelf(self.folder)
+        if not self.resumed:
+            self.shelf.clear()
+        facts = {"identity": identity, "resumed": self.resumed, **facts}
         self._body: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), **facts, "candidates": []}
         self.write()
 
@@ -71,6 +81,14 @@ class Run:
             handle = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         with os.fdopen(handle, "w") as stream:
             stream.write(str(os.getpid()))
+
+    def _unfinished(self, identity: str) -> bool:
+        """Whether the folder holds a run of this identity that did not come to its end."""
+        try:
+            before = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(before, dict) and before.get("identity") == identity != "" and "outcome" not in before
 
     def add(self, candidate: dict[str, Any]) -> None:
         """Record one candidate and write."""

@@ -15,9 +15,10 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from onnxpress.errors import Problem
-from onnxpress.measure.evidence import Evidence
 from onnxpress.optimize.run import Run
-from onnxpress.optimize.workshop import Candidate, Workshop
+from onnxpress.optimize.shelf import Candidate
+from onnxpress.optimize.workshop import Workshop
+from onnxpress.passes.prune import Wish
 from onnxpress.runtime.latency import Effort, compare_latency
 
 T = TypeVar("T")
@@ -108,10 +109,10 @@ class Search:
         best = whole
         if self.goal == "latency":
             self.say("which nodes gain from int8", 0.15)
-            best, tried = self.shop.fastest_int8(whole, self.clock.until(0.45))
+            best, how = self.shop.fastest_int8(whole, self.clock.until(0.45))
             if best != whole:
                 first = self.keep(self.shop.int8("int8 mixed", best))
-                first.notes.append(f"{tried.count} windows timed, {tried.kept} put back to float")
+                first.notes.append(how)
         if not allowed(first, self.max_drop):
             self.say("which nodes lose too much", 0.4)
             safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(0.55))
@@ -130,20 +131,21 @@ class Search:
                 if not self.clock.until(0.72)():
                     return
                 self.say(f"pruning {ratio:.0%} of the channels", min(0.72, self.clock.used / self.clock.budget))
-                made = self.shop.pruned(ratio, scope)
-                if made is None or made[0].plan.to_json() in seen:
+                name = f"prune {ratio:.0%}" + ("" if scope == "hidden" else " all")
+                made = self.shop.pruned(name, Wish(ratio, scope), self.clock.until(0.65))
+                if made is None or made.plan.to_json() in seen:
                     continue
-                seen.add(made[0].plan.to_json())
-                if not self._pruned(*made, "" if scope == "hidden" else " all", chosen):
+                seen.add(made.plan.to_json())
+                if not self._pruned(made, chosen):
                     break
 
-    def _pruned(self, candidate: Candidate, evidence: Evidence, suffix: str, chosen: frozenset[str]) -> bool:
+    def _pruned(self, candidate: Candidate, chosen: frozenset[str]) -> bool:
         """Keep a pruned candidate and its int8 form; whether more may be pruned."""
-        candidate.name += suffix
         self.keep(candidate)
         if candidate.score.drop > 2 * self.max_drop + 0.005:
             return False
         if chosen:
             name = f"{candidate.name} + int8"
+            evidence = self.shop.evidence(candidate)
             self.attempt(name, lambda: self.keep(self.shop.int8(name, chosen, candidate, evidence)))
         return True

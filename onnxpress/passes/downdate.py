@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
+from onnxpress.measure.cache import Arrays
 from onnxpress.measure.gram import Moments, by_tap
 from onnxpress.measure.linear import Linear
 from onnxpress.model.channels import Group
@@ -28,6 +29,23 @@ class Curve:
     group: str
     order: tuple[int, ...]
     error: tuple[float, ...]
+
+
+def packed(curves: Mapping[str, Curve]) -> Arrays:
+    """Curves as arrays, in their order."""
+    arrays: Arrays = {}
+    for i, curve in enumerate(curves.values()):
+        arrays[f"order {i}"] = np.array(curve.order, np.int64)
+        arrays[f"error {i}"] = np.array(curve.error, np.float64)
+    return arrays
+
+
+def unpacked(groups: Sequence[str], arrays: Arrays) -> dict[str, Curve]:
+    """The curves of the named groups, as they were packed."""
+    return {
+        name: Curve(name, tuple(arrays[f"order {i}"].tolist()), tuple(arrays[f"error {i}"].tolist()))
+        for i, name in enumerate(groups)
+    }
 
 
 @dataclass

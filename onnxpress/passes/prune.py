@@ -7,7 +7,7 @@ the widths that this CPU's kernels like; what remains is repaired by least squar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
-from onnxpress.passes.downdate import Curve, magnitude, second_order
+from onnxpress.passes.downdate import Curve, magnitude, packed, second_order, unpacked
 from onnxpress.passes.repair import repair
 
 SCOPES = ("all", "hidden")
@@ -142,6 +142,14 @@ def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-orde
     }
     if criterion == "magnitude" or evidence.data is None:
         return {g.name: magnitude(g, weights) for g in groups}
+    what = f"curves {criterion} {[g.name for g in groups]}"
+    kept = evidence.observed(what, lambda: packed(_second_order(evidence, groups, nodes, weights)))
+    return unpacked([g.name for g in groups], kept)
+
+
+def _second_order(
+    evidence: Evidence, groups: Sequence[ch.Group], nodes: Mapping[str | None, ir.Node], weights: Mapping[str, np.ndarray]
+) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     wanted = {g.name: {p.node for p in g.readers} for g in groups}
     readers = list(dict.fromkeys(p.node for g in groups for p in g.readers))
@@ -184,25 +192,53 @@ def plan_pruning(
     return [_decision(picked[name], count) for name, count in gone.items() if count]
 
 
-def sensitivities(evidence: Evidence, picked: Mapping[str, Curve], gone: Mapping[str, int]) -> dict[str, float]:
+def sensitivities(
+    evidence: Evidence,
+    picked: Mapping[str, Curve],
+    gone: Mapping[str, int],
+    more_time: Callable[[], bool] = lambda: True,
+) -> dict[str, float]:
     """For each group, how much a unit of its readers' error harms the model's output, measured.
 
     The group alone is narrowed (to its uniform width, or by one step of the grid) and repaired; the rise of the output's
-    nmse on the calibration samples is divided by the curve's error there.
+    nmse on the calibration samples is divided by the curve's error there.  Dear groups come first; those for which there
+    is no time left get the median.
     """
-    judge = Judge(evidence.model, evidence.samples())
-    found = {}
-    for name, curve in picked.items():
-        group = evidence.channels.group(name)
-        steps = widths(group.size, evidence)
-        count = gone.get(name, 0) or (group.size - steps[0] if steps else 0)
-        if not count:
-            continue
-        removal = {name: sorted(curve.order[:count])}
-        pruned = ch.remove(evidence.model, evidence.channels, removal)
-        repair(evidence, pruned, evidence.channels, removal)
-        found[name] = judge.score(pruned).nmse / max(curve.error[count], 1e-9)
-    return found
+    costs = macs(evidence.model, evidence.trace)
+    judge = _LazyJudge(evidence)
+    found: dict[str, float] = {}
+    steps = {n: _first_step(evidence, n, gone.get(n, 0)) for n in picked}
+    narrowable = [n for n, count in steps.items() if count]
+    for name in sorted(narrowable, key=lambda n: -_group_macs(evidence.channels.group(n), costs)):
+        if not more_time():
+            break
+        removal = {name: sorted(picked[name].order[: steps[name]])}
+        harm = evidence.observed(f"harm {removal}", lambda removal=removal: {"nmse": judge.harm(removal)})  # type: ignore[misc]
+        found[name] = float(harm["nmse"]) / max(picked[name].error[steps[name]], 1e-9)
+    middle = float(np.median(list(found.values()))) if found else 1.0
+    return {name: found.get(name, middle) for name in narrowable}
+
+
+def _first_step(evidence: Evidence, name: str, wish: int) -> int:
+    """How many channels of a group go when it is tried alone; 0 where the grid has no smaller width."""
+    size = evidence.channels.group(name).size
+    steps = widths(size, evidence)
+    return wish or (size - steps[0] if steps else 0)
+
+
+@dataclass
+class _LazyJudge:
+    """Scores the model with some channels removed and repaired, on the calibration samples."""
+
+    evidence: Evidence
+    judge: Judge | None = None
+
+    def harm(self, removal: Mapping[str, list[int]]) -> np.ndarray:
+        evidence = self.evidence
+        self.judge = self.judge or Judge(evidence.model, evidence.samples())
+        pruned = ch.remove(evidence.model, evidence.channels, dict(removal))
+        repair(evidence, pruned, evidence.channels, dict(removal))
+        return np.asarray(self.judge.score(pruned).nmse)
 
 
 def _decision(curve: Curve, gone: int) -> Decision:

@@ -74,7 +74,7 @@ def _is_float(value: ir.Value) -> bool:
 def _compute(node: ir.Node) -> str | None:
     weight = read.constant(node.inputs[1])
     if weight is None or node.inputs[0] is None or read.constant(node.inputs[0]) is not None:
-        return "its weight is not a constant"
+        return read.why_not_constant(node.inputs[1]) if weight is None else "its input is a constant"
     if weight.dtype != np.float32:
         return f"its weight is {weight.dtype.name}"
     if node.op_type == "MatMul" and weight.ndim != 2:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -19,10 +20,12 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.score import Score
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize import contract
+from onnxpress.optimize import contract, mixed
 from onnxpress.optimize.loop import Outcome, Request, optimize
 from onnxpress.optimize.plan import apply_plan, new_plan, read_plan
 from onnxpress.optimize.run import Run, plain
+from onnxpress.optimize.search import Report
+from onnxpress.optimize.shelf import Shelf
 from onnxpress.runtime.latency import Ratio
 from tests import nets
 
@@ -144,6 +147,35 @@ def test_contract_sees_a_baked_batch() -> None:
     assert not contract.same_shape_behaviour(model, to_bytes(model), nets.samples(model, 2))
 
 
+def test_contract_sees_a_baked_length() -> None:
+    """A free axis that is not the batch: [N,L,16] with the length written into a Reshape runs at one length only."""
+    free = nets.mlp()
+    net = nets.Net()
+    shape = net.constant(np.array([-1, 5, 16], np.int64), "shape")
+    x = net.op("Reshape", ["tokens", shape], 16)
+    weight = net.constant(net.rng.standard_normal((16, 8)).astype(np.float32))
+    baked = net.model(net.op("MatMul", [x, weight], 8), {"tokens": ["N", "L", 16]}, ["N", "L", 8])
+    baked.graph.outputs[0].name = free.graph.outputs[0].name
+    data = nets.samples(free, 3, sequence=5)
+    problems = contract.same_shape_behaviour(free, to_bytes(baked), data)
+    assert any(" L " in f" {p} " for p in problems)
+    assert not contract.same_shape_behaviour(free, to_bytes(free), data)
+
+
+def test_contract_lets_sizes_that_depend_on_values_differ() -> None:
+    """NonZero: the number of columns is the data's, and may change with the numbers; the rank may not."""
+
+    def chooser(limit: float) -> ir.Model:
+        net = nets.image_net()
+        x = net.op("Greater", ["image", net.constant(np.array(limit, np.float32))], 3)
+        proto = ir.to_proto(net.model(net.op("NonZero", [x], 3), nets.IMAGE, [4, "found"]))
+        proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+        return ir.from_proto(proto)
+
+    data = nets.samples(chooser(0.0), 3)
+    assert not contract.same_shape_behaviour(chooser(0.0), to_bytes(chooser(0.1)), data)
+
+
 def test_plan_is_bound_to_its_model_and_data() -> None:
     model = nets.residual(width=16)
     data = nets.samples(model, 4)
@@ -163,6 +195,61 @@ def test_pareto_front() -> None:
         "twin": (-2.0, 0.0, 10.0),
     }
     assert pareto(points) == {"fast", "good", "twin"}
+
+
+class Killed(BaseException):
+    """Stands for a signal: no handler catches it."""
+
+
+def killer(stage: str, error: type[BaseException]) -> Report:
+    def report(said: str, fraction: float) -> None:
+        if stage in said:
+            raise error
+
+    return report
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made before is taken from the run folder, and the result is the one an unbroken run would give."""
+    model, splits = digits()
+    request, out = Request(time_budget=15), tmp_path / "fast.onnx"
+    with pytest.raises(Killed):
+        optimize(model, splits, request, out, report=killer("pruning", Killed))
+    assert not out.exists()
+    kept = sorted(p.stem for p in (tmp_path / "fast.run" / "work").glob("*.onnx"))
+    assert kept[:2] == ["exact", "int8"]
+    made: list[str] = []
+    shelved = Shelf.keep
+    monkeypatch.setattr(Shelf, "keep", lambda self, c: (made.append(c.name), shelved(self, c))[1])
+    monkeypatch.setattr(mixed, "fastest", lambda *a: pytest.fail("timed again"))
+    outcome = optimize(model, splits, request, out)
+    assert not {"exact", "int8"} & set(made)
+    assert outcome.met
+    record = json.loads((tmp_path / "fast.run" / "run.json").read_text())
+    assert record["resumed"]
+    assert not (tmp_path / "fast.run" / "work").exists(), "models of an ended run are gone"
+    assert {c["name"] for c in record["candidates"]} >= {"exact", "int8"}
+    assert (tmp_path / "fast.run" / "plans" / "exact.json").exists()
+
+
+def test_another_request_starts_anew(tmp_path: Path) -> None:
+    model, splits = digits()
+    for drop in (0.01, 0.02):
+        with pytest.raises(Killed):
+            optimize(model, splits, Request(drop, time_budget=8), tmp_path / "o.onnx", report=killer("which", Killed))
+        record = json.loads((tmp_path / "o.run" / "run.json").read_text())
+        assert not record["resumed"]
+
+
+def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
+    model, splits = digits()
+    outcome = optimize(
+        model, splits, Request(time_budget=60), tmp_path / "o.onnx", report=killer("which", KeyboardInterrupt)
+    )
+    assert outcome.interrupted
+    assert outcome.met
+    assert (tmp_path / "o.onnx").read_bytes() == outcome.data
+    assert outcome.chosen.startswith("int8")
 
 
 def test_two_runs_on_one_folder(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""What was measured once is kept on disk: small arrays under the platform's cache folder, addressed by content.
+
+A key names everything that the arrays depend on, so an entry is never stale; a corrupt one is a miss.  Entries are
+written under another name and renamed, so that concurrent runs are safe, and the oldest go when the folder grows past
+its limit.  ONNXPRESS_CACHE names another folder, or turns it off ("off").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+import onnxpress
+from onnxpress.errors import Problem
+from onnxpress.model.files import write_atomic
+
+VARIABLE = "ONNXPRESS_CACHE"
+_LIMIT = 512 * 2**20  # bytes
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """folder: None keeps nothing; limit: bytes."""
+
+    folder: Path | None
+    limit: int = _LIMIT
+
+    def get(self, key: str) -> Arrays | None:
+        """The arrays under a key; None where there are none, or none that can be read."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{key}.npz"
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+                found = {name: stored[name] for name in stored.files}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)  # the oldest by use go first
+        return found
+
+    def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays; a folder that cannot be written is no error, the next run computes again."""
+        if self.folder is None:
+            return
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]
+        with suppress(OSError, Problem):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / f"{key}.npz", stream.getvalue())
+            self._trim()
+
+    def _trim(self) -> None:
+        assert self.folder is not None
+        entries = []
+        for path in self.folder.glob("*.npz"):
+            with suppress(OSError):
+                entries.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries, key=lambda e: e[0]):
+            if total <= self.limit:
+                break
+            with suppress(OSError):
+                path.unlink()
+            total -= size
+
+
+def user_cache() -> Cache:
+    """The cache of this user, wherever the platform keeps caches."""
+    named = os.environ.get(VARIABLE, "")
+    if named == "off":
+        return Cache(None)
+    return Cache(Path(named) if named else Path(platformdirs.user_cache_dir("onnxpress")) / "measured")
+
+
+def key_of(*parts: str) -> str:
+    """One key for everything a result depends on, this version of onnxpress included."""
+    return hashlib.sha256("\n".join((onnxpress.__version__, *parts)).encode()).hexdigest()

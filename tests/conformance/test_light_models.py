@@ -1,0 +1,59 @@
+"""Well-known topologies from the onnx wheel (opset 9, weights made by ConstantOfShape): old files, as people have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnxpress.data.synthetic import synthetic
+from onnxpress.model.files import load, to_bytes
+from onnxpress.model.signature import signature
+from onnxpress.optimize import contract
+from onnxpress.optimize.inspection import inspect
+from onnxpress.optimize.single import prune, quantize, simplify
+from onnxpress.passes.prune import Wish
+
+FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+NAMES = sorted(p.stem.removeprefix("light_") for p in FOLDER.glob("*.onnx"))
+SMALL = ["squeezenet", "shufflenet"]
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in SMALL]
+
+
+def test_the_wheel_still_has_them() -> None:
+    assert {*SMALL, "resnet50", "densenet121"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", [*SMALL, *SLOW])
+def test_a_well_known_model_goes_through_the_levers(name: str) -> None:
+    """simplify raises it to an operator set with integers a channel; the weights become real, and then quantize."""
+    model = load(FOLDER / f"light_{name}.onnx")
+    data = synthetic(signature(model), 4)
+    simple = simplify(model)
+    assert simple.model.opset_imports[""] >= 13
+    int8 = quantize(model, data)
+    for made in (simple, int8):
+        assert not contract.same_shape_behaviour(model, to_bytes(made.model), data)
+    makers = [n.inputs[1].producer() for n in int8.model.graph if n.op_type == "Conv" and n.inputs[1] is not None]
+    assert len(makers) > 4
+    assert all(m is not None and m.op_type == "DequantizeLinear" for m in makers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["squeezenet", "resnet50"])
+def test_a_well_known_model_is_pruned(name: str) -> None:
+    model = load(FOLDER / f"light_{name}.onnx")
+    data = synthetic(signature(model), 4)
+    done = prune(model, data, Wish(0.3, spread="uniform"))
+    assert not contract.same_shape_behaviour(model, to_bytes(done.model), data)
+    assert len(to_bytes(done.model)) < 0.8 * len(to_bytes(simplify(model).model))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_inspect_says_what_to_do_about_weights_still_to_be_made(name: str) -> None:
+    found = inspect(FOLDER / f"light_{name}.onnx")
+    assert found.runs == ""
+    assert {n.int8 for n in found.nodes if n.op == "Conv"} == {
+        "its weight is still to be computed from constants: simplify first"
+    }
