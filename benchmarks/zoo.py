@@ -40,6 +40,8 @@ from onnxpress.runtime.machine import this_machine
 
 CALIBRATION = 128
 
+os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
+
 
 @dataclass
 class Row:
