@@ -220,3 +220,22 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
         clone.graph.outputs.append(value)
     drop_dead(clone)
     return clone
+
+
+def set_numbers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give stored tensors new numbers by value name, wherever they stand: initializers and Constant nodes of any graph.
+
+    Raises KeyError for a name that no graph of the model stores.
+    """
+    missing = set(arrays)
+    for graph in model.graphs():
+        for name in missing & set(graph.initializers):
+            set_constant(graph.initializers[name], arrays[name])
+            missing = missing - {name}
+        for node in graph:
+            name = node.outputs[0].name or "" if node.op_type == "Constant" else ""
+            if name in missing:
+                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.asarray(arrays[name]), name=name))
+                missing = missing - {name}
+    if missing:
+        raise KeyError(", ".join(sorted(missing)))
