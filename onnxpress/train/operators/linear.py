@@ -20,7 +20,7 @@ plain("Det", torch.det)
 
 
 @operator("Gemm")
-def _gemm(site: Site) -> Run:
+def gemm(site: Site) -> Run:
     """alpha A' B' + beta C.  With alpha and beta 1 it is one addmm (or linear)."""
     alpha, beta = site.number("alpha", 1.0), site.number("beta", 1.0)
     left, right = bool(site.integer("transA")), bool(site.integer("transB"))
