@@ -220,6 +220,23 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
         clone.graph.outputs.append(value)
     drop_dead(clone)
     return clone
+def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give the graph's inputs and outputs other names, in order; inner values that bear one of them step aside."""
+    given = set(model.graph.initializers)
+    ports = [v for v in model.graph.inputs if v.name not in given]
+    pairs = [*zip(ports, inputs, strict=True), *zip(model.graph.outputs, outputs, strict=True)]
+    if all(value.name == name for value, name in pairs):
+        return
+    wanted, own = {name for _, name in pairs}, {id(value) for value, _ in pairs}
+    inner = [v for n in model.graph.all_nodes() for v in n.outputs] + list(model.graph.initializers.values())
+    for value in inner:
+        if value.name in wanted and id(value) not in own:
+            value.name = fresh(model, f"{value.name}_inner")
+    for value, name in pairs:
+        value.name = name
+    model.meta.pop("onnxpress.names", None)
+
+
 
 
 def set_numbers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
