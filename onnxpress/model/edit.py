@@ -179,6 +179,22 @@ def bypass(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
     model.graph.remove(node, safe=True)
 
 
+def reroute(model: ir.Model, old: ir.Value, source: ir.Value) -> None:
+    """Whoever read `old` reads the source, sub-graphs too; what made `old` stays until `drop_dead`.
+
+    A graph output is handed on by an Identity, so that names inside the graph do not change.
+    """
+    if old.is_graph_output():
+        made = old.producer()
+        if made is None:
+            raise ValueError(f"{old.name} is not computed")
+        relay = ir.node("Identity", [source], name=fresh(model, f"{made.name}_skipped"))
+        model.graph.insert_after(made, relay)
+        take_over(model, old, relay.outputs[0])
+        return
+    old.replace_all_uses_with(source)
+
+
 def take_over(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     """Let `new` be read wherever `old` was; a graph output's name, type and shape go with it."""
     if old.is_graph_output():
