@@ -75,6 +75,11 @@ def _function(site: Site, schema: Any, key: tuple[Any, ...]) -> ir.Function:
             for _ in range(kind[1]):
                 proto.tensor_type.shape.dim.add()
         types.append(proto.SerializeToString())
-    body = schema.get_context_dependent_function_with_opset_version(site.version, node.SerializeToString(), types)
-    proto = onnx.FunctionProto.FromString(body)
-    return ir.serde.deserialize_function(proto)
+    text = node.SerializeToString()
+    for version in (site.version, schema.since_version):  # the body that the newest set calls its own, else the first
+        proto = onnx.FunctionProto.FromString(
+            schema.get_context_dependent_function_with_opset_version(version, text, types)
+        )
+        if proto.node:
+            return ir.serde.deserialize_function(proto)
+    raise site.problem("the standard has no function body for inputs of these types")

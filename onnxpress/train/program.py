@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +11,7 @@ from onnx_ir.passes import common
 
 from onnxpress.errors import InputProblem
 from onnxpress.model import edit, read
-from onnxpress.train import select
+from onnxpress.train import fakequant, select
 from onnxpress.train.compile import Code, Compiler, Step, execute
 from onnxpress.train.tensors import Tensor, to_numpy, to_torch
 
@@ -56,31 +55,42 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         nodes = region(graph, self.inputs, self.outputs)
         versions = {domain or "": v for domain, v in work.opset_imports.items()}
         versions.setdefault("", read.opset(work))
-        held = select.stored(graph, nodes)
-        self.names = self._chosen(trainable, held, select.weights(graph, nodes, self.outputs, versions))
-        self._halves: dict[str, Any] = {}
+        self._held = select.stored(graph, nodes)
+        reach = select.reached(nodes, self.outputs, versions, fake_quant)
+        self._quant = fakequant.plan(nodes, self._held, self.outputs, reach) if fake_quant else fakequant.Plan()
+        found = [*select.weights(graph, self._held, reach), *self._quant.weights, *self._quant.scales]
+        self.names = self._chosen(trainable, found)
+        self.scales = [n for n in self.names if n in set(self._quant.scales)]
+        self._rules: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(self.scales, torch.abs)
         for index, name in enumerate(self.names):
-            self.register_parameter(f"w{index}", torch.nn.Parameter(self._start(name, held[name])))
-        compiler = Compiler(versions, [*self.inputs, *self.names], parameters=frozenset(self.names))
+            self.register_parameter(f"w{index}", torch.nn.Parameter(self._start(name, masters or {})))
+        compiler = Compiler(
+            versions, [*self.inputs, *self.names], overrides=self._quant.overrides, parameters=frozenset(self.names)
+        )
         self._code: Code = compiler.graph(graph.initializers.values(), nodes)
         self._plans: dict[tuple[str, ...], list[Step]] = {}
 
-    @staticmethod
-    def _chosen(trainable: Collection[str] | None, held: Mapping[str, Any], found: list[str]) -> list[str]:
+    def _chosen(self, trainable: Collection[str] | None, found: list[str]) -> list[str]:
         if trainable is None:
-            return found
+            return list(dict.fromkeys(found))
         for name in trainable:
-            if name not in held:
+            if name not in self._held:
                 raise InputProblem("cannot train a value", name, "the region holds no initializer of that name")
-        return [name for name in held if name in set(trainable)]
+        return [name for name in self._held if name in set(trainable)]
 
-    def _start(self, name: str, tensor: ir.TensorProtocol) -> Tensor:
-        """The numbers training starts from; 16-bit ones are trained in 32 bits and rounded in the forward."""
+    def _start(self, name: str, masters: Mapping[str, np.ndarray]) -> Tensor:
+        """The numbers training starts from; 16-bit floats are trained in 32 bits and rounded in the forward."""
+        tensor = self._held[name]
+        if name in self._quant.weights:
+            return (
+                to_torch(masters[name]) if name in masters else fakequant.master(self._quant.weights[name], self._held)
+            )
         values = to_torch(tensor.numpy())
         if not values.dtype.is_floating_point:
             raise InputProblem("cannot train a value", name, f"it holds {tensor.dtype.name.lower()}, not floats")
         if values.dtype in _HALF:
-            self._halves[name] = values.dtype
+            half = values.dtype
+            self._rules[name] = lambda x: x.to(half)
             values = values.float()
         return values
 
@@ -101,8 +111,8 @@ class Program(torch.nn.Module):  # type: ignore[misc]
                 raise InputProblem("an input is missing", name, f"given: {', '.join(feeds)}")
             env[code.slots[name]] = feeds[name]
         for name, parameter in zip(self.names, self._parameters.values(), strict=True):
-            half = self._halves.get(name)
-            env[code.slots[name]] = parameter if half is None else parameter.to(half)
+            rule = self._rules.get(name)
+            env[code.slots[name]] = parameter if rule is None else rule(parameter)
         execute(steps, env)
         return {name: env[code.slots[name]] for name in (*self.outputs, *key)}
 
@@ -114,12 +124,30 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         return self._code.slots[name]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The present numbers by initializer name, in the types the model stores them in."""
+        """The present numbers by initializer name, in the types the model stores them in.
+
+        Integer weights come as rounded codes; scales that follow from learned ones come along.
+        """
         found = {}
         for name, parameter in zip(self.names, self._parameters.values(), strict=True):
-            half = self._halves.get(name)
-            found[name] = to_numpy(parameter if half is None else parameter.detach().to(half)).copy()
+            rule = self._rules.get(name, torch.Tensor.detach)
+            found[name] = to_numpy(rule(parameter.detach())).copy()
+        for name, source in self._quant.tied.items():
+            if source in found:
+                shape = tuple(int(d) for d in self._held[name].shape.numpy())
+                found[name] = np.full(shape, found[source].reshape(()), found[source].dtype)
+        for name, weight in self._quant.weights.items():
+            if weight.product is not None and (name in found or any(n in found for n in weight.product)):
+                found[weight.scale] = fakequant.product_scale(*(self._now(n, found) for n in weight.product))
+                shift = fakequant.master(weight, self._held).numpy() if name not in found else found[name]
+                found[name] = shift
+        for name, weight in self._quant.weights.items():
+            if name in found:
+                found[name] = fakequant.codes_of(weight, found[name], self._now(weight.scale, found), self._held)
         return found
+
+    def _now(self, name: str, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        return found[name] if name in found else self._held[name].numpy()
 
     def written(self, model: ir.Model | None = None) -> ir.Model:
         """A clone of the model with the present numbers under the same names; nothing else changes."""

@@ -18,25 +18,29 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataTyp
 _LARGEST = 1e30
 
 
-def reached(nodes: Sequence[ir.Node], outputs: Iterable[str], versions: Mapping[str, int]) -> set[str]:
+def reached(
+    nodes: Sequence[ir.Node], outputs: Iterable[str], versions: Mapping[str, int], fake_quant: bool = False
+) -> set[str]:
     """Names of the values whose gradient an output can give (sub-graphs count with all their outputs)."""
     wanted = set(outputs)
     for node in reversed(nodes):
         if not any(v.name in wanted for v in node.outputs):
             continue
-        positions = carries(node, versions)
+        positions = carries(node, versions, fake_quant)
         wanted.update(
             v.name
             for i, v in enumerate(node.inputs)
             if v is not None and v.name and (positions is None or i in positions)
         )
         for graph in subgraphs(node):
-            wanted |= reached(list(graph), [v.name for v in graph.outputs if v.name], versions)
+            wanted |= reached(list(graph), [v.name for v in graph.outputs if v.name], versions, fake_quant)
     return wanted
 
 
-def carries(node: ir.Node, versions: Mapping[str, int]) -> tuple[int, ...] | None:
+def carries(node: ir.Node, versions: Mapping[str, int], fake_quant: bool = False) -> tuple[int, ...] | None:
     """Positions of a node's inputs that carry gradients; None: all."""
+    if fake_quant and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return (0,)
     if node.op_type == "Cast" and read.standard(node):
         target = node.attributes.get("to")
         return (0,) if target is not None and (target.is_ref() or target.value in FLOATS) else ()
@@ -77,10 +81,7 @@ def is_weight(tensor: ir.TensorProtocol, lone: bool) -> bool:
     return bool(np.all(np.abs(array) < _LARGEST))
 
 
-def weights(
-    graph: ir.Graph, nodes: Sequence[ir.Node], outputs: Iterable[str], versions: Mapping[str, int]
-) -> list[str]:
-    """Names of the trained tensors that the nodes read, in the order the graph stores them."""
-    reach = reached(nodes, outputs, versions)
+def weights(graph: ir.Graph, held: Mapping[str, ir.TensorProtocol], reach: set[str]) -> list[str]:
+    """Names of the trained tensors among those held, in the order the graph stores them."""
     fixed = set(graph.initializers)
-    return [n for n, t in stored(graph, nodes).items() if n in reach and is_weight(t, n not in fixed)]
+    return [n for n, t in held.items() if n in reach and is_weight(t, n not in fixed)]

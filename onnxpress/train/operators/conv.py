@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.nn import functional
 
 from onnxpress.train.operators.windows import Window, padded, torch_pads, window
@@ -87,3 +88,18 @@ def _transposed_place(
     totals = [max(g + e - w, 0) for g, e, w in zip(grown, extra, wanted, strict=True)]
     upper = view.auto == "SAME_UPPER"
     return [t // 2 if upper else t - t // 2 for t in totals], wanted
+
+
+@operator("CausalConvWithState")
+def _causal_conv(site: Site) -> Run:
+    """Depthwise over [B, C, L], each position seeing k - 1 earlier ones; the last k - 1 are the state for the next call."""
+    activated, many = site.text("activation", "none") in ("silu", "swish"), len(site.node.outputs) > 1
+
+    def run(x: Tensor, w: Tensor, b: Tensor = None, past: Tensor = None) -> Any:
+        reach = w.shape[2] - 1
+        wide = functional.pad(x, [reach, 0]) if past is None else torch.cat([past, x], 2)
+        result = functional.conv1d(wide, w, b, groups=x.shape[1])
+        result = functional.silu(result) if activated else result
+        return (result, wide.narrow(2, wide.shape[2] - reach, reach)) if many else result
+
+    return run

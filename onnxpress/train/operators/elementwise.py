@@ -219,11 +219,10 @@ def _to_float8(x: Tensor, target: Any, saturate: bool) -> Tensor:
     if saturate:
         info = torch.finfo(target)
         return wide.clamp(info.min, info.max).to(target)
-    if "fnuz" in str(target) or "fn" in str(target):
-        wide = torch.where(
-            wide.to(target).float().abs() > torch.finfo(target).max, torch.full_like(wide, torch.nan), wide
-        )
-        wide = torch.where(torch.isinf(wide), torch.full_like(wide, torch.nan), wide)
+    if target != torch.float8_e5m2:  # no infinity: what rounds beyond the largest number is not a number
+        last = torch.tensor(torch.finfo(target).max)
+        beyond = last + torch.exp2(torch.floor(torch.log2(last))) * torch.finfo(target).eps / 2
+        wide = torch.where(wide.abs() > beyond, torch.full_like(wide, torch.nan), wide)
     return wide.to(target)
 
 

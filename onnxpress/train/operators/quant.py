@@ -58,7 +58,7 @@ def _quantize(site: Site) -> Run:
 
     def run(x: Tensor, scale: Tensor, zero: Tensor = None) -> Tensor:
         step, shift = spread(scale, x, axis, block), spread(zero, x, axis, block)
-        scaled = x.to(step.dtype) / step if x.dtype.is_floating_point else x.to(step.dtype) / step
+        scaled = x.to(step.dtype) / step
         if kind.name.startswith(FLOAT_CODES):
             return convert(scaled if shift is None else scaled + shift.to(scaled.dtype), kind, saturate)
         codes = torch.round(scaled.float())

@@ -62,11 +62,8 @@ def coordinates(axis: Axis, style: Style) -> np.ndarray:
 
 
 def _round(x: np.ndarray, nearest: str) -> np.ndarray:
-    if nearest == "floor":
-        return np.floor(x)
-    if nearest == "ceil":
-        return np.ceil(x)
-    return np.ceil(x - 0.5) if nearest == "round_prefer_floor" else np.floor(x + 0.5)
+    shift = {"round_prefer_floor": -0.5, "round_prefer_ceil": 0.5}.get(nearest, 0.0)
+    return np.asarray((np.floor if nearest in ("floor", "round_prefer_ceil") else np.ceil)(x + shift))
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
@@ -88,9 +85,8 @@ def taps(axis: Axis, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     places = np.floor(x).astype(int)[:, None] + np.arange(1 - half, half + 1)
     distance = (places - x[:, None]) / stretch
     weights = _cubic(distance, style.a) if style.mode == "cubic" else np.maximum(0, 1 - np.abs(distance))
-    inside = (places >= 0) & (places < axis.size)
-    if style.exclude or style.antialias:
-        weights = np.where(inside, weights, 0.0)
+    if style.exclude:
+        weights = np.where((places >= 0) & (places < axis.size), weights, 0.0)
     if style.exclude or style.antialias:
         weights = weights / weights.sum(1, keepdims=True)
     return np.clip(places, 0, axis.size - 1), weights, outside
