@@ -14,6 +14,7 @@ _HOMES = {
     "optimize": "onnxpress.optimize.loop",
     "Request": "onnxpress.optimize.loop",
     "prune": "onnxpress.optimize.single",
+    "depth": "onnxpress.optimize.single",
     "quantize": "onnxpress.optimize.single",
     "simplify": "onnxpress.optimize.single",
     "apply": "onnxpress.optimize.single",
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     )
     from onnxpress.optimize.single import (
         compare as compare,
+    )
+    from onnxpress.optimize.single import (
+        depth as depth,
     )
     from onnxpress.optimize.single import (
         prune as prune,

@@ -152,6 +152,39 @@ def mlp(seed: int = 0, width: int = 48) -> ir.Model:
     return net.model(out, {"tokens": ["N", "L", 16]}, ["N", "L", 8])
 
 
+def transformer(seed: int = 0, width: int = 16, layers: int = 2, post: bool = True) -> ir.Model:
+    """Attention with an additive mask and feed-forward, on sequences of free length; the normalization behind the Add
+    (post) or in the branch."""
+    net = Net(seed)
+    net.widths["tokens"] = width
+    rng = net.rng
+
+    def dense(x: str, out: int) -> str:
+        fan = net.widths[x]
+        y = net.op("MatMul", [x, net.constant((rng.standard_normal((fan, out)) / np.sqrt(fan)).astype(np.float32))], out)
+        return net.op("Add", [y, net.constant((rng.standard_normal(out) * 0.1).astype(np.float32), "b")], out)
+
+    def norm(x: str) -> str:
+        parts = (1 + 0.1 * rng.standard_normal(width), 0.1 * rng.standard_normal(width))
+        return net.op("LayerNormalization", [x, *(net.constant(p.astype(np.float32)) for p in parts)], width, axis=-1)
+
+    def attention(x: str) -> str:
+        query, key, value = (dense(x, width) for _ in range(3))
+        scores = net.op("MatMul", [query, net.op("Transpose", [key], 0, perm=[0, 2, 1])], 0)
+        shares = net.op("Softmax", [net.op("Add", [scores, bias], 0)], 0, axis=-1)
+        return dense(net.op("MatMul", [shares, value], width), width)
+
+    def feed(x: str) -> str:
+        return dense(net.relu(dense(x, 2 * width)), width)
+
+    bias = net.op("Unsqueeze", ["mask", net.constant(np.array([1], np.int64))], 0)
+    x = norm("tokens") if post else net.op("Mul", ["tokens", net.constant(np.float32(1.5).reshape(()))], width)
+    for _ in range(layers):
+        for part in (attention, feed):
+            x = norm(net.add(part(x), x)) if post else net.add(part(norm(x)), x)
+    return net.model(dense(x, 4), {"tokens": ["N", "L", width], "mask": ["N", "L"]}, ["N", "L", 4])
+
+
 @st.composite
 def random_nets(draw: st.DrawFn) -> ir.Model:
     """Residual, concat, depthwise, batchnorm, pooling and flatten parts in random order."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "what a file holds and what each lever could do",
     "simplify": "exact clean-ups and reductions, no samples needed",
     "prune": "remove channels and refit the rest",
+    "depth": "take whole residual blocks or layers out and refit the rest",
     "quantize": "static int8 with calibration samples",
     "apply": "replay a plan: same plan, model and data, same bytes",
     "demo": "optimize the shipped digits model",

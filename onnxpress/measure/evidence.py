@@ -33,7 +33,10 @@ _STREAM_BYTES = 96 * 2**20  # of tapped values held at once
 
 @dataclass
 class Evidence:
-    """model: canonical; data: samples that feed statistics (None: only exact passes can run)."""
+    """model: canonical; data: samples that feed statistics (None: only exact passes can run).
+
+    teacher: the model a plan began with, as the user gave it, for passes that bring a changed model back towards it.
+    """
 
     model: ir.Model
     data: Dataset | None = None
@@ -41,6 +44,7 @@ class Evidence:
     seed: int = 0
     kept: dict[str, Any] = field(default_factory=dict)  # what rooms above derived from it, by their own keys
     cache: Cache = field(default_factory=user_cache)
+    teacher: ir.Model | None = None
 
     @cached_property
     def signature(self) -> Signature:
@@ -156,6 +160,12 @@ def stream(model: ir.Model, names: Sequence[str], data: Dataset, batch: int) -> 
         }
 
 
-def evidence_for(model: ir.Model, data: Dataset | None, machine: Machine | None = None, seed: int = 0) -> Evidence:
+def evidence_for(
+    model: ir.Model,
+    data: Dataset | None,
+    machine: Machine | None = None,
+    seed: int = 0,
+    teacher: ir.Model | None = None,
+) -> Evidence:
     """Evidence of a model in canonical form (the form passes edit)."""
-    return Evidence(edit.canonical(model), data, machine or this_machine(), seed)
+    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, teacher=teacher)

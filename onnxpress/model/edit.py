@@ -179,6 +179,22 @@ def bypass(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
     model.graph.remove(node, safe=True)
 
 
+def reroute(model: ir.Model, old: ir.Value, source: ir.Value) -> None:
+    """Whoever read `old` reads the source, sub-graphs too; what made `old` stays until `drop_dead`.
+
+    A graph output is handed on by an Identity, so that names inside the graph do not change.
+    """
+    if old.is_graph_output():
+        made = old.producer()
+        if made is None:
+            raise ValueError(f"{old.name} is not computed")
+        relay = ir.node("Identity", [source], name=fresh(model, f"{made.name}_skipped"))
+        model.graph.insert_after(made, relay)
+        take_over(model, old, relay.outputs[0])
+        return
+    old.replace_all_uses_with(source)
+
+
 def take_over(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     """Let `new` be read wherever `old` was; a graph output's name, type and shape go with it."""
     if old.is_graph_output():
@@ -220,3 +236,39 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
         clone.graph.outputs.append(value)
     drop_dead(clone)
     return clone
+def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give the graph's inputs and outputs other names, in order; inner values that bear one of them step aside."""
+    given = set(model.graph.initializers)
+    ports = [v for v in model.graph.inputs if v.name not in given]
+    pairs = [*zip(ports, inputs, strict=True), *zip(model.graph.outputs, outputs, strict=True)]
+    if all(value.name == name for value, name in pairs):
+        return
+    wanted, own = {name for _, name in pairs}, {id(value) for value, _ in pairs}
+    inner = [v for n in model.graph.all_nodes() for v in n.outputs] + list(model.graph.initializers.values())
+    for value in inner:
+        if value.name in wanted and id(value) not in own:
+            value.name = fresh(model, f"{value.name}_inner")
+    for value, name in pairs:
+        value.name = name
+    model.meta.pop("onnxpress.names", None)
+
+
+
+
+def set_numbers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give stored tensors new numbers by value name, wherever they stand: initializers and Constant nodes of any graph.
+
+    Raises KeyError for a name that no graph of the model stores.
+    """
+    missing = set(arrays)
+    for graph in model.graphs():
+        for name in missing & set(graph.initializers):
+            set_constant(graph.initializers[name], arrays[name])
+            missing = missing - {name}
+        for node in graph:
+            name = node.outputs[0].name or "" if node.op_type == "Constant" else ""
+            if name in missing:
+                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.asarray(arrays[name]), name=name))
+                missing = missing - {name}
+    if missing:
+        raise KeyError(", ".join(sorted(missing)))

@@ -26,14 +26,24 @@ from onnxpress.runtime.machine import Machine, this_machine
 
 SCHEMA = 1
 CALIBRATION = 128  # samples at most that feed statistics
-# calibrate, select, validate: from one source; with the validation or the selection samples named apart.
-SPLITS = ((0.4, 0.3, 0.3), (0.6, 0.39, 0.01), (0.6, 0.01, 0.39))
+# calibrate, select, validate: from one source; with the validation or the selection samples named apart; to train on.
+SPLITS = ((0.4, 0.3, 0.3), (0.6, 0.39, 0.01), (0.6, 0.01, 0.39), (0.8, 0.19, 0.01))
 
 
 @dataclass(frozen=True)
 class Step:
+    """samples: of the plan's data, at most so many feed this step (None: all), as `Dataset.take` draws them."""
+
     pass_name: str
     decisions: tuple[Decision, ...]
+    samples: int | None = None
+
+    def part(self, data: Dataset | None) -> Dataset | None:
+        return data if data is None or self.samples is None else data.take(self.samples)
+
+    def plain(self) -> dict[str, Any]:
+        limit = {} if self.samples is None else {"samples": self.samples}
+        return {"pass": self.pass_name, **limit, "decisions": list(self.decisions)}
 
 
 @dataclass(frozen=True)
@@ -46,13 +56,12 @@ class Plan:
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
-    def then(self, pass_name: str, decisions: Sequence[Decision]) -> Plan:
+    def then(self, pass_name: str, decisions: Sequence[Decision], samples: int | None = None) -> Plan:
         """This plan with one step more (none where there is nothing to do)."""
         if not decisions:
             return self
-        return Plan(
-            (*self.steps, Step(pass_name, tuple(decisions))), self.model_hash, self.data_hash, self.seed, self.versions
-        )
+        step = Step(pass_name, tuple(decisions), samples)
+        return Plan((*self.steps, step), self.model_hash, self.data_hash, self.seed, self.versions)
 
     @property
     def needs_data(self) -> bool:
@@ -65,7 +74,7 @@ class Plan:
             "data": self.data_hash,
             "seed": self.seed,
             "versions": self.versions,
-            "steps": [{"pass": s.pass_name, "decisions": list(s.decisions)} for s in self.steps],
+            "steps": [s.plain() for s in self.steps],
         }
         return json.dumps(body, indent=1) + "\n"
 
@@ -109,6 +118,7 @@ def read_plan(path: str | Path) -> Plan:
             isinstance(step, dict)
             and isinstance(step.get("decisions"), list)
             and all(isinstance(d, dict) for d in step["decisions"])
+            and isinstance(step.get("samples", 1), int)
         )
         if not good or "pass" not in step:
             raise InputProblem(
@@ -118,7 +128,7 @@ def read_plan(path: str | Path) -> Plan:
                 "compare it with the plan.json of a run",
             )
         find_pass(step["pass"])
-        steps.append(Step(str(step["pass"]), tuple(step["decisions"])))
+        steps.append(Step(str(step["pass"]), tuple(step["decisions"]), step.get("samples")))
     return Plan(
         tuple(steps),
         str(body.get("model", "")),
@@ -158,7 +168,8 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
     refused: list[Refused] = []
     current = model
     for step in plan.steps:
-        done = take_step(step, evidence_for(current, data, machine or this_machine(), plan.seed), current)
+        evidence = evidence_for(current, step.part(data), machine or this_machine(), plan.seed, model)
+        done = take_step(step, evidence, current)
         current = done.model
         notes += done.notes
         refused = done.refused or refused

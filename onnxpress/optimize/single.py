@@ -23,6 +23,8 @@ from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
 from onnxpress.passes.base import Refused
+from onnxpress.passes.depth import Wish as DepthWish
+from onnxpress.passes.depth import plan_depth, removable
 from onnxpress.passes.prune import Wish, plan_pruning
 from onnxpress.passes.quantize import plan_quantization
 from onnxpress.passes.reduce import REDUCE
@@ -133,6 +135,37 @@ def prune(
     refused = [Refused(r.node, r.reason) for r in evidence.channels.refused]
     return _finish(
         original, done.model, plan.then("prune", decisions), notes + done.notes, refused, output, plan_path, used
+    )
+
+
+def depth(
+    model: ModelLike,
+    data: Dataset,
+    wish: DepthWish,
+    *,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    repair: bool = True,
+    samples: int = CALIBRATION,
+    machine: Machine | None = None,
+    seed: int = 0,
+) -> Result:
+    """Take whole blocks out and refit the rest.  samples: at most so many feed statistics and choices."""
+    wish.check()
+    original = _opened(model, output)
+    used = data.take(samples)
+    plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
+    decisions = plan_depth(evidence, wish)
+    if decisions:
+        decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
+    elif removable(evidence)[0]:
+        notes.append("no block can go: even one would lose more than --max-drop")
+    else:
+        notes.append("the model has no block that can go: no residual branch and no run between equal shapes")
+    done = take_step(Step("depth", tuple(decisions)), evidence, base)
+    refused = removable(evidence)[1]
+    return _finish(
+        original, done.model, plan.then("depth", decisions), notes + done.notes, refused, output, plan_path, used
     )
 
 

@@ -11,7 +11,7 @@ bias, so that few samples cannot overfit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,12 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, stream
 from onnxpress.measure.gram import WIDE, Moments, fit_moments
 from onnxpress.measure.linear import Linear, linear, set_linear
-from onnxpress.model import read
+from onnxpress.model import edit, read
 from onnxpress.model.channels import Channels, Removal
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SHARES = (0.0, 0.5, 1.0)
+Kept = Callable[[str], np.ndarray | None]
 _HOLD_EVERY = 4  # every fourth batch judges the ridge
 
 
@@ -42,11 +43,16 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class _Target:
-    """Where a layer's wished output comes from: `output` in the original, less `shortcut` in the pruned model."""
+class Target:
+    """Where a layer's wished output comes from: `output` in the original, less `shortcut` in the changed model.
 
+    own: the value of the original that is the layer's alone; adder: the Add that holds the bias of a MatMul.
+    """
+
+    own: str
     output: str
     shortcut: str | None
+    adder: ir.Node | None = None
 
 
 def repair(original: Evidence, pruned: ir.Model, channels: Channels, removal: Removal) -> list[Fit]:
@@ -55,20 +61,37 @@ def repair(original: Evidence, pruned: ir.Model, channels: Channels, removal: Re
     (Refitting those behind as well gained nothing on held-out data: their inputs keep all their channels.)
     """
     touched = {p.node for name in removal for p in channels.group(name).readers}
+    return refit(original, pruned, touched, lambda name: channels.kept(name, removal))
+
+
+def refit(
+    original: Evidence,
+    changed: ir.Model,
+    names: Collection[str],
+    kept: Kept | None = None,
+    roles: Mapping[str, str] | None = None,
+) -> list[Fit]:
+    """Refit in place the named nodes of a changed model, in its order: linear layers by least squares, BatchNormalization
+    by the statistics of its output.
+
+    kept: for a value of the original the positions of its channel axis that the changed model has left (None: all);
+    roles: for a value of the changed model the value of the original whose part it is to play, where that is another.
+    """
     fits: list[Fit] = []
-    first = {n.name: n for n in original.model.graph}
-    for node in list(pruned.graph):
-        if node.name not in touched:
+    for node in list(changed.graph):
+        if node.name not in names:
+            continue
+        if node.op_type == "BatchNormalization":
+            _match_statistics(original, changed, node)
             continue
         layer = linear(node)
-        before = linear(first[node.name])
-        if layer is None or before is None:
+        if layer is None:
             continue
         if layer.weight.shape[1] > WIDE:
-            _shift_bias(original, pruned, node, layer)
+            _shift_bias(original, changed, node, layer)
             continue
-        target = _target(node, original)
-        fit = _repair_layer(original, pruned, channels, removal, node, layer, target)
+        target = target_of(node, original, kept or (lambda _: None), roles or {})
+        fit = _repair_layer(original, changed, kept or (lambda _: None), node, layer, target)
         if fit is not None:
             fits.append(fit)
     return fits
@@ -92,46 +115,104 @@ def _shift_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: Line
     set_linear(pruned, node, layer.weight, layer.bias + total / max(count, 1))
 
 
-def _target(node: ir.Node, original: Evidence) -> _Target:
+def _match_statistics(original: Evidence, changed: ir.Model, node: ir.Node) -> None:
+    """Give each channel of a BatchNormalization's output the mean and deviation it has in the original."""
+    scale, shift = (read.constant(node.inputs[i]) for i in (1, 2))
+    output = node.outputs[0].name or ""
+    if scale is None or shift is None or output not in original.trace.shapes:
+        return
+    sums = np.zeros((2, 2, len(scale)))  # now, then; sum, sum of squares; channel
+    count = 0
+    for now, then in _both(changed, [output], original.model, [output], original.samples(), original.batch_for([output])):
+        for part, values in zip(sums, (now[output], then[output]), strict=True):
+            rows = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1]).astype(np.float64)
+            if rows.shape[1] != len(scale):
+                return
+            part += rows.sum(axis=0), (rows * rows).sum(axis=0)
+        count += len(rows)
+    means = sums[:, 0] / max(count, 1)
+    spreads = np.sqrt(np.maximum(sums[:, 1] / max(count, 1) - means**2, 0))
+    ratio = np.where(spreads[0] > 1e-6 * spreads[0].max() + 1e-12, spreads[1] / np.maximum(spreads[0], 1e-12), 1.0)
+    edit.set_input(changed, node, 1, (scale * ratio).astype(scale.dtype), f"{node.name}_scale")
+    moved = (shift - means[0]) * ratio + means[1]
+    edit.set_input(changed, node, 2, moved.astype(shift.dtype), f"{node.name}_shift")
+
+
+def target_of(node: ir.Node, original: Evidence, kept: Kept, roles: Mapping[str, str]) -> Target:
+    """What a layer of a changed model should aim at: the sum where it ends in a residual Add, else its own output.
+
+    Between a layer and the Add may stand the bias of a MatMul and, for rows, a Reshape that keeps the last axis.
+    """
+    shapes = original.trace.shapes
     output = node.outputs[0]
-    uses = list(output.uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and not output.is_graph_output():
-        add = uses[0].node
-        other = add.inputs[1 - uses[0].idx]
-        shapes = original.trace.shapes
-        plain = shapes.get(output.name or "") == shapes.get(add.outputs[0].name or "")  # a broadcast sum is no target
-        if plain and other is not None and other is not output and read.constant(other) is None:
-            return _Target(add.outputs[0].name or "", other.name)
-    return _Target(output.name or "", None)
+    adder = None
+    end = output
+    while (following := _behind(node, end, shapes, adder is None)) is not None:
+        if following.op_type == "Add":
+            adder = following
+        end = following.outputs[0]
+    if (kept(end.name or "") is None) != (kept(output.name or "") is None):
+        end, adder = output, None  # the channels of what lies behind are not known
+    own = roles.get(end.name or "", end.name or "")
+    use = _only_use(end)
+    if use is not None and use[0].op_type == "Add":
+        add, other = use[0], use[0].inputs[1 - use[1]]
+        total = add.outputs[0].name or ""
+        plain = shapes.get(end.name or "") == shapes.get(total)  # a broadcast sum is no target
+        if plain and other is not None and other is not end and read.constant(other) is None:
+            return Target(own, roles.get(total, total), other.name, adder)
+    return Target(own, own, None, adder)
+
+
+def _only_use(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """The one node that reads a value, and at which input."""
+    uses = list(value.uses())
+    return (uses[0].node, uses[0].idx) if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def _behind(node: ir.Node, value: ir.Value, shapes: Mapping[str, tuple[int, ...]], free: bool) -> ir.Node | None:
+    """The node behind a Gemm's or MatMul's value that only adds its bias (if it is `free` of one) or regroups its rows."""
+    use = _only_use(value)
+    if use is None or node.op_type == "Conv" or not read.standard(use[0]):
+        return None
+    user, place = use
+    before, after = shapes.get(value.name or ""), shapes.get(user.outputs[0].name or "")
+    if before is None or after is None or not before or not after or before[-1] != after[-1]:
+        return None
+    if user.op_type == "Reshape" and place == 0 and np.prod(before) == np.prod(after):
+        return user
+    if user.op_type == "Add" and node.op_type == "MatMul" and free and before == after:
+        other = read.constant(user.inputs[1 - place])
+        return user if other is not None and other.shape == (before[-1],) else None
+    return None
 
 
 def _repair_layer(
     original: Evidence,
     pruned: ir.Model,
-    channels: Channels,
-    removal: Removal,
+    kept: Kept,
     node: ir.Node,
     layer: Linear,
-    target: _Target,
+    target: Target,
 ) -> Fit | None:
     names = [layer.source] + ([target.shortcut] if target.shortcut else [])
-    wishes = list(dict.fromkeys([layer.output, target.output]))
-    kept = {name: channels.kept(name, removal) for name in wishes}
+    wishes = list(dict.fromkeys([target.own, target.output]))
+    stays = {name: kept(name) for name in wishes}
     data = original.samples()
     batch = min(original.batch_for([*names, *wishes]), max(1, len(data) // _HOLD_EVERY))
     shape = layer.weight.shape
     axis = 1 if node.op_type == "Conv" else -1
     sums = [_Sums.empty(shape[1], shape[0], target.shortcut is not None) for _ in range(2)]
     for index, (now, then) in enumerate(_both(pruned, names, original.model, wishes, data, batch)):
-        part = {n: y if (rows := kept[n]) is None else np.take(y, rows, axis=axis) for n, y in then.items()}
+        part = {n: y if (rows := stays[n]) is None else np.take(y, rows, axis=axis) for n, y in then.items()}
         if any(y.shape[axis] != shape[0] for y in part.values()):
             return None
         into = sums[index % _HOLD_EVERY == _HOLD_EVERY - 1]
-        fit_moments(node, layer, now[layer.source], part[layer.output], len(data), index, into.own)
+        fit_moments(node, layer, now[layer.source], part[target.own], len(data), index, into.own)
         if target.shortcut and into.whole is not None:
             wish = part[target.output] - now[target.shortcut]
             fit_moments(node, layer, now[layer.source], wish, len(data), index, into.whole)
-    return _solve(pruned, node, layer, sums[0], sums[1])
+    return _solve(pruned, node, layer, target.adder, sums[0], sums[1])
 
 
 @dataclass
@@ -170,8 +251,8 @@ def _both(
     yield from zip(now, then, strict=True)
 
 
-def _solve(model: ir.Model, node: ir.Node, layer: Linear, fit: _Sums, hold: _Sums) -> Fit:
-    centre = node.op_type != "MatMul"
+def _solve(model: ir.Model, node: ir.Node, layer: Linear, adder: ir.Node | None, fit: _Sums, hold: _Sums) -> Fit:
+    centre = node.op_type != "MatMul" or adder is not None
     start = layer.weight.astype(np.float64)
     judge = hold.judge if hold.own.count else fit.judge
     before = best = _error(judge, start, _bias(fit.judge, start, centre))
@@ -192,6 +273,9 @@ def _solve(model: ir.Model, node: ir.Node, layer: Linear, fit: _Sums, hold: _Sum
         final = start if solve is None else solve(total.aim(choice[1]), start)
     bias = _bias(total.judge, final, centre)
     set_linear(model, node, final, bias if centre else None)
+    if adder is not None:
+        place = 0 if read.constant(adder.inputs[0]) is not None else 1
+        edit.set_input(model, adder, place, bias.astype(np.float32), f"{node.name}_bias")
     return Fit(node.name or "", before, best, *(choice or (None, 0.0)))
 
 

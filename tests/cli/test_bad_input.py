@@ -244,12 +244,28 @@ def foreign_plan(folder: Path) -> list[str]:
     return plan(folder, json.dumps(body))
 
 
+def plan_block(folder: Path) -> list[str]:
+    step = {"pass": "depth", "decisions": [{"block": "ghost"}]}
+    return [*plan(folder, json.dumps({"schema": 1, "steps": [step]})), "-d", str(good_data(folder))]
+
+
 def plan_step(step: object) -> Callable[[Path], list[str]]:
     return lambda folder: plan(folder, json.dumps({"schema": 1, "steps": [step]}))
 
 
 def prune(folder: Path, *more: str) -> list[str]:
     return ["prune", str(good(folder)), "-d", str(good_data(folder)), "-o", str(folder / "out.onnx"), *more]
+
+
+def depth(folder: Path, *more: str) -> list[str]:
+    return ["depth", str(good(folder)), "-d", str(good_data(folder)), "-o", str(folder / "out.onnx"), *more]
+
+
+def without_blocks(folder: Path) -> list[str]:
+    files.save(nets.mlp(), folder / "mlp.onnx")
+    np.savez(folder / "tokens.npz", tokens=RNG.standard_normal((6, 5, 16)).astype(F))
+    out = str(folder / "out.onnx")
+    return ["depth", str(folder / "mlp.onnx"), "-d", str(folder / "tokens.npz"), "--keep", "0.5", "-o", out]
 
 
 X = RNG.standard_normal((6, 3, 8, 8)).astype(F)
@@ -335,6 +351,14 @@ ROWS = [
     Row("ratio above one", lambda d: prune(d, "--ratio", "1.5"), ("between 0 and 1",)),
     Row("ratio of nothing", lambda d: prune(d, "--ratio", "0"), ("between 0 and 1",)),
     Row("ratio that is no number", lambda d: prune(d, "--ratio", "much"), ("much",)),
+    Row("depth that does not say how much", lambda d: depth(d), ("--keep", "exactly one")),
+    Row("depth that says it twice", lambda d: depth(d, "--keep", "0.5", "--remove", "1"), ("exactly one",)),
+    Row("depth that keeps more than all", lambda d: depth(d, "--keep", "1.5"), ("between 0 and 1", "1.5")),
+    Row("depth that removes nothing", lambda d: depth(d, "--remove", "0"), ("at least 1",)),
+    Row("depth of a negative drop", lambda d: depth(d, "--remove", "1", "--max-drop", "-1"), ("drop", "-1")),
+    Row("depth of an unknown unit", lambda d: depth(d, "--keep", "0.5", "--units", "atoms"), ("atoms",)),
+    Row("depth of a model without blocks", without_blocks, (), 0),
+    Row("plan of a block that is not there", plan_block, ("ghost", "block")),
     Row("negative drop", lambda d: optimize(d, good(d), None, "--max-drop", "-1"), ("max-drop",)),
     Row("budget of no unit", lambda d: optimize(d, good(d), None, "--time-budget", "soon"), ("soon",)),
     Row("budget too short", lambda d: optimize(d, good(d), None, "--time-budget", "1s"), ("time budget",)),

@@ -33,6 +33,8 @@ NETS: dict[str, Callable[[], ir.Model]] = {
     "mobile": lambda: nets.mobile(width=32),
     "padded": nets.padded_shortcut,
     "mlp": nets.mlp,
+    "post-norm": nets.transformer,
+    "pre-norm": lambda: nets.transformer(post=False),
     "shared": lambda: shared_weights(),
     "subgraph": lambda: with_if(),
     "int8": lambda: quantized(),
@@ -212,6 +214,41 @@ def test_prune_before_repair_is_the_masked_original() -> None:
     masked = ch.mask(evidence.model, evidence.channels, removal)
     data = evidence.samples()
     np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
+
+
+def without_branch(model: ir.Model, source: str, output: str) -> ir.Model:
+    """The reference of a removed branch: what the Add gets besides the skip is times zero."""
+    proto = ir.to_proto(model)
+    add = next(n for n in proto.graph.node if output in n.output)
+    place = 1 - list(add.input).index(source)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    at = list(proto.graph.node).index(add)
+    proto.graph.node.insert(at, helper.make_node("Mul", [add.input[place], "nothing"], [f"{output}_masked"]))
+    proto.graph.node[at + 1].input[place] = f"{output}_masked"
+    return ir.from_proto(proto)
+
+
+def with_identity(model: ir.Model, source: str, output: str) -> ir.Model:
+    """The reference of a removed run: its output is its input."""
+    proto = ir.to_proto(model)
+    at = next(i for i, n in enumerate(proto.graph.node) if output in n.output)
+    proto.graph.node[at].output[list(proto.graph.node[at].output).index(output)] = f"{output}_unused"
+    proto.graph.node.insert(at + 1, helper.make_node("Identity", [source], [output]))
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+def test_depth_before_repair_is_the_model_with_branches_masked_and_runs_passed_by(build: Callable[[], ir.Model]) -> None:
+    from onnxpress.passes.depth import removable
+
+    evidence = prepared(build())
+    data = evidence.samples()
+    for block in removable(evidence)[0]:
+        decisions = [{"block": block.name}, {"repair": "none"}]
+        done = all_passes()["depth"].apply(evidence.model, decisions, evidence).model
+        reference = without_branch if block.kind == "branch" else with_identity
+        wanted = nets.outputs(reference(evidence.model, block.source, block.output), data)
+        np.testing.assert_allclose(nets.outputs(done, data), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_repair_brings_the_outputs_closer() -> None:

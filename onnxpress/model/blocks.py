@@ -1,0 +1,281 @@
+"""Parts of a graph that can be taken out whole: their readers read what the part read.
+
+Found by the graph alone, no architecture is named:
+
+* branch: from a value to an Add whose other side is that very value.  Without it the Add is the value.
+* run: from one value to a later one through which all that the first says must pass (a post-dominator), both made
+  by the same kind of operator, with a branch between and more than branches (a normalization behind the Add, as in BERT).
+* layer: neighbouring branches or runs that repeat as a group (attention, then feed-forward).
+
+A mask or another side input may enter a part on its way.  What Shape says of a value is no influence of its contents.
+Blocks save multiply-accumulates; parts that save none (a position code, a GELU's cubic term) are not blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxpress.model import edit, read
+from onnxpress.model.counts import macs
+from onnxpress.model.trace import Trace
+
+BRANCH, RUN, LAYER = "branch", "run", "layer"
+_ASKS_SHAPE = frozenset({"Shape", "Size"})
+# Twice is once: behind a branch they change nothing that the branch's own unit would not.
+_IDEMPOTENT = frozenset({"Relu", "Clip", "Identity", "Dropout", "Cast"})
+
+
+@dataclass(frozen=True)
+class Block:
+    """Removing it: the readers of `output` read `source`.  nodes: those that nothing needs once it alone is gone."""
+
+    name: str
+    kind: str
+    source: str
+    output: str
+    nodes: frozenset[str]
+    macs: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class _Pair:
+    kind: str
+    source: str
+    output: str
+
+
+def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
+    """The blocks of a canonical model in topological order of their outputs, branches first among equals.
+
+    Shapes are compared at the trace only; see `passes.depth` for the second size.
+    """
+    wires = _Wires(model)
+    branches = _branches(wires, trace)
+    runs = _runs(wires, trace, branches)
+    costs = macs(model, trace)
+    pairs = [*branches, *runs]
+    found = {pair: block for pair in pairs if (block := _block(wires, pair, costs)) is not None}
+    kept = [pair for pair in pairs if pair in found]
+    for pair in [p for kind in (BRANCH, RUN) for p in _layers(wires, kind, kept, found)]:
+        block = _block(wires, pair, costs)
+        if block is not None and all((pair.source, pair.output) != (p.source, p.output) for p in kept):
+            found[pair] = block
+    order = {BRANCH: 0, RUN: 1, LAYER: 2}
+    return sorted(found.values(), key=lambda b: (wires.maker[b.output], order[b.kind], wires.maker.get(b.source, -1)))
+
+
+def take_out(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:
+    """A clone without the blocks; what nothing needs any more is gone."""
+    clone = model.clone()
+    values: dict[str, ir.Value] = {v.name: v for v in clone.graph.inputs if v.name}
+    values.update({v.name: v for n in clone.graph for v in n.outputs if v.name})
+    for output, source in resolve(model, blocks).items():
+        edit.reroute(clone, values[output], values[source])
+    edit.drop_dead(clone)
+    edit.forget_shapes(clone)
+    return clone
+
+
+def resolve(model: ir.Model, blocks: Iterable[Block]) -> dict[str, str]:
+    """output -> the value its readers read once all the blocks are gone; of two blocks with one output the longer."""
+    return _resolved({v.name or "": i for i, n in enumerate(model.graph) for v in n.outputs}, blocks)
+
+
+def _resolved(maker: Mapping[str, int], blocks: Iterable[Block | _Pair]) -> dict[str, str]:
+    nearest: dict[str, str] = {}
+    for block in blocks:
+        known = nearest.get(block.output)
+        if known is None or maker.get(block.source, -1) < maker.get(known, -1):
+            nearest[block.output] = block.source
+
+    def last(name: str) -> str:
+        while name in nearest:
+            name = nearest[name]
+        return name
+
+    return {output: last(source) for output, source in nearest.items()}
+
+
+def dying(model: ir.Model, blocks: Iterable[Block]) -> frozenset[str]:
+    """Names of the nodes that nothing needs once the blocks are gone."""
+    wires = _Wires(model)
+    return wires.dying(_resolved(wires.maker, blocks))
+
+
+class _Wires:
+    """Who makes and who reads which value, by name; nodes by their place in the (topological) graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.nodes = list(model.graph)
+        self.maker = {v.name or "": i for i, n in enumerate(self.nodes) for v in n.outputs}
+        self.outputs = {v.name or "" for v in model.graph.outputs}
+        given = {v.name or "" for v in model.graph.inputs}
+        self.reads: list[tuple[str, ...]] = []
+        for node in self.nodes:
+            all_read = [v.name or "" for v in node.inputs if v is not None] + sorted(read.captured(node))
+            self.reads.append(tuple(dict.fromkeys(n for n in all_read if n in self.maker or n in given)))
+        self.readers: dict[str, list[int]] = {}
+        for i, names in enumerate(self.reads):
+            for name in names:
+                self.readers.setdefault(name, []).append(i)
+        self.all = self._needed({})
+
+    def data(self, index: int) -> tuple[str, ...]:
+        """Values whose contents a node reads."""
+        return () if self.nodes[index].op_type in _ASKS_SHAPE else self.reads[index]
+
+    def _needed(self, instead: Mapping[str, str]) -> set[int]:
+        seen: set[int] = set()
+        queue = [instead.get(n, n) for n in self.outputs]
+        while queue:
+            index = self.maker.get(queue.pop())
+            if index is None or index in seen:
+                continue
+            seen.add(index)
+            queue += [instead.get(n, n) for n in self.reads[index]]
+        return seen
+
+    def dying(self, instead: Mapping[str, str]) -> frozenset[str]:
+        return frozenset(self.nodes[i].name or "" for i in self.all - self._needed(instead))
+
+    def depends(self, value: str, source: str) -> bool:
+        """Whether a value's contents depend on the source's."""
+        first = self.maker.get(source, -1)
+        seen: set[str] = set()
+        queue = [value]
+        while queue:
+            name = queue.pop()
+            if name == source:
+                return True
+            index = self.maker.get(name)
+            if name in seen or index is None or index <= first:
+                continue
+            seen.add(name)
+            queue += self.data(index)
+        return False
+
+    def post_dominators(self) -> list[int]:
+        """For every node the nearest later one that all its influence passes; len(nodes) where there is none."""
+        sink = len(self.nodes)
+        parent = [sink] * (sink + 1)
+        for index in range(sink - 1, -1, -1):
+            names = [v.name or "" for v in self.nodes[index].outputs]
+            following = {r for n in names for r in self.readers.get(n, ()) if n in self.data(r)}
+            if not following or any(n in self.outputs for n in names):
+                continue
+            at = following.pop()
+            for other in following:
+                while at != other:
+                    if at < other:
+                        at = parent[at]
+                    else:
+                        other = parent[other]
+            parent[index] = at
+        return parent
+
+    def single(self, index: int) -> str | None:
+        """The only value of a node that anything uses."""
+        used = [v.name or "" for v in self.nodes[index].outputs if v.name in self.readers or v.name in self.outputs]
+        return used[0] if len(used) == 1 else None
+
+
+def _branches(wires: _Wires, trace: Trace) -> list[_Pair]:
+    found = []
+    for index in sorted(wires.all):
+        node = wires.nodes[index]
+        if node.op_type not in ("Add", "Sum") or not read.standard(node) or len(node.inputs) != 2:
+            continue
+        out = node.outputs[0].name or ""
+        names = tuple(v.name or "" if v is not None else "" for v in node.inputs)
+        shapes = {trace.shape(n) for n in (*names, out)}
+        if len(shapes) != 1 or None in shapes or names[0] == names[1]:
+            continue
+        for skip, branch in (names, names[::-1]):
+            if skip in wires.reads[index] and wires.depends(branch, skip):
+                found.append(_Pair(BRANCH, skip, out))
+    return found
+
+
+def _role(node: ir.Node) -> tuple[object, ...]:
+    """What must agree between the makers of the two ends of a run."""
+    constants = tuple(None if (c := read.constant(v)) is None else c.shape for v in node.inputs)
+    return node.domain, node.op_type, constants
+
+
+def _runs(wires: _Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
+    parent = wires.post_dominators()
+    joins = {wires.maker[b.output]: wires.maker.get(b.source, -1) for b in branches}
+    sources = {b.source for b in branches}
+    found = []
+    for start in sorted(wires.all):
+        source = wires.single(start)
+        if source is None:
+            continue
+        passed, through, between = {start}, 0, False
+        at = parent[start]
+        while at < len(wires.nodes):
+            output = wires.single(at)
+            if output is None or (at in joins and joins[at] not in passed):
+                break  # a skip goes round the start: it lies inside a branch
+            passed.add(at)
+            through += at in joins
+            between = between or (at not in joins and wires.nodes[at].op_type not in _IDEMPOTENT)
+            same = trace.shape(source) == trace.shape(output) and _role(wires.nodes[start]) == _role(wires.nodes[at])
+            if through and same:
+                if between and (source in sources or at in joins):
+                    found.append(_Pair(RUN, source, output))
+                break
+            at = parent[at]
+    return found
+
+
+def _layers(wires: _Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pair, Block]) -> list[_Pair]:
+    """Groups of neighbours that repeat: the shortest period, above one, of what the chain's links consist of."""
+    following = {p.source: p for p in reversed(pairs) if p.kind == kind}
+    ends = {p.output for p in following.values()}
+    found = []
+    for source, first in following.items():
+        if source in ends:
+            continue
+        chain = [first]
+        while chain[-1].output in following:
+            chain.append(following[chain[-1].output])
+        kinds = [_contents(wires, known[p]) for p in chain]
+        period = next((p for p in range(1, len(chain) // 2 + 1) if kinds[p:] == kinds[:-p]), 1)
+        if period > 1:
+            groups = [chain[i : i + period] for i in range(0, len(chain) - period + 1, period)]
+            found += [_Pair(LAYER, g[0].source, g[-1].output) for g in groups]
+    return found
+
+
+def _contents(wires: _Wires, block: Block) -> tuple[object, ...]:
+    """Operators with weights and their shapes."""
+    nodes = (n for n in wires.nodes if n.name in block.nodes and n.op_type in read.WEIGHTED)
+    return tuple(_role(n) for n in nodes)
+
+
+def _block(wires: _Wires, pair: _Pair, costs: Mapping[str, int]) -> Block | None:
+    gone = wires.dying({pair.output: pair.source})
+    saved = sum(costs.get(n, 0) for n in gone)
+    if not saved:
+        return None
+    end = wires.nodes[wires.maker[pair.output]].name or ""
+    start = wires.maker.get(pair.source)
+    begin = pair.source if start is None else wires.nodes[start].name or ""
+    name = end if pair.kind == BRANCH else f"{begin}..{end}"
+    return Block(name, pair.kind, pair.source, pair.output, gone, saved, _weights(wires, gone))
+
+
+def _weights(wires: _Wires, gone: frozenset[str]) -> int:
+    """Bytes of constants that only these nodes read."""
+    total = 0
+    for value in wires.model.graph.initializers.values():
+        users = [u.node for u in value.uses()]
+        if users and value.const_value is not None and all(u.name in gone for u in users):
+            total += value.const_value.nbytes
+    return total

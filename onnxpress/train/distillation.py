@@ -1,0 +1,254 @@
+"""One student trained towards one teacher, in either mode: what the pass replays and the command drives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.score import Judge
+from onnxpress.model.files import model_hash
+from onnxpress.train.augment import Field, automatic, fields, suitable
+from onnxpress.train.blockwise import BlockLessons, blocks, share_steps
+from onnxpress.train.heads import Head, answers, heads, probe
+from onnxpress.train.lessons import Arrays, Lesson, Lessons, Pool, Teacher
+from onnxpress.train.match import Pair
+from onnxpress.train.objective import Objective
+from onnxpress.train.program import Program
+from onnxpress.train.settings import Settings
+from onnxpress.train.trainer import Course, Point, Trainer
+
+Look = Callable[[ir.Model], tuple[float, float, float]]
+Tell = Callable[[int, int, float, Point | None], None]
+
+_JUDGED = 256  # samples that tell which output answers
+_WARM, _TIMED = 2, 6  # steps of the timing run
+
+
+@dataclass
+class Watch:
+    """What stands beside a run: looks at the selection samples, progress, and where its checkpoint is.
+
+    look: (drop, nmse, value) of a model; stop: the step to end at (a replay); resume: go on from the checkpoint.
+    """
+
+    look: Look | None = None
+    tell: Tell | None = None
+    stop: int | None = None
+    checkpoint: Path | None = None
+    every: float = 30.0
+    resume: bool = False
+
+
+@dataclass
+class Distillation:
+    """student, teacher: canonical models with their evidence; data: the samples to learn from; pairs: inner values."""
+
+    student: Evidence
+    teacher: Evidence
+    data: Dataset
+    settings: Settings
+    pairs: Sequence[Pair] = ()
+    heads: list[Head] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.heads = heads(self.student.model, self.teacher.model, Judge(self.teacher.model, self.data.take(_JUDGED)))
+        answering = next((h for h in self.heads if h.answer), None)
+        self._classes = answering.classes if answering is not None and self.settings.labels else 0
+        self._pool: Pool | None = None
+
+    @property
+    def pool(self) -> Pool:
+        if self._pool is None:
+            self._pool = Pool(self.data, self._classes)
+        return self._pool
+
+    @property
+    def mark(self) -> str:
+        """What the run is made of, for its checkpoint."""
+        body = [model_hash(self.student.model), model_hash(self.teacher.model), self.data.hash]
+        text = json.dumps([*body, self.settings.plain(), [p.plain() for p in self.pairs]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def run(self, watch: Watch) -> tuple[ir.Model, Course]:
+        """Train; returns the student with the chosen weights, and how it went."""
+        with threads(self.settings.threads):
+            if self.settings.mode == "blockwise":
+                return self._blockwise(watch)
+            return self._whole(watch)
+
+    # end to end
+
+    def _trainer(self) -> tuple[Program, Trainer]:
+        names = self._teacher_names()
+        example = Teacher(self.teacher.model, names, self.data)(probe(self.data))
+        shapes = self.student.trace.shapes
+        widths = {p.student: shapes[p.student][p.channel] for p in self.pairs}
+        torch.manual_seed(self.settings.seed)
+        objective = Objective(self.settings, self.heads, self.pairs, example, widths)
+        program = Program(self.student.model, outputs=objective.taps)
+        lessons = self._lessons(Teacher(self.teacher.model, names, self.data))
+
+        def loss(step: int) -> Iterator[Tensor]:
+            for lesson in lessons(step):
+                yield _loss(program, objective, lesson)
+
+        return program, Trainer(program, loss, self.settings, objective, self.mark)
+
+    def _teacher_names(self) -> list[str]:
+        inner = [p.teacher for p in self.pairs] if self.settings.features != "none" else []
+        return [h.teacher for h in self.heads] + inner
+
+    def _lessons(self, teacher: Teacher) -> Lessons:
+        s = self.settings
+        found: tuple[Field, ...] = fields(self.data) if s.augment else ()
+        return Lessons(self.pool, teacher, s.batch, s.seed, found, s.augment, self.student.batchable)
+
+    def _whole(self, watch: Watch) -> tuple[ir.Model, Course]:
+        program, trainer = self._trainer()
+        if watch.resume and watch.checkpoint is not None:
+            trainer.restore(watch.checkpoint)
+        course = trainer.run(
+            None if watch.look is None else lambda: watch.look(program.written()),  # type: ignore[misc]
+            stop=watch.stop,
+            tell=_counted(watch.tell, self.settings.steps),
+            checkpoint=watch.checkpoint,
+            every=watch.every,
+        )
+        return program.written(), course
+
+    # block by block
+
+    def _ends(self) -> list[Pair]:
+        """The outputs as pairs, by what they are compared by."""
+        return [Pair(h.student, h.teacher, 1) for h in self.heads if h.student_log == h.teacher_log]
+
+    def _blockwise(self, watch: Watch) -> tuple[ir.Model, Course]:
+        """Every block in turn.  One look after each block: the best so far is kept, a replay stops there."""
+        model = self.student.model.clone()
+        parts = blocks(self.pairs, self._ends())
+        budget = share_steps(self.settings.steps, len(parts))
+        course, done, best = Course(), 0, model
+        for number, (part, steps) in enumerate(zip(parts, budget, strict=True)):
+            if watch.stop is not None and done >= watch.stop:
+                break
+            place = None if watch.checkpoint is None else watch.checkpoint.with_suffix(f".{number}.ckpt")
+            model, loss = self._block(model, part, steps, done, watch, place)
+            done += steps
+            if watch.look is not None:
+                point = Point(done, loss, *watch.look(model))
+                top = next((p for p in course.curve if p.step == course.best), None)
+                course.curve.append(point)
+                if top is None or point.rank < top.rank:
+                    course.best, best = done, model
+            else:
+                course.best, best = done, model
+        return best, course
+
+    def _block(
+        self, model: ir.Model, part: object, steps: int, before: int, watch: Watch, place: Path | None
+    ) -> tuple[ir.Model, float]:
+        from onnxpress.train.blockwise import Block
+
+        assert isinstance(part, Block)
+        lessons = BlockLessons(self.pool, self.teacher.model, part, self.settings.batch, self.settings.seed)
+        inputs = [v.name or "" for v in model.graph.inputs]
+        inner = [part.first.student] if part.first is not None else []
+        program = Program(model, outputs=[part.last.student], inputs=[*inner, *inputs])
+        if not list(program.parameters()):
+            return model, 0.0
+        settings = replace(self.settings, steps=steps)
+        trainer = Trainer(
+            program,
+            lambda step: lessons.parts(program, step, self.student.batchable),
+            settings,
+            None,
+            f"{self.mark}/{part.name}",
+        )
+        if watch.resume and place is not None and place.exists():
+            trainer.restore(place)
+        losses: list[float] = []
+
+        def tell(step: int, loss: float, point: Point | None) -> None:
+            losses.append(loss)
+            if watch.tell is not None:
+                watch.tell(before + step, self.settings.steps, loss, None)
+
+        trainer.run(tell=tell, checkpoint=place, every=watch.every)
+        return program.written(), float(np.mean(losses[-20:])) if losses else 0.0
+
+    # how long
+
+    def step_seconds(self) -> float:
+        """Seconds a step takes, measured on a copy that is thrown away."""
+        with threads(self.settings.threads):
+            if self.settings.mode == "blockwise":
+                return self._block_seconds()
+            _, trainer = self._trainer()
+            for _ in range(_WARM):
+                trainer.step()
+            start = time.perf_counter()
+            for _ in range(_TIMED):
+                trainer.step()
+            return (time.perf_counter() - start) / _TIMED
+
+    def _block_seconds(self) -> float:
+        """Mean over the blocks, what a block needs to be ready included a step."""
+        parts = blocks(self.pairs, self._ends())
+        start = time.perf_counter()
+        for part in parts:
+            self._block(self.student.model.clone(), part, _TIMED, 0, Watch(), None)
+        return (time.perf_counter() - start) / (_TIMED * len(parts))
+
+
+def _loss(program: Program, objective: Objective, lesson: Lesson) -> Tensor:
+    student = program({n: torch.from_numpy(v) for n, v in lesson.inputs.items()})
+    teacher = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in lesson.targets.items()}
+    labels = None if lesson.labels is None else torch.from_numpy(lesson.labels)
+    found = objective(student, teacher, labels) * lesson.share
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _counted(tell: Tell | None, steps: int) -> Callable[[int, float, Point | None], None] | None:
+    return None if tell is None else lambda step, loss, point: tell(step, steps, loss, point)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch on so many threads, which the last bits of sums depend on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_augment(wish: str, data: Dataset, job: Distillation) -> tuple[str, ...]:
+    """The changes that `--augment` means for these samples and this teacher."""
+    if wish == "none":
+        return ()
+    found = fields(data)
+    if wish != "auto":
+        return suitable([w.strip() for w in wish.split(",") if w.strip()], found)
+    head = next((h for h in job.heads if h.answer), job.heads[0])
+    teacher = Teacher(job.teacher.model, [head.teacher], data)
+
+    def ask(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        values = answers(teacher(inputs)[head.teacher], head.teacher_log)
+        return values.reshape(len(values), -1)
+
+    labelled = bool(job.settings.labels) and data.labelled
+    return automatic(found, data, lambda inputs: ask(Arrays(inputs)), labelled)

@@ -1,0 +1,50 @@
+"""TfIdfVectorizer over integers: how often each n-gram of a pool occurs in a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from onnxpress.train.registry import Run, Site, operator
+from onnxpress.train.tensors import Tensor
+
+
+def _pool(site: Site) -> dict[tuple[int, ...], int]:
+    """Output column by n-gram.  The pool holds all 1-grams, then all 2-grams, from the offsets `ngram_counts` on."""
+    items, starts = site.integers("pool_int64s"), site.integers("ngram_counts") or []
+    if items is None:
+        raise site.problem("strings are not computed here")
+    columns = iter(site.integers("ngram_indexes") or [])
+    grams = {}
+    for size, (start, end) in enumerate(zip(starts, [*starts[1:], len(items)], strict=True), 1):
+        for place in range(start, end, size):
+            grams[tuple(items[place : place + size])] = next(columns)
+    return grams
+
+
+@operator("TfIdfVectorizer", data=())
+def _tf_idf(site: Site) -> Run:
+    """mode TF: counts; IDF: the weights of what occurs; TFIDF: weights times counts."""
+    grams, mode = _pool(site), site.text("mode", "TF")
+    sizes = range(site.integer("min_gram_length", 1), site.integer("max_gram_length", 1) + 1)
+    skips, width = site.integer("max_skip_count"), max(site.integers("ngram_indexes") or [0]) + 1
+    weights: Any = torch.tensor(site.numbers("weights") or [1.0] * width)
+
+    def count(row: list[int]) -> list[float]:
+        found = [0.0] * width
+        for size in sizes:
+            for stride in range(1, (skips if size > 1 else 0) + 2):
+                for start in range(len(row) - (size - 1) * stride):
+                    column = grams.get(tuple(row[start : start + (size - 1) * stride + 1 : stride]))
+                    if column is not None:
+                        found[column] += 1
+        return found
+
+    def run(x: Tensor) -> Tensor:
+        counts = torch.tensor(count(x.tolist()) if x.ndim == 1 else [count(row) for row in x.tolist()])
+        if mode == "TF":
+            return counts
+        return counts * weights if mode == "TFIDF" else (counts > 0) * weights
+
+    return run

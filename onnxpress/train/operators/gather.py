@@ -1,0 +1,169 @@
+"""Reading and writing by index: Gather, Scatter, TopK, NonZero, Compress, Unique, ReverseSequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from onnxpress.train.registry import Run, Site, operator, plain
+from onnxpress.train.tensors import Tensor
+
+
+def _positive(index: Tensor, size: int) -> Tensor:
+    """Indices from the end counted from the start."""
+    index = index.to(torch.int64)
+    return torch.where(index < 0, index + size, index)
+
+
+@operator("Gather", data=(0,))
+def _gather(site: Site) -> Run:
+    """Rows of a table along axis 0 are an embedding, whose gradient torch adds up fastest."""
+    axis, known = site.integer("axis"), site.constants.get(1)
+    if known is not None and known.ndim == 0:
+        place = int(known)
+        return lambda x, index: x.select(axis, place)
+
+    def run(x: Tensor, index: Tensor) -> Tensor:
+        where = axis % x.ndim
+        flat = _positive(index, x.shape[where])
+        if where == 0 and x.ndim == 2 and x.dtype.is_floating_point:
+            return torch.nn.functional.embedding(flat, x)
+        if index.ndim == 1:
+            return x.index_select(where, flat)
+        picked = x.index_select(where, flat.reshape(-1))
+        return picked.reshape(*x.shape[:where], *index.shape, *x.shape[where + 1 :])
+
+    return run
+
+
+@operator("GatherElements", data=(0,))
+def _gather_elements(site: Site) -> Run:
+    axis = site.integer("axis")
+    return lambda x, index: torch.gather(x, axis, _positive(index, x.shape[axis]))
+
+
+@operator("GatherND", data=(0,))
+def _gather_nd(site: Site) -> Run:
+    batch = site.integer("batch_dims")
+
+    def run(x: Tensor, index: Tensor) -> Tensor:
+        depth, lead = index.shape[-1], index.shape[:batch]
+        middle = index.shape[batch:-1]
+        flat = x.reshape(-1, *x.shape[batch:])
+        places = index.reshape(flat.shape[0], -1, depth)
+        rows = torch.arange(flat.shape[0]).unsqueeze(1)
+        picked = flat[(rows, *(_positive(places[..., i], flat.shape[i + 1]) for i in range(depth)))]
+        return picked.reshape(*lead, *middle, *x.shape[batch + depth :])
+
+    return run
+
+
+_REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def _scatter(site: Site) -> Run:
+    axis, kind = site.integer("axis"), site.text("reduction", "none")
+
+    def run(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+        places = _positive(index, x.shape[axis])
+        if kind == "none":
+            return x.scatter(axis, places, updates)
+        return x.scatter_reduce(axis, places, updates, _REDUCE[kind])
+
+    return run
+
+
+operator("ScatterElements", "Scatter", data=(0, 2))(_scatter)
+
+
+@operator("ScatterND", data=(0, 2))
+def _scatter_nd(site: Site) -> Run:
+    kind = site.text("reduction", "none")
+
+    def run(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+        depth = index.shape[-1]
+        flat = torch.zeros(index.shape[:-1], dtype=torch.int64)
+        for i in range(depth):
+            flat = flat * x.shape[i] + _positive(index[..., i], x.shape[i])
+        rest = x.shape[depth:]
+        rows = x.reshape(-1, rest.numel())
+        where = flat.reshape(-1, 1).expand(-1, rows.shape[1])
+        new = updates.reshape(where.shape)
+        if kind == "none":
+            return rows.scatter(0, where, new).reshape(x.shape)
+        return rows.scatter_reduce(0, where, new, _REDUCE[kind]).reshape(x.shape)
+
+    return run
+
+
+def _topk(read_count: Callable[[Site], Callable[[Tensor], int]]) -> Callable[[Site], Run]:
+    def build(site: Site) -> Run:
+        axis, largest = site.integer("axis", -1), bool(site.integer("largest", 1))
+        count = read_count(site)
+
+        def run(x: Tensor, k: Tensor = None) -> Any:
+            # a stable sort, so that equal numbers come in the order of their index
+            if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+                values, places = torch.sort(x.to(torch.int64), axis, largest, stable=True)
+            else:
+                values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
+            size = count(k)
+            return values.narrow(axis, 0, size).to(x.dtype), places.narrow(axis, 0, size)
+
+        return run
+
+    return build
+
+
+operator("TopK", data=(0,))(_topk(lambda site: lambda k: site.integer("k")))
+operator("TopK", since=10, data=(0,))(_topk(lambda site: lambda k: int(k)))
+plain("NonZero", lambda x: torch.nonzero(x.reshape(1) if x.ndim == 0 else x).t()[: max(x.ndim, 0)], data=())
+
+
+@operator("Compress", data=(0,))
+def _compress(site: Site) -> Run:
+    axis = site.integer("axis") if site.has("axis") else None
+
+    def run(x: Tensor, condition: Tensor) -> Tensor:
+        flat = x.reshape(-1) if axis is None else x
+        return flat.index_select(axis or 0, torch.nonzero(condition).reshape(-1))
+
+    return run
+
+
+@operator("Unique", data=())
+def _unique(site: Site) -> Run:
+    axis = site.integer("axis") if site.has("axis") else None
+    ordered = bool(site.integer("sorted", 1))
+
+    def run(x: Tensor) -> Any:
+        values, inverse, counts = torch.unique(x, True, True, True, dim=axis)
+        inverse = inverse.reshape(-1)
+        first = torch.full((counts.numel(),), inverse.numel()).scatter_reduce(
+            0, inverse, torch.arange(inverse.numel()), "amin"
+        )
+        if not ordered:
+            order = torch.argsort(first)
+            values = values.index_select(axis or 0, order)
+            first, counts = first[order], counts[order]
+            inverse = torch.argsort(order)[inverse]
+        results = (values, first, inverse, counts)
+        return results if len(site.node.outputs) > 1 else values
+
+    return run
+
+
+@operator("ReverseSequence", data=(0,))
+def _reverse_sequence(site: Site) -> Run:
+    batch, time = site.integer("batch_axis", 1), site.integer("time_axis", 0)
+
+    def run(x: Tensor, lengths: Tensor) -> Tensor:
+        rows = x.movedim((batch, time), (0, 1))
+        steps = torch.arange(rows.shape[1]).unsqueeze(0)
+        ends = lengths.to(torch.int64).unsqueeze(1)
+        places = torch.where(steps < ends, ends - 1 - steps, steps)
+        return rows[torch.arange(rows.shape[0]).unsqueeze(1), places].movedim((0, 1), (batch, time))
+
+    return run

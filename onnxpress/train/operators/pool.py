@@ -1,0 +1,169 @@
+"""Pooling: maximum (with indices), average, Lp, global ones, MaxUnpool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from onnxpress.train.operators.conv import CONV
+from onnxpress.train.operators.windows import Window, padded, window
+from onnxpress.train.registry import Run, Site, operator, plain
+from onnxpress.train.tensors import Tensor
+
+_MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_MEAN: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+def _spatial(x: Tensor) -> list[int]:
+    return list(range(2, x.ndim))
+
+
+plain("GlobalAveragePool", lambda x: x.mean(_spatial(x), keepdim=True))
+plain("GlobalMaxPool", lambda x: x.amax(_spatial(x), keepdim=True))
+
+
+@operator("GlobalLpPool")
+def _global_lp(site: Site) -> Run:
+    order = site.number("p", 2)
+    return lambda x: torch.linalg.vector_norm(x, order, _spatial(x), keepdim=True)
+
+
+def _covered(view: Window, sizes: Sequence[int], ceil: bool) -> tuple[list[int], list[int]]:
+    """Pads that make every window whole, and what of the end is beyond the stated pads.
+
+    A window that would begin in the end's padding does not count (as in the standard from version 19 on).
+    """
+    pads, n = view.placed(sizes), len(sizes)
+    ends, over = [], []
+    for axis, size in enumerate(sizes):
+        reach = (view.kernel[axis] - 1) * view.dilations[axis] + 1
+        room = size + pads[axis] + pads[axis + n] - reach
+        count = (math.ceil if ceil else math.floor)(room / view.strides[axis]) + 1
+        if ceil and (count - 1) * view.strides[axis] >= size + pads[axis]:
+            count -= 1
+        needed = (count - 1) * view.strides[axis] + reach - size - pads[axis]
+        ends.append(needed)
+        over.append(max(needed - pads[axis + n], 0))
+    return [*pads[:n], *ends], over
+
+
+@operator("MaxPool")
+def _max_pool(site: Site) -> Run:
+    view = window(site, site.integers("kernel_shape") or [])
+    n, ceil = len(view.kernel), bool(site.integer("ceil_mode"))
+    function, indices = _MAX[n], site.wanted(1)
+    half = view.symmetric and all(2 * p <= k for p, k in zip(view.pads[:n], view.kernel, strict=True))
+    if half and not indices:
+        return _in_floats(lambda x: function(x, view.kernel, view.strides, view.pads[:n], view.dilations, ceil))
+    column = bool(site.integer("storage_order"))
+
+    def run(x: Tensor) -> Any:
+        pads, _ = _covered(view, x.shape[2:], ceil)
+        wide = padded(x, pads, float("-inf"))
+        if not indices:
+            return function(wide, view.kernel, view.strides, 0, view.dilations)
+        values, places = function(wide, view.kernel, view.strides, 0, view.dilations, return_indices=True)
+        return values, _absolute(places, wide.shape[2:], x.shape, pads[:n], column)
+
+    return _in_floats(run)
+
+
+def _in_floats(function: Run) -> Run:
+    """Integers are pooled as floats (exact for 8 bits, which the standard knows)."""
+
+    def run(x: Tensor) -> Any:
+        if x.dtype.is_floating_point:
+            return function(x)
+        result = function(x.double())
+        return (result[0].to(x.dtype), result[1]) if isinstance(result, tuple) else result.to(x.dtype)
+
+    return run
+
+
+def _absolute(places: Tensor, wide: Sequence[int], shape: Sequence[int], begins: Sequence[int], column: bool) -> Tensor:
+    """torch's positions in a padded plane as ONNX's positions in the whole tensor."""
+    rest, coordinates = places, []
+    for size, begin in zip(reversed(wide), reversed(begins), strict=True):
+        coordinates.append(rest % size - begin)
+        rest = rest // size
+    coordinates.reverse()
+    sizes = list(shape[2:])
+    flat = torch.zeros_like(places)
+    order = range(len(sizes) - 1, -1, -1) if column else range(len(sizes))
+    for axis in order:
+        flat = flat * sizes[axis] + coordinates[axis]
+    plane = torch.arange(shape[0] * shape[1]).reshape(shape[0], shape[1], *[1] * len(sizes))
+    return flat + plane * math.prod(sizes)
+
+
+@operator("MaxUnpool", data=(0,))
+def _max_unpool(site: Site) -> Run:
+    view = window(site, site.integers("kernel_shape") or [])
+    n, read = len(view.kernel), site.reader(2)
+
+    def run(x: Tensor, places: Tensor, target: Tensor = None) -> Tensor:
+        pads = view.pads
+        own = [
+            (i - 1) * s + k - pads[a] - pads[a + n]
+            for a, (i, s, k) in enumerate(zip(x.shape[2:], view.strides, view.kernel, strict=True))
+        ]
+        inner = [*x.shape[:2], *own]
+        flat = x.new_zeros(math.prod(inner)).scatter(0, places.reshape(-1), x.reshape(-1)).reshape(inner)
+        wanted = read(target)
+        if wanted is None or wanted == inner:
+            return flat
+        return functional.pad(
+            flat, [p for have, want in zip(reversed(inner), reversed(wanted), strict=True) for p in (0, want - have)]
+        )
+
+    return run
+
+
+def _window_sum(x: Tensor, view: Window) -> Tensor:
+    """Sum over every whole window of each channel."""
+    n = len(view.kernel)
+    rows = x.reshape(-1, 1, *x.shape[2:])
+    ones = torch.ones([1, 1, *view.kernel], dtype=x.dtype)
+    total = CONV[n](rows, ones, None, view.strides, 0, view.dilations)
+    return total.reshape(*x.shape[:2], *total.shape[2:])
+
+
+@operator("AveragePool")
+def _average_pool(site: Site) -> Run:
+    view = window(site, site.integers("kernel_shape") or [])
+    n, ceil = len(view.kernel), bool(site.integer("ceil_mode"))
+    whole = bool(site.integer("count_include_pad"))
+    function = _MEAN[n]
+    half = view.symmetric and all(2 * p <= k for p, k in zip(view.pads[:n], view.kernel, strict=True))
+    if half and set(view.dilations) == {1}:
+        return lambda x: function(x, view.kernel, view.strides, view.pads[:n], ceil, whole)
+
+    def run(x: Tensor) -> Tensor:
+        pads, over = _covered(view, x.shape[2:], ceil)
+        counted = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)
+        if whole:
+            inner = [*pads[:n], *(max(e - o, 0) for e, o in zip(pads[n:], over, strict=True))]
+            counted = padded(padded(counted, inner, 1.0), [0] * n + over)
+            counted = counted[(..., *(slice(0, s + pads[a] + pads[a + n]) for a, s in enumerate(x.shape[2:])))]
+        else:
+            counted = padded(counted, pads)
+        return _window_sum(padded(x, pads), view) / _window_sum(counted, view)
+
+    return run
+
+
+@operator("LpPool")
+def _lp_pool(site: Site) -> Run:
+    view = window(site, site.integers("kernel_shape") or [])
+    order, ceil = site.integer("p", 2), bool(site.integer("ceil_mode"))
+    power: Callable[[Tensor], Tensor] = (lambda x: x * x) if order == 2 else (lambda x: x.abs() ** order)
+
+    def run(x: Tensor) -> Tensor:
+        pads, _ = _covered(view, x.shape[2:], ceil)
+        return _window_sum(padded(power(x), pads), view) ** (1.0 / order)
+
+    return run

@@ -1,0 +1,96 @@
+"""Which parts of a graph can be taken out whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.model import edit
+from onnxpress.model.blocks import BRANCH, LAYER, RUN, Block, dying, find_blocks, resolve, take_out
+from tests import nets
+
+
+def blocks(model: ir.Model) -> list[Block]:
+    evidence = evidence_for(model, nets.samples(model, 2))
+    return find_blocks(evidence.model, evidence.trace)
+
+
+def kinds(model: ir.Model) -> dict[str, int]:
+    found = [b.kind for b in blocks(model)]
+    return {kind: found.count(kind) for kind in (BRANCH, RUN, LAYER)}
+
+
+def test_residual_blocks_are_branches() -> None:
+    found = blocks(nets.residual(width=8, blocks=3))
+    assert [b.kind for b in found] == [BRANCH] * 3
+    assert all(b.macs == 2 * 8 * 8 * 9 * 64 and b.weight_bytes == 2 * 4 * (8 * 8 * 9 + 8) for b in found)
+
+
+def test_normalization_in_the_branch_goes_with_it() -> None:
+    """Attention and feed-forward of two layers, and the two layers: a run would be the same as a branch."""
+    assert kinds(nets.transformer(post=False)) == {BRANCH: 4, RUN: 0, LAYER: 2}
+
+
+def test_normalization_behind_the_add_makes_runs() -> None:
+    """Norm to norm (4) and sum to sum (3: nothing is added before the first); layers of either."""
+    found = kinds(nets.transformer(post=True))
+    assert found[BRANCH] == 4
+    assert found[RUN] == 7
+    assert found[LAYER] == 2
+
+
+def test_a_projected_skip_is_no_identity() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 8))
+    y = net.add(net.conv(net.relu(net.conv(x, 8)), 8), net.conv(x, 8, 1))
+    assert not blocks(net.model(net.head(y), nets.IMAGE, ["N", 10]))
+
+
+def test_plain_chains_have_no_blocks() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 8))
+    for _ in range(3):
+        x = net.relu(net.conv(x, 8))
+    assert not blocks(net.model(net.head(x), nets.IMAGE, ["N", 10]))
+
+
+def test_a_cheap_branch_is_no_block() -> None:
+    """As in GELU's cubic form: nothing to save."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 8))
+    x = net.add(x, net.op("Mul", [net.op("Mul", [x, x], 8), x], 8))
+    assert not blocks(net.model(net.head(x), nets.IMAGE, ["N", 10]))
+
+
+def test_what_others_read_of_a_branch_stays() -> None:
+    """A branch whose middle feeds another output saves only what nobody else needs."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 8))
+    middle = net.relu(net.conv(x, 8))
+    y = net.add(net.conv(middle, 8, 1), x)
+    found = blocks(net.model(net.head(net.concat(y, middle)), nets.IMAGE, ["N", 10]))
+    assert [b.macs for b in found] == [8 * 8 * 64]
+
+
+def test_neighbours_and_overlaps_resolve_to_the_furthest_source() -> None:
+    model = edit.canonical(nets.transformer(post=False, layers=2))
+    found = blocks(model)
+    branches = [b for b in found if b.kind == BRANCH]
+    layer = next(b for b in found if b.kind == LAYER)
+    together = resolve(model, [*branches[:2], layer])
+    assert together[layer.output] == layer.source
+    assert dying(model, branches[:2]) == dying(model, [layer])
+    two, one = take_out(model, branches[:2]), take_out(model, [layer])
+    data = nets.samples(model, 3)
+    np.testing.assert_array_equal(nets.outputs(two, data), nets.outputs(one, data))
+
+
+def test_a_block_at_the_graphs_output_keeps_the_signature() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 3))
+    y = net.add(net.conv(x, 3), x)
+    model = edit.canonical(net.model(y, nets.IMAGE, ["N", 3, 8, 8]))
+    done = take_out(model, blocks(model))
+    assert [n.op_type for n in done.graph] == ["Conv", "Relu", "Identity"]
+    assert done.graph.outputs[0].name == model.graph.outputs[0].name
