@@ -51,7 +51,8 @@ def allowed(candidate: Candidate, max_drop: float) -> bool:
 
 @dataclass
 class Search:
-    """found: candidates in the order they were made; failed: levers that broke on this model, and why."""
+    """found: candidates in the order they were made; failed: levers that broke on this model, and why; chosen: nodes that
+    are worth an integer kernel."""
 
     shop: Workshop
     max_drop: float
@@ -61,14 +62,15 @@ class Search:
     run: Run | None
     found: list[Candidate] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    chosen: frozenset[str] = frozenset()
 
     def go(self) -> None:
         if self.attempt("exact reductions", lambda: self.keep(self.shop.exact())) is None:
             self.attempt("clean-up", lambda: self.keep(self.shop.bare()))
         if self.shop.exact_evidence is None:
             return
-        chosen = self.attempt("int8", self.int8) or frozenset()
-        self.attempt("pruning", lambda: self.pruning(chosen))
+        self.chosen = self.attempt("int8", self.int8) or frozenset()
+        self.attempt("pruning", self.pruning)
 
     def attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """The result of a piece of work; None where it failed, which is recorded."""
@@ -121,7 +123,7 @@ class Search:
                 best = safe
         return best
 
-    def pruning(self, chosen: frozenset[str]) -> None:
+    def pruning(self) -> None:
         """Pruned candidates at rising ratios, each also in int8, until the samples no longer allow it."""
         if not self.shop.can_prune or not self.clock.until(0.6)():
             return
@@ -136,16 +138,16 @@ class Search:
                 if made is None or made.plan.to_json() in seen:
                     continue
                 seen.add(made.plan.to_json())
-                if not self._pruned(made, chosen):
+                if not self._pruned(made):
                     break
 
-    def _pruned(self, candidate: Candidate, chosen: frozenset[str]) -> bool:
+    def _pruned(self, candidate: Candidate) -> bool:
         """Keep a pruned candidate and its int8 form; whether more may be pruned."""
         self.keep(candidate)
         if candidate.score.drop > 2 * self.max_drop + 0.005:
             return False
-        if chosen:
+        if self.chosen:
             name = f"{candidate.name} + int8"
             evidence = self.shop.evidence(candidate)
-            self.attempt(name, lambda: self.keep(self.shop.int8(name, chosen, candidate, evidence)))
+            self.attempt(name, lambda: self.keep(self.shop.int8(name, self.chosen, candidate, evidence)))
         return True

@@ -32,7 +32,8 @@ Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
 
 class Workshop:
-    """original: as the user gave it; calibrate: feeds statistics; judge: scores on the selection samples."""
+    """original: as the user gave it; calibrate: is trained on, and a part of it feeds statistics; judge: scores on the
+    selection samples."""
 
     def __init__(
         self,
@@ -45,9 +46,10 @@ class Workshop:
     ) -> None:
         self.original, self.judge, self.machine, self.seed = original, judge, machine, seed
         self.shelf = shelf or Shelf()
+        self.learn = calibrate
         self.calibrate = calibrate.take(CALIBRATION)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
-        self._plan = new_plan(original, self.calibrate, seed)
+        self._plan = new_plan(original, calibrate, seed)
         self._curves: dict[str, Curve] | None = None
         self._scales: dict[str, float] = {}
         self.exact_evidence: Evidence | None = None
@@ -71,13 +73,13 @@ class Workshop:
         reductions = [o.decision for o in REDUCE.options(model, self._evidence(model))]
         for step in (Step("simplify", ({"tool": "onnxsim"},)), Step("reduce", tuple(reductions))):
             done = take_step(step, self._evidence(model), model)
-            plan, model, notes = plan.then(step.pass_name, step.decisions), done.model, notes + done.notes
+            plan, model, notes = plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, notes + done.notes
         return plan, model, notes
 
     def _clean_up(self) -> Made:
         step = Step("simplify", ({"tool": "onnx-ir"},))
         done = take_step(step, self._evidence(self.original), self.original)
-        return self._plan.then(step.pass_name, step.decisions), done.model, done.notes
+        return self._plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
 
     @property
     def base(self) -> Evidence:
@@ -119,7 +121,7 @@ class Workshop:
             known = {n.name for n in where.model.graph if qdq.eligible(n, where.trace) is None}
             decisions = decisions_for(qdq.trim(where.model, frozenset(chosen & known)), where)
             done = take_step(Step("quantize", tuple(decisions)), where, where.model)
-            return plan.then("quantize", decisions), done.model, done.notes
+            return plan.then("quantize", decisions, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
 
@@ -145,7 +147,7 @@ class Workshop:
     def can_prune(self) -> bool:
         return any(widths(g.size, self.base) for g in self.base.channels.groups)
 
-    def pruned(self, name: str, wish: Wish, more_time: Callable[[], bool]) -> Candidate | None:
+    def pruned(self, name: str, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> Candidate | None:
         """Channels removed and repaired; None where the wish removes nothing on this CPU's widths."""
         decisions = self._decide(wish, more_time)
         if not decisions:
@@ -154,7 +156,7 @@ class Workshop:
         def make() -> Made:
             steps = [*decisions, {"repair": "least-squares"}]
             done = take_step(Step("prune", tuple(steps)), self.base, self.base.model)
-            return self.exact_plan.then("prune", steps), done.model, done.notes
+            return self.exact_plan.then("prune", steps, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
 
