@@ -15,6 +15,7 @@ _HOMES = {
     "Request": "onnxpress.optimize.loop",
     "prune": "onnxpress.optimize.single",
     "depth": "onnxpress.optimize.single",
+    "lowrank": "onnxpress.optimize.single",
     "quantize": "onnxpress.optimize.single",
     "simplify": "onnxpress.optimize.single",
     "apply": "onnxpress.optimize.single",
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     )
     from onnxpress.optimize.single import (
         depth as depth,
+    )
+    from onnxpress.optimize.single import (
+        lowrank as lowrank,
     )
     from onnxpress.optimize.single import (
         prune as prune,

@@ -19,6 +19,7 @@ COMMANDS = {
     "simplify": "exact clean-ups and reductions, no samples needed",
     "prune": "remove channels and refit the rest",
     "depth": "take whole residual blocks or layers out and refit the rest",
+    "lowrank": "weights as products of two thinner ones, where that is faster",
     "quantize": "static int8 with calibration samples",
     "apply": "replay a plan: same plan, model and data, same bytes",
     "demo": "optimize the shipped digits model",
