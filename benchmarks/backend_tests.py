@@ -32,6 +32,7 @@ from onnxpress.train.program import Program
 from onnxpress.train.tensors import to_numpy, to_torch
 
 RANDOM = {"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
+OLDER = 16  # onnx2torch names the operator sets up to this one as tested
 LEFT_OUT = {"ai.onnx.preview.training", "ai.onnx.ml"}
 ort.set_default_logger_severity(4)
 
@@ -200,9 +201,11 @@ def main(failures: bool, json_path: Path | None) -> None:
         [("operator", "left"), ("tests", "right"), *((t, "right") for t in tools)],
         [[name, str(totals[name]), *(str(passed[t][name]) for t in tools)] for name in sorted(totals)],
     )
+    older = [c for c in listed if max(o.version for o in c.model.opset_import if o.domain == "") <= OLDER]
     for tool in tools:
-        count = sum(passed[tool].values())
+        count, early = sum(passed[tool].values()), sum(not verdicts[tool][c.name] for c in older)
         console.out(f"{tool}: {count} of {len(listed)} that onnxruntime runs ({count / len(listed):.1%})")
+        console.out(f"  of operator sets up to {OLDER}: {early} of {len(older)} ({early / len(older):.1%})")
     if failures:
         for name, why in verdicts["onnxpress"].items():
             if why:
@@ -215,6 +218,8 @@ def main(failures: bool, json_path: Path | None) -> None:
             "onnxruntime": ort.__version__,
             "tests": len(listed),
             "passed": {t: sum(p.values()) for t, p in passed.items()},
+            "older": {"operator_set": OLDER, "tests": len(older)}
+            | {t: sum(not v[c.name] for c in older) for t, v in verdicts.items()},
             "operators": {n: {"tests": totals[n], **{t: passed[t][n] for t in tools}} for n in sorted(totals)},
             "verdicts": verdicts,
         }

@@ -18,6 +18,7 @@ _HOMES = {
     "lowrank": "onnxpress.optimize.single",
     "quantize": "onnxpress.optimize.single",
     "simplify": "onnxpress.optimize.single",
+    "distill": "onnxpress.optimize.distill",
     "apply": "onnxpress.optimize.single",
     "bench": "onnxpress.optimize.single",
     "compare": "onnxpress.optimize.single",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature
     from onnxpress.optimize.inspection import inspect as inspect
+    from onnxpress.optimize.distill import distill as distill
     from onnxpress.optimize.loop import Request as Request
     from onnxpress.optimize.loop import optimize as optimize
     from onnxpress.optimize.plan import Plan as Plan

@@ -21,6 +21,7 @@ COMMANDS = {
     "depth": "take whole residual blocks or layers out and refit the rest",
     "lowrank": "weights as products of two thinner ones, where that is faster",
     "quantize": "static int8 with calibration samples",
+    "distill": "train a student towards a teacher, or refit it in closed form",
     "apply": "replay a plan: same plan, model and data, same bytes",
     "demo": "optimize the shipped digits model",
     "completion": "print the shell completion script",

@@ -266,3 +266,11 @@ def test_a_missing_input_and_wrong_shapes_are_one_line() -> None:
     with pytest.raises(InputProblem, match="cannot train through MatMul") as caught:
         program({"tokens": torch.zeros(1, 5, 3)})
     assert "\n" not in caught.value.line()
+
+
+def test_broadcasting_of_old_operator_sets_is_refused() -> None:
+    model = network(
+        [("Add", "x w", "y", {"broadcast": 1, "axis": 1})], {"w": np.ones(4, np.float32)}, ["N", 4, 2], opset=6
+    )
+    with pytest.raises(InputProblem, match="it broadcasts as before version 7"):
+        Program(model)
