@@ -15,8 +15,10 @@ _HOMES = {
     "Request": "onnxpress.optimize.loop",
     "prune": "onnxpress.optimize.single",
     "depth": "onnxpress.optimize.single",
+    "lowrank": "onnxpress.optimize.single",
     "quantize": "onnxpress.optimize.single",
     "simplify": "onnxpress.optimize.single",
+    "distill": "onnxpress.optimize.distill",
     "apply": "onnxpress.optimize.single",
     "bench": "onnxpress.optimize.single",
     "compare": "onnxpress.optimize.single",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature
     from onnxpress.optimize.inspection import inspect as inspect
+    from onnxpress.optimize.distill import distill as distill
     from onnxpress.optimize.loop import Request as Request
     from onnxpress.optimize.loop import optimize as optimize
     from onnxpress.optimize.plan import Plan as Plan
@@ -52,6 +55,9 @@ if TYPE_CHECKING:
     )
     from onnxpress.optimize.single import (
         depth as depth,
+    )
+    from onnxpress.optimize.single import (
+        lowrank as lowrank,
     )
     from onnxpress.optimize.single import (
         prune as prune,

@@ -47,11 +47,10 @@ def linear(node: ir.Node) -> Linear | None:
         taps = int(np.prod(weight.shape[2:]))
         matrix = weight.reshape(weight.shape[0], -1)
     elif node.op_type == "Gemm":
-        if read.int_attribute(node, "transA", 0) or any(
-            read.float_attribute(node, n, 1.0) != 1.0 for n in ("alpha", "beta")
-        ):
+        if read.int_attribute(node, "transA", 0) or 0.0 in _scales(node):
             return None
         matrix = weight if read.int_attribute(node, "transB", 0) else weight.T
+        matrix = matrix * np.float32(_scales(node)[0])
     else:
         if weight.ndim != 2:
             return None
@@ -63,10 +62,19 @@ def linear(node: ir.Node) -> Linear | None:
     return Linear(node.name or "", node.op_type, source.name or "", output.name or "", matrix, flat, taps)
 
 
+def _scales(node: ir.Node) -> tuple[float, float]:
+    """What a node multiplies its weight and its bias by: Gemm's alpha and beta."""
+    if node.op_type != "Gemm":
+        return 1.0, 1.0
+    return read.float_attribute(node, "alpha", 1.0), read.float_attribute(node, "beta", 1.0)
+
+
 def set_linear(model: ir.Model, node: ir.Node, matrix: np.ndarray, bias: np.ndarray | None) -> None:
     """Write a weight matrix [M, K] (and bias [M]) back into the node's own layout."""
     old = read.constant(node.inputs[1])
     assert old is not None
+    alpha, beta = _scales(node)
+    matrix = matrix / alpha
     if node.op_type == "Conv":
         new = matrix.reshape((matrix.shape[0], -1, *old.shape[2:]))
     elif node.op_type == "Gemm":
@@ -75,7 +83,7 @@ def set_linear(model: ir.Model, node: ir.Node, matrix: np.ndarray, bias: np.ndar
         new = matrix.T
     edit.set_input(model, node, 1, np.ascontiguousarray(new, np.float32), f"{node.name}_weight")
     if bias is not None and node.op_type != "MatMul":
-        edit.set_input(model, node, 2, bias.astype(np.float32), f"{node.name}_bias")
+        edit.set_input(model, node, 2, (bias / beta).astype(np.float32), f"{node.name}_bias")
 
 
 def conv_pads(node: ir.Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> list[tuple[int, int]]:

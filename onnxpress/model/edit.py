@@ -7,6 +7,7 @@ edit may have made them false; onnxruntime infers them anew.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -218,6 +219,37 @@ def set_int(node: ir.Node, name: str, number: int) -> None:
 
 def set_ints(node: ir.Node, name: str, numbers: Sequence[int]) -> None:
     node.attributes[name] = ir.AttrInt64s(name, list(numbers))
+
+
+def set_attributes(node: ir.Node, attributes: Mapping[str, Any]) -> None:
+    """Give a node these attributes and no others."""
+    node.attributes.clear()
+    for name, value in attributes.items():
+        node.attributes[name] = ir.convenience.convert_attribute(name, value)
+
+
+def alone(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
+    """A model of one node with its constants: its first input, of any shape, becomes the graph's, its output the output."""
+    source = node.inputs[0]
+    if source is None or len(node.outputs) != 1:
+        raise ValueError(f"{node.name} cannot stand alone")
+    port = ir.Value(name="input", type=ir.TensorType(kind))
+    constants: list[ir.Value] = []
+    inputs: list[ir.Value | None] = [port]
+    for value in node.inputs[1:]:
+        array = constant(value)
+        if value is not None and array is None:
+            raise ValueError(f"{node.name} has another computed input")
+        if value is not None and array is not None:
+            tensor = ir.tensor(array, name=value.name)
+            constants.append(ir.Value(name=value.name, const_value=tensor, type=ir.TensorType(tensor.dtype)))
+            constants[-1].shape = ir.Shape(array.shape)
+        inputs.append(None if value is None else constants[-1])
+    copy = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()), name=node.name)
+    copy.outputs[0].name, copy.outputs[0].type = "output", ir.TensorType(kind)
+    graph = ir.Graph([port], copy.outputs, nodes=[copy], initializers=constants, opset_imports=dict(model.opset_imports))
+    graph.name = "alone"
+    return ir.Model(graph, ir_version=model.ir_version)
 
 
 def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:

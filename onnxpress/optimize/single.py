@@ -25,6 +25,8 @@ from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_pla
 from onnxpress.passes.base import Refused
 from onnxpress.passes.depth import Wish as DepthWish
 from onnxpress.passes.depth import plan_depth, removable
+from onnxpress.passes.lowrank import Wish as LowRankWish
+from onnxpress.passes.lowrank import plan_lowrank
 from onnxpress.passes.prune import Wish, plan_pruning
 from onnxpress.passes.quantize import plan_quantization
 from onnxpress.passes.reduce import REDUCE
@@ -166,6 +168,34 @@ def depth(
     refused = removable(evidence)[1]
     return _finish(
         original, done.model, plan.then("depth", decisions), notes + done.notes, refused, output, plan_path, used
+    )
+
+
+def lowrank(
+    model: ModelLike,
+    data: Dataset,
+    wish: LowRankWish,
+    *,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    repair: bool = True,
+    samples: int = CALIBRATION,
+    machine: Machine | None = None,
+    seed: int = 0,
+) -> Result:
+    """Factor weights, for latency only where this CPU is faster so.  samples: at most so many feed statistics."""
+    wish.check()
+    original = _opened(model, output)
+    used = data.take(samples)
+    plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
+    decisions, refused = plan_lowrank(evidence, wish)
+    if decisions:
+        decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
+    else:
+        notes.append("no layer gains from being factored this far on this CPU")
+    done = take_step(Step("lowrank", tuple(decisions)), evidence, base)
+    return _finish(
+        original, done.model, plan.then("lowrank", decisions), notes + done.notes, refused, output, plan_path, used
     )
 
 

@@ -7,6 +7,8 @@ from importlib.metadata import entry_points
 from onnxpress.errors import InputProblem
 from onnxpress.passes.base import Pass
 from onnxpress.passes.depth import DEPTH
+from onnxpress.passes.distill import DISTILL
+from onnxpress.passes.lowrank import LOWRANK
 from onnxpress.passes.prune import PRUNE
 from onnxpress.passes.quantize import QUANTIZE
 from onnxpress.passes.reduce import REDUCE
@@ -23,7 +25,7 @@ def find_pass(name: str) -> Pass:
 
 def all_passes() -> dict[str, Pass]:
     """The built-in passes and those other packages register."""
-    found: dict[str, Pass] = {p.name: p for p in (SIMPLIFY, REDUCE, PRUNE, DEPTH, QUANTIZE)}
+    found: dict[str, Pass] = {p.name: p for p in (SIMPLIFY, REDUCE, PRUNE, DEPTH, LOWRANK, QUANTIZE, DISTILL)}
     for entry in entry_points(group="onnxpress.passes"):
         if entry.name not in found:
             found[entry.name] = entry.load()

@@ -274,7 +274,9 @@ def _replace(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Gene
     others = rng.choice(values[inner], values.shape)
     if field.blank is not None:
         others = np.where(rng.random(values.shape) < 0.5, values.dtype.type(field.blank), others)
-    return np.where(hit, others, values).astype(values.dtype)
+    new = values.copy()
+    new[hit] = others[hit]
+    return new
 
 
 _ONE: dict[str, Callable[[np.ndarray, Field, Arrays, np.random.Generator], np.ndarray]] = {

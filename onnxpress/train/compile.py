@@ -231,6 +231,8 @@ def resolve(site: Site) -> Operator:
     """The entry for a node: an operator of ours, else the function body that the standard gives."""
     node = site.node
     domain = "" if node.domain == "ai.onnx" else node.domain
+    if not domain and site.version < 7 and site.integer("broadcast"):
+        raise problem(node, "it broadcasts as before version 7", "convert the model to a newer operator set")
     found = operators.find(domain, node.op_type, site.version)
     if found is not None:
         return found

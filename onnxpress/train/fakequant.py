@@ -20,8 +20,8 @@ import torch
 
 from onnxpress.model import read
 from onnxpress.train.compile import Override
-from onnxpress.train.operators.quant import code_type, dequantized, limits, spread
-from onnxpress.train.registry import Run, Site
+from onnxpress.train.operators.quant import dequantized, limits, spread
+from onnxpress.train.registry import Builder, Run, Site
 from onnxpress.train.tensors import Tensor, to_torch
 
 _TINY = 1e-30
@@ -92,19 +92,23 @@ def plan(
     nodes: Sequence[ir.Node], held: Mapping[str, ir.TensorProtocol], outputs: Iterable[str], reach: set[str]
 ) -> Plan:
     """Look at every Q and DQ of the region.  held: stored tensors by name; reach: values that carry gradients."""
-    found, shown = Plan(), set(outputs)
-    inside = {id(n) for n in nodes}
+    found, shown, fused = Plan(), set(outputs), set[int]()
     for node in nodes:
         source, scale, result = _input(node, 0), _input(node, 1), node.outputs[0].name or ""
-        if scale not in held or not _whole(node, held) or (result not in reach and result not in shown):
+        kind = _kind(node, held)
+        if scale not in held or kind.name.startswith("FLOAT") or (result not in reach and result not in shown):
             continue
         if is_quantizer(node, "QuantizeLinear") and result not in shown and source in reach:
-            _activation(found, node, scale, held, inside)
+            found.scales.append(scale)
+            fused |= {id(node)} if _alone(node, nodes, held) else set()
+            found.overrides[id(node)] = Override(_quantize(id(node) in fused, limits(kind)), _names(node))
         elif is_quantizer(node, "DequantizeLinear") and source in held:
             weight = _weight(node, scale, held)
             found.weights[weight.name] = weight
             build = _bias if weight.product else _dequantize_master(weight, held)
             found.overrides[id(node)] = Override(build, (source, *weight.product) if weight.product else _names(node))
+        elif is_quantizer(node, "DequantizeLinear"):
+            _reader(found, node, fused, held)
     for weight in found.weights.values():
         if weight.product is None and weight.kind != ir.DataType.INT32:
             found.scales.append(weight.scale)
@@ -118,45 +122,52 @@ def _input(node: ir.Node, index: int) -> str:
     return (value.name or "") if value is not None else ""
 
 
-def _whole(node: ir.Node, held: Mapping[str, ir.TensorProtocol]) -> bool:
-    """Whether the codes are integers (8-bit floats keep their exact meaning)."""
+def _kind(node: ir.Node, held: Mapping[str, ir.TensorProtocol]) -> ir.DataType:
+    """The type of the codes a Q writes or a DQ reads."""
     source, zero = _input(node, 0), _input(node, 2)
-    known = held[zero].dtype if zero in held else read.int_attribute(node, "output_dtype", 0) or ir.DataType.UINT8
     if node.op_type == "DequantizeLinear" and source in held:
-        known = held[source].dtype
-    return not ir.DataType(known).name.startswith(("FLOAT", "BFLOAT"))
+        return ir.DataType(held[source].dtype)
+    if zero in held:
+        return ir.DataType(held[zero].dtype)
+    return ir.DataType(read.int_attribute(node, "output_dtype", 0) or ir.DataType.UINT8)
 
 
 def _names(node: ir.Node) -> tuple[str | None, ...]:
     return tuple(v.name if v is not None else None for v in node.inputs)
 
 
-def _activation(
-    found: Plan, node: ir.Node, scale: str, held: Mapping[str, ir.TensorProtocol], inside: set[int]
-) -> None:
-    """A Q and the DQs that read it.  Alone together they are one step, else the codes travel as floats."""
-    found.scales.append(scale)
-    uses = [u.node for u in node.outputs[0].uses() if id(u.node) in inside]
-    readers = [n for n in uses if is_quantizer(n, "DequantizeLinear")]
-    for reader in readers:
-        name = _input(reader, 1)
-        if name != scale and name in held and _repeats(held[name], held[scale]):
-            found.tied[name] = scale
-    same = [found.tied.get(_input(n, 1), _input(n, 1)) == scale for n in readers]
-    fused = len(readers) == len(uses) and all(same)
-    found.overrides[id(node)] = Override(_quantize(fused), _names(node))
-    for reader in readers:
-        if fused:
-            found.overrides[id(reader)] = Override(lambda site: lambda x: x, _names(reader)[:1])
-        elif _input(reader, 1) in found.tied:
-            found.overrides[id(reader)] = Override(_dequantize_codes, (*_names(reader)[:1], *_names(node)[1:]))
-        else:
-            found.overrides[id(reader)] = Override(_dequantize_codes, _names(reader))
+def _alone(node: ir.Node, nodes: Sequence[ir.Node], held: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether only DQs of the same scale read a Q, so that they are one step.  Else the codes travel as floats."""
+    inside = {id(n) for n in nodes}
+    uses = [u.node for u in node.outputs[0].uses() if id(u.node) in inside or u.node.graph is not node.graph]
+    return all(is_quantizer(n, "DequantizeLinear") and _follows(_input(n, 1), _input(node, 1), held) for n in uses)
 
 
-def _repeats(many: ir.TensorProtocol, one: ir.TensorProtocol) -> bool:
-    """Whether a scale is another, single one spelled out."""
-    return one.size == 1 and bool(np.all(many.numpy() == one.numpy().reshape(())))
+def _follows(name: str, scale: str, held: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether a scale is another one, or a single one spelled out."""
+    if name == scale:
+        return True
+    return (
+        name in held and held[scale].size == 1 and bool(np.all(held[name].numpy() == held[scale].numpy().reshape(())))
+    )
+
+
+def _reader(found: Plan, node: ir.Node, fused: set[int], held: Mapping[str, ir.TensorProtocol]) -> None:
+    """A DQ of codes that a Q wrote, perhaps with operators on codes between them (Reshape, MaxPool)."""
+    origin: ir.Node | None = node
+    while origin is not None and not is_quantizer(origin, "QuantizeLinear"):
+        value = origin.inputs[0] if origin.inputs else None
+        origin = value.producer() if value is not None else None
+    if origin is None or id(origin) not in found.overrides:
+        return
+    names, scale = _names(node), _input(origin, 1)
+    if id(origin) in fused:
+        found.overrides[id(node)] = Override(lambda site: lambda x: x, names[:1])
+    elif _follows(_input(node, 1), scale, held):
+        high = limits(_kind(origin, held))[1]
+        found.overrides[id(node)] = Override(_dequantize_codes(high), (*names[:1], *_names(origin)[1:]))
+    if _input(node, 1) != scale and _follows(_input(node, 1), scale, held):
+        found.tied[_input(node, 1)] = scale
 
 
 def _weight(node: ir.Node, scale: str, held: Mapping[str, ir.TensorProtocol]) -> IntegerWeight:
@@ -186,15 +197,15 @@ def _product(node: ir.Node, held: Mapping[str, ir.TensorProtocol]) -> tuple[str,
     return (names[0], names[1]) if same else None
 
 
-def _quantize(fused: bool) -> Any:
+def _quantize(fused: bool, bounds: tuple[int, int]) -> Builder:
     """fused: straight to the dequantized value.  Otherwise the codes, as floats whose gradients pass."""
+    low, high = bounds
 
     def build(site: Site) -> Run:
         axis, block = site.integer("axis", 1), site.integer("block_size")
-        low, high = limits(code_type(site))
 
         def run(x: Tensor, scale: Tensor, zero: Tensor = None) -> Tensor:
-            gain = _gain(x.numel() / max(x.shape[0] if x.ndim else 1, 1) / scale.numel(), high)
+            gain = _gain(_sharing(x, scale), high)
             step, shift = spread(scale, x, axis, block), spread(zero, x, axis, block)
             if fused:
                 return _FakeQuantize.apply(x, step, None if shift is None else shift.to(x.dtype), low, high, gain)
@@ -212,17 +223,27 @@ def _slowed(scale: Tensor, gain: float) -> Tensor:
     return scale.detach() + (scale - scale.detach()) * gain
 
 
-def _dequantize_codes(site: Site) -> Run:
-    axis, block = site.integer("axis", 1), site.integer("block_size")
+def _dequantize_codes(high: int) -> Builder:
+    """high: the largest code of the Q that wrote them."""
 
-    def run(x: Tensor, scale: Tensor, zero: Tensor = None) -> Tensor:
-        if not x.dtype.is_floating_point:
-            return dequantized(x, scale, zero, axis, block)
-        gain = _gain(x.numel() / max(x.shape[0] if x.ndim else 1, 1) / scale.numel(), 255)
-        shift = spread(zero, x, axis, block)
-        return (x if shift is None else x - shift.to(x.dtype)) * spread(_slowed(scale, gain), x, axis, block)
+    def build(site: Site) -> Run:
+        axis, block = site.integer("axis", 1), site.integer("block_size")
 
-    return run
+        def run(x: Tensor, scale: Tensor, zero: Tensor = None) -> Tensor:
+            if not x.dtype.is_floating_point:
+                return dequantized(x, scale, zero, axis, block)
+            shift = spread(zero, x, axis, block)
+            step = spread(_slowed(scale, _gain(_sharing(x, scale), high)), x, axis, block)
+            return (x if shift is None else x - shift.to(x.dtype)) * step
+
+        return run
+
+    return build
+
+
+def _sharing(x: Tensor, scale: Tensor) -> float:
+    """Elements of one sample that share a scale."""
+    return float(x.numel() / max(x.shape[0] if x.ndim else 1, 1) / scale.numel())
 
 
 def _bounds(weight: IntegerWeight, codes: np.ndarray, zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +278,7 @@ def _bias(site: Site) -> Run:
     return run
 
 
-def _dequantize_master(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> Any:
+def _dequantize_master(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> Builder:
     """A master instead of the integers; 32 bits at a scale of their own are so fine that they pass as they are."""
     low, high = _bounds(weight, held[weight.name].numpy(), _stored(held, weight.zero))
 

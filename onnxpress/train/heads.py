@@ -5,7 +5,9 @@ Scores that end in a Softmax are compared before it, where temperature means som
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -106,12 +108,12 @@ def compatible(student: ir.Model, teacher: ir.Model) -> None:
                 )
 
 
-def labels_as_rows(labels: list[object], classes: int) -> np.ndarray:
+def labels_as_rows(labels: Sequence[Any], classes: int) -> np.ndarray:
     """Class labels as distributions [N, classes]; rows of zeros where there is none."""
     rows = np.zeros((len(labels), classes), np.float32)
     for i, label in enumerate(labels):
         if label is not None and np.ndim(label) == 0 and not isinstance(label, str):
-            number = int(label)  # type: ignore[call-overload]
+            number = int(label)
             if 0 <= number < classes:
                 rows[i, number] = 1
     return rows

@@ -90,7 +90,7 @@ def attention(student: Tensor, teacher: Tensor, channel: int = 1) -> Tensor:
 
 def _pooled(maps: Tensor, size: list[int]) -> Tensor:
     pool = {1: fn.adaptive_avg_pool1d, 2: fn.adaptive_avg_pool2d, 3: fn.adaptive_avg_pool3d}[len(size)]
-    return pool(maps.unsqueeze(1), size).squeeze(1)  # type: ignore[no-any-return, operator]
+    return pool(maps.unsqueeze(1), size).squeeze(1)
 
 
 def relational(student: Tensor, teacher: Tensor, distances: float = 25.0, angles: float = 50.0) -> Tensor:

@@ -142,8 +142,17 @@ def all_pairs(student: Evidence, teacher: Evidence, kept: Kept | None = None) ->
     mine, theirs = _layers(student.model), _layers(teacher.model)
     named = [(s, s) for s in dict.fromkeys([*mine, *sums]) if s in known]
     if len({s for s, _ in named} & set(mine)) * 2 < len(mine) and len(mine) == len(theirs):
-        named, kept = list(zip(mine, theirs, strict=True)), None
+        named, kept = _in_step(student.model, teacher.model) or list(zip(mine, theirs, strict=True)), None
     return _resolved([p for p in named if _fits(*p, student, teacher) is not None], student, teacher, kept)
+
+
+def _in_step(student: ir.Model, teacher: ir.Model) -> list[tuple[str, str]]:
+    """First outputs of all nodes side by side, where both graphs are the same operators in the same order."""
+    both = list(zip(student.graph, teacher.graph, strict=False))
+    if len(student.graph) != len(teacher.graph) or any(a.op_type != b.op_type for a, b in both):
+        return []
+    wanted = ("Add", "Reshape", *read.WEIGHTED)
+    return [(a.outputs[0].name or "", b.outputs[0].name or "") for a, b in both if a.op_type in wanted]
 
 
 def _layers(model: ir.Model) -> list[str]:
@@ -244,6 +253,6 @@ def _correlated(
 
 
 def _streams(narrow: Sequence[tuple[str, str, int]], student: Evidence, teacher: Evidence, data: Dataset) -> Any:
-    names, others = (list(dict.fromkeys(p[i] for p in narrow)) for i in (0, 1))
+    names, others = list(dict.fromkeys(s for s, _, _ in narrow)), list(dict.fromkeys(t for _, t, _ in narrow))
     batch = min(student.batch_for(names), teacher.batch_for(others))
     return zip(stream(student.model, names, data, batch), stream(teacher.model, others, data, batch), strict=True)

@@ -16,7 +16,7 @@ from onnxpress.train.settings import Settings
 _LOG = 1e-7
 
 
-class Objective(nn.Module):
+class Objective(nn.Module):  # type: ignore[misc]
     """heads: outputs; pairs: inner values; example: the teacher's values on some samples, which set the scales.
 
     Its parameters are the projections of pairs whose channels nobody could match; they are thrown away.
@@ -77,9 +77,7 @@ class Objective(nn.Module):
         way = self.settings.loss
         if way == "none":
             return s.sum() * 0.0
-        if way == "auto":
-            way = "kd" if head.sure else "mse"
-        if not head.classes or way == "mse":
+        if not head.classes or way in ("auto", "mse"):
             if head.classes and (head.student_log or head.teacher_log or head.student != head.output):
                 s, t = (x - x.mean(-1, keepdim=True) for x in (s, t))  # a Softmax does not see what is common to all
             return losses.relative_mse(s, t, self.scales[head.teacher])

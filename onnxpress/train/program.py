@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from onnxpress.errors import InputProblem
 from onnxpress.model import edit, read
-from onnxpress.train import fakequant, select
+from onnxpress.train import fakequant, fuse, select
 from onnxpress.train.compile import Code, Compiler, Step, execute
 from onnxpress.train.tensors import Tensor, to_numpy, to_torch
 
@@ -64,8 +64,9 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         self._rules: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(self.scales, torch.abs)
         for index, name in enumerate(self.names):
             self.register_parameter(f"w{index}", torch.nn.Parameter(self._start(name, masters or {})))
+        overrides = {**fuse.parts(nodes, self.inputs, self._held, self.names), **self._quant.overrides}
         compiler = Compiler(
-            versions, [*self.inputs, *self.names], overrides=self._quant.overrides, parameters=frozenset(self.names)
+            versions, [*self.inputs, *self.names], overrides=overrides, parameters=frozenset(self.names)
         )
         self._code: Code = compiler.graph(graph.initializers.values(), nodes)
         self._plans: dict[tuple[str, ...], list[Step]] = {}

@@ -20,7 +20,7 @@ class Settings:
 
     decay: AdamW's, of weights of two axes and more; clip: of the gradient's norm (0: none); ema: of the averaged weights
     that are kept in the end (0: the last ones); looks: at the selection samples; patience: looks without a better one
-    that end the run (0: none); loss "none": hard labels alone; labels: weight of hard labels; feature_weight: of matched
+    that end the run (0: none); loss "auto": mse, of logits too (benchmarks/distill.py); loss "none": hard labels alone; labels: weight of hard labels; feature_weight: of matched
     inner values; threads: of torch, which the last bits depend on.
     """
 
@@ -38,7 +38,7 @@ class Settings:
     temperature: float = 4.0
     labels: float = 0.0
     features: str = "mse"
-    feature_weight: float = 1.0
+    feature_weight: float = 3.0
     augment: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 1
@@ -84,5 +84,5 @@ def read_settings(body: Mapping[str, Any]) -> Settings:
     for name in body:
         if name not in known:
             raise InputProblem("unknown setting of distill", name, "", f"one of {', '.join(sorted(known))}")
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
     return Settings(**given).check()

@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from onnxpress.errors import InputProblem
+
 Tensor = Any  # a torch.Tensor; inside graphs also None (absent), a list (sequence) or a numpy array (strings)
 
 TORCH: dict[ir.DataType, Any] = {
@@ -91,5 +93,8 @@ def to_numpy(tensor: Tensor) -> Any:
 
 
 def torch_type(data_type: int) -> Any:
-    """The torch type that holds an ONNX element type."""
-    return TORCH[ir.DataType(data_type)]
+    """The torch type that holds an ONNX element type.  Raises InputProblem for types without one."""
+    kind = ir.DataType(data_type)
+    if kind not in TORCH:
+        raise InputProblem("cannot train with an element type", kind.name.lower(), "torch has no numbers of that type")
+    return TORCH[kind]

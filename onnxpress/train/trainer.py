@@ -104,7 +104,7 @@ class Trainer:
         parts = self.loss(self.done)
         total = 0.0
         for part in [parts] if isinstance(parts, Tensor) else parts:
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             total += float(part.detach())
         if not math.isfinite(total):
             raise EnvironmentProblem(

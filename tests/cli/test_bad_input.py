@@ -244,6 +244,12 @@ def foreign_plan(folder: Path) -> list[str]:
     return plan(folder, json.dumps(body))
 
 
+def plan_rank(folder: Path) -> list[str]:
+    name = next(n.name for n in proto(folder).graph.node if n.op_type == "Conv")
+    step = {"pass": "lowrank", "decisions": [{"node": name, "rank": 999, "form": "pointwise"}]}
+    return [*plan(folder, json.dumps({"schema": 1, "steps": [step]})), "-d", str(good_data(folder))]
+
+
 def plan_block(folder: Path) -> list[str]:
     step = {"pass": "depth", "decisions": [{"block": "ghost"}]}
     return [*plan(folder, json.dumps({"schema": 1, "steps": [step]})), "-d", str(good_data(folder))]
@@ -259,6 +265,10 @@ def prune(folder: Path, *more: str) -> list[str]:
 
 def depth(folder: Path, *more: str) -> list[str]:
     return ["depth", str(good(folder)), "-d", str(good_data(folder)), "-o", str(folder / "out.onnx"), *more]
+
+
+def lowrank(folder: Path, *more: str) -> list[str]:
+    return ["lowrank", str(good(folder)), "-d", str(good_data(folder)), "-o", str(folder / "out.onnx"), *more]
 
 
 def without_blocks(folder: Path) -> list[str]:
@@ -358,6 +368,14 @@ ROWS = [
     Row("depth of a negative drop", lambda d: depth(d, "--remove", "1", "--max-drop", "-1"), ("drop", "-1")),
     Row("depth of an unknown unit", lambda d: depth(d, "--keep", "0.5", "--units", "atoms"), ("atoms",)),
     Row("depth of a model without blocks", without_blocks, (), 0),
+    Row("lowrank that does not say how far", lambda d: lowrank(d), ("--rank", "exactly one")),
+    Row("lowrank that says it twice", lambda d: lowrank(d, "--rank", "4", "--ratio", "0.5"), ("exactly one",)),
+    Row("lowrank of too large a ratio", lambda d: lowrank(d, "--ratio", "1"), ("ratio", "between 0 and 1")),
+    Row("lowrank of negative energy", lambda d: lowrank(d, "--energy", "-0.5"), ("energy", "-0.5")),
+    Row("lowrank of no rank", lambda d: lowrank(d, "--rank", "0"), ("rank", "at least 1")),
+    Row("lowrank for an unknown goal", lambda d: lowrank(d, "--rank", "4", "--goal", "beauty"), ("beauty",)),
+    Row("lowrank of layers too narrow", lambda d: lowrank(d, "--rank", "64", "--goal", "size"), (), 0),
+    Row("plan of a rank that cannot be", plan_rank, ("rank", "999")),
     Row("plan of a block that is not there", plan_block, ("ghost", "block")),
     Row("negative drop", lambda d: optimize(d, good(d), None, "--max-drop", "-1"), ("max-drop",)),
     Row("budget of no unit", lambda d: optimize(d, good(d), None, "--time-budget", "soon"), ("soon",)),

@@ -251,6 +251,37 @@ def test_depth_before_repair_is_the_model_with_branches_masked_and_runs_passed_b
         np.testing.assert_allclose(nets.outputs(done, data), wanted, rtol=1e-5, atol=1e-5)
 
 
+def product(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], transposed: bool) -> np.ndarray:
+    """The weight that two factors stand for."""
+    if len(shape) < 4:
+        return (first @ second.T).T if transposed else first @ second
+    return np.einsum("rcij,mrkl->mcikjl", first, second).reshape(shape)  # one of i, k and one of j, l is 1
+
+
+@pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+def test_lowrank_before_repair_is_the_model_with_the_products_as_weights(build: Callable[[], ir.Model]) -> None:
+    evidence = prepared(build())
+    lever = all_passes()["lowrank"]
+    decisions = some(lever, evidence)
+    done = lever.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
+    reference = evidence.model.clone()
+    after = {n.name: n for n in done.graph}
+    for node in reference.graph:
+        now = after[node.name]
+        inner = now.inputs[0].producer() if now.inputs and now.inputs[0] is not None else None
+        if node.op_type not in read.WEIGHTED or inner is None or inner.name in {n.name for n in reference.graph}:
+            continue
+        weight = read.constant(node.inputs[1])
+        parts = [read.constant(n.inputs[1]) for n in (inner, now)]
+        assert weight is not None and parts[0] is not None and parts[1] is not None
+        whole = product(parts[0], parts[1], weight.shape, bool(read.int_attribute(node, "transB", 0)))
+        edit.set_input(reference, node, 1, whole.astype(np.float32), "product")
+    data = evidence.samples()
+    wanted = nets.outputs(reference, data)
+    scale = max(float(np.abs(wanted).max()), 1.0)
+    np.testing.assert_allclose(nets.outputs(done, data), wanted, rtol=1e-4, atol=1e-5 * scale)
+
+
 def test_repair_brings_the_outputs_closer() -> None:
     evidence = prepared(nets.residual(width=32), 48)
     prune = all_passes()["prune"]

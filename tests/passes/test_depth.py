@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -102,8 +104,8 @@ def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
 
 
 @pytest.mark.parametrize("build", [lambda: nets.residual(width=16, blocks=4), lambda: nets.transformer(layers=4)])
-def test_repair_brings_unseen_outputs_closer(build: object) -> None:
-    model = build()  # type: ignore[operator]
+def test_repair_brings_unseen_outputs_closer(build: Callable[[], ir.Model]) -> None:
+    model = build()
     evidence = prepared(model, 64)
     decisions = plan_depth(evidence, Wish(keep=0.6))
     judge = Judge(evidence.model, nets.samples(model, 32, seed=7))

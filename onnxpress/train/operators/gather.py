@@ -106,7 +106,7 @@ def _topk(read_count: Callable[[Site], Callable[[Tensor], int]]) -> Callable[[Si
         def run(x: Tensor, k: Tensor = None) -> Any:
             # a stable sort, so that equal numbers come in the order of their index
             if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
-                values, places = torch.sort(x.to(torch.int64), axis, largest, stable=True)
+                values, places = torch.sort(x.to(torch.int64), dim=axis, descending=largest, stable=True)
             else:
                 values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
             size = count(k)

@@ -13,7 +13,7 @@ from onnxpress.train.registry import Run, Site, operator, plain
 from onnxpress.train.tensors import Tensor, torch_type
 
 
-@operator("Constant")
+@operator("Constant", data=())
 def _constant(site: Site) -> Run:
     kinds = {
         "value_float": torch.float32,

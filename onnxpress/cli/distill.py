@@ -1,0 +1,169 @@
+"""`onnxpress distill STUDENT --teacher TEACHER --data SAMPLES -o FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxpress.cli.options import (
+    DataChoice,
+    Seconds,
+    data_options,
+    json_option,
+    need_data,
+    output_option,
+    plan_option,
+    quiet_option,
+    tell,
+)
+from onnxpress.errors import EXIT_UNMET, InputProblem
+
+if TYPE_CHECKING:
+    from onnxpress.optimize.distill import Distilled
+
+_ROWS = 10  # of the selection curve
+
+
+@click.command("distill")
+@click.argument("student", type=click.Path(path_type=Path), required=False)
+@click.option("--teacher", "-t", type=click.Path(path_type=Path), required=True, help="The model to learn from.")
+@data_options(required=True)
+@click.option("--select", metavar="PATH", help="Samples that choose the weights; default: a fifth of --data.")
+@output_option
+@click.option("--shrink", "--prune", type=float, help="Without STUDENT: make one, so much narrower than the teacher.")
+@click.option("--closed-form", is_flag=True, help="No training: layers refitted by least squares (no torch).")
+@click.option("--mode", type=click.Choice(["end-to-end", "blockwise"]), default="end-to-end", show_default=True)
+@click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Training time: 90s, 10m, 1h.")
+@click.option("--minutes", type=float, help="The same in minutes.")
+@click.option("--steps", type=int, default=0, help="Updates, instead of a time budget.")
+@click.option("--batch", type=int, default=64, show_default=True)
+@click.option("--lr", type=float, default=None, help="Top of the learning rate's schedule.  [default: by the mode]")
+@click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the steps.")
+@click.option("--weight-decay", "decay", type=float, default=1e-4, show_default=True)
+@click.option("--clip", type=float, default=1.0, show_default=True, help="Of the gradient's norm; 0: none.")
+@click.option("--ema", type=float, default=0.99, show_default=True, help="Of the averaged weights; 0: the last ones.")
+@click.option("--patience", type=int, default=12, show_default=True, help="Looks without a better one; 0: never stop.")
+@click.option("--loss", type=click.Choice(["auto", "kd", "dkd", "mse", "none"]), default="auto", show_default=True,
+              help="none: labels alone.")  # fmt: skip
+@click.option("--temperature", type=float, default=4.0, show_default=True)
+@click.option("--labels-weight", "labels_weight", type=float, default=0.0, show_default=True, help="Of hard labels.")
+@click.option("--features", type=click.Choice(["none", "mse", "cosine", "attention", "relational"]), default="mse",
+              show_default=True, help="How inner values are compared.")  # fmt: skip
+@click.option("--features-weight", type=float, default=3.0, show_default=True)
+@click.option("--match", metavar="T=S", multiple=True, help="Compare value T of the teacher with S of the student.")
+@click.option("--augment", metavar="LIST", default="auto", show_default=True,
+              help="none, or some of flip,shift,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True)
+@click.option("--threads", type=int, default=0, help="Of training; default: all cores.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run of this output, with its settings.")
+@click.option("--strict", is_flag=True, help="Exit 1 where nothing better was found.")
+@plan_option
+@json_option
+@quiet_option
+def command(
+    student: Path | None,
+    teacher: Path,
+    source: DataChoice,
+    select: str | None,
+    output: str,
+    shrink: float | None,
+    closed_form: bool,
+    mode: str,
+    time_budget: float,
+    minutes: float | None,
+    steps: int,
+    batch: int,
+    lr: float | None,
+    warmup: float,
+    decay: float,
+    clip: float,
+    ema: float,
+    patience: int,
+    loss: str,
+    temperature: float,
+    labels_weight: float,
+    features: str,
+    features_weight: float,
+    match: tuple[str, ...],
+    augment: str,
+    seed: int,
+    threads: int,
+    resume: bool,
+    strict: bool,
+    plan_path: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Bring STUDENT's answers to TEACHER's on samples, labels or none: two files with the same inputs and outputs.
+
+    Without STUDENT, --shrink 0.5 makes one with half of the teacher's channels.
+    """
+    from onnxpress.cli import console
+    from onnxpress.model.files import check_target
+    from onnxpress.optimize.distill import Wish, cores, distill
+    from onnxpress.train.match import parse_match
+    from onnxpress.train.settings import Settings
+
+    settings = Settings(
+        batch=batch, lr=Settings().lr if lr is None else lr, warmup=warmup, decay=decay, clip=clip, ema=ema,
+        patience=patience, mode=mode, loss=loss, temperature=temperature, labels=labels_weight, features=features,
+        feature_weight=features_weight, seed=seed, threads=threads or cores(),
+    )  # fmt: skip
+    seconds = time_budget if minutes is None else 60 * minutes
+    wish = Wish(settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form)
+    wish.check()
+    check_target(output, teacher, *([student] if student is not None else []))
+    if student is None and shrink is None:
+        raise InputProblem("no student", "", "neither STUDENT nor --shrink was given", "add --shrink 0.5")
+    model = teacher if student is None else student
+    data = need_data(source, model, quiet)
+    chosen = need_data(source.at(select), model, True) if select is not None else None
+    with console.progress(quiet or as_json) as bar:
+        done = distill(
+            student, teacher, data, wish,
+            select=chosen, output=output, plan_path=plan_path, resume=resume, progress=bar,
+        )  # fmt: skip
+    _show(done, output, as_json, quiet)
+    return EXIT_UNMET if strict and not done.improved else 0
+
+
+def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
+    from onnxpress.cli import console
+    from onnxpress.model.read import parameters
+    from onnxpress.optimize.run import document
+
+    if as_json:
+        console.emit_json(
+            document(
+                "distill",
+                output=output,
+                improved=done.improved,
+                bytes_before=done.before,
+                bytes_after=done.after,
+                parameters=parameters(done.model),
+                start=done.start,
+                score=done.score,
+                curve=done.curve,
+                best=done.best,
+                settings=None if done.settings is None else done.settings.plain(),
+                notes=done.notes,
+            )
+        )
+        return
+    tell(done.notes, quiet)
+    assert done.start is not None and done.score is not None
+    if done.curve:
+        gap = -(-len(done.curve) // _ROWS)
+        shown = [p for i, p in enumerate(done.curve, 1) if i % gap == 0 or p.step == done.best or i == len(done.curve)]
+        console.table(
+            [("step", "right"), ("loss", "right"), (f"{done.score.metric} (select)", "right"), ("", "left")],
+            [[str(p.step), f"{p.loss:.4f}", f"{p.value:.4f}", "kept" if p.step == done.best else ""] for p in shown],
+        )
+    console.out(f"before: {done.start.text()}")
+    console.out(f"after:  {done.score.text()}" if done.improved else "after:  nothing better was found; as before")
+    console.out(
+        f"{output}: {console.size(done.before)} -> {console.size(done.after)}, {parameters(done.model):,} parameters"
+    )
+

@@ -1,0 +1,181 @@
+"""The loop: resuming gives the same bits, replay gives the kept weights, and overfitting is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from onnxpress.errors import EnvironmentProblem, InputProblem  # noqa: E402
+from onnxpress.train.settings import Settings, read_settings  # noqa: E402
+from onnxpress.train.trainer import Point, Trainer  # noqa: E402
+
+SETTINGS = Settings(steps=40, batch=8, lr=1e-2, looks=8, ema=0.9)
+RNG = np.random.default_rng(0)
+X = torch.from_numpy(RNG.standard_normal((24, 6)).astype(np.float32))
+Y = torch.from_numpy(RNG.standard_normal((24, 3)).astype(np.float32))
+
+
+def net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+
+def trainer(settings: Settings = SETTINGS, mark: str = "run", extra: torch.nn.Module | None = None) -> Trainer:
+    module = net()
+
+    def loss(step: int) -> torch.Tensor:
+        rows = np.random.default_rng([settings.seed, step]).integers(0, len(X), settings.batch)
+        error = (module(X[rows]) - Y[rows]).square().mean()
+        return error if extra is None else error + (extra(module(X[rows])) - 1).square().mean()
+
+    return Trainer(module, loss, settings, extra, mark)
+
+
+def looks(t: Trainer) -> Callable[[], tuple[float, float, float]]:
+    """The last eight samples' error as a drop."""
+
+    def look() -> tuple[float, float, float]:
+        with torch.no_grad():
+            error = float((t.module(X[16:]) - Y[16:]).square().mean())
+        return error, error, 1 - error
+
+    return look
+
+
+def weights(t: Trainer) -> list[bytes]:
+    return [p.detach().numpy().tobytes() for p in t.module.parameters()]
+
+
+@pytest.mark.parametrize("at", [1, 13, 39])
+@pytest.mark.parametrize("extra", [False, True])
+def test_a_killed_run_resumes_to_the_same_bits(at: int, extra: bool, tmp_path: Path) -> None:
+    def fresh() -> Trainer:
+        torch.manual_seed(1)
+        return trainer(extra=torch.nn.Linear(3, 2) if extra else None)
+
+    whole = fresh()
+    whole.run(looks(whole))
+    path = tmp_path / "checkpoint.pt"
+    killed = fresh()
+    killed.run(looks(killed), stop=at, checkpoint=path, every=1e9)
+    resumed = fresh()
+    resumed.restore(path)
+    assert resumed.done == at
+    resumed.run(looks(resumed))
+    assert weights(resumed) == weights(whole)
+    assert resumed.course == whole.course
+
+
+def test_a_replay_to_the_best_step_needs_no_looks() -> None:
+    first = trainer()
+    course = first.run(looks(first))
+    again = trainer()
+    again.run(stop=course.best)
+    assert weights(again) == weights(first)
+
+
+def test_looks_do_not_change_the_training() -> None:
+    seen, blind = trainer(), trainer()
+    seen.run(looks(seen))
+    blind.run()
+    assert [a.numpy().tobytes() for a in seen.average] == [a.numpy().tobytes() for a in blind.average]
+
+
+def test_the_best_look_is_kept_and_overfitting_shows() -> None:
+    t = trainer()
+    drops = iter([0.5, 0.2, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7])
+    course = t.run(lambda: (d := next(drops), d, 1 - d)[:1] * 2 + (0.0,))
+    assert course.best == course.curve[2].step
+    assert course.overfitted
+    assert t.done == SETTINGS.steps
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best() -> None:
+    t = trainer(replace(SETTINGS, patience=2))
+    drops = iter([0.5, 0.2, 0.3, 0.3])
+    course = t.run(lambda: (next(drops), 0.0, 0.0))
+    assert t.done == 20
+    assert course.best == 10
+    assert "no better" in course.ended
+    other = trainer(replace(SETTINGS, patience=2))
+    other.run(stop=10)
+    assert weights(other) == weights(t)
+
+
+def test_a_nan_score_is_never_the_best() -> None:
+    t = trainer()
+    found = iter([0.9, float("nan"), *[0.95] * 6])
+    assert t.run(lambda: (0.1, next(found), 0.0)).best == 5
+    assert Point(1, 0.0, 0.0, float("nan"), 0.0).rank == (float("inf"), float("inf"))
+
+
+def test_schedule_warms_up_and_ends_low() -> None:
+    t = trainer(replace(SETTINGS, steps=100, warmup=0.1))
+    rates = [t.rate(i) for i in range(100)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] < 2e-4
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_vectors_do_not_decay() -> None:
+    t = trainer()
+    assert {(p.ndim, g["weight_decay"]) for g in t.optimizer.param_groups for p in g["params"]} == {(2, 1e-4), (1, 0.0)}
+
+
+def test_parts_of_a_step_add_up_to_the_whole() -> None:
+    whole, apart = trainer(), trainer()
+    rows = np.arange(8)
+    whole.loss = lambda step: (whole.module(X[rows]) - Y[rows]).square().mean()
+    apart.loss = lambda step: ((apart.module(X[[i]]) - Y[[i]]).square().mean() / 8 for i in rows)
+    for t in (whole, apart):
+        t.step()
+    for a, b in zip(whole.module.parameters(), apart.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_is_one_line() -> None:
+    t = trainer()
+    t.loss = lambda step: sum(p.sum() for p in t.module.parameters()) * float("nan")
+    with pytest.raises(EnvironmentProblem, match="diverged"):
+        t.run()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    trainer().save(path)
+    with pytest.raises(InputProblem, match="another run"):
+        trainer(mark="other").restore(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputProblem, match="damaged"):
+        trainer().restore(path)
+    with pytest.raises(InputProblem, match="no checkpoint"):
+        trainer().restore(tmp_path / "absent.pt")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"format": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputProblem, match="damaged"):
+        trainer().restore(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_come_back_from_json() -> None:
+    s = Settings(steps=7, augment=("flip",), mode="blockwise")
+    assert read_settings(s.plain()) == s
+    with pytest.raises(InputProblem, match="speed"):
+        read_settings({"speed": 1})
+    with pytest.raises(InputProblem, match="lr"):
+        read_settings({"lr": -1.0})
