@@ -56,10 +56,13 @@ def cost(evidence: Evidence) -> int:
     return sum(macs(evidence.model, evidence.trace).values())
 
 
-def narrowed(path: Path, data: Dataset, share: float, by_harm: bool = True) -> Any:
-    """The model with as few channels as `share` of its multiply-accumulates needs, repaired."""
+def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_harm: bool = True) -> Any:
+    """The model with as few channels as `share` of its multiply-accumulates needs, repaired.
+
+    scope: "hidden" (inner widths of blocks) or "all"; by_harm: the groups weighed by their measured harm to the output.
+    """
     evidence = evidence_for(simplify(path).model, data)
-    shapes = curves(evidence)
+    shapes = curves(evidence, scope)
     weights = sensitivities(evidence, shapes, dict.fromkeys(shapes, 0)) if by_harm else {}
     full = cost(evidence)
     halves = {n: evidence.channels.group(n).size - (widths(evidence.channels.group(n).size, evidence) or [0])[0] for n in shapes}
@@ -83,13 +86,13 @@ def narrowed(path: Path, data: Dataset, share: float, by_harm: bool = True) -> A
     return PRUNE.apply(evidence.model, [*decided(high, times), {"repair": "least-squares"}], evidence).model
 
 
-def run_case(case: Any, share: float, wish: Wish, student: Path | None, keep: Path | None) -> list[Row]:
+def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | None, keep: Path | None) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
     train, select = dataset(case, "train", sig), dataset(case, "select", sig)
     judge = Judge(original, dataset(case, "val", sig))
     start = time.perf_counter()
-    made = narrowed(case.model, train.take(SAMPLES), share) if student is None else load(student)
+    made = narrowed(case.model, train.take(SAMPLES), share, scope) if student is None else load(student)
     if keep is not None:
         save(made, keep)
     part = cost(evidence_for(made, train.take(1))) / cost(evidence_for(original, train.take(1)))
@@ -126,6 +129,7 @@ def show(rows: list[Row]) -> None:
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--case", "name", default="resnet56")
 @click.option("--macs", "share", default=0.5, help="Share of the multiply-accumulates that stays.")
+@click.option("--scope", type=click.Choice(["hidden", "all"]), default="hidden")
 @click.option("--minutes", default=10.0, help="Of training, for each of the two trained rows.")
 @click.option("--threads", default=0)
 @click.option("--student", type=click.Path(path_type=Path), help="A narrowed file made before.")
@@ -135,6 +139,7 @@ def main(
     zoo: Path | None,
     name: str,
     share: float,
+    scope: str,
     minutes: float,
     threads: int,
     student: Path | None,
@@ -147,7 +152,7 @@ def main(
     wish = Wish(seconds=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))
-    rows = run_case(zoo_module(Path(zoo)).load(name), share, wish, student, keep)
+    rows = run_case(zoo_module(Path(zoo)).load(name), share, scope, wish, student, keep)
     show(rows)
     settings: Settings = wish.settings
     json_path.parent.mkdir(parents=True, exist_ok=True)

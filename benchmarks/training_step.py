@@ -228,7 +228,7 @@ def measure(name: str, by_hand: Any, x: torch.Tensor, shape: list[Any], seconds:
 
 @click.command()
 @click.option("--seconds", default=20.0, help="Of timing for each network.")
-@click.option("--threads", default=2)
+@click.option("--threads", default=1)
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
 def main(seconds: float, threads: int, json_path: Path | None) -> None:
     """Run the benchmark and print one table."""

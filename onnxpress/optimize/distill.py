@@ -21,7 +21,7 @@ from onnxpress.optimize.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, t
 from onnxpress.optimize.run import Run
 from onnxpress.optimize.single import ModelLike, Result, _exact, _finish, _opened
 from onnxpress.passes.base import Decision
-from onnxpress.passes.distill import CLOSED, ORIGINAL, Source, closed_form, fitted, teacher_evidence, training
+from onnxpress.passes.distill import CLOSED, Source, closed_form, fitted, teacher_evidence, training
 from onnxpress.passes.prune import Wish as PruneWish
 from onnxpress.passes.prune import plan_pruning
 from onnxpress.runtime.machine import Machine, this_machine
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 TRAIN_SPLIT = SPLITS[3]
 SECONDS = 600.0  # of training where neither steps nor a budget are given
 _CLOSED_SAMPLES = 128
+_POOR = 0.05  # drop of a student from which training starts from its closed form, if that is closer to the teacher
 
 Progress = Callable[[str, float], None]
 
@@ -143,8 +144,15 @@ def distill(
     first = judge.score(to_bytes(begin.model))
     if wish.closed_form:
         made = _closed(begin, now, master, wish)
+        return _choose(begin, made, judge, first, output, plan_path, learn)
+    ahead = _closed(begin, now, master, wish) if student is not None and first.drop > _POOR else None
+    if ahead is not None and judge.score(to_bytes(ahead.model)).nmse < first.nmse:
+        now = evidence_for(ahead.model, learn, machine, wish.settings.seed)
     else:
-        made = _trained(begin, now, master, learn, wish, judge, _folder(run_folder, output), resume, progress)
+        ahead = None
+    made = _trained(begin, now, master, learn, wish, judge, _folder(run_folder, output), resume, progress)
+    if ahead is not None:
+        made.decisions, made.notes = ahead.decisions + made.decisions, ahead.notes + made.notes
     return _choose(begin, made, judge, first, output, plan_path, learn)
 
 
@@ -193,7 +201,7 @@ def _begin(
 @dataclass
 class _Made:
     model: ir.Model
-    decision: Decision
+    decisions: list[Decision]
     notes: list[str]
     course: Course | None = None
     settings: Settings | None = None
@@ -214,7 +222,7 @@ def _closed(begin: _Start, now: Evidence, master: Evidence, wish: Wish) -> _Made
         decision["pairs"] = [p.plain() for p in given]
     few = [evidence_for(e.model, part, e.machine, e.seed) for e in (now, master)]
     model, fits = closed_form(few[0], few[1], given)
-    return _Made(model, decision, [fitted(fits)])
+    return _Made(model, [decision], [fitted(fits)])
 
 
 def _trained(
@@ -240,7 +248,7 @@ def _trained(
         job.settings = _settled(job, data, wish)
     if folder is None:
         model, course = job.run(Watch(_look(judge), _teller(say, judge)))
-        return _Made(model, _decision(begin, job, matched, course), notes, course, job.settings)
+        return _Made(model, [_decision(begin, job, matched, course)], notes, course, job.settings)
     run = Run(folder, command="distill", teacher=begin.source.plain(), settings=job.settings.plain())
     try:
         write_atomic(folder / "settings.json", (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
@@ -251,7 +259,7 @@ def _trained(
             left.unlink()
     finally:
         run.close()
-    return _Made(model, _decision(begin, job, matched, course), notes, course, job.settings)
+    return _Made(model, [_decision(begin, job, matched, course)], notes, course, job.settings)
 
 
 def _decision(begin: _Start, job: Distillation, matched: Sequence[Pair], course: Course) -> Decision:
@@ -325,7 +333,7 @@ def _choose(
     model, plan, score = begin.model, begin.plan, first
     if better:
         model, score = made.model, second
-        plan = begin.plan.then("distill", [made.decision])
+        plan = begin.plan.then("distill", made.decisions)
     else:
         notes.append(
             f"the new weights are worse on the selection samples (drop {second.drop:+.4f}, before {first.drop:+.4f}):"
@@ -340,5 +348,3 @@ def _choose(
         course.curve if course else [], made.settings, course.best if course else 0,
     )  # fmt: skip
 
-
-__all__ = ["ORIGINAL", "Distilled", "Wish", "distill"]

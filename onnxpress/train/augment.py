@@ -254,7 +254,7 @@ def _cutout(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Gener
 
 def _noise(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
     noise = rng.standard_normal(values.shape, dtype=np.float32) * np.float32(_NOISE * field.deviation)
-    return (values + noise).astype(values.dtype)
+    return np.asarray(values + noise, values.dtype)
 
 
 def _replace(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:

@@ -20,8 +20,8 @@ class Settings:
 
     decay: AdamW's, of weights of two axes and more; clip: of the gradient's norm (0: none); ema: of the averaged weights
     that are kept in the end (0: the last ones); looks: at the selection samples; patience: looks without a better one
-    that end the run (0: none); loss "auto": mse, of logits too (benchmarks/distill.py); loss "none": hard labels alone; labels: weight of hard labels; feature_weight: of matched
-    inner values; threads: of torch, which the last bits depend on.
+    that end the run (0: none); loss "auto": mse, of logits too (benchmarks/distill.py), "none": hard labels alone;
+    labels: weight of hard labels; feature_weight: of matched inner values; threads: of torch, which the last bits depend on.
     """
 
     steps: int = 1000
