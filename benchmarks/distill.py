@@ -27,9 +27,10 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, save, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize.distill import Wish, distill
+from onnxpress.optimize.distill import distill
 from onnxpress.optimize.run import document
 from onnxpress.optimize.single import simplify
+from onnxpress.optimize.teach import Wish
 from onnxpress.passes.base import Decision
 from onnxpress.passes.prune import PRUNE, curves, sensitivities, spread_by_harm, widths
 from onnxpress.runtime.machine import this_machine

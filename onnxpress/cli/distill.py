@@ -102,7 +102,8 @@ def command(
     """
     from onnxpress.cli import console
     from onnxpress.model.files import check_target
-    from onnxpress.optimize.distill import Wish, cores, distill
+    from onnxpress.optimize.distill import distill
+    from onnxpress.optimize.teach import Wish, cores
     from onnxpress.train.match import parse_match
     from onnxpress.train.settings import Settings
 

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 )
 @click.option("--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True)
 @click.option("--time-budget", type=Seconds(), default="5m", show_default=True, help="Such as 90s or 10m.")
+@click.option(
+    "--train-budget",
+    type=Seconds(),
+    default="0s",
+    show_default=True,
+    help="On top of it: narrower models are trained towards the original (needs the extra train).",
+)
 @click.option("--threads", default=1, show_default=True, help="Threads a model gets when it is timed.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--run", "run_folder", metavar="FOLDER", help="Run record (default: beside the output, .run).")
@@ -43,6 +50,7 @@ def command(
     max_drop: float,
     goal: str,
     time_budget: float,
+    train_budget: float,
     threads: int,
     seed: int,
     run_folder: str | None,
@@ -62,7 +70,7 @@ def command(
 
     check_target(output, model)
     splits = splits_of(model, source, select_source, validate_source, quiet)
-    request = Request(max_drop, goal, time_budget, threads, seed)
+    request = Request(max_drop, goal, time_budget, threads, seed, train_budget)
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, request, output, run_folder, report)
     show(outcome, output, as_json)

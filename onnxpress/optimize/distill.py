@@ -2,76 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Judge, Score
-from onnxpress.model.files import load, model_hash, to_bytes, write_atomic
+from onnxpress.model.files import load, model_hash, to_bytes
 from onnxpress.optimize.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, take_step
-from onnxpress.optimize.run import Run
 from onnxpress.optimize.single import ModelLike, Result, _exact, _finish, _opened
-from onnxpress.passes.base import Decision
-from onnxpress.passes.distill import CLOSED, Source, closed_form, fitted, teacher_evidence, training
+from onnxpress.optimize.teach import Couple, Progress, Taught, Wish, refitted, taught
+from onnxpress.passes.distill import Source, teacher_evidence
 from onnxpress.passes.prune import Wish as PruneWish
 from onnxpress.passes.prune import plan_pruning
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.train.match import Kept, Pair, chosen, pairs
-from onnxpress.train.settings import Settings, read_settings
-from onnxpress.train.torch_extra import require_torch
+from onnxpress.train.match import Kept
+from onnxpress.train.settings import Settings
 
 if TYPE_CHECKING:
-    from onnxpress.train.distillation import Distillation
-    from onnxpress.train.trainer import Course, Point
+    from onnxpress.train.trainer import Point
 
 TRAIN_SPLIT = SPLITS[3]
-SECONDS = 600.0  # of training where neither steps nor a budget are given
-_CLOSED_SAMPLES = 128
 _POOR = 0.05  # drop of a student from which training starts from its closed form, if that is closer to the teacher
-
-Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a user asks for.  settings: of the training; steps 0: as many as fit in `seconds`.
-
-    augment: auto, none, or names; match: (teacher value, student value); shrink: share of the channels to remove from
-    the teacher to make the student; closed_form: no training, layers refitted one by one.
-    """
-
-    settings: Settings = field(default_factory=lambda: Settings(threads=cores()))
-    steps: int = 0
-    seconds: float = SECONDS
-    augment: str = "auto"
-    match: tuple[tuple[str, str], ...] = ()
-    shrink: float | None = None
-    closed_form: bool = False
-
-    def check(self) -> None:
-        """Raises InputProblem; and EnvironmentProblem where training is asked for and torch is missing."""
-        if self.steps < 0:
-            raise InputProblem("the number of steps is negative", "--steps", f"got {self.steps}", "try 1000")
-        if self.seconds <= 0:
-            raise InputProblem("the time budget is nothing", "--time-budget", f"got {self.seconds:g} s", "try 10m")
-        self.settings.check()
-        if self.shrink is not None:
-            PruneWish(self.shrink).check()
-        if self.augment not in ("auto", "none"):
-            from onnxpress.train.augment import check
-
-            check([w.strip() for w in self.augment.split(",")])
-        if not self.closed_form:
-            require_torch("distill")
 
 
 @dataclass
@@ -87,10 +44,6 @@ class Distilled(Result):
     curve: list[Point] = field(default_factory=list)
     settings: Settings | None = None
     best: int = 0
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -139,18 +92,17 @@ def distill(
         learn, judged = parts.calibrate, parts.select
     begin = _begin(student, teacher, learn, wish, output, machine)
     now = evidence_for(begin.model, learn, machine, wish.settings.seed)
-    master = teacher_evidence(_loaded(teacher), now)
-    judge = Judge(master.model, judged)
+    couple = Couple(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
+    judge = Judge(couple.teacher.model, judged)
     first = judge.score(to_bytes(begin.model))
     if wish.closed_form:
-        made = _closed(begin, now, master, wish)
-        return _choose(begin, made, judge, first, output, plan_path, learn)
-    ahead = _closed(begin, now, master, wish) if student is not None and first.drop > _POOR else None
+        return _choose(begin, refitted(couple, wish), judge, first, output, plan_path, learn)
+    ahead = refitted(couple, wish) if student is not None and first.drop > _POOR else None
     if ahead is not None and judge.score(to_bytes(ahead.model)).nmse < first.nmse:
-        now = evidence_for(ahead.model, learn, machine, wish.settings.seed)
+        couple = replace(couple, student=evidence_for(ahead.model, learn, machine, wish.settings.seed))
     else:
         ahead = None
-    made = _trained(begin, now, master, learn, wish, judge, _folder(run_folder, output), resume, progress)
+    made = taught(couple, wish, judge, _folder(run_folder, output), resume, progress)
     if ahead is not None:
         made.decisions, made.notes = ahead.decisions + made.decisions, ahead.notes + made.notes
     return _choose(begin, made, judge, first, output, plan_path, learn)
@@ -198,128 +150,9 @@ def _begin(
     )
 
 
-@dataclass
-class _Made:
-    model: ir.Model
-    decisions: list[Decision]
-    notes: list[str]
-    course: Course | None = None
-    settings: Settings | None = None
-
-
-def _matched(begin: _Start, now: Evidence, master: Evidence, wish: Wish) -> list[Pair]:
-    if wish.match:
-        return chosen(wish.match, now, master)
-    return pairs(now, master, begin.kept)
-
-
-def _closed(begin: _Start, now: Evidence, master: Evidence, wish: Wish) -> _Made:
-    decision: Decision = {"mode": CLOSED, "teacher": begin.source.plain(), "samples": _CLOSED_SAMPLES}
-    part = now.samples().take(_CLOSED_SAMPLES)
-    given = None
-    if wish.match:
-        given = chosen(wish.match, now, master)
-        decision["pairs"] = [p.plain() for p in given]
-    few = [evidence_for(e.model, part, e.machine, e.seed) for e in (now, master)]
-    model, fits = closed_form(few[0], few[1], given)
-    return _Made(model, [decision], [fitted(fits)])
-
-
-def _trained(
-    begin: _Start,
-    now: Evidence,
-    master: Evidence,
-    data: Dataset,
-    wish: Wish,
-    judge: Judge,
-    folder: Path | None,
-    resume: bool,
-    progress: Progress | None,
-) -> _Made:
-    from onnxpress.train.distillation import Distillation, Watch
-
-    say = progress or (lambda stage, share: None)
-    matched = _matched(begin, now, master, wish)
-    notes = _pair_notes(matched, wish)
-    settings = _stored(folder) if resume else None
-    job = Distillation(now, master, data, settings or wish.settings, matched)
-    if settings is None:
-        say("timing a step", 0.0)
-        job.settings = _settled(job, data, wish)
-    if folder is None:
-        model, course = job.run(Watch(_look(judge), _teller(say, judge)))
-        return _Made(model, [_decision(begin, job, matched, course)], notes, course, job.settings)
-    run = Run(folder, command="distill", teacher=begin.source.plain(), settings=job.settings.plain())
-    try:
-        write_atomic(folder / "settings.json", (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
-        watch = Watch(_look(judge), _teller(say, judge), None, folder / "checkpoint.pt", 30.0, resume)
-        model, course = job.run(watch)
-        run.set(curve=course.curve, best=course.best, ended=course.ended)
-        for left in folder.glob("checkpoint*"):
-            left.unlink()
-    finally:
-        run.close()
-    return _Made(model, [_decision(begin, job, matched, course)], notes, course, job.settings)
-
-
-def _decision(begin: _Start, job: Distillation, matched: Sequence[Pair], course: Course) -> Decision:
-    return training(job.settings, begin.source, matched, course.best)
-
-
-def _stored(folder: Path | None) -> Settings:
-    """The settings of the run that is resumed."""
-    path = None if folder is None else folder / "settings.json"
-    if path is None or not path.is_file():
-        raise InputProblem("there is no run to resume", path or "", "", "run without --resume")
-    try:
-        body: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputProblem("the run's settings cannot be read", path, str(error), "run without --resume") from error
-    return read_settings(body)
-
-
-def _settled(job: Distillation, data: Dataset, wish: Wish) -> Settings:
-    """Settings with the changes of samples chosen and the number of steps fixed: the budget by the time of a step."""
-    from onnxpress.train.distillation import choose_augment
-
-    batch = min(wish.settings.batch, len(data))
-    settings = replace(wish.settings, batch=batch)
-    if settings.mode == "end-to-end":
-        settings = replace(settings, augment=choose_augment(wish.augment, data, job))
-    job.settings = settings
-    steps = wish.steps or max(1, int(wish.seconds / max(job.step_seconds(), 1e-4)))
-    return replace(settings, steps=steps)
-
-
-def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:
-    if wish.settings.features == "none" and wish.settings.mode == "end-to-end":
-        return []
-    narrow = sum(p.kept is not None for p in matched)
-    learned = sum(p.project for p in matched)
-    if not matched:
-        return ["no inner value of the student has a twin in the teacher: outputs alone are compared"]
-    return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
-
-
-def _look(judge: Judge) -> Callable[[ir.Model], tuple[float, float, float]]:
-    def look(model: ir.Model) -> tuple[float, float, float]:
-        score = judge.score(to_bytes(model))
-        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value
-
-    return look
-
-
-def _teller(say: Progress, judge: Judge) -> Callable[[int, int, float, Point | None], None]:
-    def tell(step: int, steps: int, loss: float, point: Point | None) -> None:
-        metric = "" if point is None else f", {judge.metric} {point.value:.4f}"
-        say(f"loss {loss:.4f}{metric}", step / steps)
-
-    return tell
-
-
 def _choose(
     begin: _Start,
-    made: _Made,
+    made: Taught,
     judge: Judge,
     first: Score,
     output: str | Path | None,

@@ -18,14 +18,15 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import key_of
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import check_target, load, model_hash, to_bytes, write_atomic
-from onnxpress.optimize import contract
+from onnxpress.optimize import contract, training
 from onnxpress.optimize.plan import Plan, new_plan, write_plan
 from onnxpress.optimize.run import Run
-from onnxpress.optimize.search import Clock, Report, Search, allowed
+from onnxpress.optimize.search import SEARCH_ENDS, Clock, Report, Search, allowed
 from onnxpress.optimize.shelf import Candidate
 from onnxpress.optimize.workshop import Workshop
 from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.train.torch_extra import require_torch
 
 GOALS = ("latency", "size")
 _FINALISTS = 5
@@ -33,13 +34,17 @@ _FINALISTS = 5
 
 @dataclass(frozen=True)
 class Request:
-    """max_drop: in the metric's unit (0.01 = one point); time_budget: seconds; goal: latency or size."""
+    """max_drop: in the metric's unit (0.01 = one point); time_budget: seconds; goal: latency or size.
+
+    train_budget: seconds of training on top (0: none), which needs torch.
+    """
 
     max_drop: float = 0.01
     goal: str = "latency"
     time_budget: float = 300.0
     threads: int = 1
     seed: int = 0
+    train_budget: float = 0.0
 
     def check(self) -> None:
         if self.goal not in GOALS:
@@ -52,6 +57,12 @@ class Request:
             raise InputProblem(
                 "the time budget is too short", "--time-budget", f"{self.time_budget:g} s", "give at least 5s"
             )
+        if self.train_budget < 0:
+            raise InputProblem(
+                "the training budget is negative", "--train-budget", f"{self.train_budget:g} s", "give 0, or 10m"
+            )
+        if self.train_budget:
+            require_torch("--train-budget")
 
 
 @dataclass
@@ -130,14 +141,25 @@ def _search(
     original: ir.Model, splits: Splits, request: Request, machine: Machine, say: Report, run: Run | None
 ) -> Outcome:
     clock = Clock(request.time_budget)
-    say("measuring the original", 0.0)
+    search_part = request.time_budget / (request.time_budget + request.train_budget)
+
+    def told(stage: str, fraction: float) -> None:
+        """The search's own progress, around which the training lies."""
+        say(stage, fraction * search_part if fraction <= SEARCH_ENDS else 1 - (1 - fraction) * search_part)
+
+    def taught(stage: str, fraction: float) -> None:
+        say(stage, SEARCH_ENDS * search_part + fraction * (1 - search_part))
+
+    told("measuring the original", 0.0)
     judge = Judge(original, splits.select, "selection samples")
     shelf = run.shelf if run is not None else None
     shop = Workshop(original, splits.calibrate, judge, machine, request.seed, shelf)
-    search = Search(shop, request.max_drop, request.goal, clock, say, run)
+    search = Search(shop, request.max_drop, request.goal, clock, told, run)
     interrupted = False
     try:
         search.go()
+        if request.train_budget and search.found:
+            training.train(search, request.train_budget, taught)
     except KeyboardInterrupt:  # the best so far is still timed and validated; a second one ends the run
         if not search.found:
             raise

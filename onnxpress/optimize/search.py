@@ -23,6 +23,7 @@ from onnxpress.runtime.latency import Effort, compare_latency
 
 T = TypeVar("T")
 Report = Callable[[str, float], None]
+SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
 _RATIOS = (0.1, 0.2, 0.35, 0.5)
 _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 
@@ -47,6 +48,11 @@ def allowed(candidate: Candidate, max_drop: float) -> bool:
     """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
     changed = 0.0 if candidate.score.agreement is None else 1 - candidate.score.agreement
     return candidate.score.drop <= max_drop + 1e-9 and changed <= 6 * max(max_drop, 0.002)
+
+
+def wish_name(wish: Wish) -> str:
+    """A pruned candidate's name."""
+    return f"prune {wish.ratio:.0%}" + ("" if wish.scope == "hidden" else " all")
 
 
 @dataclass
@@ -130,11 +136,11 @@ class Search:
         seen: set[str] = set()
         for scope in ("hidden", "all"):
             for ratio in _RATIOS:
-                if not self.clock.until(0.72)():
+                if not self.clock.until(SEARCH_ENDS)():
                     return
-                self.say(f"pruning {ratio:.0%} of the channels", min(0.72, self.clock.used / self.clock.budget))
-                name = f"prune {ratio:.0%}" + ("" if scope == "hidden" else " all")
-                made = self.shop.pruned(name, Wish(ratio, scope), self.clock.until(0.65))
+                self.say(f"pruning {ratio:.0%} of the channels", min(SEARCH_ENDS, self.clock.used / self.clock.budget))
+                wish = Wish(ratio, scope)
+                made = self.shop.pruned(wish_name(wish), wish, self.clock.until(0.65))
                 if made is None or made.plan.to_json() in seen:
                     continue
                 seen.add(made.plan.to_json())

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
+
 from onnxpress.errors import InputProblem
 from onnxpress.measure.score import Score
 from onnxpress.model.files import write_atomic
@@ -36,6 +39,10 @@ class Candidate:
     @property
     def size(self) -> int:
         return len(self.data)
+
+
+def model_of(candidate: Candidate) -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(candidate.data))
 
 
 class Shelf:
@@ -84,6 +91,10 @@ class Shelf:
             )
         except (OSError, ValueError, KeyError, TypeError, InputProblem):
             return None
+
+    def room(self, name: str) -> Path | None:
+        """A folder for the work on one candidate, which goes with the models."""
+        return None if self.folder is None else self._paths(name)[1].with_suffix("")
 
     def fact(self, name: str) -> Any:
         """A fact noted before, None where there is none."""

@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from onnxpress.model.counts import macs
-from onnxpress.optimize.search import Report, Search, allowed
-from onnxpress.optimize.shelf import Candidate
+from onnxpress.optimize.search import SEARCH_ENDS, Report, Search, allowed, wish_name
 from onnxpress.passes.prune import Wish
 
 _LADDER = (("hidden", (0.2, 0.35, 0.5, 0.65, 0.8)), ("all", (0.15, 0.25, 0.35, 0.5, 0.65)))
@@ -23,15 +21,16 @@ _CLOSER = 0.95  # a rung saves at least this much of the multiply-accumulates of
 
 @dataclass(frozen=True)
 class Rung:
-    """A student before it is trained, and its multiply-accumulates for one sample."""
+    """A student to be made, and its multiply-accumulates for one sample."""
 
-    student: Candidate
+    name: str
+    wish: Wish
     macs: int
 
 
 def train(search: Search, seconds: float, report: Report) -> None:
     """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
-    ladder = rungs(search)
+    ladder = search.attempt("students", lambda: rungs(search)) or []
     tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
     low, high = 0, len(ladder)
     for number in range(tries):
@@ -39,7 +38,7 @@ def train(search: Search, seconds: float, report: Report) -> None:
             return
         middle = (low + high) // 2
         say = _within(report, number, tries)
-        if _holds(search, ladder[middle].student, seconds / tries, say):
+        if _holds(search, ladder[middle], seconds / tries, say):
             low = middle + 1
         else:
             high = middle
@@ -47,37 +46,27 @@ def train(search: Search, seconds: float, report: Report) -> None:
 
 def rungs(search: Search) -> list[Rung]:
     """Students that cost less than anything that holds without training, dearest first, none close to another."""
-    made = [_rung(search, c) for c in search.found if c.name.startswith("prune") and "int8" not in c.name]
-    start = _macs(search, next(c for c in search.found if c.name == "exact"))
-    limit = min([r.macs for r in made if allowed(r.student, search.max_drop)], default=start)
-    names = {r.student.name for r in made}
+    search.say("preparing students", SEARCH_ENDS)
+    limit = min(search.shop.macs(c) for c in search.found if "int8" not in c.name and allowed(c, search.max_drop))
+    made = []
     for scope, ratios in _LADDER:
         for ratio in ratios:
-            name = f"prune {ratio:.0%}" + ("" if scope == "hidden" else " all")
-            if name not in names:
-                search.say(f"preparing students ({name})", 0.72)
-                student = search.attempt(name, lambda n=name, w=Wish(ratio, scope): search.shop.pruned(n, w))  # type: ignore[misc]
-                made += [] if student is None else [_rung(search, student)]
+            wish = Wish(ratio, scope)
+            made.append(Rung(wish_name(wish), wish, search.shop.macs_of(wish)))
     ladder: list[Rung] = []
     for rung in sorted(made, key=lambda r: -r.macs):
-        if rung.macs < _CLOSER * (ladder[-1].macs if ladder else limit):
+        if 0 < rung.macs < _CLOSER * (ladder[-1].macs if ladder else limit):
             ladder.append(rung)
     return ladder
 
 
-def _rung(search: Search, candidate: Candidate) -> Rung:
-    return Rung(candidate, _macs(search, candidate))
-
-
-def _macs(search: Search, candidate: Candidate) -> int:
-    evidence = search.shop.evidence(candidate)
-    return sum(macs(evidence.model, evidence.trace).values())
-
-
-def _holds(search: Search, student: Candidate, seconds: float, say: Report) -> bool:
+def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
     """Train one student and keep it and its int8 forms; whether one of them holds the allowed drop."""
-    name = f"{student.name}, trained"
     shop = search.shop
+    student = search.attempt(rung.name, lambda: shop.pruned(rung.name, rung.wish))
+    if student is None:
+        return False
+    name = f"{student.name}, trained"
     taught = search.attempt(name, lambda: search.keep(shop.taught(name, student, seconds, say)))
     if taught is None:
         return False

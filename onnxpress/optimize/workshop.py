@@ -10,23 +10,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge
+from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.optimize import mixed
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, new_plan, take_step
-from onnxpress.optimize.shelf import Candidate, Shelf
+from onnxpress.optimize.shelf import Candidate, Shelf, model_of
+from onnxpress.optimize.teach import Couple, Progress, Wish, begun, cores, taught
 from onnxpress.passes import qdq
 from onnxpress.passes.base import Decision
+from onnxpress.passes.distill import Source, teacher_evidence
 from onnxpress.passes.downdate import Curve
-from onnxpress.passes.prune import Wish, curves, plan_pruning, sensitivities, widths
+from onnxpress.passes.prune import Wish as PruneWish
+from onnxpress.passes.prune import curves, plan_pruning, sensitivities, widths
 from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.machine import Machine
+from onnxpress.train.match import Kept
+from onnxpress.train.settings import Settings
 
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
@@ -88,7 +93,7 @@ class Workshop:
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What is known of a candidate's model from the calibration samples."""
-        return self._evidence(ir.from_proto(onnx.load_from_string(candidate.data)))
+        return self._evidence(model_of(candidate))
 
     def _evidence(self, model: ir.Model) -> Evidence:
         return evidence_for(model, self.calibrate, self.machine, self.seed)
@@ -147,7 +152,7 @@ class Workshop:
     def can_prune(self) -> bool:
         return any(widths(g.size, self.base) for g in self.base.channels.groups)
 
-    def pruned(self, name: str, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> Candidate | None:
+    def pruned(self, name: str, wish: PruneWish, more_time: Callable[[], bool] = lambda: True) -> Candidate | None:
         """Channels removed and repaired; None where the wish removes nothing on this CPU's widths."""
         decisions = self._decide(wish, more_time)
         if not decisions:
@@ -160,7 +165,41 @@ class Workshop:
 
         return self._candidate(name, make)
 
-    def _decide(self, wish: Wish, more_time: Callable[[], bool]) -> Sequence[Decision]:
+    def macs(self, candidate: Candidate) -> int:
+        """Multiply-accumulates for one sample."""
+        return _cost(self.evidence(candidate))
+
+    def macs_of(self, wish: PruneWish) -> int:
+        """Multiply-accumulates that a wish would leave; those of the base where it removes nothing."""
+        decisions = self._decide(wish, lambda: True)
+        if not decisions:
+            return _cost(self.base)
+        cut = take_step(Step("prune", (*decisions, {"repair": "none"})), self.base, self.base.model)
+        return _cost(self._evidence(cut.model))
+
+    def taught(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:
+        """A candidate trained towards the original's answers for so long, its best weights on the selection samples."""
+
+        def make() -> Made:
+            now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
+            couple = Couple(now, teacher_evidence(self.original, now), Source(), self._kept(student))
+            wish = Wish(Settings(threads=cores(), seed=self.seed), seconds=seconds)
+            folder = self.shelf.room(name)
+            done = taught(couple, wish, self.judge, folder, folder is not None and begun(folder), report)
+            plan = student.plan.then("distill", done.decisions)
+            curve = done.course.curve if done.course is not None else []
+            notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
+            return plan, done.model, student.notes + done.notes + notes
+
+        return self._candidate(name, make)
+
+    def _kept(self, student: Candidate) -> Kept:
+        """For a value of the original the channels that a pruned student has left."""
+        steps = [s for s in student.plan.steps if s.pass_name == "prune"]
+        removal = {d["group"]: list(d["remove"]) for s in steps for d in s.decisions if "group" in d}
+        return lambda value: self.base.channels.kept(value, removal)
+
+    def _decide(self, wish: PruneWish, more_time: Callable[[], bool]) -> Sequence[Decision]:
         if self._curves is None:
             self._curves = curves(self.base)
         channels = self.base.channels
@@ -169,3 +208,7 @@ class Workshop:
             nothing = dict.fromkeys(self._curves, 0)
             self._scales = sensitivities(self.base, self._curves, nothing, more_time)
         return plan_pruning(self.base, wish, picked, self._scales)
+
+
+def _cost(evidence: Evidence) -> int:
+    return sum(macs(evidence.model, evidence.trace).values())

@@ -1,0 +1,217 @@
+"""One student taught by one teacher: pairs matched, settings fixed, trained with looks at the selection samples.
+
+`distill` drives it for a file, `training` for the students of a search.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Judge
+from onnxpress.model.files import to_bytes, write_atomic
+from onnxpress.optimize.run import Run
+from onnxpress.passes.base import Decision
+from onnxpress.passes.distill import CLOSED, Source, closed_form, fitted, training
+from onnxpress.passes.prune import Wish as PruneWish
+from onnxpress.train.match import Kept, Pair, chosen, pairs
+from onnxpress.train.settings import Settings, read_settings
+from onnxpress.train.torch_extra import require_torch
+
+if TYPE_CHECKING:
+    from onnxpress.train.distillation import Distillation
+    from onnxpress.train.trainer import Course, Point
+
+SECONDS = 600.0  # of training where neither steps nor a budget are given
+_CLOSED_SAMPLES = 128
+_SETTINGS = "settings.json"
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for.  settings: of the training; steps 0: as many as fit in `seconds`.
+
+    augment: auto, none, or names; match: (teacher value, student value); shrink: share of the channels to remove from
+    the teacher to make the student; closed_form: no training, layers refitted one by one.
+    """
+
+    settings: Settings = field(default_factory=lambda: Settings(threads=cores()))
+    steps: int = 0
+    seconds: float = SECONDS
+    augment: str = "auto"
+    match: tuple[tuple[str, str], ...] = ()
+    shrink: float | None = None
+    closed_form: bool = False
+
+    def check(self) -> None:
+        """Raises InputProblem; and EnvironmentProblem where training is asked for and torch is missing."""
+        if self.steps < 0:
+            raise InputProblem("the number of steps is negative", "--steps", f"got {self.steps}", "try 1000")
+        if self.seconds <= 0:
+            raise InputProblem("the time budget is nothing", "--time-budget", f"got {self.seconds:g} s", "try 10m")
+        self.settings.check()
+        if self.shrink is not None:
+            PruneWish(self.shrink).check()
+        if self.augment not in ("auto", "none"):
+            from onnxpress.train.augment import check
+
+            check([w.strip() for w in self.augment.split(",")])
+        if not self.closed_form:
+            require_torch("distill")
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Couple:
+    """student and teacher on the samples to learn from, ports under the same names; source: the teacher as a plan names
+    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them."""
+
+    student: Evidence
+    teacher: Evidence
+    source: Source
+    kept: Kept | None = None
+
+    def matched(self, wish: Wish) -> list[Pair]:
+        """Inner values that are compared: as wished, or found."""
+        if wish.match:
+            return chosen(wish.match, self.student, self.teacher)
+        return pairs(self.student, self.teacher, self.kept)
+
+
+@dataclass
+class Taught:
+    """The student's model with its new weights, the decisions that make it, and how the training went."""
+
+    model: ir.Model
+    decisions: list[Decision]
+    notes: list[str]
+    course: Course | None = None
+    settings: Settings | None = None
+
+
+def refitted(couple: Couple, wish: Wish) -> Taught:
+    """In closed form: every layer with a twin by least squares, on a part of the samples."""
+    decision: Decision = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
+    part = couple.student.samples().take(_CLOSED_SAMPLES)
+    given = None
+    if wish.match:
+        given = chosen(wish.match, couple.student, couple.teacher)
+        decision["pairs"] = [p.plain() for p in given]
+    few = [evidence_for(e.model, part, e.machine, e.seed) for e in (couple.student, couple.teacher)]
+    model, fits = closed_form(few[0], few[1], given)
+    return Taught(model, [decision], [fitted(fits)])
+
+
+def taught(
+    couple: Couple,
+    wish: Wish,
+    judge: Judge,
+    folder: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Taught:
+    """By training.  folder: of checkpoints and the record of the run (None: neither), which `resume` goes on from."""
+    from onnxpress.train.distillation import Distillation, Watch
+
+    say = progress or (lambda stage, share: None)
+    matched = couple.matched(wish)
+    notes = _pair_notes(matched, wish)
+    settings = _stored(folder) if resume else None
+    job = Distillation(couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched)
+    if settings is None:
+        say("timing a step", 0.0)
+        job.settings = _settled(job, wish)
+    if folder is None:
+        model, course = job.run(Watch(_look(judge), _teller(say, judge)))
+    else:
+        model, course = _recorded(job, couple, judge, folder, resume, say)
+    decision = training(job.settings, couple.source, matched, course.best)
+    return Taught(model, [decision], notes, course, job.settings)
+
+
+def _recorded(
+    job: Distillation, couple: Couple, judge: Judge, folder: Path, resume: bool, say: Progress
+) -> tuple[ir.Model, Course]:
+    from onnxpress.train.distillation import Watch
+
+    run = Run(folder, command="distill", teacher=couple.source.plain(), settings=job.settings.plain())
+    try:
+        write_atomic(folder / _SETTINGS, (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
+        watch = Watch(_look(judge), _teller(say, judge), None, folder / "checkpoint.pt", 30.0, resume)
+        model, course = job.run(watch)
+        run.set(curve=course.curve, best=course.best, ended=course.ended)
+        for left in folder.glob("checkpoint*"):
+            left.unlink()
+    finally:
+        run.close()
+    return model, course
+
+
+def begun(folder: Path) -> bool:
+    """Whether the folder holds a training run to resume."""
+    return (folder / _SETTINGS).is_file()
+
+
+def _stored(folder: Path | None) -> Settings:
+    """The settings of the run that is resumed."""
+    path = None if folder is None else folder / _SETTINGS
+    if path is None or not path.is_file():
+        raise InputProblem("there is no run to resume", path or "", "", "run without --resume")
+    try:
+        body: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputProblem("the run's settings cannot be read", path, str(error), "run without --resume") from error
+    return read_settings(body)
+
+
+def _settled(job: Distillation, wish: Wish) -> Settings:
+    """Settings with the changes of samples chosen and the number of steps fixed: the budget by the time of a step."""
+    from onnxpress.train.distillation import choose_augment
+
+    batch = min(wish.settings.batch, len(job.data))
+    settings = replace(wish.settings, batch=batch)
+    if settings.mode == "end-to-end":
+        settings = replace(settings, augment=choose_augment(wish.augment, job.data, job))
+    job.settings = settings
+    steps = wish.steps or max(1, int(wish.seconds / max(job.step_seconds(), 1e-4)))
+    return replace(settings, steps=steps)
+
+
+def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:
+    if wish.settings.features == "none" and wish.settings.mode == "end-to-end":
+        return []
+    narrow = sum(p.kept is not None for p in matched)
+    learned = sum(p.project for p in matched)
+    if not matched:
+        return ["no inner value of the student has a twin in the teacher: outputs alone are compared"]
+    return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
+
+
+def _look(judge: Judge) -> Callable[[ir.Model], tuple[float, float, float]]:
+    def look(model: ir.Model) -> tuple[float, float, float]:
+        score = judge.score(to_bytes(model))
+        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value
+
+    return look
+
+
+def _teller(say: Progress, judge: Judge) -> Callable[[int, int, float, Point | None], None]:
+    def tell(step: int, steps: int, loss: float, point: Point | None) -> None:
+        metric = "" if point is None else f", {judge.metric} {point.value:.4f}"
+        say(f"loss {loss:.4f}{metric}", step / steps)
+
+    return tell
