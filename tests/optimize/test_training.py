@@ -1,0 +1,71 @@
+"""--train-budget: students in the loop, on a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnxpress.data.dataset import Splits
+from onnxpress.errors import EnvironmentProblem
+from onnxpress.model.files import to_bytes
+from onnxpress.optimize.loop import Outcome, Request, optimize
+from onnxpress.optimize.plan import apply_plan
+from onnxpress.optimize.training import rungs
+from onnxpress.train import torch_extra
+from tests import nets
+
+
+def splits() -> Splits:
+    model = nets.residual(width=32)
+    return Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((96, 48, 48))))
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch_extra, "has_torch", lambda: False)
+    with pytest.raises(EnvironmentProblem, match="onnxpress\\[train\\]"):
+        optimize(nets.residual(width=32), splits(), Request(train_budget=60), output=tmp_path / "o.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained() -> Outcome:
+    pytest.importorskip("torch")
+    return optimize(nets.residual(width=32), splits(), Request(max_drop=0.3, time_budget=10, train_budget=9))
+
+
+def test_students_are_trained_and_quantized(trained: Outcome) -> None:
+    names = [c.name for c in trained.candidates]
+    students = [n for n in names if n.endswith(", trained")]
+    assert students
+    assert all(f"{n} + int8" in names for n in students)
+    assert len(students) == len(set(students)) <= 3
+
+
+def test_the_selection_curve_is_told(trained: Outcome) -> None:
+    student = next(c for c in trained.candidates if c.name.endswith(", trained"))
+    assert any("on the selection samples" in note for note in student.notes)
+
+
+def test_a_trained_candidate_replays_to_the_same_bytes(trained: Outcome) -> None:
+    student = next(c for c in trained.candidates if c.name.endswith(", trained + int8"))
+    again = apply_plan(student.plan, nets.residual(width=32), splits().calibrate)
+    assert to_bytes(again.model) == student.data
+
+
+def test_a_ladder_descends() -> None:
+    from onnxpress.data.dataset import Dataset
+    from onnxpress.measure.score import Judge
+    from onnxpress.optimize.search import Clock, Search
+    from onnxpress.optimize.workshop import Workshop
+    from onnxpress.runtime.machine import this_machine
+
+    model = nets.residual(width=64)
+    data: Dataset = nets.samples(model, 48)
+    shop = Workshop(model, data, Judge(model, data), this_machine())
+    search = Search(shop, 0.05, "latency", Clock(60), lambda stage, share: None, None)
+    search.keep(shop.exact(), seconds=0.05)
+    ladder = rungs(search)
+    assert len(ladder) >= 3
+    costs = [shop.macs(search.found[0]), *(r.macs for r in ladder)]
+    assert all(after < 0.95 * before for before, after in zip(costs, costs[1:], strict=False))
