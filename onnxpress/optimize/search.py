@@ -1,7 +1,7 @@
 """The search for candidates: which levers are tried, in which order, and when to stop.
 
 Exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix that harms
-least; pruning at ratios that are raised while the samples allow it; int8 of the pruned models.  A lever that fails on a
+least; blocks taken out and channels pruned, more while the samples allow it; int8 of those models.  A lever that fails on a
 model is recorded with its reason, and the search goes on without it.
 """
 
@@ -76,6 +76,7 @@ class Search:
         if self.shop.exact_evidence is None:
             return
         self.chosen = self.attempt("int8", self.int8) or frozenset()
+        self.attempt("blocks", self.blocks)
         self.attempt("pruning", self.pruning)
 
     def attempt(self, name: str, work: Callable[[], T]) -> T | None:
@@ -117,17 +118,28 @@ class Search:
         best = whole
         if self.goal == "latency":
             self.say("which nodes gain from int8", 0.15)
-            best, how = self.shop.fastest_int8(whole, self.clock.until(0.45))
+            best, how = self.shop.fastest_int8(whole, self.clock.until(0.35))
             if best != whole:
                 first = self.keep(self.shop.int8("int8 mixed", best))
                 first.notes.append(how)
         if not allowed(first, self.max_drop):
             self.say("which nodes lose too much", 0.4)
-            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(0.55))
+            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(0.45))
             if safe and safe != best:
                 self.keep(self.shop.int8("int8 careful", safe))
                 best = safe
         return best
+
+    def blocks(self) -> None:
+        """Whole blocks taken out, more of them while the samples allow it, each time also in int8."""
+        self.say("which blocks can go", 0.4)
+        order = self.shop.removal_order(self.clock.until(0.5))
+        count = 1
+        while count <= len(order) and self.clock.until(0.58)():
+            self.say(f"without {count} blocks", min(SEARCH_ENDS, self.clock.used / self.clock.budget))
+            if not self._thinner(self.shop.shallower(count)):
+                break
+            count = max(count + 1, count * 3 // 2)
 
     def pruning(self) -> None:
         """Pruned candidates at rising ratios, each also in int8, until the samples no longer allow it."""
@@ -144,11 +156,11 @@ class Search:
                 if made is None or made.plan.to_json() in seen:
                     continue
                 seen.add(made.plan.to_json())
-                if not self._pruned(made):
+                if not self._thinner(made):
                     break
 
-    def _pruned(self, candidate: Candidate) -> bool:
-        """Keep a pruned candidate and its int8 form; whether more may be pruned."""
+    def _thinner(self, candidate: Candidate) -> bool:
+        """Keep a candidate with something taken out and its int8 form; whether more may be taken out."""
         self.keep(candidate)
         if candidate.score.drop > 2 * self.max_drop + 0.005:
             return False

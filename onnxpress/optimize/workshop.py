@@ -23,6 +23,8 @@ from onnxpress.optimize.shelf import Candidate, Shelf, model_of
 from onnxpress.optimize.teach import Couple, Progress, Wish, begun, cores, taught
 from onnxpress.passes import qdq
 from onnxpress.passes.base import Decision
+from onnxpress.passes.depth import Wish as DepthWish
+from onnxpress.passes.depth import plan_depth
 from onnxpress.passes.distill import Source, teacher_evidence
 from onnxpress.passes.downdate import Curve
 from onnxpress.passes.prune import Wish as PruneWish
@@ -33,6 +35,7 @@ from onnxpress.runtime.machine import Machine
 from onnxpress.train.match import Kept
 from onnxpress.train.settings import Settings
 
+_SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
 
@@ -148,6 +151,25 @@ class Workshop:
             self.shelf.note("safest int8", known)
         return frozenset(known)
 
+    def removal_order(self, more_time: Callable[[], bool] = lambda: True) -> list[Decision]:
+        """Blocks that can go, the least harmful for its work first; found once."""
+        known = self.shelf.fact("blocks")
+        if known is None:
+            known = plan_depth(self.base, DepthWish(keep=_SHALLOWEST, units="layers"), more_time)
+            self.shelf.note("blocks", known)
+        found: list[Decision] = known
+        return found
+
+    def shallower(self, count: int) -> Candidate:
+        """The first `count` blocks of the order taken out, and the rest refitted."""
+
+        def make() -> Made:
+            steps = [*self.removal_order()[:count], {"repair": "least-squares"}]
+            done = take_step(Step("depth", tuple(steps)), self.base, self.base.model)
+            return self.exact_plan.then("depth", steps, CALIBRATION), done.model, done.notes
+
+        return self._candidate(f"{count} block{'s' * (count > 1)} out", make)
+
     @property
     def can_prune(self) -> bool:
         return any(widths(g.size, self.base) for g in self.base.channels.groups)
@@ -171,10 +193,16 @@ class Workshop:
 
     def macs_of(self, wish: PruneWish) -> int:
         """Multiply-accumulates that a wish would leave; those of the base where it removes nothing."""
-        decisions = self._decide(wish, lambda: True)
+        return self._left("prune", self._decide(wish, lambda: True))
+
+    def macs_without(self, count: int) -> int:
+        """Multiply-accumulates that are left when so many blocks of the order are gone."""
+        return self._left("depth", self.removal_order()[:count])
+
+    def _left(self, name: str, decisions: Sequence[Decision]) -> int:
         if not decisions:
             return _cost(self.base)
-        cut = take_step(Step("prune", (*decisions, {"repair": "none"})), self.base, self.base.model)
+        cut = take_step(Step(name, (*decisions, {"repair": "none"})), self.base, self.base.model)
         return _cost(self._evidence(cut.model))
 
     def taught(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:

@@ -8,7 +8,7 @@ theirs to play now), those behind it to read what they get (`repair.refit`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,14 +198,19 @@ def _behind_gaps(model: ir.Model, sources: set[str]) -> set[str]:
     return names
 
 
-def plan_depth(evidence: Evidence, wish: Wish) -> list[Decision]:
-    """Decisions that carry out a wish, in the order of removal; empty where nothing can go."""
+def plan_depth(
+    evidence: Evidence, wish: Wish, more_time: Callable[[], bool] = lambda: True
+) -> list[Decision]:
+    """Decisions that carry out a wish, in the order of removal; empty where nothing can go.
+
+    more_time: asked before every block; without, what was found by then.
+    """
     wish.check()
     candidates = _candidates(removable(evidence)[0], wish.units)
     if not candidates:
         return []
     judge = Judge(evidence.model, evidence.samples())
-    order = _greedy(evidence, judge, candidates, wish)
+    order = _greedy(evidence, judge, candidates, wish, more_time)
     if wish.max_drop is not None:
         order = order[: _longest(evidence, judge, order, wish.max_drop)]
     return [{"block": b.name} for b in order]
@@ -218,7 +223,9 @@ def _candidates(blocks: Sequence[Block], units: str) -> list[Block]:
     return layers if units == "layers" else [b for b in blocks if b.kind != bl.LAYER]
 
 
-def _greedy(evidence: Evidence, judge: Judge, candidates: Sequence[Block], wish: Wish) -> list[Block]:
+def _greedy(
+    evidence: Evidence, judge: Judge, candidates: Sequence[Block], wish: Wish, more_time: Callable[[], bool]
+) -> list[Block]:
     """Block by block what harms least for the work it saves, until enough is gone.
 
     The harm of a candidate is measured on top of those already gone; what was measured before an earlier removal only
@@ -238,7 +245,7 @@ def _greedy(evidence: Evidence, judge: Judge, candidates: Sequence[Block], wish:
     while saved < goal - _SLACK * whole and (wish.remove is None or len(taken) < wish.remove):
         fresh: dict[str, tuple[float, int]] = {}
         left = [b for b in left if work([*taken, b]) > saved]
-        if not left:
+        if not left or not more_time():
             break
         while (best := min(left, key=lambda b: price[b.name])).name not in fresh:
             total = work([*taken, best])
