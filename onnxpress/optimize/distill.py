@@ -237,6 +237,7 @@ def _trained(
     progress: Progress | None,
 ) -> _Made:
     from onnxpress.train.distillation import Distillation, Watch
+    from onnxpress.train.trainer import read_checkpoint
 
     say = progress or (lambda stage, share: None)
     matched = _matched(begin, now, master, wish)
@@ -249,10 +250,13 @@ def _trained(
     if folder is None:
         model, course = job.run(Watch(_look(judge), _teller(say, judge)))
         return _Made(model, [_decision(begin, job, matched, course)], notes, course, job.settings)
+    place = folder / "checkpoint.pt"
+    if resume and job.settings.mode == "end-to-end":
+        read_checkpoint(place, job.mark)  # a checkpoint that is no good is refused before anything is written
     run = Run(folder, command="distill", teacher=begin.source.plain(), settings=job.settings.plain())
     try:
         write_atomic(folder / "settings.json", (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
-        watch = Watch(_look(judge), _teller(say, judge), None, folder / "checkpoint.pt", 30.0, resume)
+        watch = Watch(_look(judge), _teller(say, judge), None, place, 30.0, resume)
         model, course = job.run(watch)
         run.set(curve=course.curve, best=course.best, ended=course.ended)
         for left in folder.glob("checkpoint*"):

@@ -12,8 +12,8 @@ import pytest
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.model import edit, files
 from onnxpress.model import channels as ch
+from onnxpress.model import edit, files
 from onnxpress.model.files import to_bytes
 from onnxpress.optimize.distill import Wish, distill
 from onnxpress.optimize.plan import Plan, apply_plan, new_plan, read_plan
