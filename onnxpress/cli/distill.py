@@ -51,7 +51,7 @@ _ROWS = 10  # of the selection curve
 @click.option("--labels-weight", "labels_weight", type=float, default=0.0, show_default=True, help="Of hard labels.")
 @click.option("--features", type=click.Choice(["none", "mse", "cosine", "attention", "relational"]), default="mse",
               show_default=True, help="How inner values are compared.")  # fmt: skip
-@click.option("--features-weight", type=float, default=3.0, show_default=True)
+@click.option("--features-weight", type=float, default=10.0, show_default=True)
 @click.option("--match", metavar="T=S", multiple=True, help="Compare value T of the teacher with S of the student.")
 @click.option("--augment", metavar="LIST", default="auto", show_default=True,
               help="none, or some of flip,shift,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
@@ -159,8 +159,9 @@ def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
         gap = -(-len(done.curve) // _ROWS)
         shown = [p for i, p in enumerate(done.curve, 1) if i % gap == 0 or p.step == done.best or i == len(done.curve)]
         console.table(
-            [("step", "right"), ("loss", "right"), (f"{done.score.metric} (select)", "right"), ("", "left")],
-            [[str(p.step), f"{p.loss:.4f}", f"{p.value:.4f}", "kept" if p.step == done.best else ""] for p in shown],
+            [("step", "right"), ("loss", "right"), ("drop (select)", "right"), ("nmse", "right"), ("", "left")],
+            [[str(p.step), f"{p.loss:.4f}", f"{p.drop:+.4f}", f"{p.nmse:.4f}", "kept" if p.step == done.best else ""]
+             for p in shown],
         )
     console.out(f"before: {done.start.text()}")
     console.out(f"after:  {done.score.text()}" if done.improved else "after:  nothing better was found; as before")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SECONDS = 600.0  # of training where neither steps nor a budget are given
 _CLOSED_SAMPLES = 128
-_SETTINGS = "settings.json"
+_SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
 
 Progress = Callable[[str, float], None]
 
@@ -147,11 +147,15 @@ def _recorded(
     job: Distillation, couple: Couple, judge: Judge, folder: Path, resume: bool, say: Progress
 ) -> tuple[ir.Model, Course]:
     from onnxpress.train.distillation import Watch
+    from onnxpress.train.trainer import read_checkpoint
 
+    place = folder / _CHECKPOINT
+    if resume and job.settings.mode == "end-to-end":
+        read_checkpoint(place, job.mark)  # a checkpoint that is no good is refused before anything is written
     run = Run(folder, command="distill", teacher=couple.source.plain(), settings=job.settings.plain())
     try:
         write_atomic(folder / _SETTINGS, (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
-        watch = Watch(_look(judge), _teller(say, judge), None, folder / "checkpoint.pt", 30.0, resume)
+        watch = Watch(_look(judge), _teller(say, judge), None, place, 30.0, resume)
         model, course = job.run(watch)
         run.set(curve=course.curve, best=course.best, ended=course.ended)
         for left in folder.glob("checkpoint*"):
@@ -163,7 +167,7 @@ def _recorded(
 
 def begun(folder: Path) -> bool:
     """Whether the folder holds a training run to resume."""
-    return (folder / _SETTINGS).is_file()
+    return (folder / _SETTINGS).is_file() and (folder / _CHECKPOINT).is_file()
 
 
 def _stored(folder: Path | None) -> Settings:

@@ -38,7 +38,7 @@ class Settings:
     temperature: float = 4.0
     labels: float = 0.0
     features: str = "mse"
-    feature_weight: float = 3.0
+    feature_weight: float = 10.0
     augment: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 1

@@ -205,14 +205,7 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; raises InputProblem where it is of another run or damaged."""
-        state = read_checkpoint(path)
-        if state.get("format") != _FORMAT or state.get("mark") != self.mark:
-            raise InputProblem(
-                "the checkpoint is of another run",
-                path,
-                "its models, samples or settings differ",
-                "give the same options as before, or delete it",
-            )
+        state = read_checkpoint(path, self.mark)
         self._put(state["module"])
         if self.extra is not None:
             self.extra.load_state_dict(state["extra"])
@@ -223,8 +216,8 @@ class Trainer:
         self.course = Course([Point(**p) for p in course["curve"]], course["best"], course["ended"])
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content; nothing in the file is executed."""
+def read_checkpoint(path: Path, mark: str) -> dict[str, Any]:
+    """The content of a run's checkpoint; nothing in the file is executed.  Raises InputProblem where it is another's."""
     try:
         state = torch.load(path, weights_only=True)
     except FileNotFoundError as error:
@@ -233,4 +226,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputProblem("the checkpoint is damaged", path, str(error)[:120], "delete it, and start anew") from error
     if not isinstance(state, dict):
         raise InputProblem("the checkpoint is damaged", path, "it holds no state", "delete it, and start anew")
+    if state.get("format") != _FORMAT or state.get("mark") != mark:
+        raise InputProblem(
+            "the checkpoint is of another run",
+            path,
+            "its models, samples or settings differ",
+            "give the same options as before, or delete it",
+        )
     return state

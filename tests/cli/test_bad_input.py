@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.cli.main import run
 from onnxpress.model import files
+from onnxpress.train.settings import read_settings
 from tests import nets
 
 
@@ -278,6 +279,26 @@ def without_blocks(folder: Path) -> list[str]:
     return ["depth", str(folder / "mlp.onnx"), "-d", str(folder / "tokens.npz"), "--keep", "0.5", "-o", out]
 
 
+def distill(folder: Path, *more: str, teacher: Path | None = None) -> list[str]:
+    """A student with itself as a teacher, in closed form unless said otherwise."""
+    student, target = str(good(folder)), str(folder / "out.onnx")
+    return ["distill", student, "-t", str(teacher or good(folder)), "-d", str(good_data(folder)), "-o", target, *more]
+
+
+def other_teacher(folder: Path) -> Path:
+    files.save(nets.mlp(), folder / "other.onnx")
+    return folder / "other.onnx"
+
+
+def damaged_run(folder: Path) -> list[str]:
+    pytest.importorskip("torch")
+    (folder / "out.run").mkdir()
+    settings = read_settings({}).plain()
+    (folder / "out.run" / "settings.json").write_text(json.dumps(settings))
+    (folder / "out.run" / "checkpoint.pt").write_bytes(b"no checkpoint")
+    return distill(folder, "--resume")
+
+
 X = RNG.standard_normal((6, 3, 8, 8)).astype(F)
 ROWS = [
     # the model file
@@ -392,6 +413,21 @@ ROWS = [
     Row("plan of an unknown pass", plan_step({"pass": "magic", "decisions": [{}]}), ("magic",)),
     Row("plan with a malformed step", plan_step({"pass": "prune", "decisions": 3}), ("step 1",)),
     Row("plan that needs data", plan_step({"pass": "quantize", "decisions": [{"nodes": ["x"]}]}), ("data",)),
+    Row("no such teacher", lambda d: distill(d, teacher=d / "absent.onnx"), ("no such model", "absent.onnx")),
+    Row("a teacher of other inputs", lambda d: distill(d, "--closed-form", teacher=other_teacher(d)), ("inputs",)),
+    Row("a match without a sign", lambda d: distill(d, "--closed-form", "--match", "relu"), ("T=S", "relu")),
+    Row("a match of a ghost", lambda d: distill(d, "--closed-form", "--match", "ghost=ghost"), ("ghost", "teacher")),
+    Row("unknown augmentation", lambda d: distill(d, "--augment", "flip,blur"), ("blur", "cutmix")),
+    Row("an augmentation that does not fit", lambda d: distill(d, "--augment", "tokens"), ("tokens", "picture")),
+    Row("learning rate of nothing", lambda d: distill(d, "--lr", "0"), ("lr", "out of range")),
+    Row("negative steps", lambda d: distill(d, "--steps", "-3"), ("steps", "negative")),
+    Row("nothing to learn from", lambda d: distill(d, "--loss", "none", "--features", "none"), ("nothing to learn",)),
+    Row("shrunk by more than all", lambda d: [*distill(d)[:1], *distill(d, "--shrink", "2")[2:]], ("between 0 and 1",)),
+    Row("a student and a shrink", lambda d: distill(d, "--shrink", "0.5"), ("one student",)),
+    Row("no student", lambda d: [*distill(d)[:1], *distill(d)[2:]], ("no student", "--shrink")),
+    Row("nothing to resume", lambda d: distill(d, "--resume"), ("no run to resume", "--resume")),
+    Row("a damaged checkpoint", damaged_run, ("damaged",)),
+    Row("closed form of a good student", lambda d: distill(d, "--closed-form"), (), 0),
     Row("unknown command", lambda d: ["improve", str(good(d))], ("improve",)),
     Row("unknown option", lambda d: ["simplify", str(good(d)), "--fast"], ("--fast",)),
     Row("output missing", lambda d: ["simplify", str(good(d))], ("output",)),
