@@ -33,7 +33,7 @@ from onnxpress.train.torch_extra import has_torch, require_torch
 
 ORIGINAL = "original"
 CLOSED = "closed-form"
-_SHORT = 30  # steps of the option, an example that costs little
+_SHORT = 8  # steps of the option, an example that costs little
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,9 @@ class Trainer:
             raise EnvironmentProblem(
                 "training diverged", f"step {self.done + 1}", "the loss is not finite", "lower the learning rate (--lr)"
             )
+        for p in self.parameters:  # the gradient through a mask of -inf is not a number; what does not pass it still learns
+            if p.grad is not None:
+                p.grad.nan_to_num_(0.0, 0.0, 0.0)
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()

@@ -149,6 +149,18 @@ def test_divergence_is_one_line() -> None:
         t.run()
 
 
+def test_a_gradient_that_is_no_number_moves_nothing_by_itself() -> None:
+    t = trainer()
+    first, *_, last = t.module.parameters()
+    blocked = torch.tensor([float("-inf")])
+    t.loss = lambda step: last.square().sum() + torch.maximum(blocked, (0 * first.sum()).log()).exp()[0]
+    before = [p.detach().clone() for p in t.module.parameters()]
+    t.step()
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, before[0] * (1 - t.rate(0) * t.settings.decay))
+    assert not torch.equal(last, before[-1])
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     trainer().save(path)
