@@ -4,7 +4,8 @@
 
 The student is the case's model with channels removed (by harm) until it has at most so many multiply-accumulates.  Rows:
 cut and repaired in closed form; distilled from the original on the train part without its labels; trained for as long
-on the train part's labels alone.  Weights are chosen on `select`; accuracy is on `val`, which nothing was chosen on.
+on the train part's labels alone; and int8 of the original and of the distilled student.  Weights are chosen on `select`;
+accuracy is on `val`, which nothing was chosen on.  Speed is the ratio to the original, one thread, in one interleaved run.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import onnx_ir as ir
 from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
@@ -27,12 +30,13 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, save, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize.distill import distill
+from onnxpress.optimize.distill import Distilled, distill
 from onnxpress.optimize.run import document
-from onnxpress.optimize.single import simplify
+from onnxpress.optimize.single import quantize, simplify
 from onnxpress.optimize.teach import Wish
 from onnxpress.passes.base import Decision
 from onnxpress.passes.prune import PRUNE, curves, sensitivities, spread_by_harm, widths
+from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.train.settings import Settings
 
@@ -51,6 +55,7 @@ class Row:
     curve: list[tuple[int, float]] = field(default_factory=list)
     best: int = 0
     steps: int = 0
+    speed: Ratio | None = None
 
 
 def cost(evidence: Evidence) -> int:
@@ -92,30 +97,45 @@ def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | No
     sig = signature(original)
     train, select = dataset(case, "train", sig), dataset(case, "select", sig)
     judge = Judge(original, dataset(case, "val", sig))
-    start = time.perf_counter()
-    made = narrowed(case.model, train.take(SAMPLES), share, scope) if student is None else load(student)
-    if keep is not None:
-        save(made, keep)
-    part = cost(evidence_for(made, train.take(1))) / cost(evidence_for(original, train.take(1)))
-    rows = [Row(case.name, "closed form", part, judge.score(to_bytes(made)), time.perf_counter() - start)]
-    labels = replace(wish, settings=replace(wish.settings, loss="none", labels=1.0, features="none"))
     inputs, _ = case.data("train")
     bare = Dataset.from_arrays(inputs, sig, name=f"{case.name}/train without labels")
-    for name, how, data in (("distilled, no labels", wish, bare), ("labels alone", labels, train)):
+    labels = replace(wish, settings=replace(wish.settings, loss="none", labels=1.0, features="none"))
+    models: dict[str, ir.Model | bytes | str] = {"original": original}
+    rows: list[Row] = []
+
+    def add(name: str, part: float, make: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        done = distill(made, original, data, how, select=select)
-        row = Row(case.name, name, part, judge.score(to_bytes(done.model)), time.perf_counter() - start)
-        row.curve, row.best = [(p.step, p.value) for p in done.curve], done.best
-        row.steps = done.settings.steps if done.settings else 0
-        rows.append(row)
+        made = make()
+        model = made if isinstance(made, ir.Model) else made.model
+        rows.append(Row(case.name, name, part, judge.score(to_bytes(model)), time.perf_counter() - start))
+        if isinstance(made, Distilled):
+            rows[-1].curve, rows[-1].best = [(p.step, p.value) for p in made.curve], made.best
+            rows[-1].steps = made.settings.steps if made.settings else 0
+        models[name] = to_bytes(model)
+        if keep is not None:
+            save(model, keep / f"{name.replace(' ', '-')}.onnx")
+        return model
+
+    add("int8", 1.0, lambda: quantize(original, bare))
+    full = cost(evidence_for(original, train.take(1)))
+    start = narrowed(case.model, bare.take(SAMPLES), share, scope) if student is None else load(student)
+    part = cost(evidence_for(start, train.take(1))) / full
+    add("closed form", part, lambda: start)
+    taught = add("distilled", part, lambda: distill(start, original, bare, wish, select=select))
+    add("distilled + int8", part, lambda: quantize(taught, bare))
+    add("labels alone", part, lambda: distill(start, original, train, labels, select=select))
+    feeds = [b.inputs for b in bare.take(4).batches(1)]
+    for ratio in compare_latency(models, feeds, Effort(seconds=3.0 * len(models), precision=0.004)).ratios:
+        next(r for r in rows if r.recipe == ratio.name).speed = ratio
     return rows
 
 
 def show(rows: list[Row]) -> None:
     console.table(
-        [("case", "left"), ("recipe", "left"), ("MACs", "right"), ("val", "right"), ("95 % interval of the drop", "right"),
-         ("s", "right")],
+        [("case", "left"), ("recipe", "left"), ("MACs", "right"), ("val", "right"), ("drop, 95 %", "right"),
+         ("speed-up", "right"), ("s", "right")],
         [[r.case, r.recipe, f"{r.macs:.2f}", f"{r.score.value:.4f}", console.interval(r.score.low, r.score.high, 4),
+          "" if r.speed is None else f"{r.speed.speedup:.2f} {console.interval(r.speed.low, r.speed.high, 2)}",
           f"{r.seconds:.0f}"] for r in rows],
     )  # fmt: skip
     for row in rows:
@@ -134,7 +154,7 @@ def show(rows: list[Row]) -> None:
 @click.option("--minutes", default=10.0, help="Of training, for each of the two trained rows.")
 @click.option("--threads", default=0)
 @click.option("--student", type=click.Path(path_type=Path), help="A narrowed file made before.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Write the narrowed file.")
+@click.option("--keep", type=click.Path(path_type=Path), help="A folder for the models.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/distill.json"))
 def main(
     zoo: Path | None,
@@ -150,6 +170,8 @@ def main(
     """Run the benchmark and print one table."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
     wish = Wish(seconds=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))

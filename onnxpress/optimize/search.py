@@ -118,7 +118,7 @@ class Search:
         best = whole
         if self.goal == "latency":
             self.say("which nodes gain from int8", 0.15)
-            best, how = self.shop.fastest_int8(whole, self.clock.until(0.35))
+            best, how = self.shop.fastest_int8(whole, self.clock.until(0.42))
             if best != whole:
                 first = self.keep(self.shop.int8("int8 mixed", best))
                 first.notes.append(how)
@@ -133,9 +133,9 @@ class Search:
     def blocks(self) -> None:
         """Whole blocks taken out, more of them while the samples allow it, each time also in int8."""
         self.say("which blocks can go", 0.4)
-        order = self.shop.removal_order(self.clock.until(0.5))
+        order = self.shop.removal_order(self.clock.until(0.54))
         count = 1
-        while count <= len(order) and self.clock.until(0.58)():
+        while count <= len(order) and self.clock.until(0.6)():
             self.say(f"without {count} blocks", min(SEARCH_ENDS, self.clock.used / self.clock.budget))
             if not self._thinner(self.shop.shallower(count)):
                 break
