@@ -149,6 +149,7 @@ def main(
     """Run the benchmark and print one table."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     wish = Wish(seconds=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))

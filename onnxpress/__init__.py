@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from onnxpress.model.files import load as load
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature
-    from onnxpress.optimize.inspection import inspect as inspect
     from onnxpress.optimize.distill import distill as distill
+    from onnxpress.optimize.inspection import inspect as inspect
     from onnxpress.optimize.loop import Request as Request
     from onnxpress.optimize.loop import optimize as optimize
     from onnxpress.optimize.plan import Plan as Plan

@@ -150,7 +150,7 @@ def distill(
         now = evidence_for(ahead.model, learn, machine, wish.settings.seed)
     else:
         ahead = None
-    made = _trained(begin, now, master, learn, wish, judge, _folder(run_folder, output), resume, progress)
+    made = _trained(begin, now, master, learn, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
     if ahead is not None:
         made.decisions, made.notes = ahead.decisions + made.decisions, ahead.notes + made.notes
     return _choose(begin, made, judge, first, output, plan_path, learn)
@@ -232,6 +232,7 @@ def _trained(
     data: Dataset,
     wish: Wish,
     judge: Judge,
+    start: float,
     folder: Path | None,
     resume: bool,
     progress: Progress | None,
@@ -247,8 +248,9 @@ def _trained(
     if settings is None:
         say("timing a step", 0.0)
         job.settings = _settled(job, data, wish)
+    watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
     if folder is None:
-        model, course = job.run(Watch(_look(judge), _teller(say, judge)))
+        model, course = job.run(watch)
         return _Made(model, [_decision(begin, job, matched, course)], notes, course, job.settings)
     place = folder / "checkpoint.pt"
     if resume and job.settings.mode == "end-to-end":
@@ -256,7 +258,7 @@ def _trained(
     run = Run(folder, command="distill", teacher=begin.source.plain(), settings=job.settings.plain())
     try:
         write_atomic(folder / "settings.json", (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
-        watch = Watch(_look(judge), _teller(say, judge), None, place, 30.0, resume)
+        watch.checkpoint = place
         model, course = job.run(watch)
         run.set(curve=course.curve, best=course.best, ended=course.ended)
         for left in folder.glob("checkpoint*"):
@@ -305,10 +307,13 @@ def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:
     return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
 
 
-def _look(judge: Judge) -> Callable[[ir.Model], tuple[float, float, float]]:
-    def look(model: ir.Model) -> tuple[float, float, float]:
+def _look(judge: Judge, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
+    """(drop, nmse, value, one standard error of the drop); with labels alone closeness to the teacher is no aim."""
+
+    def look(model: ir.Model) -> tuple[float, float, float, float]:
         score = judge.score(to_bytes(model))
-        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value
+        doubt = 0.0 if labels_alone else (score.high - score.low) / 4
+        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value, doubt
 
     return look
 
