@@ -102,7 +102,7 @@ def distill(
         couple = replace(couple, student=evidence_for(ahead.model, learn, machine, wish.settings.seed))
     else:
         ahead = None
-    made = taught(couple, wish, judge, _folder(run_folder, output), resume, progress)
+    made = taught(couple, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
     if ahead is not None:
         made.decisions, made.notes = ahead.decisions + made.decisions, ahead.notes + made.notes
     return _choose(begin, made, judge, first, output, plan_path, learn)

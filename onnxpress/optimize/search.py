@@ -124,7 +124,7 @@ class Search:
                 first.notes.append(how)
         if not allowed(first, self.max_drop):
             self.say("which nodes lose too much", 0.4)
-            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(0.45))
+            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(0.55))
             if safe and safe != best:
                 self.keep(self.shop.int8("int8 careful", safe))
                 best = safe

@@ -28,7 +28,7 @@ from onnxpress.train.settings import Settings, read_settings
 from onnxpress.train.torch_extra import require_torch
 
 if TYPE_CHECKING:
-    from onnxpress.train.distillation import Distillation
+    from onnxpress.train.distillation import Distillation, Watch
     from onnxpress.train.trainer import Course, Point
 
 SECONDS = 600.0  # of training where neither steps nor a budget are given
@@ -120,11 +120,13 @@ def taught(
     couple: Couple,
     wish: Wish,
     judge: Judge,
+    start: float = math.inf,
     folder: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Taught:
-    """By training.  folder: of checkpoints and the record of the run (None: neither), which `resume` goes on from."""
+    """By training.  start: the student's drop before; folder: of checkpoints and the record of the run (None: neither),
+    which `resume` goes on from."""
     from onnxpress.train.distillation import Distillation, Watch
 
     say = progress or (lambda stage, share: None)
@@ -135,27 +137,22 @@ def taught(
     if settings is None:
         say("timing a step", 0.0)
         job.settings = _settled(job, wish)
-    if folder is None:
-        model, course = job.run(Watch(_look(judge), _teller(say, judge)))
-    else:
-        model, course = _recorded(job, couple, judge, folder, resume, say)
+    watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
+    model, course = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
     decision = training(job.settings, couple.source, matched, course.best)
     return Taught(model, [decision], notes, course, job.settings)
 
 
-def _recorded(
-    job: Distillation, couple: Couple, judge: Judge, folder: Path, resume: bool, say: Progress
-) -> tuple[ir.Model, Course]:
-    from onnxpress.train.distillation import Watch
+def _recorded(job: Distillation, watch: Watch, source: Source, folder: Path) -> tuple[ir.Model, Course]:
+    """Run with checkpoints, and a record, in the folder."""
     from onnxpress.train.trainer import read_checkpoint
 
-    place = folder / _CHECKPOINT
-    if resume and job.settings.mode == "end-to-end":
-        read_checkpoint(place, job.mark)  # a checkpoint that is no good is refused before anything is written
-    run = Run(folder, command="distill", teacher=couple.source.plain(), settings=job.settings.plain())
+    watch.checkpoint = folder / _CHECKPOINT
+    if watch.resume and job.settings.mode == "end-to-end":
+        read_checkpoint(watch.checkpoint, job.mark)  # one that is no good is refused before anything is written
+    run = Run(folder, command="distill", teacher=source.plain(), settings=job.settings.plain())
     try:
         write_atomic(folder / _SETTINGS, (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
-        watch = Watch(_look(judge), _teller(say, judge), None, place, 30.0, resume)
         model, course = job.run(watch)
         run.set(curve=course.curve, best=course.best, ended=course.ended)
         for left in folder.glob("checkpoint*"):
@@ -205,10 +202,13 @@ def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:
     return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
 
 
-def _look(judge: Judge) -> Callable[[ir.Model], tuple[float, float, float]]:
-    def look(model: ir.Model) -> tuple[float, float, float]:
+def _look(judge: Judge, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
+    """(drop, nmse, value, one standard error of the drop); with labels alone closeness to the teacher is no aim."""
+
+    def look(model: ir.Model) -> tuple[float, float, float, float]:
         score = judge.score(to_bytes(model))
-        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value
+        doubt = 0.0 if labels_alone else (score.high - score.low) / 4
+        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value, doubt
 
     return look
 

@@ -213,7 +213,7 @@ class Workshop:
             couple = Couple(now, teacher_evidence(self.original, now), Source(), self._kept(student))
             wish = Wish(Settings(threads=cores(), seed=self.seed), seconds=seconds)
             folder = self.shelf.room(name)
-            done = taught(couple, wish, self.judge, folder, folder is not None and begun(folder), report)
+            done = taught(couple, wish, self.judge, student.score.drop, folder, folder is not None and begun(folder), report)
             plan = student.plan.then("distill", done.decisions)
             curve = done.course.curve if done.course is not None else []
             notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]

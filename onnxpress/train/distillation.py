@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,9 @@ from onnxpress.train.match import Pair
 from onnxpress.train.objective import Objective
 from onnxpress.train.program import Program
 from onnxpress.train.settings import Settings
-from onnxpress.train.trainer import Course, Point, Trainer
+from onnxpress.train.trainer import Course, Point, Seen, Trainer
 
-Look = Callable[[ir.Model], tuple[float, float, float]]
+Look = Callable[[ir.Model], Seen]
 Tell = Callable[[int, int, float, Point | None], None]
 
 _JUDGED = 256  # samples that tell which output answers
@@ -40,7 +41,8 @@ _WARM, _TIMED = 2, 6  # steps of the timing run
 class Watch:
     """What stands beside a run: looks at the selection samples, progress, and where its checkpoint is.
 
-    look: (drop, nmse, value) of a model; stop: the step to end at (a replay); resume: go on from the checkpoint.
+    look: (drop, nmse, value, doubt) of a model; start: the drop before training; stop: the step to end at (a replay);
+    resume: go on from the checkpoint.
     """
 
     look: Look | None = None
@@ -49,6 +51,7 @@ class Watch:
     checkpoint: Path | None = None
     every: float = 30.0
     resume: bool = False
+    start: float = math.inf
 
 
 @dataclass
@@ -121,6 +124,7 @@ class Distillation:
             trainer.restore(watch.checkpoint)
         course = trainer.run(
             None if watch.look is None else lambda: watch.look(program.written()),  # type: ignore[misc]
+            start=watch.start,
             stop=watch.stop,
             tell=_counted(watch.tell, self.settings.steps),
             checkpoint=watch.checkpoint,
@@ -147,11 +151,8 @@ class Distillation:
             model, loss = self._block(model, part, steps, done, watch, place)
             done += steps
             if watch.look is not None:
-                point = Point(done, loss, *watch.look(model))
-                top = next((p for p in course.curve if p.step == course.best), None)
-                course.curve.append(point)
-                if top is None or point.rank < top.rank:
-                    course.best, best = done, model
+                if course.add(Point(done, loss, *watch.look(model)), watch.start):
+                    best = model
             else:
                 course.best, best = done, model
         return best, course

@@ -28,21 +28,23 @@ from onnxpress.train.settings import Settings
 _FORMAT = 1
 
 Loss = Callable[[int], Tensor | Iterator[Tensor]]
+Seen = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One look at the selection samples: drop against the teacher (lower is better), ties broken by nmse."""
+    """One look at the selection samples: drop against the teacher (lower is better), uncertain by `doubt`, and nmse."""
 
     step: int
     loss: float
     drop: float
     nmse: float
     value: float
+    doubt: float = 0.0
 
     @property
-    def rank(self) -> tuple[float, float]:
-        return (self.drop, self.nmse) if math.isfinite(self.nmse) else (math.inf, math.inf)
+    def sound(self) -> bool:
+        return math.isfinite(self.nmse) and math.isfinite(self.drop)
 
 
 @dataclass
@@ -53,14 +55,32 @@ class Course:
     best: int = 0
     ended: str = "all steps done"
 
+    def add(self, point: Point, start: float = math.inf) -> bool:
+        """Note a look; whether its weights are the ones to keep so far.
+
+        The metric on some hundred samples is noisy, and the best of many looks is lucky: among looks whose drop is the
+        lowest, give or take its doubt, the one closest to the teacher counts.  `start`: the drop before training,
+        above which nothing is kept that need not be.
+        """
+        top = next((p for p in self.curve if p.step == self.best), None)
+        self.curve.append(point)
+        if not point.sound:
+            return False
+        lowest = min(p.drop for p in self.curve if p.sound)
+        allowed = max(lowest, min(lowest + point.doubt, start))
+        if top is None or top.drop > allowed or (point.drop <= allowed and (point.nmse, point.drop) < (top.nmse, top.drop)):
+            self.best = point.step
+            return True
+        return False
+
     @property
     def overfitted(self) -> bool:
-        """The last look is worse than the best one while the training loss went on falling."""
-        if len(self.curve) < 3:
+        """The last look is farther from the teacher than the best one while the training loss went on falling."""
+        top = next((p for p in self.curve if p.step == self.best), None)
+        if len(self.curve) < 3 or top is None:
             return False
-        top = next(p for p in self.curve if p.step == self.best)
         last = self.curve[-1]
-        return last.rank > top.rank and last.loss < top.loss
+        return last.nmse > 1.05 * top.nmse and last.loss < top.loss
 
 
 class Trainer:
@@ -141,8 +161,9 @@ class Trainer:
 
     def run(
         self,
-        look: Callable[[], tuple[float, float, float]] | None = None,
+        look: Callable[[], Seen] | None = None,
         *,
+        start: float = math.inf,
         stop: int | None = None,
         tell: Callable[[int, float, Point | None], None] | None = None,
         checkpoint: Path | None = None,
@@ -150,15 +171,16 @@ class Trainer:
     ) -> Course:
         """Train to the last step (or to `stop`, for a replay) and leave the chosen averaged weights in the module.
 
-        look(): (drop, nmse, value) of the module as it stands, on the selection samples; called about
-        `settings.looks` times.  Without it the last step's weights are taken.  checkpoint: written every so many seconds.
+        look(): (drop, nmse, value, doubt of the drop) of the module as it stands, on the selection samples; called about
+        `settings.looks` times; without it the last step's weights are taken.  start: the drop before training.
+        checkpoint: written every so many seconds.
         """
         last = self.settings.steps if stop is None else stop
         saved = time.monotonic()
         while self.done < last and self.course.ended == "all steps done":
             loss = self.step()
             if look is not None and self._looks(self.done):
-                self._look(look)
+                self._look(look, start)
             if tell is not None:
                 tell(self.done, loss, self.course.curve[-1] if self.course.curve else None)
             if checkpoint is not None and (time.monotonic() - saved >= every or self.done == last):
@@ -173,16 +195,12 @@ class Trainer:
         gap = max(1, self.settings.steps // max(1, self.settings.looks))
         return step % gap == 0 or step == self.settings.steps
 
-    def _look(self, look: Callable[[], tuple[float, float, float]]) -> None:
+    def _look(self, look: Callable[[], Seen], start: float) -> None:
         with self.averaged():
-            drop, nmse, value = look()
+            drop, nmse, value, doubt = look()
         mean = sum(self._losses) / max(1, len(self._losses))
         self._losses.clear()
-        point = Point(self.done, mean, drop, nmse, value)
-        before = [p for p in self.course.curve if p.step == self.course.best]
-        self.course.curve.append(point)
-        if not before or point.rank < before[0].rank:
-            self.course.best = self.done
+        if self.course.add(Point(self.done, mean, drop, nmse, value, doubt), start):
             self._best = copy.deepcopy(self.average)
         since = sum(p.step > self.course.best for p in self.course.curve)
         if self.settings.patience and since >= self.settings.patience:

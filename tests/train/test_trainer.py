@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from onnxpress.errors import EnvironmentProblem, InputProblem  # noqa: E402
 from onnxpress.train.settings import Settings, read_settings  # noqa: E402
-from onnxpress.train.trainer import Point, Trainer  # noqa: E402
+from onnxpress.train.trainer import Course, Point, Seen, Trainer  # noqa: E402
 
 SETTINGS = Settings(steps=40, batch=8, lr=1e-2, looks=8, ema=0.9)
 RNG = np.random.default_rng(0)
@@ -38,13 +38,13 @@ def trainer(settings: Settings = SETTINGS, mark: str = "run", extra: torch.nn.Mo
     return Trainer(module, loss, settings, extra, mark)
 
 
-def looks(t: Trainer) -> Callable[[], tuple[float, float, float]]:
+def looks(t: Trainer) -> Callable[[], Seen]:
     """The last eight samples' error as a drop."""
 
-    def look() -> tuple[float, float, float]:
+    def look() -> Seen:
         with torch.no_grad():
             error = float((t.module(X[16:]) - Y[16:]).square().mean())
-        return error, error, 1 - error
+        return error, error, 1 - error, 0.0
 
     return look
 
@@ -91,7 +91,7 @@ def test_looks_do_not_change_the_training() -> None:
 def test_the_best_look_is_kept_and_overfitting_shows() -> None:
     t = trainer()
     drops = iter([0.5, 0.2, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7])
-    course = t.run(lambda: (d := next(drops), d, 1 - d)[:1] * 2 + (0.0,))
+    course = t.run(lambda: (next(drops),) * 2 + (0.0, 0.0))
     assert course.best == course.curve[2].step
     assert course.overfitted
     assert t.done == SETTINGS.steps
@@ -100,7 +100,7 @@ def test_the_best_look_is_kept_and_overfitting_shows() -> None:
 def test_early_stopping_ends_the_run_and_keeps_the_best() -> None:
     t = trainer(replace(SETTINGS, patience=2))
     drops = iter([0.5, 0.2, 0.3, 0.3])
-    course = t.run(lambda: (next(drops), 0.0, 0.0))
+    course = t.run(lambda: (next(drops), 0.0, 0.0, 0.0))
     assert t.done == 20
     assert course.best == 10
     assert "no better" in course.ended
@@ -112,8 +112,23 @@ def test_early_stopping_ends_the_run_and_keeps_the_best() -> None:
 def test_a_nan_score_is_never_the_best() -> None:
     t = trainer()
     found = iter([0.9, float("nan"), *[0.95] * 6])
-    assert t.run(lambda: (0.1, next(found), 0.0)).best == 5
-    assert Point(1, 0.0, 0.0, float("nan"), 0.0).rank == (float("inf"), float("inf"))
+    assert t.run(lambda: (0.1, next(found), 0.0, 0.0)).best == 5
+
+
+def chosen(*seen: tuple[float, float], doubt: float = 0.01, start: float = float("inf")) -> int:
+    """Which of some looks (drop, nmse) is kept."""
+    course = Course()
+    for number, (drop, nmse) in enumerate(seen, 1):
+        course.add(Point(number, 0.0, drop, nmse, 0.0, doubt), start)
+    return course.best
+
+
+def test_a_lucky_look_does_not_beat_a_closer_one() -> None:
+    assert chosen((0.02, 0.9), (0.010, 0.5), (0.012, 0.3), (0.03, 0.1)) == 3
+    assert chosen((0.02, 0.9), (0.010, 0.5), (0.012, 0.3), doubt=0.0) == 2
+    assert chosen((0.0, 0.5), (0.004, 0.3), start=0.001) == 1, "a kept look is no worse than the start if one can be"
+    assert chosen((0.3, 0.1), (0.1, 0.5)) == 2
+    assert chosen((float("nan"), 0.1), (0.1, 0.5)) == 2
 
 
 def test_schedule_warms_up_and_ends_low() -> None:
