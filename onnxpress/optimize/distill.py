@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -246,8 +247,7 @@ def _trained(
     settings = _stored(folder) if resume else None
     job = Distillation(now, master, data, settings or wish.settings, matched)
     if settings is None:
-        say("timing a step", 0.0)
-        job.settings = _settled(job, data, wish)
+        job.settings = _settled(job, data, wish, say)
     watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
     if folder is None:
         model, course = job.run(watch)
@@ -284,8 +284,8 @@ def _stored(folder: Path | None) -> Settings:
     return read_settings(body)
 
 
-def _settled(job: Distillation, data: Dataset, wish: Wish) -> Settings:
-    """Settings with the changes of samples chosen and the number of steps fixed: the budget by the time of a step."""
+def _settled(job: Distillation, data: Dataset, wish: Wish, say: Progress) -> Settings:
+    """Settings with the changes of samples and the learning rate chosen, and the steps fixed: budget by time of a step."""
     from onnxpress.train.distillation import choose_augment
 
     batch = min(wish.settings.batch, len(data))
@@ -293,7 +293,11 @@ def _settled(job: Distillation, data: Dataset, wish: Wish) -> Settings:
     if settings.mode == "end-to-end":
         settings = replace(settings, augment=choose_augment(wish.augment, data, job))
     job.settings = settings
-    steps = wish.steps or max(1, int(wish.seconds / max(job.step_seconds(), 1e-4)))
+    began = time.monotonic()
+    if not settings.lr:
+        job.settings = settings = replace(settings, lr=job.find_rate(lambda share: say("trying learning rates", share)))
+    left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
+    steps = wish.steps or max(1, int(left / max(job.step_seconds(), 1e-4)))
     return replace(settings, steps=steps)
 
 
