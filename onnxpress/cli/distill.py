@@ -39,7 +39,7 @@ _ROWS = 10  # of the selection curve
 @click.option("--minutes", type=float, help="The same in minutes.")
 @click.option("--steps", type=int, default=0, help="Updates, instead of a time budget.")
 @click.option("--batch", type=int, default=64, show_default=True)
-@click.option("--lr", type=float, default=None, help="Top of the learning rate's schedule.  [default: by the mode]")
+@click.option("--lr", type=float, default=None, help="Top of the learning rate's schedule.  [default: the fastest a short trial stands]")
 @click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the steps.")
 @click.option("--weight-decay", "decay", type=float, default=1e-4, show_default=True)
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Of the gradient's norm; 0: none.")
@@ -108,7 +108,7 @@ def command(
     from onnxpress.train.settings import Settings
 
     settings = Settings(
-        batch=batch, lr=Settings().lr if lr is None else lr, warmup=warmup, decay=decay, clip=clip, ema=ema,
+        batch=batch, lr=0.0 if lr is None else lr, warmup=warmup, decay=decay, clip=clip, ema=ema,
         patience=patience, mode=mode, loss=loss, temperature=temperature, labels=labels_weight, features=features,
         feature_weight=features_weight, seed=seed, threads=threads or cores(),
     )  # fmt: skip

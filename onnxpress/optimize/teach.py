@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,8 +136,7 @@ def taught(
     settings = _stored(folder) if resume else None
     job = Distillation(couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched)
     if settings is None:
-        say("timing a step", 0.0)
-        job.settings = _settled(job, wish)
+        job.settings = _settled(job, wish, say)
     watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
     model, course = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
     decision = training(job.settings, couple.source, matched, course.best)
@@ -179,8 +179,8 @@ def _stored(folder: Path | None) -> Settings:
     return read_settings(body)
 
 
-def _settled(job: Distillation, wish: Wish) -> Settings:
-    """Settings with the changes of samples chosen and the number of steps fixed: the budget by the time of a step."""
+def _settled(job: Distillation, wish: Wish, say: Progress) -> Settings:
+    """Settings with the changes of samples and the learning rate chosen, and the steps fixed: budget by time of a step."""
     from onnxpress.train.distillation import choose_augment
 
     batch = min(wish.settings.batch, len(job.data))
@@ -188,7 +188,11 @@ def _settled(job: Distillation, wish: Wish) -> Settings:
     if settings.mode == "end-to-end":
         settings = replace(settings, augment=choose_augment(wish.augment, job.data, job))
     job.settings = settings
-    steps = wish.steps or max(1, int(wish.seconds / max(job.step_seconds(), 1e-4)))
+    began = time.monotonic()
+    if not settings.lr:
+        job.settings = settings = replace(settings, lr=job.find_rate(lambda share: say("trying learning rates", share)))
+    left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
+    steps = wish.steps or max(1, int(left / max(job.step_seconds(), 1e-4)))
     return replace(settings, steps=steps)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from onnxpress.data.dataset import Dataset
+from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import model_hash
@@ -35,6 +36,10 @@ Tell = Callable[[int, int, float, Point | None], None]
 
 _JUDGED = 256  # samples that tell which output answers
 _WARM, _TIMED = 2, 6  # steps of the timing run
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+_TRIED = 12  # steps of a trial of a learning rate
+_WORSE = 1.7  # times the lowest loss of a trial that a faster rate may end with: it pays back later what it costs at first
+_BLOCK_RATE = 1e-3
 
 
 @dataclass
@@ -189,7 +194,41 @@ class Distillation:
         trainer.run(tell=tell, checkpoint=place, every=watch.every)
         return program.written(), float(np.mean(losses[-20:])) if losses else 0.0
 
-    # how long
+    # how fast, and how long
+
+    def find_rate(self, tell: Callable[[float], None] | None = None) -> float:
+        """The fastest of RATES that a short trial on a copy stands: its loss is not far above the best trial's.
+
+        Networks without normalization (it is folded in most files) differ by a factor of thirty in what they stand.
+        """
+        before = self.settings
+        if before.mode == "blockwise":
+            return _BLOCK_RATE
+        chosen, least = RATES[0], math.inf
+        try:
+            for number, rate in enumerate(RATES):
+                self.settings = replace(before, lr=rate, steps=_TRIED, warmup=0.5)
+                with threads(before.threads):
+                    loss = self._trial()
+                if tell is not None:
+                    tell((number + 1) / len(RATES))
+                if not loss <= _WORSE * least:
+                    break
+                chosen, least = rate, min(least, loss)
+        finally:
+            self.settings = before
+        return chosen
+
+    def _trial(self) -> float:
+        """The loss on three batches after a few steps; infinite where it diverges."""
+        _, trainer = self._trainer()
+        try:
+            for _ in range(_TRIED):
+                trainer.step()
+        except EnvironmentProblem:
+            return math.inf
+        with torch.no_grad():
+            return sum(float(part) for step in range(3) for part in trainer.loss(step)) / 3
 
     def step_seconds(self) -> float:
         """Seconds a step takes, measured on a copy that is thrown away."""

@@ -16,7 +16,7 @@ FEATURES = ("none", "mse", "cosine", "attention", "relational")
 
 @dataclass(frozen=True)
 class Settings:
-    """steps: updates in all; batch: samples an update; lr: top of the schedule; warmup: share of the steps.
+    """steps: updates in all; batch: samples an update; lr: top of the schedule (0: to be found by trying); warmup: share of the steps.
 
     decay: AdamW's, of weights of two axes and more; clip: of the gradient's norm (0: none); ema: of the averaged weights
     that are kept in the end (0: the last ones); looks: at the selection samples; patience: looks without a better one
@@ -26,7 +26,7 @@ class Settings:
 
     steps: int = 1000
     batch: int = 64
-    lr: float = 1e-3
+    lr: float = 0.0
     warmup: float = 0.05
     decay: float = 1e-4
     clip: float = 1.0
@@ -48,7 +48,7 @@ class Settings:
         for name, low, high in (
             ("steps", 1, 10**9),
             ("batch", 1, 10**6),
-            ("lr", 1e-12, 100.0),
+            ("lr", 0.0, 100.0),
             ("warmup", 0.0, 1.0),
             ("decay", 0.0, 1.0),
             ("clip", 0.0, math.inf),

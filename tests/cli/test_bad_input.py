@@ -419,7 +419,7 @@ ROWS = [
     Row("a match of a ghost", lambda d: distill(d, "--closed-form", "--match", "ghost=ghost"), ("ghost", "teacher")),
     Row("unknown augmentation", lambda d: distill(d, "--augment", "flip,blur"), ("blur", "cutmix")),
     Row("an augmentation that does not fit", lambda d: distill(d, "--augment", "tokens"), ("tokens", "picture")),
-    Row("learning rate of nothing", lambda d: distill(d, "--lr", "0"), ("lr", "out of range")),
+    Row("negative learning rate", lambda d: distill(d, "--lr", "-1"), ("lr", "out of range")),
     Row("negative steps", lambda d: distill(d, "--steps", "-3"), ("steps", "negative")),
     Row("nothing to learn from", lambda d: distill(d, "--loss", "none", "--features", "none"), ("nothing to learn",)),
     Row("shrunk by more than all", lambda d: [*distill(d)[:1], *distill(d, "--shrink", "2")[2:]], ("between 0 and 1",)),

@@ -173,6 +173,28 @@ def test_training_improves_a_cut_student(loss: str, features: str) -> None:
     assert done.best in {p.step for p in done.curve}
 
 
+def test_a_learning_rate_is_found_that_does_no_harm() -> None:
+    """The found rate is recorded, and training with it helps."""
+    student, _, _ = cut(teacher())
+    done = train(data(), student, lr=0.0)
+    assert done.settings.lr in (1e-4, 3e-4, 1e-3, 3e-3)
+    assert done.improved
+    assert done.plan.steps[-1].decisions[-1]["settings"]["lr"] == done.settings.lr
+
+
+def test_rates_are_tried_until_one_is_too_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from onnxpress.train.distillation import Distillation
+
+    evidence = evidence_for(teacher(), data())
+    job = Distillation(evidence, evidence, data(), FAST)
+    for losses, wanted in (([2, 1, 1.5, 9], 1e-3), ([1, 2, 0, 0], 1e-4), ([4, 3, 2, 1], 3e-3), ([1, np.nan, 0, 0], 1e-4)):
+        left = iter(losses)
+        monkeypatch.setattr(job, "_trial", lambda left=left: next(left))
+        assert job.find_rate() == wanted
+    assert job.settings == FAST
+
+
 def test_a_wider_distance_needs_a_projection() -> None:
     pytest.importorskip("torch")
     student = nets.residual(seed=5, width=8)
@@ -211,11 +233,10 @@ def test_an_interrupted_run_resumes_to_the_same_file(tmp_path: Path, monkeypatch
     real = trainer.Trainer.step
 
     def dying(self: trainer.Trainer) -> float:
+        self.save(tmp_path / "part" / "checkpoint.pt")
         if self.done == 23:
             raise KeyboardInterrupt
-        loss = real(self)
-        self.save(tmp_path / "part" / "checkpoint.pt")
-        return loss
+        return real(self)
 
     monkeypatch.setattr("onnxpress.train.distillation.Distillation.step_seconds", lambda self: 1.0)
     monkeypatch.setattr(trainer.Trainer, "step", dying)
