@@ -8,8 +8,9 @@ model is recorded with its reason, and the search goes on without it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -131,41 +132,53 @@ class Search:
         return best
 
     def blocks(self) -> None:
-        """Whole blocks taken out, more of them while the samples allow it, each time also in int8."""
+        """Whole blocks taken out, more of them while the samples allow it."""
         self.say("which blocks can go", 0.4)
+        self.attempt("blocks out", lambda: self._descend(self._shallower()))
+
+    def _shallower(self) -> Iterator[Candidate]:
         order = self.shop.removal_order(self.clock.until(0.54))
         count = 1
         while count <= len(order) and self.clock.until(0.6)():
-            self.say(f"without {count} blocks", min(SEARCH_ENDS, self.clock.used / self.clock.budget))
-            if not self._thinner(self.shop.shallower(count)):
-                break
+            self._tell(f"without {count} blocks")
+            yield self.shop.shallower(count)
             count = max(count + 1, count * 3 // 2)
 
     def pruning(self) -> None:
-        """Pruned candidates at rising ratios, each also in int8, until the samples no longer allow it."""
+        """Channels pruned, more of them while the samples allow it: inner widths, then all."""
         if not self.shop.can_prune or not self.clock.until(0.6)():
             return
-        seen: set[str] = set()
         for scope in ("hidden", "all"):
-            for ratio in _RATIOS:
-                if not self.clock.until(SEARCH_ENDS)():
-                    return
-                self.say(f"pruning {ratio:.0%} of the channels", min(SEARCH_ENDS, self.clock.used / self.clock.budget))
-                wish = Wish(ratio, scope)
-                made = self.shop.pruned(wish_name(wish), wish, self.clock.until(0.65))
-                if made is None or made.plan.to_json() in seen:
-                    continue
-                seen.add(made.plan.to_json())
-                if not self._thinner(made):
-                    break
+            self._descend(self._narrower(scope))
 
-    def _thinner(self, candidate: Candidate) -> bool:
-        """Keep a candidate with something taken out and its int8 form; whether more may be taken out."""
-        self.keep(candidate)
-        if candidate.score.drop > 2 * self.max_drop + 0.005:
-            return False
-        if self.chosen:
-            name = f"{candidate.name} + int8"
-            evidence = self.shop.evidence(candidate)
-            self.attempt(name, lambda: self.keep(self.shop.int8(name, self.chosen, candidate, evidence)))
-        return True
+    def _narrower(self, scope: str) -> Iterator[Candidate]:
+        for ratio in _RATIOS:
+            if not self.clock.until(SEARCH_ENDS)():
+                return
+            self._tell(f"pruning {ratio:.0%} of the channels")
+            wish = Wish(ratio, scope)
+            made = self.shop.pruned(wish_name(wish), wish, self.clock.until(0.65))
+            if made is not None and made.plan.to_json() not in {c.plan.to_json() for c in self.found}:
+                yield made
+
+    def _descend(self, candidates: Iterator[Candidate]) -> None:
+        """Keep candidates with more and more taken out until the samples no longer allow it, and the thinnest that they
+        do in int8 (where that loses too much, the one before it)."""
+        good: list[Candidate] = []
+        for candidate in candidates:
+            self.keep(candidate)
+            if allowed(candidate, self.max_drop):
+                good.append(candidate)
+            elif candidate.score.drop > 2 * self.max_drop + 0.005:
+                break
+        for candidate in reversed(good[-2:] if self.chosen else []):
+            int8 = self.attempt(f"{candidate.name} + int8", partial(self._in_int8, candidate))
+            if int8 is None or allowed(int8, self.max_drop):
+                return
+
+    def _in_int8(self, candidate: Candidate) -> Candidate:
+        evidence = self.shop.evidence(candidate)
+        return self.keep(self.shop.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence))
+
+    def _tell(self, stage: str) -> None:
+        self.say(stage, min(SEARCH_ENDS, self.clock.used / self.clock.budget))

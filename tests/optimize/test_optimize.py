@@ -61,7 +61,7 @@ def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[Outcome, P
     outcome, folder = optimized
     model, splits = digits()
     plan = read_plan(folder / "fast.run" / "plan.json")
-    data = splits.calibrate.take(128)
+    data = splits.calibrate
     assert to_bytes(apply_plan(plan, model, data).model) == outcome.data
 
 
