@@ -143,7 +143,7 @@ def test_a_worse_result_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def worse(student: Evidence, master: Evidence, matched: object = None) -> tuple[ir.Model, list[object]]:
         return nets.residual(seed=8, width=16), []
 
-    monkeypatch.setattr("onnxpress.optimize.distill.closed_form", worse)
+    monkeypatch.setattr("onnxpress.optimize.teach.closed_form", worse)
     done = distill(teacher(), teacher(), data(), Wish(closed_form=True))
     assert not done.improved
     assert not any(s.pass_name == "distill" for s in done.plan.steps)
