@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -58,7 +59,7 @@ class Cache:
         if self.folder is None:
             return
         stream = io.BytesIO()
-        np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]
+        np.savez_compressed(stream, **dict[str, Any](arrays))
         with suppress(OSError, Problem):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self.folder / f"{key}.npz", stream.getvalue())

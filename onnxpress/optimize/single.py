@@ -22,7 +22,7 @@ from onnxpress.model.files import check_target, load, save, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
-from onnxpress.passes.base import Refused
+from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.depth import Wish as DepthWish
 from onnxpress.passes.depth import plan_depth, removable
 from onnxpress.passes.lowrank import Wish as LowRankWish
@@ -111,6 +111,41 @@ def simplify(
     return _finish(original, result, plan, notes, [], output, plan_path, None)
 
 
+@dataclass
+class _Begun:
+    """A model after the exact passes, from which a lever that repairs starts."""
+
+    original: ir.Model
+    plan: Plan
+    base: ir.Model
+    notes: list[str]
+    evidence: Evidence
+    used: Dataset
+
+    @classmethod
+    def on(
+        cls, model: ModelLike, used: Dataset, output: str | Path | None, machine: Machine | None, seed: int
+    ) -> _Begun:
+        original = _opened(model, output)
+        return cls(original, *_exact(original, used, machine or this_machine(), seed), used)
+
+    def finish(
+        self,
+        name: str,
+        decisions: list[Decision],
+        repair: bool,
+        refused: list[Refused],
+        output: str | Path | None,
+        plan_path: str | Path | None,
+    ) -> Result:
+        """Carry the decisions of one pass out, with or without repair, and write."""
+        if decisions:
+            decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
+        done = take_step(Step(name, tuple(decisions)), self.evidence, self.base)
+        plan, notes = self.plan.then(name, decisions), self.notes + done.notes
+        return _finish(self.original, done.model, plan, notes, refused, output, plan_path, self.used)
+
+
 def prune(
     model: ModelLike,
     data: Dataset,
@@ -125,19 +160,13 @@ def prune(
 ) -> Result:
     """Remove channels and refit.  samples: at most so many feed statistics."""
     wish.check()
-    original = _opened(model, output)
-    used = data.take(samples)
-    plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
+    begun = _Begun.on(model, data.take(samples), output, machine, seed)
+    evidence = begun.evidence
     decisions = plan_pruning(evidence, wish)
-    if decisions:
-        decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
-    else:
-        notes.append("no channel group can be narrowed by this ratio on this CPU's kernel widths")
-    done = take_step(Step("prune", tuple(decisions)), evidence, base)
+    if not decisions:
+        begun.notes.append("no channel group can be narrowed by this ratio on this CPU's kernel widths")
     refused = [Refused(r.node, r.reason) for r in evidence.channels.refused]
-    return _finish(
-        original, done.model, plan.then("prune", decisions), notes + done.notes, refused, output, plan_path, used
-    )
+    return begun.finish("prune", decisions, repair, refused, output, plan_path)
 
 
 def depth(
@@ -154,21 +183,15 @@ def depth(
 ) -> Result:
     """Take whole blocks out and refit the rest.  samples: at most so many feed statistics and choices."""
     wish.check()
-    original = _opened(model, output)
-    used = data.take(samples)
-    plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
+    begun = _Begun.on(model, data.take(samples), output, machine, seed)
+    evidence = begun.evidence
     decisions = plan_depth(evidence, wish)
-    if decisions:
-        decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
-    elif removable(evidence)[0]:
-        notes.append("no block can go: even one would lose more than --max-drop")
-    else:
-        notes.append("the model has no block that can go: no residual branch and no run between equal shapes")
-    done = take_step(Step("depth", tuple(decisions)), evidence, base)
+    if not decisions and removable(evidence)[0]:
+        begun.notes.append("no block can go: even one would lose more than --max-drop")
+    elif not decisions:
+        begun.notes.append("the model has no block that can go: no residual branch and no run between equal shapes")
     refused = removable(evidence)[1]
-    return _finish(
-        original, done.model, plan.then("depth", decisions), notes + done.notes, refused, output, plan_path, used
-    )
+    return begun.finish("depth", decisions, repair, refused, output, plan_path)
 
 
 def lowrank(
@@ -185,18 +208,11 @@ def lowrank(
 ) -> Result:
     """Factor weights, for latency only where this CPU is faster so.  samples: at most so many feed statistics."""
     wish.check()
-    original = _opened(model, output)
-    used = data.take(samples)
-    plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
-    decisions, refused = plan_lowrank(evidence, wish)
-    if decisions:
-        decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
-    else:
-        notes.append("no layer gains from being factored this far on this CPU")
-    done = take_step(Step("lowrank", tuple(decisions)), evidence, base)
-    return _finish(
-        original, done.model, plan.then("lowrank", decisions), notes + done.notes, refused, output, plan_path, used
-    )
+    begun = _Begun.on(model, data.take(samples), output, machine, seed)
+    decisions, refused = plan_lowrank(begun.evidence, wish)
+    if not decisions:
+        begun.notes.append("no layer gains from being factored this far on this CPU")
+    return begun.finish("lowrank", decisions, repair, refused, output, plan_path)
 
 
 def quantize(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
+from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import Moments, input_moments
 from onnxpress.measure.linear import Linear
@@ -213,7 +215,7 @@ def sensitivities(
         if not more_time():
             break
         removal = {name: sorted(picked[name].order[: steps[name]])}
-        harm = evidence.observed(f"harm {removal}", lambda removal=removal: {"nmse": judge.harm(removal)})  # type: ignore[misc]
+        harm = evidence.observed(f"harm {removal}", partial(judge.harm, removal))
         found[name] = float(harm["nmse"]) / max(picked[name].error[steps[name]], 1e-9)
     middle = float(np.median(list(found.values()))) if found else 1.0
     return {name: found.get(name, middle) for name in narrowable}
@@ -233,12 +235,12 @@ class _LazyJudge:
     evidence: Evidence
     judge: Judge | None = None
 
-    def harm(self, removal: Mapping[str, list[int]]) -> np.ndarray:
+    def harm(self, removal: Mapping[str, list[int]]) -> Arrays:
         evidence = self.evidence
         self.judge = self.judge or Judge(evidence.model, evidence.samples())
         pruned = ch.remove(evidence.model, evidence.channels, dict(removal))
         repair(evidence, pruned, evidence.channels, dict(removal))
-        return np.asarray(self.judge.score(pruned).nmse)
+        return {"nmse": np.asarray(self.judge.score(pruned).nmse)}
 
 
 def _decision(curve: Curve, gone: int) -> Decision:
