@@ -1,9 +1,10 @@
-"""Training in the search: students narrower than repair alone allows, brought back to the original's answers.
+"""Training in the search: students faster than repair alone allows, brought back to the original's answers.
 
-A ladder of levels of work is searched by bisection.  At a level stand students of each kind (inner channels, all channels,
-whole blocks); the one whose repair comes closest to the original is trained for an equal share of the budget and put
-into int8; where that loses too much though the float student does not, the int8 student is trained as well.  Where the
-allowed drop holds on the selection samples a lower level is next, else a higher one.
+A ladder of levels of time is searched by bisection.  At a level stand students of each kind (inner channels, all channels,
+whole blocks), as thin as the level needs in the form that would be written; the one whose repair comes closest to the
+original is trained for an equal share of the budget and put into int8; where that loses too much though the float student
+does not, the int8 student is trained as well.  Where the allowed drop holds on the selection samples a lower level is
+next, else a higher one.
 """
 
 from __future__ import annotations
@@ -13,28 +14,40 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from onnxpress.optimize.search import SEARCH_ENDS, Report, Search, allowed, wish_name
 from onnxpress.optimize.shelf import Candidate
+from onnxpress.optimize.workshop import Sketch
 from onnxpress.passes.prune import Wish
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-_LEVELS = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of the multiply-accumulates of what holds without training
+_LEVELS = (0.85, 0.75, 0.65, 0.55, 0.45, 0.35)  # of the time of the fastest that holds without training
 _TRIES = 3
-_NEAR = 0.8  # a student may have this share of its level at least
+_NEAR = 0.8  # a student may take this share of its level's time at least
+_TIMED = 3  # students of a kind that are timed; the others' times lie on the line between
 
 
 @dataclass(frozen=True)
-class Student:
-    """One way down to a level: its name, its multiply-accumulates for one sample, and how it is made."""
+class Way:
+    """One way down: its name, what it would leave, and how the student is made."""
 
     name: str
-    macs: int
+    sketch: Sketch
     make: Callable[[], Candidate | None]
 
 
 @dataclass(frozen=True)
+class Student:
+    """A way down and the share of the original's time that it leads to."""
+
+    way: Way
+    time: float
+
+
+@dataclass(frozen=True)
 class Rung:
-    """A level of multiply-accumulates and the students near it, of each kind the dearest."""
+    """A level of time (a share of the original's) and the students near it, of each kind the slowest."""
 
     level: float
     students: tuple[Student, ...]
@@ -57,35 +70,45 @@ def train(search: Search, seconds: float, report: Report) -> None:
 
 
 def rungs(search: Search) -> list[Rung]:
-    """Levels below anything that holds without training, dearest first, where there is a student near."""
+    """Levels below anything that holds without training, slowest first, where there is a student near."""
     search.say("preparing students", SEARCH_ENDS)
-    shop = search.shop
-    start = min(shop.macs(c) for c in search.found if "int8" not in c.name and allowed(c, search.max_drop))
-    kinds = [_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search)]
+    start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
+    kinds = [timed(search, ways) for ways in (_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search))]
     ladder = []
     for level in (start * share for share in _LEVELS):
-        near = [[s for s in kind if _NEAR * level <= s.macs <= level] for kind in kinds]
-        students = tuple(max(some, key=lambda s: s.macs) for some in near if some)
+        near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
+        students = tuple(max(some, key=lambda s: s.time) for some in near if some)
         if students:
             ladder.append(Rung(level, students))
     return ladder
 
 
-def _pruned(search: Search, scope: str) -> list[Student]:
+def timed(search: Search, ways: list[Way]) -> list[Student]:
+    """Students of one kind with their times: some measured, the others' between those by their multiply-accumulates."""
+    ways = sorted(ways, key=lambda w: w.sketch.macs)
+    if not ways:
+        return []
+    marks = sorted({round(i) for i in np.linspace(0, len(ways) - 1, _TIMED)})
+    work = [ways[i].sketch.macs for i in marks]
+    times = [search.shop.pace(ways[i].sketch, search.chosen) for i in marks]
+    return [Student(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
+
+
+def _pruned(search: Search, scope: str) -> list[Way]:
     wishes = [Wish(ratio, scope) for ratio in _RATIOS] if search.shop.can_prune else []
-    return [Student(n := wish_name(w), search.shop.macs_of(w), partial(search.shop.pruned, n, w)) for w in wishes]
+    return [Way(n := wish_name(w), search.shop.narrowed(w), partial(search.shop.pruned, n, w)) for w in wishes]
 
 
-def _shallow(search: Search) -> list[Student]:
+def _shallow(search: Search) -> list[Way]:
     shop = search.shop
     counts = range(1, len(shop.removal_order()) + 1)
-    return [Student(f"{n} blocks out", shop.macs_without(n), partial(shop.shallower, n)) for n in counts]
+    return [Way(f"{n} blocks out", shop.without(n), partial(shop.shallower, n)) for n in counts]
 
 
 def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
     """Train the best student of a level, keep it and its int8 forms; whether one of them holds the allowed drop."""
     shop = search.shop
-    made = [c for s in rung.students if (c := search.attempt(s.name, s.make)) is not None]
+    made = [c for s in rung.students if (c := search.attempt(s.way.name, s.way.make)) is not None]
     if not made:
         return False
     student = min(made, key=lambda c: (c.score.drop, c.score.nmse))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -31,12 +32,23 @@ from onnxpress.passes.prune import Wish as PruneWish
 from onnxpress.passes.prune import curves, plan_pruning, sensitivities, widths
 from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.reduce import REDUCE
+from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.train.match import Kept
 from onnxpress.train.settings import Settings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
+_SKETCH_SAMPLES, _PACE_SECONDS = 8, 0.8
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model cut but not repaired: it tells work and time, not quality.  macs: for one sample; cut: makes the model
+    (many are planned, few are held), on a few samples."""
+
+    macs: int
+    cut: Callable[[], Evidence]
 
 
 class Workshop:
@@ -126,10 +138,9 @@ class Workshop:
         plan = self.exact_plan if pruned is None else pruned.plan
 
         def make() -> Made:
-            known = {n.name for n in where.model.graph if qdq.eligible(n, where.trace) is None}
-            decisions = decisions_for(qdq.trim(where.model, frozenset(chosen & known)), where)
-            done = take_step(Step("quantize", tuple(decisions)), where, where.model)
-            return plan.then("quantize", decisions, CALIBRATION), done.model, done.notes
+            step = _to_int8(where, chosen)
+            done = take_step(step, where, where.model)
+            return plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
 
@@ -191,19 +202,30 @@ class Workshop:
         """Multiply-accumulates for one sample."""
         return _cost(self.evidence(candidate))
 
-    def macs_of(self, wish: PruneWish) -> int:
-        """Multiply-accumulates that a wish would leave; those of the base where it removes nothing."""
-        return self._left("prune", self._decide(wish, lambda: True))
+    def narrowed(self, wish: PruneWish) -> Sketch:
+        """What a wish would leave; the base where it removes nothing."""
+        return self._sketch("prune", self._decide(wish, lambda: True))
 
-    def macs_without(self, count: int) -> int:
-        """Multiply-accumulates that are left when so many blocks of the order are gone."""
-        return self._left("depth", self.removal_order()[:count])
+    def without(self, count: int) -> Sketch:
+        """What is left when so many blocks of the order are gone."""
+        return self._sketch("depth", self.removal_order()[:count])
 
-    def _left(self, name: str, decisions: Sequence[Decision]) -> int:
-        if not decisions:
-            return _cost(self.base)
-        cut = take_step(Step(name, (*decisions, {"repair": "none"})), self.base, self.base.model)
-        return _cost(self._evidence(cut.model))
+    def _sketch(self, name: str, decisions: Sequence[Decision]) -> Sketch:
+        step = Step(name, (*decisions, {"repair": "none"}))
+
+        def cut() -> Evidence:
+            model = take_step(step, self.base, self.base.model).model if decisions else self.base.model
+            return evidence_for(model, self.calibrate.take(_SKETCH_SAMPLES), self.machine, self.seed)
+
+        return Sketch(_cost(cut()), cut)
+
+    def pace(self, sketch: Sketch, chosen: frozenset[str]) -> float:
+        """The share of the original's time that a model takes with the chosen nodes in int8."""
+        cut = sketch.cut()
+        model = take_step(_to_int8(cut, chosen), cut, cut.model).model if chosen else cut.model
+        effort = Effort(seconds=_PACE_SECONDS, precision=0.01, rebuilds=1, resamples=100)
+        models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": model}
+        return 1 / compare_latency(models, self.feeds, effort).ratios[0].speedup
 
     def taught(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:
         """A candidate trained towards the original's answers for so long, its best weights on the selection samples."""
@@ -236,6 +258,12 @@ class Workshop:
             nothing = dict.fromkeys(self._curves, 0)
             self._scales = sensitivities(self.base, self._curves, nothing, more_time)
         return plan_pruning(self.base, wish, picked, self._scales)
+
+
+def _to_int8(evidence: Evidence, chosen: frozenset[str]) -> Step:
+    """The chosen nodes, as far as the model has them and they can be, in int8."""
+    known = {n.name for n in evidence.model.graph if qdq.eligible(n, evidence.trace) is None}
+    return Step("quantize", tuple(decisions_for(qdq.trim(evidence.model, frozenset(chosen & known)), evidence)))
 
 
 def _cost(evidence: Evidence) -> int:
