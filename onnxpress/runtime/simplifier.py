@@ -8,6 +8,7 @@ Q, K and V.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 from onnxpress.runtime import isolate
@@ -36,6 +37,7 @@ def onnxsim(model: bytes) -> bytes | str:
 
 def child(source: str, target: str) -> None:
     """In the child process: simplify one file into another."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # the tool imports it where it is: a second, for nothing used here
     import onnx
     import onnxsim as tool
 
