@@ -184,15 +184,13 @@ class Distillation:
         )
         if watch.resume and place is not None and place.exists():
             trainer.restore(place)
-        losses: list[float] = []
 
         def tell(step: int, loss: float, point: Point | None) -> None:
-            losses.append(loss)
             if watch.tell is not None:
                 watch.tell(before + step, self.settings.steps, loss, None)
 
         trainer.run(tell=tell, checkpoint=place, every=watch.every)
-        return program.written(), float(np.mean(losses[-20:])) if losses else 0.0
+        return program.written(), trainer.recent_loss
 
     # how fast, and how long
 

@@ -26,6 +26,7 @@ from onnxpress.model.files import write_atomic
 from onnxpress.train.settings import Settings
 
 _FORMAT = 1
+_RECENT = 20  # steps
 
 Loss = Callable[[int], Tensor | Iterator[Tensor]]
 Seen = tuple[float, float, float, float]
@@ -143,6 +144,12 @@ class Trainer:
                 mean.lerp_(now, 1 - keep)
         self._losses.append(total)
         return total
+
+    @property
+    def recent_loss(self) -> float:
+        """Mean over the last steps since a look; 0 before the first."""
+        last = self._losses[-_RECENT:]
+        return sum(last) / max(1, len(last))
 
     @contextmanager
     def averaged(self, weights: Sequence[Tensor] | None = None) -> Iterator[None]:

@@ -222,29 +222,35 @@ def test_a_trained_plan_replays_to_the_same_bytes(mode: str, tmp_path: Path) -> 
     assert json.loads((tmp_path / "out.run" / "run.json").read_text())["best"] == done.best
 
 
-def test_an_interrupted_run_resumes_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["end-to-end", "blockwise"])
+def test_an_interrupted_run_resumes_to_the_same_file(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at step 23: end to end from the checkpoint of that step, block by block from the blocks that are finished."""
     pytest.importorskip("torch")
     from onnxpress.train import trainer
 
     student, _, _ = cut(teacher())
     select = nets.samples(teacher(), 30, seed=4)
-    wish = Wish(FAST, steps=40, augment="noise")
+    wish = Wish(Settings(**{**FAST.plain(), "augment": (), "mode": mode}), steps=40, augment="noise")
     whole = distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "whole")
     real = trainer.Trainer.step
+    steps: list[int] = []
 
-    def dying(self: trainer.Trainer) -> float:
-        self.save(tmp_path / "part" / "checkpoint.pt")
-        if self.done == 23:
+    def counted(self: trainer.Trainer) -> float:
+        if mode == "end-to-end":
+            self.save(tmp_path / "part" / "checkpoint.pt")
+        if len(steps) == 23:
             raise KeyboardInterrupt
+        steps.append(self.done)
         return real(self)
 
     monkeypatch.setattr("onnxpress.train.distillation.Distillation.step_seconds", lambda self: 1.0)
-    monkeypatch.setattr(trainer.Trainer, "step", dying)
+    monkeypatch.setattr(trainer.Trainer, "step", counted)
     with pytest.raises(KeyboardInterrupt):
         distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "part")
-    monkeypatch.setattr(trainer.Trainer, "step", real)
-    assert (tmp_path / "part" / "checkpoint.pt").exists()
+    assert list((tmp_path / "part").glob("checkpoint*"))
+    steps[:] = []
     resumed = distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "part", resume=True)
+    assert 0 < len(steps) < 23
     assert to_bytes(resumed.model) == to_bytes(whole.model)
     assert resumed.curve == whole.curve
 
