@@ -4,8 +4,9 @@
 
 The student is the case's model with channels removed (by harm) until it has at most so many multiply-accumulates.  Rows:
 cut and repaired in closed form; distilled from the original on the train part without its labels; trained for as long
-on the train part's labels alone; and int8 of the original and of the distilled student.  Weights are chosen on `select`;
-accuracy is on `val`, which nothing was chosen on.  Speed is the ratio to the original, one thread, in one interleaved run.
+on the train part's labels alone; int8 of the original and of the distilled student; and, where onnxsim is installed, its
+block-wise fine-tuning by step graphs, or the reason why it trains nothing.  Weights are chosen on `select`; accuracy is on
+`val`, which nothing was chosen on.  Speed is the ratio to the original, one thread, in one interleaved run.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import onnx
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
@@ -28,6 +31,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.counts import macs
+from onnxpress.model.edit import canonical
 from onnxpress.model.files import load, save, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize.distill import Distilled, distill
@@ -41,17 +45,20 @@ from onnxpress.runtime.machine import this_machine
 from onnxpress.train.settings import Settings
 
 SAMPLES = 128
+_PEER_BATCH = 32  # rows of a step; its default, all at once, needs more memory than there is
 
 
 @dataclass
 class Row:
-    """One recipe: score on val; curve: (step, metric on select) of its training; best: the step kept."""
+    """One recipe: score on val (None: it gave nothing, note says why); curve: (step, metric on select) of its training;
+    best: the step kept."""
 
     case: str
     recipe: str
     macs: float
-    score: Score
+    score: Score | None
     seconds: float
+    note: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
     best: int = 0
     steps: int = 0
@@ -92,6 +99,22 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     return PRUNE.apply(evidence.model, [*decided(high, times), {"repair": "least-squares"}], evidence).model
 
 
+def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Model | str:
+    """onnxsim's fine-tuning of every block it finds, the original as reference; or why it trains nothing."""
+    from onnxsim import qat
+
+    batches = [dict(b.inputs) for b in data.take(SAMPLES).batches(1)]
+    protos = [onnx.load_from_string(to_bytes(m)) for m in (reference, student)]
+    try:
+        model, results = qat.apply_block_finetune_all_blocks(*protos, calibration_data=batches, batch_size=_PEER_BATCH)
+    except Exception as error:  # a stranger's tool: whatever it says is its row
+        return f"{type(error).__name__}: {str(error)[:160]}"
+    if any(r.trained for r in results):
+        return ir.from_proto(model)
+    reasons = sorted({str(r.skipped_reason)[:160] for r in results})
+    return f"no block of {len(results)} is trained" + "".join(f": {r}" for r in reasons[:1])
+
+
 def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | None, keep: Path | None) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
@@ -106,6 +129,9 @@ def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | No
     def add(name: str, part: float, make: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         made = make()
+        if isinstance(made, str):
+            rows.append(Row(case.name, name, part, None, time.perf_counter() - start, made))
+            return None
         model = made if isinstance(made, ir.Model) else made.model
         rows.append(Row(case.name, name, part, judge.score(to_bytes(model)), time.perf_counter() - start))
         if isinstance(made, Distilled):
@@ -117,12 +143,15 @@ def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | No
         return model
 
     add("int8", 1.0, lambda: quantize(original, bare))
+    reference = canonical(simplify(case.model).model)  # the student's names
     full = cost(evidence_for(original, train.take(1)))
     start = narrowed(case.model, bare.take(SAMPLES), share, scope) if student is None else load(student)
     part = cost(evidence_for(start, train.take(1))) / full
     add("closed form", part, lambda: start)
     taught = add("distilled", part, lambda: distill(start, original, bare, wish, select=select))
     add("distilled + int8", part, lambda: quantize(taught, bare))
+    if find_spec("onnxsim.qat") is not None:
+        add("onnxsim's step graphs", part, lambda: step_graphs(reference, start, bare))
     add("labels alone", part, lambda: distill(start, original, train, labels, select=select))
     feeds = [b.inputs for b in bare.take(4).batches(1)]
     for ratio in compare_latency(models, feeds, Effort(seconds=3.0 * len(models), precision=0.004)).ratios:
@@ -134,7 +163,8 @@ def show(rows: list[Row]) -> None:
     console.table(
         [("case", "left"), ("recipe", "left"), ("MACs", "right"), ("val", "right"), ("drop, 95 %", "right"),
          ("speed-up", "right"), ("s", "right")],
-        [[r.case, r.recipe, f"{r.macs:.2f}", f"{r.score.value:.4f}", console.interval(r.score.low, r.score.high, 4),
+        [[r.case, r.recipe, f"{r.macs:.2f}", f"{r.score.value:.4f}" if r.score else "none",
+          console.interval(r.score.low, r.score.high, 4) if r.score else "",
           "" if r.speed is None else f"{r.speed.speedup:.2f} {console.interval(r.speed.low, r.speed.high, 2)}",
           f"{r.seconds:.0f}"] for r in rows],
     )  # fmt: skip
@@ -143,7 +173,11 @@ def show(rows: list[Row]) -> None:
             marks = row.curve[:: max(1, len(row.curve) // 6)]
             console.out(f"{row.recipe}, on select: " + ", ".join(f"{s}: {v:.4f}" for s, v in marks))
             console.out(f"  step {row.best} of {row.steps} kept: {dict(row.curve).get(row.best, float('nan')):.4f}")
-    console.out(f"original on val: {rows[0].score.reference:.4f}")
+    for row in rows:
+        if row.note:
+            console.out(f"{row.recipe}: {row.note}")
+    if rows[0].score is not None:
+        console.out(f"original on val: {rows[0].score.reference:.4f}")
 
 
 @click.command()

@@ -69,7 +69,7 @@ def test_simplify_quantize_prune_apply(tmp_path: Path, capsys: pytest.CaptureFix
     small, plan, again = (str(tmp_path / n) for n in ("small.onnx", "plan.json", "again.onnx"))
     out(capsys, "simplify", MODEL, "-o", str(tmp_path / "simple.onnx"))
     for command in (["quantize"], ["prune", "--ratio", "0.3"]):
-        text = out(capsys, *command, MODEL, "-d", TRAIN, "-o", small, "--plan", plan, "--samples", "900")
+        text = out(capsys, *command, MODEL, "-d", TRAIN, "-o", small, "--plan", plan, "--samples", "200")
         assert "smaller" in text
         out(capsys, "apply", plan, MODEL, "-d", TRAIN, "-o", again)
         assert Path(small).read_bytes() == Path(again).read_bytes()
