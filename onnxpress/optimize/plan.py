@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """steps in order; hashes of what the plan was made for ("" where nothing was); seed for anything random."""
+    """steps in order; hashes of what the plan was made for ("" where nothing was), and its number of samples; seed for
+    anything random."""
 
     steps: tuple[Step, ...]
     model_hash: str = ""
     data_hash: str = ""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    samples: int = 0
 
     def then(self, pass_name: str, decisions: Sequence[Decision], samples: int | None = None) -> Plan:
         """This plan with one step more (none where there is nothing to do)."""
         if not decisions:
             return self
         step = Step(pass_name, tuple(decisions), samples)
-        return Plan((*self.steps, step), self.model_hash, self.data_hash, self.seed, self.versions)
+        return replace(self, steps=(*self.steps, step))
 
     @property
     def needs_data(self) -> bool:
@@ -72,6 +74,7 @@ class Plan:
             "schema": SCHEMA,
             "model": self.model_hash,
             "data": self.data_hash,
+            "samples": self.samples,
             "seed": self.seed,
             "versions": self.versions,
             "steps": [s.plain() for s in self.steps],
@@ -90,7 +93,9 @@ def new_plan(model: ir.Model, data: Dataset | None, seed: int = 0) -> Plan:
         "onnx_ir": ir.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-    return Plan((), model_hash(model), data.hash if data is not None else "", seed, versions)
+    if data is None:
+        return Plan((), model_hash(model), "", seed, versions)
+    return Plan((), model_hash(model), data.hash, seed, versions, len(data))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -135,6 +140,7 @@ def read_plan(path: str | Path) -> Plan:
         str(body.get("data", "")),
         int(body.get("seed", 0)),
         dict(body.get("versions") or {}),
+        int(body.get("samples", 0)),
     )
 
 
@@ -156,7 +162,7 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
             "the plan needs samples", "", "a step reads calibration data", "add --data, the same as when it was made"
         )
     if data is not None and plan.data_hash:
-        data = calibration_part(data, plan.data_hash)
+        data = calibration_part(data, plan.data_hash, plan.samples)
     if data is not None and plan.data_hash and plan.data_hash != data.hash:
         raise InputProblem(
             "the plan was made with other samples",
@@ -176,11 +182,11 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
     return Applied(current, notes, refused)
 
 
-def calibration_part(data: Dataset, wanted: str) -> Dataset:
+def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Dataset:
     """The samples a plan was made with, found in what the user gives: the set itself, or the part the tool takes of it.
 
     The parts are what `optimize` and the one-lever commands draw: the calibration part of a split (all three parts from one
-    source, or one of them named apart), and at most CALIBRATION samples of it.
+    source, or one of them named apart), and at most `count` samples of it.
     """
     parts = [data]
     if len(data) >= 3:
@@ -188,7 +194,7 @@ def calibration_part(data: Dataset, wanted: str) -> Dataset:
             with contextlib.suppress(InputProblem):
                 parts.append(data.split(fractions).calibrate)
     for part in parts:
-        for found in (part, part.take(CALIBRATION)):
+        for found in (part, part.take(count or CALIBRATION)):
             if found.hash == wanted:
                 return found
     return data
