@@ -1,0 +1,61 @@
+"""A model's structure without its numbers: two that differ in weights, names or the order of nodes alone have one hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.model import read
+
+_COMMUTATIVE = {"Add", "Mul", "Sum", "Max", "Min", "Mean", "And", "Or", "Xor", "Equal"}
+_SMALL = 64  # numbers of an integer constant that count by value: shapes, axes, pads
+
+
+def structural_hash(model: ir.Model) -> str:
+    """Of operators, attributes, wiring, and the shapes of weights; integers that steer (shapes, axes) count by value."""
+    return _hash(sorted(model.opset_imports.items()), *_outputs(model.graph, {}))
+
+
+def _outputs(graph: ir.Graph, outer: Mapping[int, str]) -> list[str]:
+    """Hashes of a graph's outputs; outer: of the values that stand around it."""
+    known = dict(outer)
+    for value in graph.inputs:
+        known[id(value)] = _hash("input", value.name, value.dtype, value.shape)
+    for value in graph.initializers.values():
+        known[id(value)] = _held(value)
+    for node in graph:
+        inputs = ["" if v is None else known.get(id(v), "unknown") for v in node.inputs]
+        if read.standard(node) and node.op_type in _COMMUTATIVE:
+            inputs.sort()
+        attributes = sorted(f"{a.name}={_attribute(a, known)}" for a in node.attributes.values())
+        whole = _hash(node.domain, node.op_type, *attributes, *inputs)
+        for index, output in enumerate(node.outputs):
+            known[id(output)] = _hash(whole, index)
+    return [_hash(v.name, known.get(id(v), "unknown")) for v in graph.outputs]
+
+
+def _held(value: ir.Value) -> str:
+    """Of an initializer; a shared one differs from two that look alike by its number of readers."""
+    tensor = value.const_value
+    if tensor is None:
+        return _hash("weight", value.dtype, value.shape)
+    steers = np.dtype(tensor.dtype.numpy()).kind in "iub" and tensor.size <= _SMALL
+    if steers or tensor.size <= 1:
+        return _hash("constant", tensor.dtype, tensor.shape, tensor.numpy().tolist())
+    return _hash("weight", tensor.dtype, tensor.shape, len(value.uses()))
+
+
+def _attribute(attribute: ir.Attr, known: Mapping[int, str]) -> str:
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        return _hash(tensor.dtype, tensor.shape, tensor.numpy().tolist() if tensor.size <= _SMALL else "")
+    if attribute.type == ir.AttributeType.GRAPH:
+        return _hash(*_outputs(attribute.as_graph(), known))
+    return str(attribute.value)
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()

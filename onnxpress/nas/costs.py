@@ -1,0 +1,77 @@
+"""What a candidate costs by counting: multiply-accumulates, parameters, bytes, and memory at its fullest.
+
+Counted from the shapes that stand in the file (the builder writes them all), so that thousands are counted without a run;
+a file without them is run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.model import counts, read
+from onnxpress.model.files import model_size
+from onnxpress.model.trace import Trace
+from onnxpress.runtime.session import trace
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Costs:
+    """macs, for one sample; parameters; bytes of the file; peak: bytes of values that are alive at once, at most."""
+
+    macs: int
+    parameters: int
+    bytes: int
+    peak: int
+
+
+def costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
+    """sample: inputs of one sample, batch axis first."""
+    seen = declared(model, sample) or trace(model, sample)
+    work = sum(counts.macs(model, seen).values())
+    return Costs(work, read.parameters(model), model_size(model), peak(model, seen))
+
+
+def declared(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
+    """Shapes as the file states them, free axes as in the sample; None where one is missing."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        for dim, size in zip(value.shape or (), sample[value.name or ""].shape, strict=False):
+            if not isinstance(dim, int) and dim.value is not None:
+                sizes[dim.value] = size
+    shapes = {n: tuple(a.shape) for n, a in sample.items()}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is None:
+                return None
+            dims = [d if isinstance(d, int) else sizes.get(d.value or "", 0) for d in value.shape]
+            if not all(dims):
+                return None
+            shapes[value.name or ""] = tuple(dims)
+    return Trace(shapes)
+
+
+def peak(model: ir.Model, seen: Trace) -> int:
+    """Bytes of inner values that are alive together, at the fullest moment of a run in the file's order."""
+    graph = model.graph
+    last = {v: i for i, node in enumerate(graph) for v in node.inputs if v is not None}
+    last.update(dict.fromkeys(graph.outputs, len(graph)))
+    alive = {v: _size(v, seen) for v in graph.inputs}
+    fullest = 0
+    for i, node in enumerate(graph):
+        alive.update({v: _size(v, seen) for v in node.outputs})
+        fullest = max(fullest, sum(alive.values()))
+        for value in [v for v in alive if last.get(v, -1) <= i]:
+            del alive[value]
+    return fullest
+
+
+def _size(value: ir.Value, seen: Trace) -> int:
+    shape = seen.shape(value.name)
+    width = value.dtype.itemsize if value.dtype is not None else _FLOAT_BYTES
+    return 0 if shape is None else int(np.prod(shape) * width)

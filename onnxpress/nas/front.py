@@ -1,0 +1,55 @@
+"""Which of many scored candidates no other beats in everything, and in what order the rest stand behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def ranks(points: np.ndarray) -> np.ndarray:
+    """Rank of each row of [N,K] losses (lower is better in every column): 0 for those that no row dominates, 1 for those
+    that only rank 0 dominates, and so on (Deb et al. 2002)."""
+    points = np.asarray(points, float)
+    below = (points[:, None] <= points[None]).all(2) & (points[:, None] < points[None]).any(2)  # [i,j]: i dominates j
+    found = np.full(len(points), -1)
+    left = np.ones(len(points), bool)
+    rank = 0
+    while left.any():
+        free = left & ~below[left].any(0)
+        found[free] = rank
+        left &= ~free
+        rank += 1
+    return found
+
+
+def crowding(points: np.ndarray) -> np.ndarray:
+    """How alone each row stands among its neighbours, column by column; infinite at the ends (Deb et al. 2002)."""
+    points = np.asarray(points, float)
+    found = np.zeros(len(points))
+    for column in points.T:
+        order = np.argsort(column, kind="stable")
+        spread = column[order[-1]] - column[order[0]] or 1.0
+        found[order[[0, -1]]] = np.inf
+        found[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / spread
+    return found
+
+
+def best(points: np.ndarray, count: int) -> list[int]:
+    """Numbers of the `count` best rows: by rank, within a rank the ones that stand alone."""
+    rank = ranks(points)
+    order: list[int] = []
+    for level in range(int(rank.max(initial=-1)) + 1):
+        inside = np.flatnonzero(rank == level)
+        alone = crowding(np.asarray(points)[inside])
+        order += inside[np.argsort(-alone, kind="stable")].tolist()
+    return order[:count]
+
+
+def front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Numbers of the rows that none dominates, by the first column."""
+    if not len(points):
+        return []
+    array = np.asarray(points, float)
+    inside = np.flatnonzero(ranks(array) == 0)
+    return [int(i) for i in inside[np.lexsort((array[inside, -1], array[inside, 0]))]]

@@ -1,0 +1,75 @@
+"""Search spaces: functions of a trial that build a network, ready ones, users' own, and those written as TOML.
+
+A space asks its trial for every choice (`suggest_int`, `suggest_categorical`, `suggest_float`: the words of an optuna trial), and
+returns the network, so that a choice may depend on those before it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.nas import cells, described
+from onnxpress.nas.task import Task
+
+READY = ("image-small", "image-mobile", "keyword-1d", "tabular-mlp", "text-encoder", "cell")
+
+
+class Trial(Protocol):
+    """What a space asks for its choices: an optuna trial, or anything with these methods."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
+
+    def suggest_float(self, name: str, low: float, high: float) -> float: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+Space = Callable[[Trial, Task], ir.Model]
+
+
+def space(name: str) -> Space:
+    """A space by what the user calls it: a ready one, FILE.toml, or FILE.py:function.
+
+    Raises InputProblem where there is none of that name, or the file is not understood.
+    """
+    if name == "cell":
+        return cells.space
+    if name in READY:
+        text = (resources.files("onnxpress.nas") / "ready" / f"{name}.toml").read_text()
+        return described.read(text, name)
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputProblem("no such search space", path, "", f"a file, or one of {', '.join(READY)}")
+        return described.read(path.read_text(), path)
+    if ".py:" in name:
+        return _own(name)
+    raise InputProblem("no such search space", name, "", f"FILE.toml, FILE.py:function, or one of {', '.join(READY)}")
+
+
+def _own(name: str) -> Space:
+    file, _, function = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputProblem("no such search space", path, "", "give the path of a Python file")
+    spec = importlib.util.spec_from_file_location(f"onnxpress_space_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line
+        raise InputProblem("the search space cannot be loaded", path, f"{type(error).__name__}: {error}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InputProblem("the file holds no such function", path, function, "give FILE.py:function")
+    own: Space = found
+    return own
