@@ -105,10 +105,11 @@ class Distillation:
         widths = {p.student: shapes[p.student][p.channel] for p in self.pairs}
         torch.manual_seed(self.settings.seed)
         objective = Objective(self.settings, self.heads, self.pairs, example, widths)
-        program = Program(self.student.model, outputs=objective.taps)
+        program = Program(self.student.model, outputs=objective.taps, from_scratch=self.settings.from_scratch)
         lessons = self._lessons(Teacher(self.teacher.model, names, self.data))
 
         def loss(step: int) -> Iterator[Tensor]:
+            objective.at(step)
             for lesson in lessons(step):
                 yield _loss(program, objective, lesson)
 

@@ -33,6 +33,7 @@ class Objective(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.settings, self.heads = settings, tuple(heads)
+        self.feature_weight = settings.feature_weight
         self.pairs = tuple(pairs) if settings.features != "none" else ()
         self.scales = {h.teacher: losses.variance(self._logits(example[h.teacher], h.teacher_log)) for h in self.heads}
         self.projections = nn.ParameterList()
@@ -52,6 +53,12 @@ class Objective(nn.Module):  # type: ignore[misc]
         """Values of the student that are compared."""
         return list(dict.fromkeys([h.student for h in self.heads] + [p.student for p in self.pairs]))
 
+    def at(self, step: int) -> None:
+        """Set the weight of inner values for a step (0-based): it falls to nothing, since a narrower student can say what the
+        teacher says without saying it in the teacher's way."""
+        last = self.settings.feature_share * self.settings.steps
+        self.feature_weight = self.settings.feature_weight * max(0.0, 1 - step / max(last, 1.0))
+
     @staticmethod
     def _logits(values: Tensor | np.ndarray, log: bool) -> Tensor:
         found = torch.from_numpy(np.asarray(values)) if not isinstance(values, Tensor) else values
@@ -66,9 +73,9 @@ class Objective(nn.Module):  # type: ignore[misc]
                 total = total + self.settings.labels * losses.hard_labels(
                     self._logits(student[head.student], head.student_log), labels
                 )
-        if self.pairs:
+        if self.pairs and self.feature_weight:
             inner = [self._feature(p, student[p.student], teacher[p.teacher]) for p in self.pairs]
-            total = total + self.settings.feature_weight * torch.stack(inner).mean()
+            total = total + self.feature_weight * torch.stack(inner).mean()
         return total
 
     def _output(self, head: Head, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:

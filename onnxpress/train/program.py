@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from onnxpress.errors import InputProblem
 from onnxpress.model import edit, read
-from onnxpress.train import fakequant, fuse, select
+from onnxpress.train import batchnorm, fakequant, fuse, select
 from onnxpress.train.compile import Code, Compiler, Step, execute
 from onnxpress.train.tensors import Tensor, to_numpy, to_torch
 
@@ -27,6 +27,7 @@ class Program(torch.nn.Module):  # type: ignore[misc]
     trainable:  names of the initializers to train (default: every trained float tensor, see select.py).
     fake_quant: compile QuantizeLinear and DequantizeLinear as learnable fake quantization.
     masters:    float originals of integer weights, by initializer name (default: the dequantized integers).
+    from_scratch: batch normalization by the batch's statistics, whose running means become the stored ones.
     Raises InputProblem for names the graph does not have and for operators that are not known.
     """
 
@@ -39,6 +40,7 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         trainable: Collection[str] | None = None,
         fake_quant: bool = True,
         masters: Mapping[str, np.ndarray] | None = None,
+        from_scratch: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,7 +66,11 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         self._rules: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(self.scales, torch.abs)
         for index, name in enumerate(self.names):
             self.register_parameter(f"w{index}", torch.nn.Parameter(self._start(name, masters or {})))
-        overrides = {**fuse.parts(nodes, self.inputs, self._held, self.names), **self._quant.overrides}
+        seen = batchnorm.plan(nodes, self._held) if from_scratch else batchnorm.Statistics()
+        self._running = seen.running
+        for index, tensor in enumerate(seen.running.values()):
+            self.register_buffer(f"s{index}", tensor)
+        overrides = {**seen.overrides, **fuse.parts(nodes, self.inputs, self._held, self.names), **self._quant.overrides}
         compiler = Compiler(
             versions, [*self.inputs, *self.names], overrides=overrides, parameters=frozenset(self.names)
         )
@@ -94,6 +100,13 @@ class Program(torch.nn.Module):  # type: ignore[misc]
             self._rules[name] = lambda x: x.to(half)
             values = values.float()
         return values
+
+    def in_double(self) -> Program:
+        """Itself, with weights and constants in 64 bits."""
+        self.double()
+        held = self._code.template
+        self._code.template = [t.double() if torch.is_tensor(t) and t.dtype == torch.float32 else t for t in held]
+        return self
 
     def parameter(self, name: str) -> Tensor:
         """The torch parameter behind an initializer name."""
@@ -133,6 +146,7 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         for name, parameter in zip(self.names, self._parameters.values(), strict=True):
             rule = self._rules.get(name, torch.Tensor.detach)
             found[name] = to_numpy(rule(parameter.detach())).copy()
+        found.update({name: to_numpy(tensor).copy() for name, tensor in self._running.items()})
         for name, source in self._quant.tied.items():
             if source in found:
                 shape = tuple(int(d) for d in self._held[name].shape.numpy())

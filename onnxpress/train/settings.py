@@ -21,7 +21,9 @@ class Settings:
     decay: AdamW's, of weights of two axes and more; clip: of the gradient's norm (0: none); ema: of the averaged weights
     that are kept in the end (0: the last ones); looks: at the selection samples; patience: looks without a better one
     that end the run (0: none); loss "auto": mse, of logits too (benchmarks/distill.py), "none": hard labels alone;
-    labels: weight of hard labels; feature_weight: of matched inner values; threads: of torch, which the last bits depend on.
+    labels: weight of hard labels; feature_weight: of matched inner values at first, feature_share: of the steps after which
+    they no longer count; threads: of torch, which the last bits depend on;
+    from_scratch: the student was never trained, so batch normalization goes by the batch.
     """
 
     steps: int = 1000
@@ -39,9 +41,11 @@ class Settings:
     labels: float = 0.0
     features: str = "mse"
     feature_weight: float = 10.0
+    feature_share: float = 0.7
     augment: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 1
+    from_scratch: bool = False
 
     def check(self) -> Settings:
         """Itself; raises InputProblem with the option and the range of the first value that makes no sense."""
@@ -58,6 +62,7 @@ class Settings:
             ("temperature", 1e-3, 1e3),
             ("labels", 0.0, 1e6),
             ("feature_weight", 0.0, 1e6),
+            ("feature_share", 0.0, 1e6),
             ("seed", 0, 2**32 - 1),
             ("threads", 1, 4096),
         ):

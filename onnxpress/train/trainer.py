@@ -25,7 +25,7 @@ from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model.files import write_atomic
 from onnxpress.train.settings import Settings
 
-_FORMAT = 1
+_FORMAT = 2
 _RECENT = 20  # steps
 
 Loss = Callable[[int], Tensor | Iterator[Tensor]]
@@ -104,10 +104,11 @@ class Trainer:
         groups = [{"params": deep, "weight_decay": settings.decay}, {"params": flat, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(0.9, 0.99))
         self.average = [p.detach().clone() for p in own]
+        self._statistics = list(module.buffers())
         self.done = 0
         self.course = Course()
         self._losses: list[float] = []
-        self._best: list[Tensor] | None = None
+        self._best: tuple[list[Tensor], list[Tensor]] | None = None  # averaged weights, statistics
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based): linear warm-up, then half a cosine to a hundredth."""
@@ -162,9 +163,7 @@ class Trainer:
             self._put(own)
 
     def _put(self, weights: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for p, w in zip(self._own, weights, strict=True):
-                p.copy_(w)
+        _set(self._own, weights)
 
     def run(
         self,
@@ -193,7 +192,11 @@ class Trainer:
             if checkpoint is not None and (time.monotonic() - saved >= every or self.done == last):
                 self.save(checkpoint)
                 saved = time.monotonic()
-        self._put(self._best if look is not None and self._best is not None else self.average)
+        if look is not None and self._best is not None:
+            self._put(self._best[0])
+            _set(self._statistics, self._best[1])
+        else:
+            self._put(self.average)
         if look is None:
             self.course.best = self.done
         return self.course
@@ -208,7 +211,7 @@ class Trainer:
         mean = sum(self._losses) / max(1, len(self._losses))
         self._losses.clear()
         if self.course.add(Point(self.done, mean, drop, nmse, value, doubt), start):
-            self._best = copy.deepcopy(self.average)
+            self._best = copy.deepcopy((self.average, self._statistics))
         since = sum(p.step > self.course.best for p in self.course.curve)
         if self.settings.patience and since >= self.settings.patience:
             self.course.ended = f"no better for {since} looks at the selection samples"
@@ -224,6 +227,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "best": self._best,
+            "statistics": self._statistics,
             "losses": self._losses,
             "course": asdict(self.course),
         }
@@ -235,6 +239,7 @@ class Trainer:
         """Go on from a checkpoint; raises InputProblem where it is of another run or damaged."""
         state = read_checkpoint(path, self.mark)
         self._put(state["module"])
+        _set(self._statistics, state["statistics"])
         if self.extra is not None:
             self.extra.load_state_dict(state["extra"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -242,6 +247,12 @@ class Trainer:
         self.done, self._losses = int(state["done"]), list(state["losses"])
         course = state["course"]
         self.course = Course([Point(**p) for p in course["curve"]], course["best"], course["ended"])
+
+
+def _set(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for place, value in zip(places, values, strict=True):
+            place.copy_(value)
 
 
 def read_checkpoint(path: Path, mark: str) -> dict[str, Any]:
