@@ -10,6 +10,7 @@ next, else a higher one.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from onnxpress.passes.prune import Wish
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _LEVELS = (0.85, 0.75, 0.65, 0.55, 0.45, 0.35)  # of the time of the fastest that holds without training
 _TRIES = 3
+_PREPARE = 0.15  # of the training time, at most: finding the order in which blocks go
 _NEAR = 0.8  # a student may take this share of its level's time at least
 _TIMED = 3  # students of a kind that are timed; the others' times lie on the line between
 
@@ -55,7 +57,8 @@ class Rung:
 
 def train(search: Search, seconds: float, report: Report) -> None:
     """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
-    ladder = search.attempt("students", lambda: rungs(search)) or []
+    begun = time.monotonic()
+    ladder = search.attempt("students", lambda: rungs(search, lambda: time.monotonic() - begun < _PREPARE * seconds)) or []
     tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
     low, high = 0, len(ladder)
     for number in range(tries):
@@ -69,9 +72,13 @@ def train(search: Search, seconds: float, report: Report) -> None:
             high = middle
 
 
-def rungs(search: Search) -> list[Rung]:
-    """Levels below anything that holds without training, slowest first, where there is a student near."""
+def rungs(search: Search, more_time: Callable[[], bool] | None = None) -> list[Rung]:
+    """Levels below anything that holds without training, slowest first, where there is a student near.
+
+    more_time: for the order of the blocks, where the search before had not enough.
+    """
     search.say("preparing students", SEARCH_ENDS)
+    search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
     kinds = [timed(search, ways) for ways in (_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search))]
     ladder = []

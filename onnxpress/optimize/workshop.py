@@ -162,13 +162,16 @@ class Workshop:
             self.shelf.note("safest int8", known)
         return frozenset(known)
 
-    def removal_order(self, more_time: Callable[[], bool] = lambda: True) -> list[Decision]:
-        """Blocks that can go, the least harmful for its work first; found once."""
+    def removal_order(self, more_time: Callable[[], bool] | None = None) -> list[Decision]:
+        """Blocks that can go, the least harmful for its work first: as far as was found when it was last asked, unless
+        there is `more_time` and some may be missing."""
         known = self.shelf.fact("blocks")
-        if known is None:
-            known = plan_depth(self.base, DepthWish(keep=_SHALLOWEST, units="layers"), more_time)
+        if known is None or (more_time is not None and not known["whole"]):
+            more_time = more_time or (lambda: True)
+            order = plan_depth(self.base, DepthWish(keep=_SHALLOWEST, units="layers"), more_time)
+            known = {"order": order, "whole": more_time()}
             self.shelf.note("blocks", known)
-        found: list[Decision] = known
+        found: list[Decision] = known["order"]
         return found
 
     def shallower(self, count: int) -> Candidate:
@@ -220,12 +223,13 @@ class Workshop:
         return Sketch(_cost(cut()), cut)
 
     def pace(self, sketch: Sketch, chosen: frozenset[str]) -> float:
-        """The share of the original's time that a model takes with the chosen nodes in int8."""
+        """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower."""
         cut = sketch.cut()
-        model = take_step(_to_int8(cut, chosen), cut, cut.model).model if chosen else cut.model
+        models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
+        if chosen:
+            models["cut, int8"] = take_step(_to_int8(cut, chosen), cut, cut.model).model
         effort = Effort(seconds=_PACE_SECONDS, precision=0.01, rebuilds=1, resamples=100)
-        models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": model}
-        return 1 / compare_latency(models, self.feeds, effort).ratios[0].speedup
+        return min(1 / r.speedup for r in compare_latency(models, self.feeds, effort).ratios)
 
     def taught(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:
         """A candidate trained towards the original's answers for so long, its best weights on the selection samples."""
