@@ -16,19 +16,24 @@ def node_macs(node: ir.Node, trace: Trace) -> int:
     out = trace.shape(node.outputs[0].name)
     source = node.inputs[0]
     first = trace.shape(source.name) if source is not None else None
-    if first is None and read.constant(source) is not None:
-        first = read.constant(source).shape  # type: ignore[union-attr]
+    first = first or _stored(source)
     if out is None or first is None:
         return 0
-    weight = read.constant(node.inputs[1])
+    weight = _stored(node.inputs[1])
     if node.op_type == "Conv" and weight is not None:
-        return int(np.prod(out) * np.prod(weight.shape[1:]))
+        return int(np.prod(out) * np.prod(weight[1:]))
     if node.op_type == "ConvTranspose" and weight is not None:
-        return int(np.prod(first) * np.prod(weight.shape[1:]))
+        return int(np.prod(first) * np.prod(weight[1:]))
     if node.op_type in ("Gemm", "MatMul"):
         inner = first[0] if node.op_type == "Gemm" and read.int_attribute(node, "transA", 0) else first[-1]
         return int(np.prod(out) * inner)
     return 0
+
+
+def _stored(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of a constant."""
+    tensor = read.constant_tensor(value)
+    return None if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
 
 
 def macs(model: ir.Model, trace: Trace) -> dict[str, int]:

@@ -33,14 +33,19 @@ def element_bytes(data_type: int) -> float | None:
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array a value always holds: an initializer that no caller can override, or a Constant node's."""
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The same, its numbers not yet read: enough to ask for type and shape."""
     if value is None:
         return None
     if value.is_initializer() and not value.is_graph_input() and value.const_value is not None:
-        return value.const_value.numpy()
+        return value.const_value
     producer = value.producer()
     if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
-        tensor = ir.convenience.get_const_tensor(value)
-        return None if tensor is None else tensor.numpy()
+        return ir.convenience.get_const_tensor(value)
     return None
 
 
