@@ -22,6 +22,7 @@ COMMANDS = {
     "lowrank": "weights as products of two thinner ones, where that is faster",
     "quantize": "static int8 with calibration samples",
     "distill": "train a student towards a teacher, or refit it in closed form",
+    "nas": "search for a network: candidates as ONNX, scored by the clock",
     "apply": "replay a plan: same plan, model and data, same bytes",
     "demo": "optimize the shipped digits model",
     "completion": "print the shell completion script",

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, need_data, quiet_option
+from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, quiet_option, splits_of
 from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.data.dataset import Splits
     from onnxpress.optimize.loop import Outcome
 
 
@@ -77,27 +76,6 @@ def command(
     if outcome.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_UNMET if strict and not outcome.met else 0
-
-
-def splits_of(
-    model: Path, source: DataChoice, select_source: str | None, validate_source: str | None, quiet: bool
-) -> Splits:
-    """Splits from one source, or from sources named part by part."""
-    from onnxpress.data.dataset import Splits
-    from onnxpress.optimize.plan import SPLITS
-
-    main = need_data(source, model, quiet)
-    select = need_data(source.at(select_source), model) if select_source else None
-    validate = need_data(source.at(validate_source), model) if validate_source else None
-    if select is not None and validate is not None:
-        return Splits(main, select, validate)
-    if select is not None:
-        parts = main.split(SPLITS[2])
-        return Splits(parts.calibrate, select, parts.validate)
-    if validate is not None:
-        parts = main.split(SPLITS[1])
-        return Splits(parts.calibrate, parts.select, validate)
-    return main.split(SPLITS[0])
 
 
 def show(outcome: Outcome, output: str, as_json: bool) -> None:

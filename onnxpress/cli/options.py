@@ -14,7 +14,7 @@ import click
 from onnxpress.errors import InputProblem
 
 if TYPE_CHECKING:
-    from onnxpress.data.dataset import Dataset
+    from onnxpress.data.dataset import Dataset, Splits
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -126,6 +126,27 @@ def need_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Data
     data = open_data(source, model, quiet)
     assert data is not None
     return data
+
+
+def splits_of(
+    model: Path, source: DataChoice, select_source: str | None, validate_source: str | None, quiet: bool
+) -> Splits:
+    """Splits from one source, or from sources named part by part."""
+    from onnxpress.data.dataset import Splits
+    from onnxpress.optimize.plan import SPLITS
+
+    main = need_data(source, model, quiet)
+    select = need_data(source.at(select_source), model) if select_source else None
+    validate = need_data(source.at(validate_source), model) if validate_source else None
+    if select is not None and validate is not None:
+        return Splits(main, select, validate)
+    if select is not None:
+        parts = main.split(SPLITS[2])
+        return Splits(parts.calibrate, select, parts.validate)
+    if validate is not None:
+        parts = main.split(SPLITS[1])
+        return Splits(parts.calibrate, parts.select, validate)
+    return main.split(SPLITS[0])
 
 
 def tell(notes: list[str], quiet: bool) -> None:

@@ -85,8 +85,10 @@ def _placed(net: Net, x: Value, cell: Sequence[str]) -> Value:
     for node in range(1, _NODES):
         total: Value | None = None
         for (source, target), operation in zip(EDGES, cell, strict=True):
+            if target != node or operation == "none" or node not in needed:
+                continue
             start = nodes[source]
-            if target != node or operation == "none" or start is None or node not in needed:
+            if start is None:
                 continue
             brought = _operation(net, start, operation)
             total = brought if total is None else net.add(total, brought)
@@ -116,5 +118,5 @@ def _operation(net: Net, x: Value, operation: str) -> Value:
 def _halved(net: Net, x: Value, width: int) -> Value:
     """A residual block of stride two between the stacks."""
     y = net.conv_norm(net.conv_norm(x, width, 3, 2), width, 3, act="")
-    short = net.conv_norm(net.pool(x, 2, 2, "average"), width, 1, act="")
+    short = net.conv_norm(net.pool(x, 3, 2, "average"), width, 1, act="")
     return net.activation(net.add(y, short))

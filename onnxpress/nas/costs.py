@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import counts, read
-from onnxpress.model.files import model_size
 from onnxpress.model.trace import Trace
 from onnxpress.runtime.session import trace
 
@@ -22,7 +21,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Costs:
-    """macs, for one sample; parameters; bytes of the file; peak: bytes of values that are alive at once, at most."""
+    """macs, for one sample; parameters; bytes of the weights; peak: bytes of values that are alive at once, at most."""
 
     macs: int
     parameters: int
@@ -34,7 +33,8 @@ def costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
     """sample: inputs of one sample, batch axis first."""
     seen = declared(model, sample) or trace(model, sample)
     work = sum(counts.macs(model, seen).values())
-    return Costs(work, read.parameters(model), model_size(model), peak(model, seen))
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    return Costs(work, read.parameters(model), weights, peak(model, seen))
 
 
 def declared(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:

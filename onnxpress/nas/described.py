@@ -59,7 +59,7 @@ def choice(body: Any, where: str) -> Choice:
         return Choice(tuple(body))
     if isinstance(body, Mapping):
         step = body.get("step", 1)
-        good = {"from", "to"} <= set(body) <= {"from", "to", "step"} and (step == GRID or isinstance(step, int) and step > 0)
+        good = {"from", "to"} <= set(body) <= {"from", "to", "step"} and (step == GRID or (isinstance(step, int) and step > 0))
         if not good or not all(isinstance(body[k], int) for k in ("from", "to")) or body["from"] > body["to"]:
             raise InputProblem("not a range", where, str(dict(body)), 'write {from = 16, to = 64, step = 16}, or step = "grid"')
         return Choice((body["from"], body["to"], 0 if step == GRID else step), True)
@@ -138,6 +138,7 @@ def _build(
     for number, stage in enumerate(stages, 1):
         place = f"stage{number}"
         name = ask(stage, "block", place, None)
+        _fits(name, x, task)
         width = int(ask(stage, "width", place, x.width))
         stride = int(ask(stage, "stride", place, 1))
         told = {w: stage[w].ask(trial, f"{place}.{w}", task) for w in _options(name) if w in stage}
@@ -146,6 +147,14 @@ def _build(
         for i in range(int(ask(stage, "depth", place, 1))):
             x = block(name)(net, x, width, stride if i == 0 else 1, **told)
     return net.model({task.output: answers(net, x, task, mask, int(ask(head, "width", "head", 0)))})
+
+
+def _fits(name: str, x: Value, task: Task) -> None:
+    """Raises InputProblem where a block cannot take what the input is."""
+    takes = {"encoder": "tokens", "mlp": "vectors and tokens"}.get(name, "pictures and spectra")
+    good = {"encoder": task.kind == "tokens", "mlp": task.kind == "tokens" or len(x.shape) == 1}
+    if not good.get(name, task.kind != "tokens" and len(x.shape) > 1):
+        raise InputProblem(f"the block {name} takes {takes}", task.field.name, task.kind, "choose another space")
 
 
 def embedded(net: Net, x: Value, task: Task, width: int) -> Value:

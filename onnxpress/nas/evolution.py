@@ -1,9 +1,9 @@
 """Regularized evolution (Real et al. 2019) as an optuna sampler: the youngest live, one choice of a good parent changes.
 
 Among the last `population` finished trials `sample` are drawn, the best of them is the parent, and one of its choices gets
-another value; choices the parent never made are drawn anew.  Several objectives: best is the lowest rank of
-dominance, then the least crowded.  What is drawn depends on the seed, the trial's number and the trials before it alone, so that
-storages and processes agree.
+another value; choices the parent never made are drawn anew.  Several objectives: those that no trial dominates do not
+die of age, and the parent is any of the sample's best rank.  What is drawn depends on the seed, the trial's number and the
+trials before it alone, so that storages and processes agree.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from onnxpress.nas.front import crowding, ranks
+from onnxpress.nas.front import ranks
 
 VIOLATION = "violation"  # a trial's attribute: by how much it exceeds the limits, 0 where it keeps them
 
 
-class Evolution(BaseSampler):
+class Evolution(BaseSampler):  # type: ignore[misc]
     """population: finished trials that may be parents; sample: of them drawn for each child; mutations: choices changed."""
 
-    def __init__(self, seed: int = 0, population: int = 32, sample: int = 8, mutations: int = 1) -> None:
+    def __init__(self, seed: int = 0, population: int = 20, sample: int = 8, mutations: int = 1) -> None:
         self.seed, self.population, self.sample, self.mutations = seed, population, sample, mutations
         self._children: dict[int, tuple[dict[str, Any], frozenset[str]]] = {}
 
@@ -63,28 +63,28 @@ class Evolution(BaseSampler):
         done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.number < number]
         if len(done) < self.population:
             return {}, frozenset()
-        living = sorted(done, key=lambda t: t.number)[-self.population :]
+        done.sort(key=lambda t: t.number)
+        living = done[-self.population :]
+        if len(study.directions) > 1:
+            front = set(leading(done, study.directions))
+            living = [t for i, t in enumerate(done) if i in front or i >= len(done) - self.population]
         rng = self._rng(number, "parent")
         some = [living[i] for i in rng.choice(len(living), min(self.sample, len(living)), replace=False)]
-        parent = some[fittest(some, study.directions)].params
+        parent = some[int(rng.choice(leading(some, study.directions)))].params
         names = sorted(parent)
         count = min(self.mutations, len(names))
         return dict(parent), frozenset(names[i] for i in rng.choice(len(names), count, replace=False))
 
 
-def fittest(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> int:
-    """Number of the best: within the limits before beyond them, lowest rank, then the most alone."""
+def leading(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
+    """Numbers of the best: those of rank 0 within the limits; where none keeps them, the one that exceeds them least."""
     signs = np.array([-1.0 if d is StudyDirection.MAXIMIZE else 1.0 for d in directions])
     losses = np.array([t.values for t in trials]) * signs
     beyond = np.array([float(t.user_attrs.get(VIOLATION, 0.0)) for t in trials])
     if beyond.min() > 0:
-        return int(beyond.argmin())
+        return [int(beyond.argmin())]
     inside = np.flatnonzero(beyond == 0)
-    rank = ranks(losses[inside])
-    first = inside[rank == 0]
-    if losses.shape[1] == 1:
-        return int(first[losses[first, 0].argmin()])
-    return int(first[crowding(losses[first]).argmax()])
+    return [int(i) for i in inside[ranks(losses[inside]) == 0]]
 
 
 def drawn(distribution: BaseDistribution, rng: np.random.Generator, other_than: Any = None) -> Any:

@@ -11,7 +11,8 @@ def ranks(points: np.ndarray) -> np.ndarray:
     """Rank of each row of [N,K] losses (lower is better in every column): 0 for those that no row dominates, 1 for those
     that only rank 0 dominates, and so on (Deb et al. 2002)."""
     points = np.asarray(points, float)
-    below = (points[:, None] <= points[None]).all(2) & (points[:, None] < points[None]).any(2)  # [i,j]: i dominates j
+    no_worse = np.all(points[:, None] <= points[None], axis=2)
+    below: np.ndarray = no_worse & np.any(points[:, None] < points[None], axis=2)  # [i,j]: i dominates j
     found = np.full(len(points), -1)
     left = np.ones(len(points), bool)
     rank = 0

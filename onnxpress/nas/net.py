@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import helper, numpy_helper
 
 from onnxpress.errors import InputProblem
 
@@ -41,12 +39,12 @@ class Net:
     """Collects nodes and weights; `model` makes the file of them."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._nodes: list[onnx.NodeProto] = []
-        self._tensors: list[onnx.TensorProto] = []
-        self._inputs: list[onnx.ValueInfoProto] = []
+        self._seed = seed
+        self._nodes: list[ir.Node] = []
+        self._inputs: list[ir.Value] = []
+        self._weights: list[ir.Value] = []
+        self._values: dict[str, ir.Value] = {}
         self._shared: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
-        self._infos: list[onnx.ValueInfoProto] = []
         self._fixed = True  # no axis but the batch is free, so that shapes can be written down
         self._count = 0
 
@@ -58,8 +56,7 @@ class Net:
         """An input of the file; shape without the batch axis, `free`: a symbol for each axis whose size may change (or "")."""
         self._fixed = self._fixed and not any(free)
         dims = [symbol or size for symbol, size in zip([*free, *[""] * len(shape)], shape, strict=False)]
-        kind = helper.np_dtype_to_tensor_dtype(dtype)
-        self._inputs.append(helper.make_tensor_value_info(name, kind, [BATCH, *dims]))
+        self._inputs.append(self._value(name, [BATCH, *dims], ir.DataType.from_numpy(dtype)))
         return Value(name, tuple(shape))
 
     def constant(self, array: np.ndarray) -> str:
@@ -74,32 +71,57 @@ class Net:
         return self._held(np.asarray(array, np.float32), stem)
 
     def _held(self, array: np.ndarray, stem: str) -> str:
-        self._count += 1
-        name = f"{stem}{self._count}"
-        self._tensors.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        name = self._name(stem)
+        tensor = ir.tensor(np.array(array, order="C"), name=name)
+        value = self._value(name, array.shape, tensor.dtype)
+        value.const_value = tensor
+        self._weights.append(value)
         return name
+
+    def _name(self, stem: str) -> str:
+        self._count += 1
+        return f"{stem}{self._count}"
+
+    def _value(self, name: str, shape: Sequence[int | str], dtype: ir.DataType) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        self._values[name] = value
+        return value
 
     def op(
         self, kind: str, inputs: Sequence[str], shape: Sequence[int], batch: Sequence[str | int] = (BATCH,), **attributes: object
     ) -> Value:
         """One node with one output of floats, of that shape behind the axes of `batch`."""
-        self._count += 1
-        out = f"{kind.lower()}{self._count}"
-        self._nodes.append(helper.make_node(kind, list(inputs), [out], name=out, **attributes))
-        self._infos.append(helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, [*batch, *map(int, shape)]))
-        return Value(out, tuple(int(d) for d in shape))
+        name = self._name(kind.lower())
+        self._add(kind, inputs, self._value(name, [*batch, *map(int, shape)], ir.DataType.FLOAT), attributes)
+        return Value(name, tuple(int(d) for d in shape))
+
+    def _add(self, kind: str, inputs: Sequence[str], output: ir.Value, attributes: Mapping[str, object]) -> None:
+        given = [self._values[n] if n else None for n in inputs]
+        found = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]  # type: ignore[arg-type]
+        self._nodes.append(ir.Node("", kind, given, found, outputs=[output], name=output.name))
 
     def length(self, x: Value) -> str:
         """The size of the first axis behind the batch, as the model finds it when it runs."""
-        self._count += 1
-        out = f"length{self._count}"
-        self._nodes.append(helper.make_node("Shape", [x.name], [out], name=out, start=1, end=2))
-        self._infos.append(helper.make_tensor_value_info(out, onnx.TensorProto.INT64, [1]))
-        return out
+        name = self._name("length")
+        self._add("Shape", [x.name], self._value(name, [1], ir.DataType.INT64), {"start": 1, "end": 2})
+        return name
 
     def drawn(self, shape: Sequence[int], fan: int) -> str:
-        """A weight of standard deviation sqrt(2 / fan)."""
-        return self.weight(self._rng.standard_normal(tuple(shape)) * math.sqrt(2 / fan))
+        """A weight of standard deviation sqrt(2 / fan), drawn when it is first read: most candidates are only counted."""
+        return self._random(shape, math.sqrt(2 / fan), "weight")
+
+    def _random(self, shape: Sequence[int], deviation: float, stem: str) -> str:
+        name = self._name(stem)
+        key = [self._seed, self._count]
+
+        def numbers() -> ir.TensorProtocol:
+            drawn = np.random.default_rng(key).standard_normal(tuple(shape), np.float32)
+            return ir.tensor(drawn * np.float32(deviation), name=name)
+
+        value = self._value(name, shape, ir.DataType.FLOAT)
+        value.const_value = ir.LazyTensor(numbers, ir.DataType.FLOAT, ir.Shape(shape), name=name, cache=True)
+        self._weights.append(value)
+        return name
 
     # layers
 
@@ -187,11 +209,9 @@ class Net:
         strides = [stride if size > 1 else 1 for size in x.shape[1:]]
         pads = [k // 2 if k % 2 else 0 for k in kernels]
         out = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[1:], pads, kernels, strides, strict=True)]
-        more = {"count_include_pad": 0} if kind == "average" else {}
         name = "MaxPool" if kind == "max" else "AveragePool"
-        return self.op(
-            name, [x.name], [x.shape[0], *out], kernel_shape=kernels, strides=strides, pads=[*pads, *pads], **more
-        )
+        shape = [x.shape[0], *out]
+        return self.op(name, [x.name], shape, kernel_shape=kernels, strides=strides, pads=[*pads, *pads])
 
     def global_pool(self, x: Value) -> Value:
         """The mean over all positions: [C,...] -> [C]."""
@@ -215,21 +235,24 @@ class Net:
         if scale == 1:
             return x
         factors = self.constant(np.array([1, 1, scale, scale], np.float32))
-        shape = [x.shape[0], *(int(math.floor(n * scale)) for n in x.shape[1:])]
+        shape = [x.shape[0], *(math.floor(n * scale) for n in x.shape[1:])]
         return self.op("Resize", [x.name, "", factors], shape, mode="linear")
 
     def embedding(self, x: Value, size: int, width: int) -> Value:
         """Rows of a table by number: [L] -> [L, width]."""
-        table = self.weight(self._rng.standard_normal((size, width)) * 0.1, "table")
+        table = self._random([size, width], 0.1, "table")
         return self.op("Gather", [table, x.name], [*x.shape, width], axis=0)
 
     def model(self, outputs: Mapping[str, Value]) -> ir.Model:
         """The file: outputs by the names they are to have."""
-        nodes, found = list(self._nodes), []
         for name, value in outputs.items():
-            nodes.append(helper.make_node("Identity", [value.name], [name], name=f"{name}_out"))
-            found.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [BATCH, *value.shape]))
-        infos = self._infos if self._fixed else []
-        graph = helper.make_graph(nodes, "candidate", self._inputs, found, self._tensors, value_info=infos)
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-        return ir.from_proto(proto)
+            self._add("Identity", [value.name], self._value(name, [BATCH, *value.shape], ir.DataType.FLOAT), {})
+        found = [self._values[name] for name in outputs]
+        if not self._fixed:
+            for node in self._nodes:
+                for output in node.outputs:
+                    output.shape = output.shape if output in found else None
+        graph = ir.Graph(
+            self._inputs, found, nodes=self._nodes, initializers=self._weights, opset_imports={"": OPSET}, name="candidate"
+        )
+        return ir.Model(graph, ir_version=8)

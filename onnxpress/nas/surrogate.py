@@ -1,0 +1,46 @@
+"""A made-up landscape that costs nothing to ask: what strategies are compared on.
+
+Every edge of an imaginary network has one of some operations, each with a worth and a time of its own; neighbours help or
+hinder each other.  Accuracy saturates in the sum of worths, time adds up: the shape of the tables that trained cells give (Dong and
+Yang 2020), in a few lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+WORST = (0.0, 1.0)  # (accuracy, share of the longest time) that a front's volume is counted from
+_TOP, _SPREAD = 0.95, 0.85
+
+
+class Surrogate:
+    """edges: choices to make; operations: for each; seed: of the tables."""
+
+    def __init__(self, seed: int = 0, edges: int = 16, operations: int = 5) -> None:
+        rng = np.random.default_rng([seed, edges, operations])
+        self.edges, self.operations = edges, operations
+        self.times = np.sort(rng.exponential(1.0, (edges, operations)), axis=1)
+        self.worth = 0.6 * self.times / self.times.mean() + 0.5 * rng.standard_normal((edges, operations))
+        self.pairs = 0.25 * rng.standard_normal((edges, operations, operations))
+        self._longest = float(self.times.max(1).sum())
+        self._scale = 0.5 * edges
+
+    def ask(self, trial: Any) -> tuple[float, float]:
+        """(accuracy, share of the longest time) of a trial's choices."""
+        chosen = [trial.suggest_categorical(f"edge{i}", list(range(self.operations))) for i in range(self.edges)]
+        rows = np.arange(self.edges)
+        score = self.worth[rows, chosen].sum() + self.pairs[rows[:-1], chosen[:-1], chosen[1:]].sum()
+        accuracy = _TOP - _SPREAD * float(np.exp(-max(score, 0.0) / self._scale))
+        return accuracy, float(self.times[rows, chosen].sum()) / self._longest
+
+
+def volume(points: list[tuple[float, float]]) -> float:
+    """The area that a front of (accuracy, time) covers, seen from WORST; higher is better."""
+    area, fastest = 0.0, WORST[1]
+    for accuracy, time in sorted(points, key=lambda p: (-p[0], p[1])):
+        if accuracy > WORST[0] and time < fastest:
+            area += (fastest - time) * (accuracy - WORST[0])
+            fastest = time
+    return area

@@ -1,0 +1,214 @@
+"""Fronts, evolution, studies and proxies; and the search from space to files, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("optuna")
+
+from onnxpress.cli.main import run as cli
+from onnxpress.data.shipped import calibration_folder
+from onnxpress.errors import InputProblem
+from onnxpress.model.files import load
+from onnxpress.model.structure import structural_hash
+from onnxpress.nas import front, proxies
+from onnxpress.nas.costs import costs
+from onnxpress.nas.spaces import space
+from onnxpress.nas.study import Study, fixed
+from onnxpress.nas.surrogate import Surrogate, volume
+from onnxpress.runtime.session import open_session, run
+from tests.nas import tasks
+from tests.nas.test_spaces import Drawn
+
+
+def test_ranks_by_hand() -> None:
+    points = np.array([[1, 4], [2, 2], [4, 1], [3, 3], [4, 4], [2, 2]])
+    assert front.ranks(points).tolist() == [0, 0, 0, 1, 2, 0]
+    assert front.front(points.tolist()) == [0, 1, 5, 2]
+    assert set(front.best(points, 2)) <= {0, 1, 2, 5}
+    assert front.best(points, 6)[-1] == 4
+    assert front.front([]) == []
+
+
+def test_the_ends_of_a_front_stand_alone() -> None:
+    assert np.isinf(front.crowding(np.array([[0.0, 5], [1, 4], [5, 0]]))[[0, 2]]).all()
+
+
+LAND = Surrogate(0, edges=10)
+
+
+def build(trial: Any, land: Surrogate = LAND) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
+    accuracy, time = land.ask(trial)
+    return json.dumps(trial.params, sort_keys=True), lambda: (accuracy, time, 0.0, {})
+
+
+def reached(strategy: str, seed: int, trials: int) -> float:
+    study, land = Study(None, "s", strategy, seed, population=20), Surrogate(seed)
+    study.run(lambda trial: build(trial, land), lambda count: count < trials)
+    return volume([(e.quality, e.latency) for e in study.entries()])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["evolution", "nsga2", "tpe"])
+def test_strategies_beat_random_search(strategy: str) -> None:
+    """At equal evaluations, over 20 landscapes: the 95 % interval of the paired difference lies above nothing."""
+    gains = np.array([reached(strategy, s, 200) - reached("random", s, 200) for s in range(20)])
+    assert gains.mean() - 2.09 * gains.std(ddof=1) / np.sqrt(len(gains)) > 0
+
+
+def test_evolution_beats_random_search_on_a_few_landscapes() -> None:
+    assert np.mean([reached("evolution", s, 160) - reached("random", s, 160) for s in range(4)]) > 0
+
+
+def test_volume_by_hand() -> None:
+    assert volume([(0.5, 0.5)]) == pytest.approx(0.25)
+    assert volume([(0.5, 0.5), (0.25, 0.25), (0.4, 0.6)]) == pytest.approx(0.25 + 0.25 * 0.25)
+    assert volume([]) == 0
+
+
+def test_a_study_goes_on_where_it_stopped_and_draws_the_same(tmp_path: Path) -> None:
+    whole = Study(tmp_path / "whole.db", "s", "evolution", 3, population=6)
+    whole.run(build, lambda count: count < 20)
+    for stop in (9, 20):
+        part = Study(tmp_path / "part.db", "s", "evolution", 3, population=6)
+        part.run(build, lambda count, stop=stop: count < stop)
+    assert [e.choices for e in part.entries()] == [e.choices for e in whole.entries()]
+
+
+def test_a_network_built_twice_is_measured_once(tmp_path: Path) -> None:
+    measured = []
+
+    def two(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
+        key = str(trial.suggest_int("x", 0, 9) // 5)
+
+        def measure() -> tuple[float, float, float, dict[str, Any]]:
+            measured.append(key)
+            return float(key), 1.0, 0.0, {"key": key}
+
+        return key, measure
+
+    study = Study(tmp_path / "s.db", "s", "random", 0)
+    study.run(two, lambda count: count < 12)
+    assert sorted(measured) == ["0", "1"]
+    twins = [e for e in study.entries() if e.twin is not None]
+    assert len(twins) == 10
+    assert all(e.facts["key"] == study.entries()[e.twin].facts["key"] for e in twins)
+
+
+def test_what_breaks_the_limits_is_left() -> None:
+    def limited(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
+        accuracy, time = LAND.ask(trial)
+        return json.dumps(trial.params, sort_keys=True), lambda: (accuracy, time, max(0.0, time / 0.2 - 1), {})
+
+    study = Study(None, "s", "evolution", 0, population=16)
+    study.run(limited, lambda count: count < 120)
+    kept = [e.violation == 0 for e in study.entries()]
+    assert sum(kept[-40:]) > sum(kept[:40])
+
+
+def test_structure_sees_wiring_and_not_names_or_numbers() -> None:
+    first = space("image-small")(Drawn(2), tasks.PICTURE)
+    drawn = Drawn(2)
+    same = space("image-small")(drawn, tasks.PICTURE)
+    assert structural_hash(first) == structural_hash(same)
+    for node in same.graph:
+        node.name = f"other_{node.name}"
+    assert structural_hash(first) == structural_hash(same)
+    assert structural_hash(first) != structural_hash(space("image-small")(Drawn(3), tasks.PICTURE))
+    assert structural_hash(first) == structural_hash(space("image-small")(fixed(drawn.params), tasks.PICTURE))
+
+
+@pytest.mark.parametrize("name", proxies.PROXIES)
+def test_proxies_are_numbers_that_tell_networks_apart(name: str) -> None:
+    if name in proxies.GRADIENT:
+        pytest.importorskip("torch")
+    batch = tasks.batch(tasks.PICTURE, 16)
+    found = []
+    for seed in range(3):
+        model = space("image-small")(Drawn(seed), tasks.PICTURE)
+        before = run(open_session(model), batch)[0]
+        counted = costs(model, tasks.batch(tasks.PICTURE))
+        found.append(proxies.proxy(name, model, batch, counted))
+        assert found[-1] == pytest.approx(proxies.proxy(name, model, batch, counted), rel=1e-3)
+        np.testing.assert_array_equal(run(open_session(model), batch)[0], before)
+    assert np.isfinite(found).all()
+    assert len(set(found)) == 3
+
+
+def test_naswot_by_hand() -> None:
+    """Two samples, three Relus: K counts the places where both are on or both are off."""
+    from onnxpress.nas.net import Net
+
+    net = Net()
+    model = net.model({"y": net.activation(net.input("x", (3,)))})
+    batch = {"x": np.array([[1, 1, -1], [1, -1, -1]], np.float32)}
+    assert proxies.naswot(model, batch) == pytest.approx(np.log(3 * 3 - 2 * 2), abs=1e-6)
+
+
+DIGITS = calibration_folder() / "digits"
+COMMON = ["-d", str(DIGITS / "train.npz"), "--select", str(DIGITS / "select.npz"), "--validate", str(DIGITS / "validate.npz"), "-q"]
+
+
+def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
+    assert cli([*command, "--trials", "5", "--time-budget", "8s", "--pupils", "2", "--keep", "1", "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["kind"] == "nas"
+    assert body["looked_at"] == 5
+    files = sorted((tmp_path / "out" / "front").glob("*.onnx"))
+    assert files
+    for file in files:
+        model = load(file)
+        assert [n.op_type for n in model.graph].count("BatchNormalization") == 0
+        assert sorted(json.loads(file.with_suffix(".json").read_text())) == sorted(body["candidates"][0]["choices"])
+    assert len(Study(tmp_path / "out" / "study.db", "nas image-small", "evolution").entries()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["image-huge"], "no such search space"),
+        (["image-small", "--proxy", "hope"], "unknown proxy"),
+        (["image-small", "--trials", "0"], "too small"),
+        (["image-small", "--latency-ms", "0"], "above zero"),
+        (["text-encoder"], "encoder takes tokens"),
+        (["image-small", "--storage", "postgresql://nobody@127.0.0.1:1/none"], "storage"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    code = cli(["nas", *arguments, "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert code in (2, 3), error
+    assert re.search(said, error[-1])
+    assert len(error) == 1 or error[:-1] == [line for line in error[:-1] if line.startswith("assumed")]
+
+
+def test_a_limit_that_nothing_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
+    assert cli([*command, "--trials", "2", "--time-budget", "20s", "--latency-ms", "0.0001"]) == 2
+    assert "no candidate keeps the limits" in capsys.readouterr().err
+
+
+def test_without_optuna_one_line_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "optuna" else object())
+    assert cli(["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]) == 3
+    assert "onnxpress[nas]" in capsys.readouterr().err
+
+
+def test_limits_are_checked_by_the_library_too() -> None:
+    from onnxpress.nas.search import Request
+
+    with pytest.raises(InputProblem, match="pupils"):
+        Request("cell", pupils=0).check()
