@@ -114,11 +114,11 @@ def _told(case: str) -> Any:
 
 def show(rows: list[Row]) -> None:
     console.table(
-        [("case", "left"), ("model", "left"), ("speed-up", "right"), ("over", "right"), ("val", "right"), ("drop", "right")],
-        [[r.case, r.recipe[:36], f"{r.speed.speedup:.2f} {console.interval(r.speed.low, r.speed.high, 2)}" if r.speed else "",
+        [("model", "left"), ("speed-up", "right"), ("over", "right"), ("val", "right"), ("drop", "right")],
+        [[r.recipe[:36], f"{r.speed.speedup:.2f} {console.interval(r.speed.low, r.speed.high, 2)}" if r.speed else "",
           f"{r.over:.2f}", f"{r.score.value:.4f}", f"{r.score.drop:+.4f}"] for r in rows],
     )  # fmt: skip
-    console.out("over: beside the faster of float and int8")
+    console.out(f"{rows[0].case}; over: beside the faster of float and int8")
 
 
 @click.command()
@@ -137,6 +137,8 @@ def main(
     request = Request(max_drop=max_drop, time_budget=time_budget, train_budget=train_budget)
     rows, outcome = run_case(zoo_module(Path(zoo)).load(name), request)
     show(rows)
+    for refused, why in outcome.rejected.items():
+        console.out(f"refused after the look at val: {refused}: {'; '.join(why)}")
     for c in outcome.candidates:
         console.out(f"{c.name}: {c.quick or 0:.2f}x, drop on select {c.score.drop:+.4f}")
         if "trained" in c.name:
