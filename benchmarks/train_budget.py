@@ -55,6 +55,8 @@ class Row:
 
 def trained_form(outcome: Outcome) -> Candidate | None:
     """The float student behind the fastest trained candidate that the selection samples allow."""
+    if "trained" not in outcome.chosen:
+        return None
     name = outcome.chosen.split(" + int8")[0].removesuffix(", trained") + ", trained"
     return next((c for c in outcome.candidates if c.name == name), None)
 

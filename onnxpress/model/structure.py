@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxpress.model import read
 
 _COMMUTATIVE = {"Add", "Mul", "Sum", "Max", "Min", "Mean", "And", "Or", "Xor", "Equal"}
+_STEERED = {"Resize", "Upsample", "Clip", "Pad"}  # operators that small floats steer, too
 _SMALL = 64  # numbers of an integer constant that count by value: shapes, axes, pads
 
 
@@ -33,7 +34,7 @@ def _outputs(graph: ir.Graph, outer: Mapping[int, str]) -> list[str]:
         attributes = sorted(f"{a.name}={_attribute(a, known)}" for a in node.attributes.values())
         whole = _hash(node.domain, node.op_type, *attributes, *inputs)
         for index, output in enumerate(node.outputs):
-            known[id(output)] = _hash(whole, index)
+            known[id(output)] = _hash(whole, index, len(output.uses()))  # one value read twice is not two values
     return [_hash(v.name, known.get(id(v), "unknown")) for v in graph.outputs]
 
 
@@ -42,7 +43,8 @@ def _held(value: ir.Value) -> str:
     tensor = value.const_value
     if tensor is None:
         return _hash("weight", value.dtype, value.shape)
-    steers = np.dtype(tensor.dtype.numpy()).kind in "iub" and tensor.size <= _SMALL
+    steered = any(u.node.op_type in _STEERED and u.idx > 0 for u in value.uses())
+    steers = (steered or np.dtype(tensor.dtype.numpy()).kind in "iub") and tensor.size <= _SMALL
     if steers or tensor.size <= 1:
         return _hash("constant", tensor.dtype, tensor.shape, tensor.numpy().tolist())
     return _hash("weight", tensor.dtype, tensor.shape, len(value.uses()))

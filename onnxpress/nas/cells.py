@@ -6,7 +6,7 @@ function (a `none` cuts, a `skip` joins, sums do not care for order): `meaning` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.nas.net import Net, Value
-from onnxpress.nas.task import Task, begin
+from onnxpress.nas.task import Task, begin, ended
 
 OPERATIONS = ("none", "skip", "conv1x1", "conv3x3", "avgpool3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (from, to), node 0 is the cell's input
@@ -38,21 +38,45 @@ def unique() -> list[Cell]:
 
 
 def meaning(cell: Cell) -> str:
-    """The function of a cell as an expression in which equal functions read alike; "" where nothing arrives."""
-    sums: list[list[str]] = [["x"]]
+    """The function of a cell as an expression in which equal functions read alike; "" where nothing arrives.
+
+    An operation whose result is used several times is marked: it has one set of weights where two like it have two.
+    """
+    sums: list[list[_Term]] = [[("x", -1, ())]]
     for node in range(1, _NODES):
-        terms: list[str] = []
-        for (source, target), operation in zip(EDGES, cell, strict=True):
+        terms: list[_Term] = []
+        for edge, ((source, target), operation) in enumerate(zip(EDGES, cell, strict=True)):
             if target != node or operation == "none" or not sums[source]:
                 continue
-            terms += sums[source] if operation == "skip" else [f"{operation}({'+'.join(sums[source])})"]
-        sums.append(sorted(terms))
-    return "+".join(sums[-1])
+            terms += sums[source] if operation == "skip" else [(operation, edge, tuple(sums[source]))]
+        sums.append(terms)
+    times: dict[int, int] = {}
+    _counted(sums[-1], times)
+    return _written(sums[-1], times)
+
+
+_Term = tuple[str, int, tuple[Any, ...]]  # operation, the edge it stands on, what it is applied to
+
+
+def _counted(terms: Sequence[_Term], times: dict[int, int]) -> None:
+    for _, edge, inner in terms:
+        times[edge] = times.get(edge, 0) + 1
+        _counted(inner, times)
+
+
+def _written(terms: Sequence[_Term], times: Mapping[int, int]) -> str:
+    found = []
+    for operation, edge, inner in terms:
+        shared = f"#{times[edge]}" if inner and times[edge] > 1 else ""
+        found.append(f"{operation}{shared}({_written(inner, times)})" if inner else operation)
+    return "+".join(sorted(found))
 
 
 def space(trial: Any, task: Task) -> ir.Model:
     """The cell, how often it stands in each of three stacks, and the first stack's width."""
     cell = tuple(trial.suggest_categorical(f"edge{a}{b}", list(OPERATIONS)) for a, b in EDGES)
+    if not meaning(cell):  # nothing would arrive: the direct edge is opened
+        cell = tuple("skip" if edge == (0, _NODES - 1) else o for edge, o in zip(EDGES, cell, strict=True))
     depth = trial.suggest_int("depth", 1, 3)
     width = trial.suggest_int("width", task.grid, 2 * task.grid, step=task.grid)
     return build(cell, task, depth, width)
@@ -75,7 +99,7 @@ def build(cell: Cell, task: Task, depth: int = 1, width: int = 16) -> ir.Model:
             x = _halved(net, x, width * 2**stack)
         for _ in range(depth):
             x = _placed(net, x, cell)
-    return net.model({task.output: net.dense(net.global_pool(x), task.classes)})
+    return net.model({task.output: ended(net, net.dense(net.global_pool(x), task.classes), task)})
 
 
 def _placed(net: Net, x: Value, cell: Sequence[str]) -> Value:

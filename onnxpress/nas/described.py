@@ -29,10 +29,10 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.nas.blocks import block
 from onnxpress.nas.net import Net, Value
-from onnxpress.nas.task import Task, begin
+from onnxpress.nas.task import Task, begin, ended
 
 GRID = "grid"
-_TABLES = {"stem": {"width", "kernel", "stride", "act"}, "head": {"width", "act"}}
+_TABLES = {"stem": {"width", "kernel", "stride", "act"}, "head": {"width"}}
 _STAGE = {"block", "depth", "width", "stride"}
 
 
@@ -48,7 +48,7 @@ class Choice:
             return self.values[0] if len(self.values) == 1 else trial.suggest_categorical(name, list(self.values))
         low, high, step = self.values
         step = step or task.grid
-        low = max(step, low // step * step) if self.values[2] == 0 else low
+        low = max(step, -(-low // step) * step) if self.values[2] == 0 else low
         high = low + (high - low) // step * step
         return low if high <= low else trial.suggest_int(name, low, high, step=step)
 
@@ -146,7 +146,8 @@ def _build(
             told["mask"] = mask
         for i in range(int(ask(stage, "depth", place, 1))):
             x = block(name)(net, x, width, stride if i == 0 else 1, **told)
-    return net.model({task.output: answers(net, x, task, mask, int(ask(head, "width", "head", 0)))})
+    scores = answers(net, x, task, mask, int(ask(head, "width", "head", 0)))
+    return net.model({task.output: ended(net, scores, task)})
 
 
 def _fits(name: str, x: Value, task: Task) -> None:

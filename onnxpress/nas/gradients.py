@@ -9,10 +9,10 @@ import onnx_ir as ir
 import torch
 from torch.nn import functional
 
+from onnxpress.errors import InputProblem
 from onnxpress.model.signature import signature
 from onnxpress.train.program import Program
 from onnxpress.train.tensors import Tensor, to_torch
-from onnxpress.train.torch_extra import require_torch
 
 _RIDGE = 1e-5  # added to the eigenvalues of a correlation
 
@@ -20,8 +20,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def gradient_proxy(name: str, model: ir.Model, batch: Arrays, seed: int = 0) -> float:
-    """One of proxies.GRADIENT; targets, where it needs some, are random classes.  Raises EnvironmentProblem without torch."""
-    require_torch(f"the proxy {name}")
+    """One of proxies.GRADIENT; targets, where it needs some, are random classes.  Raises InputProblem where it says nothing."""
     ways: dict[str, Callable[[ir.Model, Arrays, int], float]] = {
         "synflow": _synflow,
         "snip": _snip,
@@ -48,6 +47,8 @@ def _trained(program: Program) -> list[Tensor]:
 def _loss_gradients(model: ir.Model, batch: Arrays, seed: int) -> list[Tensor]:
     program = Program(model, from_scratch=True)
     scores = _answers(program, _feeds(batch))
+    if scores.shape[1] < 2:
+        raise InputProblem("the proxy says nothing of this output", "snip, grad-norm", "one score", "choose another, or macs")
     labels = torch.from_numpy(np.random.default_rng(seed).integers(scores.shape[1], size=scores.shape[0]))
     functional.cross_entropy(scores, labels).backward()
     return [p for p in _trained(program) if p.grad is not None]
@@ -78,12 +79,12 @@ def _synflow(model: ir.Model, batch: Arrays, seed: int) -> float:
 
 def _jacobian(model: ir.Model, batch: Arrays, seed: int) -> float:
     """How differently the samples' scores depend on their inputs (Mellor et al. 2021, first version): minus the sum of
-    log(v) + 1/v over the eigenvalues of the correlation of the Jacobian's rows; 0 where no input is of floats."""
+    log(v) + 1/v over the eigenvalues of the correlation of the Jacobian's rows."""
     program = Program(model, from_scratch=True)
     feeds = _feeds(batch)
     inputs = [t.requires_grad_() for t in feeds.values() if t.dtype.is_floating_point]
-    if not inputs:
-        return 0.0
+    if not inputs or len(inputs[0]) < 2:
+        raise InputProblem("the proxy says nothing of this input", "jacobian", "no floats, or one sample", "choose another, or macs")
     _answers(program, feeds).sum().backward()
     rows = torch.cat([t.grad.reshape(len(t), -1) for t in inputs if t.grad is not None], 1).numpy()
     values = np.linalg.eigvalsh(np.corrcoef(rows)) + _RIDGE

@@ -205,7 +205,7 @@ class Net:
 
     def pool(self, x: Value, kernel: int = 2, stride: int = 2, kind: str = "max") -> Value:
         """Pooling over [C,L] or [C,H,W]; odd kernels keep the size at stride 1, averages leave the border out."""
-        kernels = [min(kernel, size) for size in x.shape[1:]]
+        kernels = [(kernel if kernel % 2 else min(kernel, size)) if size > 1 else 1 for size in x.shape[1:]]
         strides = [stride if size > 1 else 1 for size in x.shape[1:]]
         pads = [k // 2 if k % 2 else 0 for k in kernels]
         out = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[1:], pads, kernels, strides, strict=True)]
@@ -245,9 +245,14 @@ class Net:
 
     def model(self, outputs: Mapping[str, Value]) -> ir.Model:
         """The file: outputs by the names they are to have."""
+        found = []
         for name, value in outputs.items():
-            self._add("Identity", [value.name], self._value(name, [BATCH, *value.shape], ir.DataType.FLOAT), {})
-        found = [self._values[name] for name in outputs]
+            last = self._values[value.name]
+            if last in self._inputs or last in found:
+                self._add("Identity", [value.name], self._value(name, [BATCH, *value.shape], ir.DataType.FLOAT), {})
+                last = self._values[name]
+            last.name = name
+            found.append(last)
         if not self._fixed:
             for node in self._nodes:
                 for output in node.outputs:

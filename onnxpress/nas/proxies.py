@@ -16,15 +16,16 @@ from onnxpress.errors import InputProblem
 from onnxpress.model import read
 from onnxpress.model.files import to_bytes
 from onnxpress.nas.costs import Costs
-from onnxpress.runtime.session import all_cores, open_session, run, tap
+from onnxpress.runtime.session import all_cores, open_session
+from onnxpress.train.torch_extra import require_torch
 
 FORWARD = ("naswot", "zen")
 GRADIENT = ("synflow", "snip", "grad-norm", "jacobian")
 COUNTED = ("macs", "parameters")
 PROXIES = (*FORWARD, *GRADIENT, *COUNTED)
-_FEW = 32  # samples
 _STEP = 0.01  # of the perturbation of zen
 _TINY = 1e-12
+_SWITCHES = ("Relu", "Clip", "HardSwish", "Sigmoid", "Erf")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,20 +45,24 @@ def proxy(name: str, model: ir.Model, batch: Arrays, counted: Costs, seed: int =
         return naswot(model, batch)
     if name == "zen":
         return zen(model, batch, seed)
+    require_torch(f"the proxy {name}")
     from onnxpress.nas.gradients import gradient_proxy
 
     return gradient_proxy(name, model, batch, seed)
 
 
 def naswot(model: ir.Model, batch: Arrays) -> float:
-    """How differently the samples switch the network's Relus (Mellor et al. 2021): log|det K| of the kernel of equal
-    codes; minus infinity without Relus."""
-    names = [n.inputs[0].name or "" for n in model.graph if n.op_type in ("Relu", "Clip") and n.inputs[0] is not None]
+    """How differently the samples switch the network's activations on (Mellor et al. 2021): log|det K| of the kernel of
+    equal codes, normalizations by the batch; minus infinity without activations."""
+    names = [n.inputs[0].name or "" for n in model.graph if n.op_type in _SWITCHES and n.inputs[0] is not None]
     if not names:
         return -np.inf
+    batch = _different(batch)
     count = _rows(batch)
     kernel = np.zeros((count, count))
-    for value in run(tap(model, names), batch):
+    norms = _norms(model)
+    statistics, _ = _settled(model, norms, batch)
+    for value in run_with(_open(model, norms, names), batch, statistics):
         code = (value.reshape(count, -1) > 0).astype(np.float32)
         kernel += code @ code.T + (1 - code) @ (1 - code).T
     sign, size = np.linalg.slogdet(kernel)
@@ -66,16 +71,41 @@ def naswot(model: ir.Model, batch: Arrays) -> float:
 
 def zen(model: ir.Model, batch: Arrays, seed: int = 0) -> float:
     """How strongly features answer to a small change of a random input, normalizations' scales counted back (Lin et al.
-    2021): log E|f(x) - f(x + 0.01 e)| + sum over normalizations of log sqrt(mean variance)."""
+    2021): log E|f(x) - f(x + 0.01 e)|, summed over a sample's features, + sum over normalizations of log sqrt(mean variance).
+
+    The paper's weights have variance 1; those here have 2 / fan, which is counted back, too.
+    """
+    if not any(a.dtype.kind == "f" for a in batch.values()):
+        raise InputProblem("the proxy says nothing of this input", "zen", "no input of floats", "choose another, or macs")
     rng = np.random.default_rng(seed)
     noise = {n: rng.standard_normal(a.shape).astype(a.dtype) if a.dtype.kind == "f" else a for n, a in batch.items()}
     moved = {n: a + (_STEP * rng.standard_normal(a.shape)).astype(a.dtype) if a.dtype.kind == "f" else a for n, a in noise.items()}
-    norms = [n for n in model.graph if n.op_type == "BatchNormalization" and read.standard(n)]
+    norms = _norms(model)
     statistics, scale = _settled(model, norms, noise)
     features = _features(model)
     session = _open(model, norms, [features])
     first, second = (run_with(session, feeds, statistics)[0] for feeds in (noise, moved))
-    return float(np.log(np.abs(first - second).mean() + _TINY) + scale)
+    answer = np.abs(first - second).reshape(len(first), -1).sum(1).mean()
+    return float(np.log(answer + _TINY) + scale + sum(_drawn_scale(n) for n in norms))
+
+
+def _norms(model: ir.Model) -> list[ir.Node]:
+    return [n for n in model.graph if n.op_type == "BatchNormalization" and read.standard(n)]
+
+
+def _drawn_scale(norm: ir.Node) -> float:
+    """log of how much smaller the weights before a normalization were drawn than with variance 1."""
+    source = norm.inputs[0]
+    layer = source.producer() if source is not None else None
+    tensor = read.constant_tensor(layer.inputs[1]) if layer is not None and layer.op_type == "Conv" else None
+    return 0.0 if tensor is None else 0.5 * float(np.log(np.prod(tensor.shape.numpy()[1:]) / 2))
+
+
+def _different(batch: Arrays) -> dict[str, np.ndarray]:
+    """Each sample once: equal ones would make the kernel singular."""
+    rows = [b"".join(np.ascontiguousarray(a[i]).tobytes() for a in batch.values()) for i in range(_rows(batch))]
+    first = sorted({row: i for i, row in reversed(list(enumerate(rows)))}.values())
+    return {n: a[first] for n, a in batch.items()}
 
 
 def _features(model: ir.Model) -> str:

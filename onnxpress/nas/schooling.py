@@ -13,10 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
+from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import to_bytes
-from onnxpress.nas.front import best
+from onnxpress.nas.front import ranks
 from onnxpress.optimize.teach import Couple, Wish, cores, taught
 from onnxpress.passes.distill import Source, teacher_evidence
 from onnxpress.passes.reduce import REDUCE
@@ -54,18 +55,24 @@ class School:
 
 @dataclass
 class Pupil:
-    """A candidate in training.  latency: seconds, which it keeps; score: after its last round."""
+    """A candidate in training.  latency: seconds, which it keeps; score: after its last round; failed: why it has none."""
 
     number: int
     model: ir.Model
     latency: float
     score: Score | None = None
-    trained: float = 0.0
+    failed: EnvironmentProblem | None = None
 
 
-def halving(school: School, pupils: Sequence[Pupil], seconds: float, last: int, tell: Tell) -> list[Pupil]:
-    """All pupils trained, then half of them, and so on until at most `last` are left; the best of each round go on, by
-    rank of dominance in (score, latency).  Returns those of the last round, the best first."""
+def halving(
+    school: School, pupils: Sequence[Pupil], seconds: float, last: int, tell: Tell, by_score: bool = False
+) -> list[Pupil]:
+    """All pupils trained, then half of them, and so on until at most `last` are left.
+
+    The best of each round go on: by score where `by_score`, else by rank of dominance in (score, latency) and then by
+    score.  One whose training diverges is left out.  Returns those of the last round, the best first; raises the
+    problem where none is left.
+    """
     rounds = 1 + max(0, int(np.ceil(np.log2(max(len(pupils), 1) / max(last, 1)))))
     going = list(pupils)
     for number in range(rounds):
@@ -73,10 +80,17 @@ def halving(school: School, pupils: Sequence[Pupil], seconds: float, last: int, 
         for place, pupil in enumerate(going):
             begun, part = (number + place / len(going)) / rounds, 1 / rounds / len(going)
             name = f"round {number + 1} of {rounds}, candidate {pupil.number}"
-            pupil.model, pupil.score = school.train(pupil.model, share, _within(tell, name, begun, part))
-            pupil.trained += share
-        order = best(np.array([[-_value(p), p.latency] for p in going]), len(going))
-        going = [going[i] for i in order]
+            try:
+                pupil.model, pupil.score = school.train(pupil.model, share, _within(tell, name, begun, part))
+            except EnvironmentProblem as problem:
+                pupil.failed = problem
+        failed = [p.failed for p in going if p.failed is not None]
+        going = [p for p in going if p.failed is None]
+        if not going:
+            raise failed[0]
+        rank = np.zeros(len(going)) if by_score else ranks(np.array([[_loss(p), p.latency] for p in going]))
+        losses = np.array([_loss(p) for p in going])
+        going = [going[i] for i in np.lexsort((losses, rank))]
         if number < rounds - 1:
             going = going[: max(last, (len(going) + 1) // 2)]
     return going
@@ -87,8 +101,9 @@ def _within(tell: Tell, name: str, begun: float, part: float) -> Tell:
     return lambda stage, share: tell(f"{name}: {stage}", begun + part * share)
 
 
-def _value(pupil: Pupil) -> float:
-    return pupil.score.value if pupil.score is not None else -np.inf
+def _loss(pupil: Pupil) -> float:
+    """The drop against the model whose ports are kept: comparable whatever the metric, lower is better."""
+    return pupil.score.drop if pupil.score is not None else np.inf
 
 
 def finished(model: ir.Model, data: Dataset, machine: Machine) -> ir.Model:

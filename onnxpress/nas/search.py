@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.data.dataset import Splits
+from onnxpress.data.dataset import Dataset, Splits, open_dataset
 from onnxpress.errors import InputProblem
+from onnxpress.measure.cache import key_of
 from onnxpress.measure.score import Judge, Score
-from onnxpress.model.files import save, to_bytes
+from onnxpress.model.files import model_hash, save, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.model.structure import structural_hash
 from onnxpress.nas import front, proxies
 from onnxpress.nas.costs import costs
+from onnxpress.nas.extra import require_optuna
+from onnxpress.nas.net import BATCH
 from onnxpress.nas.schooling import Pupil, School, finished, halving
 from onnxpress.nas.spaces import Space, space
 from onnxpress.nas.study import Entry, Study, fixed
@@ -33,6 +36,8 @@ from onnxpress.nas.task import Task, task_for
 from onnxpress.optimize.run import Run
 from onnxpress.runtime.latency import Comparison, Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.runtime.session import open_session
+from onnxpress.runtime.session import run as run_once
 from onnxpress.train.torch_extra import require_torch
 
 Tell = Callable[[str, float], None]
@@ -72,6 +77,7 @@ class Request:
             if not limit > 0:
                 raise InputProblem("a limit must be above zero", name, f"got {limit:g}")
         require_torch("nas")
+        require_optuna("nas")
 
 
 @dataclass
@@ -113,14 +119,14 @@ def search(
     """Search, and write the front into the folder.
 
     like: a model whose inputs and outputs candidates share; `teach`: it is their teacher, else the labels are.  The folder keeps
-    the study, so that the same command goes on where it was stopped.  Raises InputProblem on bad input; nothing is written then.
+    the study, so that the same command goes on looking where it was stopped.  Raises InputProblem on bad input.
     """
     request.check()
     build = space(request.space)
     job = _Job(like, splits, request, build, teach, tell or (lambda stage, share: None), machine or this_machine())
     run = Run(folder, command="nas", request=request.__dict__, machine=job.machine.as_dict())
     try:
-        study = Study(request.storage or run.folder / "study.db", f"nas {request.space}", request.strategy, request.seed)
+        study = Study(request.storage or run.folder / "study.db", job.name, request.strategy, request.seed)
         job.look(study)
         outcome = job.train(study)
         _write(outcome, run)
@@ -140,11 +146,23 @@ class _Job:
         if not teach and not splits.calibrate.labelled:
             raise InputProblem("nothing to learn from", "--data", "no teacher and no labels", "add --teacher or labels")
         judge = Judge(like, splits.select, "selection samples")
-        self.school = School(splits.calibrate, judge, like if teach else None, machine, request.seed)
+        if not teach and not judge.labelled:
+            raise InputProblem("the labels are no class numbers", "--data", "nothing else teaches", "add --teacher")
+        self.learn = with_free_batch(splits.calibrate)
+        self.school = School(self.learn, judge, like if teach else None, machine, request.seed)
         self.task = self._task()
-        self.batch = next(iter(splits.calibrate.take(_BATCH).batches(_BATCH))).inputs
+        self.batch = max((b.inputs for b in self.learn.take(_BATCH).batches(_BATCH)), key=_rows)
         self.feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
         self.anchor_seconds = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of the study: another space, data, proxy or machine is another study."""
+        own = Path(self.request.space.rpartition(":")[0] or self.request.space)
+        text = own.read_text() if own.is_file() else self.request.space
+        r = self.request
+        parts = [text, model_hash(self.like), self.splits.calibrate.hash, r.proxy, r.strategy, r.seed, r.latency, r.size]
+        return f"nas {r.space} {key_of(*map(str, parts), repr(self.machine))[:12]}"
 
     def _task(self) -> Task:
         sig = signature(self.like)
@@ -156,7 +174,10 @@ class _Job:
             raise InputProblem(
                 "search spaces give one output [N, classes]", outputs[0].name, outputs[0].text(), "write a space of your own"
             )
-        return task_for(self.splits.calibrate, shape[1], outputs[0].name, self.machine, sig)
+        row = run_once(open_session(self.like), self.splits.calibrate[0].inputs)[sig.outputs.index(outputs[0])]
+        probable = bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3) and shape[1] > 1
+        parts = (self.splits.calibrate, self.splits.select, self.splits.validate)
+        return task_for(parts, shape[1], outputs[0].name, self.machine, probable)
 
     @property
     def used(self) -> float:
@@ -167,6 +188,7 @@ class _Job:
     def look(self, study: Study) -> None:
         """Propose and score, for the first part of the time or until there are enough."""
         wanted = self.request.trials
+        self.anchor_seconds = study.fact(f"seconds of the anchor on {self.machine.text()}", self._anchor)
 
         def more(count: int) -> bool:
             return count < wanted and self.used < _LOOK_SHARE
@@ -190,12 +212,13 @@ class _Job:
         return (quality if math.isfinite(quality) else _WORST), latency, beyond, facts
 
     def _latency(self, model: ir.Model) -> float:
-        """Seconds of a run: the anchor's, as measured first, by the ratio to it, as measured now."""
+        """Seconds of a run: the anchor's, as measured when the study began, by the ratio to it, as measured now."""
         effort = Effort(seconds=0.4, precision=0.02, rebuilds=1, resamples=100)
         seen = compare_latency({"anchor": self.like, "candidate": model}, self.feeds, effort)
-        if not self.anchor_seconds:
-            self.anchor_seconds = seen.timings[0].median
         return self.anchor_seconds / seen.ratios[0].speedup
+
+    def _anchor(self) -> float:
+        return compare_latency({"anchor": self.like}, self.feeds, Effort(seconds=1.0)).timings[0].median
 
     # training
 
@@ -215,7 +238,7 @@ class _Job:
         def tell(stage: str, share: float) -> None:
             self.tell(stage, start + (end - start) * share)
 
-        last = halving(self.school, pupils, left, request.keep, tell)
+        last = halving(self.school, pupils, left, request.keep, tell, math.isfinite(request.latency))
         by_number = {e.number: e for e in chosen}
         judge = Judge(self.like, self.splits.validate, "validation samples")
         found = [self._finished(p, by_number[p.number], judge) for p in last]
@@ -224,13 +247,13 @@ class _Job:
         final = compare_latency(models, self.feeds, Effort(seconds=max(3.0, 0.5 * _FINAL_SHARE * request.seconds)))
         for f in found:
             f.ms = 1e3 * final.timings[0].median / final.ratio(f.name).speedup
-        points = [(-f.select.value, f.ms) for f in found]
-        for i in front.front(points):
-            found[i].on_front = True
+        kept = [f for f in found if f.ms <= 1e3 * request.latency] or found
+        for i in front.front([(f.select.drop, f.ms) for f in kept]):
+            kept[i].on_front = True
         return Outcome(sorted(found, key=lambda f: f.ms), study.entries(), final, time.monotonic() - self.begun)
 
     def _finished(self, pupil: Pupil, entry: Entry, judge: Judge) -> Found:
-        model = finished(pupil.model, self.splits.calibrate.take(1), self.machine)
+        model = finished(pupil.model, self.learn.take(1), self.machine)
         assert pupil.score is not None
         facts = entry.facts
         return Found(
@@ -249,10 +272,25 @@ def promising(entries: list[Entry], count: int, limited: bool = False) -> list[E
     return [good[i] for i in order]
 
 
+def with_free_batch(data: Dataset) -> Dataset:
+    """The samples as they are for a model that takes any number of them at once: a teacher may be fixed to one."""
+    sig = data.signature
+    if not all(s.shape and s.shape[0] == 1 for s in sig.inputs):
+        return data
+    free = [replace(s, shape=(BATCH, *(s.shape or ())[1:])) for s in sig.inputs]
+    return open_dataset(data, replace(sig, inputs=tuple(free)))
+
+
+def _rows(batch: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(batch.values())))
+
+
 def _write(outcome: Outcome, run: Run) -> None:
     """The front as files, with the choices that build each."""
     target = run.folder / "front"
     target.mkdir(exist_ok=True)
+    for old in target.glob("candidate-*"):
+        old.unlink()
     for found in outcome.found:
         if found.on_front:
             save(found.model, target / f"{found.name}.onnx")

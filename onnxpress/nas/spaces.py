@@ -71,5 +71,16 @@ def _own(name: str) -> Space:
     found = getattr(module, function, None)
     if not callable(found):
         raise InputProblem("the file holds no such function", path, function, "give FILE.py:function")
-    own: Space = found
+
+    def own(trial: Trial, task: Task) -> ir.Model:
+        try:
+            model = found(trial, task)
+        except InputProblem:
+            raise
+        except Exception as error:  # the user's own code, again
+            raise InputProblem("the search space failed", name, f"{type(error).__name__}: {error}") from error
+        if not isinstance(model, ir.Model):
+            raise InputProblem("the search space gave no model", name, type(model).__name__, "return net.model({...})")
+        return model
+
     return own

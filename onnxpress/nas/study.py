@@ -23,6 +23,8 @@ from onnxpress.nas.evolution import VIOLATION, Evolution
 STRATEGIES = ("evolution", "nsga2", "tpe", "random")
 _HEARTBEAT, _GRACE = 10, 30  # seconds
 _HASH, _TWIN = "hash", "same_as"
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_RETRIES = 1  # of a candidate whose worker died
 
 Measured = Mapping[str, Any]
 Build = Callable[[Any], tuple[str, Callable[[], tuple[float, float, float, Measured]]]]
@@ -63,6 +65,7 @@ class Study:
     """storage: an SQLite file, the address of a database that many machines share, or None: memory."""
 
     def __init__(self, storage: str | Path | None, name: str, strategy: str, seed: int = 0, population: int = 20) -> None:
+        self._refused: InputProblem | None = None
         with _quiet():
             self._study = optuna.create_study(
                 storage=None if storage is None else _storage(storage),
@@ -73,13 +76,17 @@ class Study:
             )
 
     def run(self, build: Build, more: Callable[[int], bool], told: Callable[[Entry], None] | None = None) -> None:
-        """Try candidates while `more` (told how many there are) says so.
+        """Try candidates while `more` (told how many there are) says so.  Raises InputProblem where none could be built.
 
         build(trial) gives the structure's hash and the function that measures it: (quality, latency, violation, facts).
         """
 
         def objective(trial: optuna.Trial) -> tuple[float, float]:
-            key, measure = build(trial)
+            try:
+                key, measure = build(trial)
+            except InputProblem as problem:  # these choices make no network; others may
+                self._refused = problem
+                raise optuna.TrialPruned from problem
             trial.set_user_attr(_HASH, key)
             twin = self._twin(key, trial.number)
             if twin is not None:
@@ -94,12 +101,23 @@ class Study:
         def after(study: optuna.Study, trial: FrozenTrial) -> None:
             if told is not None and trial.state is TrialState.COMPLETE:
                 told(entry(trial))
-            if not more(len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))):
+            if not more(len(study.get_trials(deepcopy=False, states=_ENDED))):
                 study.stop()
 
         with _quiet():
-            if more(len(self.entries())):
+            if more(len(self._study.get_trials(deepcopy=False, states=_ENDED))):
                 self._study.optimize(objective, callbacks=[after], catch=())
+        if self._refused is not None and not self.entries():
+            raise self._refused
+
+    def fact(self, name: str, find: Callable[[], float]) -> float:
+        """A number kept with the study; found when it is first asked for."""
+        known = self._study.user_attrs.get(name)
+        if known is None:
+            known = find()
+            with _quiet():
+                self._study.set_user_attr(name, known)
+        return float(known)
 
     def entries(self) -> list[Entry]:
         """Finished trials in the order of their numbers."""
@@ -135,7 +153,7 @@ def _storage(where: str | Path) -> RDBStorage:
             address,
             heartbeat_interval=_HEARTBEAT,
             grace_period=_GRACE,
-            failed_trial_callback=RetryFailedTrialCallback(),
+            failed_trial_callback=RetryFailedTrialCallback(max_retry=_RETRIES),
         )
     except Exception as error:  # drivers raise errors of their own
         reason = str(error).strip().splitlines()[0][:160]

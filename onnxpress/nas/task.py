@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
-from onnxpress.model.signature import Signature
 from onnxpress.nas.net import Net, Value
 from onnxpress.runtime.machine import Machine
 from onnxpress.train.augment import Field, fields
 
 KINDS = ("picture", "spectrum", "vector", "tokens")
-_ROOM = 1.25  # of the vocabulary and the length that the samples show, for those that they do not
+_ROOM = 1.25  # times the vocabulary and the length that the samples show, for texts to come
 _PROBED = 256
 _OFF = -1e9  # added to the scores of what the mask hides
 
@@ -23,7 +23,8 @@ _OFF = -1e9  # added to the scores of what the mask hides
 class Task:
     """field: the input that is looked at; shape: its size, without the batch; others: inputs that come along.
 
-    classes: answers; output: their name; grid: channels that kernels of this CPU take at once; vocabulary, length: of tokens.
+    classes: answers; output: their name; probabilities: whether they add up to one; order: the inputs' names;
+    grid: channels that kernels of this CPU take at once; vocabulary, length: of tokens.
     """
 
     field: Field
@@ -35,19 +36,21 @@ class Task:
     others: tuple[tuple[str, np.dtype[np.generic]], ...] = ()
     vocabulary: int = 0
     length: int = 0
+    probabilities: bool = False
+    order: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         return self.field.kind
 
 
-def task_for(data: Dataset, classes: int, output: str, machine: Machine, wish: Signature | None = None) -> Task:
-    """The task that samples describe.
+def task_for(parts: Sequence[Dataset], classes: int, output: str, machine: Machine, probabilities: bool = False) -> Task:
+    """The task that samples describe: the first part's, and of all parts the tokens that occur.
 
-    wish: of a teacher, whose names and free axes candidates share.  Raises InputProblem where no input is a picture, a
-    spectrum, a vector or tokens, or several are.
+    Raises InputProblem where no input is a picture, a spectrum, a vector or tokens, several are, or sizes differ.
     """
-    sig = wish or data.signature
+    data = parts[0]
+    sig = data.signature
     found = [f for f in fields(data) if f.kind in KINDS]
     tokens = [f for f in found if f.kind == "tokens"]
     chosen = tokens or found
@@ -62,14 +65,18 @@ def task_for(data: Dataset, classes: int, output: str, machine: Machine, wish: S
     others = tuple((s.name, s.dtype) for s in sig.inputs if s.name != field.name)
     vocabulary = length = 0
     if field.kind == "tokens":
-        seen = [s.inputs[field.name] for s in data.take(_PROBED)]
+        seen = [s.inputs[field.name] for part in parts for s in part]
         vocabulary = int(max(int(a.max()) for a in seen) * _ROOM) + 1
         length = int(max(a.shape[1] for a in seen) * _ROOM) + 1
     elif others:
         raise InputProblem("a search space needs one input", ", ".join(sig.input_names), "", "write a space of your own")
+    elif len(sizes := {s.inputs[field.name].shape for s in data.take(_PROBED)}) > 1:
+        some = " and ".join(str(list(size)) for size in sorted(sizes)[:2])
+        raise InputProblem("samples of several sizes", field.name, some, "bring them to one size, or write a space of your own")
     return Task(
-        field, first.shape[1:], spec.dtype, output, classes, machine.conv_block, others, vocabulary, length
-    )
+        field, first.shape[1:], spec.dtype, output, classes, machine.conv_block, others, vocabulary, length,
+        probabilities, sig.input_names,
+    )  # fmt: skip
 
 
 def begin(net: Net, task: Task, resolution: int = 0) -> tuple[Value, Value | None]:
@@ -78,12 +85,10 @@ def begin(net: Net, task: Task, resolution: int = 0) -> tuple[Value, Value | Non
     Pictures [C,H,W] (at `resolution`, 0: as they are), spectra [features, time], vectors [D]; tokens [L] as numbers.
     """
     free = ("L",) if task.kind == "tokens" else ()
-    x = net.input(task.field.name, task.shape, task.dtype, free)
-    mask = None
-    for name, dtype in task.others:
-        other = net.input(name, task.shape, dtype, free)
-        if name == task.field.mask:
-            mask = _hidden(net, other)
+    types = {task.field.name: task.dtype, **dict(task.others)}
+    given = {name: net.input(name, task.shape, types[name], free) for name in task.order or types}
+    x = given[task.field.name]
+    mask = _hidden(net, given[task.field.mask]) if task.field.mask in given else None
     if task.kind == "picture":
         x = net.transpose(x, (2, 0, 1)) if task.field.channel == 3 else x
         return (net.resized(x, resolution) if resolution else x), mask
@@ -91,7 +96,12 @@ def begin(net: Net, task: Task, resolution: int = 0) -> tuple[Value, Value | Non
         return _sequence(net, x, task.field), mask
     if task.kind == "vector" and len(task.shape) > 1:
         x = net.op("Flatten", [x.name], [int(np.prod(task.shape))], axis=1)
-    return x, mask
+    return (net.norm(x) if task.kind == "vector" else x), mask
+
+
+def ended(net: Net, scores: Value, task: Task) -> Value:
+    """Scores as the task wants them: probabilities where it says so."""
+    return net.op("Softmax", [scores.name], scores.shape, axis=-1) if task.probabilities else scores
 
 
 def _hidden(net: Net, mask: Value) -> Value:

@@ -60,6 +60,7 @@ def train(search: Search, seconds: float, report: Report) -> None:
     begun = time.monotonic()
     ladder = search.attempt("students", lambda: rungs(search, lambda: time.monotonic() - begun < _PREPARE * seconds)) or []
     tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
+    seconds = max(seconds - (time.monotonic() - begun), 0.5 * seconds)
     low, high = 0, len(ladder)
     for number in range(tries):
         if low >= high:
@@ -97,7 +98,7 @@ def timed(search: Search, ways: list[Way]) -> list[Student]:
         return []
     marks = sorted({round(i) for i in np.linspace(0, len(ways) - 1, _TIMED)})
     work = [ways[i].sketch.macs for i in marks]
-    times = [search.shop.pace(ways[i].sketch, search.chosen) for i in marks]
+    times = [search.shop.pace(ways[i].name, ways[i].sketch, search.chosen) for i in marks]
     return [Student(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
 
 

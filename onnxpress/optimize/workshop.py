@@ -165,12 +165,13 @@ class Workshop:
     def removal_order(self, more_time: Callable[[], bool] | None = None) -> list[Decision]:
         """Blocks that can go, the least harmful for its work first: as far as was found when it was last asked, unless
         there is `more_time` and some may be missing."""
-        known = self.shelf.fact("blocks")
+        known = self.shelf.fact("order of blocks")
         if known is None or (more_time is not None and not known["whole"]):
             more_time = more_time or (lambda: True)
             order = plan_depth(self.base, DepthWish(keep=_SHALLOWEST, units="layers"), more_time)
-            known = {"order": order, "whole": more_time()}
-            self.shelf.note("blocks", known)
+            if known is None or len(order) > len(known["order"]):
+                known = {"order": order, "whole": more_time()}
+                self.shelf.note("order of blocks", known)
         found: list[Decision] = known["order"]
         return found
 
@@ -222,8 +223,15 @@ class Workshop:
 
         return Sketch(_cost(cut()), cut)
 
-    def pace(self, sketch: Sketch, chosen: frozenset[str]) -> float:
+    def pace(self, name: str, sketch: Sketch, chosen: frozenset[str]) -> float:
         """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower."""
+        known = self.shelf.fact(f"pace of {name}")
+        if known is None:
+            known = self._paced(sketch, chosen)
+            self.shelf.note(f"pace of {name}", known)
+        return float(known)
+
+    def _paced(self, sketch: Sketch, chosen: frozenset[str]) -> float:
         cut = sketch.cut()
         models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
         if chosen:

@@ -62,7 +62,7 @@ class Settings:
             ("temperature", 1e-3, 1e3),
             ("labels", 0.0, 1e6),
             ("feature_weight", 0.0, 1e6),
-            ("feature_share", 0.0, 1e6),
+            ("feature_share", 0.0, math.inf),
             ("seed", 0, 2**32 - 1),
             ("threads", 1, 4096),
         ):
@@ -90,4 +90,5 @@ def read_settings(body: Mapping[str, Any]) -> Settings:
         if name not in known:
             raise InputProblem("unknown setting of distill", name, "", f"one of {', '.join(sorted(known))}")
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+    given.setdefault("feature_share", math.inf)  # plans without it are older, and their weight did not fall
     return Settings(**given).check()

@@ -105,6 +105,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(0.9, 0.99))
         self.average = [p.detach().clone() for p in own]
         self._statistics = list(module.buffers())
+        self._mean_statistics = [b.detach().clone() for b in self._statistics]  # averaged as the weights are
         self.done = 0
         self.course = Course()
         self._losses: list[float] = []
@@ -141,8 +142,9 @@ class Trainer:
         self.done += 1
         keep = min(self.settings.ema, self.done / (10 + self.done))
         with torch.no_grad():
-            for mean, now in zip(self.average, self._own, strict=True):
-                mean.lerp_(now, 1 - keep)
+            means, places = self.average + self._mean_statistics, self._own + self._statistics
+            for mean, now in zip(means, places, strict=True):
+                mean.lerp_(now.detach(), 1 - keep)
         self._losses.append(total)
         return total
 
@@ -155,12 +157,14 @@ class Trainer:
     @contextmanager
     def averaged(self, weights: Sequence[Tensor] | None = None) -> Iterator[None]:
         """The module with its averaged (or other) weights, for a look; its own come back afterwards."""
-        own = [p.detach().clone() for p in self._own]
+        own, seen = ([p.detach().clone() for p in some] for some in (self._own, self._statistics))
         self._put(self.average if weights is None else weights)
+        _set(self._statistics, self._mean_statistics)
         try:
             yield
         finally:
             self._put(own)
+            _set(self._statistics, seen)
 
     def _put(self, weights: Sequence[Tensor]) -> None:
         _set(self._own, weights)
@@ -197,6 +201,7 @@ class Trainer:
             _set(self._statistics, self._best[1])
         else:
             self._put(self.average)
+            _set(self._statistics, self._mean_statistics)
         if look is None:
             self.course.best = self.done
         return self.course
@@ -211,7 +216,7 @@ class Trainer:
         mean = sum(self._losses) / max(1, len(self._losses))
         self._losses.clear()
         if self.course.add(Point(self.done, mean, drop, nmse, value, doubt), start):
-            self._best = copy.deepcopy((self.average, self._statistics))
+            self._best = copy.deepcopy((self.average, self._mean_statistics))
         since = sum(p.step > self.course.best for p in self.course.curve)
         if self.settings.patience and since >= self.settings.patience:
             self.course.ended = f"no better for {since} looks at the selection samples"
@@ -228,6 +233,7 @@ class Trainer:
             "average": self.average,
             "best": self._best,
             "statistics": self._statistics,
+            "mean_statistics": self._mean_statistics,
             "losses": self._losses,
             "course": asdict(self.course),
         }
@@ -240,6 +246,7 @@ class Trainer:
         state = read_checkpoint(path, self.mark)
         self._put(state["module"])
         _set(self._statistics, state["statistics"])
+        self._mean_statistics = state["mean_statistics"]
         if self.extra is not None:
             self.extra.load_state_dict(state["extra"])
         self.optimizer.load_state_dict(state["optimizer"])
