@@ -38,7 +38,7 @@ _ROWS = 10  # of the selection curve
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Training time: 90s, 10m, 1h.")
 @click.option("--minutes", type=float, help="The same in minutes.")
 @click.option("--steps", type=int, default=0, help="Updates, instead of a time budget.")
-@click.option("--batch", type=int, default=64, show_default=True)
+@click.option("--batch", type=int, default=64, show_default=True, help="Samples a step; halved where the time allows few steps.")
 @click.option("--lr", type=float, default=None, help="Top of the learning rate's schedule.  [default: the fastest a short trial stands]")
 @click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the steps.")
 @click.option("--weight-decay", "decay", type=float, default=1e-4, show_default=True)

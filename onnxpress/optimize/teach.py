@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 SECONDS = 600.0  # of training where neither steps nor a budget are given
 _CLOSED_SAMPLES = 128
+_ENOUGH = 200  # steps: where the time does not allow them, batches are halved, down to _SMALLEST
+_SMALLEST = 16
+_TRIALS = 0.1  # of the steps, spent on trying learning rates
 _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
 
 Progress = Callable[[str, float], None]
@@ -180,7 +183,8 @@ def _stored(folder: Path | None) -> Settings:
 
 
 def _settled(job: Distillation, wish: Wish, say: Progress) -> Settings:
-    """Settings with the changes of samples and the learning rate chosen, and the steps fixed: budget by time of a step."""
+    """Settings with the changes of samples, the batch and the learning rate chosen, and the steps fixed: budget by time of
+    a step."""
     from onnxpress.train.distillation import choose_augment
 
     batch = min(wish.settings.batch, len(job.data))
@@ -189,11 +193,18 @@ def _settled(job: Distillation, wish: Wish, say: Progress) -> Settings:
         settings = replace(settings, augment=choose_augment(wish.augment, job.data, job))
     job.settings = settings
     began = time.monotonic()
+    if wish.steps and settings.lr:
+        return replace(settings, steps=wish.steps)
+    each = 0.0 if wish.steps else job.step_seconds()
+    while each and wish.seconds / each < _ENOUGH and settings.batch >= 2 * _SMALLEST:
+        job.settings = settings = replace(settings, batch=settings.batch // 2)
+        each = job.step_seconds()
+    steps = wish.steps or max(1, int(wish.seconds / max(each, 1e-4)))
     if not settings.lr:
-        job.settings = settings = replace(settings, lr=job.find_rate(lambda share: say("trying learning rates", share)))
+        rate = job.find_rate(steps, _TRIALS, lambda share: say("trying learning rates", share))
+        job.settings = settings = replace(settings, lr=rate)
     left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
-    steps = wish.steps or max(1, int(left / max(job.step_seconds(), 1e-4)))
-    return replace(settings, steps=steps)
+    return replace(settings, steps=wish.steps or max(1, int(left / max(each, 1e-4))))
 
 
 def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:

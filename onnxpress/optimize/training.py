@@ -84,7 +84,7 @@ def rungs(search: Search, more_time: Callable[[], bool] | None = None) -> list[R
     search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
     kinds = [timed(search, ways) for ways in (_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search))]
-    ladder = []
+    ladder: list[Rung] = []
     for level in (start * share for share in _LEVELS):
         near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
         students = tuple(max(some, key=lambda s: s.time) for some in near if some)

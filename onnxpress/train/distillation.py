@@ -38,6 +38,8 @@ _JUDGED = 256  # samples that tell which output answers
 _WARM, _TIMED = 2, 6  # steps of the timing run
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _TRIED = 12  # steps of a trial of a learning rate
+_FEW = 300  # steps, below which a rate must do no harm at all: there is no time to pay it back
+_PATIENCE = 3.0  # seconds of the timing run, from which on one step is enough
 _WORSE = 1.7  # times the lowest loss of a trial that a faster rate may end with: it pays back later what it costs at first
 _BLOCK_RATE = 1e-3
 
@@ -195,34 +197,39 @@ class Distillation:
 
     # how fast, and how long
 
-    def find_rate(self, tell: Callable[[float], None] | None = None) -> float:
-        """The fastest of RATES that a short trial on a copy stands: its loss is not far above the best trial's.
+    def find_rate(self, steps: int = _FEW, share: float = 1.0, tell: Callable[[float], None] | None = None) -> float:
+        """The fastest of RATES that a short trial on a copy stands: its loss is not far above the best trial's, nor, where
+        few `steps` will follow, above what it was before.  share: of the steps that trials may take in all.
 
         Networks without normalization (it is folded in most files) differ by a factor of thirty in what they stand.
         """
         before = self.settings
         if before.mode == "blockwise":
             return _BLOCK_RATE
-        chosen, least = RATES[0], math.inf
+        tried = int(min(_TRIED, max(2, share * steps / len(RATES))))
+        chosen, worse = RATES[0], _WORSE if steps >= _FEW else 1.0
         try:
+            self.settings = replace(before, lr=RATES[0], steps=tried, warmup=0.5)
+            with threads(before.threads):
+                least = math.inf if steps >= _FEW else self._trial(0)
             for number, rate in enumerate(RATES):
-                self.settings = replace(before, lr=rate, steps=_TRIED, warmup=0.5)
+                self.settings = replace(before, lr=rate, steps=tried, warmup=0.5)
                 with threads(before.threads):
-                    loss = self._trial()
+                    loss = self._trial(tried)
                 if tell is not None:
                     tell((number + 1) / len(RATES))
-                if not loss <= _WORSE * least:
+                if not loss <= worse * least:
                     break
                 chosen, least = rate, min(least, loss)
         finally:
             self.settings = before
         return chosen
 
-    def _trial(self) -> float:
-        """The loss on three batches after a few steps; infinite where it diverges."""
+    def _trial(self, steps: int) -> float:
+        """The loss on three batches after so many steps; infinite where it diverges."""
         _, trainer = self._trainer()
         try:
-            for _ in range(_TRIED):
+            for _ in range(steps):
                 trainer.step()
         except EnvironmentProblem:
             return math.inf
@@ -235,12 +242,15 @@ class Distillation:
             if self.settings.mode == "blockwise":
                 return self._block_seconds()
             _, trainer = self._trainer()
-            for _ in range(_WARM):
-                trainer.step()
             start = time.perf_counter()
-            for _ in range(_TIMED):
+            for done in range(_WARM):
+                if not done or time.perf_counter() - start < _PATIENCE:
+                    trainer.step()
+            start, done = time.perf_counter(), 0
+            while done < _TIMED and (not done or time.perf_counter() - start < _PATIENCE):
                 trainer.step()
-            return (time.perf_counter() - start) / _TIMED
+                done += 1
+            return (time.perf_counter() - start) / done
 
     def _block_seconds(self) -> float:
         """Mean over the blocks, what a block needs to be ready included a step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,9 +191,41 @@ def test_rates_are_tried_until_one_is_too_fast(monkeypatch: pytest.MonkeyPatch) 
     job = Distillation(evidence, evidence, data(), FAST)
     for losses, wanted in (([2, 1, 1.5, 9], 1e-3), ([1, 2, 0, 0], 1e-4), ([4, 3, 2, 1], 3e-3), ([1, np.nan, 0, 0], 1e-4)):
         left = iter(losses)
-        monkeypatch.setattr(job, "_trial", lambda left=left: next(left))
-        assert job.find_rate() == wanted
+        monkeypatch.setattr(job, "_trial", lambda steps, left=left: next(left))
+        assert job.find_rate(steps=1000) == wanted
     assert job.settings == FAST
+
+
+def test_with_few_steps_a_rate_may_do_no_harm_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from onnxpress.train.distillation import Distillation
+
+    evidence = evidence_for(teacher(), data())
+    job = Distillation(evidence, evidence, data(), FAST)
+    asked: list[int] = []
+    losses = {0: iter([1.0]), 5: iter([0.9, 0.8, 0.85, 0.1])}  # before, and after five steps of each rate
+
+    def trial(steps: int) -> float:
+        asked.append(steps)
+        return next(losses[steps])
+
+    monkeypatch.setattr(job, "_trial", trial)
+    assert job.find_rate(steps=100, share=0.2) == 3e-4
+    assert asked == [0, 5, 5, 5]
+
+
+def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 64 samples takes 0.64 s here: 40 s are enough for 62 of them, and for 250 of 16."""
+    pytest.importorskip("torch")
+    from onnxpress.optimize.teach import _settled
+    from onnxpress.train.distillation import Distillation
+
+    evidence = evidence_for(teacher(), data(100))
+    job = Distillation(evidence, evidence, data(100), FAST)
+    monkeypatch.setattr(Distillation, "step_seconds", lambda self: 0.01 * self.settings.batch)
+    wish = Wish(Settings(batch=64, lr=1e-3), seconds=40)
+    assert _settled(job, wish, lambda stage, share: None).batch == 16
+    assert _settled(job, replace(wish, seconds=400.0), lambda stage, share: None).batch == 64
 
 
 def test_a_wider_distance_needs_a_projection() -> None:
