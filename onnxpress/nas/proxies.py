@@ -46,7 +46,7 @@ def proxy(name: str, model: ir.Model, batch: Arrays, counted: Costs, seed: int =
     if name == "zen":
         return zen(model, batch, seed)
     require_torch(f"the proxy {name}")
-    from onnxpress.nas.gradients import gradient_proxy
+    from onnxpress.train.proxies import gradient_proxy
 
     return gradient_proxy(name, model, batch, seed)
 

@@ -1,4 +1,4 @@
-"""What an untrained network promises by its gradients on one batch (needs torch): see proxies.py for the rest."""
+"""What an untrained network promises by its gradients on one batch; the proxies that need no torch are in nas/proxies.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def gradient_proxy(name: str, model: ir.Model, batch: Arrays, seed: int = 0) -> float:
-    """One of proxies.GRADIENT; targets, where it needs some, are random classes.  Raises InputProblem where it says nothing."""
+    """One of synflow, snip, grad-norm, jacobian; targets, where it needs some, are random classes.  Raises InputProblem where it says nothing."""
     ways: dict[str, Callable[[ir.Model, Arrays, int], float]] = {
         "synflow": _synflow,
         "snip": _snip,
