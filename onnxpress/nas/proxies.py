@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxpress.errors import InputProblem
 from onnxpress.model import read
@@ -135,7 +136,7 @@ def _settled(model: ir.Model, norms: Sequence[ir.Node], feeds: Arrays) -> tuple[
     return found, total
 
 
-def _open(model: ir.Model, norms: Sequence[ir.Node], names: Sequence[str]) -> object:
+def _open(model: ir.Model, norms: Sequence[ir.Node], names: Sequence[str]) -> ort.InferenceSession:
     """A session that gives the named values, and takes the normalizations' statistics as inputs with defaults."""
     proto = onnx.load_from_string(to_bytes(model))
     del proto.graph.output[:]
@@ -148,9 +149,9 @@ def _open(model: ir.Model, norms: Sequence[ir.Node], names: Sequence[str]) -> ob
     return open_session(proto.SerializeToString(), all_cores())
 
 
-def run_with(session: object, feeds: Arrays, statistics: Arrays, names: Sequence[str] | None = None) -> list[np.ndarray]:
+def run_with(session: ort.InferenceSession, feeds: Arrays, statistics: Arrays, names: Sequence[str] | None = None) -> list[np.ndarray]:
     """One run with statistics in the place of the stored ones; names: of the outputs to compute (None: all)."""
-    return list(session.run(list(names) if names else None, {**feeds, **statistics}))  # type: ignore[attr-defined]
+    return list(session.run(list(names) if names else None, {**feeds, **statistics}))
 
 
 def _rows(batch: Arrays) -> int:
