@@ -54,7 +54,7 @@ _ROWS = 10  # of the selection curve
 @click.option("--features-weight", type=float, default=10.0, show_default=True)
 @click.option("--match", metavar="T=S", multiple=True, help="Compare value T of the teacher with S of the student.")
 @click.option("--augment", metavar="LIST", default="auto", show_default=True,
-              help="none, or some of flip,shift,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
+              help="none, or some of flip,shift,stretch,tone,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", type=int, default=0, help="Of training; default: all cores.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of this output, with its settings.")

@@ -5,7 +5,9 @@ Found by the graph alone, no architecture is named:
 * branch: from a value to an Add whose other side is that very value.  Without it the Add is the value.
 * run: from one value to a later one through which all that the first says must pass (a post-dominator), both made
   by the same kind of operator, with a branch between and more than branches (a normalization behind the Add, as in BERT).
-* layer: neighbouring branches or runs that repeat as a group (attention, then feed-forward).
+* link: the same without a branch between, from one value that everything passes to the next: a stretch of a plain chain
+  (VGG, separable convolutions), or a block round which no identity goes.
+* layer: neighbouring branches, runs or links that repeat as a group (attention, then feed-forward).
 
 A mask or another side input may enter a part on its way.  What Shape says of a value is no influence of its contents.
 Blocks save multiply-accumulates; parts that save none (a position code, a GELU's cubic term) are not blocks.
@@ -22,7 +24,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
 from onnxpress.model.trace import Trace
 
-BRANCH, RUN, LAYER = "branch", "run", "layer"
+BRANCH, RUN, LINK, LAYER = "branch", "run", "link", "layer"
 _ASKS_SHAPE = frozenset({"Shape", "Size"})
 # Twice is once: behind a branch they change nothing that the branch's own unit would not.
 _IDEMPOTENT = frozenset({"Relu", "Clip", "Identity", "Dropout", "Cast"})
@@ -30,7 +32,8 @@ _IDEMPOTENT = frozenset({"Relu", "Clip", "Identity", "Dropout", "Cast"})
 
 @dataclass(frozen=True)
 class Block:
-    """Removing it: the readers of `output` read `source`.  nodes: those that nothing needs once it alone is gone."""
+    """Removing it: the readers of `output` read `source`.  nodes: those that nothing needs once it alone is gone; skip:
+    whether a way round it remains; without, what it said is lost."""
 
     name: str
     kind: str
@@ -39,6 +42,7 @@ class Block:
     nodes: frozenset[str]
     macs: int
     weight_bytes: int
+    skip: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class _Pair:
     kind: str
     source: str
     output: str
+    skip: bool = True
 
 
 def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
@@ -57,15 +62,15 @@ def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
     branches = _branches(wires, trace)
     runs = _runs(wires, trace, branches)
     costs = macs(model, trace)
-    pairs = [*branches, *runs]
+    pairs = [*branches, *runs, *_links(wires, trace, branches)]
     found = {pair: block for pair in pairs if (block := _block(wires, pair, costs)) is not None}
     kept = [pair for pair in pairs if pair in found]
-    for pair in [p for kind in (BRANCH, RUN) for p in _layers(wires, kind, kept, found)]:
+    for pair in [p for kind in (BRANCH, RUN, LINK) for p in _layers(wires, kind, kept, found)]:
         block = _block(wires, pair, costs)
         if block is not None and all((pair.source, pair.output) != (p.source, p.output) for p in kept):
             found[pair] = block
-    order = {BRANCH: 0, RUN: 1, LAYER: 2}
-    return sorted(found.values(), key=lambda b: (wires.maker[b.output], order[b.kind], wires.maker.get(b.source, -1)))
+    order = {BRANCH: 0, RUN: 1, LINK: 2, LAYER: 3}
+    return sorted(_once(found.values(), costs), key=lambda b: (wires.maker[b.output], order[b.kind], wires.maker.get(b.source, -1)))
 
 
 def take_out(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:
@@ -178,6 +183,18 @@ class _Wires:
             parent[index] = at
         return parent
 
+    def spine(self) -> list[int]:
+        """The nodes that everything the inputs say passes, in order."""
+        parent = self.post_dominators()
+        ways = []
+        for index in sorted(self.all):
+            if self.data(index) and not any(n in self.maker for n in self.data(index)):
+                way = [index]
+                while parent[way[-1]] < len(self.nodes):
+                    way.append(parent[way[-1]])
+                ways.append(way)
+        return [] if not ways else [i for i in ways[0] if all(i in other for other in ways)]
+
     def single(self, index: int) -> str | None:
         """The only value of a node that anything uses."""
         used = [v.name or "" for v in self.nodes[index].outputs if v.name in self.readers or v.name in self.outputs]
@@ -234,6 +251,39 @@ def _runs(wires: _Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]
     return found
 
 
+def _links(wires: _Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
+    """For every value that all the inputs' influence passes the nearest later one of equal shape and maker, unless there is
+    a branch between."""
+    spine = wires.spine()
+    joins = {wires.maker[b.output] for b in branches}
+    found = []
+    for place, start in enumerate(spine):
+        source, between = wires.single(start), False
+        for at in spine[place + 1 :]:
+            output = wires.single(at)
+            if source is None or output is None or at in joins:
+                break
+            between = between or wires.nodes[at].op_type not in _IDEMPOTENT
+            same = trace.shape(source) == trace.shape(output) and _role(wires.nodes[start]) == _role(wires.nodes[at])
+            if between and same:
+                found.append(_Pair(LINK, source, output, skip=False))
+                break
+    return found
+
+
+def _once(blocks: Iterable[Block], costs: Mapping[str, int]) -> list[Block]:
+    """Without the links that take the same work out as another block: from convolution to convolution is from activation to
+    activation."""
+    seen: set[frozenset[str]] = set()
+    kept = []
+    for block in sorted(blocks, key=lambda b: b.kind == LINK):
+        work = frozenset(n for n in block.nodes if costs.get(n))
+        if block.kind != LINK or work not in seen:
+            kept.append(block)
+        seen.add(work)
+    return kept
+
+
 def _layers(wires: _Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pair, Block]) -> list[_Pair]:
     """Groups of neighbours that repeat: the shortest period, above one, of what the chain's links consist of."""
     following = {p.source: p for p in reversed(pairs) if p.kind == kind}
@@ -249,7 +299,7 @@ def _layers(wires: _Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pa
         period = next((p for p in range(1, len(chain) // 2 + 1) if kinds[p:] == kinds[:-p]), 1)
         if period > 1:
             groups = [chain[i : i + period] for i in range(0, len(chain) - period + 1, period)]
-            found += [_Pair(LAYER, g[0].source, g[-1].output) for g in groups]
+            found += [_Pair(LAYER, g[0].source, g[-1].output, kind != LINK) for g in groups]
     return found
 
 
@@ -268,7 +318,7 @@ def _block(wires: _Wires, pair: _Pair, costs: Mapping[str, int]) -> Block | None
     start = wires.maker.get(pair.source)
     begin = pair.source if start is None else wires.nodes[start].name or ""
     name = end if pair.kind == BRANCH else f"{begin}..{end}"
-    return Block(name, pair.kind, pair.source, pair.output, gone, saved, _weights(wires, gone))
+    return Block(name, pair.kind, pair.source, pair.output, gone, saved, _weights(wires, gone), pair.skip)
 
 
 def _weights(wires: _Wires, gone: frozenset[str]) -> int:

@@ -11,7 +11,8 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.nas.net import Net, Value
 from onnxpress.runtime.machine import Machine
-from onnxpress.train.augment import Field, fields
+from onnxpress.train.augment import fields
+from onnxpress.train.changes import Field
 
 KINDS = ("picture", "spectrum", "vector", "tokens")
 _ROOM = 1.25  # times the vocabulary and the length that the samples show, for texts to come

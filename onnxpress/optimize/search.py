@@ -146,7 +146,7 @@ class Search:
 
     def pruning(self) -> None:
         """Channels pruned, more of them while the samples allow it: inner widths, then all."""
-        if not self.shop.can_prune or not self.clock.until(0.6)():
+        if not self.shop.ground().can_prune or not self.clock.until(0.6)():
             return
         for scope in ("hidden", "all"):
             self._descend(self._narrower(scope))

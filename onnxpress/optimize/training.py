@@ -1,7 +1,7 @@
 """Training in the search: students faster than repair alone allows, brought back to the original's answers.
 
 A ladder of levels of time is searched by bisection.  At a level stand students of each kind (inner channels, all channels,
-whole blocks), as thin as the level needs in the form that would be written; the one whose repair comes closest to the
+whole blocks, blocks and channels), as thin as the level needs in the form that would be written; the one whose repair comes closest to the
 original is trained for an equal share of the budget and put into int8; where that loses too much though the float student
 does not, the int8 student is trained as well.  Where the allowed drop holds on the selection samples a lower level is
 next, else a higher one.
@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxpress.optimize.search import SEARCH_ENDS, Report, Search, allowed, wish_name
 from onnxpress.optimize.shelf import Candidate
-from onnxpress.optimize.workshop import Sketch
+from onnxpress.optimize.workshop import Sketch, blocks_name
 from onnxpress.passes.prune import Wish
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -28,7 +28,9 @@ _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _LEVELS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45, 0.35)
 _TRIES = 3
 _PREPARE = 0.15  # of the training time, at most: finding the order in which blocks go
+_MIX = 0.15  # of a student's time: finding which of its nodes run faster in float
 _NEAR = 0.8  # a student may take this share of its level's time at least
+_NEARLY = 0.02  # more than what is allowed: training brings it back
 _TIMED = 3  # students of a kind that are timed; the others' times lie on the line between
 
 
@@ -84,6 +86,7 @@ def rungs(search: Search, more_time: Callable[[], bool] | None = None) -> list[R
     search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
     kinds = [timed(search, ways) for ways in (_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search))]
+    kinds += [timed(search, _pruned(search, "hidden", count)) for count in _counts(search)]
     ladder: list[Rung] = []
     for level in (start * share for share in _LEVELS):
         near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
@@ -104,15 +107,33 @@ def timed(search: Search, ways: list[Way]) -> list[Student]:
     return [Student(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
 
 
-def _pruned(search: Search, scope: str) -> list[Way]:
-    wishes = [Wish(ratio, scope) for ratio in _RATIOS] if search.shop.can_prune else []
-    return [Way(n := wish_name(w), search.shop.narrowed(w), partial(search.shop.pruned, n, w)) for w in wishes]
+def _pruned(search: Search, scope: str, count: int = 0) -> list[Way]:
+    """Narrower, behind `count` blocks taken out."""
+    shop, before = search.shop, f"{blocks_name(count)}, " if count else ""
+    ground = shop.ground(count)
+    wishes = [w for w in (Wish(ratio, scope) for ratio in _RATIOS) if ground.can_prune and ground.decisions(w)]
+    return [
+        Way(n := before + wish_name(w), shop.narrowed(w, count), partial(shop.pruned, n, w, count=count)) for w in wishes
+    ]
+
+
+def _counts(search: Search) -> list[int]:
+    """How many blocks are out where both levers work together: as many as can be without training, or nearly, and half."""
+    limit = search.max_drop + _NEARLY
+    able = [n for n in range(1, len(search.shop.removal_order()) + 1) if _drop(search, blocks_name(n)) <= limit]
+    most = max(able, default=0)
+    return sorted({n for n in (most, most // 2) if n})
+
+
+def _drop(search: Search, name: str) -> float:
+    """Of a candidate that was looked at; infinite for another."""
+    return next((c.score.drop for c in search.found if c.name == name), math.inf)
 
 
 def _shallow(search: Search) -> list[Way]:
     shop = search.shop
     counts = range(1, len(shop.removal_order()) + 1)
-    return [Way(f"{n} blocks out", shop.without(n), partial(shop.shallower, n)) for n in counts]
+    return [Way(blocks_name(n), shop.without(n), partial(shop.shallower, n)) for n in counts]
 
 
 def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
@@ -131,12 +152,19 @@ def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
         return good
     whole = f"{name} + int8"
     evidence = shop.evidence(taught)
-    int8 = search.attempt(whole, lambda: search.keep(shop.int8(whole, search.chosen, taught, evidence)))
+    nodes = _mix(search, taught, _MIX * seconds) if good and search.goal == "latency" else search.chosen
+    int8 = search.attempt(whole, lambda: search.keep(shop.int8(whole, nodes, taught, evidence)))
     if int8 is None or allowed(int8, search.max_drop) or not good:
         return good
     last = f"{whole}, trained"
     search.attempt(last, lambda: search.keep(shop.taught(last, int8, seconds / 3, say)))
     return True
+
+
+def _mix(search: Search, student: Candidate, seconds: float) -> frozenset[str]:
+    """Nodes that the clock prefers in int8 on this student, whose layers are thinner than those it was found for."""
+    begun = time.monotonic()
+    return search.shop.fastest_int8(search.chosen, lambda: time.monotonic() - begun < seconds, student)[0]
 
 
 def _within(report: Report, number: int, of: int) -> Report:

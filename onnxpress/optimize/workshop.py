@@ -19,6 +19,7 @@ from onnxpress.measure.score import Judge
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.optimize import mixed
+from onnxpress.optimize.ground import Ground
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, new_plan, take_step
 from onnxpress.optimize.shelf import Candidate, Shelf, model_of
 from onnxpress.optimize.teach import Couple, Progress, Wish, begun, cores, taught
@@ -27,9 +28,7 @@ from onnxpress.passes.base import Decision
 from onnxpress.passes.depth import Wish as DepthWish
 from onnxpress.passes.depth import plan_depth
 from onnxpress.passes.distill import Source, teacher_evidence
-from onnxpress.passes.downdate import Curve
 from onnxpress.passes.prune import Wish as PruneWish
-from onnxpress.passes.prune import curves, plan_pruning, sensitivities, widths
 from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.latency import Effort, compare_latency
@@ -70,8 +69,7 @@ class Workshop:
         self.calibrate = calibrate.take(CALIBRATION)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
         self._plan = new_plan(original, calibrate, seed)
-        self._curves: dict[str, Curve] | None = None
-        self._scales: dict[str, float] = {}
+        self._grounds: dict[int, Ground] = {}
         self.exact_evidence: Evidence | None = None
         self.exact_plan = self._plan
 
@@ -144,14 +142,18 @@ class Workshop:
 
         return self._candidate(name, make)
 
-    def fastest_int8(self, start: frozenset[str], more_time: Callable[[], bool]) -> tuple[frozenset[str], str]:
-        """The subset of int8 nodes that the clock prefers, and how it was found."""
-        known = self.shelf.fact("fastest int8")
+    def fastest_int8(
+        self, start: frozenset[str], more_time: Callable[[], bool], candidate: Candidate | None = None
+    ) -> tuple[frozenset[str], str]:
+        """The subset of int8 nodes that the clock prefers, and how it was found; of the exact model or of a candidate."""
+        fact = "fastest int8" + (f" of {candidate.name}" if candidate is not None else "")
+        known = self.shelf.fact(fact)
         if known is None:
-            found, tried = mixed.fastest(self.base, self.feeds, start, more_time)
+            where = self.base if candidate is None else self.evidence(candidate)
+            found, tried = mixed.fastest(where, self.feeds, qdq.trim(where.model, _able(where, start)), more_time)
             how = f"{tried.count} windows timed, {tried.kept} put back to float"
             known = {"nodes": sorted(found), "how": how}
-            self.shelf.note("fastest int8", known)
+            self.shelf.note(fact, known)
         return frozenset(known["nodes"]), known["how"]
 
     def safest_int8(self, start: frozenset[str], allowed: float, more_time: Callable[[], bool]) -> frozenset[str]:
@@ -183,22 +185,30 @@ class Workshop:
             done = take_step(Step("depth", tuple(steps)), self.base, self.base.model)
             return self.exact_plan.then("depth", steps, CALIBRATION), done.model, done.notes
 
-        return self._candidate(f"{count} block{'s' * (count > 1)} out", make)
+        return self._candidate(blocks_name(count), make)
 
-    @property
-    def can_prune(self) -> bool:
-        return any(widths(g.size, self.base) for g in self.base.channels.groups)
+    def ground(self, count: int = 0) -> Ground:
+        """What is pruned: the exact model, or the one with so many blocks out."""
+        if count not in self._grounds:
+            cut = self.shallower(count) if count else None
+            where = (self.exact_plan, self.base) if cut is None else (cut.plan, self.evidence(cut))
+            self._grounds[count] = Ground(*where)
+        return self._grounds[count]
 
-    def pruned(self, name: str, wish: PruneWish, more_time: Callable[[], bool] = lambda: True) -> Candidate | None:
-        """Channels removed and repaired; None where the wish removes nothing on this CPU's widths."""
-        decisions = self._decide(wish, more_time)
+    def pruned(
+        self, name: str, wish: PruneWish, more_time: Callable[[], bool] = lambda: True, count: int = 0
+    ) -> Candidate | None:
+        """Channels removed and repaired, behind `count` blocks taken out; None where the wish removes nothing on this CPU's
+        widths."""
+        ground = self.ground(count)
+        decisions = ground.decisions(wish, more_time)
         if not decisions:
             return None
 
         def make() -> Made:
             steps = [*decisions, {"repair": "least-squares"}]
-            done = take_step(Step("prune", tuple(steps)), self.base, self.base.model)
-            return self.exact_plan.then("prune", steps, CALIBRATION), done.model, done.notes
+            done = take_step(Step("prune", tuple(steps)), ground.evidence, ground.evidence.model)
+            return ground.plan.then("prune", steps, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
 
@@ -206,19 +216,20 @@ class Workshop:
         """Multiply-accumulates for one sample."""
         return _cost(self.evidence(candidate))
 
-    def narrowed(self, wish: PruneWish) -> Sketch:
-        """What a wish would leave; the base where it removes nothing."""
-        return self._sketch("prune", self._decide(wish, lambda: True))
+    def narrowed(self, wish: PruneWish, count: int = 0) -> Sketch:
+        """What a wish would leave behind `count` blocks taken out; that model itself where it removes nothing."""
+        ground = self.ground(count)
+        return self._sketch("prune", ground.decisions(wish), ground.evidence)
 
     def without(self, count: int) -> Sketch:
         """What is left when so many blocks of the order are gone."""
-        return self._sketch("depth", self.removal_order()[:count])
+        return self._sketch("depth", self.removal_order()[:count], self.base)
 
-    def _sketch(self, name: str, decisions: Sequence[Decision]) -> Sketch:
+    def _sketch(self, name: str, decisions: Sequence[Decision], ground: Evidence) -> Sketch:
         step = Step(name, (*decisions, {"repair": "none"}))
 
         def cut() -> Evidence:
-            model = take_step(step, self.base, self.base.model).model if decisions else self.base.model
+            model = take_step(step, ground, ground.model).model if decisions else ground.model
             return evidence_for(model, self.calibrate.take(_SKETCH_SAMPLES), self.machine, self.seed)
 
         return Sketch(_cost(cut()), cut)
@@ -259,23 +270,24 @@ class Workshop:
         """For a value of the original the channels that a pruned student has left."""
         steps = [s for s in student.plan.steps if s.pass_name == "prune"]
         removal = {d["group"]: list(d["remove"]) for s in steps for d in s.decisions if "group" in d}
-        return lambda value: self.base.channels.kept(value, removal)
+        out = sum("block" in d for s in student.plan.steps if s.pass_name == "depth" for d in s.decisions)
+        channels = self.ground(out if removal else 0).evidence.channels
+        return lambda value: channels.kept(value, removal)
 
-    def _decide(self, wish: PruneWish, more_time: Callable[[], bool]) -> Sequence[Decision]:
-        if self._curves is None:
-            self._curves = curves(self.base)
-        channels = self.base.channels
-        picked = {n: c for n, c in self._curves.items() if wish.scope == "all" or channels.group(n).hidden}
-        if not self._scales:
-            nothing = dict.fromkeys(self._curves, 0)
-            self._scales = sensitivities(self.base, self._curves, nothing, more_time)
-        return plan_pruning(self.base, wish, picked, self._scales)
+
+def blocks_name(count: int) -> str:
+    """A candidate's name with so many blocks out."""
+    return f"{count} block{'s' * (count > 1)} out"
 
 
 def _to_int8(evidence: Evidence, chosen: frozenset[str]) -> Step:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
-    known = {n.name for n in evidence.model.graph if qdq.eligible(n, evidence.trace) is None}
-    return Step("quantize", tuple(decisions_for(qdq.trim(evidence.model, frozenset(chosen & known)), evidence)))
+    return Step("quantize", tuple(decisions_for(qdq.trim(evidence.model, _able(evidence, chosen)), evidence)))
+
+
+def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:
+    """Those of the chosen nodes that the model has and that can be in int8."""
+    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.eligible(n, evidence.trace) is None}
 
 
 def _cost(evidence: Evidence) -> int:

@@ -67,7 +67,7 @@ class Depth:
         judge = None if evidence.data is None else Judge(evidence.model, evidence.samples())
         found = []
         for block in removable(evidence)[0]:
-            harm = 0.0 if judge is None else judge.score(bl.take_out(evidence.model, [block])).nmse
+            harm = 0.0 if judge is None else judge.score(_cut(evidence, [block])).nmse
             saving = Saving(float(block.macs), float(block.weight_bytes))
             found.append(Option(self.name, block.name, {"block": block.name}, saving, harm))
         return found
@@ -180,8 +180,13 @@ def _roles(model: ir.Model, gone: Sequence[Block]) -> dict[str, str]:
         roles[source] = output
         made = values[source].producer() if source in values else None
         readers = {u.node.op_type for u in values[output].uses()}
-        if made is not None and made.op_type == "Relu" and readers == {"Relu"} and made.inputs[0] is not None:
+        ends = values[output].producer()
+        if made is None or made.op_type not in ("Relu", "Clip") or made.inputs[0] is None:
+            continue
+        if made.op_type == "Relu" and readers == {"Relu"}:
             roles[made.inputs[0].name or ""] = output
+        elif ends is not None and ends.op_type == made.op_type and ends.inputs[0] is not None:
+            roles[made.inputs[0].name or ""] = ends.inputs[0].name or ""
     return roles
 
 
@@ -249,13 +254,19 @@ def _greedy(
             break
         while (best := min(left, key=lambda b: price[b.name])).name not in fresh:
             total = work([*taken, best])
-            harm = judge.score(bl.take_out(evidence.model, [*taken, best])).nmse
+            harm = judge.score(_cut(evidence, [*taken, best])).nmse
             fresh[best.name] = harm, total
             price[best.name] = max(harm - base, 1e-9) / min(total - saved, max(goal - saved, 1.0))
         base, saved = fresh[best.name]
         taken.append(best)
         left.remove(best)
     return taken
+
+
+def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
+    """The model without the blocks, as its harm is measured: where a skip remains it speaks for itself, a chain that lost a
+    link does only once it is refitted."""
+    return without(evidence, gone, not all(b.skip for b in gone))[0]
 
 
 def _longest(evidence: Evidence, judge: Judge, order: Sequence[Block], allowed: float) -> int:

@@ -1,6 +1,5 @@
 """Changes of samples that the teacher is then asked about anew, so that few samples go a long way.
 
-All work on model-ready arrays (batch axis first where there is one) and draw from a generator given by the caller.
 What an input is (picture, spectrum, tokens, vector) is told from its type, its shape and its values.  `auto` takes
 the changes that the kind of input allows and under which the teacher mostly keeps its answers: a mirrored digit is
 another digit, a mirrored cat is a cat.
@@ -9,52 +8,32 @@ another digit, a mirrored cat is a cat.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import layout
 from onnxpress.errors import InputProblem
+from onnxpress.train.changes import ALONE, Arrays, Field, mixed
 
-NAMES = ("flip", "shift", "cutout", "noise", "tokens", "mixup", "cutmix")
+NAMES = ("flip", "shift", "stretch", "tone", "cutout", "noise", "tokens", "mixup", "cutmix")
 MIXING = ("mixup", "cutmix")
 _ALLOWED = {
-    "picture": ("flip", "shift", "cutout", "noise", "mixup", "cutmix"),
-    "spectrum": ("shift", "cutout", "noise", "mixup"),
+    "picture": ("flip", "shift", "stretch", "tone", "cutout", "noise", "mixup", "cutmix"),
+    "spectrum": ("shift", "stretch", "tone", "cutout", "noise", "mixup", "cutmix"),
     "tokens": ("tokens",),
     "vector": ("noise", "mixup"),
 }
 _AUTO = {
-    "picture": ("flip", "shift", "mixup", "cutmix"),
-    "spectrum": ("shift", "noise", "mixup"),
+    "picture": ("flip", "shift", "stretch", "tone", "mixup", "cutmix"),
+    "spectrum": ("shift", "stretch", "tone", "noise", "mixup", "cutmix"),
     "tokens": ("tokens",),
     "vector": ("noise",),
 }
 _KEEPS = 0.8  # share of answers that must survive a change for `auto` to use it
 _MIXED = 0.5  # share of batches that mixup or cutmix touches
 _PROBED = 64
-_NOISE = 0.1  # standard deviations
-_REPLACED = 0.15  # share of tokens
 _BERT = {101: 103}  # first token of every sentence -> the vocabulary's mask token
-
-Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Field:
-    """An input that can be changed.  channel: axis of colours or features; space: the axes that positions lie on.
-
-    For tokens: `blank` stands for a removed token (None: none known), `mask` names the attention mask beside it.
-    """
-
-    name: str
-    kind: str
-    channel: int | None = None
-    space: tuple[int, ...] = ()
-    deviation: float = 1.0
-    blank: int | None = None
-    mask: str | None = None
 
 
 def fields(data: Dataset) -> tuple[Field, ...]:
@@ -172,7 +151,7 @@ def change(
     for field in found:
         for name in names:
             if name in _ALLOWED[field.kind] and name not in MIXING:
-                made[field.name] = _ONE[name](made[field.name], field, made, rng)
+                made[field.name] = ALONE[name](made[field.name], field, made, rng)
     mixing = [n for n in names if n in MIXING]
     if not mixing or rng.random() >= _MIXED:
         return made, None
@@ -180,109 +159,4 @@ def change(
     count = len(made[able[0].name]) if able else 0
     if count < 2:
         return made, None
-    return _mixed(made, able, mixing[int(rng.integers(len(mixing)))], count, rng)
-
-
-def _mixed(
-    made: Arrays, able: Sequence[Field], way: str, count: int, rng: np.random.Generator
-) -> tuple[Arrays, np.ndarray]:
-    partner = (np.arange(count) + 1 + rng.integers(count - 1)) % count
-    share = rng.random(count) if way == "mixup" else np.zeros(count)
-    if way == "cutmix":
-        field = next(f for f in able if "cutmix" in _ALLOWED[f.kind])
-        values = made[field.name]
-        new = values.copy()
-        for i in range(count):
-            box = _box(values.shape, field, rng, float(np.sqrt(rng.random())))
-            new[i][box] = values[partner[i]][box]
-            share[i] = 1 - new[i][box].size / new[i].size
-        made[field.name] = new
-    else:
-        for field in able:
-            values = made[field.name]
-            part = share.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-            made[field.name] = part * values + (1 - part) * values[partner]
-    matrix = np.diag(share)
-    matrix[np.arange(count), partner] += 1 - share
-    return made, matrix
-
-
-def _box(shape: tuple[int, ...], field: Field, rng: np.random.Generator, side: float) -> tuple[slice, ...]:
-    """A box of one sample: `side` of each spatial axis, anywhere, over all channels."""
-    index = [slice(None)] * (len(shape) - 1)
-    for axis in field.space:
-        size = max(1, round(side * shape[axis]))
-        start = int(rng.integers(shape[axis] - size + 1))
-        index[axis - 1] = slice(start, start + size)
-    return tuple(index)
-
-
-def _flip(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Half of the pictures mirrored left to right."""
-    turn = rng.random(len(values)) < 0.5
-    new = values.copy()
-    new[turn] = np.flip(values[turn], field.space[-1])
-    return new
-
-
-def _shift(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Moved by up to an eighth along each axis (a spectrum: along time), the border filled by reflection."""
-    axes = field.space if field.kind == "picture" else field.space[:1]
-    reach = {axis: max(1, values.shape[axis] // 8) for axis in axes}
-    padded = np.pad(values, [(reach.get(a, 0),) * 2 for a in range(values.ndim)], mode="reflect")
-    new = np.empty_like(values)
-    for i in range(len(values)):
-        index = [slice(None)] * (values.ndim - 1)
-        for axis, far in reach.items():
-            start = int(rng.integers(2 * far + 1))
-            index[axis - 1] = slice(start, start + values.shape[axis])
-        new[i] = padded[i][tuple(index)]
-    return new
-
-
-def _cutout(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """A box of a quarter of each axis replaced by the sample's mean; in a spectrum a stretch of time or of frequency."""
-    new = values.copy()
-    for i in range(len(values)):
-        place = field
-        if field.kind == "spectrum":
-            axis = field.space[int(rng.integers(len(field.space)))]
-            place = Field(field.name, field.kind, field.channel, (axis,))
-        new[i][_box(values.shape, place, rng, 0.25)] = values[i].mean()
-    return new
-
-
-def _noise(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    noise = rng.standard_normal(values.shape, dtype=np.float32) * np.float32(_NOISE * field.deviation)
-    return np.asarray(values + noise, values.dtype)
-
-
-def _replace(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Some tokens removed (a blank where one is known) or exchanged for others of the batch.
-
-    The first and the last token of every sentence, and the padding behind it, stay.
-    """
-    rows, width = values.shape
-    open_ = np.ones(values.shape, bool) if field.mask is None else made[field.mask].astype(bool)
-    last = width - 1 - np.argmax(open_[:, ::-1], axis=1)
-    inner = open_.copy()
-    inner[:, 0] = False
-    inner[np.arange(rows), last] = False
-    if not inner.any():
-        return values
-    hit = inner & (rng.random(values.shape) < _REPLACED)
-    others = rng.choice(values[inner], values.shape)
-    if field.blank is not None:
-        others = np.where(rng.random(values.shape) < 0.5, values.dtype.type(field.blank), others)
-    new = values.copy()
-    new[hit] = others[hit]
-    return new
-
-
-_ONE: dict[str, Callable[[np.ndarray, Field, Arrays, np.random.Generator], np.ndarray]] = {
-    "flip": _flip,
-    "shift": _shift,
-    "cutout": _cutout,
-    "noise": _noise,
-    "tokens": _replace,
-}
+    return mixed(made, able, mixing[int(rng.integers(len(mixing)))], count, rng)

@@ -21,8 +21,9 @@ from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import model_hash
-from onnxpress.train.augment import Field, automatic, fields, suitable
+from onnxpress.train.augment import automatic, fields, suitable
 from onnxpress.train.blockwise import BlockLessons, blocks, share_steps
+from onnxpress.train.changes import Field
 from onnxpress.train.heads import Head, answers, heads, probe
 from onnxpress.train.lessons import Arrays, Lesson, Lessons, Pool, Teacher
 from onnxpress.train.match import Pair

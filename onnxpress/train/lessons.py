@@ -17,7 +17,8 @@ from onnxpress.data.layout import layout
 from onnxpress.measure.evidence import takes_batches
 from onnxpress.model.signature import signature
 from onnxpress.runtime.session import run, tap
-from onnxpress.train.augment import Field, change
+from onnxpress.train.augment import change
+from onnxpress.train.changes import Field
 from onnxpress.train.heads import labels_as_rows
 
 KEEP_BYTES = 512 * 2**20

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
-from onnxpress.model.blocks import BRANCH, LAYER, RUN, Block, dying, find_blocks, resolve, take_out
+from onnxpress.model.blocks import BRANCH, LAYER, LINK, RUN, Block, dying, find_blocks, resolve, take_out
 from tests import nets
 
 
@@ -45,14 +45,32 @@ def test_a_projected_skip_is_no_identity() -> None:
     x = net.relu(net.conv("image", 8))
     y = net.add(net.conv(net.relu(net.conv(x, 8)), 8), net.conv(x, 8, 1))
     assert not blocks(net.model(net.head(y), nets.IMAGE, ["N", 10]))
+    (whole,) = blocks(net.model(net.head(net.relu(y)), nets.IMAGE, ["N", 10]))
+    assert whole.kind == LINK
+    assert not whole.skip
+    assert whole.macs == (2 * 8 * 8 * 9 + 8 * 8) * 64
 
 
-def test_plain_chains_have_no_blocks() -> None:
+def test_a_plain_chain_is_made_of_links() -> None:
+    """Activation to activation; convolution to convolution would be the same."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 8))
     for _ in range(3):
         x = net.relu(net.conv(x, 8))
-    assert not blocks(net.model(net.head(x), nets.IMAGE, ["N", 10]))
+    found = blocks(net.model(net.head(x), nets.IMAGE, ["N", 10]))
+    assert [(b.kind, b.macs) for b in found] == [(LINK, 8 * 8 * 9 * 64)] * 3
+
+
+def test_links_that_repeat_in_pairs_are_layers() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 8))
+    for _ in range(3):
+        x = net.relu(net.conv(net.relu(net.conv(x, 8, group=8)), 8, 1))
+    found = blocks(net.model(net.head(x), nets.IMAGE, ["N", 10]))
+    layers = [b for b in found if b.kind == LAYER]
+    assert len(layers) == 3
+    assert not any(b.skip for b in layers)
+    assert len({frozenset(b.nodes) for b in found}) == len(found)
 
 
 def test_a_cheap_branch_is_no_block() -> None:

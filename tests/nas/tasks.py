@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxpress.nas.task import Task
-from onnxpress.train.augment import Field
+from onnxpress.train.changes import Field
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 PICTURE = Task(Field("image", "picture", 1, (2, 3)), (3, 16, 16), FLOAT, "scores", 10, 16)

@@ -9,7 +9,8 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature, TensorSpec
 from onnxpress.train import augment
-from onnxpress.train.augment import Field, automatic, change, fields, suitable
+from onnxpress.train.augment import NAMES, automatic, change, fields, suitable
+from onnxpress.train.changes import Field
 
 RNG = np.random.default_rng(0)
 F = np.float32
@@ -109,6 +110,43 @@ def test_a_spectrum_shifts_along_time_only() -> None:
     assert np.array_equal(made["x"], x), "what differs in frequency alone stays where it is"
 
 
+def test_a_stretched_slope_stays_a_line() -> None:
+    """A slope along time has one slope inside whatever is stretched, and repeats its ends."""
+    x = np.broadcast_to(np.arange(48, dtype=F).reshape(1, 48, 1, 1), (12, 48, 8, 1)).copy()
+    found = fields(dataset(x=x + 0.01 * numbers(48, 8, 1)))
+    made, _ = change({"x": x}, found, ("stretch",), np.random.default_rng(0))
+    slopes = np.diff(made["x"][:, :, 0, 0], axis=1)
+    steepest = slopes.max(1)
+    assert ((steepest > 0.79) & (steepest < 1.21)).all()
+    assert np.ptp(steepest) > 0.1
+    inside = (slopes > 1e-3) & (np.abs(slopes - steepest[:, None]) > 1e-3)
+    assert (inside.sum(1) <= 2).all(), "the two steps where the border begins"
+    assert np.array_equal(made["x"][..., 0, 0], made["x"][..., 5, 0])
+
+
+def test_a_tone_is_the_same_at_every_position() -> None:
+    """Of a picture one factor and an offset a colour; of a spectrum an offset a band."""
+    for x, still in ((numbers(3, 16, 16), (2, 3)), (numbers(48, 10, 1), (1,))):
+        found = fields(dataset(x=x))
+        made, _ = change({"x": x}, found, ("tone",), np.random.default_rng(0))
+        assert not np.allclose(made["x"], x, atol=0.01)
+        centred = [v - v.mean(still, keepdims=True) for v in (made["x"], x)]
+        factor = (centred[0] * centred[1]).sum((1, 2, 3)) / (centred[1] ** 2).sum((1, 2, 3))
+        np.testing.assert_allclose(centred[0], factor.reshape(12, 1, 1, 1) * centred[1], atol=1e-4)
+
+
+def test_cutmix_of_a_spectrum_takes_a_stretch_of_time() -> None:
+    x = np.broadcast_to(np.arange(12, dtype=F).reshape(12, 1, 1, 1), (12, 49, 10, 1)).copy()
+    found = fields(dataset(x=numbers(49, 10, 1)))
+    made = next(
+        m["x"]
+        for s in range(9)
+        if (got := change({"x": x}, found, ("cutmix",), np.random.default_rng(s)))[1] is not None and (m := got[0])
+    )
+    assert (np.ptp(made, axis=(2, 3)) == 0).all()
+    assert (np.abs(np.diff(made[:, :, 0, 0], axis=1)) > 0).sum(1).max() <= 2
+
+
 def test_cutout_leaves_the_mean_in_a_box() -> None:
     x = numbers(3, 16, 16)
     made, _ = change({"x": x}, fields(dataset(x=x)), ("cutout",), np.random.default_rng(0))
@@ -137,7 +175,7 @@ def test_mixing_says_what_it_mixed(way: str) -> None:
 def test_the_given_batch_is_not_changed() -> None:
     x = numbers(3, 16, 16)
     before = x.copy()
-    change({"x": x}, fields(dataset(x=x)), ("flip", "shift", "cutout", "noise", "mixup", "cutmix"), np.random.default_rng(0))
+    change({"x": x}, fields(dataset(x=x)), tuple(n for n in NAMES if n != "tokens"), np.random.default_rng(0))
     assert np.array_equal(x, before)
 
 

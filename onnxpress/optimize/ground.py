@@ -1,0 +1,37 @@
+"""A model that channels are pruned from: what is found out about it once, for every ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from onnxpress.measure.evidence import Evidence
+from onnxpress.optimize.plan import Plan
+from onnxpress.passes.base import Decision
+from onnxpress.passes.downdate import Curve
+from onnxpress.passes.prune import Wish, curves, plan_pruning, sensitivities, widths
+
+
+@dataclass
+class Ground:
+    """plan: what led to the model; evidence: what is known of it."""
+
+    plan: Plan
+    evidence: Evidence
+    _curves: dict[str, Curve] | None = None
+    _scales: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def can_prune(self) -> bool:
+        return any(widths(g.size, self.evidence) for g in self.evidence.channels.groups)
+
+    def decisions(self, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> Sequence[Decision]:
+        """Channels to remove for a wish; none where it removes nothing on this CPU's widths."""
+        if self._curves is None:
+            self._curves = curves(self.evidence)
+        channels = self.evidence.channels
+        picked = {n: c for n, c in self._curves.items() if wish.scope == "all" or channels.group(n).hidden}
+        if not self._scales:
+            nothing = dict.fromkeys(self._curves, 0)
+            self._scales = sensitivities(self.evidence, self._curves, nothing, more_time)
+        return plan_pruning(self.evidence, wish, picked, self._scales)
