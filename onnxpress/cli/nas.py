@@ -1,42 +1,78 @@
-"""`onnxpress nas SPACE --teacher MODEL --data SAMPLES -o FOLDER`."""
+"""`onnxpress nas SPACE --teacher MODEL --data SAMPLES -o FOLDER`; `nas worker`, `nas build`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, quiet_option, splits_of
-from onnxpress.errors import EXIT_UNMET
+from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, output_option, quiet_option, splits_of
+from onnxpress.errors import EXIT_UNMET, InputProblem
 
 if TYPE_CHECKING:
     from onnxpress.nas.search import Outcome
 
 
-@click.command("nas")
+class SearchFirst(click.Group):
+    """`nas SPACE` is `nas search SPACE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["search", *args]
+        return super().parse_args(ctx, args)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def samples_options(function: F) -> F:
+    """What says which ports and samples a search is about."""
+    for option in reversed((
+        click.option("--teacher", "-t", type=click.Path(path_type=Path), help="The model to learn from, whose ports are kept."),
+        click.option("--like", type=click.Path(path_type=Path), help="Without a teacher: a model whose ports are kept."),
+        data_options(required=True),
+        click.option("--select", metavar="PATH", help="Samples that choose; default: a part of --data."),
+        click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data."),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@click.group("nas", cls=SearchFirst)
+def command() -> None:
+    """Search for networks that are fast on this CPU and good on your samples.
+
+    \b
+    onnxpress nas SPACE --teacher MODEL --data SAMPLES -o FOLDER
+    """
+
+
+@command.command("search")
 @click.argument("space")
-@click.option("--teacher", "-t", type=click.Path(path_type=Path), help="The model to learn from, whose ports are kept.")
-@click.option("--like", type=click.Path(path_type=Path), help="Without a teacher: a model whose ports are kept.")
-@data_options(required=True)
-@click.option("--select", metavar="PATH", help="Samples that choose; default: a part of --data.")
-@click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data.")
+@samples_options
 @click.option("--output", "-o", required=True, metavar="FOLDER", help="Of the study and the front's files.")
 @click.option("--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True)
 @click.option("--proxy", default="naswot", show_default=True,
-              help="Quality before training: naswot, zen, synflow, snip, grad-norm, jacobian, macs, parameters.")  # fmt: skip
+              help="Quality before training: naswot, zen, synflow, snip, grad-norm, jacobian, macs, parameters, "
+                   "training (a short one), or FILE.py:function.")  # fmt: skip
+@click.option("--lesson", type=Seconds(), default="20s", show_default=True, help="Of the proxy `training`.")
 @click.option("--trials", default=200, show_default=True, help="Candidates to look at.")
 @click.option("--time-budget", type=Seconds(), default="30m", show_default=True, help="Of everything: 90s, 10m, 1h.")
 @click.option("--latency-ms", type=float, default=math.inf, help="A run may take so long, one thread.")
 @click.option("--size-mb", type=float, default=math.inf, help="Weights may take so much.")
+@click.option("--memory-mb", type=float, default=math.inf, help="Inner values that are alive at once may take so much.")
 @click.option("--pupils", default=8, show_default=True, help="Candidates whose training begins.")
 @click.option("--keep", default=2, show_default=True, help="Candidates trained to the end.")
 @click.option("--storage", default="", metavar="URL", help="Of the study; default: study.db in the folder.")
+@click.option("--role", type=click.Choice(["both", "train"]), default="both", show_default=True,
+              help="train: times are left to `nas worker --role latency`.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @quiet_option
-def command(
+def search_command(
     space: str,
     teacher: Path | None,
     like: Path | None,
@@ -44,43 +80,120 @@ def command(
     select: str | None,
     validate: str | None,
     output: str,
-    strategy: str,
-    proxy: str,
-    trials: int,
-    time_budget: float,
     latency_ms: float,
     size_mb: float,
-    pupils: int,
-    keep: int,
-    storage: str,
-    seed: int,
+    memory_mb: float,
+    time_budget: float,
+    role: str,
     as_json: bool,
     quiet: bool,
+    **plain: Any,
 ) -> int:
-    """Search SPACE for networks that are fast on this CPU and good on your samples.
+    """Search SPACE, train the most promising, and write the best.
 
     SPACE: image-small, image-mobile, keyword-1d, tabular-mlp, text-encoder, cell, FILE.toml, or FILE.py:function.
     """
     from onnxpress.cli import console
-    from onnxpress.errors import InputProblem
     from onnxpress.model.files import load
     from onnxpress.nas.extra import require_optuna
 
     require_optuna("nas")
-    from onnxpress.nas.search import Request, search
+    from onnxpress.nas.request import Request
+    from onnxpress.nas.search import search
 
-    ports = teacher or like
-    if ports is None:
-        raise InputProblem("no model whose inputs and outputs are kept", "", "", "add --teacher MODEL, or --like MODEL")
-    request = Request(
-        space, strategy, proxy, trials, time_budget, latency_ms / 1e3, size_mb * 1e6, pupils, keep, seed, storage
-    )
+    limits: dict[str, Any] = {"latency": latency_ms / 1e3, "size": size_mb * 1e6, "peak": memory_mb * 1e6}
+    request = Request(space, seconds=time_budget, **limits, **plain)
+    ports = _ports(teacher, like)
     request.check()
     splits = splits_of(ports, source, select, validate, quiet)
     with console.progress(quiet or as_json) as bar:
-        outcome = search(load(ports), splits, request, output, teacher is not None, bar)
+        outcome = search(load(ports), splits, request, output, teacher is not None, bar, role=role)
     _show(outcome, output, as_json)
     return 0 if any(f.on_front for f in outcome.found) else EXIT_UNMET
+
+
+@command.command("worker")
+@samples_options
+@click.option("--storage", required=True, metavar="URL", help="Of the study: postgresql://USER@HOST/DATABASE, or a file.")
+@click.option("--study", default="", metavar="NAME", help="Of the search, or a part of it; default: the only one.")
+@click.option("--role", type=click.Choice(["both", "train", "latency"]), default="both", show_default=True,
+              help="train: score candidates; latency: time those that others score.")  # fmt: skip
+@click.option("--time-budget", type=Seconds(), default="1h", show_default=True, help="Leave after so long.")
+@click.option("--heartbeat", type=Seconds(), default="10s", show_default=True,
+              help="A sign of life so often; after three without one others try the trial again.")  # fmt: skip
+@json_option
+@quiet_option
+def worker_command(
+    teacher: Path | None,
+    like: Path | None,
+    source: DataChoice,
+    select: str | None,
+    validate: str | None,
+    storage: str,
+    study: str,
+    role: str,
+    time_budget: float,
+    heartbeat: float,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Join a search that another process, here or elsewhere, has begun.  Give the files that it was begun with."""
+    from onnxpress.cli import console
+    from onnxpress.model.files import load
+    from onnxpress.nas.extra import require_optuna
+
+    require_optuna("nas")
+    from onnxpress.nas.worker import work
+    from onnxpress.optimize.run import document
+
+    ports = _ports(teacher, like)
+    splits = splits_of(ports, source, select, validate, quiet)
+    done = work(storage, load(ports), splits, role, study, time_budget, heartbeat=heartbeat)
+    if as_json:
+        console.emit_json(document("nas-worker", **done.__dict__))
+    else:
+        console.out(f"{done.study}: {done.scored} candidates scored here, {done.timed} timed for others")
+        console.out("all workers: " + ", ".join(f"{count} {state}" for state, count in done.states.items()))
+    return 0
+
+
+@command.command("build")
+@click.argument("record", type=click.Path(path_type=Path))
+@samples_options
+@output_option
+@quiet_option
+def build_command(
+    record: Path,
+    teacher: Path | None,
+    like: Path | None,
+    source: DataChoice,
+    select: str | None,
+    validate: str | None,
+    output: str,
+    quiet: bool,
+) -> int:
+    """Make a candidate again from its RECORD (front/candidate-N.json): the same choices, trainings and bytes."""
+    from onnxpress.cli import console
+    from onnxpress.model.files import check_target, load, save
+    from onnxpress.nas.extra import require_optuna
+
+    require_optuna("nas")
+    from onnxpress.nas.rebuild import rebuilt
+
+    check_target(output)
+    ports = _ports(teacher, like)
+    splits = splits_of(ports, source, select, validate, quiet)
+    save(rebuilt(record, load(ports), splits), output)
+    console.out(f"wrote {output}")
+    return 0
+
+
+def _ports(teacher: Path | None, like: Path | None) -> Path:
+    """The model whose inputs and outputs candidates have."""
+    ports = teacher or like
+    if ports is None:
+        raise InputProblem("no model whose inputs and outputs are kept", "", "", "add --teacher MODEL, or --like MODEL")
+    return ports
 
 
 def _show(outcome: Outcome, output: str, as_json: bool) -> None:
@@ -103,4 +216,4 @@ def _show(outcome: Outcome, output: str, as_json: bool) -> None:
     if outcome.found:
         score = outcome.found[0].score
         console.out(f"* on the front; {score.metric} on {score.samples} validation samples, the original {score.reference:.4f}")
-    console.out(f"speed-up: over the model whose ports are kept; files and choices in {output}/front")
+    console.out(f"speed-up: over the model whose ports are kept; files in {output}/front, `nas build` makes each again")

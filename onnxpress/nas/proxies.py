@@ -17,6 +17,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.model import read
 from onnxpress.model.files import to_bytes
 from onnxpress.nas.costs import Costs
+from onnxpress.nas.own import own_function
 from onnxpress.runtime.session import all_cores, open_session
 from onnxpress.train.torch_extra import require_torch
 
@@ -24,6 +25,7 @@ FORWARD = ("naswot", "zen")
 GRADIENT = ("synflow", "snip", "grad-norm", "jacobian")
 COUNTED = ("macs", "parameters")
 PROXIES = (*FORWARD, *GRADIENT, *COUNTED)
+TRAINING = "training"  # no proxy: a short training, see nas.look
 _STEP = 0.01  # of the perturbation of zen
 _TINY = 1e-12
 _SWITCHES = ("Relu", "Clip", "HardSwish", "Sigmoid", "Erf")
@@ -33,12 +35,17 @@ Arrays = Mapping[str, np.ndarray]
 
 def check(name: str) -> None:
     """Raises InputProblem for a proxy that does not exist."""
-    if name not in PROXIES:
-        raise InputProblem("unknown proxy", name, "", f"one of {', '.join(PROXIES)}")
+    if ".py:" in name:
+        own_function(name, "proxy")
+    elif name not in (*PROXIES, TRAINING):
+        words = ", ".join((*PROXIES, TRAINING))
+        raise InputProblem("unknown proxy", name, "", f"one of {words}, or FILE.py:function")
 
 
 def proxy(name: str, model: ir.Model, batch: Arrays, counted: Costs, seed: int = 0) -> float:
     """The proxy of a candidate.  batch: some samples (32 do).  Raises EnvironmentProblem where it needs torch and has none."""
+    if ".py:" in name:
+        return _own(name, model, batch)
     check(name)
     if name in COUNTED:
         return float(counted.macs if name == "macs" else counted.parameters)
@@ -50,6 +57,16 @@ def proxy(name: str, model: ir.Model, batch: Arrays, counted: Costs, seed: int =
     from onnxpress.train.proxies import gradient_proxy
 
     return gradient_proxy(name, model, batch, seed)
+
+
+def _own(name: str, model: ir.Model, batch: Arrays) -> float:
+    """What the user's function says of (model, batch)."""
+    try:
+        return float(own_function(name, "proxy")(model, dict(batch)))
+    except InputProblem:
+        raise
+    except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line
+        raise InputProblem("the proxy failed", name, f"{type(error).__name__}: {error}") from error
 
 
 def naswot(model: ir.Model, batch: Arrays) -> float:

@@ -7,7 +7,7 @@ round has the same time, and goes on from the weights of the one before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,8 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import to_bytes
 from onnxpress.nas.front import ranks
 from onnxpress.optimize.teach import Couple, Wish, cores, taught
-from onnxpress.passes.distill import Source, teacher_evidence
+from onnxpress.passes.base import Decision
+from onnxpress.passes.distill import DISTILL, Source, teacher_evidence
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.machine import Machine
 from onnxpress.train.settings import Settings
@@ -40,8 +41,9 @@ class School:
     machine: Machine
     seed: int = 0
 
-    def train(self, model: ir.Model, seconds: float, tell: Tell) -> tuple[ir.Model, Score]:
-        """The model after so many seconds, and its score; the model must have the teacher's ports."""
+    def train(self, model: ir.Model, seconds: float, tell: Tell) -> tuple[ir.Model, Score, list[Decision]]:
+        """The model after so many seconds, its score, and what was done, to be done again; the model must have the teacher's
+        ports."""
         student = evidence_for(model, self.learn, self.machine, self.seed)
         teacher = teacher_evidence(self.teacher or model, student)
         alone = self.teacher is None
@@ -50,17 +52,24 @@ class School:
             lr=_RATE, looks=_LOOKS, threads=cores(), seed=self.seed,
         )  # fmt: skip
         done = taught(Couple(student, teacher, Source()), Wish(settings, seconds=seconds), self.judge, progress=tell)
-        return done.model, self.judge.score(to_bytes(done.model))
+        return done.model, self.judge.score(to_bytes(done.model)), done.decisions
+
+    def repeat(self, model: ir.Model, lessons: Sequence[Decision]) -> ir.Model:
+        """The model after trainings that were done before: the same weights."""
+        evidence = evidence_for(model, self.learn, self.machine, self.seed, self.teacher or model)
+        return DISTILL.apply(evidence.model, lessons, evidence).model
 
 
 @dataclass
 class Pupil:
-    """A candidate in training.  latency: seconds, which it keeps; score: after its last round; failed: why it has none."""
+    """A candidate in training.  latency: seconds, which it keeps; score: after its last round; lessons: its trainings so far;
+    failed: why it has no score."""
 
     number: int
     model: ir.Model
     latency: float
     score: Score | None = None
+    lessons: list[Decision] = field(default_factory=list)
     failed: EnvironmentProblem | None = None
 
 
@@ -81,7 +90,8 @@ def halving(
             begun, part = (number + place / len(going)) / rounds, 1 / rounds / len(going)
             name = f"round {number + 1} of {rounds}, candidate {pupil.number}"
             try:
-                pupil.model, pupil.score = school.train(pupil.model, share, _within(tell, name, begun, part))
+                pupil.model, pupil.score, lesson = school.train(pupil.model, share, _within(tell, name, begun, part))
+                pupil.lessons += lesson
             except EnvironmentProblem as problem:
                 pupil.failed = problem
         failed = [p.failed for p in going if p.failed is not None]

@@ -6,8 +6,6 @@ returns the network, so that a choice may depend on those before it.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +15,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.nas import cells, described
+from onnxpress.nas.own import own_function
 from onnxpress.nas.task import Task
 
 READY = ("image-small", "image-mobile", "keyword-1d", "tabular-mlp", "text-encoder", "cell")
@@ -56,28 +55,14 @@ def space(name: str) -> Space:
 
 
 def _own(name: str) -> Space:
-    file, _, function = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise InputProblem("no such search space", path, "", "give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"onnxpress_space_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line
-        raise InputProblem("the search space cannot be loaded", path, f"{type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise InputProblem("the file holds no such function", path, function, "give FILE.py:function")
+    found = own_function(name, "search space")
 
     def own(trial: Trial, task: Task) -> ir.Model:
         try:
             model = found(trial, task)
         except InputProblem:
             raise
-        except Exception as error:  # the user's own code, again
+        except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line
             raise InputProblem("the search space failed", name, f"{type(error).__name__}: {error}") from error
         if not isinstance(model, ir.Model):
             raise InputProblem("the search space gave no model", name, type(model).__name__, "return net.model({...})")

@@ -1,16 +1,21 @@
 """The study behind a search: what was tried, in optuna's storage, and who chooses what comes next.
 
+Any number of workers, on any number of machines, may run one study.  Each says by a heartbeat that it lives; the trial of
+one that died is tried again by another.
+
 A study has two aims, quality (higher) and latency (lower).  A candidate that was built before under other choices is told what
 was found then; one beyond the limits is told so by its distance (`violation`), which the strategies lead away from.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -21,9 +26,10 @@ from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.nas.evolution import VIOLATION, Evolution
 
 STRATEGIES = ("evolution", "nsga2", "tpe", "random")
-_HEARTBEAT, _GRACE = 10, 30  # seconds
+HEARTBEAT = 10.0  # seconds between two signs of life; after three without one a worker is dead
+_PAUSE = 0.5  # seconds between two looks at what others do
 _HASH, _TWIN = "hash", "same_as"
-_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
 _RETRIES = 1  # of a candidate whose worker died
 
 Measured = Mapping[str, Any]
@@ -44,10 +50,10 @@ class Entry:
     twin: int | None
 
 
-def sampler(strategy: str, seed: int, population: int = 20) -> BaseSampler:
+def sampler(strategy: str, seed: int | None, population: int = 20) -> BaseSampler:
     """Raises InputProblem for a strategy that does not exist."""
     if strategy == "evolution":
-        return Evolution(seed, population)
+        return Evolution(seed or 0, population)  # it draws by the trial's number: no two workers the same
     if strategy == "nsga2":
         return NSGAIISampler(seed=seed, population_size=population, constraints_func=_limits)
     if strategy == "tpe":
@@ -61,24 +67,58 @@ def _limits(trial: FrozenTrial) -> Sequence[float]:
     return (float(trial.user_attrs.get(VIOLATION, 0.0)),)
 
 
-class Study:
-    """storage: an SQLite file, the address of a database that many machines share, or None: memory."""
+class TimeOver(Exception):
+    """A worker's time ended before its trial did: the trial counts as failed."""
 
-    def __init__(self, storage: str | Path | None, name: str, strategy: str, seed: int = 0, population: int = 20) -> None:
+
+class Study:
+    """storage: an SQLite file, the address of a database that many machines share, or None: memory.
+
+    seed: None for a worker that joins, so that it proposes other candidates than those before it.
+    """
+
+    def __init__(
+        self,
+        storage: str | Path | None,
+        name: str,
+        strategy: str,
+        seed: int | None = 0,
+        population: int = 20,
+        heartbeat: float = HEARTBEAT,
+    ) -> None:
         self._refused: InputProblem | None = None
-        with _quiet():
+        with quiet():
+            self._storage = None if storage is None else connected(storage, heartbeat)
             self._study = optuna.create_study(
-                storage=None if storage is None else _storage(storage),
+                storage=self._storage,
                 study_name=name,
                 directions=["maximize", "minimize"],
                 sampler=sampler(strategy, seed, population),
                 load_if_exists=True,
             )
 
-    def run(self, build: Build, more: Callable[[int], bool], told: Callable[[Entry], None] | None = None) -> None:
-        """Try candidates while `more` (told how many there are) says so.  Raises InputProblem where none could be built.
+    def close(self) -> None:
+        """Let the database go."""
+        if self._storage is not None:
+            released(self._storage)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        build: Build,
+        wanted: int,
+        told: Callable[[Entry], None] | None = None,
+        in_time: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Try candidates until there are as many as wanted, those of other workers included, or time is over.
 
         build(trial) gives the structure's hash and the function that measures it: (quality, latency, violation, facts).
+        Stays until no other worker has a trial left that it could die of.  Raises InputProblem where none could be built.
         """
 
         def objective(trial: optuna.Trial) -> tuple[float, float]:
@@ -101,23 +141,60 @@ class Study:
         def after(study: optuna.Study, trial: FrozenTrial) -> None:
             if told is not None and trial.state is TrialState.COMPLETE:
                 told(entry(trial))
-            if not more(len(study.get_trials(deepcopy=False, states=_ENDED))):
+            if self._count(*_COUNTED) >= wanted or not in_time():
                 study.stop()
 
-        with _quiet():
-            if more(len(self._study.get_trials(deepcopy=False, states=_ENDED))):
-                self._study.optimize(objective, callbacks=[after], catch=())
+        with quiet():
+            if self._count(*_COUNTED) < wanted and in_time():
+                self._study.optimize(objective, callbacks=[after], catch=(TimeOver,))
+            while in_time() and self._count(TrialState.RUNNING, TrialState.WAITING):
+                optuna.storages.fail_stale_trials(self._study)
+                if self._count(TrialState.WAITING):
+                    self._study.optimize(objective, n_trials=1, callbacks=[after], catch=(TimeOver,))
+                else:
+                    time.sleep(_PAUSE)
         if self._refused is not None and not self.entries():
             raise self._refused
 
-    def fact(self, name: str, find: Callable[[], float]) -> float:
-        """A number kept with the study; found when it is first asked for."""
-        known = self._study.user_attrs.get(name)
-        if known is None:
-            known = find()
-            with _quiet():
-                self._study.set_user_attr(name, known)
-        return float(known)
+    def _count(self, *states: TrialState) -> int:
+        return len(self._study.get_trials(deepcopy=False, states=states))
+
+    def fact(self, name: str, find: Callable[[], Any]) -> Any:
+        """What is kept with the study under a name (plain values); found when it is first asked for.  Of two workers that find
+        it at once both go by what the study holds in the end."""
+        if name not in self._study.user_attrs:
+            found = find()
+            with quiet():
+                self._study.set_user_attr(name, found)
+        return self._study.user_attrs[name]
+
+    def note(self, name: str, value: Any) -> None:
+        with quiet():
+            self._study.set_user_attr(name, value)
+
+    def known(self, name: str) -> Any:
+        """What is kept under a name; None where nothing is."""
+        return self._study.user_attrs.get(name)
+
+    def choices(self, number: int) -> Mapping[str, Any]:
+        """What a trial chose so far."""
+        trials = self._study.get_trials(deepcopy=False)
+        return dict(next(t for t in trials if t.number == number).params)
+
+    def states(self) -> dict[str, int]:
+        """Trials by what became of them: complete, pruned, fail, running, waiting."""
+        names = [t.state.name.lower() for t in self._study.get_trials(deepcopy=False)]
+        return {name: names.count(name) for name in sorted(set(names))}
+
+    def failed(self) -> list[int]:
+        """Numbers of the trials whose worker died or ran out of time."""
+        return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))]
+
+    def retried(self) -> list[int]:
+        """Numbers of the trials that try again what another worker died of."""
+        known = RetryFailedTrialCallback.retried_trial_number
+        with quiet():
+            return [t.number for t in self._study.get_trials(deepcopy=False) if known(t) is not None]
 
     def entries(self) -> list[Entry]:
         """Finished trials in the order of their numbers."""
@@ -145,14 +222,15 @@ def fixed(choices: Mapping[str, Any]) -> FixedTrial:
     return FixedTrial(dict(choices))
 
 
-def _storage(where: str | Path) -> RDBStorage:
-    """Raises EnvironmentProblem where the database does not answer."""
+def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
+    """A database with signs of life.  Raises EnvironmentProblem where it does not answer."""
     address = str(where) if "://" in str(where) else f"sqlite:///{where}"
+    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)  # the driver that the extra brings
     try:
         return RDBStorage(
             address,
-            heartbeat_interval=_HEARTBEAT,
-            grace_period=_GRACE,
+            heartbeat_interval=max(1, round(heartbeat)),
+            grace_period=max(3, round(3 * heartbeat)),
             failed_trial_callback=RetryFailedTrialCallback(max_retry=_RETRIES),
         )
     except Exception as error:  # drivers raise errors of their own
@@ -160,8 +238,24 @@ def _storage(where: str | Path) -> RDBStorage:
         raise EnvironmentProblem("the study's storage does not answer", str(where), reason, "check its address") from error
 
 
+def released(storage: RDBStorage) -> None:
+    """Close the connections, which a pool would keep open."""
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def names(where: str | Path) -> list[str]:
+    """The studies that a database holds."""
+    with quiet():
+        storage = connected(where)
+        try:
+            return [str(n) for n in optuna.get_all_study_names(storage)]
+        finally:
+            released(storage)
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """optuna without its log, and without its remarks on what is experimental."""
     import warnings
 

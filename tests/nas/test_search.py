@@ -51,7 +51,7 @@ def build(trial: Any, land: Surrogate = LAND) -> tuple[str, Callable[[], tuple[f
 
 def reached(strategy: str, seed: int, trials: int) -> float:
     study, land = Study(None, "s", strategy, seed, population=20), Surrogate(seed)
-    study.run(lambda trial: build(trial, land), lambda count: count < trials)
+    study.run(lambda trial: build(trial, land), trials)
     return volume([(e.quality, e.latency) for e in study.entries()])
 
 
@@ -75,10 +75,10 @@ def test_volume_by_hand() -> None:
 
 def test_a_study_goes_on_where_it_stopped_and_draws_the_same(tmp_path: Path) -> None:
     whole = Study(tmp_path / "whole.db", "s", "evolution", 3, population=6)
-    whole.run(build, lambda count: count < 20)
+    whole.run(build, 20)
     for stop in (9, 20):
         part = Study(tmp_path / "part.db", "s", "evolution", 3, population=6)
-        part.run(build, lambda count, stop=stop: count < stop)
+        part.run(build, stop)
     assert [e.choices for e in part.entries()] == [e.choices for e in whole.entries()]
 
 
@@ -95,7 +95,7 @@ def test_a_network_built_twice_is_measured_once(tmp_path: Path) -> None:
         return key, measure
 
     study = Study(tmp_path / "s.db", "s", "random", 0)
-    study.run(two, lambda count: count < 12)
+    study.run(two, 12)
     assert sorted(measured) == ["0", "1"]
     twins = [e for e in study.entries() if e.twin is not None]
     assert len(twins) == 10
@@ -108,7 +108,7 @@ def test_what_breaks_the_limits_is_left() -> None:
         return json.dumps(trial.params, sort_keys=True), lambda: (accuracy, time, max(0.0, time / 0.2 - 1), {})
 
     study = Study(None, "s", "evolution", 0, population=16)
-    study.run(limited, lambda count: count < 120)
+    study.run(limited, 120)
     kept = [e.violation == 0 for e in study.entries()]
     assert sum(kept[-40:]) > sum(kept[:40])
 
@@ -168,7 +168,11 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
     for file in files:
         model = load(file)
         assert [n.op_type for n in model.graph].count("BatchNormalization") == 0
-        assert sorted(json.loads(file.with_suffix(".json").read_text())) == sorted(body["candidates"][0]["choices"])
+        again = tmp_path / "again.onnx"
+        build = ["nas", "build", str(file.with_suffix(".json")), "-t", str(DIGITS / "digits.onnx"), *COMMON]
+        assert cli([*build, "-o", str(again)]) == 0
+        assert again.read_bytes() == file.read_bytes()
+        assert cli([*build[:-1], "--seed", "1", "-o", str(again)]) == 2, "a record holds its seed"
     assert len(body["candidates"]) == 1
 
 
@@ -192,6 +196,28 @@ def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path, 
     assert len(error) == 1 or error[:-1] == [line for line in error[:-1] if line.startswith("assumed")]
 
 
+def test_a_record_of_another_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"space": "image-small", "seed": 0, "teach": True, "parts": {"teacher": "x"}, "choices": {}, "lessons": []}
+    (tmp_path / "r.json").write_text(json.dumps(record))
+    (tmp_path / "s.json").write_text('{"space": "cell"}')
+    for name, said in (("r", "not the search's files.*teacher"), ("s", "no record of a candidate"), ("t", "no such record")):
+        build = ["nas", "build", str(tmp_path / f"{name}.json"), "-t", str(DIGITS / "digits.onnx"), *COMMON]
+        assert cli([*build, "-o", str(tmp_path / "again.onnx")]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_a_proxy_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def depth(model, batch):\n    return len(model.graph)\n\ndef bad(model, batch): 1 / 0\n")
+    model = space("image-small")(Drawn(0), tasks.PICTURE)
+    counted = costs(model, tasks.batch(tasks.PICTURE))
+    assert proxies.proxy(f"{tmp_path / 'mine.py'}:depth", model, {}, counted) == len(model.graph)
+    with pytest.raises(InputProblem, match=r"the proxy failed.*ZeroDivisionError"):
+        proxies.proxy(f"{tmp_path / 'mine.py'}:bad", model, {}, counted)
+    with pytest.raises(InputProblem, match="no such function"):
+        proxies.check(f"{tmp_path / 'mine.py'}:other")
+
+
 def test_a_limit_that_nothing_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
@@ -208,7 +234,7 @@ def test_without_optuna_one_line_names_the_extra(
 
 
 def test_limits_are_checked_by_the_library_too() -> None:
-    from onnxpress.nas.search import Request
+    from onnxpress.nas.request import Request
 
     with pytest.raises(InputProblem, match="pupils"):
         Request("cell", pupils=0).check()
@@ -221,7 +247,8 @@ def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Pa
     from onnxpress.data.dataset import Splits
     from onnxpress.model.files import save
     from onnxpress.nas.net import Net
-    from onnxpress.nas.search import Request, search
+    from onnxpress.nas.request import Request
+    from onnxpress.nas.search import search
     from tests import nets
 
     net = Net()
@@ -248,14 +275,14 @@ def test_choices_that_build_nothing_are_passed_over() -> None:
         return str(trial.number), lambda: (1.0, 1.0, 0.0, {})
 
     study = Study(None, "s", "random", 0)
-    study.run(picky, lambda count: count < 20)
+    study.run(picky, 20)
     assert 0 < len(study.entries()) < 20
 
     def never(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
         raise InputProblem("none is a network")
 
     with pytest.raises(InputProblem, match="none is a network"):
-        Study(None, "s", "random", 0).run(never, lambda count: count < 5)
+        Study(None, "s", "random", 0).run(never, 5)
 
 
 def test_structure_sees_resolution_and_sharing() -> None:

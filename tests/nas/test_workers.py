@@ -1,0 +1,209 @@
+"""Many workers on one study: claims, roles, and what becomes of the trials of those that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("optuna")
+
+from onnxpress.data.dataset import Splits
+from onnxpress.errors import EnvironmentProblem, InputProblem
+from onnxpress.nas import worker
+from onnxpress.nas.look import Look
+from onnxpress.nas.orders import Orders
+from onnxpress.nas.request import Request, read_request
+from onnxpress.nas.study import Study
+from onnxpress.nas.surrogate import Surrogate
+from onnxpress.runtime.machine import Machine, this_machine
+from tests import nets
+
+LAND = Surrogate(1, edges=8)
+SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
+
+
+def asked(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
+    quality, seconds = LAND.ask(trial)
+    return f"{trial.number}", lambda: (quality, seconds, 0.0, {})
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the test's own, from the machine's packages, on a socket and a port of its own; gone afterwards."""
+    if not SERVERS:
+        pytest.skip("no PostgreSQL server is installed (apt-get install postgresql)")
+    pytest.importorskip("psycopg")
+    home = tmp_path_factory.mktemp("postgres")
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        if shutil.which("runuser") is None:
+            pytest.skip("PostgreSQL does not run as root, and there is no runuser")
+        for folder in (home, *home.parents):
+            if folder.stat().st_uid == 0 and folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
+                folder.chmod(0o755)
+        shutil.chown(home, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    bin_, data, port = SERVERS[-1], home / "data", str(20000 + os.getpid() % 20000)
+    quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
+    subprocess.run([*as_user, str(bin_ / "initdb"), "-D", str(data), "-A", "trust", "-U", "onnxpress"], **quiet)
+    options = f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -c fsync=off"
+    control = [*as_user, str(bin_ / "pg_ctl"), "-D", str(data), "-w"]
+    subprocess.run([*control, "-o", options, "-l", str(home / "log"), "start"], **quiet)
+    try:
+        yield f"postgresql://onnxpress@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["evolution", "tpe", *(pytest.param(s, marks=pytest.mark.slow) for s in ("nsga2", "random"))]
+)
+def test_both_databases_give_the_same_trials(strategy: str, postgres: str, tmp_path: Path) -> None:
+    found = []
+    for storage in (tmp_path / "study.db", postgres):
+        with Study(storage, f"same {strategy}", strategy, 5, population=6) as study:
+            study.run(asked, 18)
+            found.append([(e.choices, e.quality, e.latency) for e in study.entries()])
+    assert found[0] == found[1]
+    assert len(found[0]) == 18
+
+
+WORKER = """
+import sys, time
+from tests.nas.test_workers import LAND
+from onnxpress.nas.study import Study
+
+def slow(trial):
+    quality, seconds = LAND.ask(trial)
+    time.sleep(float(sys.argv[2]))
+    return str(trial.number), lambda: (quality, seconds, 0.0, {})
+
+with Study(sys.argv[1], "four", "evolution", None, heartbeat=1) as study:
+    print("joined", flush=True)
+    study.run(slow, int(sys.argv[3]), told=lambda entry: print(entry.number, flush=True))
+"""
+
+
+def test_four_workers_two_of_them_killed(postgres: str) -> None:
+    """The trials that the dead were busy with are tried again: every one is accounted for."""
+    wanted = 24
+    command = [sys.executable, "-c", WORKER, postgres]
+    # those that will be killed are at one trial for ever, so that the trial is surely theirs
+    workers = [
+        subprocess.Popen([*command, pause, str(wanted)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+        for pause in ("600", "600", "0.3", "0.3")
+    ]
+    doomed, living = workers[:2], workers[2:]
+    try:
+        for one in workers:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "joined\n"
+        deadline = time.monotonic() + 60
+        watch = Study(postgres, "four", "random", None)
+        while watch.states().get("running", 0) < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for one in doomed:
+            os.killpg(one.pid, signal.SIGKILL)
+        for one in living:
+            assert one.wait(timeout=90) == 0
+    finally:
+        for one in workers:
+            if one.poll() is None:
+                os.killpg(one.pid, signal.SIGKILL)
+            one.communicate()
+    with watch:
+        states = watch.states()
+        assert states["fail"] == 2
+        assert set(states) == {"complete", "fail"}, "nothing runs and nothing waits"
+        assert wanted <= states["complete"] <= wanted + 2
+        again = [dict(watch.choices(number)) for number in watch.retried()]
+        lost = [dict(watch.choices(number)) for number in watch.failed()]
+        assert sorted(map(str, again)) == sorted(map(str, lost)), "tried again with the same choices"
+        assert {e.number for e in watch.entries()} >= set(watch.retried())
+
+
+def splits() -> tuple[Any, Splits]:
+    model = nets.residual(width=8, blocks=1)
+    return model, Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((40, 20, 20))))
+
+
+def test_one_role_scores_and_the_other_times(tmp_path: Path) -> None:
+    """In two threads, as two machines would: all times were taken by the second."""
+    pytest.importorskip("torch")
+    model, parts = splits()
+    storage = str(tmp_path / "study.db")
+    request = Request("image-small", trials=4, proxy="macs", storage=storage)
+    look = Look(model, parts, request, True, this_machine())
+    study = worker.opened(look, storage, 0, heartbeat=1)
+    done: list[worker.Shift] = []
+    timer = threading.Thread(target=lambda: done.append(worker.work(storage, model, parts, "latency", heartbeat=1)))
+    timer.start()
+    try:
+        worker.looked(look, study, storage, "train", lambda: True, heartbeat=1)
+    finally:
+        worker.closed(study)
+        timer.join(60)
+    assert not timer.is_alive()
+    entries = study.entries()
+    assert len(entries) == 4
+    assert all(e.latency > 0 for e in entries)
+    assert done[0].timed == sum(e.twin is None for e in entries)
+    assert done[0].scored == 0
+    joined = worker.work(storage, model, parts, "both", seconds=5)
+    assert joined.scored == 0, "there are enough"
+    assert joined.states == {"complete": 4}
+
+
+def test_a_machine_of_another_kind_does_not_take_times(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    model, parts = splits()
+    request = Request("image-small", trials=2, proxy="macs")
+    here = this_machine()
+    other = Machine(**{**here.__dict__, "cores": here.cores + 1})
+    study = worker.opened(Look(model, parts, request, True, here), tmp_path / "study.db", 0)
+    Look(model, parts, request, True, here).anchor(study)
+    with pytest.raises(EnvironmentProblem, match="another kind"):
+        Look(model, parts, request, True, other).anchor(study)
+
+
+def test_who_joins_with_other_files_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    model, parts = splits()
+    storage = str(tmp_path / "study.db")
+    with pytest.raises(InputProblem, match="no search to join"):
+        worker.work(storage, model, parts)
+    worker.opened(Look(model, parts, Request("image-small", proxy="macs"), True, this_machine()), storage, 0)
+    with pytest.raises(InputProblem, match=r"not the study's files.*select"):
+        worker.work(storage, model, Splits(parts.calibrate, parts.validate, parts.select))
+    worker.opened(Look(model, parts, Request("cell", proxy="macs"), True, this_machine()), storage, 0)
+    with pytest.raises(InputProblem, match="several searches"):
+        worker.work(storage, model, parts)
+    with pytest.raises(InputProblem, match="unknown role"):
+        worker.work(storage, model, parts, role="cook")
+
+
+def test_an_order_that_nobody_takes_ends_with_the_time(tmp_path: Path) -> None:
+    from onnxpress.nas.study import TimeOver
+
+    orders = Orders(tmp_path / "study.db", "s")
+    orders.place(3)
+    with pytest.raises(TimeOver):
+        orders.wait(3, iter([True, False]).__next__)
+    assert orders.serve(lambda number: 0.5 * number, iter([True, False]).__next__) == 1
+    assert orders.wait(3, lambda: True) == 1.5
+
+
+def test_a_request_survives_the_storage() -> None:
+    request = Request("cell", latency=2e-3, seed=4, proxy="zen")
+    assert read_request(json.loads(json.dumps(request.plain()))) == request
