@@ -27,8 +27,10 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize.distill import distill
-from onnxpress.optimize.loop import Outcome, Request, optimize
+from onnxpress.optimize.finals import Outcome
+from onnxpress.optimize.loop import optimize
 from onnxpress.optimize.plan import Plan, apply_plan
+from onnxpress.optimize.request import Request
 from onnxpress.optimize.run import document
 from onnxpress.optimize.search import allowed
 from onnxpress.optimize.shelf import Candidate, model_of

@@ -33,7 +33,8 @@ from onnxpress.errors import Problem
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import load
 from onnxpress.model.signature import Signature, signature
-from onnxpress.optimize.loop import Request, optimize
+from onnxpress.optimize.loop import optimize
+from onnxpress.optimize.request import Request
 from onnxpress.optimize.run import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "optimize": "onnxpress.optimize.loop",
-    "Request": "onnxpress.optimize.loop",
+    "Request": "onnxpress.optimize.request",
     "prune": "onnxpress.optimize.single",
     "depth": "onnxpress.optimize.single",
     "lowrank": "onnxpress.optimize.single",
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from onnxpress.model.signature import signature as signature
     from onnxpress.optimize.distill import distill as distill
     from onnxpress.optimize.inspection import inspect as inspect
-    from onnxpress.optimize.loop import Request as Request
     from onnxpress.optimize.loop import optimize as optimize
     from onnxpress.optimize.plan import Plan as Plan
+    from onnxpress.optimize.request import Request as Request
     from onnxpress.optimize.single import (
         apply as apply,
     )

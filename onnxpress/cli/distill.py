@@ -45,12 +45,12 @@ _ROWS = 10  # of the selection curve
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Of the gradient's norm; 0: none.")
 @click.option("--ema", type=float, default=0.99, show_default=True, help="Of the averaged weights; 0: the last ones.")
 @click.option("--patience", type=int, default=12, show_default=True, help="Looks without a better one; 0: never stop.")
-@click.option("--loss", type=click.Choice(["auto", "kd", "dkd", "mse", "none"]), default="auto", show_default=True,
-              help="none: labels alone.")  # fmt: skip
+@click.option("--loss", type=click.Choice(["auto", "blend", "kd", "dkd", "mse", "none"]), default="auto",
+              show_default=True, help="auto: by short trials; blend: soft targets, mse at first; none: labels alone.")  # fmt: skip
 @click.option("--temperature", type=float, default=4.0, show_default=True)
 @click.option("--labels-weight", "labels_weight", type=float, default=0.0, show_default=True, help="Of hard labels.")
-@click.option("--features", type=click.Choice(["none", "mse", "cosine", "attention", "relational"]), default="mse",
-              show_default=True, help="How inner values are compared.")  # fmt: skip
+@click.option("--features", type=click.Choice(["auto", "none", "mse", "cosine", "attention", "relational"]),
+              default="auto", show_default=True, help="How inner values are compared; auto: by short trials.")  # fmt: skip
 @click.option("--features-weight", type=float, default=10.0, show_default=True)
 @click.option("--match", metavar="T=S", multiple=True, help="Compare value T of the teacher with S of the student.")
 @click.option("--augment", metavar="LIST", default="auto", show_default=True,

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, output_option, quiet_option, splits_of
-from onnxpress.errors import EXIT_UNMET, InputProblem
+from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET, InputProblem
 
 if TYPE_CHECKING:
     from onnxpress.nas.search import Outcome
 
 
 class SearchFirst(click.Group):
-    """`nas SPACE` is `nas search SPACE`."""
+    """`nas SPACE` is `nas search SPACE`, and `nas --from MODEL` is `nas inside --from MODEL`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "-h", "--help"):
+        if args and args[0] not in self.commands and any(a == "--from" or a.startswith("--from=") for a in args):
+            args = ["inside", *args]
+        elif args and args[0] not in (*self.commands, "-h", "--help"):
             args = ["search", *args]
         return super().parse_args(ctx, args)
 
@@ -47,6 +49,7 @@ def command() -> None:
 
     \b
     onnxpress nas SPACE --teacher MODEL --data SAMPLES -o FOLDER
+    onnxpress nas --from MODEL --data SAMPLES --speedup 2 -o FILE
     """
 
 
@@ -110,6 +113,60 @@ def search_command(
         outcome = search(load(ports), splits, request, output, teacher is not None, bar, role=role)
     _show(outcome, output, as_json)
     return 0 if any(f.on_front for f in outcome.found) else EXIT_UNMET
+
+
+@command.command("inside")
+@click.option("--from", "model", required=True, type=click.Path(path_type=Path), help="The model to search inside.")
+@data_options(required=True)
+@click.option("--select", metavar="PATH", help="Samples that choose; default: a part of --data.")
+@click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data.")
+@output_option
+@click.option("--speedup", type=float, default=0.0, help="So many times faster is enough: the least harmed is wanted.")
+@click.option("--latency-ms", type=float, default=0.0, help="So fast is enough, as --speedup.")
+@click.option("--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point.")
+@click.option("--time-budget", type=Seconds(), default="10m", show_default=True)
+@click.option("--train-budget", type=Seconds(), default="0s", show_default=True, help="On top: the closest are trained.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--run", "run_folder", metavar="FOLDER", help="Run record (default: beside the output, .run).")
+@click.option("--strict", is_flag=True, help="Exit 1 where the goal was not met.")
+@json_option
+@quiet_option
+def inside_command(
+    model: Path,
+    source: DataChoice,
+    select: str | None,
+    validate: str | None,
+    output: str,
+    speedup: float,
+    latency_ms: float,
+    max_drop: float,
+    time_budget: float,
+    train_budget: float,
+    seed: int,
+    run_folder: str | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Replace parts of a model by cheaper ones, so that least is harmed within a time."""
+    from onnxpress.cli import optimize as shown
+    from onnxpress.cli.console import progress
+    from onnxpress.model.files import check_target
+    from onnxpress.nas.within import inside
+    from onnxpress.optimize.request import Request
+
+    check_target(output, model)
+    request = Request(
+        max_drop, time_budget=time_budget, seed=seed, train_budget=train_budget, speedup=speedup, latency=latency_ms / 1e3
+    )
+    request.check()
+    splits = splits_of(model, source, select, validate, quiet)
+    with progress(quiet or as_json) as report:
+        outcome = inside(model, splits, request, output, run_folder, report)
+    shown.show(outcome, output, as_json)
+    if outcome.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_UNMET if strict and not outcome.met else 0
 
 
 @command.command("worker")

@@ -11,7 +11,7 @@ from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option
 from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.loop import Outcome
+    from onnxpress.optimize.finals import Outcome
 
 
 @click.command("optimize")
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     "--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point of accuracy or agreement."
 )
 @click.option("--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True)
+@click.option("--speedup", type=float, default=0.0, help="So many times faster is enough: the least harmed is wanted.")
+@click.option("--latency-ms", type=float, default=0.0, help="So fast is enough, as --speedup.")
 @click.option("--time-budget", type=Seconds(), default="5m", show_default=True, help="Such as 90s or 10m.")
 @click.option(
     "--train-budget",
@@ -48,6 +50,8 @@ def command(
     output: str,
     max_drop: float,
     goal: str,
+    speedup: float,
+    latency_ms: float,
     time_budget: float,
     train_budget: float,
     threads: int,
@@ -65,11 +69,12 @@ def command(
     """
     from onnxpress.cli.console import progress
     from onnxpress.model.files import check_target
-    from onnxpress.optimize.loop import Request, optimize
+    from onnxpress.optimize.loop import optimize
+    from onnxpress.optimize.request import Request
 
     check_target(output, model)
     splits = splits_of(model, source, select_source, validate_source, quiet)
-    request = Request(max_drop, goal, time_budget, threads, seed, train_budget)
+    request = Request(max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms / 1e3)
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, request, output, run_folder, report)
     show(outcome, output, as_json)
@@ -81,7 +86,7 @@ def command(
 def show(outcome: Outcome, output: str, as_json: bool) -> None:
     """The table of candidates with the Pareto front, and the verdict in words."""
     from onnxpress.cli import console
-    from onnxpress.optimize.loop import summary
+    from onnxpress.optimize.finals import summary
     from onnxpress.optimize.run import document
 
     if as_json:

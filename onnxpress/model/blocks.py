@@ -23,9 +23,9 @@ import onnx_ir as ir
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
 from onnxpress.model.trace import Trace
+from onnxpress.model.wires import Wires
 
 BRANCH, RUN, LINK, LAYER = "branch", "run", "link", "layer"
-_ASKS_SHAPE = frozenset({"Shape", "Size"})
 # Twice is once: behind a branch they change nothing that the branch's own unit would not.
 _IDEMPOTENT = frozenset({"Relu", "Clip", "Identity", "Dropout", "Cast"})
 
@@ -58,7 +58,7 @@ def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
 
     Shapes are compared at the trace only; see `passes.depth` for the second size.
     """
-    wires = _Wires(model)
+    wires = Wires(model)
     branches = _branches(wires, trace)
     runs = _runs(wires, trace, branches)
     costs = macs(model, trace)
@@ -107,101 +107,11 @@ def _resolved(maker: Mapping[str, int], blocks: Iterable[Block | _Pair]) -> dict
 
 def dying(model: ir.Model, blocks: Iterable[Block]) -> frozenset[str]:
     """Names of the nodes that nothing needs once the blocks are gone."""
-    wires = _Wires(model)
+    wires = Wires(model)
     return wires.dying(_resolved(wires.maker, blocks))
 
 
-class _Wires:
-    """Who makes and who reads which value, by name; nodes by their place in the (topological) graph."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.model = model
-        self.nodes = list(model.graph)
-        self.maker = {v.name or "": i for i, n in enumerate(self.nodes) for v in n.outputs}
-        self.outputs = {v.name or "" for v in model.graph.outputs}
-        given = {v.name or "" for v in model.graph.inputs}
-        self.reads: list[tuple[str, ...]] = []
-        for node in self.nodes:
-            all_read = [v.name or "" for v in node.inputs if v is not None] + sorted(read.captured(node))
-            self.reads.append(tuple(dict.fromkeys(n for n in all_read if n in self.maker or n in given)))
-        self.readers: dict[str, list[int]] = {}
-        for i, names in enumerate(self.reads):
-            for name in names:
-                self.readers.setdefault(name, []).append(i)
-        self.all = self._needed({})
-
-    def data(self, index: int) -> tuple[str, ...]:
-        """Values whose contents a node reads."""
-        return () if self.nodes[index].op_type in _ASKS_SHAPE else self.reads[index]
-
-    def _needed(self, instead: Mapping[str, str]) -> set[int]:
-        seen: set[int] = set()
-        queue = [instead.get(n, n) for n in self.outputs]
-        while queue:
-            index = self.maker.get(queue.pop())
-            if index is None or index in seen:
-                continue
-            seen.add(index)
-            queue += [instead.get(n, n) for n in self.reads[index]]
-        return seen
-
-    def dying(self, instead: Mapping[str, str]) -> frozenset[str]:
-        return frozenset(self.nodes[i].name or "" for i in self.all - self._needed(instead))
-
-    def depends(self, value: str, source: str) -> bool:
-        """Whether a value's contents depend on the source's."""
-        first = self.maker.get(source, -1)
-        seen: set[str] = set()
-        queue = [value]
-        while queue:
-            name = queue.pop()
-            if name == source:
-                return True
-            index = self.maker.get(name)
-            if name in seen or index is None or index <= first:
-                continue
-            seen.add(name)
-            queue += self.data(index)
-        return False
-
-    def post_dominators(self) -> list[int]:
-        """For every node the nearest later one that all its influence passes; len(nodes) where there is none."""
-        sink = len(self.nodes)
-        parent = [sink] * (sink + 1)
-        for index in range(sink - 1, -1, -1):
-            names = [v.name or "" for v in self.nodes[index].outputs]
-            following = {r for n in names for r in self.readers.get(n, ()) if n in self.data(r)}
-            if not following or any(n in self.outputs for n in names):
-                continue
-            at = following.pop()
-            for other in following:
-                while at != other:
-                    if at < other:
-                        at = parent[at]
-                    else:
-                        other = parent[other]
-            parent[index] = at
-        return parent
-
-    def spine(self) -> list[int]:
-        """The nodes that everything the inputs say passes, in order."""
-        parent = self.post_dominators()
-        ways = []
-        for index in sorted(self.all):
-            if self.data(index) and not any(n in self.maker for n in self.data(index)):
-                way = [index]
-                while parent[way[-1]] < len(self.nodes):
-                    way.append(parent[way[-1]])
-                ways.append(way)
-        return [] if not ways else [i for i in ways[0] if all(i in other for other in ways)]
-
-    def single(self, index: int) -> str | None:
-        """The only value of a node that anything uses."""
-        used = [v.name or "" for v in self.nodes[index].outputs if v.name in self.readers or v.name in self.outputs]
-        return used[0] if len(used) == 1 else None
-
-
-def _branches(wires: _Wires, trace: Trace) -> list[_Pair]:
+def _branches(wires: Wires, trace: Trace) -> list[_Pair]:
     found = []
     for index in sorted(wires.all):
         node = wires.nodes[index]
@@ -224,7 +134,7 @@ def _role(node: ir.Node) -> tuple[object, ...]:
     return node.domain, node.op_type, constants
 
 
-def _runs(wires: _Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
+def _runs(wires: Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
     parent = wires.post_dominators()
     joins = {wires.maker[b.output]: wires.maker.get(b.source, -1) for b in branches}
     sources = {b.source for b in branches}
@@ -251,7 +161,7 @@ def _runs(wires: _Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]
     return found
 
 
-def _links(wires: _Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
+def _links(wires: Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
     """For every value that all the inputs' influence passes the nearest later one of equal shape and maker, unless there is
     a branch between."""
     spine = wires.spine()
@@ -284,7 +194,7 @@ def _once(blocks: Iterable[Block], costs: Mapping[str, int]) -> list[Block]:
     return kept
 
 
-def _layers(wires: _Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pair, Block]) -> list[_Pair]:
+def _layers(wires: Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pair, Block]) -> list[_Pair]:
     """Groups of neighbours that repeat: the shortest period, above one, of what the chain's links consist of."""
     following = {p.source: p for p in reversed(pairs) if p.kind == kind}
     ends = {p.output for p in following.values()}
@@ -303,13 +213,13 @@ def _layers(wires: _Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pa
     return found
 
 
-def _contents(wires: _Wires, block: Block) -> tuple[object, ...]:
+def _contents(wires: Wires, block: Block) -> tuple[object, ...]:
     """Operators with weights and their shapes."""
     nodes = (n for n in wires.nodes if n.name in block.nodes and n.op_type in read.WEIGHTED)
     return tuple(_role(n) for n in nodes)
 
 
-def _block(wires: _Wires, pair: _Pair, costs: Mapping[str, int]) -> Block | None:
+def _block(wires: Wires, pair: _Pair, costs: Mapping[str, int]) -> Block | None:
     gone = wires.dying({pair.output: pair.source})
     saved = sum(costs.get(n, 0) for n in gone)
     if not saved:
@@ -321,7 +231,7 @@ def _block(wires: _Wires, pair: _Pair, costs: Mapping[str, int]) -> Block | None
     return Block(name, pair.kind, pair.source, pair.output, gone, saved, _weights(wires, gone), pair.skip)
 
 
-def _weights(wires: _Wires, gone: frozenset[str]) -> int:
+def _weights(wires: Wires, gone: frozenset[str]) -> int:
     """Bytes of constants that only these nodes read."""
     total = 0
     for value in wires.model.graph.initializers.values():

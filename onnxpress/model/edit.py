@@ -268,6 +268,30 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
         clone.graph.outputs.append(value)
     drop_dead(clone)
     return clone
+def between(model: ir.Model, source: str, output: str) -> ir.Model:
+    """The part of a model from one value to a later one, as a model that has `source` as an input; inputs of the whole that
+    enter from the side remain its inputs.  Where both are one value it is an Identity."""
+    clone = outputs_only(model, [output])
+    values = {v.name: v for n in clone.graph for v in n.outputs}
+    given = {v.name for v in clone.graph.inputs}
+    if source not in given:
+        old = values[source]
+        port = ir.Value(name=source, shape=old.shape, type=None if old.dtype is None else ir.TensorType(old.dtype))
+        old.name = fresh(clone, f"{source}_inner")
+        if old.is_graph_output():  # nothing lies between
+            clone.graph.outputs.clear()
+            node = ir.node("Identity", [port], name=fresh(clone, "nothing"))
+            node.outputs[0].type, node.outputs[0].shape = port.type, port.shape
+            clone.graph.append(node)
+            clone.graph.outputs.append(node.outputs[0])
+        old.replace_all_uses_with(port)
+        clone.graph.inputs.append(port)
+        drop_dead(clone)
+    for value in [v for v in clone.graph.inputs if not list(v.uses())]:
+        clone.graph.inputs.remove(value)
+    return clone
+
+
 def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Give the graph's inputs and outputs other names, in order; inner values that bear one of them step aside."""
     given = set(model.graph.initializers)

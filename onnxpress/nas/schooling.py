@@ -48,7 +48,7 @@ class School:
         teacher = teacher_evidence(self.teacher or model, student)
         alone = self.teacher is None
         settings = Settings(
-            from_scratch=True, features="none", loss="none" if alone else "auto", labels=1.0 if alone else 0.0,
+            from_scratch=True, features="none", loss="none" if alone else "mse", labels=1.0 if alone else 0.0,
             lr=_RATE, looks=_LOOKS, threads=cores(), seed=self.seed,
         )  # fmt: skip
         done = taught(Couple(student, teacher, Source()), Wish(settings, seconds=seconds), self.judge, progress=tell)

@@ -59,7 +59,7 @@ def wish_name(wish: Wish) -> str:
 @dataclass
 class Search:
     """found: candidates in the order they were made; failed: levers that broke on this model, and why; chosen: nodes that
-    are worth an integer kernel."""
+    are worth an integer kernel; target: times the original's speed that are enough (0: none are)."""
 
     shop: Workshop
     max_drop: float
@@ -70,6 +70,7 @@ class Search:
     found: list[Candidate] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     chosen: frozenset[str] = frozenset()
+    target: float = 0.0
 
     def go(self) -> None:
         if self.attempt("exact reductions", lambda: self.keep(self.shop.exact())) is None:

@@ -139,7 +139,8 @@ def taught(
     settings = _stored(folder) if resume else None
     job = Distillation(couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched)
     if settings is None:
-        job.settings = _settled(job, wish, say)
+        job.settings = _settled(job, wish, judge, say)
+        notes.append(f"loss {job.settings.loss}, inner values {job.settings.features}, rate {job.settings.lr:g}")
     watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
     model, course = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
     decision = training(job.settings, couple.source, matched, course.best)
@@ -182,9 +183,10 @@ def _stored(folder: Path | None) -> Settings:
     return read_settings(body)
 
 
-def _settled(job: Distillation, wish: Wish, say: Progress) -> Settings:
-    """Settings with the changes of samples, the batch and the learning rate chosen, and the steps fixed: budget by time of
-    a step."""
+def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Settings:
+    """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
+    time of a step."""
+    from onnxpress.train import recipes
     from onnxpress.train.distillation import choose_augment
 
     batch = min(wish.settings.batch, len(job.data))
@@ -193,7 +195,7 @@ def _settled(job: Distillation, wish: Wish, say: Progress) -> Settings:
         settings = replace(settings, augment=choose_augment(wish.augment, job.data, job))
     job.settings = settings
     began = time.monotonic()
-    if wish.steps and settings.lr:
+    if wish.steps and settings.lr and "auto" not in (settings.loss, settings.features):
         return replace(settings, steps=wish.steps)
     each = 0.0 if wish.steps else job.step_seconds()
     while each and wish.seconds / each < _ENOUGH and settings.batch >= 2 * _SMALLEST:
@@ -203,6 +205,12 @@ def _settled(job: Distillation, wish: Wish, say: Progress) -> Settings:
     if not settings.lr:
         rate = job.find_rate(steps, _TRIALS, lambda share: say("trying learning rates", share))
         job.settings = settings = replace(settings, lr=rate)
+    if settings.mode == "end-to-end":
+
+        def harm(model: ir.Model) -> float:
+            return judge.score(to_bytes(model)).nmse
+
+        job.settings = settings = recipes.chosen(job, steps, harm, lambda share: say("trying losses", share))
     left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
     return replace(settings, steps=wish.steps or max(1, int(left / max(each, 1e-4))))
 

@@ -70,7 +70,7 @@ def train(search: Search, seconds: float, report: Report) -> None:
         if low >= high:
             return
         middle = (low + high) // 2
-        say = _within(report, number, tries)
+        say = told_within(report, number, tries)
         if _holds(search, ladder[middle], seconds / tries, say):
             low = middle + 1
         else:
@@ -137,12 +137,14 @@ def _shallow(search: Search) -> list[Way]:
 
 
 def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
-    """Train the best student of a level, keep it and its int8 forms; whether one of them holds the allowed drop."""
-    shop = search.shop
+    """Train the best student of a level; whether one of its forms holds the allowed drop."""
     made = [c for s in rung.students if (c := search.attempt(s.way.name, s.way.make)) is not None]
-    if not made:
-        return False
-    student = min(made, key=lambda c: (c.score.drop, c.score.nmse))
+    return bool(made) and teach(search, min(made, key=lambda c: (c.score.drop, c.score.nmse)), seconds, say)
+
+
+def teach(search: Search, student: Candidate, seconds: float, say: Report) -> bool:
+    """Train a student, keep it and its int8 forms; whether one of them holds the allowed drop."""
+    shop = search.shop
     name = f"{student.name}, trained"
     taught = search.attempt(name, lambda: search.keep(shop.taught(name, student, seconds, say)))
     if taught is None:
@@ -167,6 +169,6 @@ def _mix(search: Search, student: Candidate, seconds: float) -> frozenset[str]:
     return search.shop.fastest_int8(search.chosen, lambda: time.monotonic() - begun < seconds, student)[0]
 
 
-def _within(report: Report, number: int, of: int) -> Report:
+def told_within(report: Report, number: int, of: int) -> Report:
     """Progress of one student as a part of the whole."""
     return lambda stage, share: report(f"student {number + 1} of {of}: {stage}", (number + share) / of)

@@ -99,6 +99,21 @@ class Workshop:
         done = take_step(step, self._evidence(self.original), self.original)
         return self._plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
 
+    def changed(self, name: str, steps: Sequence[Step]) -> Candidate:
+        """The exact model after some steps, each on what the one before it made."""
+
+        def make() -> Made:
+            plan, evidence = self.exact_plan, self.base
+            notes: list[str] = []
+            for step in steps:
+                done = take_step(step, evidence, evidence.model)
+                plan = plan.then(step.pass_name, step.decisions, CALIBRATION)
+                evidence = evidence_for(done.model, self.calibrate, self.machine, self.seed, self.original)
+                notes += done.notes
+            return plan, evidence.model, notes
+
+        return self._candidate(name, make)
+
     @property
     def base(self) -> Evidence:
         assert self.exact_evidence is not None
@@ -256,7 +271,7 @@ class Workshop:
         def make() -> Made:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
             couple = Couple(now, teacher_evidence(self.original, now), Source(), self._kept(student))
-            wish = Wish(Settings(threads=cores(), seed=self.seed), seconds=seconds)
+            wish = Wish(Settings(threads=cores(), seed=self.seed, features="auto"), seconds=seconds)
             folder = self.shelf.room(name)
             done = taught(couple, wish, self.judge, student.score.drop, folder, folder is not None and begun(folder), report)
             plan = student.plan.then("distill", done.decisions)

@@ -8,6 +8,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.passes.base import Pass
 from onnxpress.passes.depth import DEPTH
 from onnxpress.passes.distill import DISTILL
+from onnxpress.passes.kernels import KERNELS
 from onnxpress.passes.lowrank import LOWRANK
 from onnxpress.passes.prune import PRUNE
 from onnxpress.passes.quantize import QUANTIZE
@@ -25,7 +26,7 @@ def find_pass(name: str) -> Pass:
 
 def all_passes() -> dict[str, Pass]:
     """The built-in passes and those other packages register."""
-    found: dict[str, Pass] = {p.name: p for p in (SIMPLIFY, REDUCE, PRUNE, DEPTH, LOWRANK, QUANTIZE, DISTILL)}
+    found: dict[str, Pass] = {p.name: p for p in (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, LOWRANK, QUANTIZE, DISTILL)}
     for entry in entry_points(group="onnxpress.passes"):
         if entry.name not in found:
             found[entry.name] = entry.load()

@@ -125,7 +125,7 @@ class Distillation:
     def _lessons(self, teacher: Teacher) -> Lessons:
         s = self.settings
         found: tuple[Field, ...] = fields(self.data) if s.augment else ()
-        return Lessons(self.pool, teacher, s.batch, s.seed, found, s.augment, self.student.batchable)
+        return Lessons(self.pool, teacher, s.batch, s.seed, found, s.augment, self.student.batchable, s.steps)
 
     def _whole(self, watch: Watch) -> tuple[ir.Model, Course]:
         program, trainer = self._trainer()

@@ -1,7 +1,8 @@
 """Batches of samples with what the teacher says of them, as a function of (seed, step).
 
 Samples are kept in memory where they fit and read again where not; the teacher runs in onnxruntime with every core, on
-the changed inputs where there are changes, and once a sample where there are none (kept where that fits).
+the changed inputs where there are changes, and once a sample where there are none (kept where that fits).  Changed lessons
+repeat after so many different samples that a student can hardly know them, so that a long training need not ask again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from onnxpress.train.changes import Field
 from onnxpress.train.heads import labels_as_rows
 
 KEEP_BYTES = 512 * 2**20
+DIFFERENT = 200_000  # changed samples, before they repeat
 
 Arrays = dict[str, np.ndarray]
 
@@ -138,11 +140,16 @@ class Lessons:
         fields: Sequence[Field] = (),
         changes: Sequence[str] = (),
         together: bool = True,
+        steps: int = 0,
     ) -> None:
+        """steps: of the whole training; what the teacher says is kept where it will be heard again."""
         self.pool, self.teacher, self.seed = pool, teacher, seed
         self.fields, self.changes, self.together = fields, tuple(changes), together and not pool.alone
         self.order = Order(pool.buckets, min(batch, len(pool.data)), seed)
+        self.period = self.order.steps * -(-DIFFERENT // len(pool.data))
         self._known: list[Arrays | None] | None = None
+        self._told: dict[tuple[int, int], Arrays] = {}
+        self._room = KEEP_BYTES if steps > self.period else 0
         if not self.changes:
             self._known = self._memory()
 
@@ -153,6 +160,7 @@ class Lessons:
         return [None] * len(self.pool.data) if apart and size <= KEEP_BYTES else None
 
     def __call__(self, step: int) -> Iterator[Lesson]:
+        step = step % self.period if self.changes else step
         chosen = self.order.at(step).tolist()
         if self.together or len(chosen) == 1:
             yield self._lesson(chosen, step, 1.0)
@@ -169,7 +177,18 @@ class Lessons:
         inputs, mix = change(inputs, self.fields, self.changes, rng)
         if labels is not None and mix is not None:
             labels = (mix @ labels).astype(np.float32)
-        return Lesson(inputs, self.teacher(inputs), labels, share)
+        return Lesson(inputs, self._told_of(inputs, step, place), labels, share)
+
+    def _told_of(self, inputs: Arrays, step: int, place: int) -> Arrays:
+        """The teacher's values of a changed batch, which the same step of a later round sees again."""
+        known = self._told.get((step, place))
+        if known is None:
+            known = self.teacher(inputs)
+            size = sum(v.nbytes for v in known.values())
+            if size <= self._room:
+                self._room -= size
+                self._told[step, place] = known
+        return known
 
     def _asked(self, chosen: list[int], inputs: Arrays) -> Arrays:
         """The teacher's values of unchanged samples, asked for once each.

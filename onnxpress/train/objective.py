@@ -34,6 +34,7 @@ class Objective(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.settings, self.heads = settings, tuple(heads)
         self.feature_weight = settings.feature_weight
+        self.early = 1.0
         self.pairs = tuple(pairs) if settings.features != "none" else ()
         self.scales = {h.teacher: losses.variance(self._logits(example[h.teacher], h.teacher_log)) for h in self.heads}
         self.projections = nn.ParameterList()
@@ -54,10 +55,12 @@ class Objective(nn.Module):  # type: ignore[misc]
         return list(dict.fromkeys([h.student for h in self.heads] + [p.student for p in self.pairs]))
 
     def at(self, step: int) -> None:
-        """Set the weight of inner values for a step (0-based): it falls to nothing, since a narrower student can say what the
-        teacher says without saying it in the teacher's way."""
+        """Set the weights for a step (0-based).  That of inner values falls to nothing, since a narrower student can say what
+        the teacher says without saying it in the teacher's way; so does, where soft targets take its place, that of the squared
+        error of the scores, which leads there faster but counts what no answer depends on."""
         last = self.settings.feature_share * self.settings.steps
-        self.feature_weight = self.settings.feature_weight * max(0.0, 1 - step / max(last, 1.0))
+        self.early = max(0.0, 1 - step / max(last, 1.0))
+        self.feature_weight = self.settings.feature_weight * self.early
 
     @staticmethod
     def _logits(values: Tensor | np.ndarray, log: bool) -> Tensor:
@@ -84,13 +87,19 @@ class Objective(nn.Module):  # type: ignore[misc]
         way = self.settings.loss
         if way == "none":
             return s.sum() * 0.0
+        if way == "blend" and head.classes:
+            soft = losses.soft_targets(s, t, self.settings.temperature)
+            return soft if not self.early else soft + self.early * self._squares(head, s, t)
         if not head.classes or way in ("auto", "mse"):
-            if head.classes and (head.student_log or head.teacher_log or head.student != head.output):
-                s, t = (x - x.mean(-1, keepdim=True) for x in (s, t))  # a Softmax does not see what is common to all
-            return losses.relative_mse(s, t, self.scales[head.teacher])
+            return self._squares(head, s, t)
         if way == "dkd":
             return losses.decoupled(s, t, t.argmax(-1), self.settings.temperature)
         return losses.soft_targets(s, t, self.settings.temperature)
+
+    def _squares(self, head: Head, s: Tensor, t: Tensor) -> Tensor:
+        if head.classes and (head.student_log or head.teacher_log or head.student != head.output):
+            s, t = (x - x.mean(-1, keepdim=True) for x in (s, t))  # a Softmax does not see what is common to all
+        return losses.relative_mse(s, t, self.scales[head.teacher])
 
     def _wished(self, pair: Pair, value: Tensor) -> Tensor:
         if pair.kept is None:
@@ -100,10 +109,10 @@ class Objective(nn.Module):  # type: ignore[misc]
     def _feature(self, pair: Pair, s: Tensor, teacher: Tensor) -> Tensor:
         t = self._wished(pair, teacher)
         way = self.settings.features
-        if pair.student in self._projected and way in ("mse", "cosine"):
+        if pair.student in self._projected and way in ("auto", "mse", "cosine"):
             weight = self.projections[self._projected[pair.student]]
             s = torch.movedim(torch.movedim(s, pair.channel, -1) @ weight.T, -1, pair.channel)
-        if way == "mse":
+        if way in ("auto", "mse"):
             return losses.relative_mse(s, t, self.scales[pair.student])
         if way == "cosine":
             return losses.cosine(s, t, pair.channel)

@@ -10,8 +10,8 @@ from typing import Any
 from onnxpress.errors import InputProblem
 
 MODES = ("end-to-end", "blockwise")
-LOSSES = ("auto", "kd", "dkd", "mse", "none")
-FEATURES = ("none", "mse", "cosine", "attention", "relational")
+LOSSES = ("auto", "blend", "kd", "dkd", "mse", "none")
+FEATURES = ("auto", "none", "mse", "cosine", "attention", "relational")
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Settings:
 
     decay: AdamW's, of weights of two axes and more; clip: of the gradient's norm (0: none); ema: of the averaged weights
     that are kept in the end (0: the last ones); looks: at the selection samples; patience: looks without a better one
-    that end the run (0: none); loss "auto": mse, of logits too (benchmarks/distill.py), "none": hard labels alone;
+    that end the run (0: none); loss "auto": to be found by trying, else mse; "blend": soft targets, and mse at first; "none":
+    hard labels alone; features "auto": to be found by trying, else mse;
     labels: weight of hard labels; feature_weight: of matched inner values at first, feature_share: of the steps after which
-    they no longer count; threads: of torch, which the last bits depend on;
+    they (and the mse of a blend) no longer count; threads: of torch, which the last bits depend on;
     from_scratch: the student was never trained, so batch normalization goes by the batch.
     """
 

@@ -21,8 +21,10 @@ from onnxpress.measure.score import Score
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract, mixed
-from onnxpress.optimize.loop import Outcome, Request, optimize
+from onnxpress.optimize.finals import Outcome
+from onnxpress.optimize.loop import optimize
 from onnxpress.optimize.plan import apply_plan, new_plan, read_plan
+from onnxpress.optimize.request import Request
 from onnxpress.optimize.run import Run, plain
 from onnxpress.optimize.search import Report
 from onnxpress.optimize.shelf import Shelf

@@ -10,8 +10,10 @@ import pytest
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.model.files import to_bytes
-from onnxpress.optimize.loop import Outcome, Request, optimize
+from onnxpress.optimize.finals import Outcome
+from onnxpress.optimize.loop import optimize
 from onnxpress.optimize.plan import apply_plan
+from onnxpress.optimize.request import Request
 from onnxpress.optimize.training import rungs
 from onnxpress.train import torch_extra
 from tests import nets

@@ -13,6 +13,7 @@ import pytest
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Judge
 from onnxpress.model import channels as ch
 from onnxpress.model import edit, files
 from onnxpress.model.files import to_bytes
@@ -224,8 +225,9 @@ def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.
     job = Distillation(evidence, evidence, data(100), FAST)
     monkeypatch.setattr(Distillation, "step_seconds", lambda self: 0.01 * self.settings.batch)
     wish = Wish(Settings(batch=64, lr=1e-3), seconds=40)
-    assert _settled(job, wish, lambda stage, share: None).batch == 16
-    assert _settled(job, replace(wish, seconds=400.0), lambda stage, share: None).batch == 64
+    judge, silent = Judge(teacher(), data(20)), lambda stage, share: None
+    assert _settled(job, wish, judge, silent).batch == 16
+    assert _settled(job, replace(wish, seconds=400.0), judge, silent).batch == 64
 
 
 def test_a_wider_distance_needs_a_projection() -> None:

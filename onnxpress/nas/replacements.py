@@ -1,0 +1,122 @@
+"""What can stand in the place of a section: levers of the passes, as decisions that a plan can hold.
+
+Nothing (whole blocks), narrower, thinner factors, smaller and separable kernels; each made in closed form from what is
+there (the passes' repair), so that it needs no training to be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model.sections import Section, inside
+from onnxpress.optimize.plan import Step
+from onnxpress.passes.base import Decision, Option
+from onnxpress.passes.depth import DEPTH, removable
+from onnxpress.passes.kernels import KERNELS
+from onnxpress.passes.lowrank import LOWRANK
+from onnxpress.passes.prune import PRUNE
+
+ORDER = ("depth", "kernels", "lowrank", "prune")  # in which a plan carries them out
+_SHARES = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
+_REPAIR: Decision = {"repair": "least-squares"}
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """name: what is done; pass_name and decisions: how."""
+
+    name: str
+    pass_name: str
+    decisions: tuple[Decision, ...]
+
+    @property
+    def step(self) -> Step:
+        return Step(self.pass_name, (*self.decisions, _REPAIR))
+
+
+def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
+    """For every section its replacements; none for one that has none."""
+    narrow = PRUNE.options(evidence.model, evidence)
+    factored = LOWRANK.options(evidence.model, evidence)
+    kernels = KERNELS.options(evidence.model, evidence)
+    return [
+        [
+            *_blocks(evidence, section),
+            *_narrower(evidence, section, narrow),
+            *_kernels(section, kernels),
+            *_factored(section, factored, evidence),
+        ]
+        for section in found
+    ]
+
+
+def steps(chosen: Sequence[Replacement]) -> list[Step]:
+    """All of them as the steps of one plan."""
+    made = []
+    for name in ORDER:
+        decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
+        if decisions:
+            made.append(Step(name, (*decisions, _REPAIR)))
+    return made
+
+
+def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
+    """The blocks of the section: each, the largest first."""
+    mine = [b for b in removable(evidence)[0] if b.nodes and inside(b.nodes, section)]
+    seen: set[frozenset[str]] = set()
+    for block in sorted(mine, key=lambda b: -b.macs):
+        if block.nodes not in seen:
+            seen.add(block.nodes)
+            yield Replacement(f"without {block.name}", DEPTH.name, ({"block": block.name},))
+
+
+def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    """Every inner width at a share of what it is."""
+    channels = evidence.channels
+    groups = [g for g in channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
+    seen = set()
+    for share in _SHARES:
+        decisions = []
+        for group in groups:
+            able = [o for o in options if o.unit == group.name]
+            if able:
+                decisions.append(min(able, key=lambda o: abs(group.size - len(o.decision["remove"]) - share * group.size)).decision)
+        key = str(decisions)
+        if decisions and key not in seen:
+            seen.add(key)
+            yield Replacement(f"{share:.0%} of the inner width", PRUNE.name, tuple(decisions))
+
+
+def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    for form in ("smaller", "separable"):
+        mine = [o for o in options if o.unit in section.nodes and o.decision["form"] == form]
+        if mine:
+            yield Replacement(f"{form} kernels", KERNELS.name, tuple(o.decision for o in mine))
+
+
+def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -> Iterator[Replacement]:
+    """Every layer at a share of its work, in the form that loses least there."""
+    mine = [o for o in options if o.unit in section.nodes]
+    seen = set()
+    for share in _SHARES:
+        decisions = []
+        for unit in dict.fromkeys(o.unit for o in mine):
+            able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _work(o, evidence)]
+            if able:
+                decisions.append(min(able, key=lambda o: o.harm).decision)
+        key = str(decisions)
+        if decisions and key not in seen:
+            seen.add(key)
+            yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(decisions))
+
+
+def _work(option: Option, evidence: Evidence) -> float:
+    """Multiply-accumulates of the layer an option speaks of."""
+    from onnxpress.model.counts import node_macs
+
+    node = next(n for n in evidence.model.graph if n.name == option.unit)
+    return float(np.float64(node_macs(node, evidence.trace)))

@@ -1,0 +1,177 @@
+"""The end of a search: the finalists timed together, and looked at on the validation samples until one holds the contract.
+
+Without a goal in time the fastest comes first; with one ("at least twice as fast") those that reach it come first, the least
+harmed before the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnxpress.data.dataset import Splits
+from onnxpress.measure.score import Judge, Score
+from onnxpress.model.files import to_bytes
+from onnxpress.optimize import contract
+from onnxpress.optimize.plan import Plan, new_plan
+from onnxpress.optimize.request import Request
+from onnxpress.optimize.search import Search, allowed
+from onnxpress.optimize.shelf import Candidate
+from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
+
+_FINALISTS = 5
+_ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing decides
+
+
+@dataclass
+class Outcome:
+    """What a run found.  chosen: the accepted candidate's name, or "original"; score and speedup are the final ones."""
+
+    chosen: str
+    met: bool
+    reasons: list[str]
+    data: bytes
+    plan: Plan
+    original_size: int
+    score: Score | None
+    speedup: Ratio | None
+    final: Comparison | None
+    candidates: list[Candidate]
+    rejected: dict[str, list[str]]
+    looks: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def finals(original: ir.Model, splits: Splits, search: Search, request: Request, seconds: float) -> Outcome:
+    """Time the finalists together, then look at the validation samples from the best down."""
+    say, shop, found, clock = search.say, search.shop, search.found, search.clock
+    say("timing the finalists", 0.75)
+    able = [c for c in found if allowed(c, request.max_drop) and c.name != "exact"]
+    ranked = _ranked(able, {c.name: c.quick or 0.0 for c in found}, request.goal, _ROUGHLY * search.target)[:_FINALISTS]
+    finalists = ranked + [c for c in found if c.name == "exact"]
+    final = compare_latency(
+        {"original": original, **{c.name: c.data for c in finalists}},
+        shop.feeds,
+        Effort(seconds=seconds, precision=0.004, threads=request.threads, seed=request.seed),
+        progress=lambda done: say("timing the finalists", 0.75 + 0.15 * done),
+    )
+    speeds = {c.name: final.ratio(c.name).low if search.target else final.ratio(c.name).speedup for c in finalists}
+    order = _ranked(finalists, speeds, request.goal, search.target)
+    say("validating", 0.92)
+    judge = Judge(original, splits.validate, "validation samples")
+    rejected: dict[str, list[str]] = {}
+    looks = 0
+    outcome: Outcome | None = None
+    for candidate in order:
+        score = judge.score(candidate.data)
+        looks += 1
+        problems = contract.same_shape_behaviour(original, candidate.data, splits.validate)
+        exact = candidate.name == "exact"
+        goal = "size" if exact else request.goal
+        verdict = contract.judge(score, final.ratio(candidate.name), request.max_drop, goal, problems, search.target)
+        if verdict.accepted:
+            met = not exact or _exact_meets(candidate, final, original, request)
+            outcome = Outcome(
+                candidate.name,
+                met,
+                [],
+                candidate.data,
+                candidate.plan,
+                len(to_bytes(original)),
+                score,
+                final.ratio(candidate.name),
+                final,
+                found,
+                rejected,
+                looks,
+                clock.used,
+                candidate.notes,
+            )
+            break
+        rejected[candidate.name] = list(verdict.reasons)
+    if outcome is None:
+        outcome = Outcome(
+            "original",
+            False,
+            [],
+            to_bytes(original),
+            new_plan(original, shop.calibrate, request.seed),
+            len(to_bytes(original)),
+            None,
+            None,
+            final,
+            found,
+            rejected,
+            looks,
+            clock.used,
+        )
+    if not outcome.met:
+        outcome.reasons = _why(outcome, request) + [f"{name} failed: {why}" for name, why in search.failed.items()]
+        outcome.advice = _advice(outcome, splits, request)
+    outcome.notes = outcome.notes + [f"{name} failed: {why}" for name, why in search.failed.items()]
+    say("done", 1.0)
+    return outcome
+
+
+def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: float) -> list[Candidate]:
+    """The best first: the smallest, or the fastest; with a target those that reach it, the least harmed first, and then the
+    others."""
+    if goal == "size":
+        return sorted(some, key=lambda c: c.size)
+    fast = sorted(some, key=lambda c: -speeds[c.name])
+    if not target:
+        return fast
+    reached = sorted((c for c in fast if speeds[c.name] >= target), key=lambda c: (c.score.drop, c.score.nmse))
+    return reached + [c for c in fast if c not in reached]
+
+
+def _exact_meets(candidate: Candidate, final: Comparison, original: ir.Model, request: Request) -> bool:
+    if request.goal == "size":
+        return candidate.size < len(to_bytes(original))
+    return final.ratio(candidate.name).low > 1.0
+
+
+def _why(outcome: Outcome, request: Request) -> list[str]:
+    reasons = [f"{name}: {'; '.join(why)}" for name, why in outcome.rejected.items()]
+    lost = [c for c in outcome.candidates if not allowed(c, request.max_drop)]
+    reasons += [f"{c.name}: loses {c.score.drop:.4f} on the selection samples" for c in lost]
+    return reasons
+
+
+def _advice(outcome: Outcome, splits: Splits, request: Request) -> list[str]:
+    found = []
+    if any(c.score.drop > request.max_drop for c in outcome.candidates):
+        found.append("allow a larger --max-drop")
+    if len(splits.calibrate) < 64:
+        found.append(f"give more samples (calibration had {len(splits.calibrate)})")
+    if len(splits.validate) < 200:
+        found.append(
+            f"give more validation samples ({len(splits.validate)} tell drops of {1 / max(len(splits.validate), 1):.3f} apart at best)"
+        )
+    found.append("give a longer --time-budget")
+    return found
+
+
+def summary(outcome: Outcome) -> dict[str, object]:
+    return {
+        "chosen": outcome.chosen,
+        "met": outcome.met,
+        "reasons": outcome.reasons,
+        "advice": outcome.advice,
+        "bytes": len(outcome.data),
+        "original_bytes": outcome.original_size,
+        "validate": outcome.score,
+        "speedup": outcome.speedup,
+        "timings": outcome.final.timings if outcome.final else [],
+        "ratios": outcome.final.ratios if outcome.final else [],
+        "warnings": outcome.final.warnings if outcome.final else [],
+        "rejected": outcome.rejected,
+        "validation_looks": outcome.looks,
+        "seconds": outcome.seconds,
+        "notes": outcome.notes,
+        "interrupted": outcome.interrupted,
+    }

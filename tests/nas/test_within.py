@@ -1,0 +1,91 @@
+"""A search inside a given model: what can stand for a section, and the whole from model to file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnxpress.cli.main import run as cli
+from onnxpress.data.dataset import Splits
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.model.files import load, to_bytes
+from onnxpress.model.sections import sections
+from onnxpress.nas.replacements import library, steps
+from onnxpress.nas.within import inside
+from onnxpress.optimize.plan import apply_plan, read_plan, take_step
+from onnxpress.optimize.request import Request
+from tests import nets
+
+
+def test_every_replacement_can_be_made_and_touches_its_section_only() -> None:
+    model = nets.residual(width=32, blocks=2)
+    evidence = evidence_for(model, nets.samples(model, 12))
+    parts = sections(evidence.model, evidence.trace)
+    offers = library(evidence, parts)
+    levers = {r.pass_name for options in offers for r in options}
+    assert levers == {"depth", "prune", "kernels", "lowrank"}
+    before = {n.name: n for n in evidence.model.graph}
+    for section, options in zip(parts, offers, strict=True):
+        assert len({r.name for r in options}) == len(options)
+        for offer in options:
+            made = take_step(offer.step, evidence, evidence.model).model
+            after = {n.name for n in made.graph}
+            gone = {n for n in before if n not in after}
+            assert gone <= section.nodes
+
+
+def test_replacements_of_several_sections_are_one_plan() -> None:
+    model = nets.residual(width=32, blocks=2)
+    evidence = evidence_for(model, nets.samples(model, 12))
+    offers = library(evidence, sections(evidence.model, evidence.trace))
+    narrow = [next(r for r in options if r.pass_name == "prune") for options in offers if any(r.pass_name == "prune" for r in options)]
+    gone = next(r for options in offers for r in options if r.pass_name == "depth")
+    made = steps([*narrow[1:], gone])
+    assert [s.pass_name for s in made] == ["depth", "prune"]
+    current = evidence
+    for step in made:
+        current = evidence_for(take_step(step, current, current.model).model, evidence.samples())
+
+
+@pytest.fixture(scope="module")
+def parts() -> Splits:
+    model = nets.residual(width=64)
+    return Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((96, 48, 48))))
+
+
+def test_from_a_model_to_a_file_that_a_plan_makes_again(parts: Splits, tmp_path: Path) -> None:
+    model = nets.residual(width=64)
+    request = Request(max_drop=0.9, time_budget=12, speedup=1.2)
+    outcome = inside(model, parts, request, tmp_path / "out.onnx")  # type: ignore[arg-type]
+    packings = [c for c in outcome.candidates if "packing" in c.name and not c.name.endswith("int8")]
+    assert packings
+    best = max(packings, key=lambda c: c.quick or 0.0)
+    assert to_bytes(apply_plan(best.plan, model, parts.calibrate).model) == best.data
+    if outcome.met:
+        assert outcome.speedup is not None
+        assert outcome.speedup.low >= 1.2
+        assert (tmp_path / "out.onnx").read_bytes() == outcome.data
+        plan = read_plan(tmp_path / "out.run" / "plan.json")
+        assert to_bytes(apply_plan(plan, model, parts.calibrate).model) == outcome.data
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--speedup", "0.5"], "above 1"),
+        (["--speedup", "2", "--latency-ms", "3"], "two goals"),
+        (["--max-drop", "7"], "between 0 and 1"),
+    ],
+)
+def test_bad_wishes_are_one_line(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnxpress.data.shipped import calibration_folder
+
+    digits = calibration_folder() / "digits"
+    assert load(digits / "digits.onnx")
+    command = ["nas", "--from", str(digits / "digits.onnx"), "-d", str(digits / "train.npz"), "-o", str(tmp_path / "o.onnx")]
+    assert cli([*command, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
