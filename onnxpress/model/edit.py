@@ -270,13 +270,14 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return clone
 def between(model: ir.Model, source: str, output: str) -> ir.Model:
     """The part of a model from one value to a later one, as a model that has `source` as an input; inputs of the whole that
-    enter from the side remain its inputs.  Where both are one value it is an Identity."""
+    enter from the side remain its inputs.  Where both are one value it is an Identity.  A source whose type the file does not
+    tell is taken for float."""
     clone = outputs_only(model, [output])
     values = {v.name: v for n in clone.graph for v in n.outputs}
     given = {v.name for v in clone.graph.inputs}
     if source not in given:
         old = values[source]
-        port = ir.Value(name=source, shape=old.shape, type=None if old.dtype is None else ir.TensorType(old.dtype))
+        port = ir.Value(name=source, shape=old.shape, type=ir.TensorType(old.dtype or ir.DataType.FLOAT))
         old.name = fresh(clone, f"{source}_inner")
         if old.is_graph_output():  # nothing lies between
             clone.graph.outputs.clear()

@@ -31,6 +31,7 @@ _PREPARE = 0.15  # of the training time, at most: finding the order in which blo
 _MIX = 0.15  # of a student's time: finding which of its nodes run faster in float
 _NEAR = 0.8  # a student may take this share of its level's time at least
 _NEARLY = 0.02  # more than what is allowed: training brings it back
+_PACE, _PACE_SHARE = 0.8, 0.01  # seconds of timing a student, and at most this share of the training time
 _TIMED = 3  # students of a kind that are timed; the others' times lie on the line between
 
 
@@ -62,7 +63,8 @@ class Rung:
 def train(search: Search, seconds: float, report: Report) -> None:
     """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
     begun = time.monotonic()
-    ladder = search.attempt("students", lambda: rungs(search, lambda: time.monotonic() - begun < _PREPARE * seconds)) or []
+    pace = min(_PACE, _PACE_SHARE * seconds)
+    ladder = search.attempt("students", lambda: rungs(search, lambda: time.monotonic() - begun < _PREPARE * seconds, pace)) or []
     tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
     seconds = max(seconds - (time.monotonic() - begun), 0.5 * seconds)
     low, high = 0, len(ladder)
@@ -77,16 +79,17 @@ def train(search: Search, seconds: float, report: Report) -> None:
             high = middle
 
 
-def rungs(search: Search, more_time: Callable[[], bool] | None = None) -> list[Rung]:
+def rungs(search: Search, more_time: Callable[[], bool] | None = None, pace: float = _PACE) -> list[Rung]:
     """Levels at and below what holds without training, slowest first, where there is a student near.
 
-    more_time: for the order of the blocks, where the search before had not enough.
+    more_time: for the order of the blocks, where the search before had not enough; pace: seconds of timing a student.
     """
     search.say("preparing students", SEARCH_ENDS)
     search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
-    kinds = [timed(search, ways) for ways in (_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search))]
-    kinds += [timed(search, _pruned(search, "hidden", count)) for count in _counts(search)]
+    ways = [_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search)]
+    ways += [_pruned(search, "hidden", count) for count in _counts(search)]
+    kinds = [timed(search, some, pace) for some in ways]
     ladder: list[Rung] = []
     for level in (start * share for share in _LEVELS):
         near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
@@ -96,14 +99,14 @@ def rungs(search: Search, more_time: Callable[[], bool] | None = None) -> list[R
     return ladder
 
 
-def timed(search: Search, ways: list[Way]) -> list[Student]:
+def timed(search: Search, ways: list[Way], pace: float = _PACE) -> list[Student]:
     """Students of one kind with their times: some measured, the others' between those by their multiply-accumulates."""
     ways = sorted(ways, key=lambda w: w.sketch.macs)
     if not ways:
         return []
     marks = sorted({round(i) for i in np.linspace(0, len(ways) - 1, _TIMED)})
     work = [ways[i].sketch.macs for i in marks]
-    times = [search.shop.pace(ways[i].name, ways[i].sketch, search.chosen) for i in marks]
+    times = [search.shop.pace(ways[i].name, ways[i].sketch, search.chosen, pace) for i in marks]
     return [Student(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
 
 

@@ -37,7 +37,7 @@ from onnxpress.train.match import Kept
 from onnxpress.train.settings import Settings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
-_SKETCH_SAMPLES, _PACE_SECONDS = 8, 0.8
+_SKETCH_SAMPLES = 8
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
 
@@ -249,20 +249,22 @@ class Workshop:
 
         return Sketch(_cost(cut()), cut)
 
-    def pace(self, name: str, sketch: Sketch, chosen: frozenset[str]) -> float:
-        """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower."""
+    def pace(self, name: str, sketch: Sketch, chosen: frozenset[str], seconds: float = 0.8) -> float:
+        """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower.
+
+        seconds: of timing."""
         known = self.shelf.fact(f"pace of {name}")
         if known is None:
-            known = self._paced(sketch, chosen)
+            known = self._paced(sketch, chosen, seconds)
             self.shelf.note(f"pace of {name}", known)
         return float(known)
 
-    def _paced(self, sketch: Sketch, chosen: frozenset[str]) -> float:
+    def _paced(self, sketch: Sketch, chosen: frozenset[str], seconds: float) -> float:
         cut = sketch.cut()
         models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
         if chosen:
             models["cut, int8"] = take_step(_to_int8(cut, chosen), cut, cut.model).model
-        effort = Effort(seconds=_PACE_SECONDS, precision=0.01, rebuilds=1, resamples=100)
+        effort = Effort(seconds=seconds, precision=0.01, rebuilds=1, resamples=100)
         return min(1 / r.speedup for r in compare_latency(models, self.feeds, effort).ratios)
 
     def taught(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:

@@ -13,6 +13,7 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.model.sections import sections
 from onnxpress.nas.replacements import library, steps
 from onnxpress.nas.within import inside
+from onnxpress.optimize import mixed
 from onnxpress.optimize.plan import apply_plan, read_plan, take_step
 from onnxpress.optimize.request import Request
 from tests import nets
@@ -54,7 +55,10 @@ def parts() -> Splits:
     return Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((96, 48, 48))))
 
 
-def test_from_a_model_to_a_file_that_a_plan_makes_again(parts: Splits, tmp_path: Path) -> None:
+def test_from_a_model_to_a_file_that_a_plan_makes_again(
+    parts: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "fastest", lambda evidence, feeds, start, more, *rest: (start, mixed.Tried()))
     model = nets.residual(width=64)
     request = Request(max_drop=0.9, time_budget=12, speedup=1.2)
     outcome = inside(model, parts, request, tmp_path / "out.onnx")  # type: ignore[arg-type]

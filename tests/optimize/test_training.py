@@ -71,7 +71,7 @@ def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
     search.keep(shop.exact(), seconds=0.05)
     search.keep(shop.shallower(1), seconds=0.05)
     whole = shop.macs(search.found[0])
-    monkeypatch.setattr(shop, "pace", lambda name, sketch, chosen: sketch.macs / whole)
+    monkeypatch.setattr(shop, "pace", lambda name, sketch, chosen, seconds: sketch.macs / whole)
     search.found[0].quick = 1.0
     search.found[-1].score = replace(search.found[-1].score, drop=0.06)  # nearly allowed: the levers work together
     ladder = rungs(search)

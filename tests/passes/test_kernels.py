@@ -62,18 +62,19 @@ def test_before_the_repair(case: dict[str, object], form: str) -> None:
     assert fewer[0] < fewer[1]
 
 
-def test_the_repair_brings_the_outputs_closer() -> None:
-    model = conv_net(pads=[1, 1, 1, 1])
-    evidence = evidence_for(model, nets.samples(model, 48))
-    (site,) = sites(evidence.model)[0]
+@pytest.mark.parametrize("form", ["smaller", "separable"])
+def test_the_repair_brings_the_outputs_closer(form: str) -> None:
+    """Inside a network, where neighbours say something of each other (of white noise a core is the best already)."""
+    model = nets.residual(width=16)
+    evidence = evidence_for(model, nets.samples(model, 64))
+    decisions = [{"node": s.node, "form": form} for s in sites(evidence.model)[0][1:] if form in s.forms]
     data = nets.samples(model, 24, seed=5)
     wanted = nets.outputs(evidence.model, data)
-    for form in site.forms:
-        error = []
-        for mode in ("none", "least-squares"):
-            done = KERNELS.apply(evidence.model, [{"node": site.node, "form": form}, {"repair": mode}], evidence).model
-            error.append(float(((nets.outputs(done, data) - wanted) ** 2).mean()))
-        assert error[1] < error[0]
+    error = []
+    for mode in ("none", "least-squares"):
+        done = KERNELS.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        error.append(float(((nets.outputs(done, data) - wanted) ** 2).mean()))
+    assert error[1] < 0.9 * error[0]
 
 
 def test_the_separable_kernel_loses_least() -> None:
