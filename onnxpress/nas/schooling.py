@@ -62,14 +62,15 @@ class School:
 
 @dataclass
 class Pupil:
-    """A candidate in training.  latency: seconds, which it keeps; score: after its last round; lessons: its trainings so far;
-    failed: why it has no score."""
+    """A candidate in training.  latency: seconds, which it keeps; score: after its last round; lessons: its trainings so far,
+    which took `seconds`; failed: why it has no score."""
 
     number: int
     model: ir.Model
     latency: float
     score: Score | None = None
     lessons: list[Decision] = field(default_factory=list)
+    seconds: float = 0.0
     failed: EnvironmentProblem | None = None
 
 
@@ -92,6 +93,7 @@ def halving(
             try:
                 pupil.model, pupil.score, lesson = school.train(pupil.model, share, _within(tell, name, begun, part))
                 pupil.lessons += lesson
+                pupil.seconds += share
             except EnvironmentProblem as problem:
                 pupil.failed = problem
         failed = [p.failed for p in going if p.failed is not None]

@@ -38,7 +38,7 @@ _FINAL_SHARE = 0.05  # of the time: timing the trained ones together
 @dataclass
 class Found:
     """A trained candidate.  score: on the validation samples; ms: of one run beside the anchor's, in the last timing; lessons:
-    its trainings, to be done again."""
+    its trainings, to be done again, for which it was given `seconds`."""
 
     name: str
     choices: Mapping[str, Any]
@@ -46,6 +46,7 @@ class Found:
     select: Score
     score: Score
     lessons: list[Decision]
+    seconds: float = 0.0
     ms: float = 0.0
     macs: int = 0
     parameters: int = 0
@@ -148,7 +149,7 @@ class _Job:
         assert pupil.score is not None
         facts = entry.facts
         return Found(
-            f"candidate-{pupil.number}", entry.choices, model, pupil.score, judge.score(to_bytes(model)), pupil.lessons,
+            f"candidate-{pupil.number}", entry.choices, model, pupil.score, judge.score(to_bytes(model)), pupil.lessons, pupil.seconds,
             macs=int(facts["macs"]), parameters=int(facts["parameters"]), bytes=len(to_bytes(model)),
         )  # fmt: skip
 

