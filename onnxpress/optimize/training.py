@@ -142,7 +142,13 @@ def _shallow(search: Search) -> list[Way]:
 def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
     """Train the best student of a level; whether one of its forms holds the allowed drop."""
     made = [c for s in rung.students if (c := search.attempt(s.way.name, s.way.make)) is not None]
-    return bool(made) and teach(search, min(made, key=lambda c: (c.score.drop, c.score.nmse)), seconds, say)
+    if not made:
+        return False
+    student = min(made, key=lambda c: (c.score.drop, c.score.nmse))
+    known = [c for c in search.found if c.name.startswith(f"{student.name}, trained")]
+    if known:  # the best at another level, too
+        return any(allowed(c, search.max_drop) for c in known)
+    return teach(search, student, seconds, say)
 
 
 def teach(search: Search, student: Candidate, seconds: float, say: Report) -> bool:

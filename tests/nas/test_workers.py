@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["evolution", "tpe", *(pytest.param(s, marks=pytest.mark.slow) for s in ("nsga2", "random"))]
+    "strategy", ["evolution", *(pytest.param(s, marks=pytest.mark.slow) for s in ("tpe", "nsga2", "random"))]
 )
 def test_both_databases_give_the_same_trials(strategy: str, postgres: str, tmp_path: Path) -> None:
     found = []
@@ -86,34 +85,33 @@ from onnxpress.nas.study import Study
 
 def slow(trial):
     quality, seconds = LAND.ask(trial)
+    print("busy", flush=True)
     time.sleep(float(sys.argv[2]))
     return str(trial.number), lambda: (quality, seconds, 0.0, {})
 
 with Study(sys.argv[1], "four", "evolution", None, heartbeat=1) as study:
     print("joined", flush=True)
-    study.run(slow, int(sys.argv[3]), told=lambda entry: print(entry.number, flush=True))
+    study.run(slow, int(sys.argv[3]))
 """
 
 
 def test_four_workers_two_of_them_killed(postgres: str) -> None:
     """The trials that the dead were busy with are tried again: every one is accounted for."""
-    wanted = 24
+    wanted = 12
     command = [sys.executable, "-c", WORKER, postgres]
     # those that will be killed are at one trial for ever, so that the trial is surely theirs
     workers = [
         subprocess.Popen([*command, pause, str(wanted)], stdout=subprocess.PIPE, text=True, start_new_session=True)
-        for pause in ("600", "600", "0.3", "0.3")
+        for pause in ("600", "600", "0.2", "0.2")
     ]
     doomed, living = workers[:2], workers[2:]
     try:
         for one in workers:
             assert one.stdout is not None
             assert one.stdout.readline() == "joined\n"
-        deadline = time.monotonic() + 60
-        watch = Study(postgres, "four", "random", None)
-        while watch.states().get("running", 0) < 4 and time.monotonic() < deadline:
-            time.sleep(0.1)
         for one in doomed:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "busy\n"
             os.killpg(one.pid, signal.SIGKILL)
         for one in living:
             assert one.wait(timeout=90) == 0
@@ -122,7 +120,7 @@ def test_four_workers_two_of_them_killed(postgres: str) -> None:
             if one.poll() is None:
                 os.killpg(one.pid, signal.SIGKILL)
             one.communicate()
-    with watch:
+    with Study(postgres, "four", "random", None) as watch:
         states = watch.states()
         assert states["fail"] == 2
         assert set(states) == {"complete", "fail"}, "nothing runs and nothing waits"
@@ -143,7 +141,7 @@ def test_one_role_scores_and_the_other_times(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model, parts = splits()
     storage = str(tmp_path / "study.db")
-    request = Request("image-small", trials=4, proxy="macs", storage=storage)
+    request = Request("image-small", trials=3, proxy="macs", storage=storage)
     look = Look(model, parts, request, True, this_machine())
     study = worker.opened(look, storage, 0, heartbeat=1)
     done: list[worker.Shift] = []
@@ -156,13 +154,13 @@ def test_one_role_scores_and_the_other_times(tmp_path: Path) -> None:
         timer.join(60)
     assert not timer.is_alive()
     entries = study.entries()
-    assert len(entries) == 4
+    assert len(entries) == 3
     assert all(e.latency > 0 for e in entries)
     assert done[0].timed == sum(e.twin is None for e in entries)
     assert done[0].scored == 0
     joined = worker.work(storage, model, parts, "both", seconds=5)
     assert joined.scored == 0, "there are enough"
-    assert joined.states == {"complete": 4}
+    assert joined.states == {"complete": 3}
 
 
 def test_a_machine_of_another_kind_does_not_take_times(tmp_path: Path) -> None:
