@@ -176,8 +176,6 @@ def inside_command(
 @click.option("--role", type=click.Choice(["both", "train", "latency"]), default="both", show_default=True,
               help="train: score candidates; latency: time those that others score.")  # fmt: skip
 @click.option("--time-budget", type=Seconds(), default="1h", show_default=True, help="Leave after so long.")
-@click.option("--heartbeat", type=Seconds(), default="10s", show_default=True,
-              help="A sign of life so often; after three without one others try the trial again.")  # fmt: skip
 @json_option
 @quiet_option
 def worker_command(
@@ -190,7 +188,6 @@ def worker_command(
     study: str,
     role: str,
     time_budget: float,
-    heartbeat: float,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -205,7 +202,7 @@ def worker_command(
 
     ports = _ports(teacher, like)
     splits = splits_of(ports, source, select, validate, quiet)
-    done = work(storage, load(ports), splits, role, study, time_budget, heartbeat=heartbeat)
+    done = work(storage, load(ports), splits, role, study, time_budget)
     if as_json:
         console.emit_json(document("nas-worker", **done.__dict__))
     else:

@@ -268,6 +268,8 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
         clone.graph.outputs.append(value)
     drop_dead(clone)
     return clone
+
+
 def between(model: ir.Model, source: str, output: str) -> ir.Model:
     """The part of a model from one value to a later one, as a model that has `source` as an input; inputs of the whole that
     enter from the side remain its inputs.  Where both are one value it is an Identity.  A source whose type the file does not
@@ -308,8 +310,6 @@ def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str])
     for value, name in pairs:
         value.name = name
     model.meta.pop("onnxpress.names", None)
-
-
 
 
 def set_numbers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:

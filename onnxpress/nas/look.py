@@ -61,8 +61,7 @@ class Look:
     @property
     def parts(self) -> dict[str, str]:
         """Hashes of what every worker must hold."""
-        file = Path(self.request.space.rpartition(":")[0] or self.request.space)
-        found = {"space": key_of(file.read_text() if file.is_file() else self.request.space)}
+        found = {word: _text_of(getattr(self.request, word)) for word in ("space", "proxy")}
         found["teacher"] = model_hash(self.like)
         return found | {n: getattr(self.splits, n).hash for n in ("calibrate", "select", "validate")}
 
@@ -70,7 +69,7 @@ class Look:
     def name(self) -> str:
         """Of the study: another space, other data or another wish is another study."""
         r = self.request
-        own = [str(v) for v in (r.proxy, r.strategy, r.seed, r.latency, r.size, r.lesson, self.school.teacher is None)]
+        own = [str(v) for v in (r.proxy, r.strategy, r.seed, r.latency, r.size, r.peak, r.lesson, self.school.teacher is None)]
         return f"nas {r.space} {key_of(*self.parts.values(), *own)[:12]}"
 
     # one candidate
@@ -130,6 +129,12 @@ class Look:
             return structural_hash(model), partial(measured, model, trial.number)
 
         return build
+
+
+def _text_of(name: str) -> str:
+    """Hash of a file that FILE or FILE.py:function names, or of the name itself."""
+    file = Path(name.rpartition(":")[0] or name)
+    return key_of(file.read_text() if file.is_file() else name)
 
 
 def clocked(look: Look, study: Study, orders: Orders | None, in_time: Callable[[], bool]) -> Build:

@@ -16,6 +16,7 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from onnxpress.errors import Problem
 from onnxpress.nas.study import HEARTBEAT, TimeOver, connected, quiet, released
 
 SUFFIX = ", times"
@@ -53,8 +54,15 @@ class Orders:
             for trial in self._trials(TrialState.COMPLETE):
                 if trial.user_attrs.get(_OF) == number:
                     return float(trial.value)
+            if self._lost(number):
+                break
             time.sleep(_PAUSE)
         raise TimeOver
+
+    def _lost(self, number: int) -> bool:
+        """Whether whoever took this order failed, and nobody will take it again."""
+        mine = [t.state for t in self._study.get_trials(deepcopy=False) if t.user_attrs.get(_OF) == number]
+        return bool(mine) and all(state is TrialState.FAIL for state in mine)
 
     def serve(self, take: Callable[[int], float], open_: Callable[[], bool]) -> int:
         """Take the times of the trials that are asked for, until nothing will be any more; returns how many."""
@@ -65,7 +73,10 @@ class Orders:
             number = trial.user_attrs.get(_OF)
             if number is None:  # another worker was faster, and this is no order
                 raise optuna.TrialPruned
-            seconds = take(int(number))
+            try:
+                seconds = take(int(number))
+            except (Problem, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+                raise TimeOver from error  # the order has failed, and who placed it is told so
             served += 1
             return seconds
 
@@ -73,7 +84,7 @@ class Orders:
             while open_():
                 optuna.storages.fail_stale_trials(self._study)
                 if self._trials(TrialState.WAITING):
-                    self._study.optimize(objective, n_trials=1)
+                    self._study.optimize(objective, n_trials=1, catch=(TimeOver,))
                 else:
                     time.sleep(_PAUSE)
         return served

@@ -21,6 +21,7 @@ from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Judge
+from onnxpress.model import blocks as bl
 from onnxpress.model import edit
 from onnxpress.model.sections import Section, sections
 from onnxpress.nas.replacements import Replacement, library, steps
@@ -32,16 +33,18 @@ from onnxpress.optimize.plan import Step, take_step
 from onnxpress.optimize.request import Request
 from onnxpress.optimize.search import Report, Search
 from onnxpress.optimize.shelf import Candidate
+from onnxpress.passes.depth import removable
 from onnxpress.runtime.latency import Effort, compare_latency
 
-_LOOKING = 0.5  # of the time budget: harms and times of the replacements
+_LOOKING = 0.15, 0.5  # of the time budget: harms and times of the replacements, at least, and until
 _PACKING = 0.68
 _PACKINGS = 4  # until the whole is as fast as wished
+_SURELY = 1.03  # times the wish: all of the interval must lie above it
 _STEP = 1.25  # without a wish: how much faster every next packing is to be
 _CLOSED: dict[str, object] = {"mode": "closed-form", "teacher": "original", "samples": 128}
 _PACKING_WORD = ", packing "
 _TAUGHT = 2
-_TINY = 1e-12
+_TINY, _IDLE = 1e-12, "nothing"
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,15 @@ def inside(
 
 def explore(search: Search) -> None:
     """Add the candidates of this search to another: exact, int8, and packings of replacements, each in float and int8."""
-    shop = search.shop
-    search.keep(shop.exact())
+    if not search.based():
+        return
     search.chosen = search.attempt("int8", search.int8) or frozenset()
     found = search.attempt("sections", lambda: measured(search)) or []
     if not any(len(options) > 1 for options in found):
-        search.failed.setdefault("sections", "nothing in the model can be replaced by something faster")
+        search.failed.setdefault("sections", "nothing was found that is faster in the place of a section")
         return
     speeds = {c.name: c.quick or 1.0 for c in search.found}
-    base = speeds.get("exact", 1.0)
+    base = speeds["exact"]
     int8 = max([base, *(v for n, v in speeds.items() if n.startswith("int8"))])
     targets = [search.target] if search.target else [base * _STEP**n for n in range(1, 9)]
     for target in targets:
@@ -106,9 +109,9 @@ def measured(search: Search) -> list[list[Measured]]:
     parts = sections(base.model, base.trace)
     offers = library(base, parts)
     judge = Judge(base.model, base.samples())
-    own = _seconds({s.output: edit.between(base.model, s.source, s.output) for s in parts}, base, parts)
+    own = {s.output: _seconds({"": edit.between(base.model, s.source, s.output)}, base, s)[""] for s in parts}
     found = [[Measured(None, own[s.output], 0.0)] for s in parts]
-    more = search.clock.until(_LOOKING)
+    more = search.clock.until(max(_LOOKING[1], search.clock.used / search.clock.budget + _LOOKING[0]))
     for place in sorted(range(len(parts)), key=lambda i: -own[parts[i].output]):
         search.say(f"replacements of {parts[place].name}", min(0.5, search.clock.used / search.clock.budget))
         if not more():
@@ -134,39 +137,41 @@ def _replaced(
             break
         try:
             whole = take_step(offer.step, base, base.model).model
-            models[name] = edit.between(whole, section.source, section.output)
+            models[name] = edit.between(whole, section.source, _end(base, whole, section, offer))
             harms[name] = judge.score(whole).nmse
         except (Problem, ValueError, LookupError, ArithmeticError):  # this one cannot be made; others can
             models.pop(name, None)
     if not harms:
         return []
-    seconds = _seconds(models, base, [section])
+    seconds = _seconds(models, base, section)
     scale = own / max(seconds[""], _TINY)
     return [
         Measured(by_name[n], scale * seconds[n], h) for n, h in harms.items() if seconds[n] < seconds[""] and math.isfinite(h)
     ]
 
 
-def _seconds(models: Mapping[str, ir.Model], base: Evidence, parts: Sequence[Section]) -> dict[str, float]:
-    """Of one run of each, side by side, on what one sample brings there; without what a run costs anyway."""
-    wanted = [s.source for s in parts if s.source not in base.probe]
-    values = dict(base.probe) | (next(iter(base.stream(wanted, 1))) if wanted else {})
-    feeds = {name: {v.name or "": values[v.name or ""] for v in m.graph.inputs} for name, m in models.items()}
-    first = parts[0]
-    idle = edit.between(base.model, first.source, first.source) if first.source not in base.probe else None
+def _end(base: Evidence, whole: ir.Model, section: Section, offer: Replacement) -> str:
+    """The section's output, by the name it has in the changed model: what was read there, where a block is gone."""
+    if any(v.name == section.output for n in whole.graph for v in n.outputs):
+        return section.output
+    gone = {d["block"] for d in offer.decisions if "block" in d}
+    return bl.resolve(base.model, [b for b in removable(base)[0] if b.name in gone])[section.output]
+
+
+def _seconds(models: Mapping[str, ir.Model], base: Evidence, section: Section) -> dict[str, float]:
+    """Of one run of each, side by side, on what one sample brings to the section; without what any run costs."""
+    source = section.source
+    values = dict(base.probe) | (next(iter(base.stream([source], 1))) if source not in base.probe else {})
+    every = {**models, _IDLE: edit.between(base.model, source, source)}
+    groups: dict[tuple[str, ...], dict[str, ir.Model | bytes | str]] = {}
+    for name, model in every.items():
+        groups.setdefault(tuple(v.name or "" for v in model.graph.inputs), {})[name] = model
     found: dict[str, float] = {}
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, feed in feeds.items():
-        groups.setdefault(tuple(sorted(feed)), []).append(name)
-    for names in groups.values():
-        some: dict[str, ir.Model | bytes | str] = {n: models[n] for n in names}
-        effort = Effort(seconds=0.25 * len(some) + 0.5, precision=0.01, rebuilds=1, resamples=100)
-        found.update({t.name: t.median for t in compare_latency(some, [feeds[names[0]]], effort).timings})
-    nothing = 0.0
-    if idle is not None:
-        feed = {v.name or "": values[v.name or ""] for v in idle.graph.inputs}
-        nothing = compare_latency({"idle": idle}, [feed], Effort(seconds=0.2, rebuilds=1, resamples=50)).timings[0].median
-    return {n: max(s - nothing, 0.0) for n, s in found.items()}
+    for names, some in groups.items():
+        effort = Effort(seconds=0.25 * len(some) + 0.25, precision=0.01, rebuilds=1, resamples=100)
+        feeds = {n: values[n] for n in names}
+        found.update({t.name: t.median for t in compare_latency(some, [feeds], effort).timings})
+    return {n: max(found[n] - found[_IDLE], 0.0) for n in models}
 
 
 def _packed(search: Search, found: Sequence[Sequence[Measured]], wish: float, gain: float, name: str) -> Candidate | None:
@@ -191,7 +196,7 @@ def _packed(search: Search, found: Sequence[Sequence[Measured]], wish: float, ga
             reached = (last.quick or 0.0) / (wish * gain)
         else:
             reached = speed / wish if not replaced else 0.99
-        if reached >= 1 or not search.clock.until(_PACKING)():
+        if reached >= _SURELY or not search.clock.until(_PACKING)():
             break
         budget *= min(max(reached, 0.8), 0.99)
     return last

@@ -23,7 +23,7 @@ from onnxpress.nas.study import HEARTBEAT, Entry, Study
 from onnxpress.runtime.machine import Machine, this_machine
 
 ROLES = ("both", "train", "latency")
-_REQUEST, _PARTS, _TEACH, _LOOKED = "request", "parts", "teach", "looked"
+_REQUEST, _PARTS, _TEACH, _LOOKED, _BEAT = "request", "parts", "teach", "looked", "heartbeat"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def opened(look: Look, storage: str | Path, seed: int | None, heartbeat: float =
     study.note(_PARTS, look.parts)
     study.note(_TEACH, look.school.teacher is not None)
     study.note(_LOOKED, False)
+    study.note(_BEAT, heartbeat)  # one for all: who beats less often than another waits for would be taken for dead
     return study
 
 
@@ -68,7 +69,7 @@ def looked(
         def take(number: int) -> float:
             return look.seconds(look.model(study.choices(number)), anchor)
 
-        return orders.serve(take, lambda: in_time() and not study.known(_LOOKED))
+        return orders.serve(take, in_time)
 
 
 def closed(study: Study) -> None:
@@ -85,7 +86,6 @@ def work(
     seconds: float = 3600.0,
     told: Callable[[Entry], None] | None = None,
     machine: Machine | None = None,
-    heartbeat: float = HEARTBEAT,
 ) -> Shift:
     """Join the study of that name (a part of it does; none: the only one) for so many seconds, in a role.
 
@@ -97,9 +97,12 @@ def work(
     begun = time.monotonic()
     full = _found(storage, name)
     with Study(storage, full, "random", None) as known:
-        request, teach, parts = read_request(known.known(_REQUEST)), bool(known.known(_TEACH)), known.known(_PARTS)
+        body, parts, teach, heartbeat = (known.known(n) for n in (_REQUEST, _PARTS, _TEACH, _BEAT))
+    if None in (body, parts, teach, heartbeat):
+        raise InputProblem("the study is not begun yet, or by another version", full, "", "begin the search, then join")
+    request = read_request(body)
     request.check()
-    look = Look(like, splits, request, teach, machine or this_machine())
+    look = Look(like, splits, request, bool(teach), machine or this_machine())
     wrong = [k for k, v in parts.items() if look.parts.get(k) != v]
     if wrong:
         raise InputProblem("these are not the study's files", full, f"other: {', '.join(wrong)}", "give those it was begun with")
@@ -112,7 +115,11 @@ def work(
             told(entry)
 
     with Study(storage, full, request.strategy, None, heartbeat=heartbeat) as study:
-        timed = looked(look, study, storage, role, lambda: time.monotonic() - begun < seconds, tell, heartbeat)
+
+        def in_time() -> bool:
+            return time.monotonic() - begun < seconds and not study.known(_LOOKED)
+
+        timed = looked(look, study, storage, role, in_time, tell, heartbeat)
         return Shift(full, scored, timed, study.states())
 
 

@@ -80,10 +80,8 @@ def _agree(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> boo
     return len(wanted) == len(found) and all(w is None or w == f for w, f in zip(wanted, found, strict=True))
 
 
-def judge(
-    score: Score, speedup: Ratio | None, max_drop: float, goal: str, problems: list[str], target: float = 0.0
-) -> Verdict:
-    """(b) and (c): the drop on validation samples, and the interval of the speed-up, all of which lies above the target."""
+def judge(score: Score, speedup: Ratio | None, max_drop: float, goal: str, problems: list[str]) -> Verdict:
+    """(b) and (c): the drop on validation samples, and the interval of the speed-up."""
     reasons = list(problems)
     if not score.drop <= max_drop + 1e-9:
         reasons.append(f"it loses {score.drop:.4f} {score.metric} on the validation samples (allowed {max_drop:g})")
@@ -91,6 +89,4 @@ def judge(
         reasons.append(f"it is slower: {speedup.speedup:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]")
     elif speedup is not None and goal == "latency" and speedup.low <= 1.0:
         reasons.append(f"it is not measurably faster: {speedup.speedup:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]")
-    elif speedup is not None and speedup.low < target:
-        reasons.append(f"it is not {target:.3g}x as fast: {speedup.speedup:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]")
     return Verdict(not reasons, tuple(reasons), score, speedup)

@@ -73,13 +73,17 @@ class Search:
     target: float = 0.0
 
     def go(self) -> None:
-        if self.attempt("exact reductions", lambda: self.keep(self.shop.exact())) is None:
-            self.attempt("clean-up", lambda: self.keep(self.shop.bare()))
-        if self.shop.exact_evidence is None:
+        if not self.based():
             return
         self.chosen = self.attempt("int8", self.int8) or frozenset()
         self.attempt("blocks", self.blocks)
         self.attempt("pruning", self.pruning)
+
+    def based(self) -> bool:
+        """Make the base of everything else; whether there is one."""
+        if self.attempt("exact reductions", lambda: self.keep(self.shop.exact())) is None:
+            self.attempt("clean-up", lambda: self.keep(self.shop.bare()))
+        return self.shop.exact_evidence is not None
 
     def attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """The result of a piece of work; None where it failed, which is recorded."""

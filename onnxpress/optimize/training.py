@@ -166,7 +166,7 @@ def teach(search: Search, student: Candidate, seconds: float, say: Report) -> bo
     nodes = _mix(search, taught, _MIX * seconds) if good and search.goal == "latency" else search.chosen
     int8 = search.attempt(whole, lambda: search.keep(shop.int8(whole, nodes, taught, evidence)))
     if int8 is None or allowed(int8, search.max_drop) or not good:
-        return good
+        return good or (int8 is not None and allowed(int8, search.max_drop))
     last = f"{whole}, trained"
     search.attempt(last, lambda: search.keep(shop.taught(last, int8, seconds / 3, say)))
     return True

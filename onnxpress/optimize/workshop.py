@@ -285,10 +285,16 @@ class Workshop:
 
     def _kept(self, student: Candidate) -> Kept:
         """For a value of the original the channels that a pruned student has left."""
-        steps = [s for s in student.plan.steps if s.pass_name == "prune"]
-        removal = {d["group"]: list(d["remove"]) for s in steps for d in s.decisions if "group" in d}
-        out = sum("block" in d for s in student.plan.steps if s.pass_name == "depth" for d in s.decisions)
-        channels = self.ground(out if removal else 0).evidence.channels
+        own = student.plan.steps[len(self.exact_plan.steps) :]
+        evidence, removal = self.base, dict[str, list[int]]()
+        for step in own:
+            if step.pass_name == "prune":
+                removal = {d["group"]: list(d["remove"]) for d in step.decisions if "group" in d}
+                break
+            if step.pass_name != "distill":  # what stands before it decides what its groups are called
+                bare = Step(step.pass_name, (*(d for d in step.decisions if "repair" not in d), {"repair": "none"}))
+                evidence = self._evidence(take_step(bare, evidence, evidence.model).model)
+        channels = evidence.channels
         return lambda value: channels.kept(value, removal)
 
 

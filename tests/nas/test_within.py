@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
 from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Splits
 from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.score import Judge
+from onnxpress.model import edit
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.sections import sections
+from onnxpress.nas import within
 from onnxpress.nas.replacements import library, steps
 from onnxpress.nas.within import inside
 from onnxpress.optimize import mixed
 from onnxpress.optimize.plan import apply_plan, read_plan, take_step
 from onnxpress.optimize.request import Request
+from onnxpress.optimize.workshop import Workshop
+from onnxpress.runtime.machine import this_machine
 from tests import nets
 
 
@@ -47,6 +54,38 @@ def test_replacements_of_several_sections_are_one_plan() -> None:
     current = evidence
     for step in made:
         current = evidence_for(take_step(step, current, current.model).model, evidence.samples())
+
+
+@pytest.mark.parametrize("build", [lambda: nets.mobile(width=16), lambda: nets.transformer(post=False), nets.residual])
+def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model]) -> None:
+    """Also where the block ends on the cut, so that the value of that name is gone."""
+    model = build()
+    evidence = evidence_for(model, nets.samples(model, 4))
+    found = sections(evidence.model, evidence.trace)
+    timed = 0
+    for section, options in zip(found, library(evidence, found), strict=True):
+        for offer in (o for o in options if o.pass_name == "depth"):
+            whole = take_step(offer.step, evidence, evidence.model).model
+            part = edit.between(whole, section.source, within._end(evidence, whole, section, offer))
+            assert within._seconds({"part": part}, evidence, section)["part"] >= 0
+            timed += 1
+    assert timed
+
+
+def test_a_packing_s_channels_are_those_of_the_model_it_pruned() -> None:
+    model = nets.residual(width=32, blocks=2)
+    data = nets.samples(model, 12)
+    shop = Workshop(model, data, Judge(model, data), this_machine())
+    shop.exact()
+    offers = library(shop.base, sections(shop.base.model, shop.base.trace))
+    narrow = next(r for r in offers[1] if r.pass_name == "prune")
+    gone = next(r for r in offers[2] if r.pass_name == "depth")
+    kept = shop._kept(shop.changed("some", steps([narrow, gone])))
+    group = narrow.decisions[0]["group"]
+    value = next(n for n in shop.base.model.graph if n.name == group).outputs[0].name or ""
+    left = kept(value)
+    assert left is not None
+    assert sorted({*range(32)} - {*left.tolist()}) == narrow.decisions[0]["remove"]
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_one_role_scores_and_the_other_times(tmp_path: Path) -> None:
     look = Look(model, parts, request, True, this_machine())
     study = worker.opened(look, storage, 0, heartbeat=1)
     done: list[worker.Shift] = []
-    timer = threading.Thread(target=lambda: done.append(worker.work(storage, model, parts, "latency", heartbeat=1)))
+    timer = threading.Thread(target=lambda: done.append(worker.work(storage, model, parts, "latency")))
     timer.start()
     try:
         worker.looked(look, study, storage, "train", lambda: True, heartbeat=1)
@@ -158,8 +158,8 @@ def test_one_role_scores_and_the_other_times(tmp_path: Path) -> None:
     assert all(e.latency > 0 for e in entries)
     assert done[0].timed == sum(e.twin is None for e in entries)
     assert done[0].scored == 0
-    joined = worker.work(storage, model, parts, "both", seconds=5)
-    assert joined.scored == 0, "there are enough"
+    joined = worker.work(storage, model, parts, "both", seconds=60)
+    assert joined.scored == 0, "nobody waits for more"
     assert joined.states == {"complete": 3}
 
 
@@ -200,6 +200,19 @@ def test_an_order_that_nobody_takes_ends_with_the_time(tmp_path: Path) -> None:
         orders.wait(3, iter([True, False]).__next__)
     assert orders.serve(lambda number: 0.5 * number, iter([True, False]).__next__) == 1
     assert orders.wait(3, lambda: True) == 1.5
+
+
+def test_an_order_whose_taker_failed_is_told(tmp_path: Path) -> None:
+    from onnxpress.nas.study import TimeOver
+
+    def broken(number: int) -> float:
+        raise ValueError("no such network")
+
+    with Orders(tmp_path / "study.db", "s") as orders:
+        orders.place(3)
+        assert orders.serve(broken, iter([True, False]).__next__) == 0
+        with pytest.raises(TimeOver):
+            orders.wait(3, lambda: True)
 
 
 def test_a_request_survives_the_storage() -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -267,3 +268,21 @@ def test_two_runs_on_one_folder(tmp_path: Path) -> None:
 def test_json_has_no_infinities() -> None:
     assert json.loads(json.dumps(plain({"a": float("inf"), "b": np.float32(2), "c": (1, np.int64(3))}))) == {
         "a": None, "b": 2.0, "c": [1, 3]}  # fmt: skip
+
+
+def test_with_a_goal_in_time_the_least_harmed_that_reach_it_come_first() -> None:
+    from types import SimpleNamespace as Some
+
+    from onnxpress.optimize.finals import _goal, _ranked
+
+    def candidate(name: str, drop: float) -> Any:
+        return Some(name=name, score=Some(drop=drop, nmse=drop), size=1)
+
+    some = [candidate("a", 0.01), candidate("b", 0.0), candidate("c", 0.0)]
+    speeds = {"a": 4.0, "b": 2.5, "c": 1.5}
+    assert [c.name for c in _ranked(some, speeds, "latency", 0.0)] == ["a", "b", "c"]
+    assert [c.name for c in _ranked(some, speeds, "latency", 2.0)] == ["b", "a", "c"]
+    assert [c.name for c in _ranked(some, speeds, "latency", 9.0)] == ["a", "b", "c"]
+    assert _goal(Some(speedup=Some(speedup=4.0)), 9.0) == [  # type: ignore[arg-type]
+        "9.00x the original's speed was not reached: the fastest that holds is 4.00x"
+    ]
