@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,17 @@ def resnet20(look: Look, width: int) -> ir.Model:
     return net.model({look.task.output: ended(net, scores, look.task)})
 
 
-def told(stage: str, share: float) -> None:
-    words = stage.split(": loss")[0]
-    if os.environ.get("VERBOSE") and words != getattr(told, "last", ""):
-        told.last = words  # type: ignore[attr-defined]
-        print(f"{time.strftime('%H:%M:%S')} {share:.0%} {stage}", flush=True)
+def teller() -> Callable[[str, float], None]:
+    """Prints a stage when it begins, where VERBOSE is set."""
+    last = [""]
+
+    def told(stage: str, share: float) -> None:
+        words = stage.split(": loss")[0]
+        if os.environ.get("VERBOSE") and words != last[0]:
+            last[0] = words
+            print(f"{time.strftime('%H:%M:%S')} {share:.0%} {stage}", flush=True)
+
+    return told
 
 
 @click.command()
@@ -118,14 +125,15 @@ def main(
     feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
     limit = 0.5 * compare_latency({"anchor": anchor}, feeds, Effort(seconds=3.0)).timings[0].median
     request = Request("image-small", trials=150, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
+    tell = teller()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = search(teacher, splits, request, folder, tell=told)
+        outcome = search(teacher, splits, request, folder, tell=tell)
     seconds = max(f.seconds for f in outcome.found)
     models = {f.name: f.model for f in outcome.found}
     look = Look(teacher, splits, request, True, this_machine())
     for width in (int(w) for w in widths.split(",") if w not in ("", "none")):
         name = f"resnet20, width {width}"
-        model, _, _ = look.school.train(resnet20(look, width), seconds, told)
+        model, _, _ = look.school.train(resnet20(look, width), seconds, tell)
         models[name] = finished(model, look.learn.take(1), look.machine)
     judge = Judge(teacher, splits.validate)
     compared: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}

@@ -107,8 +107,10 @@ class Look:
                 "this machine is of another kind than the study's times", own, f"they are of: {kind}",
                 "join with --role train, or begin another study",
             )  # fmt: skip
-        find = lambda: compare_latency({"anchor": self.like}, self.feeds, Effort(seconds=1.0)).timings[0].median  # noqa: E731
-        return float(study.fact(_ANCHOR, find))
+        return float(study.fact(_ANCHOR, self._anchor))
+
+    def _anchor(self) -> float:
+        return compare_latency({"anchor": self.like}, self.feeds, Effort(seconds=1.0)).timings[0].median
 
     def builder(self, clock: Callable[[ir.Model, int], Callable[[], float]]) -> Build:
         """What a study asks of a trial.  clock(model, trial's number): begins to find the seconds, and gives what waits for
