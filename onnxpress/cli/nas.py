@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, output_option, quiet_option, splits_of
-from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET, InputProblem
+from onnxpress.cli.options import (
+    DataChoice,
+    Seconds,
+    data_options,
+    json_option,
+    output_option,
+    quiet_option,
+    run_options,
+    speed_options,
+    splits_of,
+)
+from onnxpress.errors import EXIT_UNMET, InputProblem
 
 if TYPE_CHECKING:
     from onnxpress.nas.search import Outcome
@@ -121,14 +131,11 @@ def search_command(
 @click.option("--select", metavar="PATH", help="Samples that choose; default: a part of --data.")
 @click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data.")
 @output_option
-@click.option("--speedup", type=float, default=0.0, help="So many times faster is enough: the least harmed is wanted.")
-@click.option("--latency-ms", type=float, default=0.0, help="So fast is enough, as --speedup.")
+@speed_options
 @click.option("--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point.")
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True)
 @click.option("--train-budget", type=Seconds(), default="0s", show_default=True, help="On top: the closest are trained.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--run", "run_folder", metavar="FOLDER", help="Run record (default: beside the output, .run).")
-@click.option("--strict", is_flag=True, help="Exit 1 where the goal was not met.")
+@run_options
 @json_option
 @quiet_option
 def inside_command(
@@ -149,8 +156,8 @@ def inside_command(
     quiet: bool,
 ) -> int:
     """Replace parts of a model by cheaper ones, so that least is harmed within a time."""
-    from onnxpress.cli import optimize as shown
     from onnxpress.cli.console import progress
+    from onnxpress.cli.optimize import ended
     from onnxpress.model.files import check_target
     from onnxpress.nas.within import inside
     from onnxpress.optimize.request import Request
@@ -163,10 +170,7 @@ def inside_command(
     splits = splits_of(model, source, select, validate, quiet)
     with progress(quiet or as_json) as report:
         outcome = inside(model, splits, request, output, run_folder, report)
-    shown.show(outcome, output, as_json)
-    if outcome.interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_UNMET if strict and not outcome.met else 0
+    return ended(outcome, output, as_json, strict)
 
 
 @command.command("worker")

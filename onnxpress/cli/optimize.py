@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, quiet_option, splits_of
+from onnxpress.cli.options import (
+    DataChoice,
+    Seconds,
+    data_options,
+    json_option,
+    quiet_option,
+    run_options,
+    speed_options,
+    splits_of,
+)
 from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET
 
 if TYPE_CHECKING:
@@ -26,8 +35,7 @@ if TYPE_CHECKING:
     "--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point of accuracy or agreement."
 )
 @click.option("--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True)
-@click.option("--speedup", type=float, default=0.0, help="So many times faster is enough: the least harmed is wanted.")
-@click.option("--latency-ms", type=float, default=0.0, help="So fast is enough, as --speedup.")
+@speed_options
 @click.option("--time-budget", type=Seconds(), default="5m", show_default=True, help="Such as 90s or 10m.")
 @click.option(
     "--train-budget",
@@ -37,9 +45,7 @@ if TYPE_CHECKING:
     help="On top of it: narrower models are trained towards the original (needs the extra train).",
 )
 @click.option("--threads", default=1, show_default=True, help="Threads a model gets when it is timed.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--run", "run_folder", metavar="FOLDER", help="Run record (default: beside the output, .run).")
-@click.option("--strict", is_flag=True, help="Exit 1 where the goal was not met.")
+@run_options
 @json_option
 @quiet_option
 def command(
@@ -77,6 +83,11 @@ def command(
     request = Request(max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms / 1e3)
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, request, output, run_folder, report)
+    return ended(outcome, output, as_json, strict)
+
+
+def ended(outcome: Outcome, output: str, as_json: bool, strict: bool) -> int:
+    """Show what was found; the exit code of it."""
     show(outcome, output, as_json)
     if outcome.interrupted:
         return EXIT_INTERRUPTED

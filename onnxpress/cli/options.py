@@ -60,6 +60,27 @@ def data_options(required: bool) -> Callable[[F], F]:
     return wrap
 
 
+def speed_options(function: F) -> F:
+    """The goal in time of a command that makes a model faster."""
+    for option in reversed((
+        click.option("--speedup", type=float, default=0.0, help="So many times faster is enough: the least harmed is wanted."),
+        click.option("--latency-ms", type=float, default=0.0, help="So fast is enough, as --speedup."),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def run_options(function: F) -> F:
+    """Where a run is kept, and how it ends."""
+    for option in reversed((
+        click.option("--seed", default=0, show_default=True),
+        click.option("--run", "run_folder", metavar="FOLDER", help="Run record (default: beside the output, .run)."),
+        click.option("--strict", is_flag=True, help="Exit 1 where the goal was not met."),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 

@@ -30,7 +30,7 @@ def own_function(name: str, purpose: str) -> Callable[..., Any]:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line
         raise InputProblem(f"the {purpose} cannot be loaded", path, f"{type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
+    found: Callable[..., Any] | None = getattr(module, function, None)
     if not callable(found):
         raise InputProblem("the file holds no such function", path, function, "give FILE.py:function")
-    return found  # type: ignore[no-any-return]
+    return found

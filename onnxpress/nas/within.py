@@ -44,6 +44,8 @@ _STEP = 1.25  # without a wish: how much faster every next packing is to be
 _CLOSED: dict[str, object] = {"mode": "closed-form", "teacher": "original", "samples": 128}
 _PACKING_WORD = ", packing "
 _TAUGHT = 2
+_EACH, _TIMING = 0.25, 0.03  # seconds of timing a section, and at most this share of the time budget for all of them
+_SLACK = 1e-6  # of the solver's tolerance
 _TINY, _IDLE = 1e-12, "nothing"
 
 
@@ -57,7 +59,7 @@ class Measured:
 
 
 def inside(
-    model: str | Path,
+    model: str | Path | ir.Model,
     data: Dataset | Splits,
     request: Request,
     output: str | Path | None = None,
@@ -84,6 +86,7 @@ def explore(search: Search) -> None:
     for target in targets:
         for gain in (1.0, int8 / base)[: 1 + (int8 > base)]:
             if not search.clock.until(_PACKING)():
+                search.failed.setdefault("packing", "no time was left for it: give a longer --time-budget")
                 return
             name = f"{target:.2f}x" + (" with int8" if gain > 1 else "")
             made = search.attempt(name, partial(_packed, search, found, target / gain, gain, name))
@@ -109,7 +112,8 @@ def measured(search: Search) -> list[list[Measured]]:
     parts = sections(base.model, base.trace)
     offers = library(base, parts)
     judge = Judge(base.model, base.samples())
-    own = {s.output: _seconds({"": edit.between(base.model, s.source, s.output)}, base, s)[""] for s in parts}
+    each = min(_EACH, _TIMING * search.clock.budget / max(len(parts), 1))
+    own = {s.output: _seconds({"": edit.between(base.model, s.source, s.output)}, base, s, each)[""] for s in parts}
     found = [[Measured(None, own[s.output], 0.0)] for s in parts]
     more = search.clock.until(max(_LOOKING[1], search.clock.used / search.clock.budget + _LOOKING[0]))
     for place in sorted(range(len(parts)), key=lambda i: -own[parts[i].output]):
@@ -158,8 +162,10 @@ def _end(base: Evidence, whole: ir.Model, section: Section, offer: Replacement) 
     return bl.resolve(base.model, [b for b in removable(base)[0] if b.name in gone])[section.output]
 
 
-def _seconds(models: Mapping[str, ir.Model], base: Evidence, section: Section) -> dict[str, float]:
-    """Of one run of each, side by side, on what one sample brings to the section; without what any run costs."""
+def _seconds(models: Mapping[str, ir.Model], base: Evidence, section: Section, each: float = _EACH) -> dict[str, float]:
+    """Of one run of each, side by side, on what one sample brings to the section; without what any run costs.
+
+    each: seconds of timing a model."""
     source = section.source
     values = dict(base.probe) | (next(iter(base.stream([source], 1))) if source not in base.probe else {})
     every = {**models, _IDLE: edit.between(base.model, source, source)}
@@ -168,7 +174,7 @@ def _seconds(models: Mapping[str, ir.Model], base: Evidence, section: Section) -
         groups.setdefault(tuple(v.name or "" for v in model.graph.inputs), {})[name] = model
     found: dict[str, float] = {}
     for names, some in groups.items():
-        effort = Effort(seconds=0.25 * len(some) + 0.25, precision=0.01, rebuilds=1, resamples=100)
+        effort = Effort(seconds=each * (len(some) + 1), precision=0.01, rebuilds=1, resamples=100)
         feeds = {n: values[n] for n in names}
         found.update({t.name: t.median for t in compare_latency(some, [feeds], effort).timings})
     return {n: max(found[n] - found[_IDLE], 0.0) for n in models}
@@ -180,7 +186,8 @@ def _packed(search: Search, found: Sequence[Sequence[Measured]], wish: float, ga
     speed = next(c.quick or 1.0 for c in search.found if c.name == "exact")
     own = sum(options[0].seconds for options in found)
     whole = own / max(speed, _TINY)  # of the original, in the sections' own time
-    budget = own - max(own - whole / wish, 0.0)
+    least = sum(min(m.seconds for m in options) for options in found)
+    budget = max(min(own, whole / wish), least * (1 + _SLACK))  # where the wish is out of reach: as far as can be
     last: Candidate | None = None
     seen: set[str] = set()
     for number in range(_PACKINGS):
@@ -196,9 +203,10 @@ def _packed(search: Search, found: Sequence[Sequence[Measured]], wish: float, ga
             reached = (last.quick or 0.0) / (wish * gain)
         else:
             reached = speed / wish if not replaced else 0.99
-        if reached >= _SURELY or not search.clock.until(_PACKING)():
+        tighter = max(budget * min(max(reached, 0.8), 0.99), least * (1 + _SLACK))
+        if reached >= _SURELY or tighter >= budget or not search.clock.until(_PACKING)():
             break
-        budget *= min(max(reached, 0.8), 0.99)
+        budget = tighter
     return last
 
 

@@ -124,6 +124,8 @@ def work(
 
 
 def _found(storage: str, part: str) -> str:
+    if "://" not in storage and not Path(storage).is_file():
+        raise InputProblem("no such study", storage, "the file does not exist", "give the study.db of a search, or an address")
     every = [n for n in st.names(storage) if n.startswith("nas ") and not n.endswith(SUFFIX)]
     some = [n for n in every if part in n]
     if len(some) != 1:

@@ -100,7 +100,7 @@ def test_from_a_model_to_a_file_that_a_plan_makes_again(
     monkeypatch.setattr(mixed, "fastest", lambda evidence, feeds, start, more, *rest: (start, mixed.Tried()))
     model = nets.residual(width=64)
     request = Request(max_drop=0.9, time_budget=30, speedup=1.2)
-    outcome = inside(model, parts, request, tmp_path / "out.onnx")  # type: ignore[arg-type]
+    outcome = inside(model, parts, request, tmp_path / "out.onnx")
     packings = [c for c in outcome.candidates if "packing" in c.name and not c.name.endswith("int8")]
     assert packings
     best = max(packings, key=lambda c: c.quick or 0.0)

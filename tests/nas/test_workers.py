@@ -179,6 +179,10 @@ def test_who_joins_with_other_files_is_told(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model, parts = splits()
     storage = str(tmp_path / "study.db")
+    with pytest.raises(InputProblem, match="no such study"):
+        worker.work(storage, model, parts)
+    assert not Path(storage).exists()
+    Study(storage, "another", "random").close()
     with pytest.raises(InputProblem, match="no search to join"):
         worker.work(storage, model, parts)
     worker.opened(Look(model, parts, Request("image-small", proxy="macs"), True, this_machine()), storage, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -14,7 +16,7 @@ from onnxpress.passes.kernels import KERNELS, sites
 from tests import nets
 
 
-def conv_net(kernel: int = 3, **attributes: object) -> ir.Model:
+def conv_net(kernel: int = 3, **attributes: Any) -> ir.Model:
     net = nets.image_net()
     weight = (net.rng.standard_normal((12, 3, kernel, kernel)) / 5).astype(np.float32)
     x = net.op("Conv", ["image", net.constant(weight)], 12, **attributes)
@@ -45,8 +47,8 @@ def stood_for(first: ir.Node, node: ir.Node, form: str, shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize("form", ["smaller", "separable"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_before_the_repair(case: dict[str, object], form: str) -> None:
-    model = conv_net(**case)  # type: ignore[arg-type]
+def test_before_the_repair(case: dict[str, Any], form: str) -> None:
+    model = conv_net(**case)
     evidence = evidence_for(model, nets.samples(model, 8))
     (site,) = sites(evidence.model)[0]
     decisions = [{"node": site.node, "form": form}, {"repair": "none"}]
@@ -93,7 +95,7 @@ def test_the_separable_kernel_loses_least() -> None:
 def test_what_cannot_shrink_is_told() -> None:
     for attributes, forms in (({}, ("separable",)), ({"auto_pad": "VALID"}, ("separable",)), ({"pads": [1, 1, 0, 1]}, ("separable",)),
                               ({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, ("separable",))):  # fmt: skip
-        model = conv_net(**attributes)  # type: ignore[arg-type]
+        model = conv_net(**attributes)
         assert [s.forms for s in sites(evidence_for(model, None).model)[0]] == [forms]
     _, refused = sites(evidence_for(conv_net(kernel=1), None).model)
     assert "one position" in refused[0].reason
