@@ -111,8 +111,10 @@ def search_command(
     from onnxpress.nas.extra import require_optuna
 
     require_optuna("nas")
+    from onnxpress.nas.look import Look
     from onnxpress.nas.request import Request
     from onnxpress.nas.search import search
+    from onnxpress.runtime.machine import this_machine
 
     limits: dict[str, Any] = {"latency": latency_ms / 1e3, "size": size_mb * 1e6, "peak": memory_mb * 1e6}
     request = Request(space, seconds=time_budget, **limits, **plain)
@@ -120,7 +122,8 @@ def search_command(
     request.check()
     splits = splits_of(ports, source, select, validate, quiet)
     with console.progress(quiet or as_json) as bar:
-        outcome = search(load(ports), splits, request, output, teacher is not None, bar, role=role)
+        look = Look(load(ports), splits, request, teacher is not None, this_machine())
+        outcome = search(look, output, bar, role)
     _show(outcome, output, as_json)
     return 0 if any(f.on_front for f in outcome.found) else EXIT_UNMET
 

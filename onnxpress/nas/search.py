@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import save, to_bytes
@@ -28,7 +27,6 @@ from onnxpress.nas.study import HEARTBEAT, Entry, Study
 from onnxpress.optimize.run import Run
 from onnxpress.passes.base import Decision
 from onnxpress.runtime.latency import Comparison, Effort, compare_latency
-from onnxpress.runtime.machine import Machine, this_machine
 
 Tell = Callable[[str, float], None]
 _LOOK_SHARE = 0.3  # of the time: proposing and timing
@@ -66,24 +64,15 @@ class Outcome:
 
 
 def search(
-    like: ir.Model,
-    splits: Splits,
-    request: Request,
-    folder: str | Path,
-    teach: bool = True,
-    tell: Tell | None = None,
-    machine: Machine | None = None,
-    role: str = "both",
-    heartbeat: float = HEARTBEAT,
+    look: Look, folder: str | Path, tell: Tell | None = None, role: str = "both", heartbeat: float = HEARTBEAT
 ) -> Outcome:
     """Search, and write the front into the folder.
 
-    like: a model whose inputs and outputs candidates share; `teach`: it is their teacher, else the labels are; role: "train"
-    leaves times to other workers.  The folder (or the storage) keeps the study, so that the same command goes on looking where
-    it was stopped.  Raises InputProblem on bad input.
+    role: "train" leaves times to other workers.  The folder (or the storage) keeps the study, so that the same command goes on
+    looking where it was stopped.  Raises InputProblem on bad input.
     """
+    request = look.request
     request.check()
-    look = Look(like, splits, request, teach, machine or this_machine())
     run = Run(folder, command="nas", request=request.plain(), machine=look.machine.as_dict())
     job = _Job(look, request, tell or (lambda stage, share: None))
     storage = request.storage or run.folder / "study.db"

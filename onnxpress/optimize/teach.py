@@ -24,6 +24,7 @@ from onnxpress.optimize.run import Run
 from onnxpress.passes.base import Decision
 from onnxpress.passes.distill import CLOSED, Source, closed_form, fitted, training
 from onnxpress.passes.prune import Wish as PruneWish
+from onnxpress.train.lessons import Memory
 from onnxpress.train.match import Kept, Pair, chosen, pairs
 from onnxpress.train.settings import Settings, read_settings
 from onnxpress.train.torch_extra import require_torch
@@ -37,6 +38,7 @@ _CLOSED_SAMPLES = 128
 _ENOUGH = 200  # steps: where the time does not allow them, batches are halved, down to _SMALLEST
 _SMALLEST = 16
 _TRIALS = 0.1  # of the steps, spent on trying learning rates
+_SEEN = 30  # times that drawn weights must see a sample before mixed and distorted ones help more than they ask too much
 _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
 
 Progress = Callable[[str, float], None]
@@ -82,12 +84,14 @@ def cores() -> int:
 @dataclass(frozen=True)
 class Couple:
     """student and teacher on the samples to learn from, ports under the same names; source: the teacher as a plan names
-    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them."""
+    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; memory: shared
+    with other students of the teacher that learn from the same samples."""
 
     student: Evidence
     teacher: Evidence
     source: Source
     kept: Kept | None = None
+    memory: Memory | None = None
 
     def matched(self, wish: Wish) -> list[Pair]:
         """Inner values that are compared: as wished, or found."""
@@ -137,7 +141,9 @@ def taught(
     matched = couple.matched(wish)
     notes = _pair_notes(matched, wish)
     settings = _stored(folder) if resume else None
-    job = Distillation(couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched)
+    job = Distillation(
+        couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched, couple.memory
+    )
     if settings is None:
         job.settings = _settled(job, wish, judge, say)
         notes.append(f"loss {job.settings.loss}, inner values {job.settings.features}, rate {job.settings.lr:g}")
@@ -187,6 +193,7 @@ def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Sett
     """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
     time of a step."""
     from onnxpress.train import recipes
+    from onnxpress.train.augment import GENTLE
     from onnxpress.train.distillation import choose_augment
 
     batch = min(wish.settings.batch, len(job.data))
@@ -202,6 +209,9 @@ def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Sett
         job.settings = settings = replace(settings, batch=settings.batch // 2)
         each = job.step_seconds()
     steps = wish.steps or max(1, int(wish.seconds / max(each, 1e-4)))
+    if settings.from_scratch and wish.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
+        gentle = tuple(n for n in settings.augment if n in GENTLE)
+        job.settings = settings = replace(settings, augment=gentle)
     if not settings.lr:
         rate = job.find_rate(steps, _TRIALS, lambda share: say("trying learning rates", share))
         job.settings = settings = replace(settings, lr=rate)

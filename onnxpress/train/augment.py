@@ -30,6 +30,7 @@ _AUTO = {
     "tokens": ("tokens",),
     "vector": ("noise",),
 }
+GENTLE = ("flip", "shift", "noise", "tokens")  # what also serves a network that sees a sample a few times in all
 _KEEPS = 0.8  # share of answers that must survive a change for `auto` to use it
 _MIXED = 0.5  # share of batches that mixup or cutmix touches
 _PROBED = 64

@@ -25,7 +25,7 @@ from onnxpress.train.augment import automatic, fields, suitable
 from onnxpress.train.blockwise import BlockLessons, blocks, share_steps
 from onnxpress.train.changes import Field
 from onnxpress.train.heads import Head, answers, heads, probe
-from onnxpress.train.lessons import Arrays, Lesson, Lessons, Pool, Teacher
+from onnxpress.train.lessons import Arrays, Lesson, Lessons, Memory, Pool, Teacher
 from onnxpress.train.match import Pair
 from onnxpress.train.objective import Objective
 from onnxpress.train.program import Program
@@ -64,13 +64,15 @@ class Watch:
 
 @dataclass
 class Distillation:
-    """student, teacher: canonical models with their evidence; data: the samples to learn from; pairs: inner values."""
+    """student, teacher: canonical models with their evidence; data: the samples to learn from; pairs: inner values; memory:
+    shared with other trainings of the same teacher and samples."""
 
     student: Evidence
     teacher: Evidence
     data: Dataset
     settings: Settings
     pairs: Sequence[Pair] = ()
+    memory: Memory | None = None
     heads: list[Head] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +127,9 @@ class Distillation:
     def _lessons(self, teacher: Teacher) -> Lessons:
         s = self.settings
         found: tuple[Field, ...] = fields(self.data) if s.augment else ()
-        return Lessons(self.pool, teacher, s.batch, s.seed, found, s.augment, self.student.batchable, s.steps)
+        return Lessons(
+            self.pool, teacher, s.batch, s.seed, found, s.augment, self.student.batchable, s.steps, self.memory
+        )
 
     def _whole(self, watch: Watch) -> tuple[ir.Model, Course]:
         program, trainer = self._trainer()

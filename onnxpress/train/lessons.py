@@ -7,7 +7,7 @@ repeat after so many different samples that a student can hardly know them, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +128,26 @@ def one(inputs: Mapping[str, np.ndarray], axes: Mapping[str, int | None], index:
     return {n: v if (a := axes[n]) is None else np.take(v, [index], axis=a) for n, v in inputs.items()}
 
 
+class Memory:
+    """What one teacher said of changed batches of one dataset, so that trainings by the same lessons ask once."""
+
+    def __init__(self, room: int = KEEP_BYTES) -> None:
+        """room: bytes of values to keep."""
+        self._room = room
+        self._told: dict[tuple[object, ...], Arrays] = {}
+
+    def recall(self, key: tuple[object, ...], ask: Callable[[], Arrays]) -> Arrays:
+        """The values kept under the key, or asked for now, and kept where there is room."""
+        known = self._told.get(key)
+        if known is None:
+            known = ask()
+            size = sum(v.nbytes for v in known.values())
+            if size <= self._room:
+                self._room -= size
+                self._told[key] = known
+        return known
+
+
 class Lessons:
     """lesson(step): the parts of a step, most often one; a student that takes no batches gets one sample a part."""
 
@@ -141,19 +161,20 @@ class Lessons:
         changes: Sequence[str] = (),
         together: bool = True,
         steps: int = 0,
+        memory: Memory | None = None,
     ) -> None:
-        """steps: of the whole training; what the teacher says is kept where it will be heard again."""
+        """steps: of the whole training, whose own memory serves where it is long enough to hear things again."""
         self.pool, self.teacher, self.seed = pool, teacher, seed
         self.fields, self.changes, self.together = fields, tuple(changes), together and not pool.alone
         self.order = Order(pool.buckets, min(batch, len(pool.data)), seed)
         self.period = self.order.steps * -(-DIFFERENT // len(pool.data))
         self._known: list[Arrays | None] | None = None
-        self._told: dict[tuple[int, int], Arrays] = {}
-        self._room = KEEP_BYTES if steps > self.period else 0
+        self._memory = memory or Memory(KEEP_BYTES if steps > self.period else 0)
+        self._source = (teacher.names, self.changes, self.order.batch, seed)
         if not self.changes:
-            self._known = self._memory()
+            self._known = self._blank()
 
-    def _memory(self) -> list[Arrays | None] | None:
+    def _blank(self) -> list[Arrays | None] | None:
         first = self.teacher(self.pool.sample(0))
         size = sum(v.nbytes for v in first.values()) * len(self.pool.data)
         apart = all(v.ndim and v.shape[0] == 1 for v in first.values())
@@ -177,18 +198,8 @@ class Lessons:
         inputs, mix = change(inputs, self.fields, self.changes, rng)
         if labels is not None and mix is not None:
             labels = (mix @ labels).astype(np.float32)
-        return Lesson(inputs, self._told_of(inputs, step, place), labels, share)
-
-    def _told_of(self, inputs: Arrays, step: int, place: int) -> Arrays:
-        """The teacher's values of a changed batch, which the same step of a later round sees again."""
-        known = self._told.get((step, place))
-        if known is None:
-            known = self.teacher(inputs)
-            size = sum(v.nbytes for v in known.values())
-            if size <= self._room:
-                self._room -= size
-                self._told[step, place] = known
-        return known
+        targets = self._memory.recall((*self._source, step, place), lambda: self.teacher(inputs))
+        return Lesson(inputs, targets, labels, share)
 
     def _asked(self, chosen: list[int], inputs: Arrays) -> Arrays:
         """The teacher's values of unchanged samples, asked for once each.

@@ -246,9 +246,11 @@ def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Pa
 
     from onnxpress.data.dataset import Splits
     from onnxpress.model.files import save
+    from onnxpress.nas.look import Look
     from onnxpress.nas.net import Net
     from onnxpress.nas.request import Request
     from onnxpress.nas.search import search
+    from onnxpress.runtime.machine import this_machine
     from tests import nets
 
     net = Net()
@@ -261,7 +263,8 @@ def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Pa
     (tmp_path / "teacher.onnx").write_bytes(proto.SerializeToString())
     teacher = load(tmp_path / "teacher.onnx")
     splits = Splits(*(nets.samples(teacher, count, seed) for seed, count in enumerate((40, 20, 20))))
-    outcome = search(teacher, splits, Request("image-small", trials=2, seconds=4, pupils=1, keep=1), tmp_path / "out")
+    request = Request("image-small", trials=2, seconds=4, pupils=1, keep=1)
+    outcome = search(Look(teacher, splits, request, True, this_machine()), tmp_path / "out")
     found = outcome.found[0]
     rows = run(open_session(found.model), {"image": np.zeros((3, 3, 8, 8), np.float32)})[0]
     np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)

@@ -61,3 +61,30 @@ def test_a_short_training_keeps_nothing() -> None:
     for step in (0, 1, 0):
         list(short(step))
     assert teacher.asked == 3
+
+
+def test_trainings_that_share_a_memory_ask_once() -> None:
+    memory = lessons.Memory()
+    asked = []
+    for changes in (("noise",), ("noise",), ("noise", "mixup")):
+        teacher = Counting(MODEL, [MODEL.graph.outputs[0].name or ""], DATA)
+        heard = Lessons(Pool(DATA), teacher, 8, 3, fields(DATA), changes, memory=memory)
+        asked.append((heard, teacher))
+        for step in range(3):
+            list(heard(step))
+    assert [teacher.asked for _, teacher in asked] == [3, 0, 3], "other changes are other lessons"
+    first, second = (next(iter(heard(2))) for heard, _ in asked[:2])
+    for name, values in first.targets.items():
+        np.testing.assert_array_equal(values, second.targets[name])
+
+
+def test_a_memory_without_room_forgets() -> None:
+    memory, calls = lessons.Memory(room=8), []
+
+    def ask() -> Arrays:
+        calls.append(1)
+        return {"a": np.zeros(4, np.float32)}
+
+    for _ in range(2):
+        memory.recall(("x",), ask)
+    assert len(calls) == 2
