@@ -1,4 +1,4 @@
-"""What can stand in the place of a section: levers of the passes, as decisions that a plan can hold.
+"""What can stand in the place of a section, or of a width that several share: levers of the passes, as decisions that a plan can hold.
 
 Nothing (whole blocks), narrower, thinner factors, smaller and separable kernels; each made in closed form from what is
 there (the passes' repair), so that it needs no training to be looked at.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxpress.measure.evidence import Evidence
+from onnxpress.model.channels import Group
 from onnxpress.model.sections import Section, inside
 from onnxpress.optimize.plan import Step
 from onnxpress.passes.base import Decision, Option
@@ -74,10 +75,32 @@ def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
             yield Replacement(f"without {block.name}", DEPTH.name, ({"block": block.name},))
 
 
+def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
+    """Every width that several sections share, on the stretch from the first of them to the last."""
+    options = PRUNE.options(evidence.model, evidence)
+    made = []
+    for group in evidence.channels.groups:
+        nodes = {p.node for p in group.places}
+        touched = [i for i, s in enumerate(found) if nodes & s.nodes]
+        if len(touched) < 2:
+            continue
+        stretch = found[touched[0] : touched[-1] + 1]
+        whole = frozenset().union(*(s.nodes for s in stretch))
+        place = Section(group.name, stretch[0].source, stretch[-1].output, whole, sum(s.macs for s in stretch))
+        offers = list(_at_shares([group], options, f"of the width of {group.name}"))
+        if offers:
+            made.append((place, offers))
+    return made
+
+
 def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
     """Every inner width at a share of what it is."""
-    channels = evidence.channels
-    groups = [g for g in channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
+    groups = [g for g in evidence.channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
+    return _at_shares(groups, options, "of the inner width")
+
+
+def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) -> Iterator[Replacement]:
+    """All the groups at a share of their width, on the widths that this CPU likes."""
     seen = set()
     for share in _SHARES:
         decisions = []
@@ -88,7 +111,7 @@ def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -
         key = str(decisions)
         if decisions and key not in seen:
             seen.add(key)
-            yield Replacement(f"{share:.0%} of the inner width", PRUNE.name, tuple(decisions))
+            yield Replacement(f"{share:.0%} {what}", PRUNE.name, tuple(decisions))
 
 
 def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:

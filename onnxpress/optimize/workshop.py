@@ -99,12 +99,12 @@ class Workshop:
         done = take_step(step, self._evidence(self.original), self.original)
         return self._plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
 
-    def changed(self, name: str, steps: Sequence[Step]) -> Candidate:
-        """The exact model after some steps, each on what the one before it made."""
+    def changed(self, name: str, steps: Sequence[Step], said: Sequence[str] = ()) -> Candidate:
+        """The exact model after some steps, each on what the one before it made.  said: notes to begin with."""
 
         def make() -> Made:
             plan, evidence = self.exact_plan, self.base
-            notes: list[str] = []
+            notes = [*said]
             for step in steps:
                 done = take_step(step, evidence, evidence.model)
                 plan = plan.then(step.pass_name, step.decisions, CALIBRATION)

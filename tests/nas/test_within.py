@@ -15,8 +15,8 @@ from onnxpress.measure.score import Judge
 from onnxpress.model import edit
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.sections import sections
-from onnxpress.nas import within
-from onnxpress.nas.replacements import library, steps
+from onnxpress.nas import places
+from onnxpress.nas.replacements import library, shared_widths, steps
 from onnxpress.nas.within import inside
 from onnxpress.optimize import mixed
 from onnxpress.optimize.plan import apply_plan, read_plan, take_step
@@ -66,8 +66,8 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
     for section, options in zip(found, library(evidence, found), strict=True):
         for offer in (o for o in options if o.pass_name == "depth"):
             whole = take_step(offer.step, evidence, evidence.model).model
-            part = edit.between(whole, section.source, within._end(evidence, whole, section, offer))
-            assert within._seconds({"part": part}, evidence, section)["part"] >= 0
+            part = edit.between(whole, section.source, places.end(evidence, whole, section, offer))
+            assert places._seconds({"part": part}, evidence, section)["part"] >= 0
             timed += 1
     assert timed
 
@@ -88,6 +88,23 @@ def test_a_packing_s_channels_are_those_of_the_model_it_pruned() -> None:
     assert sorted({*range(32)} - {*left.tolist()}) == narrow.decisions[0]["remove"]
 
 
+def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
+    """In a plain chain every width is made by one section and read by the next."""
+    model = nets.mobile(width=16)
+    evidence = evidence_for(model, nets.samples(model, 12))
+    found = sections(evidence.model, evidence.trace)
+    shared = shared_widths(evidence, found)
+    inner = {d["group"] for options in library(evidence, found) for r in options for d in r.decisions if "group" in d}
+    assert {g.name for g in evidence.channels.groups if g.hidden} <= inner | {p.name for p, _ in shared}
+    for place, offers in shared:
+        group = evidence.channels.group(place.name)
+        assert {p.node for p in group.places} <= place.nodes
+        for offer in offers:
+            assert {d["group"] for d in offer.decisions} == {place.name}
+            part = edit.between(take_step(offer.step, evidence, evidence.model).model, place.source, place.output)
+            assert places._seconds({"part": part}, evidence, place)["part"] >= 0
+
+
 @pytest.fixture(scope="module")
 def parts() -> Splits:
     model = nets.residual(width=64)
@@ -101,7 +118,7 @@ def test_from_a_model_to_a_file_that_a_plan_makes_again(
     model = nets.residual(width=64)
     request = Request(max_drop=0.9, time_budget=30, speedup=1.2)
     outcome = inside(model, parts, request, tmp_path / "out.onnx")
-    packings = [c for c in outcome.candidates if "packing" in c.name and not c.name.endswith("int8")]
+    packings = [c for c in outcome.candidates if c.name.startswith("packed for") and not c.name.endswith("int8")]
     assert packings
     best = max(packings, key=lambda c: c.quick or 0.0)
     assert to_bytes(apply_plan(best.plan, model, parts.calibrate).model) == best.data

@@ -1,0 +1,148 @@
+"""What could be done at each place of a model, what it would save, and what it would harm.
+
+A place is a section between two values that carry everything, or a width that several sections share.  What a replacement
+saves is measured on its place alone beside itself; what it harms on the whole model, on samples that its repair did not see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxpress.errors import Problem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Judge
+from onnxpress.model import blocks as bl
+from onnxpress.model import edit
+from onnxpress.model.sections import Section, sections
+from onnxpress.nas.replacements import Replacement, library, shared_widths, steps
+from onnxpress.optimize.plan import take_step
+from onnxpress.passes.depth import removable
+from onnxpress.runtime.latency import Effort, compare_latency
+
+_FITTED, _JUDGED = 64, 128  # samples that repairs see, and others that tell the harm
+_EACH, _TIMING = 0.25, 0.03  # seconds of timing a place, and at most this share of the time budget for all of them
+_TINY, _IDLE = 1e-12, "nothing"
+_FAILURES = (Problem, ValueError, LookupError, ArithmeticError)
+
+More = Callable[[], bool]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a place may be.  replacement: None, as it is; saved: seconds of a run; harm: nmse of the outputs with it alone."""
+
+    replacement: Replacement | None
+    saved: float = 0.0
+    harm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """choices: of every place, the first one being as it is; seconds: of all sections together."""
+
+    choices: list[list[Choice]]
+    seconds: float
+
+    @property
+    def empty(self) -> bool:
+        return all(len(some) == 1 for some in self.choices)
+
+
+class Ground:
+    """The model whose places are looked at.  base: on all calibration samples; small: on those that repairs see here."""
+
+    def __init__(self, base: Evidence) -> None:
+        self.base = base
+        data = base.samples()
+        fitted = min(_FITTED, max(1, len(data) // 2))
+        self.small = evidence_for(base.model, data.take(fitted), base.machine, base.seed)
+        rest = data.select(range(fitted, min(len(data), fitted + _JUDGED))) if len(data) > fitted else data
+        self.judge = Judge(base.model, rest)
+
+    def changed(self, chosen: Sequence[Replacement]) -> ir.Model:
+        """The model with replacements, repaired on few samples."""
+        evidence = self.small
+        for step in steps(chosen):
+            model = take_step(step, evidence, evidence.model).model
+            evidence = evidence_for(model, self.small.samples(), self.base.machine, self.base.seed)
+        return evidence.model
+
+    def harm(self, chosen: Sequence[Replacement]) -> float:
+        """nmse of the outputs; infinite where these replacements do not go together."""
+        try:
+            found = self.judge.score(self.changed(chosen)).nmse
+        except _FAILURES:
+            return math.inf
+        return found if math.isfinite(found) else math.inf
+
+
+def survey(ground: Ground, budget: float, more: More, say: Say) -> Survey:
+    """Every place with its choices; those of dear places first, as far as time allows.  budget: seconds of the whole search."""
+    base = ground.base
+    parts = sections(base.model, base.trace)
+    places = [*zip(parts, library(base, parts), strict=True), *shared_widths(base, parts)]
+    each = min(_EACH, _TIMING * budget / max(len(parts), 1))
+    own = [_seconds({"": edit.between(base.model, s.source, s.output)}, base, s, each)[""] for s in parts]
+    weights = [*own, *(sum(t for t, s in zip(own, parts, strict=True) if s.nodes <= place.nodes) for place, _ in places[len(parts) :])]
+    found = [[Choice(None)] for _ in places]
+    for number in sorted(range(len(places)), key=lambda i: -weights[i]):
+        section, offers = places[number]
+        say(f"replacements of {section.name}")
+        if not more():
+            break
+        found[number] += _choices(ground, section, offers, weights[number], more)
+    return Survey(found, sum(own))
+
+
+def _choices(ground: Ground, section: Section, offers: Sequence[Replacement], own: float, more: More) -> list[Choice]:
+    """A place's replacements that are faster than it.  own: its seconds, as all places were timed."""
+    base = ground.base
+    models: dict[str, ir.Model] = {"": edit.between(base.model, section.source, section.output)}
+    harms: dict[str, float] = {}
+    by_name = {r.name: r for r in offers}
+    for name, offer in by_name.items():
+        if not more():
+            break
+        try:
+            whole = take_step(offer.step, ground.small, base.model).model
+            models[name] = edit.between(whole, section.source, end(base, whole, section, offer))
+            harms[name] = ground.judge.score(whole).nmse
+        except _FAILURES:  # this one cannot be made; others can
+            models.pop(name, None)
+    if not harms:
+        return []
+    seconds = _seconds(models, base, section)
+    scale = own / max(seconds[""], _TINY)
+    saved = {n: scale * (seconds[""] - seconds[n]) for n in harms}
+    return [Choice(by_name[n], saved[n], h) for n, h in harms.items() if saved[n] > 0 and math.isfinite(h)]
+
+
+def end(base: Evidence, whole: ir.Model, section: Section, offer: Replacement) -> str:
+    """The section's output, by the name it has in the changed model: what was read there, where a block is gone."""
+    if any(v.name == section.output for n in whole.graph for v in n.outputs):
+        return section.output
+    gone = {d["block"] for d in offer.decisions if "block" in d}
+    return bl.resolve(base.model, [b for b in removable(base)[0] if b.name in gone])[section.output]
+
+
+def _seconds(models: Mapping[str, ir.Model], base: Evidence, section: Section, each: float = _EACH) -> dict[str, float]:
+    """Of one run of each, side by side, on what one sample brings to the section; without what any run costs.
+
+    each: seconds of timing a model."""
+    source = section.source
+    values = dict(base.probe) | (next(iter(base.stream([source], 1))) if source not in base.probe else {})
+    every = {**models, _IDLE: edit.between(base.model, source, source)}
+    groups: dict[tuple[str, ...], dict[str, ir.Model | bytes | str]] = {}
+    for name, model in every.items():
+        groups.setdefault(tuple(v.name or "" for v in model.graph.inputs), {})[name] = model
+    found: dict[str, float] = {}
+    for names, some in groups.items():
+        effort = Effort(seconds=each * (len(some) + 1), precision=0.01, rebuilds=1, resamples=100)
+        feeds = {n: values[n] for n in names}
+        found.update({t.name: t.median for t in compare_latency(some, [feeds], effort).timings})
+    return {n: max(found[n] - found[_IDLE], 0.0) for n in models}
