@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,6 +113,7 @@ def search_command(
 
     require_optuna("nas")
     from onnxpress.nas.look import Look
+    from onnxpress.nas.report import searched, write_report
     from onnxpress.nas.request import Request
     from onnxpress.nas.search import search
     from onnxpress.runtime.machine import this_machine
@@ -124,6 +126,8 @@ def search_command(
     with console.progress(quiet or as_json) as bar:
         look = Look(load(ports), splits, request, teacher is not None, this_machine())
         outcome = search(look, output, bar, role)
+    ports_option = ["--like" if teacher is None else "--teacher", str(ports)]
+    write_report(Path(output), searched(outcome, look, shlex.join([*ports_option, *_said(source, select, validate)])))
     _show(outcome, output, as_json)
     return 0 if any(f.on_front for f in outcome.found) else EXIT_UNMET
 
@@ -162,8 +166,10 @@ def inside_command(
     from onnxpress.cli.console import progress
     from onnxpress.cli.optimize import ended
     from onnxpress.model.files import check_target
+    from onnxpress.nas.report import packed, write_front, write_report
     from onnxpress.nas.within import inside
     from onnxpress.optimize.request import Request
+    from onnxpress.runtime.machine import this_machine
 
     check_target(output, model)
     request = Request(
@@ -173,6 +179,9 @@ def inside_command(
     splits = splits_of(model, source, select, validate, quiet)
     with progress(quiet or as_json) as report:
         outcome = inside(model, splits, request, output, run_folder, report)
+    folder = Path(run_folder or Path(output).with_suffix(".run"))
+    write_front(outcome, folder)
+    write_report(folder, packed(outcome, this_machine(), shlex.quote(str(model)), shlex.join(_said(source, None, None))))
     return ended(outcome, output, as_json, strict)
 
 
@@ -244,9 +253,22 @@ def build_command(
     check_target(output)
     ports = _ports(teacher, like)
     splits = splits_of(ports, source, select, validate, quiet)
-    save(rebuilt(record, load(ports), splits), output)
-    console.out(f"wrote {output}")
+    done = rebuilt(record, load(ports), splits)
+    save(done.model, output)
+    if not done.same:
+        other = ", ".join(f"{name} was {version}" for name, version in done.versions.items()) or "another kind of CPU, or other threads"
+        console.note(f"note: not the bytes of the search: {other}")
+    console.out(f"wrote {output}" + (", the bytes of the search" if done.same else ""))
     return 0
+
+
+def _said(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
+    """The options that name these samples."""
+    given = {
+        "--data": source.path, "--labels": source.labels, "--preprocess": source.preprocess, "--tokenizer": source.tokenizer,
+        "--select": select, "--validate": validate,
+    }  # fmt: skip
+    return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])
 
 
 def _ports(teacher: Path | None, like: Path | None) -> Path:

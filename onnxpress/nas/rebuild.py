@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
-from onnxpress.model.files import write_atomic
+from onnxpress.model.files import model_hash, write_atomic
 from onnxpress.nas.look import Look
 from onnxpress.nas.request import Request
 from onnxpress.nas.schooling import finished
+from onnxpress.optimize.plan import versions_here
 from onnxpress.optimize.run import document
 from onnxpress.passes.base import Decision
 from onnxpress.runtime.machine import Machine, this_machine
@@ -22,17 +24,28 @@ from onnxpress.runtime.machine import Machine, this_machine
 _KIND = "nas-candidate"
 
 
-def write_record(path: Path, look: Look, choices: Mapping[str, Any], lessons: Sequence[Decision]) -> None:
-    """choices: of the space; lessons: the trainings, as a plan holds them."""
+@dataclass(frozen=True)
+class Rebuilt:
+    """same: whether the bytes are those of the search; else `versions` are the search's that differ here."""
+
+    model: ir.Model
+    same: bool
+    versions: dict[str, str]
+
+
+def write_record(
+    path: Path, look: Look, choices: Mapping[str, Any], lessons: Sequence[Decision], model: ir.Model
+) -> None:
+    """choices: of the space; lessons: the trainings, as a plan holds them; model: what came of them."""
     request = look.request
     body = document(
         _KIND, space=request.space, seed=request.seed, teach=look.school.teacher is not None, parts=look.parts,
-        choices=dict(choices), lessons=list(lessons),
+        choices=dict(choices), lessons=list(lessons), model=model_hash(model), versions=_versions(),
     )  # fmt: skip
     write_atomic(path, (json.dumps(body, indent=1) + "\n").encode())
 
 
-def rebuilt(record: str | Path, like: ir.Model, splits: Splits, machine: Machine | None = None) -> ir.Model:
+def rebuilt(record: str | Path, like: ir.Model, splits: Splits, machine: Machine | None = None) -> Rebuilt:
     """The candidate of a record, built and trained again.  like, splits: as the search had them.
 
     Raises InputProblem where the record cannot be read or the files are not those of the search.
@@ -43,7 +56,16 @@ def rebuilt(record: str | Path, like: ir.Model, splits: Splits, machine: Machine
     if wrong:
         raise InputProblem("these are not the search's files", record, f"other: {', '.join(wrong)}", "give those it had")
     model = look.school.repeat(look.model(body["choices"]), body["lessons"])
-    return finished(model, look.learn.take(1), look.machine)
+    done = finished(model, look.learn.take(1), look.machine)
+    here, there = _versions(), body.get("versions", {})
+    same = body.get("model") in (None, model_hash(done))
+    return Rebuilt(done, same, {k: v for k, v in there.items() if here.get(k) != v})
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return versions_here() | {"torch": str(torch.__version__)}
 
 
 def _read(path: Path) -> dict[str, Any]:

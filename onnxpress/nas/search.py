@@ -79,7 +79,7 @@ def search(
     try:
         with worker.opened(look, storage, request.seed, heartbeat) as study:
             try:
-                worker.looked(look, study, storage, role, lambda: job.used < _LOOK_SHARE, job.told, heartbeat)
+                worker.looked(look, study, storage, role, lambda: job.looks(study), job.told, heartbeat)
             finally:
                 worker.closed(study)
             outcome = job.train(study)
@@ -98,6 +98,10 @@ class _Job:
     @property
     def used(self) -> float:
         return (time.monotonic() - self.begun) / self.request.seconds
+
+    def looks(self, study: Study) -> bool:
+        """Whether there is time to look at another candidate; the first one may take longer than its share."""
+        return self.used < _LOOK_SHARE or (self.used < 1 and not study.entries())
 
     def told(self, entry: Entry) -> None:
         share = min(self.used, _LOOK_SHARE)
@@ -162,7 +166,7 @@ def _write(outcome: Outcome, look: Look, run: Run) -> None:
     for found in outcome.found:
         if found.on_front:
             save(found.model, target / f"{found.name}.onnx")
-            write_record(target / f"{found.name}.json", look, found.choices, found.lessons)
+            write_record(target / f"{found.name}.json", look, found.choices, found.lessons, found.model)
     run.set(outcome=summary(outcome))
 
 

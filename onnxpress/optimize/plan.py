@@ -82,17 +82,22 @@ class Plan:
         return json.dumps(body, indent=1) + "\n"
 
 
-def new_plan(model: ir.Model, data: Dataset | None, seed: int = 0) -> Plan:
-    """An empty plan for a model and its calibration samples."""
+def versions_here() -> dict[str, str]:
+    """Of what decides the bytes."""
     import onnx
     import onnxruntime
 
-    versions = {
+    return {
         "onnxpress": onnxpress.__version__,
         "onnx": onnx.__version__,
         "onnx_ir": ir.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
+
+
+def new_plan(model: ir.Model, data: Dataset | None, seed: int = 0) -> Plan:
+    """An empty plan for a model and its calibration samples."""
+    versions = versions_here()
     if data is None:
         return Plan((), model_hash(model), "", seed, versions)
     return Plan((), model_hash(model), data.hash, seed, versions, len(data))

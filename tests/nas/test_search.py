@@ -172,8 +172,16 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
         build = ["nas", "build", str(file.with_suffix(".json")), "-t", str(DIGITS / "digits.onnx"), *COMMON]
         assert cli([*build, "-o", str(again)]) == 0
         assert again.read_bytes() == file.read_bytes()
+        assert "the bytes of the search" in capsys.readouterr().out
+        record = json.loads(file.with_suffix(".json").read_text())
+        file.with_suffix(".json").write_text(json.dumps(record | {"model": "other", "versions": {"onnx": "0.1"}}))
+        assert cli([*build, "-o", str(again)]) == 0
+        assert "not the bytes of the search: onnx was 0.1" in capsys.readouterr().err
         assert cli([*build[:-1], "--seed", "1", "-o", str(again)]) == 2, "a record holds its seed"
     assert len(body["candidates"]) == 1
+    report = (tmp_path / "out" / "report.md").read_text()
+    for file in files:
+        assert f"onnxpress nas build front/{file.stem}.json --teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}" in report
 
 
 @pytest.mark.parametrize(

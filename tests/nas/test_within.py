@@ -17,6 +17,7 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.model.sections import sections
 from onnxpress.nas import places
 from onnxpress.nas.replacements import library, shared_widths, steps
+from onnxpress.nas.report import frontier, packed, stem, write_front
 from onnxpress.nas.within import inside
 from onnxpress.optimize import mixed
 from onnxpress.optimize.plan import apply_plan, read_plan, take_step
@@ -122,6 +123,16 @@ def test_from_a_model_to_a_file_that_a_plan_makes_again(
     assert packings
     best = max(packings, key=lambda c: c.quick or 0.0)
     assert to_bytes(apply_plan(best.plan, model, parts.calibrate).model) == best.data
+    write_front(outcome, tmp_path / "out.run")
+    files = sorted((tmp_path / "out.run" / "front").glob("*.onnx"))
+    assert [f.stem for f in files] == sorted(stem(c.name) for c in frontier(outcome))
+    for file in files:
+        plan = read_plan(file.with_suffix(".json"))
+        assert to_bytes(apply_plan(plan, model, parts.calibrate).model) == file.read_bytes()
+    text = packed(outcome, this_machine(), "model.onnx", "--data samples.npz")
+    for candidate in outcome.candidates:
+        assert f"- {candidate.name}: " in text
+    assert f"onnxpress apply front/{files[0].stem}.json model.onnx --data samples.npz" in text
     if outcome.met:
         assert outcome.speedup is not None
         assert outcome.speedup.low >= 1.2
