@@ -129,7 +129,7 @@ def search_command(
     ports_option = ["--like" if teacher is None else "--teacher", str(ports)]
     write_report(Path(output), searched(outcome, look, shlex.join([*ports_option, *_said(source, select, validate)])))
     _show(outcome, output, as_json)
-    return 0 if any(f.on_front for f in outcome.found) else EXIT_UNMET
+    return 0 if outcome.met else EXIT_UNMET
 
 
 @command.command("inside")

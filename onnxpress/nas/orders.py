@@ -17,7 +17,8 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from onnxpress.errors import Problem
-from onnxpress.nas.study import HEARTBEAT, TimeOver, connected, quiet, released
+from onnxpress.nas.storage import HEARTBEAT, connected, quiet, released
+from onnxpress.nas.study import TimeOver
 
 SUFFIX = ", times"
 _OF = "of"

@@ -47,6 +47,7 @@ def searched(outcome: Outcome, look: Look, samples: str) -> str:
             ["trained", metric, "drop, 95 % interval", "ms", "speed-up over the anchor", "MACs", "weights", "trained for"], rows
         ),
         "",
+        *(f"- {note}" for note in outcome.notes),
         "Bold: on the front, a file in `front/`.  Scores are on the validation samples; times are of one interleaved run, one thread.",
         "",
         "## How each file is made again",

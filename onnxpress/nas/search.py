@@ -23,7 +23,8 @@ from onnxpress.nas.look import Look
 from onnxpress.nas.rebuild import write_record
 from onnxpress.nas.request import WORST, Request
 from onnxpress.nas.schooling import Pupil, finished, halving
-from onnxpress.nas.study import HEARTBEAT, Entry, Study
+from onnxpress.nas.storage import HEARTBEAT
+from onnxpress.nas.study import Entry, Study
 from onnxpress.optimize.run import Run
 from onnxpress.passes.base import Decision
 from onnxpress.runtime.latency import Comparison, Effort, compare_latency
@@ -54,12 +55,14 @@ class Found:
 
 @dataclass
 class Outcome:
-    """found: trained candidates, fastest first; entries: everything looked at; final: their timing in one run."""
+    """found: trained candidates, fastest first; entries: everything looked at; final: their timing in one run; met: whether
+    one keeps the limit in time there."""
 
     found: list[Found]
     entries: list[Entry]
     final: Comparison
     seconds: float
+    met: bool = True
     notes: list[str] = field(default_factory=list)
 
 
@@ -132,10 +135,13 @@ class _Job:
         final = compare_latency(models, look.feeds, Effort(seconds=max(3.0, 0.5 * _FINAL_SHARE * request.seconds)))
         for f in found:
             f.ms = 1e3 * final.timings[0].median / final.ratio(f.name).speedup
-        kept = [f for f in found if f.ms <= 1e3 * request.latency] or found
-        for i in front.front([(f.select.drop, f.ms) for f in kept]):
-            kept[i].on_front = True
-        return Outcome(sorted(found, key=lambda f: f.ms), study.entries(), final, time.monotonic() - self.begun)
+        kept = [f for f in found if f.ms <= 1e3 * request.latency]
+        for i in front.front([(f.select.drop, f.ms) for f in kept or found]):
+            (kept or found)[i].on_front = True
+        late = [] if kept else ["timed together at the end, no candidate keeps the limit of --latency-ms: allow more, or ask for less"]
+        outcome = Outcome(sorted(found, key=lambda f: f.ms), study.entries(), final, time.monotonic() - self.begun, not late)
+        outcome.notes += [*late, *final.warnings]
+        return outcome
 
     def _finished(self, pupil: Pupil, entry: Entry, judge: Judge) -> Found:
         model = finished(pupil.model, self.look.learn.take(1), self.look.machine)
@@ -179,4 +185,6 @@ def summary(outcome: Outcome) -> dict[str, object]:
         "different": sum(e.twin is None for e in outcome.entries),
         "ratios": outcome.final.ratios,
         "seconds": outcome.seconds,
+        "met": outcome.met,
+        "notes": outcome.notes,
     }

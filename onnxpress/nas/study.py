@@ -9,28 +9,26 @@ was found then; one beyond the limits is told so by its distance (`violation`), 
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import RDBStorage, RetryFailedTrialCallback
+from optuna.storages import RetryFailedTrialCallback
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from onnxpress.errors import EnvironmentProblem, InputProblem
+from onnxpress.errors import InputProblem
 from onnxpress.nas.evolution import VIOLATION, Evolution
+from onnxpress.nas.storage import HEARTBEAT, connected, quiet, released, silent
 
 STRATEGIES = ("evolution", "nsga2", "tpe", "random")
-HEARTBEAT = 10.0  # seconds between two signs of life; after three without one a worker is dead
 _PAUSE = 0.5  # seconds between two looks at what others do
 _HASH, _TWIN = "hash", "same_as"
 _COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
-_RETRIES = 1  # of a candidate whose worker died
 
 Measured = Mapping[str, Any]
 Build = Callable[[Any], tuple[str, Callable[[], tuple[float, float, float, Measured]]]]
@@ -50,10 +48,10 @@ class Entry:
     twin: int | None
 
 
-def sampler(strategy: str, seed: int | None, population: int = 20) -> BaseSampler:
-    """Raises InputProblem for a strategy that does not exist."""
+def sampler(strategy: str, seed: int | None, population: int = 20, first: int | None = None) -> BaseSampler:
+    """seed: of this worker, now; first: of the whole study.  Raises InputProblem for a strategy that does not exist."""
     if strategy == "evolution":
-        return Evolution(seed or 0, population)  # it draws by the trial's number: no two workers the same
+        return Evolution(first or 0, population)  # it draws by the trial's number: no two workers, no two times the same
     if strategy == "nsga2":
         return NSGAIISampler(seed=seed, population_size=population, constraints_func=_limits)
     if strategy == "tpe":
@@ -87,15 +85,15 @@ class Study:
         heartbeat: float = HEARTBEAT,
     ) -> None:
         self._refused: InputProblem | None = None
+        self._where = storage or "memory"
+        self._busy = -1  # the trial that this worker is at
         with quiet():
             self._storage = None if storage is None else connected(storage, heartbeat)
             self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=name,
-                directions=["maximize", "minimize"],
-                sampler=sampler(strategy, seed, population),
-                load_if_exists=True,
+                storage=self._storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
             )
+            begun = len(self._study.get_trials(deepcopy=False))  # a study that goes on must not draw the same again
+            self._study.sampler = sampler(strategy, None if seed is None else seed + begun, population, seed)
 
     def close(self) -> None:
         """Let the database go."""
@@ -121,7 +119,19 @@ class Study:
         Stays until no other worker has a trial left that it could die of.  Raises InputProblem where none could be built.
         """
 
+        own: list[Exception] = []
+
         def objective(trial: optuna.Trial) -> tuple[float, float]:
+            self._busy = trial.number
+            try:
+                return tried(trial)
+            except (optuna.TrialPruned, TimeOver, UpdateFinishedTrialError):
+                raise
+            except Exception as error:
+                own.append(error)
+                raise
+
+        def tried(trial: optuna.Trial) -> tuple[float, float]:
             try:
                 key, measure = build(trial)
             except InputProblem as problem:  # these choices make no network; others may
@@ -144,17 +154,32 @@ class Study:
             if self._count(*_COUNTED) >= wanted or not in_time():
                 study.stop()
 
-        with quiet():
-            if self._count(*_COUNTED) < wanted and in_time():
-                self._study.optimize(objective, callbacks=[after], catch=(TimeOver,))
-            while in_time() and self._count(TrialState.RUNNING, TrialState.WAITING):
-                optuna.storages.fail_stale_trials(self._study)
-                if self._count(TrialState.WAITING):
-                    self._study.optimize(objective, n_trials=1, callbacks=[after], catch=(TimeOver,))
-                else:
-                    time.sleep(_PAUSE)
+        def go(trials: int | None) -> None:
+            try:
+                self._study.optimize(objective, n_trials=trials, callbacks=[after], catch=(TimeOver,))
+            except (RuntimeError, ValueError):
+                if own or not self._lost():
+                    raise
+
+        try:
+            with quiet():
+                while self._count(*_COUNTED) < wanted and in_time():
+                    go(None)
+                while in_time() and self._count(TrialState.RUNNING, TrialState.WAITING):
+                    optuna.storages.fail_stale_trials(self._study)
+                    if self._count(TrialState.WAITING):
+                        go(1)
+                    else:
+                        time.sleep(_PAUSE)
+        except StorageInternalError as error:
+            raise silent(self._where, error) from error
         if self._refused is not None and not self.entries():
             raise self._refused
+
+    def _lost(self) -> bool:
+        """Whether others took this worker for dead (it slept, or its machine did) and its trial is theirs."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return any(t.number == self._busy for t in trials)
 
     def _count(self, *states: TrialState) -> int:
         return len(self._study.get_trials(deepcopy=False, states=states))
@@ -220,50 +245,3 @@ def entry(trial: FrozenTrial) -> Entry:
 def fixed(choices: Mapping[str, Any]) -> FixedTrial:
     """A trial that repeats known choices."""
     return FixedTrial(dict(choices))
-
-
-def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
-    """A database with signs of life.  Raises EnvironmentProblem where it does not answer."""
-    address = str(where) if "://" in str(where) else f"sqlite:///{where}"
-    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)  # the driver that the extra brings
-    try:
-        return RDBStorage(
-            address,
-            heartbeat_interval=max(1, round(heartbeat)),
-            grace_period=max(3, round(3 * heartbeat)),
-            failed_trial_callback=RetryFailedTrialCallback(max_retry=_RETRIES),
-        )
-    except Exception as error:  # drivers raise errors of their own
-        reason = str(error).strip().splitlines()[0][:160]
-        raise EnvironmentProblem("the study's storage does not answer", str(where), reason, "check its address") from error
-
-
-def released(storage: RDBStorage) -> None:
-    """Close the connections, which a pool would keep open."""
-    storage.remove_session()
-    storage.engine.dispose()
-
-
-def names(where: str | Path) -> list[str]:
-    """The studies that a database holds."""
-    with quiet():
-        storage = connected(where)
-        try:
-            return [str(n) for n in optuna.get_all_study_names(storage)]
-        finally:
-            released(storage)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """optuna without its log, and without its remarks on what is experimental."""
-    import warnings
-
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)

@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
-from onnxpress.nas import study as st
 from onnxpress.nas.look import Look, clocked
 from onnxpress.nas.orders import SUFFIX, Orders
 from onnxpress.nas.request import read_request
-from onnxpress.nas.study import HEARTBEAT, Entry, Study
+from onnxpress.nas.storage import HEARTBEAT, names, shown
+from onnxpress.nas.study import Entry, Study
 from onnxpress.runtime.machine import Machine, this_machine
 
 ROLES = ("both", "train", "latency")
@@ -126,9 +126,9 @@ def work(
 def _found(storage: str, part: str) -> str:
     if "://" not in storage and not Path(storage).is_file():
         raise InputProblem("no such study", storage, "the file does not exist", "give the study.db of a search, or an address")
-    every = [n for n in st.names(storage) if n.startswith("nas ") and not n.endswith(SUFFIX)]
+    every = [n for n in names(storage) if n.startswith("nas ") and not n.endswith(SUFFIX)]
     some = [n for n in every if part in n]
     if len(some) != 1:
         what = "no search to join" if not some else "several searches could be meant"
-        raise InputProblem(what, storage, ", ".join(some or every) or "it holds none", "begin one, or give --study NAME")
+        raise InputProblem(what, shown(storage), ", ".join(some or every) or "it holds none", "begin one, or give --study NAME")
     return some[0]

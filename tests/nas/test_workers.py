@@ -17,12 +17,15 @@ import pytest
 
 pytest.importorskip("optuna")
 
+from optuna.trial import TrialState
+
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.nas import worker
 from onnxpress.nas.look import Look
 from onnxpress.nas.orders import Orders
 from onnxpress.nas.request import Request, read_request
+from onnxpress.nas.storage import connected
 from onnxpress.nas.study import Study
 from onnxpress.nas.surrogate import Surrogate
 from onnxpress.runtime.machine import Machine, this_machine
@@ -81,6 +84,7 @@ def test_both_databases_give_the_same_trials(strategy: str, postgres: str, tmp_p
 WORKER = """
 import sys, time
 from tests.nas.test_workers import LAND
+from onnxpress.nas.storage import connected
 from onnxpress.nas.study import Study
 
 def slow(trial):
@@ -129,6 +133,45 @@ def test_four_workers_two_of_them_killed(postgres: str) -> None:
         lost = [dict(watch.choices(number)) for number in watch.failed()]
         assert sorted(map(str, again)) == sorted(map(str, lost)), "tried again with the same choices"
         assert {e.number for e in watch.entries()} >= set(watch.retried())
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on(tmp_path: Path) -> None:
+    """It slept too long: its trial was failed, and is tried again; what it finds for it counts no more."""
+    storage = tmp_path / "study.db"
+    with Study(storage, "s", "random", 0) as study:
+
+        def asleep(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
+            found = asked(trial)
+            if trial.number == 1:
+                trial.study.tell(1, state=TrialState.FAIL)
+            return found
+
+        study.run(asleep, 4)
+        assert study.states() == {"complete": 4, "fail": 1}
+
+
+def test_an_error_of_ones_own_is_not_passed_over(tmp_path: Path) -> None:
+    def broken(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
+        raise ValueError("a defect")
+
+    with Study(tmp_path / "study.db", "s", "random", 0) as study, pytest.raises(ValueError, match="a defect"):
+        study.run(broken, 2)
+
+
+def test_a_study_that_goes_on_draws_others(tmp_path: Path) -> None:
+    for strategy in ("random", "tpe", "nsga2"):
+        for _ in range(2):
+            with Study(tmp_path / f"{strategy}.db", "s", strategy, 0) as study:
+                study.run(asked, len(study.entries()) + 3)
+                choices = [str(sorted(e.choices.items())) for e in study.entries()]
+        assert len(set(choices)) == 6
+
+
+def test_passwords_are_not_shown() -> None:
+    with pytest.raises(EnvironmentProblem) as caught:
+        connected("postgresql://me:secret@127.0.0.1:1/none")
+    assert "secret" not in caught.value.line()
+    assert "me:***@127.0.0.1" in caught.value.line()
 
 
 def splits() -> tuple[Any, Splits]:
