@@ -78,6 +78,9 @@ def command() -> None:
 @click.option("--latency-ms", type=float, default=math.inf, help="A run may take so long, one thread.")
 @click.option("--size-mb", type=float, default=math.inf, help="Weights may take so much.")
 @click.option("--memory-mb", type=float, default=math.inf, help="Inner values that are alive at once may take so much.")
+@click.option("--schedule", type=click.Choice(["halving", "hyperband"]), default="halving", show_default=True,
+              help="How candidates share the time of training.")  # fmt: skip
+@click.option("--aim", "aims", multiple=True, type=click.Choice(["size", "memory"]), help="To be lowered besides latency; may be repeated.")
 @click.option("--pupils", default=8, show_default=True, help="Candidates whose training begins.")
 @click.option("--keep", default=2, show_default=True, help="Candidates trained to the end.")
 @click.option("--storage", default="", metavar="URL", help="Of the study; default: study.db in the folder.")

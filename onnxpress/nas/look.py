@@ -69,7 +69,7 @@ class Look:
     def name(self) -> str:
         """Of the study: another space, other data or another wish is another study."""
         r = self.request
-        own = [str(v) for v in (r.proxy, r.strategy, r.seed, r.latency, r.size, r.peak, r.lesson, self.school.teacher is None)]
+        own = [str(v) for v in (r.proxy, r.strategy, r.seed, r.latency, r.size, r.peak, r.lesson, self.school.teacher is None, *r.aims)]
         return f"nas {r.space} {key_of(*self.parts.values(), *own)[:12]}"
 
     # one candidate

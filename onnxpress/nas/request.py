@@ -13,6 +13,8 @@ from onnxpress.nas.extra import require_optuna
 from onnxpress.train.torch_extra import require_torch
 
 WORST = -1e9  # in the place of a quality that is no number
+SCHEDULES = ("halving", "hyperband")
+AIMS = {"size": "bytes", "memory": "peak"}  # what may be lowered besides latency, and the fact that tells it
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Request:
 
     trials: candidates to look at; seconds: of everything; latency: seconds a run may take, one thread (inf: no limit);
     size: bytes of weights; peak: bytes of values alive at once; pupils: candidates whose training begins; keep: those trained to
-    the end; lesson: seconds of a training that is a proxy.
+    the end; lesson: seconds of a training that is a proxy; aims: of AIMS, each a dimension of the front; schedule: of SCHEDULES, how the
+    pupils share the time of training.
     """
 
     space: str
@@ -37,10 +40,17 @@ class Request:
     storage: str = ""
     peak: float = math.inf
     lesson: float = 20.0
+    aims: tuple[str, ...] = ()
+    schedule: str = "halving"
 
     def check(self) -> None:
         """Raises InputProblem for what makes no sense, EnvironmentProblem where torch is missing."""
         proxies.check(self.proxy)
+        for aim in self.aims:
+            if aim not in AIMS:
+                raise InputProblem("unknown aim", "--aim", aim, f"one of {', '.join(AIMS)}")
+        if self.schedule not in SCHEDULES:
+            raise InputProblem("unknown schedule", "--schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         for name, value in (("--trials", self.trials), ("--pupils", self.pupils), ("--keep", self.keep)):
             if value < 1:
                 raise InputProblem("a number is too small", name, f"got {value}", "give at least 1")
@@ -58,8 +68,13 @@ class Request:
 
     @property
     def limited(self) -> bool:
-        """Whether time is limited, so that quality alone decides within it."""
-        return math.isfinite(self.latency)
+        """Whether time is limited and nothing else is an aim, so that quality alone decides within it."""
+        return math.isfinite(self.latency) and not self.aims
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What a study lowers besides latency."""
+        return tuple(AIMS[aim] for aim in self.aims)
 
     def plain(self) -> dict[str, Any]:
         """As JSON, which knows no infinity: what is not limited is left out; nor does a study know its storage."""
@@ -69,4 +84,5 @@ class Request:
 def read_request(body: Mapping[str, Any]) -> Request:
     """As `plain` wrote it; words of a later version are passed over."""
     known = {f.name for f in fields(Request)}
-    return Request(**{k: v for k, v in body.items() if k in known})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items() if k in known}
+    return Request(**given)

@@ -19,6 +19,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import to_bytes
 from onnxpress.nas.front import ranks
+from onnxpress.nas.request import SCHEDULES
 from onnxpress.optimize.teach import Couple, Wish, cores, taught
 from onnxpress.passes.base import Decision
 from onnxpress.passes.distill import DISTILL, Source, teacher_evidence
@@ -74,12 +75,12 @@ class School:
 
 @dataclass
 class Pupil:
-    """A candidate in training.  latency: seconds, which it keeps; score: after its last round; lessons: its trainings so far,
-    which took `seconds`; failed: why it has no score."""
+    """A candidate in training.  costs: seconds of a run, and what else is an aim, which it keeps; score: after its last round;
+    lessons: its trainings so far, which took `seconds`; failed: why it has no score."""
 
     number: int
     model: ir.Model
-    latency: float
+    costs: tuple[float, ...]
     score: Score | None = None
     lessons: list[Decision] = field(default_factory=list)
     seconds: float = 0.0
@@ -91,7 +92,7 @@ def halving(
 ) -> list[Pupil]:
     """All pupils trained, then half of them, and so on until at most `last` are left.
 
-    The best of each round go on: by score where `by_score`, else by rank of dominance in (score, latency) and then by
+    The best of each round go on: by score where `by_score`, else by rank of dominance in (score, costs) and then by
     score.  One whose training diverges is left out.  Returns those of the last round, the best first; raises the
     problem where none is left.
     """
@@ -113,18 +114,58 @@ def halving(
         going = [p for p in going if p.failed is None]
         if not going:
             raise failed[0]
-        rank = np.zeros(len(going)) if by_score else ranks(np.array([[_loss(p), p.latency] for p in going]))
-        losses = np.array([_loss(p) for p in going])
-        going = [going[i] for i in np.lexsort((losses, rank))]
+        going = _ordered(going, by_score)
         if number < len(parts) - 1:
             going = going[: max(last, (len(going) + 1) // 2)]
     return going
+
+
+def hyperband(
+    school: School, pupils: Sequence[Pupil], seconds: float, last: int, tell: Tell, by_score: bool = False
+) -> list[Pupil]:
+    """As `halving`, hedged (Li et al. 2018): whether many short trainings tell the best, or few long ones, is not known, so that
+    brackets of both kinds share the time: the first trains the most promising pupils all along, the others halve more.
+
+    pupils: the most promising first.
+    """
+    parts = brackets(len(pupils), last)
+    found: list[Pupil] = []
+    begun, failed = 0, None
+    for number, size in enumerate(parts):
+        part = 1 / len(parts)
+        some, begun = pupils[begun : begun + size], begun + size
+        within = _within(tell, f"bracket {number + 1} of {len(parts)}", number * part, part)
+        try:
+            found += halving(school, some, seconds * part, last, within, by_score)
+        except EnvironmentProblem as problem:  # none of this bracket is left
+            failed = problem
+    if not found and failed is not None:
+        raise failed
+    return _ordered(found, by_score)[:last]
+
+
+def brackets(pupils: int, last: int) -> list[int]:
+    """Pupils of each bracket: twice as many as in the one before it, as far as there are."""
+    sizes: list[int] = []
+    while sum(sizes) < pupils:
+        sizes.append(min(pupils - sum(sizes), last * 2 ** len(sizes)))
+    return sizes
 
 
 def rounds(pupils: int, last: int) -> list[float]:
     """The shares of the time that the rounds have, in order, when half of the pupils go on from each until `last` are left."""
     halvings = max(0, int(np.ceil(np.log2(max(pupils, 1) / max(last, 1)))))
     return [(1 - _LAST) / halvings] * halvings + [_LAST] if halvings else [1.0]
+
+
+def _ordered(pupils: Sequence[Pupil], by_score: bool) -> list[Pupil]:
+    """The best first."""
+    losses = np.array([_loss(p) for p in pupils])
+    rank = np.zeros(len(pupils)) if by_score else ranks(np.array([[_loss(p), *p.costs] for p in pupils]))
+    return [pupils[i] for i in np.lexsort((losses, rank))]
+
+
+SCHEDULE = dict(zip(SCHEDULES, (halving, hyperband), strict=True))
 
 
 def _rate(model: ir.Model) -> float:

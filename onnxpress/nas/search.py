@@ -7,7 +7,7 @@ the front is trained by successive halving.  What no other trained candidate bea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from onnxpress.nas import front, worker
 from onnxpress.nas.look import Look
 from onnxpress.nas.rebuild import write_record
 from onnxpress.nas.request import WORST, Request
-from onnxpress.nas.schooling import Pupil, finished, halving
+from onnxpress.nas.schooling import SCHEDULE, Pupil, finished
 from onnxpress.nas.storage import HEARTBEAT
 from onnxpress.nas.study import Entry, Study
 from onnxpress.optimize.run import Run
@@ -50,6 +50,7 @@ class Found:
     macs: int = 0
     parameters: int = 0
     bytes: int = 0
+    peak: int = 0
     on_front: bool = False
 
 
@@ -113,20 +114,20 @@ class _Job:
     def train(self, study: Study) -> Outcome:
         """Train what the proxy and the clock promise most of, and time the last ones together."""
         request, look = self.request, self.look
-        chosen = promising(study.entries(), request.pupils, request.limited)
+        chosen = promising(study.entries(), request.pupils, request.limited, request.facts)
         if not chosen:
             raise InputProblem(
                 "no candidate keeps the limits", "--latency-ms, --size-mb", f"{len(study.entries())} were built",
                 "allow more, or search longer",
             )  # fmt: skip
-        pupils = [Pupil(e.number, look.model(e.choices), e.latency) for e in chosen]
+        pupils = [Pupil(e.number, look.model(e.choices), lowered(e, request.facts)) for e in chosen]
         start, end = self.used, 1 - _FINAL_SHARE
         left = max(0.2, end - start) * request.seconds
 
         def tell(stage: str, share: float) -> None:
             self.tell(stage, start + (end - start) * share)
 
-        last = halving(look.school, pupils, left, request.keep, tell, request.limited)
+        last = SCHEDULE[request.schedule](look.school, pupils, left, request.keep, tell, request.limited)
         by_number = {e.number: e for e in chosen}
         judge = Judge(look.like, look.splits.validate, "validation samples")
         found = [self._finished(p, by_number[p.number], judge) for p in last]
@@ -136,7 +137,7 @@ class _Job:
         for f in found:
             f.ms = 1e3 * final.timings[0].median / final.ratio(f.name).speedup
         kept = [f for f in found if f.ms <= 1e3 * request.latency]
-        for i in front.front([(f.select.drop, f.ms) for f in kept or found]):
+        for i in front.front([(f.select.drop, f.ms, *(getattr(f, fact) for fact in request.facts)) for f in kept or found]):
             (kept or found)[i].on_front = True
         late = [] if kept else ["timed together at the end, no candidate keeps the limit of --latency-ms: allow more, or ask for less"]
         outcome = Outcome(sorted(found, key=lambda f: f.ms), study.entries(), final, time.monotonic() - self.begun, not late)
@@ -149,17 +150,23 @@ class _Job:
         facts = entry.facts
         return Found(
             f"candidate-{pupil.number}", entry.choices, model, pupil.score, judge.score(to_bytes(model)), pupil.lessons, pupil.seconds,
-            macs=int(facts["macs"]), parameters=int(facts["parameters"]), bytes=len(to_bytes(model)),
+            macs=int(facts["macs"]), parameters=int(facts["parameters"]), bytes=len(to_bytes(model)), peak=int(facts["peak"]),
         )  # fmt: skip
 
 
-def promising(entries: list[Entry], count: int, limited: bool = False) -> list[Entry]:
+def lowered(entry: Entry, facts: Sequence[str]) -> tuple[float, ...]:
+    """Seconds of a run, and what else is to be lowered."""
+    return entry.latency, *(float(entry.facts[fact]) for fact in facts)
+
+
+def promising(entries: list[Entry], count: int, limited: bool = False, facts: Sequence[str] = ()) -> list[Entry]:
     """Candidates to train: within the limits, each network once; the best by quality where latency is limited anyway, else
-    by rank of dominance in (quality, latency)."""
+    by rank of dominance in (quality, latency) and the facts that are aims, too."""
     good = [e for e in entries if e.twin is None and e.violation == 0 and e.quality > WORST]
     if limited:
         return sorted(good, key=lambda e: (-e.quality, e.latency))[:count]
-    order = front.best(np.array([[-e.quality, e.latency] for e in good]).reshape(-1, 2), count)
+    points = [[-e.quality, *lowered(e, facts)] for e in good]
+    order = front.best(np.array(points).reshape(len(good), 2 + len(facts)), count)
     return [good[i] for i in order]
 
 

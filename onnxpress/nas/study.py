@@ -3,8 +3,9 @@
 Any number of workers, on any number of machines, may run one study.  Each says by a heartbeat that it lives; the trial of
 one that died is tried again by another.
 
-A study has two aims, quality (higher) and latency (lower).  A candidate that was built before under other choices is told what
-was found then; one beyond the limits is told so by its distance (`violation`), which the strategies lead away from.
+A study has two aims, quality (higher) and latency (lower), and others to be lowered where they are asked for: facts that are
+measured of a candidate.  One that was built before under other choices is told what was found then; one beyond the limits is
+told so by its distance (`violation`), which the strategies lead away from.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class TimeOver(Exception):
 class Study:
     """storage: an SQLite file, the address of a database that many machines share, or None: memory.
 
-    seed: None for a worker that joins, so that it proposes other candidates than those before it.
+    aims: facts to be lowered besides latency; seed: None for a worker that joins, so that it proposes other candidates than those before it.
     """
 
     def __init__(
@@ -83,14 +84,19 @@ class Study:
         seed: int | None = 0,
         population: int = 20,
         heartbeat: float = HEARTBEAT,
+        aims: Sequence[str] = (),
     ) -> None:
+        self._aims = tuple(aims)
         self._refused: InputProblem | None = None
         self._where = storage or "memory"
         self._busy = -1  # the trial that this worker is at
         with quiet():
             self._storage = None if storage is None else connected(storage, heartbeat)
             self._study = optuna.create_study(
-                storage=self._storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
+                storage=self._storage,
+                study_name=name,
+                directions=["maximize", "minimize", *("minimize" for _ in self._aims)],
+                load_if_exists=True,
             )
             begun = len(self._study.get_trials(deepcopy=False))  # a study that goes on must not draw the same again
             self._study.sampler = sampler(strategy, None if seed is None else seed + begun, population, seed)
@@ -121,7 +127,7 @@ class Study:
 
         own: list[Exception] = []
 
-        def objective(trial: optuna.Trial) -> tuple[float, float]:
+        def objective(trial: optuna.Trial) -> tuple[float, ...]:
             self._busy = trial.number
             try:
                 return tried(trial)
@@ -131,7 +137,7 @@ class Study:
                 own.append(error)
                 raise
 
-        def tried(trial: optuna.Trial) -> tuple[float, float]:
+        def tried(trial: optuna.Trial) -> tuple[float, ...]:
             try:
                 key, measure = build(trial)
             except InputProblem as problem:  # these choices make no network; others may
@@ -146,7 +152,7 @@ class Study:
                 quality, latency, violation, facts = measure()
             trial.set_user_attr(VIOLATION, violation)
             trial.set_user_attr("facts", dict(facts))
-            return quality, latency
+            return quality, latency, *(float(facts[aim]) for aim in self._aims)
 
         def after(study: optuna.Study, trial: FrozenTrial) -> None:
             if told is not None and trial.state is TrialState.COMPLETE:
@@ -234,7 +240,7 @@ class Study:
 
 
 def entry(trial: FrozenTrial) -> Entry:
-    quality, latency = trial.values
+    quality, latency = trial.values[:2]
     attributes = trial.user_attrs
     return Entry(
         trial.number, dict(trial.params), quality, latency, float(attributes.get(VIOLATION, 0.0)),

@@ -38,7 +38,7 @@ class Shift:
 
 def opened(look: Look, storage: str | Path, seed: int | None, heartbeat: float = HEARTBEAT) -> Study:
     """The study of a search, with what later workers need to know."""
-    study = Study(storage, look.name, look.request.strategy, seed, heartbeat=heartbeat)
+    study = Study(storage, look.name, look.request.strategy, seed, heartbeat=heartbeat, aims=look.request.facts)
     study.note(_REQUEST, look.request.plain())
     study.note(_PARTS, look.parts)
     study.note(_TEACH, look.school.teacher is not None)
@@ -114,7 +114,7 @@ def work(
         if told is not None:
             told(entry)
 
-    with Study(storage, full, request.strategy, None, heartbeat=heartbeat) as study:
+    with Study(storage, full, request.strategy, None, heartbeat=heartbeat, aims=request.facts) as study:
 
         def in_time() -> bool:
             return time.monotonic() - begun < seconds and not study.known(_LOOKED)

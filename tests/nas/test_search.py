@@ -20,6 +20,8 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.model.structure import structural_hash
 from onnxpress.nas import front, proxies
 from onnxpress.nas.costs import costs
+from onnxpress.nas.request import Request, read_request
+from onnxpress.nas.search import promising
 from onnxpress.nas.spaces import space
 from onnxpress.nas.study import Study, fixed
 from onnxpress.nas.surrogate import Surrogate, volume
@@ -242,7 +244,6 @@ def test_without_optuna_one_line_names_the_extra(
 
 
 def test_limits_are_checked_by_the_library_too() -> None:
-    from onnxpress.nas.request import Request
 
     with pytest.raises(InputProblem, match="pupils"):
         Request("cell", pupils=0).check()
@@ -256,7 +257,6 @@ def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Pa
     from onnxpress.model.files import save
     from onnxpress.nas.look import Look
     from onnxpress.nas.net import Net
-    from onnxpress.nas.request import Request
     from onnxpress.nas.search import search
     from onnxpress.runtime.machine import this_machine
     from tests import nets
@@ -311,3 +311,21 @@ def test_structure_sees_resolution_and_sharing() -> None:
 
     assert at(16) != at(24)
     assert summed(True) != summed(False)
+
+
+def test_size_may_be_an_aim_of_its_own() -> None:
+    """Two as good and as fast: the smaller one stays on the front, the larger does not; and one that is only smaller does."""
+    request = Request("image-small", aims=("size",))
+    assert read_request(json.loads(json.dumps(request.plain()))) == request
+    points = [(1.0, 1.0, 90), (1.0, 1.0, 50), (0.5, 2.0, 10)]
+    queue = iter(points)
+
+    def build(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
+        trial.suggest_int("x", 0, 9)
+        quality, latency, size = next(queue)
+        return str(trial.number), lambda: (quality, latency, 0.0, {"bytes": size})
+
+    study = Study(None, "s", "evolution", 0, aims=request.facts)
+    study.run(build, 3)
+    assert [e.number for e in promising(study.entries(), 2, facts=request.facts)] in ([1, 2], [2, 1])
+    assert [e.number for e in promising(study.entries(), 1, facts=())] == [0], "without the aim size does not count"
