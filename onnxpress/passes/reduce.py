@@ -10,6 +10,7 @@ Foldings (`fold.py`) and channels that provably do not matter:
 As many go as leave a width on the CPU's kernel grid.
 
 The proof is algebra on the weights, not observation; only the order of additions changes (parity 1e-5).
+Also: sizes that are computed though they are known (`targets.py`).
 Also flushed: denormal weights (|w| < 1e-30), which cost a hundredfold in time and carry nothing.
 """
 
@@ -27,6 +28,7 @@ from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
 from onnxpress.passes.base import Applied, Decision, Option, Saving
 from onnxpress.passes.fold import FOLDINGS, fold, only_user
+from onnxpress.passes.targets import known_targets
 
 _UNARY = frozenset(
     """Relu Clip LeakyRelu Elu Selu Celu Sigmoid Tanh HardSigmoid HardSwish Softplus Softsign Abs Neg Exp Identity
@@ -37,6 +39,7 @@ _KEEPS_CONSTANTS = frozenset(
     """GlobalAveragePool GlobalMaxPool MaxPool Flatten Reshape Squeeze Transpose ReduceMean""".split()
 )
 _TINY = 1e-30
+_TARGETS = "targets"
 
 
 class Reduce:
@@ -45,7 +48,7 @@ class Reduce:
     needs_data = False
 
     def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        found = [Option(self.name, kind, {"fold": kind}) for kind in FOLDINGS]
+        found = [Option(self.name, kind, {"fold": kind}) for kind in (*FOLDINGS, _TARGETS)]
         found.append(Option(self.name, "denormals", {"flush": "denormals"}))
         found.append(Option(self.name, "channels", {"remove": "idle"}, Saving()))
         return found
@@ -60,6 +63,9 @@ class Reduce:
         if kinds:
             done = fold(work, Evidence(work, evidence.data, evidence.machine).trace, kinds)
             notes += [f"folded {count} x {kind}" for kind, count in done.items()]
+        if _TARGETS in kinds:
+            count = known_targets(work)
+            notes += [f"{count} computed Reshape targets are constants"] if count else []
         if any(d.get("flush") == "denormals" for d in decisions):
             count = flush_denormals(work)
             notes += [f"flushed {count} denormal weights"] if count else []
