@@ -69,8 +69,8 @@ def command() -> None:
 @samples_options
 @click.option("--output", "-o", required=True, metavar="FOLDER", help="Of the study and the front's files.")
 @click.option("--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True)
-@click.option("--proxy", default="naswot", show_default=True,
-              help="Quality before training: naswot, zen, synflow, snip, grad-norm, jacobian, macs, parameters, "
+@click.option("--proxy", default="capacity", show_default=True,
+              help="Quality before training: capacity (work and weights), macs, parameters, naswot, zen, synflow, snip, grad-norm, jacobian, "
                    "training (a short one), or FILE.py:function.")  # fmt: skip
 @click.option("--lesson", type=Seconds(), default="20s", show_default=True, help="Of the proxy `training`.")
 @click.option("--trials", default=200, show_default=True, help="Candidates to look at.")

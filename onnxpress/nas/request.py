@@ -29,7 +29,7 @@ class Request:
 
     space: str
     strategy: str = "evolution"
-    proxy: str = "naswot"
+    proxy: str = "capacity"
     trials: int = 200
     seconds: float = 1800.0
     latency: float = math.inf

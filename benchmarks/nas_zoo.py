@@ -1,0 +1,70 @@
+"""Fronts of searches from nothing on the zoo's data: keyword and text spaces beside the zoo's own networks.
+
+    ONNXPRESS_ZOO=path/to/zoo python benchmarks/nas_zoo.py --case kws --space keyword-1d [--time-budget 600]
+
+The zoo's network teaches on the train part without labels; weights and candidates are chosen on `select`, accuracy is on `val`.
+Times: ratios to the teacher of one interleaved run, one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import click
+from zoo import dataset, zoo_module
+
+from onnxpress.cli import console
+from onnxpress.data.dataset import Dataset, Splits
+from onnxpress.model.files import load
+from onnxpress.model.signature import signature
+from onnxpress.nas.look import Look
+from onnxpress.nas.request import Request
+from onnxpress.nas.search import search, summary
+from onnxpress.optimize.run import document
+from onnxpress.runtime.machine import this_machine
+
+os.environ["ONNXPRESS_CACHE"] = "off"
+
+
+@click.command()
+@click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
+@click.option("--case", "name", default="kws")
+@click.option("--space", default="keyword-1d")
+@click.option("--time-budget", default=600.0)
+@click.option("--trials", default=100)
+@click.option("--pupils", default=6)
+@click.option("--keep", default=3)
+@click.option("--proxy", default=Request("").proxy)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_zoo.json"))
+def main(
+    zoo: Path | None, name: str, space: str, time_budget: float, trials: int, pupils: int, keep: int, proxy: str, json_path: Path
+) -> None:
+    """Run the benchmark and print one table."""
+    if zoo is None:
+        raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
+    case = zoo_module(Path(zoo)).load(name)
+    teacher = load(case.model)
+    sig = signature(teacher)
+    bare = Dataset.from_arrays(case.data("train")[0], sig, name=f"{name}/train without labels")
+    splits = Splits(bare, dataset(case, "select", sig), dataset(case, "val", sig))
+    request = Request(space, seconds=time_budget, trials=trials, pupils=pupils, keep=keep, proxy=proxy)
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = search(Look(teacher, splits, request, True, this_machine()), folder)
+    ratios = {r.name: r for r in outcome.final.ratios}
+    console.table(
+        [("network", "left"), ("weights", "right"), ("val", "right"), ("drop", "right"), ("speed-up", "right"), ("front", "left")],
+        [[f.name, f"{f.parameters / 1e3:.0f} k", f"{f.score.value:.4f}", f"{f.score.drop:+.4f}",
+          f"{ratios[f.name].speedup:.2f} {console.interval(ratios[f.name].low, ratios[f.name].high, 2)}", "*" * f.on_front]
+         for f in outcome.found],
+    )  # fmt: skip
+    console.out(f"{name}, {space}: {len(outcome.entries)} candidates, {outcome.seconds:.0f} s; speed-up over the teacher, one thread")
+    console.out(this_machine().text())
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(document("nas-zoo", machine=this_machine().as_dict(), **summary(outcome)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
