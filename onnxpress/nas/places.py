@@ -18,13 +18,15 @@ from onnxpress.measure.score import Judge
 from onnxpress.model import blocks as bl
 from onnxpress.model import edit
 from onnxpress.model.sections import Section, sections
+from onnxpress.model.structure import structural_hash
 from onnxpress.nas.replacements import Replacement, library, shared_widths, steps
 from onnxpress.optimize.plan import take_step
-from onnxpress.passes.depth import removable
+from onnxpress.passes.depth import LOCAL, removable
 from onnxpress.runtime.latency import Effort, compare_latency
 
 _FITTED, _JUDGED = 64, 128  # samples that repairs see, and others that tell the harm
 _EACH, _TIMING = 0.25, 0.03  # seconds of timing a place, and at most this share of the time budget for all of them
+_WORTH = 0.98  # of its place's time: what takes more is not looked at
 _TINY, _IDLE = 1e-12, "nothing"
 _FAILURES = (Problem, ValueError, LookupError, ArithmeticError)
 
@@ -63,11 +65,12 @@ class Ground:
         self.small = evidence_for(base.model, data.take(fitted), base.machine, base.seed)
         rest = data.select(range(fitted, min(len(data), fitted + _JUDGED))) if len(data) > fitted else data
         self.judge = Judge(base.model, rest)
+        self.known: dict[tuple[str, ...], float] = {}  # shares of their place's time, by structures
 
     def changed(self, chosen: Sequence[Replacement]) -> ir.Model:
         """The model with replacements, repaired on few samples."""
         evidence = self.small
-        for step in steps(chosen):
+        for step in steps(chosen, LOCAL):
             model = take_step(step, evidence, evidence.model).model
             evidence = evidence_for(model, self.small.samples(), self.base.machine, self.base.seed)
         return evidence.model
@@ -102,24 +105,36 @@ def survey(ground: Ground, budget: float, more: More, say: Say) -> Survey:
 def _choices(ground: Ground, section: Section, offers: Sequence[Replacement], own: float, more: More) -> list[Choice]:
     """A place's replacements that are faster than it.  own: its seconds, as all places were timed."""
     base = ground.base
-    models: dict[str, ir.Model] = {"": edit.between(base.model, section.source, section.output)}
-    harms: dict[str, float] = {}
-    by_name = {r.name: r for r in offers}
-    for name, offer in by_name.items():
+    forms = {"": edit.between(base.model, section.source, section.output)}
+    for offer in offers:
+        try:
+            whole = take_step(offer.step("none"), ground.small, base.model).model
+            forms[offer.name] = edit.between(whole, section.source, end(base, whole, section, offer))
+        except _FAILURES:  # this one cannot be made; others can
+            continue
+    found = []
+    shares = _shares(ground, section, forms)
+    for offer in offers:
+        if shares.get(offer.name, 1.0) >= _WORTH:
+            continue
         if not more():
             break
-        try:
-            whole = take_step(offer.step, ground.small, base.model).model
-            models[name] = edit.between(whole, section.source, end(base, whole, section, offer))
-            harms[name] = ground.judge.score(whole).nmse
-        except _FAILURES:  # this one cannot be made; others can
-            models.pop(name, None)
-    if not harms:
-        return []
-    seconds = _seconds(models, base, section)
-    scale = own / max(seconds[""], _TINY)
-    saved = {n: scale * (seconds[""] - seconds[n]) for n in harms}
-    return [Choice(by_name[n], saved[n], h) for n, h in harms.items() if saved[n] > 0 and math.isfinite(h)]
+        harm = ground.harm([offer])
+        if math.isfinite(harm):
+            found.append(Choice(offer, (1 - shares[offer.name]) * own, harm))
+    return found
+
+
+def _shares(ground: Ground, section: Section, forms: Mapping[str, ir.Model]) -> dict[str, float]:
+    """Of the place's time that each form takes.  What was timed at a place of the same structure is not timed again."""
+    shape = str(ground.base.trace.shapes.get(section.source))
+    keys = {name: (shape, structural_hash(forms[""]), structural_hash(form)) for name, form in forms.items()}
+    unknown = {name: form for name, form in forms.items() if keys[name] not in ground.known or not name}
+    if len(unknown) > 1:
+        seconds = _seconds(unknown, ground.base, section)
+        for name in unknown:
+            ground.known[keys[name]] = seconds[name] / max(seconds[""], _TINY)
+    return {name: ground.known[keys[name]] for name in forms if name}
 
 
 def end(base: Evidence, whole: ir.Model, section: Section, offer: Replacement) -> str:

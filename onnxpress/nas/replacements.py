@@ -16,14 +16,14 @@ from onnxpress.model.channels import Group
 from onnxpress.model.sections import Section, inside
 from onnxpress.optimize.plan import Step
 from onnxpress.passes.base import Decision, Option
-from onnxpress.passes.depth import DEPTH, removable
+from onnxpress.passes.depth import DEPTH, LOCAL, removable
 from onnxpress.passes.kernels import KERNELS
 from onnxpress.passes.lowrank import LOWRANK
 from onnxpress.passes.prune import PRUNE
 
 ORDER = ("depth", "kernels", "lowrank", "prune")  # in which a plan carries them out
 _SHARES = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
-_REPAIR: Decision = {"repair": "least-squares"}
+FULL = "least-squares"
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Replacement:
     pass_name: str
     decisions: tuple[Decision, ...]
 
-    @property
-    def step(self) -> Step:
-        return Step(self.pass_name, (*self.decisions, _REPAIR))
+    def step(self, repair: str = LOCAL) -> Step:
+        """Alone; repaired nearby, where the pass knows the difference, so that many can be looked at."""
+        return Step(self.pass_name, (*self.decisions, {"repair": _able(self.pass_name, repair)}))
 
 
 def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
@@ -55,14 +55,19 @@ def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replaceme
     ]
 
 
-def steps(chosen: Sequence[Replacement]) -> list[Step]:
-    """All of them as the steps of one plan."""
+def steps(chosen: Sequence[Replacement], repair: str = FULL) -> list[Step]:
+    """All of them as the steps of one plan.  repair: FULL, LOCAL or "none"."""
     made = []
     for name in ORDER:
         decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
         if decisions:
-            made.append(Step(name, (*decisions, _REPAIR)))
+            made.append(Step(name, (*decisions, {"repair": _able(name, repair)})))
     return made
+
+
+def _able(pass_name: str, repair: str) -> str:
+    """Only behind blocks that are gone does much depend on how far the repair reaches."""
+    return FULL if repair == LOCAL and pass_name != DEPTH.name else repair
 
 
 def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:

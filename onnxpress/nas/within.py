@@ -8,7 +8,7 @@ the structure then need not bring; and, where there is time, trained towards the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from onnxpress.optimize.workshop import Sketch
 
 _LOOKING = 0.15, 0.4  # of the time budget: harms and times of the replacements, at least, and until
 _PACKING = 0.68
-_ROUNDS = 4  # of packing for more or less time, until the whole is as fast as wished
+_ROUNDS = 0.0, 0.6, 0.85, 1.0  # of packing for more or less time, until the whole is as fast as wished: when each must end
 _ENOUGH, _SURELY, _MORE = 1.01, 1.03, 1.08  # times the wish: what must be reached, is aimed at, and need not be
 _STEP = 1.25  # without a wish: how much faster every next packing is to be
 _SHARED = 4  # packings that the time left is shared among, at most
@@ -96,9 +96,9 @@ def _pack(search: Search) -> None:
             return
         name = f"{_PACKING_WORD}{words}" + (" with int8" if int8 > 1 else "")
         say(name)
-        more = clock.until(used + (_PACKING - used) / min(len(wishes) - number, _SHARED))
+        room = (used, (_PACKING - used) / min(len(wishes) - number, _SHARED))
         aim = _Aim(search, ground, packer, found.seconds * base, target, int8)
-        made = search.attempt(name, partial(_packed, aim, name, more))
+        made = search.attempt(name, partial(_packed, aim, name, room))
         if made is not None and not search.target and made.score.drop > 2 * search.max_drop + 0.02:
             return
 
@@ -134,15 +134,16 @@ class _Aim:
         return self.capped(packing.saved + missing * self.whole * self.int8)
 
 
-def _packed(aim: _Aim, name: str, more: Callable[[], bool]) -> Candidate | None:
+def _packed(aim: _Aim, name: str, room: tuple[float, float]) -> Candidate | None:
     """The least harmful packing that is as fast as wished, or the fastest that was found, as a candidate; with int8 also in
-    int8."""
+    int8.  room: where in the time budget this begins, and how much of it it may take."""
     if aim.search.shop.shelf.recall(name) is not None:  # by a run that was stopped
         return _made(aim, name, [])
     wish = aim.first()
     best: tuple[bool, float, Packing] | None = None
-    for number in range(_ROUNDS):
-        packing = aim.packer.pack(wish, more if number else lambda: False)
+    for number, share in enumerate(_ROUNDS):
+        more = aim.search.clock.until(room[0] + share * room[1])
+        packing = aim.packer.pack(wish, more)
         if packing is None or not packing.replaced:
             break
         speed = aim.speed(packing)
@@ -152,7 +153,8 @@ def _packed(aim: _Aim, name: str, more: Callable[[], bool]) -> Candidate | None:
             best = rated
         again = aim.next(packing, speed)
         close = reached and speed <= _MORE * aim.target
-        if (close and number) or not more() or (not close and abs(again - wish) < 1e-3 * aim.whole):
+        in_time = aim.search.clock.until(sum(room))
+        if (close and number) or not in_time() or (not close and abs(again - wish) < 1e-3 * aim.whole):
             break
         wish = wish if close else again
     if best is None:

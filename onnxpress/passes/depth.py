@@ -27,7 +27,9 @@ from onnxpress.runtime.session import all_cores, run, tap
 
 UNITS = ("all", "branches", "layers")
 _SLACK = 0.02  # of the removable work: a goal missed by less is met
-_REPAIRS = ("least-squares", "none")
+LOCAL = "local"  # repair: of the layers next to a gap alone, a small part of the cost; to look at many
+_REPAIRS = ("least-squares", LOCAL, "none")
+_NEAR = 2  # layers behind a gap that a local repair refits
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Depth:
         return found
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"block": name}, …, {"repair": "least-squares" | "none"}]."""
+        """decisions: [{"block": name}, …, {"repair": "least-squares" | "local" | "none"}]."""
         if not decisions:
             return Applied(model.clone())
         known, refused = removable(evidence)
@@ -83,7 +85,8 @@ class Depth:
         mode = next((d["repair"] for d in decisions if "repair" in d), _REPAIRS[0])
         if mode not in _REPAIRS:
             raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(_REPAIRS)}")
-        result, fits = without(evidence, gone, mode != "none" and evidence.data is not None)
+        near = _NEAR if mode == LOCAL else None
+        result, fits = without(evidence, gone, mode != "none" and evidence.data is not None, near)
         before, after = (sum(macs(m, evidence.trace).values()) for m in (evidence.model, result))
         notes = [f"took out {', '.join(b.name for b in gone)}", f"{1 - after / before:.0%} of the work is gone"]
         if fits:
@@ -153,13 +156,20 @@ def _other_sizes(evidence: Evidence) -> Iterator[dict[str, np.ndarray]]:
             yield repeated(feeds, evidence.signature, count)
 
 
-def without(evidence: Evidence, gone: Sequence[Block], repair: bool) -> tuple[ir.Model, list[Fit]]:
-    """The model without the blocks; with `repair` the layers around the gaps are refitted to the original's values."""
+def without(
+    evidence: Evidence, gone: Sequence[Block], repair: bool, near: int | None = None
+) -> tuple[ir.Model, list[Fit]]:
+    """The model without the blocks; with `repair` the layers around the gaps are refitted to the original's values.
+
+    near: so many layers behind each gap at most (None: all that depend on it).
+    """
     result = bl.take_out(evidence.model, gone)
     if not repair:
         return result, []
     roles = _roles(evidence.model, gone)
-    names = _behind_gaps(result, set(roles))
+    names = _behind_gaps(result, set(roles)) if near is None else {
+        name for source in roles for name in _behind_gaps(result, {source}, near)
+    }  # fmt: skip
     for node in result.graph:
         target = target_of(node, evidence, lambda _: None, roles) if node.op_type in read.WEIGHTED else None
         if target is not None and {target.own, target.output} & set(roles.values()):
@@ -190,11 +200,13 @@ def _roles(model: ir.Model, gone: Sequence[Block]) -> dict[str, str]:
     return roles
 
 
-def _behind_gaps(model: ir.Model, sources: set[str]) -> set[str]:
-    """Layers with weights or statistics whose inputs depend on what stands before a gap."""
+def _behind_gaps(model: ir.Model, sources: set[str], most: int | None = None) -> set[str]:
+    """Layers with weights or statistics whose inputs depend on what stands before a gap: all, or the first of them."""
     reached = set(sources)
-    names = set()
+    names = set[str]()
     for node in model.graph:
+        if most is not None and len(names) >= most:
+            break
         if node.op_type in ("Shape", "Size") or not any(v is not None and v.name in reached for v in node.inputs):
             continue
         reached.update(v.name for v in node.outputs if v.name)

@@ -38,7 +38,7 @@ def test_every_replacement_can_be_made_and_touches_its_section_only() -> None:
     for section, options in zip(parts, offers, strict=True):
         assert len({r.name for r in options}) == len(options)
         for offer in options:
-            made = take_step(offer.step, evidence, evidence.model).model
+            made = take_step(offer.step(), evidence, evidence.model).model
             after = {n.name for n in made.graph}
             gone = {n for n in before if n not in after}
             assert gone <= section.nodes
@@ -66,7 +66,7 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
     timed = 0
     for section, options in zip(found, library(evidence, found), strict=True):
         for offer in (o for o in options if o.pass_name == "depth"):
-            whole = take_step(offer.step, evidence, evidence.model).model
+            whole = take_step(offer.step(), evidence, evidence.model).model
             part = edit.between(whole, section.source, places.end(evidence, whole, section, offer))
             assert places._seconds({"part": part}, evidence, section)["part"] >= 0
             timed += 1
@@ -102,7 +102,7 @@ def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
         assert {p.node for p in group.places} <= place.nodes
         for offer in offers:
             assert {d["group"] for d in offer.decisions} == {place.name}
-            part = edit.between(take_step(offer.step, evidence, evidence.model).model, place.source, place.output)
+            part = edit.between(take_step(offer.step(), evidence, evidence.model).model, place.source, place.output)
             assert places._seconds({"part": part}, evidence, place)["part"] >= 0
 
 
