@@ -15,16 +15,18 @@ _STEERED = {"Resize", "Upsample", "Clip", "Pad"}  # operators that small floats 
 _SMALL = 64  # numbers of an integer constant that count by value: shapes, axes, pads
 
 
-def structural_hash(model: ir.Model) -> str:
-    """Of operators, attributes, wiring, and the shapes of weights; integers that steer (shapes, axes) count by value."""
-    return _hash(sorted(model.opset_imports.items()), *_outputs(model.graph, {}))
+def structural_hash(model: ir.Model, named: bool = True) -> str:
+    """Of operators, attributes, wiring, and the shapes of weights; integers that steer (shapes, axes) count by value.
+
+    named: inputs and outputs count by their names, else by their places."""
+    return _hash(sorted(model.opset_imports.items()), *_outputs(model.graph, {}, named))
 
 
-def _outputs(graph: ir.Graph, outer: Mapping[int, str]) -> list[str]:
+def _outputs(graph: ir.Graph, outer: Mapping[int, str], named: bool = True) -> list[str]:
     """Hashes of a graph's outputs; outer: of the values that stand around it."""
     known = dict(outer)
-    for value in graph.inputs:
-        known[id(value)] = _hash("input", value.name, value.dtype, value.shape)
+    for place, value in enumerate(graph.inputs):
+        known[id(value)] = _hash("input", value.name if named else place, value.dtype, value.shape)
     for value in graph.initializers.values():
         known[id(value)] = _held(value)
     for node in graph:
@@ -35,7 +37,7 @@ def _outputs(graph: ir.Graph, outer: Mapping[int, str]) -> list[str]:
         whole = _hash(node.domain, node.op_type, *attributes, *inputs)
         for index, output in enumerate(node.outputs):
             known[id(output)] = _hash(whole, index, len(output.uses()))  # one value read twice is not two values
-    return [_hash(v.name, known.get(id(v), "unknown")) for v in graph.outputs]
+    return [_hash(v.name if named else "", known.get(id(v), "unknown")) for v in graph.outputs]
 
 
 def _held(value: ir.Value) -> str:

@@ -84,26 +84,55 @@ class Ground:
         return found if math.isfinite(found) else math.inf
 
 
+@dataclass
+class _Place:
+    """own: seconds of it, of a run; ways: its replacements that save time, what saves most first, and their shares of it."""
+
+    section: Section
+    own: float
+    ways: list[tuple[Replacement, float]]
+    choices: list[Choice]
+
+
 def survey(ground: Ground, budget: float, more: More, say: Say) -> Survey:
-    """Every place with its choices; those of dear places first, as far as time allows.  budget: seconds of the whole search."""
+    """Every place with its choices.  What saves most is looked at first, at every place, and then the next, as far as time
+    allows.  budget: seconds of the whole search."""
     base = ground.base
     parts = sections(base.model, base.trace)
-    places = [*zip(parts, library(base, parts), strict=True), *shared_widths(base, parts)]
     each = min(_EACH, _TIMING * budget / max(len(parts), 1))
-    own = [_seconds({"": edit.between(base.model, s.source, s.output)}, base, s, each)[""] for s in parts]
-    weights = [*own, *(sum(t for t, s in zip(own, parts, strict=True) if s.nodes <= place.nodes) for place, _ in places[len(parts) :])]
-    found = [[Choice(None)] for _ in places]
-    for number in sorted(range(len(places)), key=lambda i: -weights[i]):
-        section, offers = places[number]
-        say(f"replacements of {section.name}")
-        if not more():
-            break
-        found[number] += _choices(ground, section, offers, weights[number], more)
-    return Survey(found, sum(own))
+    own = _own_seconds(base, parts, each)
+    places = []
+    for section, offers in [*zip(parts, library(base, parts), strict=True), *shared_widths(base, parts)]:
+        seconds = sum(t for t, s in zip(own, parts, strict=True) if s.nodes <= section.nodes)
+        places.append(_Place(section, seconds, _faster(ground, section, offers) if more() else [], [Choice(None)]))
+    places.sort(key=lambda p: -p.own)
+    for turn in range(max((len(p.ways) for p in places), default=0)):
+        for place in (p for p in places if turn < len(p.ways)):
+            if not more():
+                break
+            say(f"replacements of {place.section.name}")
+            offer, share = place.ways[turn]
+            harm = ground.harm([offer])
+            if math.isfinite(harm):
+                place.choices.append(Choice(offer, (1 - share) * place.own, harm))
+    return Survey([p.choices for p in places], sum(own))
 
 
-def _choices(ground: Ground, section: Section, offers: Sequence[Replacement], own: float, more: More) -> list[Choice]:
-    """A place's replacements that are faster than it.  own: its seconds, as all places were timed."""
+def _own_seconds(base: Evidence, parts: Sequence[Section], each: float) -> list[float]:
+    """Of every section; equal ones are timed once."""
+    known: dict[tuple[str, str], float] = {}
+    found = []
+    for section in parts:
+        form = edit.between(base.model, section.source, section.output)
+        key = _key(base, section, form)
+        if key not in known:
+            known[key] = _seconds({"": form}, base, section, each)[""]
+        found.append(known[key])
+    return found
+
+
+def _faster(ground: Ground, section: Section, offers: Sequence[Replacement]) -> list[tuple[Replacement, float]]:
+    """A place's replacements that are faster than it, with the share of its time that each takes, the fastest first."""
     base = ground.base
     forms = {"": edit.between(base.model, section.source, section.output)}
     for offer in offers:
@@ -112,29 +141,25 @@ def _choices(ground: Ground, section: Section, offers: Sequence[Replacement], ow
             forms[offer.name] = edit.between(whole, section.source, end(base, whole, section, offer))
         except _FAILURES:  # this one cannot be made; others can
             continue
-    found = []
     shares = _shares(ground, section, forms)
-    for offer in offers:
-        if shares.get(offer.name, 1.0) >= _WORTH:
-            continue
-        if not more():
-            break
-        harm = ground.harm([offer])
-        if math.isfinite(harm):
-            found.append(Choice(offer, (1 - shares[offer.name]) * own, harm))
-    return found
+    return sorted(((o, shares[o.name]) for o in offers if shares.get(o.name, 1.0) < _WORTH), key=lambda pair: pair[1])
 
 
 def _shares(ground: Ground, section: Section, forms: Mapping[str, ir.Model]) -> dict[str, float]:
     """Of the place's time that each form takes.  What was timed at a place of the same structure is not timed again."""
-    shape = str(ground.base.trace.shapes.get(section.source))
-    keys = {name: (shape, structural_hash(forms[""]), structural_hash(form)) for name, form in forms.items()}
+    whole = _key(ground.base, section, forms[""])
+    keys = {name: (*whole, structural_hash(form, named=False)) for name, form in forms.items()}
     unknown = {name: form for name, form in forms.items() if keys[name] not in ground.known or not name}
     if len(unknown) > 1:
         seconds = _seconds(unknown, ground.base, section)
         for name in unknown:
             ground.known[keys[name]] = seconds[name] / max(seconds[""], _TINY)
     return {name: ground.known[keys[name]] for name in forms if name}
+
+
+def _key(base: Evidence, section: Section, form: ir.Model) -> tuple[str, str]:
+    """What places of equal work have in common."""
+    return str(base.trace.shapes.get(section.source)), structural_hash(form, named=False)
 
 
 def end(base: Evidence, whole: ir.Model, section: Section, offer: Replacement) -> str:

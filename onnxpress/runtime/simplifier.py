@@ -1,8 +1,8 @@
 """onnxsim in a child process: one file in, one file out, under limits.
 
-Files of an operator set below 13 are raised to it first, since int8 needs it.  Two of its rewrites are left out:
-MatMul of rank 3 as Reshape-Gemm-Reshape (slower on CPU, and it hides widths that pruning works on) and the merging of
-Q, K and V.
+Files of an operator set below 13 are raised to it first, since int8 needs it.  Left out of its rewrites are MatMul of
+rank 3 as Reshape-Gemm-Reshape (slower on CPU, and it hides widths that pruning works on), the merging of Q, K and V, and whole
+attentions as one operator of onnxruntime's (other tools no longer read the file, and heads are no longer to be seen).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from onnxpress.runtime.session import temporary_folder
 
 SECONDS = 180.0
 NEEDED_OPSET = 13  # integers with a scale a channel; older files are raised to it
-_LEFT_OUT = ["fuse_matmul_add_bias_into_gemm", "fuse_qkv"]
+_LEFT_OUT = [
+    "fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv", "fuse_attention", "fuse_gqa",
+]  # fmt: skip
 _LARGE = 1_500_000_000
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -15,6 +16,7 @@ from onnxpress.measure.score import Judge
 from onnxpress.model import edit
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.sections import sections
+from onnxpress.model.structure import structural_hash
 from onnxpress.nas import places
 from onnxpress.nas.replacements import library, shared_widths, steps
 from onnxpress.nas.report import frontier, packed, stem, write_front
@@ -104,6 +106,27 @@ def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
             assert {d["group"] for d in offer.decisions} == {place.name}
             part = edit.between(take_step(offer.step(), evidence, evidence.model).model, place.source, place.output)
             assert places._seconds({"part": part}, evidence, place)["part"] >= 0
+
+
+def test_places_of_equal_work_are_timed_once_and_each_has_its_dearest_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nets.residual(width=32, blocks=3)
+    ground = places.Ground(evidence_for(model, nets.samples(model, 24)))
+    timed: list[int] = []
+    real = places._seconds
+
+    def counted(models: dict[str, ir.Model], *rest: Any) -> dict[str, float]:
+        timed.append(len(models))
+        return real(models, *rest)
+
+    monkeypatch.setattr(places, "_seconds", counted)
+    looks = iter(range(1000))
+    parts = sections(ground.base.model, ground.base.trace)
+    found = places.survey(ground, 30.0, lambda: next(looks) < len(parts) + len(parts) + 2, lambda stage: None)
+    equal = [structural_hash(edit.between(model, s.source, s.output), named=False) for s in sections(model, ground.base.trace)]
+    assert len(set(equal)) < len(equal)
+    assert len(timed) <= 2 * len(set(equal)) + len(found.choices) - len(parts)
+    assert max(len(c) for c in found.choices) <= 1 + 2, "breadth first: no place is looked at a third time before all are once"
+    assert found.seconds > 0
 
 
 @pytest.fixture(scope="module")
