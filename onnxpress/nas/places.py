@@ -104,7 +104,8 @@ def survey(ground: Ground, budget: float, more: More, say: Say) -> Survey:
     places = []
     for section, offers in [*zip(parts, library(base, parts), strict=True), *shared_widths(base, parts)]:
         seconds = sum(t for t, s in zip(own, parts, strict=True) if s.nodes <= section.nodes)
-        places.append(_Place(section, seconds, _faster(ground, section, offers) if more() else [], [Choice(None)]))
+        ways = _faster(ground, section, offers, each) if more() else []
+        places.append(_Place(section, seconds, ways, [Choice(None)]))
     places.sort(key=lambda p: -p.own)
     for turn in range(max((len(p.ways) for p in places), default=0)):
         for place in (p for p in places if turn < len(p.ways)):
@@ -131,7 +132,7 @@ def _own_seconds(base: Evidence, parts: Sequence[Section], each: float) -> list[
     return found
 
 
-def _faster(ground: Ground, section: Section, offers: Sequence[Replacement]) -> list[tuple[Replacement, float]]:
+def _faster(ground: Ground, section: Section, offers: Sequence[Replacement], each: float) -> list[tuple[Replacement, float]]:
     """A place's replacements that are faster than it, with the share of its time that each takes, the fastest first."""
     base = ground.base
     forms = {"": edit.between(base.model, section.source, section.output)}
@@ -141,17 +142,17 @@ def _faster(ground: Ground, section: Section, offers: Sequence[Replacement]) -> 
             forms[offer.name] = edit.between(whole, section.source, end(base, whole, section, offer))
         except _FAILURES:  # this one cannot be made; others can
             continue
-    shares = _shares(ground, section, forms)
+    shares = _shares(ground, section, forms, each)
     return sorted(((o, shares[o.name]) for o in offers if shares.get(o.name, 1.0) < _WORTH), key=lambda pair: pair[1])
 
 
-def _shares(ground: Ground, section: Section, forms: Mapping[str, ir.Model]) -> dict[str, float]:
+def _shares(ground: Ground, section: Section, forms: Mapping[str, ir.Model], each: float) -> dict[str, float]:
     """Of the place's time that each form takes.  What was timed at a place of the same structure is not timed again."""
     whole = _key(ground.base, section, forms[""])
     keys = {name: (*whole, structural_hash(form, named=False)) for name, form in forms.items()}
     unknown = {name: form for name, form in forms.items() if keys[name] not in ground.known or not name}
     if len(unknown) > 1:
-        seconds = _seconds(unknown, ground.base, section)
+        seconds = _seconds(unknown, ground.base, section, each)
         for name in unknown:
             ground.known[keys[name]] = seconds[name] / max(seconds[""], _TINY)
     return {name: ground.known[keys[name]] for name in forms if name}

@@ -28,7 +28,8 @@ from onnxpress.optimize.search import Report, Search
 from onnxpress.optimize.shelf import Candidate
 from onnxpress.optimize.workshop import Sketch
 
-_LOOKING = 0.15, 0.4  # of the time budget: harms and times of the replacements, at least, and until
+_INT8 = 0.25  # of the time budget: until the mix of int8 and float is found
+_LOOKING = 0.2, 0.45  # of the time budget: harms and times of the replacements, at least, and until
 _PACKING = 0.68
 _ROUNDS = 0.0, 0.6, 0.85, 1.0  # of packing for more or less time, until the whole is as fast as wished: when each must end
 _ENOUGH, _SURELY, _MORE = 1.01, 1.03, 1.08  # times the wish: what must be reached, is aimed at, and need not be
@@ -55,7 +56,7 @@ def explore(search: Search) -> None:
     """Add the candidates of this search to another: exact, int8, and packings of replacements, each in float and int8."""
     if not search.based():
         return
-    search.chosen = search.attempt("int8", search.int8) or frozenset()
+    search.chosen = search.attempt("int8", lambda: search.int8(_INT8)) or frozenset()
     search.attempt("packing", lambda: _pack(search))
 
 

@@ -114,8 +114,9 @@ class Search:
             )
         return candidate
 
-    def int8(self) -> frozenset[str]:
-        """int8 candidates; the set of nodes that later int8 models start from."""
+    def int8(self, until: float = 0.42) -> frozenset[str]:
+        """int8 candidates; the set of nodes that later int8 models start from.  until: share of the time budget that may be
+        used when the mix is found."""
         self.say("int8 of everything", 0.08)
         whole = self.shop.int8_nodes()
         if not whole:
@@ -124,13 +125,13 @@ class Search:
         best = whole
         if self.goal == "latency":
             self.say("which nodes gain from int8", 0.15)
-            best, how = self.shop.fastest_int8(whole, self.clock.until(0.42))
+            best, how = self.shop.fastest_int8(whole, self.clock.until(until))
             if best != whole:
                 first = self.keep(self.shop.int8("int8 mixed", best))
                 first.notes.append(how)
         if not allowed(first, self.max_drop):
             self.say("which nodes lose too much", 0.4)
-            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(0.55))
+            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(until + 0.13))
             if safe and safe != best:
                 self.keep(self.shop.int8("int8 careful", safe))
                 best = safe
