@@ -62,7 +62,7 @@ def explore(search: Search) -> None:
 
 def train(search: Search, seconds: float, report: Report) -> None:
     """Train the packings that came closest to the original."""
-    packed = [c for c in search.found if c.name.startswith(_PACKING_WORD) and not c.name.endswith("int8")]
+    packed = [c for c in search.found if c.name.startswith(_PACKING_WORD) and not c.name.endswith("+ int8")]
     students = sorted(packed, key=lambda c: (c.score.drop, c.score.nmse))[:_TAUGHT]
     for number, student in enumerate(students):
         training.teach(search, student, seconds / len(students), training.told_within(report, number, len(students)))
@@ -95,7 +95,7 @@ def _pack(search: Search) -> None:
         if used >= _PACKING:
             search.failed.setdefault("packing", "no time was left for it: give a longer --time-budget")
             return
-        name = f"{_PACKING_WORD}{words}" + (" with int8" if int8 > 1 else "")
+        name = f"{_PACKING_WORD}{words}" + (", less" if int8 > 1 else "")  # int8 does the rest
         say(name)
         room = (used, (_PACKING - used) / min(len(wishes) - number, _SHARED))
         aim = _Aim(search, ground, packer, found.seconds * base, target, int8)
