@@ -109,9 +109,9 @@ def teller() -> Callable[[str, float], None]:
 @click.option("--cifar", type=click.Path(path_type=Path, exists=True), required=True, help="The package's folder.")
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--time-budget", default=5400.0, help="Seconds of the search.")
-@click.option("--pupils", default=6)
+@click.option("--pupils", default=2)
 @click.option("--keep", default=2)
-@click.option("--widths", default="8,12", help="Of ResNet-20, trained beside; none: nothing.")
+@click.option("--widths", default="8", help="Of ResNet-20, trained beside; none: nothing.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_cifar.json"))
 def main(
     cifar: Path, zoo: Path | None, time_budget: float, pupils: int, keep: int, widths: str, json_path: Path
@@ -125,7 +125,7 @@ def main(
     splits = Splits(training_set(case, cifar, sig), dataset(case, "select", sig), dataset(case, "val", sig))
     feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
     limit = 0.5 * compare_latency({"anchor": anchor}, feeds, Effort(seconds=3.0)).timings[0].median
-    request = Request("image-small", trials=150, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
+    request = Request("image-small", trials=400, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
     tell = teller()
     look = Look(teacher, splits, request, True, this_machine())
     with tempfile.TemporaryDirectory() as folder:

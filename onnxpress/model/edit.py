@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxpress.model.read import constant
+from onnxpress.model.read import constant, constant_tensor
+from onnxpress.model.trace import Trace
 
 
 def canonical(model: ir.Model) -> ir.Model:
@@ -249,6 +250,40 @@ def alone(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
     copy.outputs[0].name, copy.outputs[0].type = "output", ir.TensorType(kind)
     graph = ir.Graph([port], copy.outputs, nodes=[copy], initializers=constants, opset_imports=dict(model.opset_imports))
     graph.name = "alone"
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+def excerpt(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model:
+    """A model of some nodes with their constants, in the model's order: what they read from elsewhere are its inputs, what the
+    last one makes is given; sizes and types as in the trace and the file, float where the file tells no type."""
+    made: dict[int, ir.Value] = {}
+    inputs: list[ir.Value] = []
+    constants: list[ir.Value] = []
+
+    def taken(value: ir.Value | None) -> ir.Value | None:
+        if value is None:
+            return None
+        if id(value) not in made:
+            tensor = constant_tensor(value)
+            copy = ir.Value(name=value.name, type=ir.TensorType(value.dtype or ir.DataType.FLOAT))
+            shape = trace.shape(value.name) if tensor is None else tuple(tensor.shape.numpy())
+            copy.shape = None if shape is None else ir.Shape(shape)
+            if tensor is not None:
+                copy.const_value, copy.type = tensor, ir.TensorType(tensor.dtype)
+            (inputs if tensor is None else constants).append(copy)
+            made[id(value)] = copy
+        return made[id(value)]
+
+    copies = []
+    for node in nodes:
+        copy = ir.Node(node.domain, node.op_type, [taken(v) for v in node.inputs], list(node.attributes.values()),
+                       num_outputs=len(node.outputs), name=node.name)  # fmt: skip
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name, new.type = old.name, ir.TensorType(old.dtype or ir.DataType.FLOAT)
+            made[id(old)] = new
+        copies.append(copy)
+    graph = ir.Graph(inputs, [v for v in copies[-1].outputs if v.name], nodes=copies, initializers=constants,
+                     opset_imports=dict(model.opset_imports), name="excerpt")  # fmt: skip
     return ir.Model(graph, ir_version=model.ir_version)
 
 

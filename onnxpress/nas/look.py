@@ -31,13 +31,18 @@ from onnxpress.nas.request import WORST, Request
 from onnxpress.nas.schooling import School
 from onnxpress.nas.spaces import space
 from onnxpress.nas.study import Build, Study, fixed
+from onnxpress.nas.table import Table
 from onnxpress.nas.task import Task, task_for
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.runtime.session import open_session
 from onnxpress.runtime.session import run as run_once
 
+Wait = Callable[[float], tuple[float, bool]]  # of a candidate's quality: its seconds, and whether they are only foreseen
+Clock = Callable[[ir.Model, int], Wait]  # begins to find the seconds of a trial's model, by the trial's number
+
 _BATCH = 32  # samples that proxies see
+_SURE = 0.5  # of a time: what is more in doubt is not foreseen
 _ANCHOR, _MACHINE = "seconds of the anchor", "machine that times"
 
 
@@ -112,18 +117,17 @@ class Look:
     def _anchor(self) -> float:
         return compare_latency({"anchor": self.like}, self.feeds, Effort(seconds=1.0)).timings[0].median
 
-    def builder(self, clock: Callable[[ir.Model, int], Callable[[], float]]) -> Build:
-        """What a study asks of a trial.  clock(model, trial's number): begins to find the seconds, and gives what waits for
-        them."""
+    def builder(self, clock: Clock) -> Build:
+        """What a study asks of a trial."""
         request = self.request
 
         def measured(model: ir.Model, number: int) -> tuple[float, float, float, Mapping[str, Any]]:
             latency = clock(model, number)
             counted = costs(model, self.feeds[0])
             quality = self.quality(model, counted)
-            seconds = latency()
+            seconds, foreseen = latency(quality)
             beyond = [seconds / request.latency, counted.bytes / request.size, counted.peak / request.peak]
-            facts = {"macs": counted.macs, "parameters": counted.parameters, "bytes": counted.bytes, "peak": counted.peak}
+            facts = {"macs": counted.macs, "parameters": counted.parameters, "bytes": counted.bytes, "peak": counted.peak, "foreseen": foreseen}
             return quality, seconds, sum(max(0.0, share - 1) for share in beyond), facts
 
         def build(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, Mapping[str, Any]]]]:
@@ -142,14 +146,40 @@ def _text_of(name: str) -> str:
 def clocked(look: Look, study: Study, orders: Orders | None, in_time: Callable[[], bool]) -> Build:
     """Candidates timed here, or elsewhere where there are orders to place."""
     if orders is None:
-        anchor = look.anchor(study)
-        return look.builder(lambda model, number: partial(look.seconds, model, anchor))
+        here = Here(look, look.anchor(study))
+        return look.builder(lambda model, number: partial(here.time, model))
 
-    def ordered(model: ir.Model, number: int) -> Callable[[], float]:
+    def ordered(model: ir.Model, number: int) -> Wait:
         orders.place(number)
-        return partial(orders.wait, number, in_time)
+        return lambda quality: (orders.wait(number, in_time), False)
 
     return look.builder(ordered)
+
+
+class Here:
+    """Takes times on this machine.  Where the table of units is sure that a network is too slow to matter (beyond the limit;
+    without one, slower than a network of more quality), what the table says is enough."""
+
+    def __init__(self, look: Look, anchor: float) -> None:
+        self._look, self._anchor, self._table = look, anchor, Table()
+        self._timed: list[tuple[float, float]] = []  # quality, seconds
+
+    def time(self, model: ir.Model, quality: float) -> tuple[float, bool]:
+        """Seconds of a run, and whether they are only foreseen."""
+        look = self._look
+        sums = self._table.sums(model, look.feeds[0])
+        seconds, doubt = self._table.predict(sums)
+        least = seconds * (1 - doubt)
+        if math.isfinite(look.request.latency):
+            late = least > look.request.latency
+        else:
+            late = any(least > t and quality < q for q, t in self._timed)
+        if doubt < _SURE and late and not look.request.aims:
+            return seconds, True
+        seconds = look.seconds(model, self._anchor)
+        self._table.learn(sums, seconds)
+        self._timed.append((quality, seconds))
+        return seconds, False
 
 
 def task_of(like: ir.Model, splits: Splits, machine: Machine) -> Task:

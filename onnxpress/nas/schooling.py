@@ -56,7 +56,7 @@ class School:
         teacher = teacher_evidence(self.teacher or model, student)
         alone = self.teacher is None
         settings = Settings(
-            from_scratch=True, features="none", loss="none" if alone else "mse", labels=1.0 if alone else 0.0,
+            from_scratch=True, growing=True, features="none", loss="none" if alone else "mse", labels=1.0 if alone else 0.0,
             lr=_rate(model), looks=_LOOKS, threads=cores(), seed=self.seed,
         )  # fmt: skip
         done = taught(
@@ -75,12 +75,14 @@ class School:
 
 @dataclass
 class Pupil:
-    """A candidate in training.  costs: seconds of a run, and what else is an aim, which it keeps; score: after its last round;
-    lessons: its trainings so far, which took `seconds`; failed: why it has no score."""
+    """A candidate in training.  costs: seconds of a run, and what else is an aim, which it keeps; level: of time, where scores are
+    compared within one; score: after its last round; lessons: its trainings so far, which took `seconds`; failed: why it has no
+    score."""
 
     number: int
     model: ir.Model
     costs: tuple[float, ...]
+    level: int = 0
     score: Score | None = None
     lessons: list[Decision] = field(default_factory=list)
     seconds: float = 0.0
@@ -92,8 +94,8 @@ def halving(
 ) -> list[Pupil]:
     """All pupils trained, then half of them, and so on until at most `last` are left.
 
-    The best of each round go on: by score where `by_score`, else by rank of dominance in (score, costs) and then by
-    score.  One whose training diverges is left out.  Returns those of the last round, the best first; raises the
+    The best of each round go on: by score where `by_score`, those of every level alike, else by rank of dominance in (score,
+    costs) and then by score.  One whose training diverges is left out.  Returns those of the last round, the best first; raises the
     problem where none is left.
     """
     parts = rounds(len(pupils), last)
@@ -161,7 +163,10 @@ def rounds(pupils: int, last: int) -> list[float]:
 def _ordered(pupils: Sequence[Pupil], by_score: bool) -> list[Pupil]:
     """The best first."""
     losses = np.array([_loss(p) for p in pupils])
-    rank = np.zeros(len(pupils)) if by_score else ranks(np.array([[_loss(p), *p.costs] for p in pupils]))
+    if by_score:
+        rank = np.array([sum(q.level == p.level and _loss(q) < _loss(p) for q in pupils) for p in pupils])
+    else:
+        rank = ranks(np.array([[_loss(p), *p.costs] for p in pupils]))
     return [pupils[i] for i in np.lexsort((losses, rank))]
 
 

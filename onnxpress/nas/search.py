@@ -32,6 +32,7 @@ from onnxpress.runtime.latency import Comparison, Effort, compare_latency
 Tell = Callable[[str, float], None]
 _LOOK_SHARE = 0.3  # of the time: proposing and timing
 _FINAL_SHARE = 0.05  # of the time: timing the trained ones together
+LEVEL = 0.7  # times the time of a level is that of the next, where time is limited
 
 
 @dataclass
@@ -114,13 +115,13 @@ class _Job:
     def train(self, study: Study) -> Outcome:
         """Train what the proxy and the clock promise most of, and time the last ones together."""
         request, look = self.request, self.look
-        chosen = promising(study.entries(), request.pupils, request.limited, request.facts)
+        chosen = promising(study.entries(), request)
         if not chosen:
             raise InputProblem(
                 "no candidate keeps the limits", "--latency-ms, --size-mb", f"{len(study.entries())} were built",
                 "allow more, or search longer",
             )  # fmt: skip
-        pupils = [Pupil(e.number, look.model(e.choices), lowered(e, request.facts)) for e in chosen]
+        pupils = [Pupil(e.number, look.model(e.choices), lowered(e, request.facts), level) for level, e in chosen]
         start, end = self.used, 1 - _FINAL_SHARE
         left = max(0.2, end - start) * request.seconds
 
@@ -128,7 +129,7 @@ class _Job:
             self.tell(stage, start + (end - start) * share)
 
         last = SCHEDULE[request.schedule](look.school, pupils, left, request.keep, tell, request.limited)
-        by_number = {e.number: e for e in chosen}
+        by_number = {e.number: e for _, e in chosen}
         judge = Judge(look.like, look.splits.validate, "validation samples")
         found = [self._finished(p, by_number[p.number], judge) for p in last]
         self.tell("timing the trained candidates", end)
@@ -159,15 +160,35 @@ def lowered(entry: Entry, facts: Sequence[str]) -> tuple[float, ...]:
     return entry.latency, *(float(entry.facts[fact]) for fact in facts)
 
 
-def promising(entries: list[Entry], count: int, limited: bool = False, facts: Sequence[str] = ()) -> list[Entry]:
-    """Candidates to train: within the limits, each network once; the best by quality where latency is limited anyway, else
-    by rank of dominance in (quality, latency) and the facts that are aims, too."""
+def promising(entries: list[Entry], request: Request) -> list[tuple[int, Entry]]:
+    """Candidates to train, with their levels: within the limits, each network once, the most promising first.
+
+    Where latency is limited, as many levels of time as candidates are kept: the limit, and each a step below the one before;
+    of each level the best by quality in turn.  Else all are of one level: the best by rank of dominance in (quality, latency)
+    and the facts that are aims, too.
+    """
     good = [e for e in entries if e.twin is None and e.violation == 0 and e.quality > WORST]
-    if limited:
-        return sorted(good, key=lambda e: (-e.quality, e.latency))[:count]
-    points = [[-e.quality, *lowered(e, facts)] for e in good]
-    order = front.best(np.array(points).reshape(len(good), 2 + len(facts)), count)
-    return [good[i] for i in order]
+    if request.limited:
+        return _by_levels(good, request)
+    points = [[-e.quality, *lowered(e, request.facts)] for e in good]
+    order = front.best(np.array(points).reshape(len(good), 2 + len(request.facts)), request.pupils)
+    return [(0, good[i]) for i in order]
+
+
+def _by_levels(good: list[Entry], request: Request) -> list[tuple[int, Entry]]:
+    ordered = sorted(good, key=lambda e: (-e.quality, e.latency))
+    found: list[tuple[int, Entry]] = []
+    levels = [request.latency * LEVEL**n for n in range(request.keep)]
+    while len(found) < request.pupils:
+        before = len(found)
+        for level, limit in enumerate(levels):
+            able = [e for e in ordered if e.latency <= limit]
+            if able and len(found) < request.pupils:
+                found.append((level, able[0]))
+                ordered.remove(able[0])
+        if len(found) == before:
+            break
+    return found
 
 
 def _write(outcome: Outcome, look: Look, run: Run) -> None:

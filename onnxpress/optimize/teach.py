@@ -204,11 +204,9 @@ def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Sett
     began = time.monotonic()
     if wish.steps and settings.lr and "auto" not in (settings.loss, settings.features):
         return replace(settings, steps=wish.steps)
-    each = 0.0 if wish.steps else job.step_seconds()
-    while each and wish.seconds / each < _ENOUGH and settings.batch >= 2 * _SMALLEST:
+    while not wish.steps and settings.batch >= 2 * _SMALLEST and job.steps_in(wish.seconds) < _ENOUGH:
         job.settings = settings = replace(settings, batch=settings.batch // 2)
-        each = job.step_seconds()
-    steps = wish.steps or max(1, int(wish.seconds / max(each, 1e-4)))
+    steps = wish.steps or job.steps_in(wish.seconds)
     if settings.from_scratch and wish.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
         gentle = tuple(n for n in settings.augment if n in GENTLE)
         job.settings = settings = replace(settings, augment=gentle)
@@ -222,7 +220,7 @@ def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Sett
 
         job.settings = settings = recipes.chosen(job, steps, harm, lambda share: say("trying losses", share))
     left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
-    return replace(settings, steps=wish.steps or max(1, int(left / max(each, 1e-4))))
+    return replace(settings, steps=wish.steps or job.steps_in(left))
 
 
 def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:

@@ -169,6 +169,22 @@ def compare_latency(
     )
 
 
+def quick_seconds(model: ir.Model, feeds: Mapping[str, np.ndarray], seconds: float = 0.015) -> float:
+    """The median of a run, timed alone for so long: an estimate for tables, no basis of a claim.
+
+    Raises InputProblem where the model does not load or run.
+    """
+    session = open_session(model)
+    run(session, feeds)
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        session.run(None, feeds)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
 def _narrow(arms: list[_Arm], effort: Effort) -> bool:
     if len(arms[0].times) < 40:
         return False

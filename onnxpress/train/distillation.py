@@ -21,11 +21,12 @@ from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import model_hash
+from onnxpress.train import growth
 from onnxpress.train.augment import automatic, fields, suitable
 from onnxpress.train.blockwise import BlockLessons, blocks, share_steps
 from onnxpress.train.changes import Field
 from onnxpress.train.heads import Head, answers, heads, probe
-from onnxpress.train.lessons import Arrays, Lesson, Lessons, Memory, Pool, Teacher
+from onnxpress.train.lessons import Arrays, Lesson, Lessons, Memory, Order, Pool, Teacher, period
 from onnxpress.train.match import Pair
 from onnxpress.train.objective import Objective
 from onnxpress.train.program import Program
@@ -40,6 +41,7 @@ _WARM, _TIMED = 2, 6  # steps of the timing run
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _TRIED = 12  # steps of a trial of a learning rate
 _FEW = 300  # steps, below which a rate must do no harm at all: there is no time to pay it back
+_INSTANT = 1e-4  # seconds, below which a step's time is not believed
 _PATIENCE = 3.0  # seconds of the timing run, from which on one step is enough
 _WORSE = 1.7  # times the lowest loss of a trial that a faster rate may end with: it pays back later what it costs at first
 _BLOCK_RATE = 1e-3
@@ -80,6 +82,8 @@ class Distillation:
         answering = next((h for h in self.heads if h.answer), None)
         self._classes = answering.classes if answering is not None and self.settings.labels else 0
         self._pool: Pool | None = None
+        self._scale: float | None = None  # of the pictures, while steps are timed
+        self._paces: dict[tuple[str, int, tuple[str, ...]], tuple[float, float]] = {}  # seconds of a new step, of a heard one
 
     @property
     def pool(self) -> Pool:
@@ -112,13 +116,20 @@ class Distillation:
         objective = Objective(self.settings, self.heads, self.pairs, example, widths)
         program = Program(self.student.model, outputs=objective.taps, from_scratch=self.settings.from_scratch)
         lessons = self._lessons(Teacher(self.teacher.model, names, self.data))
+        pictures = self._pictures(program) if self.settings.growing and not objective.pairs else []
 
         def loss(step: int) -> Iterator[Tensor]:
             objective.at(step)
+            scale = self._scale or growth.scale_at(step, self.settings.steps)
             for lesson in lessons(step):
-                yield _loss(program, objective, lesson)
+                inputs = {n: torch.from_numpy(v) for n, v in lesson.inputs.items()}
+                yield _loss(program, objective, lesson, growth.scaled(inputs, pictures if scale < 1 else [], scale))
 
         return program, Trainer(program, loss, self.settings, objective, self.mark)
+
+    def _pictures(self, program: Program) -> list[Field]:
+        few = self.pool.stack(range(min(2, len(self.pool.data))))
+        return growth.growing(program, fields(self.data), {n: torch.from_numpy(v) for n, v in few.items()})
 
     def _teacher_names(self) -> list[str]:
         inner = [p.teacher for p in self.pairs] if self.settings.features != "none" else []
@@ -242,20 +253,42 @@ class Distillation:
             return sum(float(part) for step in range(3) for part in trainer.loss(step)) / 3
 
     def step_seconds(self) -> float:
-        """Seconds a step takes, measured on a copy that is thrown away."""
+        """Seconds a step takes (the mean, where pictures grow), measured on a copy that is thrown away."""
         with threads(self.settings.threads):
             if self.settings.mode == "blockwise":
                 return self._block_seconds()
             _, trainer = self._trainer()
-            start = time.perf_counter()
-            for done in range(_WARM):
-                if not done or time.perf_counter() - start < _PATIENCE:
-                    trainer.step()
-            start, done = time.perf_counter(), 0
-            while done < _TIMED and (not done or time.perf_counter() - start < _PATIENCE):
+            stages = growth.shares() if self.settings.growing else [(1.0, 1.0)]
+            try:
+                return sum(share * self._timed(trainer, scale) for share, scale in stages)
+            finally:
+                self._scale = None
+
+    def steps_in(self, seconds: float) -> int:
+        """How many fit in the time: what the teacher was asked before it need not be asked again."""
+        s = self.settings
+        key = (s.mode, s.batch, s.augment)
+        if key not in self._paces:  # once: the second time the teacher's answers to the first steps are known
+            first = max(self.step_seconds(), _INSTANT)
+            again = first if s.mode == "blockwise" or self.memory is None else min(self.step_seconds(), first)
+            self._paces[key] = first, max(again, _INSTANT)
+        first, again = self._paces[key]
+        if first == again:
+            return max(1, int(seconds / first))
+        heard = period(self.pool, Order(self.pool.buckets, min(s.batch, len(self.data)), s.seed), s.augment)
+        return max(1, int(min(seconds / first, heard + max(0.0, seconds - heard * first) / again)))
+
+    def _timed(self, trainer: Trainer, scale: float) -> float:
+        self._scale = scale
+        start = time.perf_counter()
+        for done in range(_WARM):
+            if not done or time.perf_counter() - start < _PATIENCE:
                 trainer.step()
-                done += 1
-            return (time.perf_counter() - start) / done
+        start, done = time.perf_counter(), 0
+        while done < _TIMED and (not done or time.perf_counter() - start < _PATIENCE):
+            trainer.step()
+            done += 1
+        return (time.perf_counter() - start) / done
 
     def _block_seconds(self) -> float:
         """Mean over the blocks, what a block needs to be ready included a step."""
@@ -266,8 +299,8 @@ class Distillation:
         return (time.perf_counter() - start) / (_TIMED * len(parts))
 
 
-def _loss(program: Program, objective: Objective, lesson: Lesson) -> Tensor:
-    student = program({n: torch.from_numpy(v) for n, v in lesson.inputs.items()})
+def _loss(program: Program, objective: Objective, lesson: Lesson, inputs: Mapping[str, Tensor]) -> Tensor:
+    student = program(dict(inputs))
     teacher = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in lesson.targets.items()}
     labels = None if lesson.labels is None else torch.from_numpy(lesson.labels)
     found = objective(student, teacher, labels) * lesson.share

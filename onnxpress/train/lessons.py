@@ -148,6 +148,11 @@ class Memory:
         return known
 
 
+def period(pool: Pool, order: Order, changes: Sequence[str]) -> int:
+    """Steps, after which lessons repeat: an epoch of samples as they are, several of changed ones."""
+    return order.steps * (-(-DIFFERENT // len(pool.data)) if changes else 1)
+
+
 class Lessons:
     """lesson(step): the parts of a step, most often one; a student that takes no batches gets one sample a part."""
 
@@ -167,7 +172,7 @@ class Lessons:
         self.pool, self.teacher, self.seed = pool, teacher, seed
         self.fields, self.changes, self.together = fields, tuple(changes), together and not pool.alone
         self.order = Order(pool.buckets, min(batch, len(pool.data)), seed)
-        self.period = self.order.steps * -(-DIFFERENT // len(pool.data))
+        self.period = period(pool, self.order, self.changes)
         self._known: list[Arrays | None] | None = None
         self._memory = memory or Memory(KEEP_BYTES if steps > self.period else 0)
         self._source = (teacher.names, self.changes, self.order.batch, seed)

@@ -24,7 +24,7 @@ class Settings:
     hard labels alone; features "auto": to be found by trying, else mse;
     labels: weight of hard labels; feature_weight: of matched inner values at first, feature_share: of the steps after which
     they (and the mse of a blend) no longer count; threads: of torch, which the last bits depend on;
-    from_scratch: the student was never trained, so batch normalization goes by the batch.
+    from_scratch: the student was never trained, so batch normalization goes by the batch; growing: pictures are small at first.
     """
 
     steps: int = 1000
@@ -47,6 +47,7 @@ class Settings:
     seed: int = 0
     threads: int = 1
     from_scratch: bool = False
+    growing: bool = False
 
     def check(self) -> Settings:
         """Itself; raises InputProblem with the option and the range of the first value that makes no sense."""

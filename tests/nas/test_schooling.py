@@ -66,3 +66,9 @@ def test_those_that_diverge_are_left_out(schedule: Any) -> None:
     assert [p.number for p in schedule(Record(5), pupils(8), 10.0, 1, lambda stage, share: None, True)] == [4]
     with pytest.raises(EnvironmentProblem, match="diverged"):
         schedule(Record(*range(8)), pupils(8), 10.0, 1, lambda stage, share: None, True)
+
+
+def test_of_every_level_of_time_the_best_goes_on() -> None:
+    some = [Pupil(n, n, (1.0,), level=n < 4) for n in range(8)]  # type: ignore[arg-type]
+    left = halving(Record(), some, 100.0, 2, lambda stage, share: None, by_score=True)
+    assert {p.number for p in left} == {5, 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from onnxpress.nas.costs import costs
 from onnxpress.nas.request import Request, read_request
 from onnxpress.nas.search import promising
 from onnxpress.nas.spaces import space
-from onnxpress.nas.study import Study, fixed
+from onnxpress.nas.study import Entry, Study, fixed
 from onnxpress.nas.surrogate import Surrogate, volume
 from onnxpress.runtime.session import open_session, run
 from tests.nas import tasks
@@ -327,5 +328,16 @@ def test_size_may_be_an_aim_of_its_own() -> None:
 
     study = Study(None, "s", "evolution", 0, aims=request.facts)
     study.run(build, 3)
-    assert [e.number for e in promising(study.entries(), 2, facts=request.facts)] in ([1, 2], [2, 1])
-    assert [e.number for e in promising(study.entries(), 1, facts=())] == [0], "without the aim size does not count"
+    assert [e.number for _, e in promising(study.entries(), replace(request, pupils=2))] in ([1, 2], [2, 1])
+    plain = replace(request, pupils=1, aims=())
+    assert [e.number for _, e in promising(study.entries(), plain)] == [0], "without the aim size does not count"
+
+
+def test_within_a_limit_every_level_of_time_has_pupils() -> None:
+    """Two are kept: one for the limit, one that is a step faster, though the slower ones promise more."""
+    entries = [Entry(n, {}, 10 - n, time, 0.0, {}, None) for n, time in enumerate((1.0, 0.9, 0.8, 0.75, 0.6, 0.5))]
+    request = Request("image-small", latency=1.0, pupils=4, keep=2)
+    found = promising([*entries, Entry(6, {}, 99.0, 2.0, 1.0, {}, None)], request)
+    assert [(level, e.number) for level, e in found] == [(0, 0), (1, 4), (0, 1), (1, 5)]
+    assert [e.number for _, e in promising(entries, replace(request, keep=1))] == [0, 1, 2, 3]
+    assert len(promising(entries[:2], request)) == 2
