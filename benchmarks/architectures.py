@@ -43,8 +43,8 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
+from onnxpress.model import removal as rm
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
@@ -84,7 +84,7 @@ def measure(path: Path, ratio: float) -> dict[str, Any]:
         "seconds": seconds, "nodes": len(evidence.model.graph), "groups": len(facts.groups), "refused": refusals(evidence),
         "problems": contract.same_shape_behaviour(model, to_bytes(pruned), data),
     }  # fmt: skip
-    return row | parity([model, evidence.model, ch.mask(evidence.model, facts, removal), pruned], data)
+    return row | parity([model, evidence.model, rm.mask(evidence.model, facts, removal), pruned], data)
 
 
 def parity(models: Sequence[ir.Model], data: Dataset) -> dict[str, Any]:

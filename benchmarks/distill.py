@@ -78,7 +78,7 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     shapes = curves(evidence, scope)
     weights = sensitivities(evidence, shapes, dict.fromkeys(shapes, 0)) if by_harm else {}
     full = cost(evidence)
-    halves = {n: evidence.channels.group(n).size - (widths(evidence.channels.group(n).size, evidence) or [0])[0] for n in shapes}
+    halves = {n: evidence.channels.group(n).size - (widths(evidence.channels.group(n), evidence) or [0])[0] for n in shapes}
     order = np.random.default_rng(0).permutation(sorted(shapes)).tolist()
     low, high = 0, len(order)
 

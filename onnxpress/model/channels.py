@@ -1,13 +1,12 @@
-"""Groups of channels that can be removed, and their removal.
+"""Groups of channels that can be removed.
 
-`label_walk.py` says which channel positions are one; here they become groups (the removable channels that sit in the
-same places of the same weights), and a removal becomes slices of weights and new sizes in the few operators that
-have them written down.  `mask` is the meaning of a removal: the original model whose readers ignore the channels.
+`label_walk.py` says which channel positions are one, `units.py` what goes together where they lie on several axes; here they
+become groups: the removable channels that sit in the same places of the same weights.  `removal.py` takes them out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +14,13 @@ import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxpress.model import edit, read
+from onnxpress.model import read
 from onnxpress.model.label_walk import propagate
-from onnxpress.model.labels import Flow
+from onnxpress.model.labels import Flow, varying
 from onnxpress.model.trace import Trace
+from onnxpress.model.units import Closure
 
+_ATTENDING = 3
 Removal = Mapping[str, Sequence[int]]
 
 
@@ -38,13 +39,15 @@ class Place:
 class Group:
     """`size` channels that live in the same places.  name: the node that makes them, stable for one file.
 
-    bottleneck: narrower than both what its maker reads and what its readers make.
+    bottleneck: narrower than both what its maker reads and what its readers make; sliced: each is a slice of several axes (a
+    head, a dimension of all heads, a group of a grouped convolution).
     """
 
     name: str
     size: int
     places: tuple[Place, ...]
     bottleneck: bool = False
+    sliced: bool = False
 
     @property
     def makers(self) -> tuple[str, ...]:
@@ -56,8 +59,14 @@ class Group:
 
     @property
     def hidden(self) -> bool:
-        """An inner width of a block: one maker, and no bottleneck.  More makers: a residual spine, where all must agree."""
-        return len(self.makers) == 1 and not self.bottleneck
+        """An inner width of a block: one maker, and no bottleneck, or the slices that at most three layers share (query, key,
+        value).  More makers: a residual spine, where all must agree."""
+        return len(self.makers) <= (_ATTENDING if self.sliced else 1) and not self.bottleneck
+
+    @property
+    def block(self) -> int:
+        """Channels of a layer that one of these stands for."""
+        return max(len(p.positions[0]) for p in self.places if p.role == "out")
 
 
 @dataclass(frozen=True)
@@ -76,29 +85,23 @@ class Channels:
     refused: tuple[Refusal, ...]
     flow: Flow = field(repr=False)
     component: np.ndarray = field(repr=False)
-    members: dict[str, np.ndarray] = field(repr=False)
+    members: dict[str, list[np.ndarray]] = field(repr=False)
 
     def group(self, name: str) -> Group:
         return next(g for g in self.groups if g.name == name)
-
-    def width(self, place: Place) -> int:
-        """Positions of the whole axis a place lies on (other groups may share it through Concat or Pad)."""
-        slot = next(
-            s for s in self.flow.slots if (s.node, s.operand, s.axis) == (place.node, place.operand, place.axis)
-        )
-        return len(slot.labels)
 
     def keep_mask(self, removal: Removal) -> np.ndarray:
         """For every label whether its channel stays; indexed by label."""
         gone = np.zeros(int(self.component.max()) + 1, bool)
         for name, channels in removal.items():
-            gone[self.members[name][np.asarray(list(channels), dtype=np.int64)]] = True
+            for channel in channels:
+                gone[self.members[name][channel]] = True
         return np.asarray(~gone[self.component])
 
     def kept(self, value: str, removal: Removal) -> np.ndarray | None:
-        """Positions of a value's channel axis that stay; None where the value has no removable channels."""
+        """Positions of a value's channel axis that stay; None where it has no removable channels, or several such axes."""
         labels = self.flow.of.get(value)
-        if labels is None or labels.size <= 1:
+        if labels is None or len(varying(labels)) != 1:
             return None
         return np.flatnonzero(self.keep_mask(removal)[labels.reshape(-1)])
 
@@ -107,43 +110,86 @@ def analyse(model: ir.Model, trace: Trace) -> Channels:
     """Find the groups of a canonical model.  trace: shapes of one run (see runtime.session.trace)."""
     flow = propagate(model, trace)
     component = _components(flow)
-    by_signature: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    where: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for index, slot in enumerate(flow.slots):
-        roots = component[slot.labels]
-        order = np.argsort(roots, kind="stable")
-        values, starts = np.unique(roots[order], return_index=True)
-        for root, positions in zip(values, np.split(order, starts[1:]), strict=True):
-            if root != component[0]:
-                where.setdefault(int(root), []).append((index, positions))
-    for root, found in where.items():
-        by_signature.setdefault(tuple((i, len(p)) for i, p in found), []).append(root)
-    groups: list[Group] = []
-    members: dict[str, np.ndarray] = {}
-    for signature, roots in by_signature.items():
-        if not any(flow.slots[i].role == "in" for i, _ in signature):
-            continue  # nothing reads them through a weight: removal would change what leaves the analysed part
-        makers = [i for i, _ in signature if flow.slots[i].role == "out"]
-        if not makers or any(len(set(flow.slots[i].labels.tolist())) < 2 for i in makers):
-            continue
+    closure = Closure(flow, component)
+    finder = _Finder(model, flow, component)
+    finder.single(~closure.bound)
+    for family in closure.families():
+        finder.sliced(family.units)
+    free = {p.node for g in finder.groups for p in g.places if p.role == "out"}
+    return Channels(tuple(finder.groups), _refusals(model, flow, component, free), flow, component, finder.members)
+
+
+class _Finder:
+    """Collects groups: units (sets of components) that lie in the same places of the same weights."""
+
+    def __init__(self, model: ir.Model, flow: Flow, component: np.ndarray) -> None:
+        self.model, self.flow, self.component = model, flow, component
+        self.groups: list[Group] = []
+        self.members: dict[str, list[np.ndarray]] = {}
+        self._roots = [component[s.labels] for s in flow.slots]
+        self._summed = np.zeros(int(component.max()) + 1, bool)
+        for product in flow.products:
+            self._summed[component[product.labels]] = True
+
+    def single(self, able: np.ndarray) -> None:
+        """Components that are units by themselves.  able: by component."""
+        owner = np.where(able, np.arange(len(able)), -1)
+        owner[self.component[0]] = -1
+        self._add(owner, lambda root: np.array([root]), False)
+
+    def sliced(self, units: Sequence[np.ndarray]) -> None:
+        owner = np.full(int(self.component.max()) + 1, -1)
+        for number, unit in enumerate(units):
+            owner[unit] = number
+        self._add(owner, lambda number: units[number], True)
+
+    def _add(self, owner: np.ndarray, unit: Callable[[int], np.ndarray], sliced: bool) -> None:
+        """owner: by component the unit it belongs to, -1 for none."""
+        where: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for index, roots in enumerate(self._roots):
+            mine = owner[roots]
+            if mine.ndim > 1:
+                mine = np.where((mine == mine[:, :1]).all(axis=1), mine[:, 0], -1)
+            if mine.max(initial=-1) < 0:
+                continue
+            order = np.argsort(mine, kind="stable")
+            numbers, starts = np.unique(mine[order], return_index=True)
+            for number, positions in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+                if number >= 0:
+                    where.setdefault(number, []).append((index, positions))
+        by_signature: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for number, found in where.items():
+            by_signature.setdefault(tuple((i, len(p)) for i, p in found), []).append(number)
+        for signature, alike in by_signature.items():
+            self._group(signature, alike, where, unit, sliced)
+
+    def _group(
+        self,
+        signature: tuple[tuple[int, int], ...],
+        numbers: list[int],
+        where: dict[int, list[tuple[int, np.ndarray]]],
+        unit: Callable[[int], np.ndarray],
+        sliced: bool,
+    ) -> None:
+        slots = self.flow.slots
+        read_ = any(slots[i].role == "in" for i, _ in signature) or bool(self._summed[unit(numbers[0])].any())
+        if not read_:
+            return  # nothing reads them through a weight: removal would change what leaves the analysed part
+        makers = [i for i, _ in signature if slots[i].role == "out"]
+        if not makers or any(count >= len(slots[i].labels) for i, count in signature):
+            return
         first = makers[0]
-        roots.sort(key=lambda r, f=first: int(next(p for i, p in where[r] if i == f)[0]))  # type: ignore[misc]
-        name = flow.slots[first].node
-        name = name if name not in members else f"{name}#{sum(g.name.split('#')[0] == name for g in groups)}"
-        members[name] = np.array(roots)
+        numbers.sort(key=lambda n: int(next(p for i, p in where[n] if i == first)[0]))
+        name = slots[first].node
+        if name in self.members:
+            name = f"{name}#{sum(g.name.split('#')[0] == name for g in self.groups)}"
+        self.members[name] = [unit(n) for n in numbers]
         places = tuple(
-            Place(
-                flow.slots[i].node,
-                flow.slots[i].operand,
-                flow.slots[i].axis,
-                flow.slots[i].role,
-                tuple(where[r][k][1] for r in roots),
-            )
+            Place(slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers))
             for k, (i, _) in enumerate(signature)
         )
-        groups.append(Group(name, len(roots), places, _narrowest(model, places, len(roots))))
-    free = {p.node for g in groups for p in g.places if p.role == "out"}
-    return Channels(tuple(groups), _refusals(model, flow, component, free), flow, component, members)
+        narrow = not sliced and _narrowest(self.model, places, len(numbers))
+        self.groups.append(Group(name, len(numbers), places, narrow, sliced))
 
 
 def _narrowest(model: ir.Model, places: tuple[Place, ...], size: int) -> bool:
@@ -165,102 +211,26 @@ def _components(flow: Flow) -> np.ndarray:
 
 def _refusals(model: ir.Model, flow: Flow, component: np.ndarray, free: set[str]) -> tuple[Refusal, ...]:
     reasons: dict[int, str] = {}
-    for labels, reason in flow.frozen:
+    for labels, reason in (*flow.frozen, *flow.mixed):
         for label in labels.tolist():
             reasons.setdefault(label, reason)
     makers = {s.node: s for s in flow.slots if s.role == "out"}
     refused = []
     for node in model.graph:
-        if node.op_type not in read.WEIGHTED or node.name in free or read.is_depthwise(node):
+        weighted = node.op_type in read.WEIGHTED | read.RECURRENT
+        if not weighted or node.name in free or read.is_depthwise(node):
             continue
         slot = makers.get(node.name or "")
         if slot is None:
-            weight = read.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-            reason = "grouped convolution" if weight is not None else read.why_not_constant(node.inputs[1])
+            if all(read.constant(v) is None for v in node.inputs[:2]):
+                reason = read.why_not_constant(node.inputs[1])
+                if reason == read.COMPUTED and node.op_type == "MatMul":
+                    continue  # of two computed tensors: it has no weight
+            else:
+                reason = f"{node.op_type} in a form whose channels are not known"
         else:
-            own = next((reasons[label] for label in slot.labels.tolist() if label in reasons), None)
-            tied = component[slot.labels[0]] == component[0] if len(slot.labels) else False
-            reason = own or ("tied to channels that must stay" if tied else "nothing reads its channels by a weight")
+            own = next((reasons[label] for label in slot.labels.ravel().tolist() if label in reasons), None)
+            stays = bool((component[slot.labels] == component[0]).any())
+            reason = own or ("tied to channels that must stay" if stays else "nothing reads its channels by a weight")
         refused.append(Refusal(node.name or "", reason))
     return tuple(refused)
-
-
-def remove(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
-    """A clone without the channels: weights sliced, group attributes and written-down sizes updated."""
-    clone = model.clone()
-    keep = channels.keep_mask(removal)
-    nodes = {n.name: n for n in clone.graph}
-    for slot in channels.flow.slots:
-        stays = keep[slot.labels]
-        if stays.all():
-            continue
-        if not stays.any():
-            raise ValueError(f"a removal must leave a channel of {slot.node}")
-        node = nodes[slot.node]
-        edit.slice_constant(clone, node, slot.operand, slot.axis, np.flatnonzero(stays))
-        if slot.role == "along" and slot.operand == 1 and node.op_type == "Conv":
-            edit.set_int(node, "group", _depthwise_groups(node, int(stays.sum()), len(stays)))
-    _resize_movers(clone, channels, keep, nodes)
-    edit.forget_shapes(clone)
-    return clone
-
-
-def _depthwise_groups(node: ir.Node, kept: int, before: int) -> int:
-    multiplier = before // read.int_attribute(node, "group", 1)
-    return kept // multiplier
-
-
-def _resize_movers(clone: ir.Model, channels: Channels, keep: np.ndarray, nodes: dict[str | None, ir.Node]) -> None:
-    splits: dict[str, dict[int, int]] = {}
-    for resize in channels.flow.resizes:
-        stays = keep[resize.labels]
-        node = nodes[resize.node]
-        if node.op_type == "Split":
-            splits.setdefault(resize.node, {})[resize.part] = int(stays.sum())
-        elif stays.all():
-            continue
-        elif node.op_type == "Reshape":
-            target = np.array(read.constant(node.inputs[1]))
-            if target[resize.axis] > 0:
-                target[resize.axis] = int(stays.sum())
-                edit.set_input(clone, node, 1, target, f"{node.name}_shape")
-        elif node.op_type == "Pad":
-            _resize_pad(clone, node, resize.axis, stays, channels)
-    for name, sizes in splits.items():
-        node = nodes[name]
-        new = np.array([sizes[i] for i in range(len(node.outputs))], np.int64)
-        node.attributes.pop("num_outputs", None)
-        if read.opset(clone) >= 13:
-            edit.set_input(clone, node, 1, new, f"{name}_split")
-        else:
-            edit.set_ints(node, "split", new.tolist())
-
-
-def _resize_pad(clone: ir.Model, node: ir.Node, axis: int, stays: np.ndarray, channels: Channels) -> None:
-    given = read.constant(node.inputs[1]) if len(node.inputs) > 1 else np.array(read.ints_attribute(node, "pads"))
-    pads = np.array(given)
-    rank = len(pads) // 2
-    before, after = int(pads[axis]), int(pads[axis + rank])
-    pads[axis] = int(stays[:before].sum())
-    pads[axis + rank] = int(stays[len(stays) - after :].sum()) if after else 0
-    if len(node.inputs) > 1:
-        edit.set_input(clone, node, 1, pads, f"{node.name}_pads")
-    else:
-        edit.set_ints(node, "pads", pads.tolist())
-
-
-def mask(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
-    """The reference semantics of a removal: nothing is cut, but every reader's weights for the channels are zero."""
-    clone = model.clone()
-    keep = channels.keep_mask(removal)
-    nodes = {n.name: n for n in clone.graph}
-    for slot in channels.flow.slots:
-        stays = keep[slot.labels]
-        if slot.role != "in" or stays.all():
-            continue
-        weight = np.array(read.constant(nodes[slot.node].inputs[slot.operand]))
-        index: list[slice | np.ndarray] = [slice(None)] * weight.ndim
-        index[slot.axis] = np.flatnonzero(~stays)
-        weight[tuple(index)] = 0
-        edit.set_input(clone, nodes[slot.node], slot.operand, weight, f"{slot.node}_masked")
-    return clone

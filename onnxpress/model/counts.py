@@ -11,7 +11,11 @@ from onnxpress.model.trace import Trace
 
 def node_macs(node: ir.Node, trace: Trace) -> int:
     """Multiply-accumulates of one node at the trace's sizes; 0 for operators without a contraction."""
-    if not read.standard(node) or node.op_type not in read.WEIGHTED or not node.outputs:
+    if not read.standard(node) or not node.outputs:
+        return 0
+    if node.op_type in read.RECURRENT:
+        return _recurrent(node, trace)
+    if node.op_type not in read.WEIGHTED:
         return 0
     out = trace.shape(node.outputs[0].name)
     source = node.inputs[0]
@@ -30,6 +34,16 @@ def node_macs(node: ir.Node, trace: Trace) -> int:
     return 0
 
 
+def _recurrent(node: ir.Node, trace: Trace) -> int:
+    """Of all steps: inputs and state through W [directions, gates H, I] and R [directions, gates H, H]."""
+    source = node.inputs[0]
+    shape = trace.shape(source.name) if source is not None else None
+    weights = [_stored(v) for v in node.inputs[1:3]]
+    if shape is None or any(w is None for w in weights):
+        return 0
+    return int(np.prod(shape[:2])) * sum(int(np.prod(w)) for w in weights if w is not None)
+
+
 def _stored(value: ir.Value | None) -> tuple[int, ...] | None:
     """The shape of a constant."""
     tensor = read.constant_tensor(value)
@@ -38,4 +52,4 @@ def _stored(value: ir.Value | None) -> tuple[int, ...] | None:
 
 def macs(model: ir.Model, trace: Trace) -> dict[str, int]:
     """Multiply-accumulates by node name, weighted nodes only."""
-    return {n.name or "": node_macs(n, trace) for n in model.graph if n.op_type in read.WEIGHTED}
+    return {n.name or "": node_macs(n, trace) for n in model.graph if n.op_type in read.WEIGHTED | read.RECURRENT}

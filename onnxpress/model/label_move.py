@@ -1,7 +1,7 @@
-"""Label rules of operators that only move elements: where each channel goes, and which written-down sizes follow.
+"""Label rules of operators that only move elements: they do to the labels what they do to the elements.
 
-A Reshape target, the pads of a channel axis and the sizes of a Split are constants of the file; they are recorded as
-`Resize` and rewritten on removal.  A cut through channels, or a size computed in the graph, freezes them.
+Sizes and positions that are written down in the file (a Reshape's target, pads, cuts) are rewritten on removal
+(`removal.py`); where they are computed and channels would change them, the channels are frozen.
 """
 
 from __future__ import annotations
@@ -12,83 +12,80 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.labels import Flow, Resize, compact, opaque, vary_axis
+from onnxpress.model.labels import Flow, Labels, Slot, along, compact, opaque, varying
 
 
 def _reshape(flow: Flow, node: ir.Node) -> None:
-    labels, shape = flow.read(node.inputs[0]), flow.trace.shape(node.outputs[0].name)
-    source = flow.trace.shape(node.inputs[0].name) if node.inputs[0] is not None else None
+    labels, source, shape = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or shape is None or source is None:
         return opaque(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
-    if vary_axis(labels) is None:
-        return flow.write(node.outputs[0], np.broadcast_to(labels.reshape(()), (1,) * len(shape)).copy(), "")
+    if not varying(labels):
+        return flow.write(node.outputs[0], np.broadcast_to(labels.reshape(()), (1,) * len(shape)).copy())
     moved = compact(np.broadcast_to(labels, source).reshape(shape))
-    axis = vary_axis(moved)
-    if node.op_type == "Reshape" and axis is not None:
-        target = read.constant(node.inputs[1])
-        if target is None:
-            return opaque(flow, node, f"Reshape ({node.name}) to a computed shape")
-        if sum(size > 1 for size in moved.shape) == 1:
-            flow.resizes.append(Resize(node.name or "", axis, moved.reshape(-1)))
-    return flow.write(node.outputs[0], moved, f"{node.op_type} ({node.name}) folds channels into two axes")
+    if node.op_type == "Reshape" and read.constant(node.inputs[1]) is None and not _same_as_shape_of(flow, node.inputs[1], moved):
+        return opaque(flow, node, f"Reshape ({node.name}) to a computed shape")
+    return flow.write(node.outputs[0], moved)
+
+
+def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> bool:
+    """Whether a computed target is the whole shape of a value with the same labels: it then follows by itself."""
+    maker = target.producer() if target is not None else None
+    if maker is None or maker.op_type != "Shape" or maker.attributes:
+        return False
+    labels = flow.read(maker.inputs[0])
+    return labels is not None and labels.shape == moved.shape and bool((labels == moved).all())
 
 
 def _transpose(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     if labels is None:
-        return opaque(flow, node, "")
+        return opaque(flow, node, f"Transpose ({node.name}) of a tensor without channels")
     order = read.ints_attribute(node, "perm") or list(range(labels.ndim))[::-1]
-    return flow.write(node.outputs[0], labels.transpose(order), "")
+    return flow.write(node.outputs[0], labels.transpose(order))
 
 
 def _concat(flow: Flow, node: ir.Node) -> None:
     rank = flow.rank(node.outputs[0])
-    axis = read.int_attribute(node, "axis", 0) % max(rank, 1)
-    parts = []
-    for value in node.inputs:
-        labels, shape = flow.read(value), flow.trace.shape(value.name if value is not None else None)
+    axis = _axis(node, max(rank, 1))
+    parts: list[tuple[Labels, int]] = []
+    stored: dict[int, tuple[int, ...]] = {}
+    for index, value in enumerate(node.inputs):
+        labels, shape = flow.read(value), flow.shape(value)
         constant = read.constant(value)
-        if labels is None and constant is not None and shape is None:
+        if labels is None and constant is not None:
             labels, shape = np.zeros((1,) * rank, np.int64), constant.shape
+            stored[index] = constant.shape
         if labels is None or shape is None:
             return opaque(flow, node, f"Concat ({node.name}) with a tensor without channels")
-        if vary_axis(labels) not in (None, axis):
-            return _opaque_if_uneven(flow, node)
-        parts.append(np.broadcast_to(labels.reshape(-1) if labels.size > 1 else labels.reshape(()), (shape[axis],)))
-    out = [1] * rank
-    out[axis] = sum(len(p) for p in parts)
-    return flow.write(node.outputs[0], np.concatenate(parts).reshape(out), "")
-
-
-def _opaque_if_uneven(flow: Flow, node: ir.Node) -> None:
-    """Concat along another axis than the channels': the parts' channels meet position by position."""
-    stacks = [labels for v in node.inputs if (labels := flow.read(v)) is not None]
-    if len(stacks) < len(node.inputs) or len({s.shape for s in stacks}) > 1:
-        return opaque(flow, node, f"Concat ({node.name}) joins tensors with different channels")
-    for other in stacks[1:]:
-        flow.tie(stacks[0], other)
-    return flow.write(node.outputs[0], stacks[0], "")
+        parts.append((labels, shape[axis]))
+    box = np.broadcast_shapes(*(tuple(1 if a == axis else s for a, s in enumerate(p.shape)) for p, _ in parts))
+    wide = [np.broadcast_to(p, tuple(size if a == axis else s for a, s in enumerate(box))) for p, size in parts]
+    if all(not any(a != axis for a in varying(p)) for p, _ in parts):
+        return flow.write(node.outputs[0], np.concatenate(wide, axis=axis))
+    if all(not varying(p) or axis not in varying(p) for p, _ in parts):  # the parts' channels meet position by position
+        first, *others = [p.take([0], axis=axis) for i, p in enumerate(wide) if i not in stored] or [wide[0]]
+        for other in others:
+            flow.tie(first, other)
+        for index, sizes in stored.items():
+            flow.slots += [
+                Slot(node.name or "", index, a, "along", along(first, a, sizes[a])) for a in varying(first) if sizes[a] > 1
+            ]
+        return flow.write(node.outputs[0], first)
+    return flow.write(node.outputs[0], np.concatenate(wide, axis=axis))
 
 
 def _split(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     rank = labels.ndim if labels is not None else 0
-    axis = read.int_attribute(node, "axis", 0) % max(rank, 1)
-    if labels is None or (
-        len(node.inputs) > 1 and node.inputs[1] is not None and read.constant(node.inputs[1]) is None
-    ):
+    axis = _axis(node, max(rank, 1))
+    computed = len(node.inputs) > 1 and node.inputs[1] is not None and read.constant(node.inputs[1]) is None
+    if labels is None or (computed and axis in varying(labels)):
         return opaque(flow, node, f"Split ({node.name}) into computed sizes")
     start = 0
-    for part, value in enumerate(node.outputs):
-        size = (flow.trace.shape(value.name) or (0,) * rank)[axis]
-        if vary_axis(labels) == axis:
-            vector = labels.reshape(-1)[start : start + size]
-            shape = [1] * rank
-            shape[axis] = size
-            flow.resizes.append(Resize(node.name or "", axis, vector, part))
-            flow.write(value, vector.reshape(shape), "")
-        else:
-            flow.write(value, labels, "")
+    for value in node.outputs:
+        size = (flow.shape(value) or (0,) * rank)[axis]
+        part = labels.take(range(start, start + size), axis=axis) if axis in varying(labels) else labels
+        flow.write(value, part)
         start += size
     return None
 
@@ -97,38 +94,62 @@ def _pad(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     pads_value = node.inputs[1] if len(node.inputs) > 1 else None
     pads = read.constant(pads_value) if pads_value is not None else np.array(read.ints_attribute(node, "pads"))
-    axis = None if labels is None else vary_axis(labels)
-    if labels is None or (axis is not None and (pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None))):
+    axes = () if labels is None else varying(labels)
+    if labels is None or (axes and (pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None))):
         return opaque(flow, node, f"Pad ({node.name}) by computed amounts")
-    if axis is None or pads is None:
-        return flow.write(node.outputs[0], labels, "")
+    padded = [a for a in axes if pads is not None and (pads[a] or pads[a + labels.ndim])]
+    if not padded:
+        return flow.write(node.outputs[0], labels)
+    assert pads is not None
+    (axis, *more) = padded
     before, after = int(pads[axis]), int(pads[axis + labels.ndim])
-    if before == after == 0:
-        return flow.write(node.outputs[0], labels, "")
-    if not read.fills_constant(node) or min(before, after) < 0:
+    if more or len(axes) > 1 or not read.fills_constant(node) or min(before, after) < 0:
         return opaque(flow, node, f"Pad ({node.name}) mirrors or crops channels")
     vector = np.concatenate([flow.fresh(before), labels.reshape(-1), flow.fresh(after)])
-    flow.resizes.append(Resize(node.name or "", axis, vector))
     shape = [1] * labels.ndim
     shape[axis] = len(vector)
-    return flow.write(node.outputs[0], vector.reshape(shape), "")
+    return flow.write(node.outputs[0], vector.reshape(shape))
+
+
+def slice_bounds(flow_shape: tuple[int, ...], node: ir.Node) -> dict[int, slice] | None:
+    """What a Slice with constants takes of each axis it names; None where they are computed."""
+    if len(node.inputs) > 1:
+        given = [read.constant(v) if v is not None else None for v in node.inputs[1:]]
+        if any(g is None and v is not None for g, v in zip(given, node.inputs[1:], strict=True)):
+            return None
+        starts, ends, axes, steps = [None if g is None else [int(i) for i in g.ravel()] for g in [*given, None, None][:4]]
+    else:
+        starts, ends = read.ints_attribute(node, "starts"), read.ints_attribute(node, "ends")
+        axes, steps = read.ints_attribute(node, "axes") or None, None
+    if starts is None or ends is None:
+        return None
+    axes = axes if axes is not None else list(range(len(starts)))
+    steps = steps if steps is not None else [1] * len(starts)
+    found = {}
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        place = axis % len(flow_shape)
+        stop = None if step < 0 and end < -flow_shape[place] else end
+        found[place] = slice(start, stop, step)
+    return found
 
 
 def _slice(flow: Flow, node: ir.Node) -> None:
-    """Slice passes where it leaves the channel axis whole; a cut through channels freezes them."""
-    labels = flow.read(node.inputs[0])
-    source = flow.trace.shape(node.inputs[0].name) if node.inputs[0] is not None else None
-    target = flow.trace.shape(node.outputs[0].name)
-    axis = None if labels is None else vary_axis(labels)
+    labels, source, target = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or source is None or target is None:
-        return opaque(flow, node, "")
-    if axis is not None and (source[axis] != target[axis] or _reversed(node, axis)):
-        return opaque(flow, node, f"Slice ({node.name}) cuts through channels")
-    return flow.write(node.outputs[0], labels, "")
+        return opaque(flow, node, f"Slice ({node.name}) of unknown shape")
+    bounds = slice_bounds(source, node)
+    if bounds is None:
+        if any(source[a] != target[a] or _reversed(node) for a in varying(labels)):
+            return opaque(flow, node, f"Slice ({node.name}) cuts through channels at computed places")
+        return flow.write(node.outputs[0], labels)
+    index = [bounds.get(a, slice(None)) if a in varying(labels) else slice(None) for a in range(labels.ndim)]
+    if any(i.step not in (None, 1) for i in index):
+        return opaque(flow, node, f"Slice ({node.name}) takes channels in steps")
+    return flow.write(node.outputs[0], labels[tuple(index)])
 
 
-def _reversed(node: ir.Node, axis: int) -> bool:
-    """Whether a Slice of full length may turn an axis round (a negative or unknown step)."""
+def _reversed(node: ir.Node) -> bool:
+    """Whether a Slice may turn an axis round (a negative or unknown step)."""
     if len(node.inputs) < 5 or node.inputs[4] is None:
         return False
     steps = read.constant(node.inputs[4])
@@ -136,27 +157,83 @@ def _reversed(node: ir.Node, axis: int) -> bool:
 
 
 def _gather(flow: Flow, node: ir.Node) -> None:
-    """Gather passes channels that lie on another axis than the one it picks from."""
-    labels, index_shape = flow.read(node.inputs[0]), None
-    if node.inputs[1] is not None:
-        constant = read.constant(node.inputs[1])
-        index_shape = constant.shape if constant is not None else flow.trace.shape(node.inputs[1].name)
+    """Channels on another axis pass; on the axis it picks from they are picked by constant numbers."""
+    labels, index = flow.read(node.inputs[0]), read.constant(node.inputs[1])
+    index_shape = index.shape if index is not None else flow.shape(node.inputs[1])
+    table = read.constant(node.inputs[0])
+    if table is not None and table.ndim == 2 and table.dtype.kind == "f" and index_shape is not None and not _axis(node, 2):
+        fresh = flow.fresh(table.shape[1])  # an embedding: its columns are channels
+        flow.slots.append(Slot(node.name or "", 0, 1, "out", fresh))
+        return flow.write(node.outputs[0], fresh.reshape(*(1,) * len(index_shape), -1))
     if labels is None or index_shape is None:
-        return opaque(flow, node, f"Gather ({node.name}) from a table of weights")
-    axis = read.int_attribute(node, "axis", 0) % labels.ndim
-    if vary_axis(labels) == axis:
-        return opaque(flow, node, f"Gather ({node.name}) picks channels")
-    shape = labels.shape[:axis] + (1,) * len(index_shape) + labels.shape[axis + 1 :]
-    return flow.write(node.outputs[0], labels.reshape(shape), "")
+        return opaque(flow, node, f"Gather ({node.name}) from a tensor without channels")
+    axis = _axis(node, labels.ndim)
+    if axis not in varying(labels):
+        shape = labels.shape[:axis] + (1,) * len(index_shape) + labels.shape[axis + 1 :]
+        return flow.write(node.outputs[0], labels.reshape(shape))
+    if index is None:
+        return opaque(flow, node, f"Gather ({node.name}) picks channels by computed numbers")
+    return flow.write(node.outputs[0], np.take(labels, index, axis=axis))
+
+
+def _axis(node: ir.Node, rank: int) -> int:
+    return read.int_attribute(node, "axis", 0) % rank
 
 
 def _resize(flow: Flow, node: ir.Node) -> None:
-    labels = flow.read(node.inputs[0])
-    scales = read.constant(node.inputs[-1]) if node.op_type == "Upsample" or len(node.inputs) == 3 else None
-    axis = None if labels is None else vary_axis(labels)
-    if labels is None or (axis is not None and (scales is None or scales.size <= axis or scales[axis] != 1)):
-        return opaque(flow, node, f"{node.op_type} ({node.name}) with written-down sizes")
-    return flow.write(node.outputs[0], labels, "")
+    """Sizes or scales must leave the axes with channels as they are."""
+    labels, source, target = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
+    if labels is None or source is None or target is None:
+        return opaque(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
+    sized = node.op_type == "Resize" and len(node.inputs) > 3 and node.inputs[3] is not None
+    written = not sized or read.constant(node.inputs[3]) is not None
+    if any(source[a] != target[a] or not written for a in varying(labels)):
+        return opaque(flow, node, f"{node.op_type} ({node.name}) changes the size of channels, or by computed sizes")
+    return flow.write(node.outputs[0], labels)
+
+
+def _expand(flow: Flow, node: ir.Node) -> None:
+    labels, shape = flow.read(node.inputs[0]), flow.shape(node.outputs[0])
+    if labels is None or shape is None:
+        return opaque(flow, node, f"Expand ({node.name}) of a tensor without channels")
+    wide = labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape)
+    target = read.constant(node.inputs[1])
+    known = target is not None and all(
+        a < len(shape) - len(target) or target[a - len(shape) + len(target)] in (1, shape[a]) for a in varying(wide)
+    )
+    if varying(wide) and not known and not _same_as_shape_of(flow, node.inputs[1], wide):
+        return opaque(flow, node, f"Expand ({node.name}) to a computed shape")
+    return flow.write(node.outputs[0], wide)
+
+
+def _tile(flow: Flow, node: ir.Node) -> None:
+    labels, repeats = flow.read(node.inputs[0]), read.constant(node.inputs[1]) if len(node.inputs) == 2 else None
+    if labels is None or (repeats is None and varying(labels)):
+        return opaque(flow, node, f"Tile ({node.name}) a computed number of times")
+    times = [int(repeats[a]) if repeats is not None and a in varying(labels) else 1 for a in range(labels.ndim)]
+    return flow.write(node.outputs[0], np.tile(labels, times))
+
+
+def _depth_to_space(flow: Flow, node: ir.Node) -> None:
+    """The channels that make one larger channel go together."""
+    labels, source = flow.read(node.inputs[0]), flow.shape(node.inputs[0])
+    if labels is None or source is None or varying(labels) not in ((), (1,)):
+        return opaque(flow, node, f"DepthToSpace ({node.name}) of unknown channels")
+    block = read.int_attribute(node, "blocksize", 1) ** 2
+    vector = np.broadcast_to(labels.reshape(-1), (source[1],))
+    mode = read.attribute(node, "mode", "DCR")
+    rows = vector.reshape(-1, block) if mode in ("CRD", b"CRD") else vector.reshape(block, -1).T
+    flow.tie(rows, rows[:, :1])
+    return flow.write(node.outputs[0], rows[:, 0].reshape(1, -1, 1, 1))
+
+
+def _space_to_depth(flow: Flow, node: ir.Node) -> None:
+    labels, source = flow.read(node.inputs[0]), flow.shape(node.inputs[0])
+    if labels is None or source is None or varying(labels) not in ((), (1,)):
+        return opaque(flow, node, f"SpaceToDepth ({node.name}) of unknown channels")
+    block = read.int_attribute(node, "blocksize", 1) ** 2
+    vector = np.broadcast_to(labels.reshape(-1), (source[1],))
+    return flow.write(node.outputs[0], np.tile(vector, block).reshape(1, -1, 1, 1))
 
 
 RULES: dict[str, Callable[[Flow, ir.Node], None]] = {
@@ -168,4 +245,8 @@ RULES: dict[str, Callable[[Flow, ir.Node], None]] = {
     "Pad": _pad,
     "Slice": _slice,
     "Gather": _gather,
+    "Expand": _expand,
+    "Tile": _tile,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
 }

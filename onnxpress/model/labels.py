@@ -1,14 +1,15 @@
 """Which channels of which tensors are one and the same: labels sent through the graph.
 
-Every producer of channels (Conv, Gemm, MatMul, zero padding of a channel axis) gives each of its output
-channels a fresh label.  Operators carry labels along, tie them (a residual Add: position by position) or
-freeze them (an operator this room does not know, a graph output).  Ties are collected as edges; connected
-components are the channels that can only be removed together (the coupling of DepGraph, Fang et al. 2023,
-found on labels instead of per-operator index maps: see `channels.py` for what is made of them).
+Every producer of channels (Conv, Gemm, MatMul, recurrent layers, zero padding of a channel axis) gives each of its output
+channels a fresh label.  Operators carry labels along, tie them (a residual Add: position by position), mix them (a Softmax over
+channels: all or none) or freeze them (an operator this room does not know, a graph output).  Ties are collected as edges;
+connected components are the channels that can only be removed together (the coupling of DepGraph, Fang et al. 2023, found
+on labels instead of per-operator index maps: see `units.py` and `channels.py` for what is made of them).
 
-A label array has the rank of its tensor and size 1 on every axis along which labels do not vary.  Label 0 means
-frozen.  A tensor whose labels vary along two axes at once (heads x dims) is frozen: removing from it need not
-leave a box.
+A label array has the rank of its tensor and size 1 on every axis along which labels do not vary.  Label 0 means frozen.  Labels
+may vary along several axes (heads x dims): what is removed must then leave a box, so that whole slices go.  Where an axis
+of one tensor must lose the slices that another one loses, without their elements being the same (heads of scores and heads of
+values), a link says so: its label is gone exactly where all of its members are.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Slot:
     """One axis of one constant operand that is sliced along with the channels.
 
     role: "out" (rows that make channels), "in" (columns that read them), "along" (per-channel constants)
-    labels: one label a position of that axis
+    labels: [positions] or [positions, K]: a position goes when all of its labels do
     """
 
     node: str
@@ -37,40 +38,84 @@ class Slot:
     role: str
     labels: np.ndarray
 
+    def stays(self, keep: np.ndarray) -> np.ndarray:
+        """For every position whether it is left; keep: by label."""
+        found = keep[self.labels]
+        return np.asarray(found if found.ndim == 1 else found.any(axis=1))
+
 
 @dataclass(frozen=True)
-class Resize:
-    """A movement node whose written-down sizes follow the channels. axis: of its output; labels: along it."""
+class Link:
+    """Label p[i] is gone exactly where all of members[i] are.  p: [n]; members: [n, K]."""
+
+    p: np.ndarray
+    members: np.ndarray
+
+
+@dataclass(frozen=True)
+class Product:
+    """Channels that two computed tensors are multiplied and summed over.  labels: of the operand, in its rank."""
 
     node: str
-    axis: int
-    labels: np.ndarray
-    part: int = 0
+    operand: int
+    labels: Labels
 
 
 @dataclass
 class Flow:
-    """The state of one walk, and its result."""
+    """The state of one walk, and its result.
+
+    of: labels by value; boxes: label arrays that no value has but that must stay boxes, too (groups x channels of a grouped Conv);
+    counts: for a node's attribute that counts slices (group, hidden_size, num_heads) the labels whose first axis it counts;
+    frozen: labels that stay, and why; mixed: labels that only go together, and why; sizes: for integer values the axes of
+    values that each of their elements was told from.
+    """
 
     trace: Trace
     of: dict[str, Labels] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
-    resizes: list[Resize] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    boxes: list[Labels] = field(default_factory=list)
+    counts: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
     edges: list[np.ndarray] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    mixed: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    sizes: dict[str, list[frozenset[tuple[str, int]]]] = field(default_factory=dict)
     count: int = 1
 
-    def fresh(self, number: int) -> np.ndarray:
-        labels = np.arange(self.count, self.count + number, dtype=np.int64)
+    def fresh(self, *shape: int) -> np.ndarray:
+        number = int(np.prod(shape))
+        labels = np.arange(self.count, self.count + number, dtype=np.int64).reshape(shape)
         self.count += number
         return labels
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Make labels one, position by position (broadcast)."""
         a, b = np.broadcast_arrays(a, b)
         pairs = np.stack([a.ravel(), b.ravel()], axis=1)
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
         if len(pairs):
             self.edges.append(np.unique(pairs, axis=0))
+
+    def link(self, p: np.ndarray, members: np.ndarray) -> None:
+        """p: [n], members: [n, K].  A single member is a tie."""
+        if members.shape[1] == 1:
+            self.tie(p, members[:, 0])
+        else:
+            self.links.append(Link(p, members))
+
+    def mix(self, labels: Labels, axes: tuple[int, ...], reason: str) -> Labels:
+        """Tie the labels along these axes: they go together or stay.  Returns the labels with size 1 there."""
+        axes = tuple(a for a in axes if labels.shape[a] > 1)
+        if not axes:
+            return labels
+        first = labels
+        for axis in axes:
+            first = first.take([0], axis=axis)
+        self.tie(labels, first)
+        self.mixed.append((np.unique(labels), reason))
+        return first
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
         if labels is None:
@@ -85,43 +130,41 @@ class Flow:
         shape = self.trace.shape(value.name)
         return len(shape) if shape is not None else 0
 
+    def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        return None if value is None else self.trace.shape(value.name)
+
     def blank(self, value: ir.Value) -> Labels:
         return np.zeros((1,) * self.rank(value), np.int64)
 
     def read(self, value: ir.Value | None) -> Labels | None:
         return None if value is None or value.name is None else self.of.get(value.name)
 
-    def write(self, value: ir.Value, labels: Labels, reason: str) -> None:
-        """Store labels of a value, in compact form; freeze them where they vary along two axes."""
-        labels = compact(labels)
-        if sum(size > 1 for size in labels.shape) > 1:
-            self.freeze(labels, reason)
-            labels = self.blank(value)
+    def write(self, value: ir.Value, labels: Labels) -> None:
+        """Store labels of a value, in compact form."""
         if value.name:
-            self.of[value.name] = labels
+            self.of[value.name] = compact(labels)
 
 
 def compact(labels: Labels) -> Labels:
     """Shrink every axis along which the labels do not vary to size 1."""
     for axis in range(labels.ndim):
-        first = labels.take([0], axis=axis) if labels.shape[axis] else labels
-        if labels.shape[axis] > 1 and (labels == first).all():
-            labels = first
+        if labels.shape[axis] > 1:
+            first = labels.take([0], axis=axis)
+            if (labels == first).all():
+                labels = first
     return labels
 
 
-def vary_axis(labels: Labels) -> int | None:
-    """The one axis along which the labels vary; None where they are uniform."""
-    axes = [a for a, size in enumerate(labels.shape) if size > 1]
-    return axes[0] if axes else None
+def varying(labels: Labels) -> tuple[int, ...]:
+    """The axes along which the labels vary."""
+    return tuple(a for a, size in enumerate(labels.shape) if size > 1)
 
 
-def along(labels: Labels, axis: int, size: int) -> np.ndarray | None:
-    """The labels along one axis as a vector; None where they vary along another one."""
-    if vary_axis(labels) not in (None, axis):
-        return None
-    vector = labels.reshape(-1)
-    return np.broadcast_to(vector, (size,)) if vector.size == 1 else vector
+def along(labels: Labels, axis: int, size: int) -> np.ndarray:
+    """What lies at every position of one axis: [size], or [size, K] where labels vary along others, too."""
+    rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    rows = np.broadcast_to(rows, (size, rows.shape[1]))
+    return rows[:, 0] if rows.shape[1] == 1 else rows
 
 
 def opaque(flow: Flow, node: ir.Node, reason: str) -> None:

@@ -20,6 +20,8 @@ ELEMENTWISE = frozenset(
 # Pooling: axes 0 and 1 pass, the spatial axes are reduced.
 POOLING = frozenset("""AveragePool MaxPool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool""".split())
 WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
+COMPUTED = "its weight is computed from the inputs"
+RECURRENT = frozenset("LSTM GRU RNN".split())
 
 
 def element_bytes(data_type: int) -> float | None:
@@ -59,7 +61,7 @@ def why_not_constant(value: ir.Value | None) -> str:
         seen.add(id(current))
         producer = current.producer()
         if producer is None or has_subgraph(producer):
-            return "its weight is computed from the inputs"
+            return COMPUTED
         waiting += list(producer.inputs)
     return "its weight is still to be computed from constants: simplify first"
 

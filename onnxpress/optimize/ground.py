@@ -23,7 +23,7 @@ class Ground:
 
     @property
     def can_prune(self) -> bool:
-        return any(widths(g.size, self.evidence) for g in self.evidence.channels.groups)
+        return any(widths(g, self.evidence) for g in self.evidence.channels.groups)
 
     def decisions(self, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> Sequence[Decision]:
         """Channels to remove for a wish; none where it removes nothing on this CPU's widths."""

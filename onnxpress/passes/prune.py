@@ -7,6 +7,7 @@ the widths that this CPU's kernels like; what remains is repaired by least squar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +24,9 @@ from onnxpress.measure.score import Judge
 from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
+from onnxpress.model.removal import remove
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
-from onnxpress.passes.downdate import Curve, magnitude, packed, second_order, unpacked
+from onnxpress.passes.downdate import Curve, Weights, magnitude, packed, second_order, unpacked
 from onnxpress.passes.repair import repair
 
 SCOPES = ("all", "hidden")
@@ -70,7 +72,7 @@ class Prune:
         for curve in curves(evidence).values():
             group = evidence.channels.group(curve.group)
             cost = _group_macs(group, costs)
-            for width in widths(group.size, evidence):
+            for width in widths(group, evidence):
                 gone = group.size - width
                 saving = Saving(
                     cost * gone / group.size, 4.0 * _group_weights(evidence.model, group) * gone / group.size
@@ -87,7 +89,7 @@ class Prune:
         refused = [Refused(r.node, r.reason) for r in facts.refused]
         if not removal:
             return Applied(evidence.model.clone(), [], refused)
-        pruned = ch.remove(evidence.model, facts, removal)
+        pruned = remove(evidence.model, facts, removal)
         mode = next((d["repair"] for d in decisions if "repair" in d), "least-squares")
         notes = [f"removed {sum(len(v) for v in removal.values())} channels of {len(removal)} groups"]
         if mode != "none" and evidence.data is not None:
@@ -127,21 +129,24 @@ def _removal(facts: ch.Channels, decisions: Sequence[Decision]) -> dict[str, lis
     return removal
 
 
-def widths(size: int, evidence: Evidence) -> list[int]:
-    """Widths below `size` on the kernel grid, largest first."""
-    step = evidence.machine.grid(size)
-    return list(range((size - 1) // step * step, 0, -step))
+def widths(group: ch.Group, evidence: Evidence) -> list[int]:
+    """Widths of a group below its size that lie on the kernel grid, largest first."""
+    step = _step(group, evidence)
+    return list(range((group.size - 1) // step * step, 0, -step))
+
+
+def _step(group: ch.Group, evidence: Evidence) -> int:
+    """How many of a group together make whole steps of the kernel grid: one of them may stand for several channels."""
+    step = evidence.machine.grid(group.size * group.block)
+    return step // math.gcd(step, group.block)
 
 
 def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-order") -> dict[str, Curve]:
     """The error-versus-width curve of every group in scope."""
     groups = [g for g in evidence.channels.groups if scope == "all" or g.hidden]
     nodes = {n.name: n for n in evidence.model.graph}
-    weights = {
-        name: w
-        for name, n in nodes.items()
-        if name and n.op_type in read.WEIGHTED and (w := read.constant(n.inputs[1])) is not None
-    }
+    makers = {(p.node, p.operand) for g in groups for p in g.places if p.role == "out"}
+    weights = {at: w for at in sorted(makers) if (w := read.constant(nodes[at[0]].inputs[at[1]])) is not None}
     if criterion == "magnitude" or evidence.data is None:
         return {g.name: magnitude(g, weights) for g in groups}
     what = f"curves {criterion} {[g.name for g in groups]}"
@@ -150,7 +155,7 @@ def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-orde
 
 
 def _second_order(
-    evidence: Evidence, groups: Sequence[ch.Group], nodes: Mapping[str | None, ir.Node], weights: Mapping[str, np.ndarray]
+    evidence: Evidence, groups: Sequence[ch.Group], nodes: Mapping[str | None, ir.Node], weights: Weights
 ) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     wanted = {g.name: {p.node for p in g.readers} for g in groups}
@@ -223,9 +228,9 @@ def sensitivities(
 
 def _first_step(evidence: Evidence, name: str, wish: int) -> int:
     """How many channels of a group go when it is tried alone; 0 where the grid has no smaller width."""
-    size = evidence.channels.group(name).size
-    steps = widths(size, evidence)
-    return wish or (size - steps[0] if steps else 0)
+    group = evidence.channels.group(name)
+    steps = widths(group, evidence)
+    return wish or (group.size - steps[0] if steps else 0)
 
 
 @dataclass
@@ -238,7 +243,7 @@ class _LazyJudge:
     def harm(self, removal: Mapping[str, list[int]]) -> Arrays:
         evidence = self.evidence
         self.judge = self.judge or Judge(evidence.model, evidence.samples())
-        pruned = ch.remove(evidence.model, evidence.channels, dict(removal))
+        pruned = remove(evidence.model, evidence.channels, dict(removal))
         repair(evidence, pruned, evidence.channels, dict(removal))
         return {"nmse": np.asarray(self.judge.score(pruned).nmse)}
 
@@ -248,10 +253,19 @@ def _decision(curve: Curve, gone: int) -> Decision:
 
 
 def _uniform(evidence: Evidence, picked: Mapping[str, Curve], ratio: float) -> dict[str, int]:
-    found = {}
-    for name in picked:
-        size = evidence.channels.group(name).size
-        found[name] = size - evidence.machine.nearest(size * (1 - ratio), size)
+    """The same share of every group; of groups that are slices of the same channels (heads, their dimensions) the finest."""
+    found = dict.fromkeys(picked, 0)
+    taken: set[int] = set()
+    for name in sorted(picked, key=lambda n: -evidence.channels.group(n).size):
+        mine = {int(root) for unit in evidence.channels.members[name] for root in unit}
+        if mine & taken:
+            continue
+        taken |= mine
+        group = evidence.channels.group(name)
+        per = group.block
+        channels = evidence.machine.nearest(group.size * per * (1 - ratio), group.size * per)
+        step = _step(group, evidence)
+        found[name] = group.size - min(group.size, max(step, round(channels / per / step) * step))
     return found
 
 
@@ -282,11 +296,12 @@ class _Ledger:
 
 
 def _ledger(evidence: Evidence, picked: Mapping[str, Curve]) -> _Ledger:
-    sizes = {
-        n.name or "": float(w.size)
-        for n in evidence.model.graph
-        if n.op_type in read.WEIGHTED and (w := read.constant(n.inputs[1])) is not None
-    }
+    operands = sorted({(s.node, s.operand) for s in evidence.channels.flow.slots if s.role in ("in", "out")})
+    nodes = {n.name: n for n in evidence.model.graph}
+    sizes: dict[str, float] = {}
+    for node, operand in operands:
+        weight = read.constant(nodes[node].inputs[operand])
+        sizes[node] = sizes.get(node, 0.0) + (0.0 if weight is None else float(weight.size))
     costs = {k: float(v) for k, v in macs(evidence.model, evidence.trace).items()}
     return _Ledger({n: evidence.channels.group(n) for n in picked}, costs, sizes, dict.fromkeys(picked, 0))
 
@@ -303,7 +318,7 @@ def spread_by_harm(
     now = _ledger(evidence, picked)
     macs_all, size_all = sum(now.macs.values()), sum(now.sizes.values())
     ladder = {
-        n: [g for w in widths(now.groups[n].size, evidence) if (g := now.groups[n].size - w) < len(picked[n].error)]
+        n: [g for w in widths(now.groups[n], evidence) if (g := now.groups[n].size - w) < len(picked[n].error)]
         for n in picked
     }
     while True:

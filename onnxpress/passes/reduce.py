@@ -26,6 +26,7 @@ import onnx_ir as ir
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
+from onnxpress.model.removal import remove
 from onnxpress.passes.base import Applied, Decision, Option, Saving
 from onnxpress.passes.fold import FOLDINGS, fold, only_user
 from onnxpress.passes.targets import known_targets
@@ -110,7 +111,7 @@ def remove_idle(model: ir.Model, evidence: Evidence) -> tuple[ir.Model, int]:
         if not removal:
             return model, total
         total += sum(len(v) for v in removal.values())
-        model = ch.remove(model, facts, removal)
+        model = remove(model, facts, removal)
 
 
 def _on_grid(needed: int, size: int, evidence: Evidence) -> int:
@@ -123,7 +124,7 @@ def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, 
     """Spare a channel where a removal would empty an axis that several groups share."""
     keep = facts.keep_mask(removal)
     for slot in facts.flow.slots:
-        if not keep[slot.labels].any():
+        if not slot.stays(keep).any():
             return {}
     return removal
 
@@ -134,6 +135,8 @@ def _rows(weight: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
 
 def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
     weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
+    if not weights:  # what two computed tensors are multiplied over is read without a weight
+        return []
     return [
         j
         for j in range(group.size)

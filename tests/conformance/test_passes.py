@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
+from onnxpress.model import removal as rm
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
@@ -204,14 +205,13 @@ def test_savings_agree_in_sign_with_a_recount(name: str) -> None:
 
 
 def test_prune_before_repair_is_the_masked_original() -> None:
-    from onnxpress.model import channels as ch
 
     evidence = prepared(nets.mobile(width=32))
     decisions = some(all_passes()["prune"], evidence)
     removal = {d["group"]: d["remove"] for d in decisions if d.get("remove")}
     assert removal
     done = all_passes()["prune"].apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
-    masked = ch.mask(evidence.model, evidence.channels, removal)
+    masked = rm.mask(evidence.model, evidence.channels, removal)
     data = evidence.samples()
     np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
 

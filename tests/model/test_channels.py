@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import channels as ch
 from onnxpress.model import read
+from onnxpress.model import removal as rm
 from tests import nets
 
 
@@ -28,7 +29,7 @@ def assert_masked_parity(model: ir.Model, share: float, seed: int = 0) -> None:
     evidence = evidence_for(model, data)
     facts = evidence.channels
     removal = removal_of(facts, share, seed)
-    cut, masked = ch.remove(evidence.model, facts, removal), ch.mask(evidence.model, facts, removal)
+    cut, masked = rm.remove(evidence.model, facts, removal), rm.mask(evidence.model, facts, removal)
     np.testing.assert_allclose(nets.outputs(cut, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
     if removal:
         assert read.parameters(cut) < read.parameters(evidence.model)
@@ -67,13 +68,18 @@ def test_output_channels_stay_and_say_why() -> None:
     assert any("graph output" in r.reason for r in facts.refused)
 
 
-def test_grouped_convolution_is_refused_not_broken() -> None:
+def test_grouped_convolution_loses_whole_groups_or_the_same_place_of_each() -> None:
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
-    x = net.relu(net.conv(x, 16, group=4))
+    x = net.relu(net.conv(x, 32, group=4))
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
-    facts = evidence_for(model, None).channels
-    assert any("grouped" in r.reason for r in facts.refused)
+    evidence = evidence_for(model, None)
+    facts = evidence.channels
+    assert [(g.size, g.block) for g in facts.groups] == [(4, 8), (4, 4), (8, 4)]
+    cut = rm.remove(evidence.model, facts, {facts.groups[0].name: [1], facts.groups[2].name: [0, 5]})
+    conv = [n for n in cut.graph if n.op_type == "Conv"][1]
+    assert read.int_attribute(conv, "group", 1) == 3
+    assert conv.inputs[1].const_value.shape.numpy() == (18, 4, 3, 3)  # type: ignore[union-attr]
     assert_masked_parity(model, 0.5)
 
 

@@ -14,8 +14,8 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge
-from onnxpress.model import channels as ch
 from onnxpress.model import edit, files
+from onnxpress.model import removal as rm
 from onnxpress.model.files import to_bytes
 from onnxpress.optimize.distill import Wish, distill
 from onnxpress.optimize.plan import Plan, apply_plan, new_plan, read_plan
@@ -40,7 +40,7 @@ def cut(model: ir.Model, share: float = 0.25, samples: Dataset | None = None) ->
     """Some channels of every group simply taken out, none of them the last ones, so that places matter."""
     evidence = evidence_for(model, samples or data())
     removal = {g.name: list(range(0, g.size, round(1 / share))) for g in evidence.channels.groups}
-    return ch.remove(evidence.model, evidence.channels, removal), evidence, removal
+    return rm.remove(evidence.model, evidence.channels, removal), evidence, removal
 
 
 def error(model: ir.Model, samples: Dataset) -> float:
