@@ -50,7 +50,8 @@ from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.run import document
 from onnxpress.optimize.single import simplify
-from onnxpress.passes.prune import PRUNE, Wish, plan_pruning
+from onnxpress.passes.allocate import Wish, plan_pruning
+from onnxpress.passes.prune import PRUNE
 from onnxpress.runtime import isolate
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import open_session, run

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import onnx
 import onnx_ir as ir
 from zoo import dataset, zoo_module
@@ -38,8 +37,9 @@ from onnxpress.optimize.distill import Distilled, distill
 from onnxpress.optimize.run import document
 from onnxpress.optimize.single import quantize, simplify
 from onnxpress.optimize.teach import Wish
-from onnxpress.passes.base import Decision
-from onnxpress.passes.prune import PRUNE, curves, sensitivities, spread_by_harm, widths
+from onnxpress.passes.allocate import Wish as PruneWish
+from onnxpress.passes.allocate import plan_pruning
+from onnxpress.passes.prune import PRUNE
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.train.settings import Settings
@@ -75,28 +75,9 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     scope: "hidden" (inner widths of blocks) or "all"; by_harm: the groups weighed by their measured harm to the output.
     """
     evidence = evidence_for(simplify(path).model, data)
-    shapes = curves(evidence, scope)
-    weights = sensitivities(evidence, shapes, dict.fromkeys(shapes, 0)) if by_harm else {}
-    full = cost(evidence)
-    halves = {n: evidence.channels.group(n).size - (widths(evidence.channels.group(n), evidence) or [0])[0] for n in shapes}
-    order = np.random.default_rng(0).permutation(sorted(shapes)).tolist()
-    low, high = 0, len(order)
-
-    def decided(count: int, times: int = 1) -> list[Decision]:
-        """What harms least, as much as a step (of `times` grid steps) of the first `count` groups saves."""
-        goal = {n: min(times * halves[n], evidence.channels.group(n).size - 1) if i < count else 0 for i, n in enumerate(order)}
-        gone = spread_by_harm(evidence, shapes, weights, goal)
-        return [{"group": n, "remove": sorted(shapes[n].order[:g])} for n, g in gone.items() if g]
-
-    def small(decisions: list[Decision]) -> bool:
-        plain = PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
-        return cost(evidence_for(plain, data.take(1))) <= share * full
-
-    times = next((t for t in range(1, 8) if small(decided(high, t))), 8)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if small(decided(middle, times)) else (middle, high)
-    return PRUNE.apply(evidence.model, [*decided(high, times), {"repair": "least-squares"}], evidence).model
+    weights = None if by_harm else {}
+    decisions = plan_pruning(evidence, PruneWish(macs=share, scope=scope), weights=weights)
+    return PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares"}], evidence).model
 
 
 def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Model | str:

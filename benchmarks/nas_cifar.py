@@ -125,7 +125,7 @@ def main(
     splits = Splits(training_set(case, cifar, sig), dataset(case, "select", sig), dataset(case, "val", sig))
     feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
     limit = 0.5 * compare_latency({"anchor": anchor}, feeds, Effort(seconds=3.0)).timings[0].median
-    request = Request("image-small", trials=400, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
+    request = Request("image-small", trials=250, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
     tell = teller()
     look = Look(teacher, splits, request, True, this_machine())
     with tempfile.TemporaryDirectory() as folder:

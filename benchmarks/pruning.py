@@ -26,7 +26,7 @@ from onnxpress.model.read import parameters
 from onnxpress.model.signature import signature
 from onnxpress.optimize.run import document
 from onnxpress.optimize.single import prune
-from onnxpress.passes.prune import Wish
+from onnxpress.passes.allocate import Wish
 from onnxpress.runtime.machine import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent

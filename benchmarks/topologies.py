@@ -44,7 +44,8 @@ from onnxpress.model import edit, read
 from onnxpress.model.signature import signature
 from onnxpress.optimize.run import document
 from onnxpress.optimize.single import prune, simplify
-from onnxpress.passes.prune import PRUNE, SPREADS, Wish
+from onnxpress.passes.allocate import SPREADS, Wish
+from onnxpress.passes.prune import PRUNE
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import Settings, open_session, run
 

@@ -34,7 +34,7 @@ class Net:
 
     def constant(self, array: np.ndarray, stem: str = "w") -> str:
         name = self.name(stem)
-        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.tensors.append(numpy_helper.from_array(np.array(array, order="C"), name))  # which keeps a scalar one
         return name
 
     def op(self, kind: str, inputs: list[str], width: int, **attributes: object) -> str:

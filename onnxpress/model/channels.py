@@ -115,7 +115,7 @@ def analyse(model: ir.Model, trace: Trace) -> Channels:
     finder.single(~closure.bound)
     for family in closure.families():
         finder.sliced(family.units)
-    free = {p.node for g in finder.groups for p in g.places if p.role == "out"}
+    free = {s.layer for s in flow.slots if s.role == "out" and (s.node, s.operand, s.axis) in finder.cut}
     return Channels(tuple(finder.groups), _refusals(model, flow, component, free), flow, component, finder.members)
 
 
@@ -126,6 +126,7 @@ class _Finder:
         self.model, self.flow, self.component = model, flow, component
         self.groups: list[Group] = []
         self.members: dict[str, list[np.ndarray]] = {}
+        self.cut: set[tuple[str, int, int]] = set()  # axes of weights that make channels of a group
         self._roots = [component[s.labels] for s in flow.slots]
         self._summed = np.zeros(int(component.max()) + 1, bool)
         for product in flow.products:
@@ -180,10 +181,11 @@ class _Finder:
             return
         first = makers[0]
         numbers.sort(key=lambda n: int(next(p for i, p in where[n] if i == first)[0]))
-        name = slots[first].node
+        name = slots[first].layer
         if name in self.members:
             name = f"{name}#{sum(g.name.split('#')[0] == name for g in self.groups)}"
         self.members[name] = [unit(n) for n in numbers]
+        self.cut |= {(slots[i].node, slots[i].operand, slots[i].axis) for i in makers}
         places = tuple(
             Place(slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers))
             for k, (i, _) in enumerate(signature)
@@ -214,11 +216,12 @@ def _refusals(model: ir.Model, flow: Flow, component: np.ndarray, free: set[str]
     for labels, reason in (*flow.frozen, *flow.mixed):
         for label in labels.tolist():
             reasons.setdefault(label, reason)
-    makers = {s.node: s for s in flow.slots if s.role == "out"}
+    makers = {s.layer: s for s in flow.slots if s.role == "out"}
+    passing = {s.layer for s in flow.slots if s.role == "along"} - set(makers)  # depthwise
     refused = []
     for node in model.graph:
         weighted = node.op_type in read.WEIGHTED | read.RECURRENT
-        if not weighted or node.name in free or read.is_depthwise(node):
+        if not weighted or node.name in free | passing:
             continue
         slot = makers.get(node.name or "")
         if slot is None:

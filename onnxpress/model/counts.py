@@ -47,6 +47,9 @@ def _recurrent(node: ir.Node, trace: Trace) -> int:
 def _stored(value: ir.Value | None) -> tuple[int, ...] | None:
     """The shape of a constant."""
     tensor = read.constant_tensor(value)
+    maker = value.producer() if tensor is None and value is not None else None
+    if maker is not None and maker.op_type == "DequantizeLinear":  # stored in integers
+        tensor = read.constant_tensor(maker.inputs[0])
     return None if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
 
 

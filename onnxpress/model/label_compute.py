@@ -14,24 +14,24 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.labels import Flow, Labels, Slot, along, opaque, varying
+from onnxpress.model.labels import Flow, Labels, along, opaque, stored, varying
 
 
 def bias_slot(flow: Flow, node: ir.Node, operand: int, labels: np.ndarray) -> None:
     """Slice the bias along with the channels; a bias that does not follow them freezes the channels."""
     if operand >= len(node.inputs) or node.inputs[operand] is None:
         return
-    bias = read.constant(node.inputs[operand])
+    bias = stored(node.inputs[operand])
     if bias is not None and bias.size == 1:
         return
     if bias is None or bias.shape[-1] != len(labels) or bias.size != len(labels):
         flow.freeze(labels, f"{node.op_type} ({node.name}) has a bias that is not one constant a channel")
         return
-    flow.slots.append(Slot(node.name or "", operand, bias.ndim - 1, "along", labels))
+    flow.slice(node, operand, bias.ndim - 1, "along", labels)
 
 
 def _conv(flow: Flow, node: ir.Node) -> None:
-    weight, labels = read.constant(node.inputs[1]), flow.read(node.inputs[0])
+    weight, labels = stored(node.inputs[1]), flow.read(node.inputs[0])
     if weight is None or labels is None:
         return opaque(flow, node, f"{node.op_type} ({node.name}): {read.why_not_constant(node.inputs[1])}")
     if any(a != 1 for a in varying(labels)):
@@ -42,15 +42,15 @@ def _conv(flow: Flow, node: ir.Node) -> None:
     width = weight.shape[outer] * (groups if outer == 1 else 1)
     channels = along(labels, 1, weight.shape[inner] * (groups if inner == 1 else 1))
     shape = (1, -1, *(1,) * (weight.ndim - 2))
-    if groups > 1 and read.is_depthwise(node):
+    if groups > 1 and inner == 1 and weight.shape[1] == 1:  # depthwise
         made = np.repeat(channels, width // groups)
-        flow.slots.append(Slot(name, 1, 0, "along", made))
+        flow.slice(node, 1, 0, "along", made)
         flow.counts.append((name, "group", channels))
     else:
         made = flow.fresh(width)
         if groups == 1:
-            flow.slots.append(Slot(name, 1, inner, "in", channels))
-            flow.slots.append(Slot(name, 1, outer, "out", made))
+            flow.slice(node, 1, inner, "in", channels)
+            flow.slice(node, 1, outer, "out", made)
         else:
             _groups(flow, node, channels.reshape(groups, -1), made.reshape(groups, -1))
     bias_slot(flow, node, 2, made)
@@ -64,8 +64,8 @@ def _groups(flow: Flow, node: ir.Node, read_: np.ndarray, made: np.ndarray) -> N
     if node.op_type == "ConvTranspose":  # its weight holds the input's channels on its first axis
         sides.reverse()
     (across, columns), (down, rows) = sides
-    flow.slots.append(Slot(name, 1, 0, down, rows.reshape(-1)))
-    flow.slots.append(Slot(name, 1, 1, across, np.ascontiguousarray(columns.T)))
+    flow.slice(node, 1, 0, down, rows.reshape(-1))
+    flow.slice(node, 1, 1, across, np.ascontiguousarray(columns.T))
     flow.boxes += [read_, made]
     whole = flow.fresh(len(made))
     flow.link(whole, read_)
@@ -86,7 +86,7 @@ def _norm(operands: tuple[int, ...]) -> Callable[[Flow, ir.Node], None]:
         labels = flow.mix(labels, others, f"{node.op_type} ({node.name}) takes statistics across channels")
         vector = along(labels, 1, sizes[0])
         for operand in operands:
-            flow.slots.append(Slot(node.name or "", operand, 0, "along", vector))
+            flow.slice(node, operand, 0, "along", vector)
         return flow.write(node.outputs[0], labels)
 
     return rule
@@ -104,7 +104,7 @@ def _group_norm(flow: Flow, node: ir.Node) -> None:
     for operand, array in enumerate(params, 1):
         assert array is not None
         vector = rows[:, 0] if array.size == groups else rows.reshape(-1)
-        flow.slots.append(Slot(node.name or "", operand, 0, "along", vector))
+        flow.slice(node, operand, 0, "along", vector)
     flow.counts.append((node.name or "", "num_groups", rows[:, 0]))
     return flow.write(node.outputs[0], labels)
 
@@ -121,7 +121,7 @@ def _elementwise(flow: Flow, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
         if value is None or not varying(result) or flow.read(value) is not None:
             continue
-        constant = read.constant(value)
+        constant = stored(value)
         if constant is None:
             if flow.rank(value) > 0:
                 flow.freeze(result, f"{node.op_type} ({node.name}) reads a computed tensor without channels")
@@ -129,7 +129,7 @@ def _elementwise(flow: Flow, node: ir.Node) -> None:
         for axis in varying(result):
             own = axis - (rank - constant.ndim)
             if own >= 0 and constant.shape[own] > 1:
-                flow.slots.append(Slot(node.name or "", index, own, "along", along(result, axis, constant.shape[own])))
+                flow.slice(node, index, own, "along", along(result, axis, constant.shape[own]))
     for value in node.outputs:
         flow.write(value, result)
 
@@ -167,6 +167,20 @@ def joined(flow: Flow, parts: list[tuple[Labels, tuple[int, ...]]], reason: str)
             result = np.broadcast_to(result, shape)
         # one that is of size 1 wherever the others have channels is one number for all of them
     return result
+
+
+def _quantize(flow: Flow, node: ir.Node) -> None:
+    """QuantizeLinear and DequantizeLinear of computed values: scales of an axis follow it."""
+    labels, shape = flow.read(node.inputs[0]), flow.shape(node.inputs[0])
+    scales = read.constant(node.inputs[1])
+    if labels is None or shape is None or scales is None or read.int_attribute(node, "block_size", 0):
+        return opaque(flow, node, f"{node.op_type} ({node.name}) with computed scales, or by blocks")
+    axis = read.int_attribute(node, "axis", 1) % max(len(shape), 1)
+    for operand, value in enumerate(node.inputs[1:], 1):
+        array = read.constant(value)
+        if array is not None and array.size > 1 and axis in varying(labels):
+            flow.slice(node, operand, 0, "along", along(labels, axis, shape[axis]))
+    return flow.write(node.outputs[0], labels)
 
 
 def _size_of(flow: Flow, node: ir.Node) -> None:
@@ -225,6 +239,7 @@ RULES: dict[str, Callable[[Flow, ir.Node], None]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), _axiswise(-1)),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _axiswise(-1, onwards=True)),
     **dict.fromkeys(("Shape", "Size", "ConstantOfShape", "Range"), _size_of),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
     "Conv": _conv,
     "ConvTranspose": _conv,
     "BatchNormalization": _norm((1, 2, 3, 4)),

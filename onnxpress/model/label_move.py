@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.labels import Flow, Labels, Slot, along, compact, opaque, varying
+from onnxpress.model.labels import Flow, Labels, along, compact, opaque, stored, varying
+
+_WHOLE = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
 def _reshape(flow: Flow, node: ir.Node) -> None:
@@ -48,13 +50,13 @@ def _concat(flow: Flow, node: ir.Node) -> None:
     rank = flow.rank(node.outputs[0])
     axis = _axis(node, max(rank, 1))
     parts: list[tuple[Labels, int]] = []
-    stored: dict[int, tuple[int, ...]] = {}
+    fixed: dict[int, tuple[int, ...]] = {}
     for index, value in enumerate(node.inputs):
         labels, shape = flow.read(value), flow.shape(value)
-        constant = read.constant(value)
+        constant = stored(value)
         if labels is None and constant is not None:
             labels, shape = np.zeros((1,) * rank, np.int64), constant.shape
-            stored[index] = constant.shape
+            fixed[index] = constant.shape
         if labels is None or shape is None:
             return opaque(flow, node, f"Concat ({node.name}) with a tensor without channels")
         parts.append((labels, shape[axis]))
@@ -63,13 +65,12 @@ def _concat(flow: Flow, node: ir.Node) -> None:
     if all(not any(a != axis for a in varying(p)) for p, _ in parts):
         return flow.write(node.outputs[0], np.concatenate(wide, axis=axis))
     if all(not varying(p) or axis not in varying(p) for p, _ in parts):  # the parts' channels meet position by position
-        first, *others = [p.take([0], axis=axis) for i, p in enumerate(wide) if i not in stored] or [wide[0]]
+        first, *others = [p.take([0], axis=axis) for i, p in enumerate(wide) if i not in fixed] or [wide[0]]
         for other in others:
             flow.tie(first, other)
-        for index, sizes in stored.items():
-            flow.slots += [
-                Slot(node.name or "", index, a, "along", along(first, a, sizes[a])) for a in varying(first) if sizes[a] > 1
-            ]
+        for index, sizes in fixed.items():
+            for a in (a for a in varying(first) if sizes[a] > 1):
+                flow.slice(node, index, a, "along", along(first, a, sizes[a]))
         return flow.write(node.outputs[0], first)
     return flow.write(node.outputs[0], np.concatenate(wide, axis=axis))
 
@@ -160,10 +161,10 @@ def _gather(flow: Flow, node: ir.Node) -> None:
     """Channels on another axis pass; on the axis it picks from they are picked by constant numbers."""
     labels, index = flow.read(node.inputs[0]), read.constant(node.inputs[1])
     index_shape = index.shape if index is not None else flow.shape(node.inputs[1])
-    table = read.constant(node.inputs[0])
-    if table is not None and table.ndim == 2 and table.dtype.kind == "f" and index_shape is not None and not _axis(node, 2):
+    table = stored(node.inputs[0])
+    if table is not None and table.ndim == 2 and node.outputs[0].dtype not in _WHOLE and index_shape is not None and not _axis(node, 2):
         fresh = flow.fresh(table.shape[1])  # an embedding: its columns are channels
-        flow.slots.append(Slot(node.name or "", 0, 1, "out", fresh))
+        flow.slice(node, 0, 1, "out", fresh)
         return flow.write(node.outputs[0], fresh.reshape(*(1,) * len(index_shape), -1))
     if labels is None or index_shape is None:
         return opaque(flow, node, f"Gather ({node.name}) from a tensor without channels")

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxpress.model import read
 from onnxpress.model.label_compute import bias_slot, joined
-from onnxpress.model.labels import Flow, Labels, Product, Slot, along, opaque, varying
+from onnxpress.model.labels import Flow, Labels, Product, along, opaque, stored, varying
 
 _BATCH = "ABCDEFGHIJKLMNOPQRSTUVW"
 
@@ -43,26 +43,24 @@ def _einsum(flow: Flow, node: ir.Node) -> None:
 
 
 def _shape(flow: Flow, value: ir.Value | None) -> tuple[int, ...] | None:
-    constant = read.constant(value)
+    constant = stored(value)
     return constant.shape if constant is not None else flow.shape(value)
 
 
 def _product(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None:
-    stored = [read.constant(v) is not None for v in node.inputs]
-    if any(flow.read(v) is None for v, held in zip(node.inputs, stored, strict=True) if not held):
-        return opaque(flow, node, f"{node.op_type} ({node.name}) of a tensor without channels")
-    if all(stored) or not any(stored):
-        if all(stored):
-            return opaque(flow, node, f"{node.op_type} ({node.name}) of constants")
+    held = [stored(v) is not None for v in node.inputs]
+    if all(held) or any(flow.read(v) is None for v, known in zip(node.inputs, held, strict=True) if not known):
+        return opaque(flow, node, f"{node.op_type} ({node.name}) of constants, or of a tensor without channels")
+    if not any(held):
         return _of_two(flow, node, letters, out)
-    place = stored.index(True)
+    place = held.index(True)
     return _by_weight(flow, node, 1 - place, letters[1 - place], letters[place], out)
 
 
 def _by_weight(flow: Flow, node: ir.Node, data: int, own: str, weight: str, out: str) -> None:
     """One operand (number `data`, axes `own`) is computed, the other a weight (axes `weight`)."""
     labels = flow.read(node.inputs[data])
-    array = read.constant(node.inputs[1 - data])
+    array = stored(node.inputs[1 - data])
     assert labels is not None and array is not None
     made_axes = [c for c in out if c in weight and c not in own]
     both = [c for c in out if c in weight and c in own]
@@ -72,13 +70,12 @@ def _by_weight(flow: Flow, node: ir.Node, data: int, own: str, weight: str, out:
     if passing and made_axes:
         flow.freeze(labels, f"{node.op_type} ({node.name}) mixes channels with other axes")
         labels, passing = np.zeros((1,) * labels.ndim, np.int64), []
-    name = node.name or ""
     for letter in (c for c in own if c not in out and c in weight):
         size = array.shape[weight.index(letter)]
-        flow.slots.append(Slot(name, 1 - data, weight.index(letter), "in", along(labels, own.index(letter), size)))
+        flow.slice(node, 1 - data, weight.index(letter), "in", along(labels, own.index(letter), size))
     made = flow.fresh(*(array.shape[weight.index(c)] for c in made_axes))
     for place, letter in enumerate(made_axes):
-        flow.slots.append(Slot(name, 1 - data, weight.index(letter), "out", along(made, place, made.shape[place])))
+        flow.slice(node, 1 - data, weight.index(letter), "out", along(made, place, made.shape[place]))
     if made.ndim > 1:
         flow.boxes.append(made)
     result = _spread(made, "".join(made_axes), out) if made_axes else _spread(labels, own, out)
@@ -131,10 +128,26 @@ def _of_two(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None
         joined(flow, views, reason)
     rows = [_slices(flow, labels, term, batched) for labels, term in zip(parts, letters, strict=True)]
     heads = joined(flow, [(r, tuple(s[t.index(c)] for c in batched)) for r, s, t in zip(rows, shapes, letters, strict=True)], reason)
+    result = _spread(heads, "".join(batched), out)
     for place, (labels, term) in enumerate(zip(parts, letters, strict=True)):
         if _varies(labels, term, alone[place]):
-            return flow.write(node.outputs[0], _spread(labels, term, out))
-    return flow.write(node.outputs[0], _spread(heads, "".join(batched), out))
+            result = _crossed(flow, _spread(labels, term, out), result)
+    return flow.write(node.outputs[0], result)
+
+
+def _crossed(flow: Flow, own: Labels, heads: Labels) -> Labels:
+    """Channels of one operand, of which every head has its own: where they do not lie in heads already (keys and values that all
+    heads share), elements of both, which go with either."""
+    more = tuple(a for a in varying(heads) if own.shape[a] == 1)
+    if not more:
+        return own
+    shape = np.broadcast_shapes(own.shape, heads.shape)
+    found = flow.fresh(*shape)
+    for labels in (own, heads):
+        rest = tuple(a for a, size in enumerate(shape) if labels.shape[a] == 1 and size > 1)
+        rows = np.moveaxis(found, rest, range(-len(rest), 0)).reshape(labels.size, -1)
+        flow.link(labels.reshape(-1), rows)
+    return found
 
 
 def _varies(labels: Labels, term: str, letters: Sequence[str]) -> bool:
@@ -157,7 +170,7 @@ def _slices(flow: Flow, labels: Labels, term: str, batched: Sequence[str]) -> La
 
 
 def _gemm(flow: Flow, node: ir.Node) -> None:
-    labels, weight = flow.read(node.inputs[0]), read.constant(node.inputs[1])
+    labels, weight = flow.read(node.inputs[0]), stored(node.inputs[1])
     if weight is None or labels is None or read.int_attribute(node, "transA", 0):
         return opaque(flow, node, f"Gemm ({node.name}) has no constant weight on the right")
     turned = bool(read.int_attribute(node, "transB", 0))
@@ -166,8 +179,8 @@ def _gemm(flow: Flow, node: ir.Node) -> None:
         flow.freeze(labels, f"Gemm ({node.name}) mixes channels with other axes")
         labels = np.zeros((1, 1), np.int64)
     made = flow.fresh(weight.shape[makes])
-    flow.slots.append(Slot(node.name or "", 1, reads, "in", along(labels, 1, weight.shape[reads])))
-    flow.slots.append(Slot(node.name or "", 1, makes, "out", made))
+    flow.slice(node, 1, reads, "in", along(labels, 1, weight.shape[reads]))
+    flow.slice(node, 1, makes, "out", made)
     bias_slot(flow, node, 2, made)
     return flow.write(node.outputs[0], made.reshape(1, -1))
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.labels import Flow, Slot, along, opaque, varying
+from onnxpress.model.labels import Flow, along, opaque, varying
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _LENGTHS, _STATES, _PEEPHOLE = 4, (5, 6), 7  # places of inputs
@@ -30,16 +30,14 @@ def _recurrent(flow: Flow, node: ir.Node) -> None:
         labels = np.zeros((1, 1, 1), np.int64)
     gates, hidden = GATES[node.op_type], recurrent.shape[2]
     units = flow.fresh(hidden)
-    flow.slots += [
-        Slot(name, 1, 2, "in", along(labels, 2, over.shape[2])),
-        Slot(name, 1, 1, "out", np.tile(units, gates)),
-        Slot(name, 2, 1, "along", np.tile(units, gates)),
-        Slot(name, 2, 2, "in", units),
-    ]
+    flow.slice(node, 1, 2, "in", along(labels, 2, over.shape[2]))
+    flow.slice(node, 1, 1, "out", np.tile(units, gates))
+    flow.slice(node, 2, 1, "along", np.tile(units, gates))
+    flow.slice(node, 2, 2, "in", units)
     for index, value in rest.items():
         array = read.constant(value)
         if array is not None:
-            flow.slots.append(Slot(name, index, array.ndim - 1, "along", np.tile(units, array.shape[-1] // hidden)))
+            flow.slice(node, index, array.ndim - 1, "along", np.tile(units, array.shape[-1] // hidden))
         elif index in _STATES and (state := flow.read(value)) is not None:  # a state that another layer made
             flow.tie(along(state, state.ndim - 1, hidden), units)
         else:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import label_compute, label_move, label_product, label_recurrent, read
-from onnxpress.model.labels import Flow, opaque, varying
+from onnxpress.model.labels import Flow, opaque, unpacks, varying
 from onnxpress.model.trace import Trace
 
 _RULES = {**label_compute.RULES, **label_move.RULES, **label_product.RULES, **label_recurrent.RULES}
@@ -20,6 +20,8 @@ def propagate(model: ir.Model, trace: Trace) -> Flow:
     for value in model.graph.inputs:
         flow.of[value.name or ""] = flow.blank(value)
     for node in model.graph:
+        if unpacks(node):  # a weight, stored in integers
+            continue
         rule = _RULES.get(node.op_type) if read.standard(node) and not read.has_subgraph(node) else None
         if any(trace.shape(v.name) is None for v in node.outputs if v.name):
             rule = None
@@ -101,7 +103,13 @@ def _share_weights(model: ir.Model, flow: Flow) -> None:
     nodes = {n.name: n for n in model.graph}
     slots: dict[tuple[str, int], dict[int, np.ndarray]] = {}
     for slot in flow.slots:
-        slots.setdefault((slot.node, slot.operand), {})[slot.axis] = slot.labels
+        axes = slots.setdefault((slot.node, slot.operand), {})
+        other = axes.setdefault(slot.axis, slot.labels)
+        if other.shape == slot.labels.shape:  # of two layers behind one DequantizeLinear
+            flow.tie(other, slot.labels)
+        else:
+            flow.freeze(other, f"two layers read the weight of {slot.node} in different ways")
+            flow.freeze(slot.labels, f"two layers read the weight of {slot.node} in different ways")
     for value in model.graph.initializers.values():
         uses = [(u.node.name or "", u.idx) for u in value.uses()]
         if len(uses) < 2 or value.const_value is None or value.const_value.size < 2 or len(value.const_value.shape.numpy()) < 2:
@@ -111,7 +119,7 @@ def _share_weights(model: ir.Model, flow: Flow) -> None:
         if first is None or any(f is None or set(f) != set(first) for f in found) or any(n not in nodes for n, _ in uses):
             continue
         if all(f is not None and f[a].shape == first[a].shape for f in found for a in first):
-            for other in found[1:]:
+            for more in found[1:]:
                 for axis in first:
-                    assert other is not None
-                    flow.tie(first[axis], other[axis])
+                    assert more is not None
+                    flow.tie(first[axis], more[axis])

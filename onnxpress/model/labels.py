@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.model import read
 from onnxpress.model.trace import Trace
 
 Labels = np.ndarray
@@ -30,6 +31,7 @@ class Slot:
 
     role: "out" (rows that make channels), "in" (columns that read them), "along" (per-channel constants)
     labels: [positions] or [positions, K]: a position goes when all of its labels do
+    node, operand: where the constant is read; layer: whose weight it is, where a DequantizeLinear stands between
     """
 
     node: str
@@ -37,6 +39,7 @@ class Slot:
     axis: int
     role: str
     labels: np.ndarray
+    layer: str
 
     def stays(self, keep: np.ndarray) -> np.ndarray:
         """For every position whether it is left; keep: by label."""
@@ -126,6 +129,21 @@ class Flow:
             self.tie(found, np.zeros_like(found))
             self.frozen.append((found, reason))
 
+    def slice(self, node: ir.Node, operand: int, axis: int, role: str, labels: np.ndarray) -> None:
+        """Let an axis of a node's stored operand follow the labels, and of one that is stored in integers the scales, too."""
+        name, value = node.name or "", node.inputs[operand]
+        holder = value.producer() if read.constant(value) is None and value is not None else None
+        if holder is None:
+            self.slots.append(Slot(name, operand, axis, role, labels, name))
+            return
+        self.slots.append(Slot(holder.name or "", 0, axis, role, labels, name))
+        whole = stored(value)
+        rank = 0 if whole is None else whole.ndim
+        for place, scales in enumerate(holder.inputs[1:], 1):
+            array = read.constant(scales)
+            if array is not None and array.size > 1 and read.int_attribute(holder, "axis", 1) % rank == axis:
+                self.slots.append(Slot(holder.name or "", place, 0, "along", labels, name))
+
     def rank(self, value: ir.Value) -> int:
         shape = self.trace.shape(value.name)
         return len(shape) if shape is not None else 0
@@ -143,6 +161,21 @@ class Flow:
         """Store labels of a value, in compact form."""
         if value.name:
             self.of[value.name] = compact(labels)
+
+
+def stored(value: ir.Value | None) -> np.ndarray | None:
+    """The array that a value always holds, or the integers that a DequantizeLinear makes it of; their shape is what is asked for."""
+    found = read.constant(value)
+    if found is not None or value is None:
+        return found
+    maker = value.producer()
+    return read.constant(maker.inputs[0]) if maker is not None and unpacks(maker) else None
+
+
+def unpacks(node: ir.Node) -> bool:
+    """Whether the node is a DequantizeLinear of constants (by blocks: no)."""
+    plain = read.standard(node) and node.op_type == "DequantizeLinear" and not read.int_attribute(node, "block_size", 0)
+    return plain and all(v is None or read.constant(v) is not None for v in node.inputs)
 
 
 def compact(labels: Labels) -> Labels:

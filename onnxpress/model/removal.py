@@ -208,6 +208,15 @@ _WRITTEN: dict[str, Callable[[ir.Model, ir.Node, _Sizes], None]] = {
 }
 
 
+def _zero(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """What stands for zero in a stored weight: of one that is kept in integers its zero point."""
+    point = read.constant(node.inputs[2]) if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
+    if point is None or point.size == 1:
+        return np.zeros((), weight.dtype) if point is None else point.reshape(())
+    axis = read.int_attribute(node, "axis", 1) % weight.ndim
+    return point.reshape([-1 if a == axis else 1 for a in range(weight.ndim)])
+
+
 def mask(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
     """The reference semantics of a removal: nothing is cut, but every reader's weights for the channels are zero, and so are
     the channels themselves where two computed tensors are multiplied and summed over them."""
@@ -221,7 +230,7 @@ def mask(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
         weight = np.array(read.constant(nodes[slot.node].inputs[slot.operand]))
         index: list[slice | np.ndarray] = [slice(None)] * weight.ndim
         index[slot.axis] = np.flatnonzero(~stays)
-        weight[tuple(index)] = 0
+        weight[tuple(index)] = np.broadcast_to(_zero(nodes[slot.node], weight), weight.shape)[tuple(index)]
         edit.set_input(clone, nodes[slot.node], slot.operand, weight, f"{slot.node}_masked")
     for product in channels.flow.products:
         stays = keep[product.labels]

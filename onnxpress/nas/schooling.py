@@ -30,6 +30,7 @@ from onnxpress.train.settings import Settings
 
 Tell = Callable[[str, float], None]
 _LOOKS = 8
+_PACED = 64  # samples of the batch that tells how fast a network trains
 _RATE = 2e-3  # of weights just drawn; trying rates would cost a short training's time
 _RATE_BY_BATCH = (
     6e-3  # where batches normalize, which makes steep steps safe; short trainings need them
@@ -66,6 +67,13 @@ class School:
             progress=tell,
         )
         return done.model, self.judge.score(to_bytes(done.model)), done.decisions
+
+    def pace(self, model: ir.Model) -> float:
+        """Seconds that a training takes a sample, the teacher's part apart."""
+        from onnxpress.train.pace import sample_seconds
+
+        batch = max((b.inputs for b in self.learn.take(_PACED).batches(_PACED)), key=lambda b: len(next(iter(b.values()))))
+        return sample_seconds(model, batch, cores())
 
     def repeat(self, model: ir.Model, lessons: Sequence[Decision]) -> ir.Model:
         """The model after trainings that were done before: the same weights."""

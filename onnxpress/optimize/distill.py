@@ -17,9 +17,9 @@ from onnxpress.model.files import load, model_hash, to_bytes
 from onnxpress.optimize.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, take_step
 from onnxpress.optimize.single import ModelLike, Result, _exact, _finish, _opened
 from onnxpress.optimize.teach import Couple, Progress, Taught, Wish, refitted, taught
+from onnxpress.passes.allocate import Wish as PruneWish
+from onnxpress.passes.allocate import plan_pruning
 from onnxpress.passes.distill import Source, teacher_evidence
-from onnxpress.passes.prune import Wish as PruneWish
-from onnxpress.passes.prune import plan_pruning
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.train.match import Kept
 from onnxpress.train.settings import Settings

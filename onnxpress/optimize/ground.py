@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from onnxpress.measure.evidence import Evidence
 from onnxpress.optimize.plan import Plan
+from onnxpress.passes.allocate import Wish, candidates, plan_pruning, sensitivities
 from onnxpress.passes.base import Decision
+from onnxpress.passes.curves import curves
 from onnxpress.passes.downdate import Curve
-from onnxpress.passes.prune import Wish, curves, plan_pruning, sensitivities, widths
+from onnxpress.passes.prune import widths
 
 
 @dataclass
@@ -29,8 +31,7 @@ class Ground:
         """Channels to remove for a wish; none where it removes nothing on this CPU's widths."""
         if self._curves is None:
             self._curves = curves(self.evidence)
-        channels = self.evidence.channels
-        picked = {n: c for n, c in self._curves.items() if wish.scope == "all" or channels.group(n).hidden}
+        picked = candidates(self.evidence, wish, self._curves)
         if not self._scales:
             nothing = dict.fromkeys(self._curves, 0)
             self._scales = sensitivities(self.evidence, self._curves, nothing, more_time)

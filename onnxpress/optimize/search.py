@@ -19,7 +19,7 @@ from onnxpress.errors import Problem
 from onnxpress.optimize.run import Run
 from onnxpress.optimize.shelf import Candidate
 from onnxpress.optimize.workshop import Workshop
-from onnxpress.passes.prune import Wish
+from onnxpress.passes.allocate import Wish
 from onnxpress.runtime.latency import Effort, compare_latency
 
 T = TypeVar("T")

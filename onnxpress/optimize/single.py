@@ -21,13 +21,14 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import check_target, load, save, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
+from onnxpress.optimize.fast import fast_enough
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
+from onnxpress.passes.allocate import Wish, plan_pruning
 from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.depth import Wish as DepthWish
 from onnxpress.passes.depth import plan_depth, removable
 from onnxpress.passes.lowrank import Wish as LowRankWish
 from onnxpress.passes.lowrank import plan_lowrank
-from onnxpress.passes.prune import Wish, plan_pruning
 from onnxpress.passes.quantize import plan_quantization
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.latency import Comparison, Effort, compare_latency
@@ -162,7 +163,7 @@ def prune(
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
     evidence = begun.evidence
-    decisions = plan_pruning(evidence, wish)
+    decisions = fast_enough(evidence, wish, begun.original, begun.notes) if wish.speedup else plan_pruning(evidence, wish)
     if not decisions:
         begun.notes.append("no channel group can be narrowed by this ratio on this CPU's kernel widths")
     refused = [Refused(r.node, r.reason) for r in evidence.channels.refused]

@@ -21,9 +21,9 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import to_bytes, write_atomic
 from onnxpress.optimize.run import Run
+from onnxpress.passes.allocate import Wish as PruneWish
 from onnxpress.passes.base import Decision
 from onnxpress.passes.distill import CLOSED, Source, closed_form, fitted, training
-from onnxpress.passes.prune import Wish as PruneWish
 from onnxpress.train.lessons import Memory
 from onnxpress.train.match import Kept, Pair, chosen, pairs
 from onnxpress.train.settings import Settings, read_settings

@@ -20,7 +20,7 @@ import numpy as np
 from onnxpress.optimize.search import SEARCH_ENDS, Report, Search, allowed, wish_name
 from onnxpress.optimize.shelf import Candidate
 from onnxpress.optimize.workshop import Sketch, blocks_name
-from onnxpress.passes.prune import Wish
+from onnxpress.passes.allocate import Wish
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Of the time of the fastest that the selection samples allow without training.  At its own time, too: few samples may

@@ -24,11 +24,11 @@ from onnxpress.optimize.plan import CALIBRATION, Plan, Step, new_plan, take_step
 from onnxpress.optimize.shelf import Candidate, Shelf, model_of
 from onnxpress.optimize.teach import Couple, Progress, Wish, begun, cores, taught
 from onnxpress.passes import qdq
+from onnxpress.passes.allocate import Wish as PruneWish
 from onnxpress.passes.base import Decision
 from onnxpress.passes.depth import Wish as DepthWish
 from onnxpress.passes.depth import plan_depth
 from onnxpress.passes.distill import Source, teacher_evidence
-from onnxpress.passes.prune import Wish as PruneWish
 from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.latency import Effort, compare_latency

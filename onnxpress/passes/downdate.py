@@ -20,7 +20,6 @@ from onnxpress.measure.linear import Linear
 from onnxpress.model.channels import Group
 
 _DAMP = 1e-3
-Weights = Mapping[tuple[str, int], np.ndarray]  # by node and operand
 
 
 @dataclass(frozen=True)
@@ -85,22 +84,6 @@ def second_order(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) ->
             error.append(error[-1] + float(max(scores[channel], 0.0)))
         alive[chosen] = False
     return Curve(group.name, tuple(order), tuple(error))
-
-
-def magnitude(group: Group, weights: Weights) -> Curve:
-    """The baseline: L2 norm of the makers' rows, smallest first. error[k]: share of the squared norm gone.
-
-    weights: the constants that make channels, in their own layouts.
-    """
-    norms = np.zeros(group.size)
-    for place in group.places:
-        if place.role == "out" and (place.node, place.operand) in weights:
-            moved = np.moveaxis(weights[place.node, place.operand], place.axis, 0)
-            power = (moved.reshape(len(moved), -1).astype(np.float64) ** 2).sum(axis=1)
-            norms += np.array([power[p].sum() for p in place.positions]) / max(power.sum(), 1e-30)
-    order = np.argsort(norms, kind="stable")[: group.size - 1]
-    error = np.concatenate([[0.0], np.cumsum(norms[order])]) / max(norms.sum(), 1e-30)
-    return Curve(group.name, tuple(int(i) for i in order), tuple(float(e) for e in error))
 
 
 def _prepare(layer: Linear, moments: Moments, positions: Sequence[np.ndarray]) -> _Reader | None:

@@ -11,6 +11,7 @@ bias, so that few samples cannot overfit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,8 +79,9 @@ def refit(
     roles: for a value of the changed model the value of the original whose part it is to play, where that is another.
     """
     fits: list[Fit] = []
+    done: set[int] = set()
     for node in list(changed.graph):
-        if node.name not in names:
+        if node.name not in names or id(node) in done:
             continue
         if node.op_type == "BatchNormalization":
             _match_statistics(original, changed, node)
@@ -90,11 +92,24 @@ def refit(
         if layer.weight.shape[1] > WIDE:
             _shift_bias(original, changed, node, layer)
             continue
-        target = target_of(node, original, kept or (lambda _: None), roles or {})
-        fit = _repair_layer(original, changed, kept or (lambda _: None), node, layer, target)
+        twins = _twins(node)
+        done |= {id(n) for n in twins}
+        wishes = [(n, target_of(n, original, kept or (lambda _: None), roles or {})) for n in twins]
+        fit = _repair_layer(original, changed, kept or (lambda _: None), wishes)
         if fit is not None:
             fits.append(fit)
     return fits
+
+
+def _twins(node: ir.Node) -> list[ir.Node]:
+    """The layers of one shared weight (and bias), in the graph's order, which are refitted as one; the node alone where it
+    shares none, or not both."""
+    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    assert weight is not None
+    users = [u.node for u in weight.uses() if u.idx == 1 and u.node.op_type == node.op_type]
+    alike = [n for n in users if (n.inputs[2] if len(n.inputs) > 2 else None) is bias and linear(n) is not None]
+    shared = len(alike) == len(weight.uses()) and (bias is None or len(bias.uses()) == len(alike))
+    return alike if shared else [node]
 
 
 def _shift_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: Linear) -> None:
@@ -191,10 +206,30 @@ def _repair_layer(
     original: Evidence,
     pruned: ir.Model,
     kept: Kept,
-    node: ir.Node,
-    layer: Linear,
-    target: Target,
+    wishes: Sequence[tuple[ir.Node, Target]],
 ) -> Fit | None:
+    """One layer, or all that share its weight."""
+    node, target = wishes[0]
+    layer = linear(node)
+    assert layer is not None
+    parts = [_moments(original, pruned, kept, n, t) for n, t in wishes]
+    known = [p for p in parts if p is not None]
+    if len(known) < len(parts):
+        return None
+    fit, hold = (functools.reduce(_Sums.__add__, side) for side in zip(*known, strict=True))
+    found = _solve(pruned, node, layer, target.adder if len(wishes) == 1 else None, fit, hold)
+    for other, _ in wishes[1:]:
+        for place in range(1, len(node.inputs)):
+            if place >= len(other.inputs):
+                other.resize_inputs(place + 1)
+            other.replace_input_with(place, node.inputs[place])
+    return found
+
+
+def _moments(original: Evidence, pruned: ir.Model, kept: Kept, node: ir.Node, target: Target) -> tuple[_Sums, _Sums] | None:
+    """What a layer sees and should give, on the samples that fit it and on those that judge; None where sizes do not agree."""
+    layer = linear(node)
+    assert layer is not None
     names = [layer.source] + ([target.shortcut] if target.shortcut else [])
     wishes = list(dict.fromkeys([target.own, target.output]))
     stays = {name: kept(name) for name in wishes}
@@ -212,7 +247,7 @@ def _repair_layer(
         if target.shortcut and into.whole is not None:
             wish = part[target.output] - now[target.shortcut]
             fit_moments(node, layer, now[layer.source], wish, len(data), index, into.whole)
-    return _solve(pruned, node, layer, target.adder, sums[0], sums[1])
+    return sums[0], sums[1]
 
 
 @dataclass

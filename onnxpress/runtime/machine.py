@@ -41,7 +41,8 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """arch: platform.machine(); isa: the flags above that the CPU has; cores: those this process may use."""
+    """arch: platform.machine(); isa: the flags above that the CPU has; cores: those this process may use; granularity: channels
+    that a user wants to go together, where it is not this CPU's kernels that are to decide (0: they are)."""
 
     model: str
     arch: str
@@ -50,6 +51,7 @@ class Machine:
     memory_mb: int
     onnxruntime: str
     system: str
+    granularity: int = 0
 
     @property
     def int8_exact(self) -> bool:
@@ -61,11 +63,11 @@ class Machine:
     @property
     def conv_block(self) -> int:
         """Channels that a float convolution kernel computes together; its cost is a staircase with this step."""
-        return 16 if "avx512f" in self.isa else 8
+        return self.granularity or (16 if "avx512f" in self.isa else 8)
 
     def grid(self, width: int) -> int:
         """The step on which a channel count of the given size should lie: the block, or half of one below a block."""
-        return self.conv_block if width > self.conv_block else self.conv_block // 2
+        return self.conv_block if width > self.conv_block or self.granularity else self.conv_block // 2
 
     def nearest(self, wish: float, full: int) -> int:
         """The width on the grid nearest to the wish, at most the full width and at least one step.

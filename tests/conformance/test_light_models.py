@@ -13,7 +13,7 @@ from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.inspection import inspect
 from onnxpress.optimize.single import prune, quantize, simplify
-from onnxpress.passes.prune import Wish
+from onnxpress.passes.allocate import Wish
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 NAMES = sorted(p.stem.removeprefix("light_") for p in FOLDER.glob("*.onnx"))

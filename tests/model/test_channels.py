@@ -12,7 +12,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import channels as ch
 from onnxpress.model import read
 from onnxpress.model import removal as rm
-from tests import nets
+from tests import grammar, nets
 
 
 def removal_of(facts: ch.Channels, share: float, seed: int = 0) -> dict[str, list[int]]:
@@ -35,8 +35,8 @@ def assert_masked_parity(model: ir.Model, share: float, seed: int = 0) -> None:
         assert read.parameters(cut) < read.parameters(evidence.model)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(nets.random_nets(), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(grammar.networks(), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
 def test_removal_equals_its_mask_on_random_nets(model: ir.Model, share: float, seed: int) -> None:
     assert_masked_parity(model, share, seed)
 
