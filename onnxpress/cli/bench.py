@@ -16,6 +16,8 @@ from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option
 @click.option("--precision", default=0.01, show_default=True, help="Stop when the interval's half-width is this small.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--profile", is_flag=True, help="Also where the time goes, operator by operator and node by node.")
+@click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Rows of the profile's tables.")
 @json_option
 @quiet_option
 def command(
@@ -25,6 +27,8 @@ def command(
     precision: float,
     threads: int,
     seed: int,
+    profile: bool,
+    top: int,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -32,9 +36,9 @@ def command(
 
     Times are for information; the ratio and its 95 % interval are what can be believed.
     """
-    from onnxpress.cli import console
+    from onnxpress.cli import bench_tables, console
+    from onnxpress.optimize.bench import Ask, bench
     from onnxpress.optimize.run import document
-    from onnxpress.optimize.single import bench
     from onnxpress.runtime.latency import Effort
     from onnxpress.runtime.machine import this_machine
 
@@ -43,7 +47,7 @@ def command(
         console.note("note: no --data: inputs are synthetic")
     effort = Effort(seconds=seconds, precision=precision, threads=threads, seed=seed)
     with console.progress(quiet or as_json) as report:
-        result = bench(_names(models), samples, effort, lambda done: report("timing", done))
+        result = bench(_names(models), samples, effort, lambda done: report("timing", done), Ask(profile=profile))
     if as_json:
         console.emit_json(
             document(
@@ -55,29 +59,11 @@ def command(
             )
         )
         return
-    console.table(
-        [("model", "left"), ("median ms", "right"), ("95 % interval", "right"), ("p90 ms", "right"), ("runs", "right")],
-        [
-            [
-                t.name,
-                console.ms(t.median),
-                f"[{console.ms(t.low)}, {console.ms(t.high)}]",
-                console.ms(t.p90),
-                str(t.rounds * t.runs_per_round),
-            ]
-            for t in result.timings
-        ],
-    )
+    bench_tables.latency(result.timings)
     if result.ratios:
-        console.table(
-            [
-                ("against " + result.ratios[0].baseline, "left"),
-                ("speed-up", "right"),
-                ("95 % interval", "right"),
-                ("", "left"),
-            ],
-            [[r.name, f"{r.speedup:.3f}x", console.interval(r.low, r.high), r.verdict] for r in result.ratios],
-        )
+        bench_tables.ratios(result.ratios)
+    for found in result.profiles:
+        bench_tables.profile(found, top)
     console.out(f"{threads} thread{'s' if threads != 1 else ''}, {result.seconds:.1f} s; {this_machine().text()}")
     for warning in result.warnings:
         console.note(f"warning: {warning}")

@@ -35,12 +35,16 @@ _INLINE_LIMIT = 1_800_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """threads: intra-op threads; level: none, basic or all graph optimizations; config: session config entries."""
+    """threads: intra-op threads; level: none, basic or all graph optimizations; config: session config entries.
+
+    profile: prefix of the profiler's file, "" for none; dump: where onnxruntime writes the graph that it made of the model.
+    """
 
     threads: int = 1
     level: str = "all"
     config: tuple[tuple[str, str], ...] = ()
     profile: str = ""
+    dump: str = ""
 
 
 def all_cores(level: str = "all") -> Settings:
@@ -66,6 +70,11 @@ def open_session(
     if settings.profile:
         options.enable_profiling = True
         options.profile_file_prefix = settings.profile
+    if settings.dump:
+        options.optimized_model_filepath = settings.dump
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{Path(settings.dump).name}.data"
+        )
     if isinstance(model, ir.Model) and _weight_bytes(model) > _INLINE_LIMIT:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
