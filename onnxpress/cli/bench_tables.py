@@ -6,33 +6,121 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onnxpress.cli import console
+from onnxpress.runtime.latency import SAME
+from onnxpress.runtime.session import CPU
 
 if TYPE_CHECKING:
+    from onnxpress.optimize.bench import Conditions, Point
+    from onnxpress.runtime.fresh import Cold, Memory
     from onnxpress.runtime.latency import Ratio, Timing
     from onnxpress.runtime.profile import KernelTime, Profile
+    from onnxpress.runtime.throughput import Throughput
 
 
-def latency(timings: Sequence[Timing]) -> None:
+def point(found: Point, conditions: Conditions, top: int, several: bool) -> None:
+    """All that was measured under one set of conditions."""
+    said = _said(found, conditions)
+    latency(found.timings, said if several else "")
+    if found.ratios:
+        ratios(found.ratios, "speed-up")
+    if found.self_check:
+        self_check(found.self_check)
+    for seen in found.profiles:
+        profile(seen, top)
+    if found.cold:
+        cold(found.cold, found.cold_ratios)
+    if found.memory:
+        memory(found.memory)
+    if found.throughput:
+        throughput(found.throughput, found.throughput_ratios)
+    console.out(f"{said}, {found.seconds:.1f} s")
+
+
+def self_check(found: Ratio) -> None:
+    """A second session of the same bytes: what it seems to differ by is what this run cannot tell from nothing."""
+    console.out(f"self-check, {found.baseline} beside itself: {found.speedup:.3f}x {console.interval(found.low, found.high)}")
+    if found.verdict != SAME:
+        console.out("  that is not 1: believe no difference of this run that is not larger")
+
+
+def _said(found: Point, conditions: Conditions) -> str:
+    """The conditions in words; the usual ones are not said."""
+    own = conditions.settings
+    parts = [f"{found.threads} thread{'s' if found.threads != 1 else ''}", f"batch {found.batch}"]
+    parts += [f"pinned to {','.join(str(c) for c in conditions.pin)}"] if conditions.pin else []
+    parts += [f"graph optimizations: {own.level}"] if own.level != "all" else []
+    parts += ["spinning"] if own.spinning else []
+    parts += [f"{key}={value}" for key, value in own.config]
+    parts += [own.provider] if own.provider != CPU else []
+    return ", ".join(parts)
+
+
+def latency(timings: Sequence[Timing], title: str = "") -> None:
+    columns = [("median ms", "right"), ("95 % interval", "right"), ("p90 ms", "right"), ("CPU ms", "right"), ("runs", "right")]
     console.table(
-        [("model", "left"), ("median ms", "right"), ("95 % interval", "right"), ("p90 ms", "right"), ("runs", "right")],
+        [("model", "left"), *columns],
         [
             [
                 t.name,
                 console.ms(t.median),
                 f"[{console.ms(t.low)}, {console.ms(t.high)}]",
                 console.ms(t.p90),
+                console.ms(t.cpu),
                 str(t.rounds * t.runs_per_round),
             ]
             for t in timings
         ],
+        title=title,
     )
 
 
-def ratios(found: Sequence[Ratio]) -> None:
+def ratios(found: Sequence[Ratio], what: str) -> None:
     console.table(
-        [("against " + found[0].baseline, "left"), ("speed-up", "right"), ("95 % interval", "right"), ("", "left")],
+        [("against " + found[0].baseline, "left"), (what, "right"), ("95 % interval", "right"), ("", "left")],
         [[r.name, f"{r.speedup:.3f}x", console.interval(r.low, r.high), r.verdict] for r in found],
     )
+
+
+def cold(found: Sequence[Cold], against: Sequence[Ratio]) -> None:
+    columns = [("cold start ms", "right"), ("95 % interval", "right"), ("load", "right"), ("first run", "right"), ("n", "right")]
+    console.table(
+        [("model", "left"), *columns],
+        [
+            [
+                c.name,
+                console.ms(c.median),
+                f"[{console.ms(c.low)}, {console.ms(c.high)}]",
+                console.ms(c.load),
+                console.ms(c.first_run),
+                str(c.children),
+            ]
+            for c in found
+        ],
+    )
+    if against:
+        ratios(against, "cold start")
+
+
+def memory(found: Sequence[Memory]) -> None:
+    console.table(
+        [("model", "left"), ("peak MB", "right"), ("of children", "right"), ("loaded", "right"), ("after runs", "right"), ("process", "right")],
+        [
+            [m.name, f"{m.peak:.1f}", console.interval(m.low, m.high, 1), f"{m.loaded:.1f}", f"{m.settled:.1f}", f"{m.process:.0f}"]
+            for m in found
+        ],
+    )
+
+
+def throughput(found: Sequence[Throughput], against: Sequence[Ratio]) -> None:
+    console.table(
+        [("model", "left"), ("inferences/s", "right"), ("95 % interval", "right"), ("callers", "right"), ("slices", "right")],
+        [
+            [t.name, f"{t.per_second:,.1f}", console.interval(t.low, t.high, 1), str(t.callers), str(t.slices)]
+            for t in found
+        ],
+    )
+    if against:
+        ratios(against, "throughput")
 
 
 def profile(found: Profile, top: int) -> None:

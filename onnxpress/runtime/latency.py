@@ -5,6 +5,9 @@ that drifts (frequency, neighbours) hits both sides of a round alike, so the per
 median, with a moving-block bootstrap for the 95 % interval (rounds are correlated in time).  Sessions are built
 several times, because where the allocator puts the weights is a random effect of its own.
 
+A slow model must not take minutes: its warm-up is one run, and of rounds and rebuilds it gets what fits into the wished time
+and a half, but three rounds at least, with an interval that knows how few they are.
+
 The stopping rule looks at the interval's width only, never at its position: peeking at significance would inflate
 false claims (27 % instead of 5 % in our simulation of ten looks).
 """
@@ -14,25 +17,33 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxpress.model.files import to_bytes
+from onnxpress.runtime.intervals import typical
 from onnxpress.runtime.session import Settings, open_session, run
 
 _BLOCK_SECONDS = 2e-3
 _RESAMPLES = 800
-_MIN_ROUNDS = 12
+_MIN_ROUNDS, _FEWEST = 12, 3
+_OVERTIME = 10.0  # seconds that the least rounds may take beyond the wished time; or half of that, if it is more
+_OPENING = 0.3  # of the wished time may go into building sessions, or half the overtime, if it is more
+_LONG = 0.25  # a run of so many seconds finds its caches by itself: no untimed run before it
+_SETTLED, _PATIENCE = 0.1, 0.5
 
 FASTER, SLOWER, SAME = "faster", "slower", "no significant difference"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One model's times in seconds a run; low and high bound the median's 95 % interval."""
+    """One model's times in seconds a run; low and high bound the median's 95 % interval.
+
+    cpu: median seconds that the whole process computes a run, on all its threads.
+    """
 
     name: str
     median: float
@@ -42,6 +53,7 @@ class Timing:
     high: float
     rounds: int
     runs_per_round: int
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,31 +110,38 @@ class _Arm:
     session: ort.InferenceSession | None = None
     repeat: int = 1
     times: list[float] = field(default_factory=list)
+    cpus: list[float] = field(default_factory=list)
     position: int = 0
+    single: float = 0.0
 
     def open(self) -> None:
         self.session = open_session(self.source, self.settings, self.name)
         start = time.perf_counter()
-        count = 0
-        while count < 3 or (time.perf_counter() - start < 0.05 and count < 20):
+        count, spent = 0, 0.0
+        while count < 1 or (count < 3 and spent < 2 * _LONG) or (count < 20 and spent < 0.05):
+            begin = time.perf_counter()
             run(self.session, self.feeds[count % len(self.feeds)], where=self.name)
-            count += 1
-        begin = time.perf_counter()
-        run(self.session, self.feeds[0])
-        single = max(time.perf_counter() - begin, 1e-7)
-        self.repeat = int(max(1, min(200, _BLOCK_SECONDS / single)))
+            self.single = max(time.perf_counter() - begin, 1e-7)
+            count, spent = count + 1, time.perf_counter() - start
+        self.repeat = int(max(1, min(200, _BLOCK_SECONDS / self.single)))
 
-    def block(self) -> float:
-        """Mean seconds a run over one block, after one untimed run."""
+    def cost(self) -> float:
+        """Seconds that a block takes, about."""
+        return self.single * (self.repeat + (self.single < _LONG))
+
+    def block(self) -> None:
+        """Time one block, after one untimed run where that matters."""
         session = self.session
         assert session is not None
         feeds = self.feeds[self.position % len(self.feeds)]
         self.position += 1
-        session.run(None, feeds)
-        start = time.perf_counter()
+        if self.single < _LONG:
+            session.run(None, feeds)
+        busy, start = time.process_time(), time.perf_counter()
         for _ in range(self.repeat):
             session.run(None, feeds)
-        return (time.perf_counter() - start) / self.repeat
+        self.times.append((time.perf_counter() - start) / self.repeat)
+        self.cpus.append((time.process_time() - busy) / self.repeat)
 
 
 def compare_latency(
@@ -145,21 +164,33 @@ def compare_latency(
         for name, model in models.items()
     ]
     reference = _Reference()
+    calm = settings.spinning and settings.threads > 1 and len(arms) > 1
     start = time.perf_counter()
-    for epoch in range(effort.rebuilds):
+    rebuilds, least = effort.rebuilds, 0
+    epoch = 0
+    while epoch < rebuilds:
+        opening = time.perf_counter()
         for arm in arms:
             arm.open()
-        deadline = start + effort.seconds * (epoch + 1) / effort.rebuilds
+        if epoch == 0:
+            allowed = max(_OPENING * effort.seconds, 0.5 * _OVERTIME)
+            rebuilds = max(1, min(rebuilds, int(allowed / (time.perf_counter() - opening))))
+            least = -(-_least_rounds(arms, effort.seconds, time.perf_counter() - start) // rebuilds)
+        deadline = start + effort.seconds * (epoch + 1) / rebuilds
         rounds = 0
-        while rounds < _MIN_ROUNDS // effort.rebuilds + 1 or time.perf_counter() < deadline:
+        while rounds < least or time.perf_counter() < deadline:
             for index in rng.permutation(len(arms)):
-                arms[index].times.append(arms[index].block())
+                if calm:
+                    _settle()
+                arms[index].block()
             reference.look()
             rounds += 1
             if progress:
                 progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
-            if rounds % 8 == 0 and rounds * (epoch + 1) >= 40 // effort.rebuilds and _narrow(arms, effort):
+            total = len(arms[0].times)
+            if rounds % max(8, total // 64 * 8) == 0 and rounds * (epoch + 1) >= 40 // rebuilds and _narrow(arms, effort):
                 break
+        epoch += 1
     seconds = time.perf_counter() - start
     return Comparison(
         tuple(_timing(a, effort) for a in arms),
@@ -167,6 +198,22 @@ def compare_latency(
         reference.warnings(),
         seconds,
     )
+
+
+def _least_rounds(arms: list[_Arm], seconds: float, spent: float) -> int:
+    """How many rounds there must be: 12, but of slow models what fits into the wished time and overtime, and 3."""
+    left = seconds + max(_OVERTIME, 0.5 * seconds) - spent
+    return max(_FEWEST, min(_MIN_ROUNDS, int(left / sum(arm.cost() for arm in arms))))
+
+
+def _settle() -> None:
+    """Wait until no thread of this process computes: the pool of the session that ran last spins on for a while."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < _PATIENCE:
+        busy, begin = time.process_time(), time.perf_counter()
+        time.sleep(5e-3)
+        if time.process_time() - busy < _SETTLED * (time.perf_counter() - begin):
+            return
 
 
 def quick_seconds(model: ir.Model, feeds: Mapping[str, np.ndarray], seconds: float = 0.015) -> float:
@@ -188,7 +235,7 @@ def quick_seconds(model: ir.Model, feeds: Mapping[str, np.ndarray], seconds: flo
 def _narrow(arms: list[_Arm], effort: Effort) -> bool:
     if len(arms[0].times) < 40:
         return False
-    quick = Effort(effort.seconds, effort.precision, effort.rebuilds, effort.threads, effort.seed, 200)
+    quick = replace(effort, resamples=200)
     if len(arms) == 1:
         timing = _timing(arms[0], quick)
         return (timing.high - timing.low) / 2 <= effort.precision * timing.median
@@ -197,29 +244,16 @@ def _narrow(arms: list[_Arm], effort: Effort) -> bool:
     )
 
 
-def block_bootstrap(values: np.ndarray, resamples: int, seed: int, block: int = 10) -> tuple[float, float, float]:
-    """(median, 2.5 %, 97.5 %) of a serially correlated sequence, by the moving-block bootstrap."""
-    size = len(values)
-    block = max(1, min(block, size // 4))
-    rng = np.random.default_rng(seed)
-    count = -(-size // block)
-    starts = rng.integers(0, size - block + 1, (resamples, count))
-    index = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, :size]
-    medians = np.median(values[index], axis=1)
-    return float(np.median(values)), float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
-
-
 def _timing(arm: _Arm, effort: Effort) -> Timing:
     values = np.array(arm.times)
-    median, low, high = block_bootstrap(values, effort.resamples, effort.seed)
-    return Timing(
-        arm.name, median, float(np.quantile(values, 0.9)), float(values.min()), low, high, len(values), arm.repeat
-    )
+    median, low, high = typical(values, effort.resamples, effort.seed)
+    p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(arm.cpus))
+    return Timing(arm.name, median, p90, least, max(0.0, low), high, len(values), arm.repeat, cpu)
 
 
 def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:
     logs = np.log(np.array(base.times) / np.array(arm.times))
-    median, low, high = (float(np.exp(v)) for v in block_bootstrap(logs, effort.resamples, effort.seed))
+    median, low, high = (float(np.exp(min(v, 700.0))) for v in typical(logs, effort.resamples, effort.seed))
     return Ratio(arm.name, base.name, median, low, high)
 
 
