@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -139,3 +140,30 @@ def _ask(profile: bool, cold: bool, memory: bool, throughput: bool, callers: int
     if callers and not throughput:
         raise InputProblem("--callers belongs to --throughput", "", "no --throughput was given", "add --throughput")
     return Ask(profile, cold, memory, (callers or -1) if throughput else 0, self_check)
+
+
+def gate_options(function: F) -> F:
+    """What to decide and to keep; the command gets `gate: Gate`."""
+    options = (
+        click.option("--fail-slower", type=Share(), metavar="5%", help="Exit 1 if a model takes so much longer than the first."),
+        click.option("--baseline", type=click.Path(path_type=Path), help="Compare with a kept one; its model is timed anew if it is there."),
+        click.option("--force", is_flag=True, help="Also with a baseline of another machine."),
+        click.option("--save-baseline", type=click.Path(path_type=Path), metavar="FILE", help="Keep this model as a baseline."),
+    )  # fmt: skip
+    return _grouped(options, ("fail_slower", "baseline", "force", "save_baseline"), "gate", _gate)(function)
+
+
+def _gate(fail_slower: float | None, baseline: Path | None, force: bool, save_baseline: Path | None) -> Any:
+    from onnxpress.optimize.bench_gate import Gate
+
+    return Gate(fail_slower, baseline, force, save_baseline)
+
+
+def report_options(function: F) -> F:
+    """Files for other programs."""
+    for option in reversed((
+        click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML."),
+        click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write a summary in Markdown."),
+    )):  # fmt: skip
+        function = option(function)
+    return function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from onnxpress.runtime.session import CPU
 if TYPE_CHECKING:
     from onnxpress.optimize.bench import Conditions, Point
     from onnxpress.runtime.fresh import Cold, Memory
+    from onnxpress.runtime.gate import Decision
     from onnxpress.runtime.latency import Ratio, Timing
     from onnxpress.runtime.profile import KernelTime, Profile
     from onnxpress.runtime.throughput import Throughput
@@ -53,6 +55,13 @@ def _said(found: Point, conditions: Conditions) -> str:
     parts += [f"{key}={value}" for key, value in own.config]
     parts += [own.provider] if own.provider != CPU else []
     return ", ".join(parts)
+
+
+def decisions(found: Sequence[Decision]) -> None:
+    """What the gate decided, and why."""
+    for decision in found:
+        text = f"{'pass' if decision.passed else 'FAIL'}: {decision.why} ({decision.how})"
+        console.out(textwrap.fill(text, console.WIDTH, subsequent_indent="  ", break_long_words=False))
 
 
 def latency(timings: Sequence[Timing], title: str = "") -> None:

@@ -20,7 +20,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.vocabulary import index_limits
-from onnxpress.runtime.builtin import measured_peak
+from onnxpress.runtime.builtin import measured_peak, reference_feeds, reference_model
 from onnxpress.runtime.fresh import Cold, Memory, cold_starts, peak_memory
 from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import pinned, this_machine
@@ -30,6 +30,7 @@ from onnxpress.runtime.throughput import Throughput, throughput
 
 ModelLike = str | Path | ir.Model
 AGAIN = " (again)"  # the name of a model's second session in a self-check
+REFERENCE = "the built-in reference"
 _PROFILE_SECONDS = 4.0
 _MOST_THREADS = 512
 
@@ -40,7 +41,7 @@ class Ask:
 
     profile: where the time goes; cold: loading and the first run; memory: the peak (both in fresh processes); callers: how many
     threads ask at once for a throughput, 0 for none, -1 for as many as the cores hold; self_check: a second session of the
-    first model's bytes in the same run, whose ratio to the first ought to be 1.
+    first model's bytes in the same run, whose ratio to the first ought to be 1; reference: the built-in model in the same run.
     """
 
     profile: bool = False
@@ -48,6 +49,7 @@ class Ask:
     memory: bool = False
     callers: int = 0
     self_check: bool = False
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,15 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Point(Comparison):
-    """What was measured with one number of threads and one batch size."""
+    """What was measured with one number of threads and one batch size.
+
+    reference: the first model's speed in units of the built-in reference model's.
+    """
 
     threads: int = 1
     batch: int = 1
     self_check: Ratio | None = None
+    reference: Ratio | None = None
     profiles: tuple[Profile, ...] = ()
     cold: tuple[Cold, ...] = ()
     cold_ratios: tuple[Ratio, ...] = ()
@@ -151,11 +157,17 @@ def _point(
     timed: dict[str, ir.Model | bytes | str] = dict(sources)
     if ask.self_check:
         timed[first + AGAIN] = sources[first]
-    seen = compare_latency(timed, feeds, effort, settings, progress)
+    if ask.reference:
+        timed[REFERENCE] = reference_model()
+    seen = compare_latency(timed, feeds, effort, settings, progress, {REFERENCE: [reference_feeds()]})
     found = Point(**seen.__dict__, threads=settings.threads, batch=batch)
+    found = replace(found, ratios=tuple(r for r in seen.ratios if r.name in sources))
     if ask.self_check:
-        others = tuple(r for r in seen.ratios if r.name != first + AGAIN)
-        found = replace(found, ratios=others, self_check=seen.ratio(first + AGAIN))
+        found = replace(found, self_check=seen.ratio(first + AGAIN))
+    if ask.reference:
+        turned = seen.ratio(REFERENCE)
+        speed = Ratio(first, REFERENCE, 1 / turned.speedup, 1 / turned.high, 1 / turned.low)
+        found = replace(found, reference=speed)
     if ask.profile:
         peak, seconds = measured_peak(settings), min(effort.seconds, _PROFILE_SECONDS)
         found = replace(found, profiles=tuple(profile(m, feeds[0], settings, seconds, n, peak) for n, m in opened.items()))

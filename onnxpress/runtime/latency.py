@@ -150,17 +150,18 @@ def compare_latency(
     effort: Effort | None = None,
     settings: Settings | None = None,
     progress: Callable[[float], None] | None = None,
+    own_feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]] | None = None,
 ) -> Comparison:
-    """Time the models against the first one.  feeds: cycled round by round, the same for every model.
+    """Time the models against the first one.  feeds: cycled round by round, the same for every model without own_feeds.
 
     Raises InputProblem where a model does not load or run.
     """
     effort = effort or Effort()
     settings = settings or Settings(threads=effort.threads)
     rng = np.random.default_rng(effort.seed)
-    plain = [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
+    plain, own = _contiguous(feeds), {name: _contiguous(some) for name, some in (own_feeds or {}).items()}
     arms = [
-        _Arm(name, to_bytes(model) if isinstance(model, ir.Model) else model, plain, settings)
+        _Arm(name, to_bytes(model) if isinstance(model, ir.Model) else model, own.get(name, plain), settings)
         for name, model in models.items()
     ]
     reference = _Reference()
@@ -198,6 +199,10 @@ def compare_latency(
         reference.warnings(),
         seconds,
     )
+
+
+def _contiguous(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    return [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
 
 
 def _least_rounds(arms: list[_Arm], seconds: float, spent: float) -> int:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.cli.main import run
 from onnxpress.model import files
+from onnxpress.optimize.baseline import fingerprint
 from onnxpress.train.settings import read_settings
 from tests import nets
 
@@ -239,6 +240,18 @@ def bench(folder: Path, *options: str) -> list[str]:
     return ["bench", str(good(folder)), "--seconds", "0.1", *options]
 
 
+def baseline(folder: Path, text: str, *options: str) -> list[str]:
+    return bench(folder, "--baseline", str(written(folder, "b.json", text.encode())), *options)
+
+
+def kept(folder: Path, **machine: str) -> str:
+    """A baseline of the good model, made here, but for some of the machine's facts."""
+    usual = {"threads": [1], "batch": [], "shapes": {}, "pin": [], "graph optimizations": "all", "spinning": False}
+    facts = {"machine": {**fingerprint(), **machine}, "conditions": {**usual, "session entries": [], "inputs": "synthetic"}}
+    times = {"median": 1.0, "speed": 1.0, "low": 0.9, "high": 1.1, "path": str(good(folder)), "sha256": "0"}
+    return json.dumps({"schema": 1, "kind": "bench baseline", **times, **facts})
+
+
 def fixed_batch(folder: Path) -> list[str]:
     model = proto(folder)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -432,6 +445,19 @@ ROWS = [
     Row("a provider that is not here", lambda d: bench(d, "--provider", "quantum"), ("quantum", "CPU")),
     Row("an unknown level of optimization", lambda d: bench(d, "--graph-opt", "most"), ("most",)),
     Row("callers of no throughput", lambda d: bench(d, "--callers", "2"), ("--callers", "--throughput")),
+    Row("a gate for one model", lambda d: bench(d, "--fail-slower", "5%"), ("--fail-slower", "--baseline")),
+    Row("a gate in words", lambda d: bench(d, "--fail-slower", "much"), ("much", "5%")),
+    Row("a gate of 500 times", lambda d: bench(d, "--fail-slower", "500"), ("500", "5%")),
+    Row("no such baseline", lambda d: bench(d, "--baseline", str(d / "b.json")), ("b.json", "--save-baseline")),
+    Row("a baseline of another kind", lambda d: baseline(d, "[]"), ("baseline", "schema")),
+    Row("a damaged baseline", lambda d: baseline(d, '{"schema": 1, "kind": "bench baseline", "path": "x"}'), ("damaged",)),
+    Row("a baseline of another machine", lambda d: baseline(d, kept(d, arch="pdp11")), ("another machine", "pdp11", "--force")),
+    Row("a baseline of other conditions", lambda d: baseline(d, kept(d), "--threads", "2"), ("conditions", "threads", "2")),
+    Row("force without a baseline", lambda d: bench(d, "--force"), ("--force", "--baseline")),
+    Row("a baseline of two models", lambda d: bench(d, str(good(d)), "--save-baseline", str(d / "b.json")), ("one model",)),
+    Row("a baseline of a sweep", lambda d: bench(d, "--threads", "1,2", "--save-baseline", str(d / "b.json")), ("one condition",)),
+    Row("a report into no folder", lambda d: bench(d, "--junit", str(d / "no" / "j.xml")), ("folder", "no")),
+    Row("a report over the model", lambda d: bench(d, "--markdown", str(good(d))), ("overwrite",)),
     Row("bench of models of other inputs", other_inputs, ("different inputs",)),
     Row("no such plan", lambda d: ["apply", str(d / "p.json"), str(good(d)), "-o", str(d / "out.onnx")], ("p.json",)),
     Row("plan that is no JSON", lambda d: plan(d, "{"), ("JSON",)),
