@@ -53,6 +53,7 @@ def command(
     """
     from onnxpress.cli import bench_files, bench_tables, console
     from onnxpress.model.files import check_target, write_atomic
+    from onnxpress.optimize.bench import REBUILDS
     from onnxpress.optimize.bench_gate import gated
     from onnxpress.optimize.run import document
     from onnxpress.runtime.latency import Effort
@@ -64,7 +65,7 @@ def command(
     samples = open_data(source, models[0], quiet)
     if samples is None and not quiet:
         console.note("note: no --data: inputs are synthetic")
-    effort = Effort(seconds=seconds, precision=precision, seed=seed)
+    effort = Effort(seconds=seconds, precision=precision, rebuilds=REBUILDS, seed=seed)
     with console.progress(quiet or as_json) as report:
         found = gated(_names(models), samples, effort, lambda done: report("timing", done), ask, conditions, gate)
     result, machine = found.bench, this_machine()

@@ -31,6 +31,7 @@ from onnxpress.runtime.throughput import Throughput, throughput
 ModelLike = str | Path | ir.Model
 AGAIN = " (again)"  # the name of a model's second session in a self-check
 REFERENCE = "the built-in reference"
+REBUILDS = 6  # of sessions: enough for the differences between them to count in the interval
 _PROFILE_SECONDS = 4.0
 _MOST_THREADS = 512
 
@@ -118,7 +119,7 @@ def bench(
 
     Raises InputProblem where the models take different inputs, or what is asked for cannot be.
     """
-    effort, ask, conditions = effort or Effort(), ask or Ask(), conditions or Conditions()
+    effort, ask, conditions = effort or Effort(rebuilds=REBUILDS), ask or Ask(), conditions or Conditions()
     conditions.check()
     if not models or effort.seconds <= 0 or effort.precision <= 0:
         raise InputProblem("nothing to measure", "", "there must be a model, a time above 0 and a precision above 0")

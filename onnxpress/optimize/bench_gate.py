@@ -21,7 +21,7 @@ from onnxpress.optimize.baseline import (
     read_baseline,
     write_baseline,
 )
-from onnxpress.optimize.bench import Ask, Bench, Conditions, ModelLike, bench
+from onnxpress.optimize.bench import REBUILDS, Ask, Bench, Conditions, ModelLike, bench
 from onnxpress.runtime.gate import BESIDE, BY_REFERENCE, Decision, decide
 from onnxpress.runtime.latency import Effort, Ratio
 
@@ -80,7 +80,7 @@ def gated(
     gate: Gate | None = None,
 ) -> Gated:
     """Measure as `bench` does, then decide.  Raises InputProblem; a gate that is not met is no error but a decision."""
-    effort, ask, conditions, gate = effort or Effort(), ask or Ask(), conditions or Conditions(), gate or Gate()
+    effort, ask, conditions, gate = effort or Effort(rebuilds=REBUILDS), ask or Ask(), conditions or Conditions(), gate or Gate()
     gate.check(models, conditions)
     known = _facts(conditions, effort, data) if gate.baseline or gate.save else {}
     if gate.baseline:

@@ -3,7 +3,8 @@
 In every round each model runs once untimed and then a block of timed runs, in an order drawn anew each round.  Noise
 that drifts (frequency, neighbours) hits both sides of a round alike, so the per-round log ratio is what is averaged:
 median, with a moving-block bootstrap for the 95 % interval (rounds are correlated in time).  Sessions are built
-several times, because where the allocator puts the weights is a random effect of its own.
+several times, because where the allocator puts the weights is a random effect of its own; built five times or more, the spread
+between the builds counts in the interval.
 
 A slow model must not take minutes: its warm-up is one run, and of rounds and rebuilds it gets what fits into the wished time
 and a half, but three rounds at least, with an interval that knows how few they are.
@@ -24,7 +25,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxpress.model.files import to_bytes
-from onnxpress.runtime.intervals import typical
+from onnxpress.runtime.intervals import GROUPS, typical
 from onnxpress.runtime.session import Settings, open_session, run
 
 _BLOCK_SECONDS = 2e-3
@@ -91,7 +92,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. precision: relative half-width of the ratios' interval at which to stop early."""
+    """How long to measure.
+
+    precision: relative half-width of the ratios' interval at which to stop early
+    rebuilds:  how often sessions are built anew, at most; from 5 on, the differences between them count in the interval
+    """
 
     seconds: float = 10.0
     precision: float = 0.01
@@ -111,11 +116,14 @@ class _Arm:
     repeat: int = 1
     times: list[float] = field(default_factory=list)
     cpus: list[float] = field(default_factory=list)
+    builds: list[int] = field(default_factory=list)
+    built: int = 0
     position: int = 0
     single: float = 0.0
 
     def open(self) -> None:
         self.session = open_session(self.source, self.settings, self.name)
+        self.built += 1
         start = time.perf_counter()
         count, spent = 0, 0.0
         while count < 1 or (count < 3 and spent < 2 * _LONG) or (count < 20 and spent < 0.05):
@@ -142,6 +150,7 @@ class _Arm:
             session.run(None, feeds)
         self.times.append((time.perf_counter() - start) / self.repeat)
         self.cpus.append((time.process_time() - busy) / self.repeat)
+        self.builds.append(self.built)
 
 
 def compare_latency(
@@ -164,41 +173,54 @@ def compare_latency(
         _Arm(name, to_bytes(model) if isinstance(model, ir.Model) else model, own.get(name, plain), settings)
         for name, model in models.items()
     ]
-    reference = _Reference()
+    reference, start = _Reference(), time.perf_counter()
+
+    def tell() -> None:
+        reference.look()
+        if progress:
+            progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
+
+    _measure(arms, effort, settings, rng, tell)
+    return Comparison(
+        tuple(_timing(a, effort) for a in arms),
+        tuple(_ratio(arms[0], a, effort) for a in arms[1:]),
+        reference.warnings(),
+        time.perf_counter() - start,
+    )
+
+
+def _measure(
+    arms: list[_Arm], effort: Effort, settings: Settings, rng: np.random.Generator, tell: Callable[[], None]
+) -> None:
+    """Build the sessions again and again, and time rounds with each; tell is called after every round."""
     calm = settings.spinning and settings.threads > 1 and len(arms) > 1
     start = time.perf_counter()
-    rebuilds, least = effort.rebuilds, 0
-    epoch = 0
-    while epoch < rebuilds:
+    builds, least, enough = effort.rebuilds, 0, 0
+    build = 0
+    while build < builds:
         opening = time.perf_counter()
-        for arm in arms:
-            arm.open()
-        if epoch == 0:
+        for index in rng.permutation(len(arms)):
+            arms[index].open()
+        if build == 0:
             allowed = max(_OPENING * effort.seconds, 0.5 * _OVERTIME)
-            rebuilds = max(1, min(rebuilds, int(allowed / (time.perf_counter() - opening))))
-            least = -(-_least_rounds(arms, effort.seconds, time.perf_counter() - start) // rebuilds)
-        deadline = start + effort.seconds * (epoch + 1) / rebuilds
+            builds = max(1, min(builds, int(allowed / (time.perf_counter() - opening))))
+            least = -(-_least_rounds(arms, effort.seconds, time.perf_counter() - start) // builds)
+        deadline = start + effort.seconds * (build + 1) / builds
         rounds = 0
         while rounds < least or time.perf_counter() < deadline:
             for index in rng.permutation(len(arms)):
                 if calm:
                     _settle()
                 arms[index].block()
-            reference.look()
+            tell()
             rounds += 1
-            if progress:
-                progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
             total = len(arms[0].times)
-            if rounds % max(8, total // 64 * 8) == 0 and rounds * (epoch + 1) >= 40 // rebuilds and _narrow(arms, effort):
+            due = rounds % max(8, total // 64 * 8) == 0 and rounds * (build + 1) >= 40 // builds
+            if due and rounds >= enough and _narrow(arms, effort):
                 break
-        epoch += 1
-    seconds = time.perf_counter() - start
-    return Comparison(
-        tuple(_timing(a, effort) for a in arms),
-        tuple(_ratio(arms[0], a, effort) for a in arms[1:]),
-        reference.warnings(),
-        seconds,
-    )
+        if builds >= GROUPS and build == 0:
+            enough = rounds  # builds are compared with each other, so that each gets as many rounds as the first
+        build += 1
 
 
 def _contiguous(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
@@ -251,14 +273,15 @@ def _narrow(arms: list[_Arm], effort: Effort) -> bool:
 
 def _timing(arm: _Arm, effort: Effort) -> Timing:
     values = np.array(arm.times)
-    median, low, high = typical(values, effort.resamples, effort.seed)
+    median, low, high = typical(values, effort.resamples, effort.seed, np.array(arm.builds))
     p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(arm.cpus))
     return Timing(arm.name, median, p90, least, max(0.0, low), high, len(values), arm.repeat, cpu)
 
 
 def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:
     logs = np.log(np.array(base.times) / np.array(arm.times))
-    median, low, high = (float(np.exp(min(v, 700.0))) for v in typical(logs, effort.resamples, effort.seed))
+    found = typical(logs, effort.resamples, effort.seed, np.array(arm.builds))
+    median, low, high = (float(np.exp(min(v, 700.0))) for v in found)
     return Ratio(arm.name, base.name, median, low, high)
 
 

@@ -50,7 +50,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
     """A small model, and one that takes several times as long."""
     paths = tmp_path / "small.onnx", tmp_path / "large.onnx"
     files.save(nets.residual(width=8, blocks=1), paths[0])
-    files.save(nets.residual(width=96, blocks=3), paths[1])
+    files.save(nets.residual(width=48, blocks=2), paths[1])
     return str(paths[0]), str(paths[1])
 
 
