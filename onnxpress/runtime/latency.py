@@ -273,16 +273,22 @@ def _narrow(arms: list[_Arm], effort: Effort) -> bool:
 
 def _timing(arm: _Arm, effort: Effort) -> Timing:
     values = np.array(arm.times)
-    median, low, high = typical(values, effort.resamples, effort.seed, np.array(arm.builds))
+    median, low, high = _in_logs(np.log(values), arm, effort)
     p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(arm.cpus))
-    return Timing(arm.name, median, p90, least, max(0.0, low), high, len(values), arm.repeat, cpu)
+    return Timing(arm.name, median, p90, least, low, high, len(values), arm.repeat, cpu)
 
 
 def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:
     logs = np.log(np.array(base.times) / np.array(arm.times))
+    median, low, high = _in_logs(logs, arm, effort)
+    return Ratio(arm.name, base.name, median, low, high)
+
+
+def _in_logs(logs: np.ndarray, arm: _Arm, effort: Effort) -> tuple[float, float, float]:
+    """Median and 95 % interval of a positive quantity from its logarithms, round by round."""
     found = typical(logs, effort.resamples, effort.seed, np.array(arm.builds))
     median, low, high = (float(np.exp(min(v, 700.0))) for v in found)
-    return Ratio(arm.name, base.name, median, low, high)
+    return median, low, high
 
 
 class _Reference:

@@ -35,7 +35,7 @@ from onnxpress.runtime.session import Settings, open_session, run, temporary_fol
 
 _SUFFIX = "_kernel_time"
 _MOST_EVENTS = 30_000  # a kilobyte each in the profiler's file
-_LEAST_RUNS = 5
+_LEAST_RUNS = 3
 _CHAIN, _LOOKS = 64, 60
 _FEW, _MANY = 1, 3  # operands of the two chains
 

@@ -20,8 +20,8 @@ from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.session import Settings, open_session, run
 
 _SLICE = 0.25
-_LEAST_SLICES = 4
-_RUNS_A_SLICE = 4
+_LEAST_SLICES = 3
+_RUNS_A_SLICE = 2
 _RESAMPLES = 800
 
 
@@ -65,8 +65,8 @@ def throughput(
             rates[names[index]].append(batch * _rate(sessions[names[index]], values, span, callers))
     found = []
     for name, seen in rates.items():
-        middle, low, high = typical(np.array(seen), _RESAMPLES, seed)
-        found.append(Throughput(name, middle, max(0.0, low), high, callers, slices))
+        middle, low, high = (float(np.exp(v)) for v in typical(np.log(seen), _RESAMPLES, seed))
+        found.append(Throughput(name, middle, low, high, callers, slices))
     base = np.array(rates[names[0]])
     ratios = []
     for name in names[1:]:
