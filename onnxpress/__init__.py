@@ -20,7 +20,7 @@ _HOMES = {
     "simplify": "onnxpress.optimize.single",
     "distill": "onnxpress.optimize.distill",
     "apply": "onnxpress.optimize.single",
-    "bench": "onnxpress.optimize.single",
+    "bench": "onnxpress.optimize.bench",
     "compare": "onnxpress.optimize.single",
     "inspect": "onnxpress.optimize.inspection",
     "load": "onnxpress.model.files",
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from onnxpress.model.files import load as load
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature
+    from onnxpress.optimize.bench import bench as bench
     from onnxpress.optimize.distill import distill as distill
     from onnxpress.optimize.inspection import inspect as inspect
     from onnxpress.optimize.loop import optimize as optimize
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
     from onnxpress.optimize.request import Request as Request
     from onnxpress.optimize.single import (
         apply as apply,
-    )
-    from onnxpress.optimize.single import (
-        bench as bench,
     )
     from onnxpress.optimize.single import (
         compare as compare,

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from onnxpress.cli.bench_options import ask_options, conditions_options, gate_options, report_options
 from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, open_data, quiet_option
+from onnxpress.errors import EXIT_OK, EXIT_UNMET
+
+if TYPE_CHECKING:
+    from onnxpress.optimize.bench import Ask, Conditions
+    from onnxpress.optimize.bench_gate import Gate
 
 
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @data_options(required=False)
-@click.option("--seconds", type=Seconds(), default="10s", show_default=True, help="At most so long.")
+@click.option("--seconds", type=Seconds(), default="10s", show_default=True, help="At most so long; each of a sweep.")
 @click.option("--precision", default=0.01, show_default=True, help="Stop when the interval's half-width is this small.")
-@click.option("--threads", default=1, show_default=True)
+@conditions_options
+@ask_options
+@gate_options
+@report_options
+@click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Rows of the profile's tables.")
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @quiet_option
@@ -23,71 +34,67 @@ def command(
     source: DataChoice,
     seconds: float,
     precision: float,
-    threads: int,
+    conditions: Conditions,
+    ask: Ask,
+    gate: Gate,
+    junit: Path | None,
+    markdown: Path | None,
+    top: int,
     seed: int,
     as_json: bool,
     quiet: bool,
-) -> None:
+) -> int:
     """Measure latency; with several MODELs, each against the first, side by side.
 
     Times are for information; the ratio and its 95 % interval are what can be believed.
+
+    \b
+    In CI: onnxpress bench old.onnx new.onnx --fail-slower 5% --junit out.xml
     """
-    from onnxpress.cli import console
+    from onnxpress.cli import bench_files, bench_tables, console
+    from onnxpress.model.files import check_target, write_atomic
+    from onnxpress.optimize.bench import REBUILDS
+    from onnxpress.optimize.bench_gate import gated
     from onnxpress.optimize.run import document
-    from onnxpress.optimize.single import bench
     from onnxpress.runtime.latency import Effort
     from onnxpress.runtime.machine import this_machine
 
+    for target in (junit, markdown):
+        if target is not None:
+            check_target(target, *models)
     samples = open_data(source, models[0], quiet)
     if samples is None and not quiet:
         console.note("note: no --data: inputs are synthetic")
-    effort = Effort(seconds=seconds, precision=precision, threads=threads, seed=seed)
+    effort = Effort(seconds=seconds, precision=precision, rebuilds=REBUILDS, seed=seed)
     with console.progress(quiet or as_json) as report:
-        result = bench(_names(models), samples, effort, lambda done: report("timing", done))
+        found = gated(_names(models), samples, effort, lambda done: report("timing", done), ask, conditions, gate)
+    result, machine = found.bench, this_machine()
+    if junit is not None:
+        write_atomic(junit, bench_files.junit(result.every, found.decisions, machine.text()))
+    if markdown is not None:
+        write_atomic(markdown, bench_files.markdown(result.every, found.decisions, machine.text()).encode())
     if as_json:
-        console.emit_json(
-            document(
-                "bench",
-                machine=this_machine().as_dict(),
-                threads=threads,
-                **result.__dict__,
-                verdicts={r.name: r.verdict for r in result.ratios},
-            )
-        )
-        return
-    console.table(
-        [("model", "left"), ("median ms", "right"), ("95 % interval", "right"), ("p90 ms", "right"), ("runs", "right")],
-        [
-            [
-                t.name,
-                console.ms(t.median),
-                f"[{console.ms(t.low)}, {console.ms(t.high)}]",
-                console.ms(t.p90),
-                str(t.rounds * t.runs_per_round),
-            ]
-            for t in result.timings
-        ],
-    )
-    if result.ratios:
-        console.table(
-            [
-                ("against " + result.ratios[0].baseline, "left"),
-                ("speed-up", "right"),
-                ("95 % interval", "right"),
-                ("", "left"),
-            ],
-            [[r.name, f"{r.speedup:.3f}x", console.interval(r.low, r.high), r.verdict] for r in result.ratios],
-        )
-    console.out(f"{threads} thread{'s' if threads != 1 else ''}, {result.seconds:.1f} s; {this_machine().text()}")
-    for warning in result.warnings:
+        verdicts = {r.name: r.verdict for r in result.ratios}
+        decisions = [{**d.__dict__, "passed": d.passed, "why": d.why} for d in found.decisions]
+        body = {**result.__dict__, "verdicts": verdicts, "conditions": conditions, "decisions": decisions, "against": found.against}
+        console.emit_json(document("bench", machine=machine.as_dict(), **body))
+        return EXIT_OK if found.passed else EXIT_UNMET
+    for point in result.every:
+        bench_tables.point(point, conditions, top, several=len(result.every) > 1)
+    if found.against:
+        bench_tables.ratios([found.against], "speed-up")
+    bench_tables.decisions(found.decisions)
+    console.out(machine.text())
+    for warning in dict.fromkeys(w for point in result.every for w in point.warnings):
         console.note(f"warning: {warning}")
+    return EXIT_OK if found.passed else EXIT_UNMET
 
 
 def _names(models: tuple[Path, ...]) -> dict[str, Path]:
     """A name for each file: short where that is unique; the same file twice is an A/A test."""
     names: dict[str, Path] = {}
     for path in models:
-        name = path.name if sum(p.name == path.name for p in models) == 1 else str(path)
+        name = path.name if sum(p.name == path.name for p in set(models)) == 1 else str(path)
         unique, count = name, 2
         while unique in names:
             unique, count = f"{name} ({count})", count + 1

@@ -1,8 +1,8 @@
 """Inputs made up from the signature alone: for checking that a model runs, tracing shapes, and timing
 without data.
 
-They are sensible enough for a model to run on (ids inside small vocabularies, masks open); what it answers
-means nothing.
+They are sensible enough for a model to run on (ids inside its tables or a small vocabulary, masks open); what it
+answers means nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Synthetic(Source):
     """Samples drawn from (seed, index), so that each is the same whenever it is read."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, ...]], where: Layout, count: int, seed: int, vocabulary: int
+        self, shapes: dict[str, tuple[int, ...]], where: Layout, count: int, seed: int, limits: Mapping[str, int]
     ) -> None:
-        self._shapes, self._layout, self._seed, self._vocabulary = shapes, where, seed, vocabulary
+        self._shapes, self._layout, self._seed, self._limits = shapes, where, seed, limits
         self.labels = [None] * count
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -40,7 +40,7 @@ class Synthetic(Source):
                 port,
                 self._shapes[port.name],
                 np.random.default_rng([self._seed, index, number]),
-                self._vocabulary,
+                self._limits[port.name],
             )
             for number, port in enumerate(self._layout.ports)
         }
@@ -55,12 +55,16 @@ def synthetic(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     vocabulary: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> Dataset:
     """count samples from the signature.
 
     sizes:      sizes of free dimensions by symbol; others get 16 in sequences and 64 in space, one symbol
     one size
     vocabulary: token ids are drawn below it (100 where it is not known)
+    shapes:     whole shapes of one sample by input (see `wished_shapes`); their symbols hold for other inputs, too
+    limits:     by input: what its numbers stay below, where that is known better than by the vocabulary
 
     Images are uniform in [0,1), other floats normal within three deviations.  Raises InputProblem.
     """
@@ -74,14 +78,62 @@ def synthetic(
     if wrong:
         raise InputProblem("cannot make synthetic samples", "", f"sizes must be 1 or more, found {wrong}")
     where = layout(signature)
-    known: dict[str, int] = dict(sizes or {})
-    shapes = {}
+    given = dict(shapes or {})
+    known: dict[str, int] = {**_symbols(where, given), **(sizes or {})}
+    found = {}
     for port in sorted(
         where.ports, key=lambda p: len(p.spec.shape or ())
     ):  # a sequence's symbol is settled by its ids, not by a 4-D mask
-        shapes[port.name] = _shape(port, known)
-    source = Synthetic(shapes, where, count, seed, vocabulary or _VOCABULARY)
+        found[port.name] = given[port.name] if port.name in given else _shape(port, known)
+    bounds = {port.name: (limits or {}).get(port.name, vocabulary or _VOCABULARY) for port in where.ports}
+    source = Synthetic(found, where, count, seed, bounds)
     return wrap(Loaded(source, "synthetic", ["synthetic values"]), signature, where, None)
+
+
+def wished_shapes(
+    signature: Signature, wished: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """Whole input shapes as a user wrote them, as shapes of one sample and the batch size that they name (None: none does).
+
+    Raises InputProblem where a name, a rank or a fixed size is not the model's, or two inputs contradict each other.
+    """
+    where = layout(signature)
+    samples: dict[str, tuple[int, ...]] = {}
+    batch: int | None = None
+    for name, shape in wished.items():
+        text = f"{name}={','.join(str(s) for s in shape)}"
+        if name not in where.names:
+            raise _unfit(text, f"the model's inputs are {', '.join(where.names)}")
+        port = where.port(name)
+        own = port.spec.shape
+        if min(shape, default=1) < 1:
+            raise _unfit(text, "sizes must be 1 or more")
+        if own is not None and (
+            len(own) != len(shape) or any(isinstance(d, int) and d != s for d, s in zip(own, shape, strict=True))
+        ):
+            raise _unfit(text, f"the model takes {port.spec.text()}")
+        if port.axis is not None and own is not None and not port.loose:
+            if batch not in (None, shape[port.axis]) or (where.alone and shape[port.axis] != 1):
+                raise _unfit(text, f"its batch is {shape[port.axis]}, others' is {batch or 1}")
+            batch = shape[port.axis]
+            shape = tuple(1 if i == port.axis else s for i, s in enumerate(shape))
+        samples[name] = shape
+    _symbols(where, samples)
+    return samples, batch
+
+
+def _symbols(where: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of free dimensions by symbol that whole shapes settle."""
+    known: dict[str, int] = {}
+    for name, shape in shapes.items():
+        for dim, size in zip(where.port(name).dims or (), shape, strict=False):
+            if isinstance(dim, str) and dim and known.setdefault(dim, size) != size:
+                raise _unfit(f"{name}={','.join(str(s) for s in shape)}", f"{dim} is {known[dim]} in another input")
+    return known
+
+
+def _unfit(text: str, why: str) -> InputProblem:
+    return InputProblem("the shape does not fit the model", text, why, "give each input's whole shape, as in x=1,3,224,224")
 
 
 def _shape(port: Port, known: dict[str, int]) -> tuple[int, ...]:
@@ -135,7 +187,7 @@ def _integers(
         return np.zeros(shape, dtype)
     if "position" in name:
         return (
-            np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(dtype)
+            np.broadcast_to(np.arange(shape[-1] if shape else 1) % vocabulary, shape).astype(dtype)
             if shape
             else np.zeros(shape, dtype)
         )

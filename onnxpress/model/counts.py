@@ -23,7 +23,7 @@ def node_macs(node: ir.Node, trace: Trace) -> int:
     first = first or _stored(source)
     if out is None or first is None:
         return 0
-    weight = _stored(node.inputs[1])
+    weight = _stored(node.inputs[1]) or trace.shape(node.inputs[1].name if node.inputs[1] is not None else None)
     if node.op_type == "Conv" and weight is not None:
         return int(np.prod(out) * np.prod(weight[1:]))
     if node.op_type == "ConvTranspose" and weight is not None:

@@ -6,7 +6,7 @@ Each takes a model (a path or an onnx-ir model) and returns plain results; writi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,9 +31,8 @@ from onnxpress.passes.lowrank import Wish as LowRankWish
 from onnxpress.passes.lowrank import plan_lowrank
 from onnxpress.passes.quantize import plan_quantization
 from onnxpress.passes.reduce import REDUCE
-from onnxpress.runtime.latency import Comparison, Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import open_session
 
 ModelLike = str | Path | ir.Model
 
@@ -264,32 +263,6 @@ def apply(
     original = _opened(model, output)
     done = apply_plan(plan, original, data, machine)
     return _finish(original, done.model, plan, done.notes, done.refused, output, None, data)
-
-
-def bench(
-    models: Mapping[str, ModelLike],
-    data: Dataset | None = None,
-    effort: Effort | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> Comparison:
-    """Latency of one model, or of several against the first, on the same inputs in one interleaved run."""
-    opened = {name: m if isinstance(m, ir.Model) else load(m) for name, m in models.items()}
-    signatures = {name: signature(m) for name, m in opened.items()}
-    first = next(iter(signatures.values()))
-    for name, own in signatures.items():
-        if own.inputs != first.inputs and {(s.name, s.dtype) for s in own.inputs} != {
-            (s.name, s.dtype) for s in first.inputs
-        }:
-            raise InputProblem(
-                "the models take different inputs",
-                name,
-                f"{[s.name for s in own.inputs]} and {[s.name for s in first.inputs]}",
-                "bench models with the same inputs together",
-            )
-    samples = data if data is not None else synthetic(first, 4)
-    feeds = [b.inputs for b in samples.take(8).batches(1)]
-    settings = Settings(threads=(effort or Effort()).threads)
-    return compare_latency({name: to_bytes(m) for name, m in opened.items()}, feeds, effort, settings, progress)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,11 @@
 In every round each model runs once untimed and then a block of timed runs, in an order drawn anew each round.  Noise
 that drifts (frequency, neighbours) hits both sides of a round alike, so the per-round log ratio is what is averaged:
 median, with a moving-block bootstrap for the 95 % interval (rounds are correlated in time).  Sessions are built
-several times, because where the allocator puts the weights is a random effect of its own.
+several times, because where the allocator puts the weights is a random effect of its own; built five times or more, the spread
+between the builds counts in the interval.
+
+A slow model must not take minutes: its warm-up is one run, and of rounds and rebuilds it gets what fits into the wished time
+and a half, but three rounds at least, with an interval that knows how few they are.
 
 The stopping rule looks at the interval's width only, never at its position: peeking at significance would inflate
 false claims (27 % instead of 5 % in our simulation of ten looks).
@@ -14,25 +18,33 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxpress.model.files import to_bytes
+from onnxpress.runtime.intervals import GROUPS, typical
 from onnxpress.runtime.session import Settings, open_session, run
 
 _BLOCK_SECONDS = 2e-3
 _RESAMPLES = 800
-_MIN_ROUNDS = 12
+_MIN_ROUNDS, _FEWEST = 12, 3
+_OVERTIME = 10.0  # seconds that the least rounds may take beyond the wished time; or half of that, if it is more
+_OPENING = 0.3  # of the wished time may go into building sessions, or half the overtime, if it is more
+_LONG = 0.25  # a run of so many seconds finds its caches by itself: no untimed run before it
+_SETTLED, _PATIENCE = 0.1, 0.5
 
 FASTER, SLOWER, SAME = "faster", "slower", "no significant difference"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One model's times in seconds a run; low and high bound the median's 95 % interval."""
+    """One model's times in seconds a run; low and high bound the median's 95 % interval.
+
+    cpu: median seconds that the whole process computes a run, on all its threads.
+    """
 
     name: str
     median: float
@@ -42,6 +54,7 @@ class Timing:
     high: float
     rounds: int
     runs_per_round: int
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. precision: relative half-width of the ratios' interval at which to stop early."""
+    """How long to measure.
+
+    precision: relative half-width of the ratios' interval at which to stop early
+    rebuilds:  how often sessions are built anew, at most; from 5 on, the differences between them count in the interval
+    """
 
     seconds: float = 10.0
     precision: float = 0.01
@@ -98,31 +115,42 @@ class _Arm:
     session: ort.InferenceSession | None = None
     repeat: int = 1
     times: list[float] = field(default_factory=list)
+    cpus: list[float] = field(default_factory=list)
+    builds: list[int] = field(default_factory=list)
+    built: int = 0
     position: int = 0
+    single: float = 0.0
 
     def open(self) -> None:
         self.session = open_session(self.source, self.settings, self.name)
+        self.built += 1
         start = time.perf_counter()
-        count = 0
-        while count < 3 or (time.perf_counter() - start < 0.05 and count < 20):
+        count, spent = 0, 0.0
+        while count < 1 or (count < 3 and spent < 2 * _LONG) or (count < 20 and spent < 0.05):
+            begin = time.perf_counter()
             run(self.session, self.feeds[count % len(self.feeds)], where=self.name)
-            count += 1
-        begin = time.perf_counter()
-        run(self.session, self.feeds[0])
-        single = max(time.perf_counter() - begin, 1e-7)
-        self.repeat = int(max(1, min(200, _BLOCK_SECONDS / single)))
+            self.single = max(time.perf_counter() - begin, 1e-7)
+            count, spent = count + 1, time.perf_counter() - start
+        self.repeat = int(max(1, min(200, _BLOCK_SECONDS / self.single)))
 
-    def block(self) -> float:
-        """Mean seconds a run over one block, after one untimed run."""
+    def cost(self) -> float:
+        """Seconds that a block takes, about."""
+        return self.single * (self.repeat + (self.single < _LONG))
+
+    def block(self) -> None:
+        """Time one block, after one untimed run where that matters."""
         session = self.session
         assert session is not None
         feeds = self.feeds[self.position % len(self.feeds)]
         self.position += 1
-        session.run(None, feeds)
-        start = time.perf_counter()
+        if self.single < _LONG:
+            session.run(None, feeds)
+        busy, start = time.process_time(), time.perf_counter()
         for _ in range(self.repeat):
             session.run(None, feeds)
-        return (time.perf_counter() - start) / self.repeat
+        self.times.append((time.perf_counter() - start) / self.repeat)
+        self.cpus.append((time.process_time() - busy) / self.repeat)
+        self.builds.append(self.built)
 
 
 def compare_latency(
@@ -131,42 +159,88 @@ def compare_latency(
     effort: Effort | None = None,
     settings: Settings | None = None,
     progress: Callable[[float], None] | None = None,
+    own_feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]] | None = None,
 ) -> Comparison:
-    """Time the models against the first one.  feeds: cycled round by round, the same for every model.
+    """Time the models against the first one.  feeds: cycled round by round, the same for every model without own_feeds.
 
     Raises InputProblem where a model does not load or run.
     """
     effort = effort or Effort()
     settings = settings or Settings(threads=effort.threads)
     rng = np.random.default_rng(effort.seed)
-    plain = [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
+    plain, own = _contiguous(feeds), {name: _contiguous(some) for name, some in (own_feeds or {}).items()}
     arms = [
-        _Arm(name, to_bytes(model) if isinstance(model, ir.Model) else model, plain, settings)
+        _Arm(name, to_bytes(model) if isinstance(model, ir.Model) else model, own.get(name, plain), settings)
         for name, model in models.items()
     ]
-    reference = _Reference()
-    start = time.perf_counter()
-    for epoch in range(effort.rebuilds):
-        for arm in arms:
-            arm.open()
-        deadline = start + effort.seconds * (epoch + 1) / effort.rebuilds
-        rounds = 0
-        while rounds < _MIN_ROUNDS // effort.rebuilds + 1 or time.perf_counter() < deadline:
-            for index in rng.permutation(len(arms)):
-                arms[index].times.append(arms[index].block())
-            reference.look()
-            rounds += 1
-            if progress:
-                progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
-            if rounds % 8 == 0 and rounds * (epoch + 1) >= 40 // effort.rebuilds and _narrow(arms, effort):
-                break
-    seconds = time.perf_counter() - start
+    reference, start = _Reference(), time.perf_counter()
+
+    def tell() -> None:
+        reference.look()
+        if progress:
+            progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
+
+    _measure(arms, effort, settings, rng, tell)
     return Comparison(
         tuple(_timing(a, effort) for a in arms),
         tuple(_ratio(arms[0], a, effort) for a in arms[1:]),
         reference.warnings(),
-        seconds,
+        time.perf_counter() - start,
     )
+
+
+def _measure(
+    arms: list[_Arm], effort: Effort, settings: Settings, rng: np.random.Generator, tell: Callable[[], None]
+) -> None:
+    """Build the sessions again and again, and time rounds with each; tell is called after every round."""
+    calm = settings.spinning and settings.threads > 1 and len(arms) > 1
+    start = time.perf_counter()
+    builds, least, enough = effort.rebuilds, 0, 0
+    build = 0
+    while build < builds:
+        opening = time.perf_counter()
+        for index in rng.permutation(len(arms)):
+            arms[index].open()
+        if build == 0:
+            allowed = max(_OPENING * effort.seconds, 0.5 * _OVERTIME)
+            builds = max(1, min(builds, int(allowed / (time.perf_counter() - opening))))
+            least = -(-_least_rounds(arms, effort.seconds, time.perf_counter() - start) // builds)
+        deadline = start + effort.seconds * (build + 1) / builds
+        rounds = 0
+        while rounds < least or time.perf_counter() < deadline:
+            for index in rng.permutation(len(arms)):
+                if calm:
+                    _settle()
+                arms[index].block()
+            tell()
+            rounds += 1
+            total = len(arms[0].times)
+            due = rounds % max(8, total // 64 * 8) == 0 and rounds * (build + 1) >= 40 // builds
+            if due and rounds >= enough and _narrow(arms, effort):
+                break
+        if builds >= GROUPS and build == 0:
+            enough = rounds  # builds are compared with each other, so that each gets as many rounds as the first
+        build += 1
+
+
+def _contiguous(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    return [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
+
+
+def _least_rounds(arms: list[_Arm], seconds: float, spent: float) -> int:
+    """How many rounds there must be: 12, but of slow models what fits into the wished time and overtime, and 3."""
+    left = seconds + max(_OVERTIME, 0.5 * seconds) - spent
+    return max(_FEWEST, min(_MIN_ROUNDS, int(left / sum(arm.cost() for arm in arms))))
+
+
+def _settle() -> None:
+    """Wait until no thread of this process computes: the pool of the session that ran last spins on for a while."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < _PATIENCE:
+        busy, begin = time.process_time(), time.perf_counter()
+        time.sleep(5e-3)
+        if time.process_time() - busy < _SETTLED * (time.perf_counter() - begin):
+            return
 
 
 def quick_seconds(model: ir.Model, feeds: Mapping[str, np.ndarray], seconds: float = 0.015) -> float:
@@ -188,7 +262,7 @@ def quick_seconds(model: ir.Model, feeds: Mapping[str, np.ndarray], seconds: flo
 def _narrow(arms: list[_Arm], effort: Effort) -> bool:
     if len(arms[0].times) < 40:
         return False
-    quick = Effort(effort.seconds, effort.precision, effort.rebuilds, effort.threads, effort.seed, 200)
+    quick = replace(effort, resamples=200)
     if len(arms) == 1:
         timing = _timing(arms[0], quick)
         return (timing.high - timing.low) / 2 <= effort.precision * timing.median
@@ -197,30 +271,24 @@ def _narrow(arms: list[_Arm], effort: Effort) -> bool:
     )
 
 
-def block_bootstrap(values: np.ndarray, resamples: int, seed: int, block: int = 10) -> tuple[float, float, float]:
-    """(median, 2.5 %, 97.5 %) of a serially correlated sequence, by the moving-block bootstrap."""
-    size = len(values)
-    block = max(1, min(block, size // 4))
-    rng = np.random.default_rng(seed)
-    count = -(-size // block)
-    starts = rng.integers(0, size - block + 1, (resamples, count))
-    index = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, :size]
-    medians = np.median(values[index], axis=1)
-    return float(np.median(values)), float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
-
-
 def _timing(arm: _Arm, effort: Effort) -> Timing:
     values = np.array(arm.times)
-    median, low, high = block_bootstrap(values, effort.resamples, effort.seed)
-    return Timing(
-        arm.name, median, float(np.quantile(values, 0.9)), float(values.min()), low, high, len(values), arm.repeat
-    )
+    median, low, high = _in_logs(np.log(values), arm, effort)
+    p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(arm.cpus))
+    return Timing(arm.name, median, p90, least, low, high, len(values), arm.repeat, cpu)
 
 
 def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:
     logs = np.log(np.array(base.times) / np.array(arm.times))
-    median, low, high = (float(np.exp(v)) for v in block_bootstrap(logs, effort.resamples, effort.seed))
+    median, low, high = _in_logs(logs, arm, effort)
     return Ratio(arm.name, base.name, median, low, high)
+
+
+def _in_logs(logs: np.ndarray, arm: _Arm, effort: Effort) -> tuple[float, float, float]:
+    """Median and 95 % interval of a positive quantity from its logarithms, round by round."""
+    found = typical(logs, effort.resamples, effort.seed, np.array(arm.builds))
+    median, low, high = (float(np.exp(min(v, 700.0))) for v in found)
+    return median, low, high
 
 
 class _Reference:

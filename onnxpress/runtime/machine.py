@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,6 +117,29 @@ def machine_for(target: str = "auto") -> Machine:
         raise InputProblem("unknown target CPU", target, "", f"one of auto, {', '.join(TARGETS)}")
     arch, isa = TARGETS[target]
     return Machine(f"target {target}", arch, isa, own.cores, own.memory_mb, own.onnxruntime, own.system)
+
+
+@contextmanager
+def pinned(cpus: Sequence[int]) -> Iterator[None]:
+    """This thread, and all threads and processes that it starts, on these CPUs only; no CPUs: as it is.
+
+    Raises InputProblem where one of them cannot be used.
+    """
+    if not cpus:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputProblem("cannot pin to CPUs", "", f"{platform.system()} has no such call", "leave --pin out")
+    before = os.sched_getaffinity(0)
+    wrong = [cpu for cpu in cpus if cpu not in before]
+    if wrong:
+        listed = ", ".join(str(c) for c in sorted(before))
+        raise InputProblem("no such CPU to pin to", wrong[0], f"this process may use {listed}", "name some of these")
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -30,17 +30,26 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+CPU = "CPUExecutionProvider"
 _INLINE_LIMIT = 1_800_000_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """threads: intra-op threads; level: none, basic or all graph optimizations; config: session config entries."""
+    """threads: intra-op threads; level: none, basic or all graph optimizations; config: session config entries.
+
+    spinning: whether idle threads of the pool wait in a loop (faster, but they disturb whoever runs next).
+    provider: onnxruntime's name of it; what it does not implement runs on the CPU's.
+    profile: prefix of the profiler's file, "" for none; dump: where onnxruntime writes the graph that it made of the model.
+    """
 
     threads: int = 1
     level: str = "all"
     config: tuple[tuple[str, str], ...] = ()
     profile: str = ""
+    dump: str = ""
+    spinning: bool = False
+    provider: str = CPU
 
 
 def all_cores(level: str = "all") -> Settings:
@@ -60,28 +69,49 @@ def open_session(
     options.inter_op_num_threads = 1
     options.graph_optimization_level = _LEVELS[settings.level]
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
     for key, value in settings.config:
         options.add_session_config_entry(key, value)
     if settings.profile:
         options.enable_profiling = True
         options.profile_file_prefix = settings.profile
+    if settings.dump:
+        options.optimized_model_filepath = settings.dump
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{Path(settings.dump).name}.data"
+        )
     if isinstance(model, ir.Model) and _weight_bytes(model) > _INLINE_LIMIT:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             ir.save(model, path, external_data="model.data")
-            return _create(str(path), options, where)
+            return _create(str(path), options, settings.provider, where)
     source = to_bytes(model) if isinstance(model, ir.Model) else model
-    return _create(str(source) if isinstance(source, Path) else source, options, where)
+    return _create(str(source) if isinstance(source, Path) else source, options, settings.provider, where)
 
 
 def _weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def _create(source: bytes | str, options: ort.SessionOptions, where: object) -> ort.InferenceSession:
+def provider_named(word: str) -> str:
+    """The full name of a provider that this onnxruntime has: `cpu` and `CPUExecutionProvider` are the same.
+
+    Raises InputProblem for another.
+    """
+    available = ort.get_available_providers()
+    for name in available:
+        if word.lower() in (name.lower(), name.lower().removesuffix("executionprovider")):
+            return str(name)
+    short = ", ".join(name.removesuffix("ExecutionProvider") for name in available)
+    raise InputProblem(
+        "no such execution provider here", word, f"this onnxruntime has {short}", "name one of these, or install another build of onnxruntime"
+    )
+
+
+def _create(source: bytes | str, options: ort.SessionOptions, provider: str, where: object) -> ort.InferenceSession:
+    providers = [provider] if provider == CPU else [provider, CPU]
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=providers)
     except MemoryError as error:
         raise EnvironmentProblem(
             "not enough memory to load the model", where, str(error), "free some memory"

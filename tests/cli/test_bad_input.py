@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.cli.main import run
 from onnxpress.model import files
+from onnxpress.optimize.baseline import fingerprint
 from onnxpress.train.settings import read_settings
 from tests import nets
 
@@ -235,6 +236,28 @@ def labels_wrong(folder: Path) -> list[str]:
     return [*quantize(folder, good(folder)), "--labels", str(folder / "y.npy")]
 
 
+def bench(folder: Path, *options: str) -> list[str]:
+    return ["bench", str(good(folder)), "--seconds", "0.1", *options]
+
+
+def baseline(folder: Path, text: str, *options: str) -> list[str]:
+    return bench(folder, "--baseline", str(written(folder, "b.json", text.encode())), *options)
+
+
+def kept(folder: Path, **machine: str) -> str:
+    """A baseline of the good model, made here, but for some of the machine's facts."""
+    usual = {"threads": [1], "batch": [], "shapes": {}, "pin": [], "graph optimizations": "all", "spinning": False}
+    facts = {"machine": {**fingerprint(), **machine}, "conditions": {**usual, "session entries": [], "inputs": "synthetic"}}
+    times = {"median": 1.0, "speed": 1.0, "low": 0.9, "high": 1.1, "path": str(good(folder)), "sha256": "0"}
+    return json.dumps({"schema": 1, "kind": "bench baseline", **times, **facts})
+
+
+def fixed_batch(folder: Path) -> list[str]:
+    model = proto(folder)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return ["bench", str(store(folder, model)), "--batch", "1,16"]
+
+
 def other_inputs(folder: Path) -> list[str]:
     files.save(nets.mlp(), folder / "other.onnx")
     return ["bench", str(good(folder)), str(folder / "other.onnx"), "--seconds", "1"]
@@ -404,6 +427,37 @@ ROWS = [
     Row("unknown goal", lambda d: optimize(d, good(d), None, "--goal", "beauty"), ("beauty",)),
     Row("exclude a node that is not there", lambda d: [*quantize(d, good(d)), "--exclude", "ghost"], ("ghost",)),
     Row("labels without data", lambda d: ["bench", str(good(d)), "--labels", "y"], ("--data",)),
+    Row("bench on no thread", lambda d: bench(d, "--threads", "0"), ("threads", "0")),
+    Row("bench on some threads", lambda d: bench(d, "--threads", "1,some"), ("some", "1,2,4")),
+    Row("bench on too many threads", lambda d: bench(d, "--threads", "100000"), ("threads", "100000")),
+    Row("bench for no time", lambda d: bench(d, "--seconds", "0"), ("time above 0",)),
+    Row("bench of a batch the model does not take", fixed_batch, ("batch", "16", "1 only")),
+    Row("bench of more samples than there are", lambda d: bench(d, "-d", str(good_data(d)), "--batch", "64"), ("64", "samples")),
+    Row("a shape without a name", lambda d: bench(d, "--shape", "1,3,8,8"), ("--shape", "1,3,8,8")),
+    Row("a shape in words", lambda d: bench(d, "--shape", "image=1,3,H,W"), ("image=1,3,H,W", "whole numbers")),
+    Row("a shape of no input", lambda d: bench(d, "--shape", "ghost=1,3"), ("ghost", "image")),
+    Row("a shape of another rank", lambda d: bench(d, "--shape", "image=1,3,8"), ("image=1,3,8", "N,3,8,8")),
+    Row("a shape with a batch twice", lambda d: bench(d, "--shape", "image=4,3,8,8", "--batch", "2"), ("4", "twice")),
+    Row("a shape with data", lambda d: bench(d, "--shape", "image=1,3,8,8", "-d", str(good_data(d))), ("--shape", "--data")),
+    Row("pinned to a CPU that is not there", lambda d: bench(d, "--pin", "4000"), ("4000", "CPU")),
+    Row("pinned to no number", lambda d: bench(d, "--pin", "-1"), ("-1",)),
+    Row("a session entry without a value", lambda d: bench(d, "--session-config", "fast"), ("--session-config", "fast")),
+    Row("a provider that is not here", lambda d: bench(d, "--provider", "quantum"), ("quantum", "CPU")),
+    Row("an unknown level of optimization", lambda d: bench(d, "--graph-opt", "most"), ("most",)),
+    Row("callers of no throughput", lambda d: bench(d, "--callers", "2"), ("--callers", "--throughput")),
+    Row("a gate for one model", lambda d: bench(d, "--fail-slower", "5%"), ("--fail-slower", "--baseline")),
+    Row("a gate in words", lambda d: bench(d, "--fail-slower", "much"), ("much", "5%")),
+    Row("a gate of 500 times", lambda d: bench(d, "--fail-slower", "500"), ("500", "5%")),
+    Row("no such baseline", lambda d: bench(d, "--baseline", str(d / "b.json")), ("b.json", "--save-baseline")),
+    Row("a baseline of another kind", lambda d: baseline(d, "[]"), ("baseline", "schema")),
+    Row("a damaged baseline", lambda d: baseline(d, '{"schema": 1, "kind": "bench baseline", "path": "x"}'), ("damaged",)),
+    Row("a baseline of another machine", lambda d: baseline(d, kept(d, arch="pdp11")), ("another machine", "pdp11", "--force")),
+    Row("a baseline of other conditions", lambda d: baseline(d, kept(d), "--threads", "2"), ("conditions", "threads", "2")),
+    Row("force without a baseline", lambda d: bench(d, "--force"), ("--force", "--baseline")),
+    Row("a baseline of two models", lambda d: bench(d, str(good(d)), "--save-baseline", str(d / "b.json")), ("one model",)),
+    Row("a baseline of a sweep", lambda d: bench(d, "--threads", "1,2", "--save-baseline", str(d / "b.json")), ("one condition",)),
+    Row("a report into no folder", lambda d: bench(d, "--junit", str(d / "no" / "j.xml")), ("folder", "no")),
+    Row("a report over the model", lambda d: bench(d, "--markdown", str(good(d))), ("overwrite",)),
     Row("bench of models of other inputs", other_inputs, ("different inputs",)),
     Row("no such plan", lambda d: ["apply", str(d / "p.json"), str(good(d)), "-o", str(d / "out.onnx")], ("p.json",)),
     Row("plan that is no JSON", lambda d: plan(d, "{"), ("JSON",)),

@@ -51,6 +51,14 @@ def test_bench_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert body["machine"]["onnxruntime"]
 
 
+def test_bench_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    text = out(capsys, "bench", MODEL, "--seconds", "0.1", "--profile", "--top", "3", "-q")
+    assert "operator" in text and "GFLOP/s" in text and "add up to" in text
+    body = json.loads(out(capsys, "bench", MODEL, "--seconds", "0.1", "--profile", "--json"))
+    assert sum(k["share"] for k in body["profiles"][0]["kernels"]) == pytest.approx(1)
+    assert body["profiles"][0]["peak"]["gflops"] > 1
+
+
 def test_compare_of_a_model_with_itself(capsys: pytest.CaptureFixture[str]) -> None:
     body = json.loads(out(capsys, "compare", MODEL, MODEL, "-d", str(DIGITS / "select.npz"), "--json"))
     assert body["score"]["drop"] == 0

@@ -10,7 +10,8 @@ import pytest
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.runtime import isolate
-from onnxpress.runtime.latency import Effort, block_bootstrap, compare_latency
+from onnxpress.runtime.intervals import block_bootstrap
+from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, machine_for, this_machine
 from onnxpress.runtime.session import Settings, open_session, trace
 from tests import nets

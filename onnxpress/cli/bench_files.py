@@ -1,0 +1,66 @@
+"""What `bench` writes for other programs: JUnit XML and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from onnxpress.optimize.bench import Point
+    from onnxpress.runtime.gate import Decision
+
+
+def junit(points: Sequence[Point], decisions: Sequence[Decision], machine: str) -> bytes:
+    """A test suite: one case a model and condition; a decision against a model is its failure.
+
+    A case's time is the model's median in seconds.  The n-th decision of a name belongs to the n-th point with that name.
+    """
+    suite = ElementTree.Element("testsuite", name="onnxpress bench")
+    facts = ElementTree.SubElement(suite, "properties")
+    ElementTree.SubElement(facts, "property", name="machine", value=machine)
+    failures = tests = 0
+    for number, point in enumerate(points):
+        for timing in point.timings:
+            label = f"threads {point.threads}, batch {point.batch}"
+            attributes = {"classname": f"onnxpress.bench.{label}", "name": timing.name, "time": f"{timing.median:.9f}"}
+            case = ElementTree.SubElement(suite, "testcase", attributes)
+            tests += 1
+            own = [d for d in decisions if d.name == timing.name]
+            decision = own[number] if number < len(own) else None
+            if decision is not None and not decision.passed:
+                failures += 1
+                ElementTree.SubElement(case, "failure", message=decision.why, type="slower").text = decision.how
+            said = [f"95 % interval of the median [{timing.low:.9f}, {timing.high:.9f}] s, {timing.rounds} rounds"]
+            ElementTree.SubElement(case, "system-out").text = "\n".join([*said, *([decision.why] if decision else [])])
+    suite.set("tests", str(tests))
+    suite.set("failures", str(failures))
+    suite.set("errors", "0")
+    suite.set("time", f"{sum(p.seconds for p in points):.3f}")
+    tree = ElementTree.Element("testsuites")
+    tree.append(suite)
+    ElementTree.indent(tree)
+    return bytes(ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def markdown(points: Sequence[Point], decisions: Sequence[Decision], machine: str) -> str:
+    """Tables of times and ratios, then what was decided and why."""
+    lines = ["## onnxpress bench", "", machine, ""]
+    for point in points:
+        lines += [f"### {point.threads} thread{'s' if point.threads != 1 else ''}, batch {point.batch}", ""]
+        lines += ["| model | median ms | 95 % interval | p90 ms | CPU ms |", "|---|---:|---:|---:|---:|"]
+        for t in point.timings:
+            low, high = t.low * 1e3, t.high * 1e3
+            lines.append(
+                f"| {_cell(t.name)} | {t.median * 1e3:.4g} | [{low:.4g}, {high:.4g}] | {t.p90 * 1e3:.4g} | {t.cpu * 1e3:.4g} |"
+            )
+        if point.ratios:
+            lines += ["", f"| against {_cell(point.ratios[0].baseline)} | speed-up | 95 % interval | |", "|---|---:|---:|---|"]
+            lines += [f"| {_cell(r.name)} | {r.speedup:.3f} | [{r.low:.3f}, {r.high:.3f}] | {r.verdict} |" for r in point.ratios]
+        lines += ["", *(f"Warning: {w}." for w in point.warnings), ""]
+    lines += [f"- **{'pass' if d.passed else 'FAIL'}**: {_cell(d.why)} ({d.how})" for d in decisions]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
