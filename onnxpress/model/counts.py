@@ -38,7 +38,7 @@ def _recurrent(node: ir.Node, trace: Trace) -> int:
     """Of all steps: inputs and state through W [directions, gates H, I] and R [directions, gates H, H]."""
     source = node.inputs[0]
     shape = trace.shape(source.name) if source is not None else None
-    weights = [_stored(v) for v in node.inputs[1:3]]
+    weights = [_stored(v) or trace.shape(v.name if v is not None else None) for v in node.inputs[1:3]]
     if shape is None or any(w is None for w in weights):
         return 0
     return int(np.prod(shape[:2])) * sum(int(np.prod(w)) for w in weights if w is not None)
@@ -47,9 +47,6 @@ def _recurrent(node: ir.Node, trace: Trace) -> int:
 def _stored(value: ir.Value | None) -> tuple[int, ...] | None:
     """The shape of a constant."""
     tensor = read.constant_tensor(value)
-    maker = value.producer() if tensor is None and value is not None else None
-    if maker is not None and maker.op_type == "DequantizeLinear":  # stored in integers
-        tensor = read.constant_tensor(maker.inputs[0])
     return None if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
 
 

@@ -24,9 +24,35 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
     if not varying(labels):
         return flow.write(node.outputs[0], np.broadcast_to(labels.reshape(()), (1,) * len(shape)).copy())
     moved = compact(np.broadcast_to(labels, source).reshape(shape))
-    if node.op_type == "Reshape" and read.constant(node.inputs[1]) is None and not _same_as_shape_of(flow, node.inputs[1], moved):
+    if node.op_type == "Reshape" and read.constant(node.inputs[1]) is None and not _follows(flow, node, moved):
         return opaque(flow, node, f"Reshape ({node.name}) to a computed shape")
     return flow.write(node.outputs[0], moved)
+
+
+def _follows(flow: Flow, node: ir.Node, moved: Labels) -> bool:
+    """Whether a computed target follows the channels by itself: where the axis is left open (-1), kept (0), or told from the size
+    of a value with the same channels."""
+    target = node.inputs[1]
+    name = target.name or "" if target is not None else ""
+    numbers, sizes = flow.trace.values.get(name), flow.sizes.get(name)
+    if _same_as_shape_of(flow, target, moved):
+        return True
+    if numbers is None or len(numbers) != moved.ndim:
+        return False
+    for axis in varying(moved):
+        if numbers[axis] == -1:
+            continue
+        told = {(node.inputs[0].name or "", axis)} if numbers[axis] == 0 and node.inputs[0] is not None else sizes[axis] if sizes else set()
+        if len(told) != 1:
+            return False
+        ((other, place),) = told
+        labels = flow.of.get(other)
+        count = moved.shape[axis]
+        if labels is None or labels.ndim <= place or labels.shape[place] != count:
+            return False
+        if not np.array_equal(along(labels, place, count), along(moved, axis, count)):
+            return False
+    return True
 
 
 def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> bool:
