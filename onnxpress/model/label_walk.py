@@ -41,7 +41,7 @@ def propagate(model: ir.Model, trace: Trace) -> Flow:
 
 def _follow_sizes(flow: Flow, node: ir.Node) -> None:
     """Sizes of values, on their way to where a number is made of them: a scale of 1/sqrt(d) must stay what it was, so the
-    channels it was told from are frozen.  Sizes that only shape other values compute themselves anew."""
+    channels it was told from go together or stay.  Sizes that only shape other values compute themselves anew."""
     if not node.outputs:
         return
     output = node.outputs[0].name or ""
@@ -59,7 +59,7 @@ def _follow_sizes(flow: Flow, node: ir.Node) -> None:
         for name, axis in sorted(every):
             labels = flow.of.get(name)
             if labels is not None and axis in varying(labels):
-                flow.freeze(labels, f"{node.op_type} ({node.name}) makes a number of the size of {name}")
+                flow.mix(labels, (axis,), f"{node.op_type} ({node.name}) makes a number of the size of {name}")
         return
     shape = flow.shape(node.outputs[0])
     count = int(np.prod(shape)) if shape is not None else 0

@@ -99,9 +99,12 @@ def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Se
 
 
 def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
-    """Every inner width at a share of what it is."""
+    """Every inner width at a share of what it is; and fewer heads, or groups, which lie across several axes."""
     groups = [g for g in evidence.channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
-    return _at_shares(groups, options, "of the inner width")
+    yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
+    sliced = [g for g in groups if g.sliced]
+    largest = max((g.block for g in sliced), default=0)
+    yield from _at_shares([g for g in sliced if g.block == largest], options, "of the heads")
 
 
 def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) -> Iterator[Replacement]:

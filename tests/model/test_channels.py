@@ -55,6 +55,62 @@ def test_a_forgotten_tie_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> Non
         assert_masked_parity(nets.residual(), 0.5)
 
 
+def test_a_forgotten_link_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of the scores and heads of the values must go together."""
+    from onnxpress.model import labels
+
+    model = heads()
+    assert_masked_parity(model, 0.5)
+    monkeypatch.setattr(labels.Flow, "link", lambda self, p, members: None)
+    with pytest.raises(Exception):  # noqa: B017 - a wrong shape or a wrong number, either will do
+        assert_masked_parity(model, 0.5)
+
+
+def heads(heads: int = 3, inner: int = 4, scale: str = "constant") -> ir.Model:
+    """Self-attention of several heads between two layers; scale: by a constant, or by a size that the file computes."""
+    net = nets.Net(0)
+    net.widths["tokens"], width = 6, heads * inner
+    q, k, v = (
+        net.op("Transpose", [net.op("Reshape", [grammar.dense(net, "tokens", width), grammar.ints(net, 0, 0, heads, inner)], 0)], 0, perm=p)
+        for p in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    )
+    by = net.constant(np.array(inner, np.float32))
+    if scale != "constant":
+        size = net.op("Gather", [net.op("Shape", [q], 0), net.constant(np.array(3))], 0)
+        by = net.op("Sqrt", [net.op("Cast", [size], 0, to=1)], 0)
+    scores = net.op("Softmax", [net.op("Div", [net.op("MatMul", [q, k], 0), by], 0)], 0, axis=-1)
+    mixed = net.op("Transpose", [net.op("MatMul", [scores, v], 0)], 0, perm=[0, 2, 1, 3])
+    flat = net.op("Reshape", [mixed, grammar.ints(net, 0, 0, width)], width)
+    return net.model(grammar.dense(net, flat, 5), {"tokens": ["N", "L", 6]}, ["N", "L", 5])
+
+
+def test_heads_and_their_dimensions_are_groups() -> None:
+    facts = evidence_for(heads(), None).channels
+    assert [(g.size, g.block, g.hidden) for g in facts.groups] == [(3, 4, True), (4, 3, True), (4, 3, True)]
+    assert all(r.reason.startswith("graph output") for r in facts.refused) and len(facts.refused) == 1
+
+
+def test_a_size_that_becomes_a_number_stays() -> None:
+    """1/sqrt(d) told from the shape: fewer dimensions of query and key would scale by another number."""
+    model = heads(scale="computed")
+    facts = evidence_for(model, None).channels
+    assert [(g.size, g.block) for g in facts.groups] == [(3, 4), (4, 3)], "heads and the values' dimensions alone"
+    assert_masked_parity(model, 0.5)
+
+
+def test_a_shared_weight_stays_one() -> None:
+    net = nets.image_net()
+    stem = [net.constant(net.rng.standard_normal((16, 3, 3, 3)).astype(np.float32)) for _ in range(1)]
+    sides = [net.relu(net.op("Conv", ["image", *stem], 16, pads=[p] * 4)) for p in (0, 1)]
+    pooled = [net.op("GlobalAveragePool", [s], 16) for s in sides]
+    model = net.model(net.head(net.add(*pooled), pooled=False, size=1), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, None)
+    (group,) = evidence.channels.groups
+    cut = rm.remove(evidence.model, evidence.channels, {group.name: [0, 3]})
+    assert [v.shape.numpy()[0] for v in cut.graph.initializers.values() if v.shape is not None and len(v.shape) == 4] == [14]
+    assert_masked_parity(model, 0.5)
+
+
 def test_spine_and_stem_are_one_group() -> None:
     facts = evidence_for(nets.residual(width=16, blocks=2), None).channels
     spine = [g for g in facts.groups if not g.hidden]
