@@ -23,12 +23,12 @@ from onnxpress.cli.options import (
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options(required=True)
 @output_option
-@click.option("--ratio", type=float, default=0.0, help="Share of the channels to remove, such as 0.3.")
-@click.option("--macs", type=float, default=0.0, help="Share of the multiply-accumulates that is left, such as 0.6.")
-@click.option("--params", type=float, default=0.0, help="Share of the weights that is left.")
-@click.option("--speedup", type=float, default=0.0, help="Times as fast as the original, measured.")
+@click.option("--ratio", type=float, help="Share of the channels to remove, such as 0.3.")
+@click.option("--macs", type=float, help="Share of the multiply-accumulates that is left, such as 0.6.")
+@click.option("--params", type=float, help="Share of the weights that is left.")
+@click.option("--speedup", type=float, help="Times as fast as the original, measured.")
 @click.option("--ignore", multiple=True, metavar="PATTERN", help="Nodes whose channels stay, such as 'stem*'; may be repeated.")
-@click.option("--granularity", type=click.IntRange(min=0), default=0, help="Channels go in multiples; default: as this CPU's kernels like.")
+@click.option("--granularity", type=click.IntRange(min=1), help="Channels go in multiples of it; default: as this CPU's kernels like.")
 @click.option(
     "--scope",
     type=click.Choice(["all", "hidden"]),
@@ -61,7 +61,7 @@ def command(
     source: DataChoice,
     output: str,
     ignore: tuple[str, ...],
-    granularity: int,
+    granularity: int | None,
     no_repair: bool,
     samples: int,
     seed: int,
@@ -86,6 +86,6 @@ def command(
     dataset = need_data(source, model, quiet)
     result = prune(
         model, dataset, wish, output=output, plan_path=plan_path, repair=not no_repair, samples=samples, seed=seed,
-        machine=replace(this_machine(), granularity=granularity),
+        machine=replace(this_machine(), granularity=granularity or 0),
     )  # fmt: skip
     show("prune", result, output, as_json, quiet)

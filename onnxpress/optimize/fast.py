@@ -29,15 +29,16 @@ def fast_enough(evidence: Evidence, wish: Wish, original: ir.Model, notes: list[
     least, most = 0.0, 1.0
     best: tuple[float, list[Decision]] | None = None
     reached = False
-    share = min(0.95, 1 / wish.speedup)
+    wanted = wish.speedup or 1.0
+    share = min(0.95, 1 / wanted)
     for _ in range(_ROUNDS):
         decisions = plan_share(evidence, wish, picked, costs, share, scales)
         speed = _speed(evidence, decisions, original)
-        if speed >= wish.speedup:
+        if speed >= wanted:
             if not reached or best is None or speed < best[0]:
                 best, reached = (speed, decisions), True
             least = share
-            if speed <= _CLOSE * wish.speedup:
+            if speed <= _CLOSE * wanted:
                 break
         else:
             if not reached and (best is None or speed > best[0]):
@@ -49,7 +50,7 @@ def fast_enough(evidence: Evidence, wish: Wish, original: ir.Model, notes: list[
     if best is None:
         return []
     if not reached:
-        notes.append(f"--speedup {wish.speedup:g} is out of reach by channels: {best[0]:.2f}x is the most that was found")
+        notes.append(f"--speedup {wanted:g} is out of reach by channels: {best[0]:.2f}x is the most that was found")
     else:
         notes.append(f"{best[0]:.2f}x the original's speed before repair")
     return best[1]

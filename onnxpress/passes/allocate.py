@@ -46,18 +46,18 @@ class Wish:
     ignore: patterns of node names whose channels stay
     """
 
-    ratio: float = 0.0
+    ratio: float | None = None
     scope: str = "all"
     spread: str = "harm"
     criterion: str = "second-order"
-    macs: float = 0.0
-    params: float = 0.0
-    speedup: float = 0.0
+    macs: float | None = None
+    params: float | None = None
+    speedup: float | None = None
     ignore: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises InputProblem for a wish that makes no sense."""
-        given = {n: v for n in ("ratio", "macs", "params", "speedup") if (v := getattr(self, n))}
+        given = {n: v for n in ("ratio", "macs", "params", "speedup") if (v := getattr(self, n)) is not None}
         if len(given) != 1:
             raise InputProblem("one goal is needed", "--ratio, --macs, --params, --speedup", f"{len(given)} were given", "try --ratio 0.3")
         ((name, value),) = given.items()
@@ -85,7 +85,7 @@ def plan_pruning(
     """
     wish.check()
     picked = candidates(evidence, wish, known)
-    if wish.ratio:
+    if wish.ratio is not None:
         even = uniform(evidence, picked, wish.ratio)
         if wish.spread == "uniform" or evidence.data is None:
             return decisions_of(picked, even)
@@ -94,8 +94,10 @@ def plan_pruning(
         goal.take_all(even)
         goals = {what: sum(goal.costs[what].values()) for what in costs}
         return decisions_of(picked, spread(evidence, picked, weights or sensitivities(evidence, picked, even), goals, costs))
-    what = "macs" if wish.macs else "params"
-    return plan_share(evidence, wish, picked, {what: counted(evidence)[what]}, wish.macs or wish.params, weights)
+    what, share = ("params", wish.params) if wish.macs is None else ("macs", wish.macs)
+    if share is None:
+        raise ValueError("a speed-up is measured, not planned")
+    return plan_share(evidence, wish, picked, {what: counted(evidence)[what]}, share, weights)
 
 
 def plan_share(

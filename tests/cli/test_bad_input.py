@@ -404,6 +404,12 @@ ROWS = [
     # options and plans
     Row("ratio above one", lambda d: prune(d, "--ratio", "1.5"), ("between 0 and 1",)),
     Row("ratio of nothing", lambda d: prune(d, "--ratio", "0"), ("between 0 and 1",)),
+    Row("no goal of pruning", lambda d: prune(d), ("one goal", "--speedup")),
+    Row("two goals of pruning", lambda d: prune(d, "--ratio", "0.3", "--macs", "0.5"), ("one goal", "2 were given")),
+    Row("share left above one", lambda d: prune(d, "--macs", "1.5"), ("--macs", "between 0 and 1")),
+    Row("speed-up below one", lambda d: prune(d, "--speedup", "0.5"), ("--speedup", "above 1")),
+    Row("granularity of nothing", lambda d: prune(d, "--ratio", "0.3", "--granularity", "0"), ("granularity",)),
+    Row("unknown criterion", lambda d: prune(d, "--ratio", "0.3", "--criterion", "luck"), ("luck",)),
     Row("ratio that is no number", lambda d: prune(d, "--ratio", "much"), ("much",)),
     Row("depth that does not say how much", lambda d: depth(d), ("--keep", "exactly one")),
     Row("depth that says it twice", lambda d: depth(d, "--keep", "0.5", "--remove", "1"), ("exactly one",)),
