@@ -17,6 +17,10 @@ _HOMES = {
     "depth": "onnxpress.optimize.single",
     "lowrank": "onnxpress.optimize.single",
     "quantize": "onnxpress.optimize.single",
+    "share": "onnxpress.optimize.bits",
+    "weights": "onnxpress.optimize.bits",
+    "half": "onnxpress.optimize.bits",
+    "dynamic": "onnxpress.optimize.bits",
     "simplify": "onnxpress.optimize.single",
     "distill": "onnxpress.optimize.distill",
     "apply": "onnxpress.optimize.single",
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature
     from onnxpress.optimize.bench import bench as bench
+    from onnxpress.optimize.bits import dynamic as dynamic
+    from onnxpress.optimize.bits import half as half
+    from onnxpress.optimize.bits import share as share
+    from onnxpress.optimize.bits import weights as weights
     from onnxpress.optimize.distill import distill as distill
     from onnxpress.optimize.inspection import inspect as inspect
     from onnxpress.optimize.loop import optimize as optimize

@@ -73,7 +73,7 @@ def set_linear(model: ir.Model, node: ir.Node, matrix: np.ndarray, bias: np.ndar
     """Write a weight matrix [M, K] (and bias [M]) back into the node's own layout."""
     old = read.constant(node.inputs[1])
     assert old is not None
-    alpha, beta = _scales(node)
+    alpha = _scales(node)[0]
     matrix = matrix / alpha
     if node.op_type == "Conv":
         new = matrix.reshape((matrix.shape[0], -1, *old.shape[2:]))
@@ -83,7 +83,13 @@ def set_linear(model: ir.Model, node: ir.Node, matrix: np.ndarray, bias: np.ndar
         new = matrix.T
     edit.set_input(model, node, 1, np.ascontiguousarray(new, np.float32), f"{node.name}_weight")
     if bias is not None and node.op_type != "MatMul":
-        edit.set_input(model, node, 2, (bias / beta).astype(np.float32), f"{node.name}_bias")
+        set_bias(model, node, bias)
+
+
+def set_bias(model: ir.Model, node: ir.Node, bias: np.ndarray) -> None:
+    """Give a Conv or Gemm a bias, one number a column [M]."""
+    beta = _scales(node)[1]
+    edit.set_input(model, node, 2, (bias / beta).astype(np.float32), f"{node.name}_bias")
 
 
 def conv_pads(node: ir.Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -61,6 +61,15 @@ def forget_shapes(model: ir.Model, keep: Iterable[ir.Value] = ()) -> None:
                 value.shape = None
 
 
+def forget_floats(model: ir.Model) -> None:
+    """Drop stated types and shapes of computed float32 values, which whoever loads the file infers anew: it gets smaller."""
+    kept = {id(v) for v in model.graph.outputs}
+    for node in model.graph:
+        for value in node.outputs:
+            if id(value) not in kept and value.dtype == ir.DataType.FLOAT:
+                value.type, value.shape = None, None
+
+
 def fresh(model: ir.Model, stem: str) -> str:
     """A value name that the graph does not use yet."""
     taken = model.meta.get("onnxpress.names")
@@ -130,6 +139,17 @@ def insert_before(
     node = _make(model, op, inputs, stem, attributes, domain)
     model.graph.insert_before(anchor, node)
     return node.outputs[0]
+
+
+def insert_many(
+    model: ir.Model, anchor: ir.Node, op: str, inputs: Sequence[ir.Value | None], stem: str, count: int
+) -> list[ir.Value]:
+    """A new standard node of several outputs in front of the anchor; returns its outputs."""
+    node = ir.node(op, list(inputs), num_outputs=count, name=fresh(model, stem))
+    for index, value in enumerate(node.outputs):
+        value.name = fresh(model, f"{stem}_{index}")
+    model.graph.insert_before(anchor, node)
+    return list(node.outputs)
 
 
 def insert_after(

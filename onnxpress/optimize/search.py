@@ -1,8 +1,8 @@
 """The search for candidates: which levers are tried, in which order, and when to stop.
 
 Exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix that harms
-least; blocks taken out and channels pruned, more while the samples allow it; int8 of those models.  A lever that fails on a
-model is recorded with its reason, and the search goes on without it.
+least; where size is the goal, weights in fewer bits; blocks taken out and channels pruned, more while the samples allow it;
+int8 of those models.  A lever that fails on a model is recorded with its reason, and the search goes on without it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class Search:
         if not self.based():
             return
         self.chosen = self.attempt("int8", self.int8) or frozenset()
+        if self.goal == "size":
+            self.say("weights in fewer bits", 0.3)
+            for bits in (4, 8):
+                self.attempt(f"weights in {bits} bits", partial(self.fewer_bits, bits))
         self.attempt("blocks", self.blocks)
         self.attempt("pruning", self.pruning)
 
@@ -136,6 +140,10 @@ class Search:
                 self.keep(self.shop.int8("int8 careful", safe))
                 best = safe
         return best
+
+    def fewer_bits(self, bits: int) -> Candidate:
+        """The exact model with its weights as codebooks of 16, or in 8 bits: a smaller file of the same speed."""
+        return self.keep(self.shop.fewer_bits(bits))
 
     def blocks(self) -> None:
         """Whole blocks taken out, more of them while the samples allow it."""

@@ -133,13 +133,13 @@ class _Begun:
         self,
         name: str,
         decisions: list[Decision],
-        repair: bool,
+        repair: bool | None,
         refused: list[Refused],
         output: str | Path | None,
         plan_path: str | Path | None,
     ) -> Result:
-        """Carry the decisions of one pass out, with or without repair, and write."""
-        if decisions:
+        """Carry the decisions of one pass out, with or without refitting (None: as they say themselves), and write."""
+        if decisions and repair is not None:
             decisions = [*decisions, {"repair": "least-squares" if repair else "none"}]
         done = take_step(Step(name, tuple(decisions)), self.evidence, self.base)
         plan, notes = self.plan.then(name, decisions), self.notes + done.notes

@@ -26,11 +26,15 @@ from onnxpress.optimize.teach import Couple, Progress, Wish, begun, cores, taugh
 from onnxpress.passes import qdq
 from onnxpress.passes.allocate import Wish as PruneWish
 from onnxpress.passes.base import Decision
+from onnxpress.passes.codebook import Wish as ShareWish
+from onnxpress.passes.codebook import plan_sharing
 from onnxpress.passes.depth import Wish as DepthWish
 from onnxpress.passes.depth import plan_depth
 from onnxpress.passes.distill import Source, teacher_evidence
 from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.reduce import REDUCE
+from onnxpress.passes.weightonly import Wish as WeightsWish
+from onnxpress.passes.weightonly import plan_weights
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.train.match import Kept
@@ -156,6 +160,17 @@ class Workshop:
             return plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
+
+    def fewer_bits(self, bits: int) -> Candidate:
+        """The exact model with its weights as codebooks of 16 values (4), or as integers (8): smaller, not faster."""
+
+        def make() -> Made:
+            name = "share" if bits == 4 else "weights"
+            plan = plan_sharing(self.base, ShareWish()) if bits == 4 else plan_weights(self.base, WeightsWish(bits))
+            done = take_step(Step(name, tuple(plan[0])), self.base, self.base.model)
+            return self.exact_plan.then(name, plan[0], CALIBRATION), done.model, done.notes
+
+        return self._candidate(f"weights in {bits} bits", make)
 
     def fastest_int8(
         self, start: frozenset[str], more_time: Callable[[], bool], candidate: Candidate | None = None

@@ -6,14 +6,18 @@ from importlib.metadata import entry_points
 
 from onnxpress.errors import InputProblem
 from onnxpress.passes.base import Pass
+from onnxpress.passes.codebook import SHARE
 from onnxpress.passes.depth import DEPTH
 from onnxpress.passes.distill import DISTILL
+from onnxpress.passes.dynamic import DYNAMIC
+from onnxpress.passes.halfprec import HALF
 from onnxpress.passes.kernels import KERNELS
 from onnxpress.passes.lowrank import LOWRANK
 from onnxpress.passes.prune import PRUNE
 from onnxpress.passes.quantize import QUANTIZE
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.passes.simplify import SIMPLIFY
+from onnxpress.passes.weightonly import WEIGHTS
 
 
 def find_pass(name: str) -> Pass:
@@ -26,7 +30,8 @@ def find_pass(name: str) -> Pass:
 
 def all_passes() -> dict[str, Pass]:
     """The built-in passes and those other packages register."""
-    found: dict[str, Pass] = {p.name: p for p in (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, LOWRANK, QUANTIZE, DISTILL)}
+    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, LOWRANK, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, DISTILL)
+    found: dict[str, Pass] = {p.name: p for p in own}
     for entry in entry_points(group="onnxpress.passes"):
         if entry.name not in found:
             found[entry.name] = entry.load()

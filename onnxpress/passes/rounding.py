@@ -1,16 +1,82 @@
-"""Rounding that knows the inputs: integers that keep a layer's output, not its weights.
+"""Rounding that knows the inputs: values of a few that keep a layer's output, not its weights.
 
-Minimises (q s - w)^T H (q s - w) for each output row, H the Gram matrix of the layer's inputs, by coordinate descent from
-the nearest integers: q_j <- round((w_j - sum_{k != j} H_jk d_k / H_jj) / s) with d = q s - w.  Each step can only lower the
-error.  (The greedy single pass of GPTQ, Frantar et al. 2023, is the first sweep of this with another order.)
+Minimises (v - w)^T H (v - w) for each output row, H the Gram matrix of the layer's inputs, where each v_j is one of the values a
+row may take (an integer grid, the centres of a codebook).  `feedback` goes through the columns once and lets those still to
+come take up the error so far (GPTQ, Frantar et al. 2023); `settle` then goes over them until nothing moves:
+v_j <- the value nearest to w_j - sum_{k != j} H_jk (v_k - w_k) / H_jj, which can only lower the error.
+Both work on blocks of columns, so that what is far away is brought up to date by matrix products.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import scipy.linalg
+
+Snap = Callable[[np.ndarray, np.ndarray], np.ndarray]  # wishes [M, n] for some columns [n] -> the nearest allowed values
 
 _SWEEPS = 4
 _DAMP = 1e-2
+_BLOCK = 64
+
+
+def damped(gram: np.ndarray) -> np.ndarray:
+    """A Gram matrix that also minds inputs the samples never showed."""
+    return np.asarray(gram + _DAMP * float(np.mean(np.diag(gram))) * np.eye(len(gram)))
+
+
+def feedback(weights: np.ndarray, h: np.ndarray, snap: Snap) -> np.ndarray:
+    """Values [M, K] for weights [M, K], column by column, the most used inputs first.  h: [K, K], positive definite."""
+    order = np.argsort(-np.diag(h), kind="stable")
+    back = np.argsort(order, kind="stable")
+    inverse = scipy.linalg.inv(h[np.ix_(order, order)], check_finite=False)
+    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, check_finite=False)
+    left = weights[:, order].astype(np.float64)
+    values = np.empty_like(left)
+    columns = left.shape[1]
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        errors = np.empty((len(left), stop - start))
+        for j in range(start, stop):
+            values[:, j] = snap(left[:, j : j + 1], order[j : j + 1])[:, 0]
+            error = (left[:, j] - values[:, j]) / upper[j, j]
+            left[:, j:stop] -= np.outer(error, upper[j, j:stop])
+            errors[:, j - start] = error
+        left[:, stop:] -= errors @ upper[start:stop, stop:]
+    return values[:, back]
+
+
+def settle(weights: np.ndarray, start: np.ndarray, h: np.ndarray, snap: Snap, sweeps: int = _SWEEPS) -> np.ndarray:
+    """Better values [M, K] than those to start from, by coordinate descent.  h: [K, K]."""
+    values = start.astype(np.float64)
+    diagonal = np.maximum(np.diag(h), 1e-12)
+    pull = (values - weights) @ h
+    columns = weights.shape[1]
+    for _ in range(sweeps):
+        changed = False
+        for begin in range(0, columns, _BLOCK):
+            block = np.arange(begin, min(begin + _BLOCK, columns))
+            near = pull[:, block]
+            wished = snap(values[:, block] - near / diagonal[block], block)
+            movable = block[(wished != values[:, block]).any(axis=0)]
+            if not movable.size:
+                continue
+            before = values[:, block].copy()
+            for j in movable:
+                pick = np.array([j])
+                new = snap(values[:, pick] - near[:, pick - begin] / diagonal[j], pick)[:, 0]
+                step = new - values[:, j]
+                if step.any():
+                    values[:, j] = new
+                    near += np.outer(step, h[j, block])
+            moved = values[:, block] - before
+            if moved.any():
+                changed = True
+                pull += moved @ h[block]
+        if not changed:
+            break
+    return values
 
 
 def descend(
@@ -20,24 +86,11 @@ def descend(
 
     weights: [M, K]; scale, levels: [M]; gram: [K, K] of the inputs; start: integers to improve on.
     """
-    codes = start.astype(np.float64)
-    h = gram + _DAMP * float(np.mean(np.diag(gram))) * np.eye(len(gram))
-    diagonal = np.maximum(np.diag(h), 1e-12)
-    gap = codes * scale[:, None] - weights
-    pull = gap @ h
-    for _ in range(_SWEEPS):
-        changed = False
-        for j in range(weights.shape[1]):
-            wish = weights[:, j] - (pull[:, j] - gap[:, j] * h[j, j]) / diagonal[j]
-            new = np.clip(np.rint(wish / scale), -levels, levels)
-            step = (new - codes[:, j]) * scale
-            moved = step != 0
-            if not moved.any():
-                continue
-            changed = True
-            codes[:, j] = new
-            gap[:, j] += step
-            pull[moved] += step[moved, None] * h[j]
-        if not changed:
-            break
-    return codes
+    values = settle(weights, start * scale[:, None], damped(gram), grid(scale, levels))
+    return np.asarray(np.rint(values / scale[:, None]))
+
+
+def grid(scale: np.ndarray, levels: np.ndarray) -> Snap:
+    """Whole multiples of a row's scale, at most so many either way."""
+    each, most = scale[:, None], levels[:, None]
+    return lambda wish, _: np.clip(np.rint(wish / each), -most, most) * each

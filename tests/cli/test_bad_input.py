@@ -295,6 +295,23 @@ def lowrank(folder: Path, *more: str) -> list[str]:
     return ["lowrank", str(good(folder)), "-d", str(good_data(folder)), "-o", str(folder / "out.onnx"), *more]
 
 
+def share(folder: Path, *more: str) -> list[str]:
+    return ["share", str(good(folder)), "-d", str(good_data(folder)), "-o", str(folder / "out.onnx"), *more]
+
+
+def weights(folder: Path, *more: str) -> list[str]:
+    return ["weights", *share(folder, *more)[1:]]
+
+
+def plan_bits(decision: dict[str, object]) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        large = next(t.name for t in proto(folder).graph.initializer if np.prod(t.dims) > 500)
+        step = {"pass": "share", "decisions": [{"weight": large, **decision}]}
+        return [*plan(folder, json.dumps({"schema": 1, "steps": [step]})), "-d", str(good_data(folder))]
+
+    return make
+
+
 def without_blocks(folder: Path) -> list[str]:
     files.save(nets.mlp(), folder / "mlp.onnx")
     np.savez(folder / "tokens.npz", tokens=RNG.standard_normal((6, 5, 16)).astype(F))
@@ -427,6 +444,21 @@ ROWS = [
     Row("lowrank of layers too narrow", lambda d: lowrank(d, "--rank", "64", "--goal", "size"), (), 0),
     Row("plan of a rank that cannot be", plan_rank, ("rank", "999")),
     Row("plan of a block that is not there", plan_block, ("ghost", "block")),
+    Row("share with a book of other size", lambda d: share(d, "--centres", "17"), ("17", "16 or 256")),
+    Row("share per something unknown", lambda d: share(d, "--per", "galaxy"), ("galaxy", "tensor")),
+    Row("share per no rows", lambda d: share(d, "--per", "0"), ("--per", "rows")),
+    Row("share that spares more than all", lambda d: share(d, "--spare", "2"), ("spare", "between 0 and 1")),
+    Row("weights in no such bits", lambda d: weights(d, "--bits", "5"), ("--bits", "5")),
+    Row("weights in blocks too short", lambda d: weights(d, "--block", "3"), ("--block", "3", "8")),
+    Row("weights that spare less than nothing", lambda d: weights(d, "--spare", "-1"), ("spare", "-1")),
+    Row("half of an unknown type", lambda d: ["half", *simplify(d, good(d))[1:], "--type", "float8"], ("float8", "bfloat16")),
+    Row("dynamic but for a ghost", lambda d: ["dynamic", *simplify(d, good(d))[1:], "--exclude", "ghost"], ("ghost",)),
+    Row("plan of a ghost in 16 bits", plan_step({"pass": "half", "decisions": [{"tensor": "ghost", "type": "float16"}]}), ("ghost",)),
+    Row("plan of an unknown type", plan_step({"pass": "half", "decisions": [{"tensor": "w1", "type": "float8"}]}), ("float8",)),
+    Row("plan of a ghost in int8", plan_step({"pass": "dynamic", "decisions": [{"node": "ghost"}]}), ("ghost",)),
+    Row("plan of a weight that is not there", plan_bits({"weight": "ghost", "centres": 16}), ("ghost", "weight")),
+    Row("plan of a weight in no bits", plan_bits({"bits": 5}), ("bits", "5")),
+    Row("plan of a weight's unknown repair", plan_bits({"centres": 16, "repair": "magic"}), ("magic", "bias")),
     Row("negative drop", lambda d: optimize(d, good(d), None, "--max-drop", "-1"), ("max-drop",)),
     Row("budget of no unit", lambda d: optimize(d, good(d), None, "--time-budget", "soon"), ("soon",)),
     Row("budget too short", lambda d: optimize(d, good(d), None, "--time-budget", "1s"), ("time budget",)),

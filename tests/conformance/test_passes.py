@@ -6,6 +6,7 @@ A new pass joins by being registered; nothing here names one, except for its ref
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import onnx
@@ -110,7 +111,9 @@ def masked() -> ir.Model:
     return net.model(net.head(net.relu(net.conv(capped, 32))), nets.IMAGE, ["N", 10])
 
 
+@cache
 def quantized() -> ir.Model:
+    """An int8 model; made once, as no pass may change what it is given."""
     model = nets.residual(width=32, blocks=1)
     evidence = evidence_for(model, nets.samples(model, 8))
     return all_passes()["quantize"].apply(evidence.model, plan_quantization(evidence), evidence).model

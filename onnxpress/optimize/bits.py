@@ -1,0 +1,119 @@
+"""Fewer bits, one lever at a time: what the commands of the same names do, as functions (see single.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.optimize.plan import CALIBRATION, Plan, Step, take_step
+from onnxpress.optimize.single import ModelLike, Result, _Begun, _exact, _finish, _opened
+from onnxpress.passes.codebook import Wish as ShareWish
+from onnxpress.passes.codebook import plan_sharing
+from onnxpress.passes.dynamic import plan_dynamic, refusals
+from onnxpress.passes.halfprec import TYPES, plan_half
+from onnxpress.passes.weightonly import Wish as WeightsWish
+from onnxpress.passes.weightonly import plan_weights
+from onnxpress.runtime.machine import Machine, this_machine
+
+
+def share(
+    model: ModelLike,
+    data: Dataset,
+    wish: ShareWish | None = None,
+    *,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    repair: bool = True,
+    samples: int = CALIBRATION,
+    machine: Machine | None = None,
+    seed: int = 0,
+) -> Result:
+    """Weights as codebooks and codes.  samples: at most so many feed statistics."""
+    wish = wish or ShareWish()
+    wish.check()
+    begun = _Begun.on(model, data.take(samples), output, machine, seed)
+    decisions, refused = plan_sharing(begun.evidence, wish)
+    if not decisions:
+        begun.notes.append("no weight is large enough to be worth a codebook")
+    elif not repair:
+        decisions = [*decisions, {"repair": "none"}]
+    return begun.finish("share", decisions, None, refused, output, plan_path)
+
+
+def weights(
+    model: ModelLike,
+    data: Dataset,
+    wish: WeightsWish | None = None,
+    *,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    repair: bool = True,
+    samples: int = CALIBRATION,
+    machine: Machine | None = None,
+    seed: int = 0,
+) -> Result:
+    """Weights as integers and scales, activations in float.  samples: at most so many feed statistics."""
+    wish = wish or WeightsWish()
+    wish.check()
+    begun = _Begun.on(model, data.take(samples), output, machine, seed)
+    decisions, refused = plan_weights(begun.evidence, wish)
+    if not decisions:
+        begun.notes.append("no weight is large enough to be worth unpacking")
+    elif not repair:
+        decisions = [*decisions, {"repair": "none"}]
+    return begun.finish("weights", decisions, None, refused, output, plan_path)
+
+
+def half(
+    model: ModelLike,
+    *,
+    kind: str = "float16",
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    machine: Machine | None = None,
+) -> Result:
+    """Weights in float16 or bfloat16, arithmetic in float32.  Needs no samples."""
+    if kind not in TYPES:
+        raise InputProblem("unknown type", "--type", kind, f"one of {', '.join(TYPES)}")
+    original, plan, base, notes, evidence = _bare(model, output, machine)
+    decisions, refused = plan_half(evidence, kind)
+    if not decisions:
+        notes.append("no float32 tensor is large enough to be worth a Cast")
+    done = take_step(Step("half", tuple(decisions)), evidence, base)
+    plan, notes = plan.then("half", decisions), notes + done.notes
+    return _finish(original, done.model, plan, notes, refused, output, plan_path, None)
+
+
+def dynamic(
+    model: ModelLike,
+    *,
+    exclude: Sequence[str] = (),
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    machine: Machine | None = None,
+) -> Result:
+    """Dynamic int8 of every MatMul and Gemm with a constant weight, but the excluded names.  Needs no samples."""
+    original, plan, base, notes, evidence = _bare(model, output, machine)
+    names = {n.name or "" for n in evidence.model.graph}
+    unknown = [name for name in exclude if name not in names]
+    if unknown:
+        raise InputProblem("no such node to exclude", unknown[0], "", "see the names with `onnxpress inspect --nodes`")
+    decisions = plan_dynamic(evidence, exclude)
+    if not decisions:
+        notes.append("the model has no MatMul or Gemm that can run in dynamic int8")
+    done = take_step(Step("dynamic", tuple(decisions)), evidence, base)
+    plan, notes = plan.then("dynamic", decisions), notes + done.notes
+    return _finish(original, done.model, plan, notes, refusals(evidence), output, plan_path, None)
+
+
+def _bare(
+    model: ModelLike, output: str | Path | None, machine: Machine | None
+) -> tuple[ir.Model, Plan, ir.Model, list[str], Evidence]:
+    """A model after the exact passes, without samples: original, plan, model, notes, evidence."""
+    original = _opened(model, output)
+    return original, *_exact(original, None, machine or this_machine(), 0)
