@@ -34,13 +34,13 @@ from onnxpress.runtime.machine import this_machine
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
 
 LEVERS: dict[str, Callable[[ir.Model, Dataset], Result]] = {
-    "share 16": lambda m, d: share(m, d),
-    "share 16, nothing spared": lambda m, d: share(m, d, ShareWish(spare=0.0)),
-    "share 256": lambda m, d: share(m, d, ShareWish(256)),
-    "weights 8": lambda m, d: weights(m, d),
-    "weights 4": lambda m, d: weights(m, d, WeightsWish(4)),
-    "weights 4, blocks of 32": lambda m, d: weights(m, d, WeightsWish(4, 32)),
-    "weights 3": lambda m, d: weights(m, d, WeightsWish(3)),
+    "16 centres": lambda m, d: share(m, d),
+    "16, none spared": lambda m, d: share(m, d, ShareWish(spare=0.0)),
+    "256 centres": lambda m, d: share(m, d, ShareWish(256)),
+    "8 bits": lambda m, d: weights(m, d),
+    "4 bits": lambda m, d: weights(m, d, WeightsWish(4)),
+    "4 bits of 32": lambda m, d: weights(m, d, WeightsWish(4, 32)),
+    "3 bits": lambda m, d: weights(m, d, WeightsWish(3)),
     "half": lambda m, d: half(m),
     "dynamic": lambda m, d: dynamic(m),
 }
@@ -88,14 +88,14 @@ def main(zoo: Path, cases: str, levers: str, split: str, seconds: float, json_pa
     module = zoo_module(Path(zoo))
     rows = [row for name in cases.split(",") for row in bits_case(module.load(name), names, split, seconds)]
     console.table(
-        [("case", "left"), ("lever", "left"), ("smaller", "right"), (f"drop ({split})", "right"), ("speed-up", "right")],
+        [("case", "left"), ("lever", "left"), ("size", "right"), (f"drop ({split})", "right"), ("speed-up", "right")],
         [
             [
                 row["case"],
                 row["lever"],
-                f"{row['smaller']:.2f}x",
-                f"{row['score'].drop:+.4f} [{row['score'].low:+.4f}, {row['score'].high:+.4f}]",
-                f"{row['ratio'].speedup:.3f} [{row['ratio'].low:.3f}, {row['ratio'].high:.3f}]",
+                f"/{row['smaller']:.2f}",
+                f"{row['score'].drop:+.4f} [{row['score'].low:.4f}, {row['score'].high:.4f}]",
+                f"{row['ratio'].speedup:.2f} [{row['ratio'].low:.2f}, {row['ratio'].high:.2f}]",
             ]
             for row in rows
         ],

@@ -32,7 +32,7 @@ GRIDS = {
 }
 REPAIRS = ("bias", "none")
 _SPARE = (0.0, 0.02, 0.05, 0.1)  # tried in turn
-_CLOSE = 0.01  # relative squared error of the outputs that is near enough
+_CLOSE = 0.003  # relative squared error of the outputs that is near enough
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,13 @@ def _why_not(value: ir.Value, inner: set[str], kind: str) -> str | None:
     if not np.isfinite(short).all():
         return f"{kind} cannot hold its values, which reach {np.abs(array).max():.1e}"
     gap, size = np.abs(short - array), np.abs(array).astype(np.float64)
-    if array.ndim > 1 and all(use.node.op_type in read.WEIGHTED and use.idx == 1 for use in value.uses()):
+    summed = all(use.node.op_type in read.WEIGHTED and use.idx == 1 for use in value.uses())
+    looked_up = all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
+    if array.ndim > 1 and summed:  # what is added up may be small beside the rest of its row or column
         others = [tuple(a for a in range(array.ndim) if a != axis) for axis in (0, 1)]
-        # What is added up may be small beside the rest of its row or column.
         size = np.minimum(*(size.max(axis=axes, keepdims=True) for axes in others))
+    elif array.ndim > 1 and looked_up:  # … of the vector it belongs to
+        size = size.max(axis=-1, keepdims=True)
     if (gap > _PRECISION[kind] * size).any():
         return f"{kind} would lose its smallest values"
     return None

@@ -48,6 +48,16 @@ def test_islands_stay_in_float32_and_say_why() -> None:
     assert len(halvable(model, "bfloat16")[0]) == 5
 
 
+def test_a_word_of_an_embedding_may_have_small_numbers_beside_large_ones() -> None:
+    net = nets.Net()
+    net.widths["x"] = 40
+    table = np.random.default_rng(0).standard_normal((50, 40)).astype(np.float32)
+    table[:, 0] = 1e-9
+    index = net.op("ArgMax", ["x"], 1, axis=1, keepdims=0)
+    out = net.op("Gather", [net.constant(table), index], 40)
+    assert len(halvable(edit.canonical(net.model(out, {"x": ["N", 40]}, ["N", 40])), "float16")[0]) == 1
+
+
 def test_the_scales_of_an_int8_model_are_left_alone() -> None:
     from tests.conformance.test_passes import quantized
 
