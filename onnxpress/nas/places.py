@@ -25,7 +25,7 @@ from onnxpress.passes.depth import LOCAL, removable
 from onnxpress.runtime.latency import Effort, compare_latency
 
 _FITTED, _JUDGED = 64, 128  # samples that repairs see, and others that tell the harm
-_EACH, _TIMING = 0.25, 0.03  # seconds of timing a place, and at most this share of the time budget for all of them
+_EACH, _TIMING = 0.25, 0.1  # seconds of timing a form of a place, and at most this share of the time budget for all of them
 _WORTH = 0.98  # of its place's time: what takes more is not looked at
 _TINY, _IDLE = 1e-12, "nothing"
 _FAILURES = (Problem, ValueError, LookupError, ArithmeticError)
@@ -99,10 +99,11 @@ def survey(ground: Ground, budget: float, more: More, say: Say) -> Survey:
     allows.  budget: seconds of the whole search."""
     base = ground.base
     parts = sections(base.model, base.trace)
-    each = min(_EACH, _TIMING * budget / max(len(parts), 1))
+    wished = [*zip(parts, library(base, parts), strict=True), *shared_widths(base, parts)]
+    each = min(_EACH, _TIMING * budget / (len(parts) + sum(1 + len(offers) for _, offers in wished)))
     own = _own_seconds(base, parts, each)
     places = []
-    for section, offers in [*zip(parts, library(base, parts), strict=True), *shared_widths(base, parts)]:
+    for section, offers in wished:
         seconds = sum(t for t, s in zip(own, parts, strict=True) if s.nodes <= section.nodes)
         ways = _faster(ground, section, offers, each) if more() else []
         places.append(_Place(section, seconds, ways, [Choice(None)]))

@@ -77,7 +77,8 @@ def test_a_silent_channel_goes_first() -> None:
     assert set(first["fpgm"]) == {3, 5}
 
 
-def test_a_wish_for_speed_is_measured(evidence: Evidence) -> None:
+def test_a_wish_for_speed_is_measured() -> None:
+    evidence = evidence_for(nets.residual(width=64, blocks=2), None)
     notes: list[str] = []
     decisions = fast_enough(evidence, Wish(speedup=1.3), evidence.model, notes)
     assert decisions and "speed before repair" in notes[0]
