@@ -35,6 +35,17 @@ class Value:
         return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
 
 
+def _attribute(name: str, value: object) -> ir.Attr:
+    """Of the kinds that blocks are written in; asking for every kind there is would take longer than all the rest of a candidate."""
+    if isinstance(value, int):
+        return ir.AttrInt64(name, value)
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return ir.AttrInt64s(name, value)
+    return ir.convenience.convert_attribute(name, value)  # type: ignore[arg-type]
+
+
 class Net:
     """Collects nodes and weights; `model` makes the file of them."""
 
@@ -72,7 +83,7 @@ class Net:
 
     def _held(self, array: np.ndarray, stem: str) -> str:
         name = self._name(stem)
-        tensor = ir.tensor(np.array(array, order="C"), name=name)
+        tensor = ir.Tensor(np.array(array, order="C"), name=name)
         value = self._value(name, array.shape, tensor.dtype)
         value.const_value = tensor
         self._weights.append(value)
@@ -97,7 +108,7 @@ class Net:
 
     def _add(self, kind: str, inputs: Sequence[str], output: ir.Value, attributes: Mapping[str, object]) -> None:
         given = [self._values[n] if n else None for n in inputs]
-        found = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]  # type: ignore[arg-type]
+        found = [_attribute(k, v) for k, v in attributes.items()]
         self._nodes.append(ir.Node("", kind, given, found, outputs=[output], name=output.name))
 
     def length(self, x: Value) -> str:
