@@ -36,7 +36,7 @@ def _conv(flow: Flow, node: ir.Node) -> None:
         return opaque(flow, node, f"{node.op_type} ({node.name}): {read.why_not_constant(node.inputs[1])}")
     if any(a != 1 for a in varying(labels)):
         flow.freeze(labels, f"{node.op_type} ({node.name}) mixes channels with other axes")
-        labels = flow.blank(node.inputs[0])  # type: ignore[arg-type]
+        labels = np.zeros((1,) * labels.ndim, np.int64)
     groups, name = read.int_attribute(node, "group", 1), node.name or ""
     inner, outer = (1, 0) if node.op_type == "Conv" else (0, 1)
     width = weight.shape[outer] * (groups if outer == 1 else 1)
