@@ -148,7 +148,7 @@ def test_from_a_model_to_a_file_that_a_plan_makes_again(
     assert to_bytes(apply_plan(best.plan, model, parts.calibrate).model) == best.data
     write_front(outcome, tmp_path / "out.run")
     files = sorted((tmp_path / "out.run" / "front").glob("*.onnx"))
-    assert [f.stem for f in files] == sorted(stem(c.name) for c in frontier(outcome))
+    assert sorted(f.stem for f in files) == sorted(stem(c.name) for c in frontier(outcome))
     for file in files:
         plan = read_plan(file.with_suffix(".json"))
         assert to_bytes(apply_plan(plan, model, parts.calibrate).model) == file.read_bytes()
