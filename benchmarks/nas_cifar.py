@@ -109,7 +109,7 @@ def teller() -> Callable[[str, float], None]:
 @click.option("--cifar", type=click.Path(path_type=Path, exists=True), required=True, help="The package's folder.")
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--time-budget", default=5400.0, help="Seconds of the search.")
-@click.option("--pupils", default=2)
+@click.option("--pupils", default=12)
 @click.option("--keep", default=2)
 @click.option("--widths", default="8", help="Of ResNet-20, trained beside; none: nothing.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_cifar.json"))

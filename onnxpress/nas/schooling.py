@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +28,9 @@ from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.machine import Machine
 from onnxpress.train.lessons import Memory
 from onnxpress.train.settings import Settings
+
+if TYPE_CHECKING:
+    from onnxpress.train.ways import Way
 
 Tell = Callable[[str, float], None]
 _LOOKS = 8
@@ -56,9 +60,10 @@ class School:
         student = evidence_for(model, self.learn, self.machine, self.seed)
         teacher = teacher_evidence(self.teacher or model, student)
         alone = self.teacher is None
+        way = self.pace(model)[0]
         settings = Settings(
             from_scratch=True, growing=True, features="none", loss="none" if alone else "mse", labels=1.0 if alone else 0.0,
-            lr=_rate(model), looks=_LOOKS, threads=cores(), seed=self.seed,
+            lr=_rate(model), looks=_LOOKS, threads=cores(), seed=self.seed, precision=way.precision, layout=way.layout,
         )  # fmt: skip
         done = taught(
             Couple(student, teacher, Source(), memory=self.memory),
@@ -68,12 +73,12 @@ class School:
         )
         return done.model, self.judge.score(to_bytes(done.model)), done.decisions
 
-    def pace(self, model: ir.Model) -> float:
-        """Seconds that a training takes a sample, the teacher's part apart."""
-        from onnxpress.train.pace import sample_seconds
+    def pace(self, model: ir.Model) -> tuple[Way, float]:
+        """In which way the model trains fastest here, and seconds a sample takes then, the teacher's part apart."""
+        from onnxpress.train.pace import fastest
 
         batch = max((b.inputs for b in self.learn.take(_PACED).batches(_PACED)), key=lambda b: len(next(iter(b.values()))))
-        return sample_seconds(model, batch, cores())
+        return fastest(model, batch, cores())
 
     def repeat(self, model: ir.Model, lessons: Sequence[Decision]) -> ir.Model:
         """The model after trainings that were done before: the same weights."""

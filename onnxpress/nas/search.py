@@ -20,6 +20,7 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import save, to_bytes
 from onnxpress.nas import front, worker
 from onnxpress.nas.look import Look
+from onnxpress.nas.proxies import TRAINING
 from onnxpress.nas.rebuild import write_record
 from onnxpress.nas.request import WORST, Request
 from onnxpress.nas.schooling import SCHEDULE, Pupil, finished
@@ -30,6 +31,7 @@ from onnxpress.passes.base import Decision
 from onnxpress.runtime.latency import Comparison, Effort, compare_latency
 
 Tell = Callable[[str, float], None]
+Form = tuple[tuple[str, str], ...]
 _LOOK_SHARE = 0.3  # of the time: proposing and timing
 _FINAL_SHARE = 0.05  # of the time: timing the trained ones together
 _PACED = 4  # times as many as are trained, of which it is measured how fast they train
@@ -153,7 +155,7 @@ class _Job:
             return entries
         some = promising(entries, replace(self.request, pupils=_PACED * self.request.pupils))
         self.tell("how fast they train", min(self.used, _LOOK_SHARE))
-        return [replace(e, quality=e.quality - float(np.log(self.look.school.pace(self.look.model(e.choices))))) for _, e in some]
+        return [replace(e, quality=e.quality - float(np.log(self.look.school.pace(self.look.model(e.choices))[1]))) for _, e in some]
 
     def _finished(self, pupil: Pupil, entry: Entry, judge: Judge) -> Found:
         model = finished(pupil.model, self.look.learn.take(1), self.look.machine)
@@ -174,7 +176,7 @@ def promising(entries: list[Entry], request: Request) -> list[tuple[int, Entry]]
     """Candidates to train, with their levels: within the limits, each network once, the most promising first.
 
     Where latency is limited, as many levels of time as candidates are kept: the limit, and each a step below the one before;
-    of each level the best by quality in turn.  Else all are of one level: the best by rank of dominance in (quality, latency)
+    of each level the best by quality of every form in turn.  Else all are of one level: the best by rank of dominance in (quality, latency)
     and the facts that are aims, too.
     """
     good = [e for e in entries if e.twin is None and e.violation == 0 and e.quality > WORST]
@@ -194,11 +196,25 @@ def _by_levels(good: list[Entry], request: Request) -> list[tuple[int, Entry]]:
         for level, limit in enumerate(levels):
             able = [e for e in ordered if e.latency <= limit]
             if able and len(found) < request.pupils:
-                found.append((level, able[0]))
-                ordered.remove(able[0])
+                chosen = _next(able, {form(e) for at, e in found if at == level}, request)
+                found.append((level, chosen))
+                ordered.remove(chosen)
         if len(found) == before:
             break
     return found
+
+
+def _next(able: list[Entry], seen: set[Form], request: Request) -> Entry:
+    """The best of a form that none has yet, else the best: a proxy compares networks of one form, of the others only training
+    tells.  able: the best first."""
+    if request.proxy == TRAINING:
+        return able[0]
+    return next((e for e in able if form(e) not in seen), able[0])
+
+
+def form(entry: Entry) -> Form:
+    """What a candidate is made of, whatever its numbers: the choices that are words."""
+    return tuple(sorted((name, value) for name, value in entry.choices.items() if isinstance(value, str)))
 
 
 def _write(outcome: Outcome, look: Look, run: Run) -> None:

@@ -32,6 +32,7 @@ from onnxpress.train.objective import Objective
 from onnxpress.train.program import Program
 from onnxpress.train.settings import Settings
 from onnxpress.train.trainer import Course, Point, Seen, Trainer
+from onnxpress.train.ways import Way, full
 
 Look = Callable[[ir.Model], Seen]
 Tell = Callable[[int, int, float, Point | None], None]
@@ -300,7 +301,9 @@ class Distillation:
 
 
 def _loss(program: Program, objective: Objective, lesson: Lesson, inputs: Mapping[str, Tensor]) -> Tensor:
-    student = program(dict(inputs))
+    way = Way.of(objective.settings)
+    with way():
+        student = full(program(way.laid(inputs)))
     teacher = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in lesson.targets.items()}
     labels = None if lesson.labels is None else torch.from_numpy(lesson.labels)
     found = objective(student, teacher, labels) * lesson.share

@@ -12,6 +12,8 @@ from onnxpress.errors import InputProblem
 MODES = ("end-to-end", "blockwise")
 LOSSES = ("auto", "blend", "kd", "dkd", "mse", "none")
 FEATURES = ("auto", "none", "mse", "cosine", "attention", "relational")
+PRECISIONS = ("float32", "bfloat16")
+LAYOUTS = ("channels_first", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Settings:
     hard labels alone; features "auto": to be found by trying, else mse;
     labels: weight of hard labels; feature_weight: of matched inner values at first, feature_share: of the steps after which
     they (and the mse of a blend) no longer count; threads: of torch, which the last bits depend on;
-    from_scratch: the student was never trained, so batch normalization goes by the batch; growing: pictures are small at first.
+    from_scratch: the student was never trained, so batch normalization goes by the batch; growing: pictures are small at first;
+    precision, layout: how it is computed (ways.py).
     """
 
     steps: int = 1000
@@ -48,6 +51,8 @@ class Settings:
     threads: int = 1
     from_scratch: bool = False
     growing: bool = False
+    precision: str = PRECISIONS[0]
+    layout: str = LAYOUTS[0]
 
     def check(self) -> Settings:
         """Itself; raises InputProblem with the option and the range of the first value that makes no sense."""
@@ -73,7 +78,9 @@ class Settings:
                 raise InputProblem(
                     f"{name} is out of range", f"--{name.replace('_', '-')}", f"got {value}", f"{low:g} to {high:g}"
                 )
-        for name, known in (("mode", MODES), ("loss", LOSSES), ("features", FEATURES)):
+        for name, known in (
+            ("mode", MODES), ("loss", LOSSES), ("features", FEATURES), ("precision", PRECISIONS), ("layout", LAYOUTS),
+        ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise InputProblem(f"unknown {name}", getattr(self, name), "", f"one of {', '.join(known)}")
         if self.loss == "none" and not self.labels and self.features == "none":

@@ -341,3 +341,14 @@ def test_within_a_limit_every_level_of_time_has_pupils() -> None:
     assert [(level, e.number) for level, e in found] == [(0, 0), (1, 4), (0, 1), (1, 5)]
     assert [e.number for _, e in promising(entries, replace(request, keep=1))] == [0, 1, 2, 3]
     assert len(promising(entries[:2], request)) == 2
+
+
+def test_a_proxy_chooses_within_a_form_and_training_between_them() -> None:
+    """Of every level the best of each form before the second of any; where quality is a training's, the best count alone."""
+    forms = ("vgg", "vgg", "residual", "vgg", "residual", "inverted")
+    entries = [
+        Entry(n, {"stage1.block": word, "stage1.width": n}, 10 - n, 1.0, 0.0, {}, None) for n, word in enumerate(forms)
+    ]
+    request = Request("image-small", latency=1.0, pupils=5, keep=1)
+    assert [e.number for _, e in promising(entries, request)] == [0, 2, 5, 1, 3]
+    assert [e.number for _, e in promising(entries, replace(request, proxy="training"))] == [0, 1, 2, 3, 4]
