@@ -50,6 +50,7 @@ def test_a_cell_that_says_nothing_is_refused() -> None:
         cells.build(("skip",) * 6, tasks.VECTOR)
 
 
+@pytest.mark.alone
 def test_a_candidate_is_cheap_to_build_and_count() -> None:
     """10,000 in under 5 minutes: 30 ms each, with room for a busy machine."""
     some = cells.unique()[:: len(cells.unique()) // 40]

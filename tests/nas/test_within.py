@@ -135,6 +135,7 @@ def parts() -> Splits:
     return Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((96, 48, 48))))
 
 
+@pytest.mark.alone
 def test_from_a_model_to_a_file_that_a_plan_makes_again(
     parts: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

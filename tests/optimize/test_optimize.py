@@ -49,6 +49,7 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     return outcome, folder
 
 
+@pytest.mark.alone
 def test_digits_get_faster_smaller_and_stay_good(optimized: tuple[Outcome, Path]) -> None:
     outcome, folder = optimized
     assert outcome.met

@@ -77,6 +77,7 @@ def test_a_silent_channel_goes_first() -> None:
     assert set(first["fpgm"]) == {3, 5}
 
 
+@pytest.mark.alone
 def test_a_wish_for_speed_is_measured() -> None:
     evidence = evidence_for(nets.residual(width=64, blocks=2), None)
     notes: list[str] = []

@@ -54,6 +54,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
     return str(paths[0]), str(paths[1])
 
 
+@pytest.mark.alone
 def test_a_slower_model_fails_and_the_reports_say_so(pair: tuple[str, str], tmp_path: Path) -> None:
     small, large = pair
     reports = ["--junit", str(tmp_path / "j.xml"), "--markdown", str(tmp_path / "m.md")]

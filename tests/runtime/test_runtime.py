@@ -89,6 +89,7 @@ def test_isolation_reports_time_crash_and_error() -> None:
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.alone
 def test_latency_tells_a_larger_model_from_itself() -> None:
     small, large = nets.residual(width=16, blocks=1), nets.residual(width=64, blocks=3)
     feeds = [b.inputs for b in nets.samples(small, 2).batches(1)]
