@@ -97,6 +97,14 @@ def standard(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
+def only_user(value: ir.Value) -> ir.Node | None:
+    """The one node that reads a value, where there is exactly one and it is no graph output."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0].node
+
+
 def is_depthwise(node: ir.Node) -> bool:
     """A Conv with one input channel per group."""
     if node.op_type != "Conv" or not standard(node):

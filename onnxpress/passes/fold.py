@@ -14,14 +14,8 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-
-
-def only_user(value: ir.Value) -> ir.Node | None:
-    """The one node that reads a value, where there is exactly one and it is no graph output."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    return uses[0].node
+from onnxpress.passes.bounds import drop_relu
+from onnxpress.passes.fold_linear import fold_linear
 
 
 def _single_maker(value: ir.Value | None) -> ir.Node | None:
@@ -29,7 +23,7 @@ def _single_maker(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
     if node is None or not read.standard(node) or node.op_type not in read.WEIGHTED:
         return None
-    if read.constant(node.inputs[1]) is None or only_user(node.outputs[0]) is None:
+    if read.constant(node.inputs[1]) is None or read.only_user(node.outputs[0]) is None:
         return None
     if node.op_type == "Gemm" and (
         read.float_attribute(node, "alpha", 1.0) != 1.0 or read.float_attribute(node, "beta", 1.0) != 1.0
@@ -138,7 +132,7 @@ def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         product = node.inputs[index]
         matmul = product.producer() if product is not None else None
         bias = read.constant(node.inputs[1 - index])
-        if matmul is None or matmul.op_type != "MatMul" or bias is None or only_user(matmul.outputs[0]) is None:
+        if matmul is None or matmul.op_type != "MatMul" or bias is None or read.only_user(matmul.outputs[0]) is None:
             continue
         weight = read.constant(matmul.inputs[1])
         shape = trace.shape(matmul.inputs[0].name if matmul.inputs[0] is not None else None)
@@ -160,7 +154,7 @@ def fold_pad(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     """A zero Pad of spatial axes in front of a Conv (or an AveragePool that counts its padding) becomes its pads."""
     if node.op_type != "Pad" or not read.fills_constant(node):
         return False
-    reader = only_user(node.outputs[0])
+    reader = read.only_user(node.outputs[0])
     pads = read.constant(node.inputs[1]) if len(node.inputs) > 1 else np.array(read.ints_attribute(node, "pads"))
     fill = read.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if fill is None and len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -186,21 +180,6 @@ def fold_pad(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         return False  # onnxruntime wants a pool's pads smaller than its kernel
     edit.set_ints(reader, "pads", total.tolist())
     assert node.inputs[0] is not None
-    edit.bypass(model, node, node.inputs[0])
-    return True
-
-
-def drop_relu_twice(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """Relu of something that is already non-negative: a Relu, Sigmoid, Softmax, or a Clip from 0."""
-    source = node.inputs[0].producer() if node.op_type == "Relu" and node.inputs[0] is not None else None
-    if source is None or not read.standard(source):
-        return False
-    positive = source.op_type in ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp")
-    if source.op_type == "Clip" and len(source.inputs) > 1:
-        low = read.constant(source.inputs[1])
-        positive = low is not None and float(low) >= 0
-    if not positive or node.inputs[0] is None:
-        return False
     edit.bypass(model, node, node.inputs[0])
     return True
 
@@ -243,8 +222,9 @@ FOLDINGS: dict[str, Callable[[ir.Model, ir.Node, Trace], bool]] = {
     "affine": fold_affine,
     "pad": fold_pad,
     "matmul-add": fold_matmul_add,
-    "relu": drop_relu_twice,
+    "relu": drop_relu,
     "neutral": drop_neutral,
+    "linear": fold_linear,
 }
 
 

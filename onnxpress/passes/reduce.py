@@ -5,7 +5,9 @@ Foldings (`fold.py`) and channels that provably do not matter:
 * never read: every reader's weights for the channel are exactly zero;
 * dead: the channel is exactly zero for every input (zero weights and bias, and only operators with f(0) = 0 behind);
 * constant: the channel is the same number everywhere (zero weights, also behind depthwise convolutions) and its reader
-  takes it without zero padding, so that its share moves into the reader's bias.
+  takes it without zero padding, so that its share moves into the reader's bias;
+* repeated: it is another channel times a number, of which its readers then read more (`alike.py`);
+* switched off: no input can bring it above zero in front of its Relu (`bounds.py`).
 
 As many go as leave a width on the CPU's kernel grid.
 
@@ -27,8 +29,11 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
 from onnxpress.model.removal import remove
+from onnxpress.passes.alike import merge_alike
 from onnxpress.passes.base import Applied, Decision, Option, Saving
-from onnxpress.passes.fold import FOLDINGS, fold, only_user
+from onnxpress.passes.bounds import steady
+from onnxpress.passes.fold import FOLDINGS, fold
+from onnxpress.passes.inactive import absorb, ignore, padded
 from onnxpress.passes.targets import known_targets
 
 _UNARY = frozenset(
@@ -51,11 +56,14 @@ class Reduce:
     def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
         found = [Option(self.name, kind, {"fold": kind}) for kind in (*FOLDINGS, _TARGETS)]
         found.append(Option(self.name, "denormals", {"flush": "denormals"}))
+        found.append(Option(self.name, "bounds", {"bounds": "relu"}))
+        found.append(Option(self.name, "alike", {"merge": "alike"}))
         found.append(Option(self.name, "channels", {"remove": "idle"}, Saving()))
         return found
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"fold": kind} | {"flush": "denormals"} | {"remove": "idle"}]."""
+        """decisions: [{"fold": kind} | {"flush": "denormals"} | {"bounds": "relu"} | {"merge": "alike"} | {"remove": "idle"}],
+        and what `inactive.py` saw on samples, which is not exact."""
         if not decisions:
             return Applied(model.clone())
         work = edit.canonical(model)
@@ -70,6 +78,14 @@ class Reduce:
         if any(d.get("flush") == "denormals" for d in decisions):
             count = flush_denormals(work)
             notes += [f"flushed {count} denormal weights"] if count else []
+        if any(d.get("bounds") == "relu" for d in decisions):
+            dropped, silenced = steady(work, Evidence(work, evidence.data, evidence.machine).trace)
+            notes += [f"dropped {dropped} Relus of what is never negative"] if dropped else []
+            notes += [f"{silenced} channels are always zero behind their Relu"] if silenced else []
+        if any(d.get("merge") == "alike" for d in decisions):
+            count = merge_alike(work, Evidence(work, evidence.data, evidence.machine).channels)
+            notes += [f"{count} channels repeat others, which are read instead"] if count else []
+        notes += ignore(work, [d for d in decisions if "inactive" in d])
         if any(d.get("remove") == "idle" for d in decisions):
             work, removed = remove_idle(work, evidence)
             notes += [f"removed {removed} idle channels"] if removed else []
@@ -129,10 +145,6 @@ def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, 
     return removal
 
 
-def _rows(weight: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
-    return np.take(weight, positions, axis=axis)
-
-
 def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
     weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
     if not weights:  # what two computed tensors are multiplied over is read without a weight
@@ -140,7 +152,7 @@ def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
     return [
         j
         for j in range(group.size)
-        if all(w is not None and not _rows(w, p.axis, p.positions[j]).any() for p, w in weights)
+        if all(w is not None and not np.take(w, p.positions[j], axis=p.axis).any() for p, w in weights)
     ]
 
 
@@ -166,8 +178,10 @@ def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> li
     if reached is None or reached[0].name != group.readers[0].node:
         return []
     reader, final = reached
-    known = np.flatnonzero(np.isfinite(final[own]))
-    return _absorb(model, reader, group.readers[0], final[own], known.tolist())
+    known = np.flatnonzero(np.isfinite(final[own])).tolist()
+    place = group.readers[0]
+    values = {j: np.full(len(place.positions[j]), final[own][j]) for j in known}
+    return absorb(model, reader, place, values)
 
 
 def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.ndarray) -> np.ndarray:
@@ -181,24 +195,15 @@ def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.nda
         return np.full(len(rows), np.nan)
     shift = bias.astype(np.float64)
     zero = ~rows.any(axis=1) | (numbers == 0)
-    flat = shift + (0.0 if _padded(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
-    steady = np.isfinite(numbers) & (not _padded(node))
+    flat = shift + (0.0 if padded(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
+    steady = np.isfinite(numbers) & (not padded(node))
     return np.where(zero, shift, np.where(steady, flat, np.nan))
-
-
-def _padded(node: ir.Node) -> bool:
-    return any(read.ints_attribute(node, "pads")) or read.attribute(node, "auto_pad", "NOTSET") not in (
-        "NOTSET",
-        b"NOTSET",
-        "VALID",
-        b"VALID",
-    )
 
 
 def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.Node, np.ndarray] | None:
     """Send the channels' constants through unary operators and depthwise convolutions up to the one reader."""
     while True:
-        node = only_user(value)
+        node = read.only_user(value)
         if node is None or not read.standard(node):
             return None
         if read.is_depthwise(node):
@@ -216,7 +221,7 @@ def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.N
 
 
 def _plain_average(node: ir.Node) -> bool:
-    return node.op_type == "AveragePool" and not (read.int_attribute(node, "count_include_pad", 0) and _padded(node))
+    return node.op_type == "AveragePool" and not (read.int_attribute(node, "count_include_pad", 0) and padded(node))
 
 
 def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray:
@@ -231,31 +236,6 @@ def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray
     small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.opset(model))])
     results = onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})
     return np.asarray(next(iter(results)), np.float32)
-
-
-def _absorb(model: ir.Model, reader: ir.Node, place: ch.Place, numbers: np.ndarray, known: list[int]) -> list[int]:
-    """Move the constants of the known channels into the reader's bias; which channels can go."""
-    weight = read.constant(reader.inputs[1])
-    zeros = [j for j in known if numbers[j] == 0]
-    if weight is None or len(zeros) == len(known):
-        return zeros
-    plain = read.float_attribute(reader, "alpha", 1.0) == 1.0 and read.float_attribute(reader, "beta", 1.0) == 1.0
-    out_axis = 1 - place.axis
-    bias = read.column_bias(reader, weight.shape[out_axis])
-    if _padded(reader) or reader.op_type not in ("Conv", "Gemm") or bias is None or not plain:
-        return zeros
-    shift = np.zeros(weight.shape[out_axis])
-    changed = np.array(weight)
-    for j in known:
-        part = np.moveaxis(_rows(weight, place.axis, place.positions[j]).astype(np.float64), out_axis, 0)
-        shift += float(numbers[j]) * part.reshape(len(shift), -1).sum(axis=1)
-        index: list[slice | np.ndarray] = [slice(None)] * weight.ndim
-        index[place.axis] = place.positions[j]
-        changed[tuple(index)] = 0
-    edit.set_input(model, reader, 1, changed, f"{reader.name}_weight")
-    total = shift + bias
-    edit.set_input(model, reader, 2, total.astype(np.float32), f"{reader.name}_bias")
-    return known
 
 
 REDUCE = Reduce()

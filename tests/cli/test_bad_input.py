@@ -342,6 +342,8 @@ def damaged_run(folder: Path) -> list[str]:
 X = RNG.standard_normal((6, 3, 8, 8)).astype(F)
 ROWS = [
     # the model file
+    Row("samples that are not used", lambda d: [*simplify(d, good(d)), "-d", str(d)], ("exact", "--calibrated")),
+    Row("calibrated by nothing", lambda d: [*simplify(d, good(d)), "--calibrated"], ("no samples", "--data")),
     Row("no file", lambda d: simplify(d, d / "absent.onnx"), ("no such model", "absent.onnx")),
     Row("a near name", lambda d: simplify(d, good(d).with_name("modle.onnx")), ("did you mean", "model.onnx")),
     Row("a folder", folder_model, ("folder",)),
