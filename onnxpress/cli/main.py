@@ -23,6 +23,7 @@ COMMANDS = {
     "quantize": "static int8 with calibration samples",
     "share": "weights as codebooks and short codes: a file about 8x smaller",
     "weights": "weights in 8, 4, 3 or 2 bits, activations in float: a smaller file",
+    "sparsify": "zeros among the weights: a smaller compressed file, the same speed",
     "half": "weights in 16 bits: half the file, the same speed",
     "dynamic": "dynamic int8 of MatMul and Gemm, no samples needed",
     "distill": "train a student towards a teacher, or refit it in closed form",

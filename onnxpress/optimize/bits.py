@@ -1,7 +1,8 @@
-"""Fewer bits, one lever at a time: what the commands of the same names do, as functions (see single.py)."""
+"""Fewer bits and zeros, one lever at a time: what the commands of the same names do, as functions (see single.py)."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.model.files import to_bytes
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, take_step
 from onnxpress.optimize.single import ModelLike, Result, _Begun, _exact, _finish, _opened
 from onnxpress.passes.codebook import Wish as ShareWish
 from onnxpress.passes.codebook import plan_sharing
 from onnxpress.passes.dynamic import plan_dynamic, refusals
 from onnxpress.passes.halfprec import TYPES, plan_half
+from onnxpress.passes.sparsify import Wish as ZerosWish
+from onnxpress.passes.sparsify import plan_zeros
 from onnxpress.passes.weightonly import Wish as WeightsWish
 from onnxpress.passes.weightonly import plan_weights
 from onnxpress.runtime.machine import Machine, this_machine
@@ -67,6 +71,34 @@ def weights(
     elif not repair:
         decisions = [*decisions, {"repair": "none"}]
     return begun.finish("weights", decisions, None, refused, output, plan_path)
+
+
+def sparsify(
+    model: ModelLike,
+    data: Dataset,
+    wish: ZerosWish | None = None,
+    *,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    repair: bool = True,
+    samples: int = CALIBRATION,
+    machine: Machine | None = None,
+    seed: int = 0,
+) -> Result:
+    """Weights with zeros; the notes say what a compressed file takes.  samples: at most so many feed statistics."""
+    wish = wish or ZerosWish()
+    wish.check()
+    begun = _Begun.on(model, data.take(samples), output, machine, seed)
+    decisions, refused = plan_zeros(begun.evidence, wish)
+    if not decisions:
+        begun.notes.append("no weight is large enough to be worth zeros")
+    elif not repair:
+        decisions = [*decisions, {"repair": "none"}]
+    done = begun.finish("sparsify", decisions, None, refused, output, plan_path)
+    before, after = (len(gzip.compress(to_bytes(m), 6)) for m in (begun.original, done.model))
+    size = f"{before / 1e3:,.0f} kB -> {after / 1e3:,.0f} kB ({before / max(after, 1):.2f}x)"
+    done.notes.append(f"compressed by gzip: {size}; onnxruntime takes as long as before")
+    return done
 
 
 def half(

@@ -17,6 +17,7 @@ from onnxpress.passes.prune import PRUNE
 from onnxpress.passes.quantize import QUANTIZE
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.passes.simplify import SIMPLIFY
+from onnxpress.passes.sparsify import SPARSIFY
 from onnxpress.passes.weightonly import WEIGHTS
 
 
@@ -30,7 +31,7 @@ def find_pass(name: str) -> Pass:
 
 def all_passes() -> dict[str, Pass]:
     """The built-in passes and those other packages register."""
-    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, LOWRANK, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, DISTILL)
+    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, LOWRANK, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, SPARSIFY, DISTILL)
     found: dict[str, Pass] = {p.name: p for p in own}
     for entry in entry_points(group="onnxpress.passes"):
         if entry.name not in found:

@@ -303,6 +303,10 @@ def weights(folder: Path, *more: str) -> list[str]:
     return ["weights", *share(folder, *more)[1:]]
 
 
+def sparsify(folder: Path, *more: str) -> list[str]:
+    return ["sparsify", *share(folder, *more)[1:]]
+
+
 def plan_bits(decision: dict[str, object]) -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
         large = next(t.name for t in proto(folder).graph.initializer if np.prod(t.dims) > 500)
@@ -450,6 +454,9 @@ ROWS = [
     Row("share per something unknown", lambda d: share(d, "--per", "galaxy"), ("galaxy", "tensor")),
     Row("share per no rows", lambda d: share(d, "--per", "0"), ("--per", "rows")),
     Row("share that spares more than all", lambda d: share(d, "--spare", "2"), ("spare", "between 0 and 1")),
+    Row("zeros everywhere", lambda d: sparsify(d, "--ratio", "1"), ("--ratio", "got 1")),
+    Row("zeros in no pattern", lambda d: sparsify(d, "--pattern", "4:2"), ("--pattern", "4:2", "2:4")),
+    Row("zeros by no method", lambda d: sparsify(d, "--method", "luck"), ("--method", "luck", "magnitude")),
     Row("weights in no such bits", lambda d: weights(d, "--bits", "5"), ("--bits", "5")),
     Row("weights in blocks too short", lambda d: weights(d, "--block", "3"), ("--block", "3", "8")),
     Row("weights that spare less than nothing", lambda d: weights(d, "--spare", "-1"), ("spare", "-1")),
