@@ -7,6 +7,7 @@ the same time each.  All learn by the same lessons, so the teacher is asked once
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ _RATE = 2e-3  # of weights just drawn; trying rates would cost a short training'
 _RATE_BY_BATCH = (
     6e-3  # where batches normalize, which makes steep steps safe; short trainings need them
 )
+_LEAST = 0.2  # of the time that was meant for it, which a training gets however late it is
 _LAST = 0.5  # of the time, for the last of several rounds
 
 
@@ -113,11 +115,12 @@ def halving(
     """
     parts = rounds(len(pupils), last)
     going = list(pupils)
+    start = time.monotonic()
     for number, whole in enumerate(parts):
-        share = seconds * whole / max(len(going), 1)
         for place, pupil in enumerate(going):
             part = whole / len(going)
             begun = sum(parts[:number]) + place * part
+            share = part * _left(seconds, time.monotonic() - start, begun)
             name = f"round {number + 1} of {len(parts)}, candidate {pupil.number}"
             try:
                 pupil.model, pupil.score, lesson = school.train(pupil.model, share, _within(tell, name, begun, part))
@@ -133,6 +136,12 @@ def halving(
         if number < len(parts) - 1:
             going = going[: max(last, (len(going) + 1) // 2)]
     return going
+
+
+def _left(seconds: float, used: float, begun: float) -> float:
+    """Seconds that stand for the whole from now on, where `begun` of it is done: fewer where trainings took longer than they were
+    given (steps are counted before the first, on a machine that may be busy later)."""
+    return seconds * min(1.0, max((seconds - used) / (seconds * (1 - begun)), _LEAST))
 
 
 def hyperband(

@@ -72,3 +72,17 @@ def test_of_every_level_of_time_the_best_goes_on() -> None:
     some = [Pupil(n, n, (1.0,), level=n < 4) for n in range(8)]  # type: ignore[arg-type]
     left = halving(Record(), some, 100.0, 2, lambda stage, share: None, by_score=True)
     assert {p.number for p in left} == {5, 3}
+
+
+def test_late_trainings_leave_the_others_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these takes twice its time: what is left is shared by those still to come, so that the whole ends nearly in time."""
+    now = [0.0]
+    monkeypatch.setattr("onnxpress.nas.schooling.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Slow(Record):
+        def train(self, model: Any, seconds: float, tell: Any) -> tuple[Any, Any, list[Any]]:
+            now[0] += 2 * seconds
+            return super().train(model, seconds, tell)
+
+    halving(Slow(), pupils(4), 100.0, 1, lambda stage, share: None, True)
+    assert 100.0 <= now[0] < 130.0
