@@ -25,6 +25,7 @@ def show(kind: str, result: Result, output: str, as_json: bool, quiet: bool) -> 
                 parameters=parameters(result.model),
                 notes=result.notes,
                 refused=result.refused,
+                layers=result.layers,
             )
         )
         return

@@ -177,7 +177,7 @@ def _choose(
         notes.append(f"it began to overfit: the weights of step {course.best} are kept")
     done = _finish(begin.original, model, plan, notes, [], output, plan_path, data)
     return Distilled(
-        done.model, done.plan, done.before, done.after, done.notes, [], first, score, better,
-        course.curve if course else [], made.settings, course.best if course else 0,
+        done.model, done.plan, done.before, done.after, done.notes, start=first, score=score, improved=better,
+        curve=course.curve if course else [], settings=made.settings, best=course.best if course else 0,
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.fast import fast_enough
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
+from onnxpress.optimize.sensitivity import Layer, candidates, sensitivity
 from onnxpress.passes.allocate import Wish, plan_pruning
 from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.depth import Wish as DepthWish
@@ -30,7 +31,7 @@ from onnxpress.passes.depth import plan_depth, removable
 from onnxpress.passes.inactive import inactive
 from onnxpress.passes.lowrank import Wish as LowRankWish
 from onnxpress.passes.lowrank import plan_lowrank
-from onnxpress.passes.quantize import plan_quantization
+from onnxpress.passes.quantize import decisions_for
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import open_session
@@ -40,7 +41,8 @@ ModelLike = str | Path | ir.Model
 
 @dataclass
 class Result:
-    """A new model with its plan; before and after in bytes; what was said and what was left alone."""
+    """A new model with its plan; before and after in bytes; what was said and what was left alone; layers: what each harms in
+    int8, where that was asked for."""
 
     model: ir.Model
     plan: Plan
@@ -48,6 +50,7 @@ class Result:
     after: int
     notes: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
 
 
 def _opened(model: ModelLike, output: str | Path | None) -> ir.Model:
@@ -233,35 +236,41 @@ def quantize(
     data: Dataset,
     *,
     method: str = "auto",
+    include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    max_drop: float | None = None,
+    report: bool = False,
     output: str | Path | None = None,
     plan_path: str | Path | None = None,
     samples: int = CALIBRATION,
     machine: Machine | None = None,
     seed: int = 0,
 ) -> Result:
-    """Static int8 of every node with an integer kernel, but the excluded names."""
+    """Static int8 of every node with an integer kernel that `include` means (nothing: all) and `exclude` does not.
+
+    max_drop: as few layers as need be stay in float for the drop on the samples to be within it; report: say what each layer harms.
+    Raises InputProblem where even all layers in float but one do not keep the drop.
+    """
     original = _opened(model, output)
     used = data.take(samples)
     plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
-    names = {n.name or "" for n in evidence.model.graph}
-    unknown = [name for name in exclude if name not in names]
-    if unknown:
-        raise InputProblem("no such node to exclude", unknown[0], "", "see the names with `onnxpress inspect --nodes`")
-    decisions = plan_quantization(evidence, method, exclude)
+    chosen = candidates(evidence, tuple(include), tuple(exclude))
+    found = sensitivity(evidence, chosen, max_drop, method) if chosen and (report or max_drop is not None) else None
+    if found is not None:
+        chosen = found.chosen
+        floats = [layer.node for layer in found.layers if not layer.int8]
+        if max_drop is not None:
+            notes.append(f"drop {found.drop:.4f} on the samples; {len(floats)} of {len(found.layers)} layers stay in float")
+        if not found.met:
+            notes.append(f"no mix keeps the drop within {max_drop:g}: the file stays in float")
+    decisions = decisions_for(chosen, evidence, method) if chosen else []
     if not decisions:
         notes.append("no operator of the model has an integer kernel, or all are quantized already")
     done = take_step(Step("quantize", tuple(decisions)), evidence, base)
-    return _finish(
-        original,
-        done.model,
-        plan.then("quantize", decisions),
-        notes + done.notes,
-        done.refused,
-        output,
-        plan_path,
-        used,
-    )
+    plan, notes = plan.then("quantize", decisions), notes + done.notes
+    result = _finish(original, done.model, plan, notes, done.refused, output, plan_path, used)
+    result.layers = found.layers if found is not None else []
+    return result
 
 
 def apply(

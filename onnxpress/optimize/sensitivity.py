@@ -1,0 +1,175 @@
+"""What every layer's int8 harms, and the fewest layers in float with which a model keeps within a drop.
+
+Harm is measured on the whole model, both ways: with this layer alone in int8, and with this layer alone back in float in the int8
+model; they differ, since errors add up and cancel.  Layers go back to float by the second, the worst first, as many as are
+needed (found by halving, since more in float is rarely worse); then each is tried in int8 once more, the least harmful first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.ranges import Spread, clip_range
+from onnxpress.measure.score import Judge
+from onnxpress.optimize import mixed
+from onnxpress.passes import qdq
+from onnxpress.passes.qdq_write import grid, spreads_for
+from onnxpress.passes.quantize import best_ranges, quantizable
+
+_JUDGED = 128  # samples
+_LEVELS = 255
+
+Chosen = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node with an integer kernel.  low, high: its output's range on the samples; sqnr: of rounding that output, in dB;
+    alone: nmse of the model with only this layer in int8; back: nmse of the int8 model with this layer in float."""
+
+    node: str
+    op: str
+    int8: bool
+    low: float
+    high: float
+    sqnr: float
+    alone: float
+    back: float
+    why: str = ""
+
+
+@dataclass
+class Found:
+    """chosen: nodes that run in int8; layers: all compute nodes, the worst first; whole: nmse with all of them in int8; drop:
+    of the result, on the samples; met: whether that is within what was allowed."""
+
+    chosen: Chosen
+    layers: list[Layer]
+    whole: float
+    drop: float
+    met: bool
+
+
+class _Model:
+    """Scores of the model with different nodes in int8, each taken once."""
+
+    def __init__(self, evidence: Evidence, chosen: Chosen) -> None:
+        self.evidence, self.chosen = evidence, chosen
+        self.judge = Judge(evidence.model, evidence.samples().take(_JUDGED))
+        self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in qdq.COMPUTE]
+        self._known: dict[Chosen, tuple[float, float]] = {}
+
+    def score(self, nodes: Chosen, correct: bool = False) -> tuple[float, float]:
+        """(drop, nmse); correct: with the bias corrected, as in the end."""
+        wanted = qdq.trim(self.evidence.model, nodes)
+        if not mixed.any_compute(self.evidence.model, wanted):
+            return 0.0, 0.0
+        if correct or wanted not in self._known:
+            score = self.judge.score(mixed.build(self.evidence, wanted, correct))
+            if correct:
+                return score.drop, score.nmse
+            self._known[wanted] = score.drop, score.nmse
+        return self._known[wanted]
+
+    def without(self, names: set[str]) -> Chosen:
+        return qdq.trim(self.evidence.model, self.chosen - names)
+
+
+def sensitivity(evidence: Evidence, chosen: Chosen, max_drop: float | None = None, method: str = "auto") -> Found:
+    """What each layer harms; with max_drop the fewest layers in float that keep the drop on the samples within it.
+
+    Raises InputProblem where max_drop is no share.
+    """
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise InputProblem("the drop must lie between 0 and 1", "--max-drop", f"got {max_drop:g}", "try 0.01")
+    evidence.kept["ranges"] = best_ranges(evidence, chosen) if method == "auto" else method
+    model = _Model(evidence, chosen)
+    whole = model.score(chosen)[1]
+    harms = {}
+    for node in model.compute:
+        name = node.name or ""
+        harms[name] = model.score(qdq.trim(evidence.model, frozenset({name})))[1], model.score(model.without({name}))[1]
+    order = sorted(harms, key=lambda n: (harms[n][1], -harms[n][0]))
+    kept, drop = chosen, model.score(chosen, True)[0]
+    if max_drop is not None and drop > max_drop:
+        kept, drop = _fewest(model, order, max_drop)
+    spreads = spreads_for(evidence)
+    layers = []
+    for node in sorted(model.compute, key=lambda n: order.index(n.name or "")):
+        name = node.name or ""
+        spread = spreads.get(qdq.final_output(node).name or "", Spread())
+        int8 = name in kept
+        layers.append(Layer(
+            name, node.op_type, int8, spread.low, spread.high, _sqnr(spread, evidence.kept["ranges"]), *harms[name],
+            "" if int8 else "needed in float to keep the drop",
+        ))  # fmt: skip
+    return Found(kept, layers, whole, drop, max_drop is None or drop <= max_drop)
+
+
+def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, float]:
+    """The nodes left in int8, and the drop."""
+    low, high = 0, len(order)  # so many in float are too few, are enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        if model.score(model.without(set(order[:middle])), True)[0] <= max_drop:
+            high = middle
+        else:
+            low = middle
+    floats = order[:high]
+    for name in reversed(floats[:-1]):
+        fewer = [n for n in floats if n != name]
+        if model.score(model.without(set(fewer)), True)[0] <= max_drop:
+            floats = fewer
+    kept = model.without(set(floats))
+    return kept, model.score(kept, True)[0]
+
+
+def _sqnr(spread: Spread, method: str) -> float:
+    """Of the tensor put on its grid, in dB, from its histogram: rounding is uniform in a step, what lies beyond is cut."""
+    power = float((spread.counts * spread.centres**2).sum())
+    if power <= 0 or not spread.finite:
+        return float("inf")
+    low, high = clip_range(spread, method)
+    ends = grid(low, high)
+    step = float(ends.scale)
+    bottom, top = -float(ends.zero) * step, (_LEVELS - float(ends.zero)) * step
+    beyond = spread.centres - np.clip(spread.centres, bottom, top)
+    noise = float((spread.counts * (step**2 / 12 + beyond**2)).sum())
+    return 10 * float(np.log10(power / noise))
+
+
+def matching(names: list[str], ops: list[str], patterns: tuple[str, ...], option: str) -> set[str]:
+    """The nodes that any of the patterns means: a node's name, an operator, or a regular expression for whole names.
+
+    Raises InputProblem for a pattern that means none, or is no expression."""
+    import re
+
+    found: set[str] = set()
+    for pattern in patterns:
+        exact = {n for n, op in zip(names, ops, strict=True) if pattern in (n, op)}
+        if not exact:
+            try:
+                exact = {n for n in names if re.fullmatch(pattern, n)}
+            except re.error as error:
+                raise InputProblem("not a node, an operator or a regular expression", option, pattern, str(error)) from error
+        if not exact:
+            raise InputProblem(
+                "no node is meant", option, pattern, "see the names with `onnxpress inspect --nodes`, or write .*part.*"
+            )
+        found |= exact
+    return found
+
+
+def candidates(evidence: Evidence, include: tuple[str, ...], exclude: tuple[str, ...]) -> Chosen:
+    """The nodes to run in int8: those worth it, of what `include` means (nothing: all) without what `exclude` means."""
+    nodes = list(evidence.model.graph)
+    names, ops = [n.name or "" for n in nodes], [n.op_type for n in nodes]
+    out = matching(names, ops, exclude, "--exclude")
+    if include:
+        wanted = matching(names, ops, include, "--include")
+        out |= {n.name or "" for n in nodes if n.op_type in qdq.COMPUTE} - wanted
+    return quantizable(evidence, out)

@@ -1,0 +1,119 @@
+"""Which layers int8 harms, and how few must stay in float."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxpress.cli.main import run as cli
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.shipped import calibration_folder
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.score import Judge
+from onnxpress.model import edit, read
+from onnxpress.model.files import to_bytes
+from onnxpress.optimize.sensitivity import candidates, matching, sensitivity
+from onnxpress.optimize.single import quantize
+from onnxpress.passes import qdq
+from onnxpress.passes.qdq_write import grid, spreads_for
+from tests import nets
+
+
+def fragile() -> tuple[ir.Model, Dataset, list[str]]:
+    """A chain with one value that int8 cannot hold: a channel is a thousand times as large as the others, and it is the others that
+    are read.  Both the layer that makes it and the one that reads it must be in float for it to be."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    y = net.relu(net.conv(x, 16, k=1))
+    model = net.model(net.head(net.relu(net.conv(y, 16))), nets.IMAGE, ["N", 10])
+    model = edit.canonical(model)
+    convs = [n for n in model.graph if n.op_type == "Conv"]
+    weight = np.array(read.constant(convs[1].inputs[1]))
+    weight[0] *= 1000
+    edit.set_input(model, convs[1], 1, weight, "w")
+    reader = np.array(read.constant(convs[2].inputs[1]))
+    reader[:, 0] = 0
+    edit.set_input(model, convs[2], 1, reader, "r")
+    return model, nets.samples(model, 64), [n.name or "" for n in convs[1:3]]
+
+
+def test_the_fragile_layers_are_found() -> None:
+    model, data, names = fragile()
+    evidence = evidence_for(model, data)
+    found = sensitivity(evidence, candidates(evidence, (), ()))
+    alone = {layer.node: layer.alone for layer in found.layers}
+    assert sorted(alone, key=lambda n: -alone[n])[:2] == sorted(names, key=lambda n: -alone[n])
+    assert min(alone[n] for n in names) > 100 * max(v for n, v in alone.items() if n not in names)
+    assert [layer.back for layer in found.layers] == sorted(layer.back for layer in found.layers)
+    assert found.met
+    assert all(layer.int8 for layer in found.layers)
+
+
+def test_as_few_as_need_be_stay_in_float() -> None:
+    model, data, names = fragile()
+    evidence = evidence_for(model, data)
+    chosen = candidates(evidence, (), ())
+    assert sensitivity(evidence, chosen).drop > 0.05
+    found = sensitivity(evidence, chosen, 0.05)
+    assert found.met
+    assert found.drop <= 0.05
+    floats = [layer for layer in found.layers if not layer.int8]
+    assert {layer.node for layer in floats} == set(names)
+    assert all("keep the drop" in layer.why for layer in floats)
+    assert sensitivity(evidence, chosen, 0.99).chosen == chosen, "nothing goes back that need not"
+
+
+def test_the_command_s_function_keeps_the_drop_and_notes_it() -> None:
+    model, data, _ = fragile()
+    done = quantize(model, data, max_drop=0.05)
+    assert Judge(model, data).score(to_bytes(done.model)).drop <= 0.05
+    assert any("layers stay in float" in n for n in done.notes)
+    assert len(done.layers) >= 3
+    assert not quantize(model, data).layers, "what was not asked for is not measured"
+
+
+def test_rounding_is_told_by_the_histogram() -> None:
+    """The told signal-to-noise ratio is that of rounding the tensor's values on its grid."""
+    model, data, _ = fragile()
+    evidence = evidence_for(model, data)
+    found = sensitivity(evidence, candidates(evidence, (), ()), method="minmax")
+    layer = next(x for x in found.layers if x.node == found.layers[-1].node and x.op == "Conv")
+    node = next(n for n in evidence.model.graph if n.name == layer.node)
+    name = qdq.final_output(node).name or ""
+    values = np.concatenate([v[name].ravel() for v in evidence.stream([name])]).astype(np.float64)
+    ends = grid(spreads_for(evidence)[name].low, spreads_for(evidence)[name].high)
+    rounded = (ends.codes(values) - ends.zero) * float(ends.scale)
+    true = 10 * np.log10((values**2).sum() / ((values - rounded) ** 2).sum())
+    assert layer.sqnr == pytest.approx(true, abs=3.0)
+
+
+def test_patterns_mean_names_operators_or_expressions() -> None:
+    names, ops = ["stem", "block.1.conv", "block.2.conv", "head"], ["Conv", "Conv", "Conv", "Gemm"]
+    assert matching(names, ops, ("head",), "--exclude") == {"head"}
+    assert matching(names, ops, ("Gemm", "stem"), "--exclude") == {"head", "stem"}
+    assert matching(names, ops, (r"block\.\d\..*",), "--exclude") == {"block.1.conv", "block.2.conv"}
+    with pytest.raises(InputProblem, match="no node is meant"):
+        matching(names, ops, ("block",), "--exclude")
+    with pytest.raises(InputProblem, match="regular expression"):
+        matching(names, ops, ("(",), "--exclude")
+
+
+def test_only_what_is_included_runs_in_int8() -> None:
+    model, data, (name, _) = fragile()
+    evidence = evidence_for(model, data)
+    kernels = {n.name for n in evidence.model.graph if n.op_type in ("Conv", "Gemm")}
+    assert candidates(evidence, (name,), ()) & kernels == {name}
+    assert name not in candidates(evidence, (), (name,))
+    assert candidates(evidence, ("Conv",), ("Conv",)) & kernels == frozenset()
+
+
+def test_the_report_is_a_table_of_80_columns(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = calibration_folder() / "digits"
+    command = ["quantize", str(digits / "digits.onnx"), "-d", str(digits / "train.npz"), "-o", f"{tmp_path}/o.onnx", "--samples", "32"]
+    assert cli([*command, "--report"]) == 0
+    out = capsys.readouterr().out
+    assert "most harmful first" in out
+    assert "int8" in out
+    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80
