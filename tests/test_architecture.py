@@ -10,7 +10,7 @@ import pytest
 import onnxpress
 
 ROOT = Path(onnxpress.__file__).parent
-FLOORS = ["errors", "model", "runtime", "data", "measure", "train", "passes", "optimize", "nas", "cli"]
+FLOORS = ["errors", "model", "runtime", "data", "measure", "train", "passes", "optimize", "nas", "report", "cli"]
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "distill": "train a student towards a teacher, or refit it in closed form",
     "nas": "search for a network: candidates as ONNX, scored by the clock",
     "apply": "replay a plan: same plan, model and data, same bytes",
+    "report": "a run as one HTML file with charts, as Markdown or JSON",
     "demo": "optimize the shipped digits model",
     "completion": "print the shell completion script",
 }

@@ -1,0 +1,36 @@
+"""`onnxpress report RUN -o FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where the report goes; without it, html: beside the run; else: shown.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["html", "md", "json"]),
+    default="html",
+    show_default=True,
+    help="One HTML file with charts, Markdown, or the figures as JSON.",
+)
+def command(run: Path, output: Path | None, kind: str) -> None:
+    """Show a run: RUN is the folder that optimize or nas left, or what a command printed with --json."""
+    from onnxpress.cli import console
+    from onnxpress.model.files import check_target, write_atomic
+    from onnxpress.report.facts import page, read
+    from onnxpress.report.page import rendered
+
+    if output is not None:
+        check_target(output, run)
+    text = rendered(page(read(run)), kind)
+    if output is None and kind != "html":
+        console.out(text.rstrip("\n"))
+        return
+    target = output or (run / "report.html" if run.is_dir() else run.with_suffix(".html"))
+    write_atomic(target, text.encode())
+    console.out(f"{target}: {console.size(len(text.encode()))}, opens without a network")

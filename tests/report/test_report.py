@@ -1,0 +1,152 @@
+"""Reports: made of real records, safe whatever names say, and drawn in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxpress.cli.main import run as cli
+from onnxpress.data.shipped import calibration_folder
+from onnxpress.errors import InputProblem
+from onnxpress.report.facts import Page, page, read
+from onnxpress.report.page import embedded, html, markdown, rendered
+
+pytest.importorskip("jinja2")
+
+DIGITS = calibration_folder() / "digits"
+HOSTILE = "</script><img src=x onerror=alert(1)>|*&"
+BROWSER = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+--disable-sync --virtual-time-budget=3000""".split()
+
+
+def optimized() -> dict[str, Any]:
+    """A record as `optimize` leaves it."""
+    def score(drop: float) -> dict[str, Any]:
+        return {"metric": "top-1", "value": 0.9 - drop, "reference": 0.9, "drop": drop, "low": drop - 0.01, "high": drop + 0.01,
+                "agreement": 0.95, "nmse": 0.01, "samples": 500}  # fmt: skip
+
+    names = ("exact", "int8", HOSTILE)
+    candidates = [
+        {"name": n, "size": 1000 * (4 - i), "select": score(0.004 * i), "notes": [], "quick_speedup": 1.0 + i, "seconds": 1.0}
+        for i, n in enumerate(names)
+    ]
+    timings = [
+        {"name": n, "median": 0.002 / (1 + i), "p90": 0.003, "minimum": 0.001, "low": 0.0019 / (1 + i), "high": 0.0021 / (1 + i), "rounds": 50}
+        for i, n in enumerate(("original", *names))
+    ]
+    outcome = {
+        "chosen": "int8", "met": True, "reasons": [], "advice": ["give a longer --time-budget"], "bytes": 3000, "original_bytes": 12000,
+        "validate": score(0.002), "timings": timings, "ratios": [], "warnings": ["the machine was busy"], "notes": [HOSTILE], "seconds": 12.0,
+        "rejected": {HOSTILE: ["slower"]},
+        "speedup": {"name": "int8", "baseline": "original", "speedup": 2.0, "low": 1.9, "high": 2.1},
+    }  # fmt: skip
+    return {"schema": 1, "kind": "run", "model": HOSTILE, "candidates": candidates, "outcome": outcome, "machine": {"model": "a CPU", "cores": 2}}
+
+
+def written(folder: Path, body: dict[str, Any], plan: bool = False) -> Path:
+    run = folder / "x.run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps(body))
+    if plan:
+        steps = [{"pass": "quantize", "decisions": [{"nodes": [HOSTILE]}]}]
+        (run / "plan.json").write_text(json.dumps({"steps": steps}))
+    return run
+
+
+def test_what_was_measured_is_shown(tmp_path: Path) -> None:
+    made = page(read(written(tmp_path, optimized(), plan=True)))
+    assert [h.value for h in made.headlines] == ["2.00x", "4.00x", "0.8980", "12 s"]
+    assert [c.title for c in made.charts] == ["Candidates", "Latency in one interleaved run"]
+    assert [p.chosen for p in made.charts[0].points] == [False, True, False]
+    assert made.charts[1].points[0].x == pytest.approx(2.0)
+    assert {t.title for t in made.tables} == {"Candidates", "Plan", "Machine"}
+    assert any("rejected: slower" in r for r in made.remarks)
+
+
+def test_names_cannot_break_out(tmp_path: Path) -> None:
+    text = html(page(read(written(tmp_path, optimized(), plan=True))))
+    assert "<img src=x" not in text
+    assert text.count("</script>") == 3, "the data, the library, the page's own"
+    data = re.search(r'<script type="application/json" id="charts">(.*?)</script>', text, re.S)
+    assert data is not None
+    assert HOSTILE in [p["name"] for p in json.loads(data[1])[0]["points"]]
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text.replace("https://www.chartjs.org", "")), "nothing is fetched"
+    assert "\u2028" not in embedded("\u2028")
+
+
+def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
+    made = page(read(written(tmp_path, optimized())))
+    text = markdown(made)
+    assert "**2.00x** faster" in text
+    assert "| name | faster | drop | size |" in text
+    assert "&lt;/script>" in text
+    assert json.loads(rendered(made, "json"))["headlines"][0]["value"] == "2.00x"
+
+
+def test_a_part_without_numbers_is_left_out() -> None:
+    made = page({"schema": 1, "kind": "run", "model": "m.onnx", "candidates": []})
+    assert made == Page("No result that keeps the wish", "m.onnx")
+    assert "<canvas" not in html(made)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no run to report"), ("{", "damaged"), ('{"schema": 1, "kind": "inspect"}', "no record"), ("[]", "no record"),
+     ('{"schema": 1, "kind": "nas", "candidates": [{}]}', "not complete")],
+)  # fmt: skip
+def test_what_is_no_run_is_one_line(content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.json"
+    if content is not None:
+        file.write_text(content)
+    assert cli(["report", str(file), "-o", str(tmp_path / "o.html")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "o.html").exists()
+
+
+def test_a_record_is_not_overwritten_by_its_report(tmp_path: Path) -> None:
+    run = written(tmp_path, optimized())
+    with pytest.raises(InputProblem):
+        read(tmp_path / "absent")
+    assert cli(["report", str(run / "run.json"), "-o", str(run / "run.json")]) == 2
+    assert read(run)["model"] == HOSTILE
+
+
+def looked_at(file: Path, width: int, folder: Path) -> str:
+    """The page's body tag after its script ran."""
+    assert BROWSER is not None
+    command = [BROWSER, *FLAGS, f"--user-data-dir={folder / f'browser{width}'}", f"--window-size={width},900", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env={**os.environ, "HOME": str(folder)})
+    found = re.search(r"<body[^>]*>", done.stdout)
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records of optimize, bench and quantize: no error, no chart empty, nothing wider than the window."""
+    bench, quantized = (tmp_path / f"{n}.json" for n in ("bench", "quantize"))
+    samples = ["-d", str(DIGITS / "validate.npz")]
+    assert cli(["bench", str(DIGITS / "digits.onnx"), *samples, "--seconds", "0.3", "--profile", "--json", "-q"]) == 0
+    bench.write_text(capsys.readouterr().out)
+    command = ["quantize", str(DIGITS / "digits.onnx"), *samples, "-o", str(tmp_path / "o.onnx"), "--samples", "8", "--report", "--json"]
+    assert cli(command) == 0
+    quantized.write_text(capsys.readouterr().out)
+    for record, charts in ((written(tmp_path, optimized(), plan=True), 2), (bench, 2), (quantized, 2)):
+        target = tmp_path / f"{record.stem}.html"
+        assert cli(["report", str(record), "-o", str(target)]) == 0
+        body = looked_at(target, width, tmp_path)
+        assert f'data-charts="{charts} of {charts}"' in body, body
+        assert 'data-errors=""' in body, body
+        assert 'data-wide="0"' in body, body
+        assert target.stat().st_size < 6e6
