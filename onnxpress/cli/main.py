@@ -30,6 +30,7 @@ COMMANDS = {
     "nas": "search for a network: candidates as ONNX, scored by the clock",
     "apply": "replay a plan: same plan, model and data, same bytes",
     "report": "a run as one HTML file with charts, as Markdown or JSON",
+    "view": "a model's graph in the browser, with netron",
     "demo": "optimize the shipped digits model",
     "completion": "print the shell completion script",
 }
