@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
@@ -21,6 +20,7 @@ from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import check_target, load, save, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
+from onnxpress.optimize.differences import Difference, differences
 from onnxpress.optimize.fast import fast_enough
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
 from onnxpress.optimize.sensitivity import Layer, candidates, sensitivity
@@ -287,17 +287,7 @@ def apply(
     return _finish(original, done.model, plan, done.notes, done.refused, output, None, data)
 
 
-@dataclass(frozen=True)
-class OutputDifference:
-    """One output over all samples: largest absolute difference, signal-to-noise in dB, cosine."""
-
-    name: str
-    max_abs: float
-    sqnr_db: float
-    cosine: float
-
-
-def compare(original: ModelLike, other: ModelLike, data: Dataset) -> tuple[Score, list[OutputDifference]]:
+def compare(original: ModelLike, other: ModelLike, data: Dataset) -> tuple[Score, list[Difference]]:
     """The other model against the original on samples: task metric with interval, and numbers per output."""
     first, second = (m if isinstance(m, ir.Model) else load(m) for m in (original, other))
     if [s.name for s in signature(first).inputs] != [s.name for s in signature(second).inputs]:
@@ -306,28 +296,4 @@ def compare(original: ModelLike, other: ModelLike, data: Dataset) -> tuple[Score
         raise InputProblem("the models give different outputs", str(other), "", "compare models with the same outputs")
     judge = Judge(first, data)
     score = judge.score(to_bytes(second))
-    return score, _differences(first, second, data)
-
-
-def _differences(first: ir.Model, second: ir.Model, data: Dataset) -> list[OutputDifference]:
-    one, two = open_session(first), open_session(second)
-    names = [s.name for s in signature(first).outputs]
-    top = np.zeros(len(names))
-    sums = np.zeros((len(names), 4))
-    for batch in data.batches(1):
-        for i, (a, b) in enumerate(zip(one.run(None, batch.inputs), two.run(None, batch.inputs), strict=True)):
-            a, b = np.asarray(a), np.asarray(b)
-            if a.dtype.kind not in "fiub" or a.shape != b.shape or not a.size:
-                continue
-            x, y = a.astype(np.float64), b.astype(np.float64)
-            top[i] = max(top[i], float(np.abs(x - y).max()))
-            sums[i] += ((x * x).sum(), (y * y).sum(), (x * y).sum(), ((x - y) ** 2).sum())
-    return [
-        OutputDifference(
-            name,
-            float(top[i]),
-            float(10 * np.log10(max(s[0], 1e-30) / max(s[3], 1e-30))),
-            float(s[2] / max(np.sqrt(s[0] * s[1]), 1e-30)),
-        )
-        for i, (name, s) in enumerate(zip(names, sums, strict=True))
-    ]
+    return score, differences(first, second, [s.name for s in signature(first).outputs], data)

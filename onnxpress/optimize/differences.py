@@ -1,0 +1,72 @@
+"""How far the values of one model are from those of another: outputs, and inner values that both have under one name.
+
+Passes keep the names of the values they do not replace, so that walking the common names in the original's order shows where a
+difference begins.  Values of other shapes (a pruned layer's) have no counterpart and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.runtime.session import Settings, tap
+
+_TINY = 1e-30
+_AT_ONCE = 64 * 2**20  # bytes of inner values of one sample held at once
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value, over all samples.  max_abs: the largest difference; sqnr_db: its power over the difference's; op: what makes it."""
+
+    name: str
+    max_abs: float
+    sqnr_db: float
+    cosine: float
+    op: str = ""
+
+
+def differences(first: ir.Model, second: ir.Model, names: Sequence[str], data: Dataset) -> list[Difference]:
+    """The named values, which both models have, in this order; those that are no numbers or of another shape count as equal."""
+    level = Settings()
+    one, two = tap(first, names, level), tap(second, names, level)
+    top, sums = np.zeros(len(names)), np.zeros((len(names), 4))
+    for batch in data.batches(1):
+        for i, (a, b) in enumerate(zip(one.run(None, batch.inputs), two.run(None, batch.inputs), strict=True)):
+            a, b = np.asarray(a), np.asarray(b)
+            if a.dtype.kind not in "fiub" or a.shape != b.shape or not a.size:
+                continue
+            x, y = a.astype(np.float64), b.astype(np.float64)
+            top[i] = max(top[i], float(np.abs(x - y).max()))
+            sums[i] += ((x * x).sum(), (y * y).sum(), (x * y).sum(), ((x - y) ** 2).sum())
+    makers = {v.name: n.op_type for n in first.graph for v in n.outputs}
+    return [
+        Difference(
+            name, float(top[i]), float(10 * np.log10(max(s[0], _TINY) / max(s[3], _TINY))),
+            float(s[2] / max(np.sqrt(s[0] * s[1]), _TINY)), makers.get(name, ""),
+        )
+        for i, (name, s) in enumerate(zip(names, sums, strict=True))
+    ]  # fmt: skip
+
+
+def along(first: ir.Model, second: ir.Model, data: Dataset) -> list[Difference]:
+    """Inner values that both have with one shape, in the first model's order."""
+    ours, theirs = (evidence_for(m, data) for m in (first, second))
+    names, sizes = [], []
+    for node in ours.model.graph:
+        for value in node.outputs:
+            shape = ours.trace.shape(value.name)
+            if value.name and shape is not None and shape == theirs.trace.shape(value.name):
+                names.append(value.name)
+                sizes.append(8 * int(np.prod(shape)))
+    found: list[Difference] = []
+    while names:
+        count = max(1, int(np.searchsorted(np.cumsum(sizes), _AT_ONCE)))
+        found += differences(ours.model, theirs.model, names[:count], data)
+        names, sizes = names[count:], sizes[count:]
+    return found
