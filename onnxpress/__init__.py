@@ -19,6 +19,7 @@ _HOMES = {
     "quantize": "onnxpress.optimize.single",
     "share": "onnxpress.optimize.bits",
     "weights": "onnxpress.optimize.bits",
+    "sparsify": "onnxpress.optimize.bits",
     "half": "onnxpress.optimize.bits",
     "dynamic": "onnxpress.optimize.bits",
     "simplify": "onnxpress.optimize.single",
@@ -31,6 +32,7 @@ _HOMES = {
     "save": "onnxpress.model.files",
     "Dataset": "onnxpress.data.dataset",
     "open_dataset": "onnxpress.data.dataset",
+    "report": "onnxpress.report.page",
     "signature": "onnxpress.model.signature",
     "Plan": "onnxpress.optimize.plan",
 }
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from onnxpress.optimize.bits import dynamic as dynamic
     from onnxpress.optimize.bits import half as half
     from onnxpress.optimize.bits import share as share
+    from onnxpress.optimize.bits import sparsify as sparsify
     from onnxpress.optimize.bits import weights as weights
     from onnxpress.optimize.distill import distill as distill
     from onnxpress.optimize.inspection import inspect as inspect
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from onnxpress.optimize.single import (
         simplify as simplify,
     )
+    from onnxpress.report.page import report as report
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxpress.errors import missing_extra
+from onnxpress.model.files import check_target, write_atomic
 from onnxpress.optimize.run import plain
-from onnxpress.report.facts import Page, Table
+from onnxpress.report.facts import Page, Table, page, read
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -21,19 +23,31 @@ FORMATS = ("html", "md", "json")
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def rendered(page: Page, kind: str) -> str:
+def report(run: str | Path, output: str | Path | None = None, kind: str = "html") -> Page:
+    """What a run's record holds, ready to be shown; written to `output` where that is given, in one of FORMATS.
+
+    Raises InputProblem where there is no such record, EnvironmentProblem where jinja2 is missing, which HTML needs.
+    """
+    made = page(read(run))
+    if output is not None:
+        check_target(output, run)
+        write_atomic(Path(output), rendered(made, kind).encode())
+    return made
+
+
+def rendered(shown: Page, kind: str) -> str:
     """The page in one of FORMATS.  Raises EnvironmentProblem where jinja2 is missing, which HTML needs."""
     if kind == "html":
-        return html(page)
-    return markdown(page) if kind == "md" else json.dumps(plain(page), indent=1) + "\n"
+        return html(shown)
+    return markdown(shown) if kind == "md" else json.dumps(plain(shown), indent=1) + "\n"
 
 
-def html(page: Page) -> str:
+def html(shown: Page) -> str:
     """One self-contained file."""
     folder = files("onnxpress.report") / "page"
     style, script, library = ((folder / name).read_text() for name in ("page.css", "page.js", "chart.umd.js"))
     template = _environment().from_string((folder / "page.html").read_text())
-    return template.render(page=page, data=embedded(plain(page.charts)), style=style, script=script, library=library)
+    return template.render(page=shown, data=embedded(plain(shown.charts)), style=style, script=script, library=library)
 
 
 def _environment() -> Environment:
@@ -52,14 +66,14 @@ def embedded(value: object) -> str:
     return text
 
 
-def markdown(page: Page) -> str:
+def markdown(shown: Page) -> str:
     """The numbers without the pictures."""
-    parts = [f"# {_cell(page.title)}", *([_cell(page.subtitle)] if page.subtitle else [])]
-    if page.headlines:
-        parts.append("\n".join(f"- **{_cell(h.value)}** {_cell(h.label)}{': ' + _cell(h.note) if h.note else ''}" for h in page.headlines))
-    parts += [_table(t) for t in page.tables]
-    if page.remarks:
-        parts.append("## Remarks\n\n" + "\n".join(f"- {_cell(r)}" for r in page.remarks))
+    parts = [f"# {_cell(shown.title)}", *([_cell(shown.subtitle)] if shown.subtitle else [])]
+    if shown.headlines:
+        parts.append("\n".join(f"- **{_cell(h.value)}** {_cell(h.label)}{': ' + _cell(h.note) if h.note else ''}" for h in shown.headlines))
+    parts += [_table(t) for t in shown.tables]
+    if shown.remarks:
+        parts.append("## Remarks\n\n" + "\n".join(f"- {_cell(r)}" for r in shown.remarks))
     return "\n\n".join(parts) + "\n"
 
 

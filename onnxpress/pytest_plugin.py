@@ -1,0 +1,53 @@
+"""A fixture for users' own tests: fails a test when a model became slower.
+
+    def test_the_new_model_is_no_slower(onnx_latency_gate):
+        onnx_latency_gate("old.onnx", "new.onnx", data="samples.npz", slower=0.05)
+
+pytest finds it by itself where onnxpress is installed.  Nothing is imported before a test asks for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from onnxpress.data.dataset import Dataset
+    from onnxpress.runtime.gate import Decision
+
+
+class LatencyGate(Protocol):
+    def __call__(
+        self, old: str | Path, new: str | Path, *, data: str | Path | Dataset | None = None, slower: float = 0.05, seconds: float = 10.0
+    ) -> Decision: ...
+
+
+@pytest.fixture
+def onnx_latency_gate() -> LatencyGate:
+    """A function that times two models side by side for at most so many seconds, and fails the test when the whole 95 % interval says
+    that the new one takes more than `slower` (0.05: 5 %) longer; an interval that decides nothing passes.  Returns the decision.
+
+    data: samples, or a path to them; without it inputs are made up from the signature.  Raises InputProblem on bad input.
+    """
+
+    def gate(
+        old: str | Path, new: str | Path, *, data: str | Path | Dataset | None = None, slower: float = 0.05, seconds: float = 10.0
+    ) -> Decision:
+        from onnxpress.data.dataset import open_dataset
+        from onnxpress.model.files import load
+        from onnxpress.model.signature import signature
+        from onnxpress.optimize.bench import REBUILDS
+        from onnxpress.optimize.bench_gate import Gate, gated
+        from onnxpress.runtime.latency import Effort
+
+        samples = open_dataset(str(data), signature(load(old))) if isinstance(data, (str, Path)) else data
+        models = {str(old): old, str(new) if str(new) != str(old) else f"{new} (again)": new}
+        found = gated(models, samples, Effort(seconds=seconds, rebuilds=REBUILDS), gate=Gate(fail_slower=slower))
+        (decision,) = found.decisions
+        if not decision.passed:
+            pytest.fail(decision.why, pytrace=False)
+        return decision
+
+    return gate
