@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -85,7 +87,8 @@ class Orders:
             while open_():
                 optuna.storages.fail_stale_trials(self._study)
                 if self._trials(TrialState.WAITING):
-                    self._study.optimize(objective, n_trials=1, catch=(TimeOver,))
+                    with suppress(UpdateFinishedTrialError):  # it took so long that it was given to another worker
+                        self._study.optimize(objective, n_trials=1, catch=(TimeOver,))
                 else:
                     time.sleep(_PAUSE)
         return served

@@ -14,6 +14,7 @@ from onnxpress.errors import EnvironmentProblem
 
 HEARTBEAT = 10.0  # seconds between two signs of life; after three without one a worker is dead
 _RETRIES = 1  # of a candidate whose worker died
+_PATIENCE = 60.0  # seconds that a worker waits while others write to the same SQLite file
 
 
 def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
@@ -23,6 +24,7 @@ def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
     try:
         return RDBStorage(
             address,
+            engine_kwargs={"connect_args": {"timeout": _PATIENCE}} if address.startswith("sqlite") else None,
             heartbeat_interval=max(1, round(heartbeat)),
             grace_period=max(3, round(3 * heartbeat)),
             failed_trial_callback=RetryFailedTrialCallback(max_retry=_RETRIES),
