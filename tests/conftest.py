@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ try:
     import fcntl
 except ImportError:  # not a system on which tests run side by side
     fcntl = None  # type: ignore[assignment]
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads that spin would hold up the tests beside them
 
 
 @pytest.fixture(scope="session", autouse=True)

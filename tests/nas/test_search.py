@@ -159,6 +159,7 @@ DIGITS = calibration_folder() / "digits"
 COMMON = ["-d", str(DIGITS / "train.npz"), "--select", str(DIGITS / "select.npz"), "--validate", str(DIGITS / "validate.npz"), "-q"]
 
 
+@pytest.mark.alone
 def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
@@ -250,6 +251,7 @@ def test_limits_are_checked_by_the_library_too() -> None:
         Request("cell", pupils=0).check()
 
 
+@pytest.mark.alone
 def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     import onnx
