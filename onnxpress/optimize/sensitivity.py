@@ -7,6 +7,7 @@ needed (found by halving, since more in float is rarely worse); then each is tri
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,14 +45,13 @@ class Layer:
 
 @dataclass
 class Found:
-    """chosen: nodes that run in int8; layers: all compute nodes, the worst first; whole: nmse with all of them in int8; drop:
-    of the result, on the samples; met: whether that is within what was allowed."""
+    """chosen: nodes that run in int8 (none, where only float keeps the drop); layers: all compute nodes, the worst first; whole:
+    nmse with all of them in int8; drop: of the result, on the samples."""
 
     chosen: Chosen
     layers: list[Layer]
     whole: float
     drop: float
-    met: bool
 
 
 class _Model:
@@ -66,7 +66,7 @@ class _Model:
     def score(self, nodes: Chosen, correct: bool = False) -> tuple[float, float]:
         """(drop, nmse); correct: with the bias corrected, as in the end."""
         wanted = qdq.trim(self.evidence.model, nodes)
-        if not mixed.any_compute(self.evidence.model, wanted):
+        if not wanted:
             return 0.0, 0.0
         if correct or wanted not in self._known:
             score = self.judge.score(mixed.build(self.evidence, wanted, correct))
@@ -76,7 +76,9 @@ class _Model:
         return self._known[wanted]
 
     def without(self, names: set[str]) -> Chosen:
-        return qdq.trim(self.evidence.model, self.chosen - names)
+        """What is left in int8 without these; nothing, where no layer is, since what lies between would only be rounded."""
+        left = qdq.trim(self.evidence.model, self.chosen - names)
+        return left if mixed.any_compute(self.evidence.model, left) else frozenset()
 
 
 def sensitivity(evidence: Evidence, chosen: Chosen, max_drop: float | None = None, method: str = "auto") -> Found:
@@ -107,12 +109,12 @@ def sensitivity(evidence: Evidence, chosen: Chosen, max_drop: float | None = Non
             name, node.op_type, int8, spread.low, spread.high, _sqnr(spread, evidence.kept["ranges"]), *harms[name],
             "" if int8 else "needed in float to keep the drop",
         ))  # fmt: skip
-    return Found(kept, layers, whole, drop, max_drop is None or drop <= max_drop)
+    return Found(kept, layers, whole, drop)
 
 
 def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, float]:
     """The nodes left in int8, and the drop."""
-    low, high = 0, len(order)  # so many in float are too few, are enough
+    low, high = 0, len(order)  # so many in float are too few, are enough: with all of them nothing drops
     while high - low > 1:
         middle = (low + high) // 2
         if model.score(model.without(set(order[:middle])), True)[0] <= max_drop:
@@ -146,8 +148,6 @@ def matching(names: list[str], ops: list[str], patterns: tuple[str, ...], option
     """The nodes that any of the patterns means: a node's name, an operator, or a regular expression for whole names.
 
     Raises InputProblem for a pattern that means none, or is no expression."""
-    import re
-
     found: set[str] = set()
     for pattern in patterns:
         exact = {n for n, op in zip(names, ops, strict=True) if pattern in (n, op)}

@@ -248,8 +248,8 @@ def quantize(
 ) -> Result:
     """Static int8 of every node with an integer kernel that `include` means (nothing: all) and `exclude` does not.
 
-    max_drop: as few layers as need be stay in float for the drop on the samples to be within it; report: say what each layer harms.
-    Raises InputProblem where even all layers in float but one do not keep the drop.
+    max_drop: as few layers as need be stay in float for the drop on the samples to be within it, all of them if it must be;
+    report: say what each layer harms.
     """
     original = _opened(model, output)
     used = data.take(samples)
@@ -261,11 +261,9 @@ def quantize(
         floats = [layer.node for layer in found.layers if not layer.int8]
         if max_drop is not None:
             notes.append(f"drop {found.drop:.4f} on the samples; {len(floats)} of {len(found.layers)} layers stay in float")
-        if not found.met:
-            notes.append(f"no mix keeps the drop within {max_drop:g}: the file stays in float")
     decisions = decisions_for(chosen, evidence, method) if chosen else []
-    if not decisions:
-        notes.append("no operator of the model has an integer kernel, or all are quantized already")
+    if not decisions and found is None:
+        notes.append("no operator of the model has an integer kernel, or all are quantized already or excluded")
     done = take_step(Step("quantize", tuple(decisions)), evidence, base)
     plan, notes = plan.then("quantize", decisions), notes + done.notes
     result = _finish(original, done.model, plan, notes, done.refused, output, plan_path, used)

@@ -21,6 +21,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
 
 _SLACK = 1e-5  # of a sum's largest possible size: float32 sums differ by less
+_BROADCASTS = 7  # the operator set from which on elementwise operators broadcast as numpy does
 _KEEP = frozenset("Identity Dropout MaxPool GlobalMaxPool GlobalAveragePool ReduceMax ReduceMin ReduceMean".split())
 _MOVE = frozenset("Reshape Flatten Squeeze Unsqueeze Transpose Slice Gather Expand Tile Split DepthToSpace SpaceToDepth".split())
 _UNSIGNED = {ir.DataType.UINT8: 255.0, ir.DataType.UINT16: 65535.0, ir.DataType.BOOL: 1.0}
@@ -89,8 +90,12 @@ def _after(node: ir.Node, known: Known, trace: Trace) -> Bounds | None:
     if op == "Clip":
         return _clipped(node, _of(node.inputs[0], known))
     if op in _BINARY:
-        one, two = (_of(v, known) for v in node.inputs[:2])
-        return None if len(node.inputs) != 2 else _fitting(_BINARY[op], one, two, trace.shape(node.outputs[0].name))
+        if len(node.inputs) != 2:
+            return None
+        one, two = (_of(v, known) for v in node.inputs)
+        if read.node_opset(node) < _BROADCASTS:  # by an attribute, another way
+            one, two = one.whole, two.whole
+        return _fitting(_BINARY[op], one, two, trace.shape(node.outputs[0].name))
     if op == "Concat":
         parts = [_of(v, known).whole for v in node.inputs]
         return Bounds.everywhere(min(float(p.low) for p in parts), max(float(p.high) for p in parts))
@@ -157,7 +162,10 @@ def _fitting(rule: Callable[[Bounds, Bounds], Bounds], one: Bounds, two: Bounds,
 
 
 def _clipped(node: ir.Node, source: Bounds) -> Bounds:
-    ends = [read.constant(node.inputs[i]) if len(node.inputs) > i else None for i in (1, 2)]
+    given = [node.inputs[i] if len(node.inputs) > i else None for i in (1, 2)]
+    ends = [read.constant(v) for v in given]
+    if any(v is not None and end is None for v, end in zip(given, ends, strict=True)):
+        return ANYTHING  # an end that is computed may lie anywhere
     if read.node_opset(node) < 11:
         ends = [np.array(read.float_attribute(node, name, d)) for name, d in (("min", -np.inf), ("max", np.inf))]
     low, high = (float(end.ravel()[0]) if end is not None and end.size else d for end, d in zip(ends, (-np.inf, np.inf), strict=True))

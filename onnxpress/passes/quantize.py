@@ -56,12 +56,6 @@ class Quantize:
         return quantize(evidence, frozenset(nodes), method, correct == "bias", exact)
 
 
-def plan_quantization(evidence: Evidence, method: str = "auto", exclude: Iterable[str] = ()) -> list[Decision]:
-    """Decisions for the whole model: every node that is worth an integer kernel."""
-    chosen = quantizable(evidence, exclude)
-    return decisions_for(chosen, evidence, method) if chosen else []
-
-
 def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
     """Every node worth an integer kernel, whose values are finite on the samples and that is not excluded."""
     unfit = {name for name, spread in spreads_for(evidence).items() if not spread.finite}

@@ -6,6 +6,9 @@
   up what the zeros cost (optimal brain surgeon, Hassibi and Stork 1993; layer by layer as in Frantar and Alistarh 2023): a third
   of the zeros at a time, and in the end least squares on what is left.
 
+Depthwise convolutions stay whole: with so few weights a channel every zero is felt, and there is little to save.  So do weights
+whose inputs are not seen as a matrix, unless magnitude is asked for, which looks at no input.
+
 The file stays as long and onnxruntime's CPU kernels take as long: zeros are multiplied like other numbers.  What shrinks is the
 compressed file.
 """
@@ -22,7 +25,8 @@ import scipy.linalg
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.model import edit
+from onnxpress.measure.linear import linear
+from onnxpress.model import edit, read
 from onnxpress.passes import clusters
 from onnxpress.passes.base import Applied, Decision, Option, Refused
 from onnxpress.passes.rounding import Snap, damped, feedback
@@ -74,7 +78,7 @@ class Sparsify:
     def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
         """Half of each weight. harm: lost share of its layer's output power."""
         found = []
-        for weight, seen in seen_by(evidence, find_weights(evidence.model)[0]):
+        for weight, seen in seen_by(evidence, sparsifiable(evidence, METHODS[0])[0]):
             decision = {"weight": weight.name, "ratio": 0.5, "method": METHODS[0]}
             lost = clusters.lost(_zeroed(weight, seen, decision) - weight.rows, weight.rows, seen.gram)
             found.append(Option(self.name, weight.name, decision, harm=lost))
@@ -109,10 +113,25 @@ class Sparsify:
 
 
 def plan_zeros(evidence: Evidence, wish: Wish) -> tuple[list[Decision], list[Refused]]:
-    """A decision for every weight, and those left alone with the reason."""
+    """A decision for every weight that can take zeros, and those left alone with the reason."""
     wish.check()
-    weights, refused = find_weights(evidence.model)
+    weights, refused = sparsifiable(evidence, wish.method)
     return [{"weight": w.name, **wish.decision} for w in weights], refused
+
+
+def sparsifiable(evidence: Evidence, method: str) -> tuple[list[Stored], list[Refused]]:
+    """The weights that can take zeros by the method, and those that cannot, with the reason."""
+    nodes = {n.name: n for n in evidence.model.graph}
+    found, refused = [], list(find_weights(evidence.model)[1])
+    for weight in find_weights(evidence.model)[0]:
+        reader = nodes[weight.readers[0]]
+        if read.is_depthwise(reader):
+            refused.append(Refused(weight.name, "depthwise: so few weights a channel that every zero is felt"))
+        elif method != "magnitude" and linear(reader) is None:
+            refused.append(Refused(weight.name, f"what {reader.op_type} multiplies it by is not seen; --method magnitude does not ask"))
+        else:
+            found.append(weight)
+    return found, refused
 
 
 def _zeroed(weight: Stored, seen: Seen, decision: Decision) -> np.ndarray:

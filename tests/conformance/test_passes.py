@@ -24,7 +24,7 @@ from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.plan import apply_plan, new_plan
 from onnxpress.passes.base import Decision, Pass
-from onnxpress.passes.quantize import plan_quantization
+from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.registry import all_passes
 from onnxpress.runtime.session import Settings, open_session
 from tests import nets
@@ -118,7 +118,7 @@ def quantized() -> ir.Model:
     """An int8 model; made once, as no pass may change what it is given."""
     model = nets.residual(width=32, blocks=1)
     evidence = evidence_for(model, nets.samples(model, 8))
-    return all_passes()["quantize"].apply(evidence.model, plan_quantization(evidence), evidence).model
+    return all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
 
 
 def prepared(model: ir.Model, count: int = 12) -> Evidence:
@@ -303,7 +303,7 @@ def test_repair_brings_the_outputs_closer() -> None:
 def test_quantize_runs_as_its_fake_quantized_values() -> None:
     """The fused integer kernels must give what the Q/DQ graph means in float arithmetic."""
     evidence = prepared(nets.residual(width=32))
-    done = all_passes()["quantize"].apply(evidence.model, plan_quantization(evidence), evidence).model
+    done = all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
     data = evidence.samples()
     meant, fused = nets.outputs(done, data, "none"), nets.outputs(done, data, "all")
     wanted = nets.outputs(evidence.model, data)

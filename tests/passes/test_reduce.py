@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from onnxpress.data.synthetic import synthetic
-from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize.plan import apply_plan
 from onnxpress.optimize.single import simplify
+from onnxpress.passes.bounds import bounds
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.passes.simplify import SIMPLIFY
 from onnxpress.runtime.session import open_session, run
-from tests import nets
+from tests import grammar, nets
 
 
 def reduced(model: ir.Model) -> tuple[ir.Model, list[str]]:
@@ -74,14 +79,17 @@ def test_pad_folds_into_convolution() -> None:
     assert_same(model, done)
 
 
-def with_rows(model: ir.Model, change: object) -> ir.Model:
-    """A clone in which `change` was let loose on the first residual block's first convolution weight and bias."""
+Change = Callable[[np.ndarray, np.ndarray], None]
+
+
+def changed(model: ir.Model, number: int, change: Change) -> ir.Model:
+    """A clone whose number-th weighted layer has another weight and bias: `change` is let loose on copies."""
     clone = edit.canonical(model)
-    node = [n for n in clone.graph if n.op_type == "Conv"][1]
-    weight, bias = np.array(read.constant(node.inputs[1])), np.array(read.constant(node.inputs[2]))
-    change(weight, bias)  # type: ignore[operator]
-    edit.set_input(clone, node, 1, weight, "w")
-    edit.set_input(clone, node, 2, bias, "b")
+    node = [n for n in clone.graph if n.op_type in read.WEIGHTED][number]
+    arrays = [np.array(read.constant(v)) for v in node.inputs[1:3]]
+    change(*arrays)
+    for index, array in enumerate(arrays, 1):
+        edit.set_input(clone, node, index, array, f"changed{index}")
     return clone
 
 
@@ -90,7 +98,7 @@ def test_dead_channels_go() -> None:
         weight[16:] = 0
         bias[16:] = -1  # behind the Relu: exactly zero
 
-    model = with_rows(nets.residual(width=32), dead)
+    model = changed(nets.residual(width=32), 1, dead)
     done, notes = reduced(model)
     assert any("16 idle" in n for n in notes)
     assert_same(model, done)
@@ -103,7 +111,7 @@ def test_constant_channel_behind_padding_stays() -> None:
         weight[16:] = 0
         bias[16:] = 1
 
-    model = with_rows(nets.residual(width=32), constant)
+    model = changed(nets.residual(width=32), 1, constant)
     done, notes = reduced(model)
     assert not any("idle" in n for n in notes)
     assert_same(model, done)
@@ -180,24 +188,13 @@ def test_simplify_refuses_a_result_that_answers_otherwise(monkeypatch: pytest.Mo
     assert_same(model, done.model)
 
 
-def changed(model: ir.Model, number: int, weight: object) -> ir.Model:
-    """A clone whose number-th weighted layer has another weight and bias: weight(weight, bias) changes copies in place."""
-    clone = edit.canonical(model)
-    node = [n for n in clone.graph if n.op_type in read.WEIGHTED][number]
-    arrays = [np.array(read.constant(v)) for v in node.inputs[1:3]]
-    weight(*arrays)  # type: ignore[operator]
-    for index, array in enumerate(arrays, 1):
-        edit.set_input(clone, node, index, array, f"changed{index}")
-    return clone
-
-
 def chain(act: str = "Relu") -> ir.Model:
     net = nets.image_net()
     x = net.op(act, [net.conv("image", 32)], 32)
     return net.model(net.head(net.relu(net.conv(x, 16))), nets.IMAGE, ["N", 10])
 
 
-def copied(factor: float) -> object:
+def copied(factor: float) -> Change:
     def change(weight: np.ndarray, bias: np.ndarray) -> None:
         weight[16:] = factor * weight[:16]
         bias[16:] = factor * bias[:16]
@@ -324,3 +321,72 @@ def test_an_observed_constant_moves_into_the_bias_of_an_unpadded_reader() -> Non
     done = simplify(model, data)
     assert read.parameters(done.model) < read.parameters(model)
     np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(grammar.networks(), st.sampled_from([1.0, 1.0, 0.5, 3.0]), st.integers(0, 99))
+def test_repeated_channels_of_random_nets_go_rightly(model: ir.Model, factor: float, seed: int) -> None:
+    """Whatever is between makers and readers: half of each group's channels are made what one other is (or a multiple in the layer
+    that makes them), and what is taken for repeated may not change the outputs."""
+    evidence = evidence_for(model, nets.samples(model, 4))
+    work = evidence.model.clone()
+    nodes = {n.name: n for n in work.graph}
+    for group in evidence.channels.groups:
+        for place in group.places if not group.sliced else ():
+            array = read.constant(nodes[place.node].inputs[place.operand])
+            if place.role == "in" or array is None or array.dtype != np.float32:
+                continue
+            rows = np.array(np.moveaxis(array, place.axis, 0))
+            for channel in range(group.size // 2, group.size):
+                times = factor if place.node == group.makers[0] else 1.0
+                rows[place.positions[channel]] = np.float32(times) * rows[place.positions[seed % max(group.size // 2, 1)]]
+            edit.set_input(work, nodes[place.node], place.operand, np.moveaxis(rows, 0, place.axis), f"{place.node}_{place.operand}_same")
+    again = evidence_for(work, evidence.data)
+    done = REDUCE.apply(work, [{"merge": "alike"}, {"remove": "idle"}], again)
+    found = nets.outputs(work, evidence.data), nets.outputs(done.model, evidence.data)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+    if factor == 1.0 and any(g.hidden and not g.sliced and g.size > 1 for g in again.channels.groups):
+        assert any("repeat others" in n for n in done.notes) or not _plain(again)
+
+
+def _plain(evidence: Evidence) -> bool:
+    """Whether some group is made and read by plain layers alone, which must then be merged."""
+    nodes = {n.name: n for n in evidence.model.graph}
+    return any(
+        g.size > 1 and not g.sliced and g.readers and all(nodes[p.node].op_type in ("Conv", "Gemm") for p in g.places)
+        for g in evidence.channels.groups
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(grammar.networks(), st.booleans())
+def test_no_value_is_outside_its_bounds(model: ir.Model, squashed: bool) -> None:
+    """squashed: a Sigmoid in front of the first layer, so that all that follows is bounded, too."""
+    work = edit.canonical(model)
+    if squashed:
+        first = next(n for n in work.graph if n.op_type == "Conv")
+        first.replace_input_with(0, edit.insert_before(work, first, "Sigmoid", [first.inputs[0]], "squashed"))
+    evidence = evidence_for(work, nets.samples(model, 4))
+    known = bounds(evidence.model, evidence.trace)
+    names = [v.name for n in evidence.model.graph for v in n.outputs if v.name in known and v.name in evidence.trace.shapes]
+    for values in evidence.stream(names) if names else ():
+        for name, value in values.items():
+            slack = 1e-5 * max(float(np.abs(value).max()), 1.0)
+            assert (value >= known[name].low - slack).all(), name
+            assert (value <= known[name].high + slack).all(), name
+    if squashed:
+        assert any(np.isfinite(b.high).all() for b in known.values())
+
+
+def test_a_bound_that_is_computed_bounds_nothing() -> None:
+    """Clip by a number that comes with the input: what was positive may then be anything."""
+    net = nets.Net()
+    low, top = net.op("Relu", ["x"], 8), net.op("ReduceMin", ["y"], 1, keepdims=0)
+    clipped = net.op("Clip", [low, "", top], 8)
+    weight = net.constant(np.ones((8, 4), np.float32))
+    model = net.model(net.op("MatMul", [net.op("Relu", [clipped], 8), weight], 4), {"x": ["N", 8], "y": ["M", 1]}, ["N", 4])
+    evidence = evidence_for(model, None)
+    done = REDUCE.apply(evidence.model, [{"fold": "relu"}, {"bounds": "relu"}], evidence)
+    feed = {"x": np.ones((2, 8), np.float32), "y": np.full((2, 1), -3, np.float32)}
+    one, two = (run(open_session(m), feed)[0] for m in (model, done.model))
+    np.testing.assert_array_equal(one, two)

@@ -50,6 +50,33 @@ def test_two_of_four_neighbours_stay(method: str) -> None:
         assert ((rows.reshape(len(rows), -1, 4) != 0).sum(2) <= 2).all()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_depthwise_layers_stay_whole(method: str) -> None:
+    """Half of nine weights a channel is felt at once: kws and vww of the zoo answered at random."""
+    model, learn = samples()
+    _, judge = samples("validate")
+    done = sparsify(model, learn.take(64), Wish(0.5, method=method))
+    (deep,) = [n for n in done.model.graph if read.is_depthwise(n)]
+    assert np.all(read.constant(deep.inputs[1]))
+    assert any("depthwise" in r.reason for r in done.refused)
+    if method == METHODS[0]:
+        assert Judge(model, judge).score(to_bytes(done.model)).nmse < 0.05
+
+
+def test_an_embedding_takes_zeros_by_magnitude_alone() -> None:
+    net = nets.Net()
+    rng = np.random.default_rng(0)
+    table, matrix = (net.constant(rng.standard_normal(shape).astype(np.float32)) for shape in ((50, 16), (16, 32)))
+    ids = net.op("Cast", ["x"], 6, to=7)
+    mean = net.op("ReduceMean", [net.op("Gather", [table, ids], 16)], 16, axes=[1], keepdims=0)
+    model = net.model(net.op("MatMul", [mean, matrix], 32), {"x": ["N", 6]}, ["N", 32])
+    data = Dataset.from_arrays({"x": rng.integers(0, 50, (16, 6)).astype(np.float32)}, signature(model))
+    for method, zeros in (("update", False), ("magnitude", True)):
+        done = sparsify(model, data, Wish(0.5, method=method))
+        whole = {w.name: bool(w.array.all()) for w in find_weights(done.model)[0] if w.array.shape == (50, 16)}
+        assert list(whole.values()) == [not zeros]
+
+
 def test_what_is_left_makes_up_for_the_zeros() -> None:
     """On a trained model and other samples the update loses least."""
     model, learn = samples()
