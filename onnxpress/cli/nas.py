@@ -132,6 +132,9 @@ def search_command(
     ports_option = ["--like" if teacher is None else "--teacher", str(ports)]
     write_report(Path(output), searched(outcome, look, shlex.join([*ports_option, *_said(source, select, validate)])))
     _show(outcome, output, as_json)
+    if not quiet:
+        for note in outcome.notes:
+            console.note(f"note: {note}")
     return 0 if outcome.met else EXIT_UNMET
 
 

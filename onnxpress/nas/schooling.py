@@ -20,6 +20,7 @@ from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import to_bytes
+from onnxpress.model.structure import structural_hash
 from onnxpress.nas.front import ranks
 from onnxpress.nas.request import SCHEDULES
 from onnxpress.optimize.teach import Couple, Wish, cores, taught
@@ -55,6 +56,7 @@ class School:
     machine: Machine
     seed: int = 0
     memory: Memory = field(default_factory=Memory)
+    _paces: dict[str, tuple[Way, float]] = field(default_factory=dict)
 
     def train(self, model: ir.Model, seconds: float, tell: Tell) -> tuple[ir.Model, Score, list[Decision]]:
         """The model after so many seconds, its score, and what was done, to be done again; the model must have the teacher's
@@ -79,8 +81,12 @@ class School:
         """In which way the model trains fastest here, and seconds a sample takes then, the teacher's part apart."""
         from onnxpress.train.pace import fastest
 
+        key = structural_hash(model)
+        if key in self._paces:
+            return self._paces[key]
         batch = max((b.inputs for b in self.learn.take(_PACED).batches(_PACED)), key=lambda b: len(next(iter(b.values()))))
-        return fastest(model, batch, cores())
+        self._paces[key] = fastest(model, batch, cores())
+        return self._paces[key]
 
     def repeat(self, model: ir.Model, lessons: Sequence[Decision]) -> ir.Model:
         """The model after trainings that were done before: the same weights."""

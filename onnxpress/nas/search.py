@@ -23,7 +23,7 @@ from onnxpress.nas.look import Look
 from onnxpress.nas.proxies import TRAINING
 from onnxpress.nas.rebuild import write_record
 from onnxpress.nas.request import WORST, Request
-from onnxpress.nas.schooling import SCHEDULE, Pupil, finished
+from onnxpress.nas.schooling import SCHEDULE, Pupil, finished, rounds
 from onnxpress.nas.storage import HEARTBEAT
 from onnxpress.nas.study import Entry, Study
 from onnxpress.optimize.run import Run
@@ -33,7 +33,9 @@ from onnxpress.runtime.latency import Comparison, Effort, compare_latency
 Tell = Callable[[str, float], None]
 Form = tuple[tuple[str, str], ...]
 _LOOK_SHARE = 0.3  # of the time: proposing and timing
+_PACE_SHARE = 0.05  # of the time: how fast the promising train, as far as there are more than are trained
 _FINAL_SHARE = 0.05  # of the time: timing the trained ones together
+_SHORTEST = 6.0  # seconds of a training, below which what precedes its first step (rates tried, steps timed) is most of it
 _PACED = 4  # times as many as are trained, of which it is measured how fast they train
 LEVEL = 0.7  # times the time of a level is that of the next, where time is limited
 
@@ -118,7 +120,8 @@ class _Job:
     def train(self, study: Study) -> Outcome:
         """Train what the proxy and the clock promise most of, and time the last ones together."""
         request, look = self.request, self.look
-        chosen = promising(self._paced(study.entries()), request)
+        wish = affordable(request, (1 - _LOOK_SHARE - _PACE_SHARE) * request.seconds)
+        chosen = promising(self._paced(study.entries(), wish), wish)
         if not chosen:
             raise InputProblem(
                 "no candidate keeps the limits", "--latency-ms, --size-mb", f"{len(study.entries())} were built",
@@ -131,7 +134,7 @@ class _Job:
         def tell(stage: str, share: float) -> None:
             self.tell(stage, start + (end - start) * share)
 
-        last = SCHEDULE[request.schedule](look.school, pupils, left, request.keep, tell, request.limited)
+        last = SCHEDULE[request.schedule](look.school, pupils, left, wish.keep, tell, request.limited)
         by_number = {e.number: e for _, e in chosen}
         judge = Judge(look.like, look.splits.validate, "validation samples")
         found = [self._finished(p, by_number[p.number], judge) for p in last]
@@ -145,17 +148,23 @@ class _Job:
             (kept or found)[i].on_front = True
         late = [] if kept else ["timed together at the end, no candidate keeps the limit of --latency-ms: allow more, or ask for less"]
         outcome = Outcome(sorted(found, key=lambda f: f.ms), study.entries(), final, time.monotonic() - self.begun, not late)
-        outcome.notes += [*late, *final.warnings]
+        few = [f"time for {wish.pupils} of the {request.pupils} trainings only: give --time-budget more"]
+        outcome.notes += [*late, *(few if wish.pupils < request.pupils else []), *final.warnings]
         return outcome
 
-    def _paced(self, entries: list[Entry]) -> list[Entry]:
+    def _paced(self, entries: list[Entry], wish: Request) -> list[Entry]:
         """The promising ones by what a training can do for them in its time: where work and weights stand for quality, a network
         that takes twice as long a sample learns from half as many."""
         if self.request.proxy != "capacity":
             return entries
-        some = promising(entries, replace(self.request, pupils=_PACED * self.request.pupils))
+        some = promising(entries, replace(wish, pupils=_PACED * wish.pupils))
         self.tell("how fast they train", min(self.used, _LOOK_SHARE))
-        return [replace(e, quality=e.quality - float(np.log(self.look.school.pace(self.look.model(e.choices))[1]))) for _, e in some]
+        found: list[Entry] = []
+        for _, entry in some:
+            if len(found) >= wish.pupils and self.used > _LOOK_SHARE + _PACE_SHARE:
+                break
+            found.append(replace(entry, quality=entry.quality - float(np.log(self.look.school.pace(self.look.model(entry.choices))[1]))))
+        return found
 
     def _finished(self, pupil: Pupil, entry: Entry, judge: Judge) -> Found:
         model = finished(pupil.model, self.look.learn.take(1), self.look.machine)
@@ -165,6 +174,12 @@ class _Job:
             f"candidate-{pupil.number}", entry.choices, model, pupil.score, judge.score(to_bytes(model)), pupil.lessons, pupil.seconds,
             macs=int(facts["macs"]), parameters=int(facts["parameters"]), bytes=len(to_bytes(model)), peak=int(facts["peak"]),
         )  # fmt: skip
+
+
+def affordable(request: Request, seconds: float) -> Request:
+    """With no more pupils than have a training of some use each in the first round."""
+    pupils = next(n for n in range(request.pupils, 0, -1) if n == 1 or rounds(n, request.keep)[0] * seconds / n >= _SHORTEST)
+    return replace(request, pupils=pupils, keep=min(request.keep, pupils))
 
 
 def lowered(entry: Entry, facts: Sequence[str]) -> tuple[float, ...]:

@@ -204,8 +204,9 @@ def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Sett
     began = time.monotonic()
     if wish.steps and settings.lr and "auto" not in (settings.loss, settings.features):
         return replace(settings, steps=wish.steps)
-    while not wish.steps and settings.batch >= 2 * _SMALLEST and job.steps_in(wish.seconds) < _ENOUGH:
-        job.settings = settings = replace(settings, batch=settings.batch // 2)
+    while not wish.steps and settings.batch >= 2 * _SMALLEST and (fit := job.steps_in(wish.seconds)) < _ENOUGH:
+        least = math.ceil(math.log2(_ENOUGH / fit))  # half a batch takes half of the time or more: so many halvings are needed
+        job.settings = settings = replace(settings, batch=max(_SMALLEST, settings.batch // 2**least))
     steps = wish.steps or job.steps_in(wish.seconds)
     if settings.from_scratch and wish.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
         gentle = tuple(n for n in settings.augment if n in GENTLE)

@@ -44,6 +44,7 @@ _TRIED = 12  # steps of a trial of a learning rate
 _FEW = 300  # steps, below which a rate must do no harm at all: there is no time to pay it back
 _INSTANT = 1e-4  # seconds, below which a step's time is not believed
 _PATIENCE = 3.0  # seconds of the timing run, from which on one step is enough
+_PATIENCE_SHARE = 0.01  # of the seconds that are to be filled: the same, where the training is to be short
 _WORSE = 1.7  # times the lowest loss of a trial that a faster rate may end with: it pays back later what it costs at first
 _BLOCK_RATE = 1e-3
 
@@ -84,6 +85,7 @@ class Distillation:
         self._classes = answering.classes if answering is not None and self.settings.labels else 0
         self._pool: Pool | None = None
         self._scale: float | None = None  # of the pictures, while steps are timed
+        self._patience = _PATIENCE
         self._paces: dict[tuple[str, int, tuple[str, ...]], tuple[float, float]] = {}  # seconds of a new step, of a heard one
 
     @property
@@ -269,6 +271,7 @@ class Distillation:
         """How many fit in the time: what the teacher was asked before it need not be asked again."""
         s = self.settings
         key = (s.mode, s.batch, s.augment)
+        self._patience = min(_PATIENCE, _PATIENCE_SHARE * seconds)
         if key not in self._paces:  # once: the second time the teacher's answers to the first steps are known
             first = max(self.step_seconds(), _INSTANT)
             again = first if s.mode == "blockwise" or self.memory is None else min(self.step_seconds(), first)
@@ -283,10 +286,10 @@ class Distillation:
         self._scale = scale
         start = time.perf_counter()
         for done in range(_WARM):
-            if not done or time.perf_counter() - start < _PATIENCE:
+            if not done or time.perf_counter() - start < self._patience:
                 trainer.step()
         start, done = time.perf_counter(), 0
-        while done < _TIMED and (not done or time.perf_counter() - start < _PATIENCE):
+        while done < _TIMED and (not done or time.perf_counter() - start < self._patience):
             trainer.step()
             done += 1
         return (time.perf_counter() - start) / done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from onnxpress.model.structure import structural_hash
 from onnxpress.nas import front, proxies
 from onnxpress.nas.costs import costs
 from onnxpress.nas.request import Request, read_request
-from onnxpress.nas.search import promising
+from onnxpress.nas.search import affordable, promising
 from onnxpress.nas.spaces import space
 from onnxpress.nas.study import Entry, Study, fixed
 from onnxpress.nas.surrogate import Surrogate, volume
@@ -186,6 +187,24 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
     report = (tmp_path / "out" / "report.md").read_text()
     for file in files:
         assert f"onnxpress nas build front/{file.stem}.json --teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}" in report
+
+
+@pytest.mark.parametrize(("seconds", "pupils", "keep"), [(5400, 8, 2), (300, 8, 2), (20, 2, 2), (2, 1, 1)])
+def test_a_short_time_trains_few(seconds: float, pupils: int, keep: int) -> None:
+    wish = affordable(Request("image-small"), seconds)
+    assert (wish.pupils, wish.keep) == (pupils, keep)
+
+
+@pytest.mark.slow
+def test_a_search_ends_near_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON[:-1], "-o", str(tmp_path / "out")]
+    start = time.monotonic()
+    assert cli([*command, "--time-budget", "40s", "--json"]) == 0
+    assert time.monotonic() - start < 80
+    said = capsys.readouterr()
+    assert "of the 8 trainings only" in said.err
+    assert max(c["score"]["value"] for c in json.loads(said.out)["candidates"]) > 0.5
 
 
 @pytest.mark.parametrize(
