@@ -14,7 +14,7 @@ from onnxpress.measure.cache import VARIABLE
 try:
     import fcntl
 except ImportError:  # not a system on which tests run side by side
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads that spin would hold up the tests beside them
 

@@ -22,8 +22,8 @@ def command(run: Path, output: Path | None, kind: str) -> None:
     """Show a run: RUN is the folder that optimize or nas left, or what a command printed with --json."""
     from onnxpress.cli import console
     from onnxpress.model.files import check_target, write_atomic
-    from onnxpress.report.facts import page, read
     from onnxpress.report.page import rendered
+    from onnxpress.report.reading import page, read
 
     if output is not None:
         check_target(output, run)

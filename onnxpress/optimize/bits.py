@@ -14,6 +14,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import to_bytes
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, take_step
 from onnxpress.optimize.single import ModelLike, Result, _Begun, _exact, _finish, _opened
+from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.codebook import Wish as ShareWish
 from onnxpress.passes.codebook import plan_sharing
 from onnxpress.passes.dynamic import plan_dynamic, refusals
@@ -23,6 +24,18 @@ from onnxpress.passes.sparsify import plan_zeros
 from onnxpress.passes.weightonly import Wish as WeightsWish
 from onnxpress.passes.weightonly import plan_weights
 from onnxpress.runtime.machine import Machine, this_machine
+
+
+def _decided(
+    planned: tuple[list[Decision], list[Refused]], begun: _Begun, nothing: str, repair: bool
+) -> tuple[list[Decision], list[Refused]]:
+    """What was planned, with whether it is repaired; a note where it is nothing."""
+    decisions, refused = planned
+    if not decisions:
+        begun.notes.append(nothing)
+    elif not repair:
+        decisions = [*decisions, {"repair": "none"}]
+    return decisions, refused
 
 
 def share(
@@ -41,11 +54,7 @@ def share(
     wish = wish or ShareWish()
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
-    decisions, refused = plan_sharing(begun.evidence, wish)
-    if not decisions:
-        begun.notes.append("no weight is large enough to be worth a codebook")
-    elif not repair:
-        decisions = [*decisions, {"repair": "none"}]
+    decisions, refused = _decided(plan_sharing(begun.evidence, wish), begun, "no weight is large enough to be worth a codebook", repair)
     return begun.finish("share", decisions, None, refused, output, plan_path)
 
 
@@ -65,11 +74,7 @@ def weights(
     wish = wish or WeightsWish()
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
-    decisions, refused = plan_weights(begun.evidence, wish)
-    if not decisions:
-        begun.notes.append("no weight is large enough to be worth unpacking")
-    elif not repair:
-        decisions = [*decisions, {"repair": "none"}]
+    decisions, refused = _decided(plan_weights(begun.evidence, wish), begun, "no weight is large enough to be worth unpacking", repair)
     return begun.finish("weights", decisions, None, refused, output, plan_path)
 
 
@@ -89,11 +94,7 @@ def sparsify(
     wish = wish or ZerosWish()
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
-    decisions, refused = plan_zeros(begun.evidence, wish)
-    if not decisions:
-        begun.notes.append("no weight is large enough to be worth zeros")
-    elif not repair:
-        decisions = [*decisions, {"repair": "none"}]
+    decisions, refused = _decided(plan_zeros(begun.evidence, wish), begun, "no weight is large enough to be worth zeros", repair)
     done = begun.finish("sparsify", decisions, None, refused, output, plan_path)
     before, after = (len(gzip.compress(to_bytes(m), 6)) for m in (begun.original, done.model))
     size = f"{before / 1e3:,.0f} kB -> {after / 1e3:,.0f} kB ({before / max(after, 1):.2f}x)"

@@ -6,27 +6,37 @@ harmed before the others.  Where none of them holds, the fastest that does is ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
+from onnxpress.errors import Problem
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import to_bytes
 from onnxpress.optimize import contract
 from onnxpress.optimize.plan import Plan, new_plan
 from onnxpress.optimize.request import Request
 from onnxpress.optimize.search import Search, allowed
-from onnxpress.optimize.shelf import Candidate
+from onnxpress.optimize.shelf import Candidate, model_of
+from onnxpress.optimize.side_by_side import Sides, side_by_side
+from onnxpress.optimize.workshop import Workshop
+from onnxpress.passes.base import Refused
+from onnxpress.passes.quantize import refusals
 from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
+from onnxpress.runtime.session import Settings
 
 _FINALISTS = 5
+_PROFILED, _PROFILE_SHARE = 3.0, 0.03  # seconds of looking where the time goes; of the time, where that is less
 _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing decides
 
 
 @dataclass
 class Outcome:
-    """What a run found.  chosen: the accepted candidate's name, or "original"; score and speedup are the final ones."""
+    """What a run found.  chosen: the accepted candidate's name, or "original"; score and speedup are the final ones; sides: layers and
+    operators before and after, None where nothing was taken."""
 
     chosen: str
     met: bool
@@ -44,6 +54,8 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     interrupted: bool = False
+    sides: Sides | None = None
+    refused: list[Refused] = field(default_factory=list)
 
 
 def finals(original: ir.Model, splits: Splits, search: Search, request: Request, seconds: float) -> Outcome:
@@ -119,8 +131,35 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
         outcome.reasons += [f"{name} failed: {why}" for name, why in search.failed.items()]
         outcome.advice = (["ask for less speed"] if search.target else []) + _advice(outcome, splits, request)
     outcome.notes = outcome.notes + [f"{name} failed: {why}" for name, why in search.failed.items()]
+    if outcome.chosen != "original":
+        say("looking where the time goes", 0.97)
+        taken = next(c for c in found if c.name == outcome.chosen)
+        outcome.sides = _sides(original, model_of(taken), shop.feeds[0], request)
+    outcome.refused = _refused(shop)
     say("done", 1.0)
     return outcome
+
+
+def _refused(shop: Workshop) -> list[Refused]:
+    """Nodes with weights that a lever cannot act on, and why."""
+    evidence = shop.exact_evidence
+    if evidence is None:
+        return []
+    try:
+        narrow = evidence.channels.refused
+    except Problem:  # what cannot be traced is not pruned either
+        narrow = ()
+    whole = [Refused(r.unit, f"int8: {r.reason}") for r in refusals(evidence)]
+    return whole + [Refused(r.node, f"pruning: {r.reason}") for r in narrow]
+
+
+def _sides(original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: Request) -> Sides | None:
+    """For the record alone: a model that cannot be profiled is as good."""
+    settings = Settings(threads=request.threads)
+    try:
+        return side_by_side(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
+    except Problem:
+        return None
 
 
 def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: float) -> list[Candidate]:
@@ -188,4 +227,6 @@ def summary(outcome: Outcome) -> dict[str, object]:
         "seconds": outcome.seconds,
         "notes": outcome.notes,
         "interrupted": outcome.interrupted,
+        "sides": outcome.sides,
+        "refused": outcome.refused,
     }

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
@@ -29,18 +30,30 @@ Chosen = frozenset[str]
 
 @dataclass(frozen=True)
 class Layer:
-    """One node with an integer kernel.  low, high: its output's range on the samples; sqnr: of rounding that output, in dB;
-    alone: nmse of the model with only this layer in int8; back: nmse of the int8 model with this layer in float."""
+    """One node with an integer kernel.
+
+    types:         of its input, weight and output as it runs in the end
+    low, high:     its output's range on the samples
+    sqnr_in, sqnr: of rounding its input and its output, in dB
+    cut:           share of the output's values that lie beyond the range it is rounded in
+    alone, back:   nmse of the model with only this layer in int8, and of the int8 model with this layer in float
+    before, after: seconds of a run in the kernel that computes it, in the model as given and in the result; None: not measured
+    """
 
     node: str
     op: str
     int8: bool
+    types: str
     low: float
     high: float
+    sqnr_in: float
     sqnr: float
+    cut: float
     alone: float
     back: float
     why: str = ""
+    before: float | None = None
+    after: float | None = None
 
 
 @dataclass
@@ -99,17 +112,22 @@ def sensitivity(evidence: Evidence, chosen: Chosen, max_drop: float | None = Non
     kept, drop = chosen, model.score(chosen, True)[0]
     if max_drop is not None and drop > max_drop:
         kept, drop = _fewest(model, order, max_drop)
-    spreads = spreads_for(evidence)
-    layers = []
-    for node in sorted(model.compute, key=lambda n: order.index(n.name or "")):
-        name = node.name or ""
-        spread = spreads.get(qdq.final_output(node).name or "", Spread())
-        int8 = name in kept
-        layers.append(Layer(
-            name, node.op_type, int8, spread.low, spread.high, _sqnr(spread, evidence.kept["ranges"]), *harms[name],
-            "" if int8 else "needed in float to keep the drop",
-        ))  # fmt: skip
+    rounded = frozenset(qdq.layout(evidence.model, kept).tensors)
+    by_name = {n.name or "": n for n in model.compute}
+    layers = [_layer(evidence, by_name[name], name in kept, rounded, harms[name]) for name in order]
     return Found(kept, layers, whole, drop)
+
+
+def _layer(evidence: Evidence, node: ir.Node, int8: bool, rounded: Chosen, harm: tuple[float, float]) -> Layer:
+    spreads, method = spreads_for(evidence), evidence.kept["ranges"]
+    source, target = node.inputs[0], qdq.final_output(node).name or ""
+    coming = spreads.get(source.name or "" if source is not None else "", Spread())
+    leaving = spreads.get(target, Spread())
+    types = f"u8 x s8 -> {'u8' if target in rounded else 'f32'}" if int8 else "f32"
+    sqnr, cut = _rounding(leaving, method)
+    why = "" if int8 else "needed in float to keep the drop"
+    name = node.name or ""
+    return Layer(name, node.op_type, int8, types, leaving.low, leaving.high, _rounding(coming, method)[0], sqnr, cut, *harm, why)
 
 
 def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, float]:
@@ -130,18 +148,18 @@ def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, f
     return kept, model.score(kept, True)[0]
 
 
-def _sqnr(spread: Spread, method: str) -> float:
-    """Of the tensor put on its grid, in dB, from its histogram: rounding is uniform in a step, what lies beyond is cut."""
-    power = float((spread.counts * spread.centres**2).sum())
+def _rounding(spread: Spread, method: str) -> tuple[float, float]:
+    """Of a tensor put on its grid, from its histogram: SQNR in dB (rounding is uniform in a step, what lies beyond is cut), and
+    the share that is cut."""
+    power, total = float((spread.counts * spread.centres**2).sum()), float(spread.counts.sum())
     if power <= 0 or not spread.finite:
-        return float("inf")
-    low, high = clip_range(spread, method)
-    ends = grid(low, high)
+        return float("inf"), 0.0
+    ends = grid(*clip_range(spread, method))
     step = float(ends.scale)
     bottom, top = -float(ends.zero) * step, (_LEVELS - float(ends.zero)) * step
     beyond = spread.centres - np.clip(spread.centres, bottom, top)
     noise = float((spread.counts * (step**2 / 12 + beyond**2)).sum())
-    return 10 * float(np.log10(power / noise))
+    return 10 * float(np.log10(power / noise)), float(spread.counts[np.abs(beyond) > step].sum()) / total
 
 
 def matching(names: list[str], ops: list[str], patterns: tuple[str, ...], option: str) -> set[str]:

@@ -7,7 +7,7 @@ Each takes a model (a path or an onnx-ir model) and returns plain results; writi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from onnxpress.optimize.differences import Difference, differences
 from onnxpress.optimize.fast import fast_enough
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
 from onnxpress.optimize.sensitivity import Layer, candidates, sensitivity
+from onnxpress.optimize.side_by_side import Sides, side_by_side
 from onnxpress.passes.allocate import Wish, plan_pruning
 from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.depth import Wish as DepthWish
@@ -37,12 +38,13 @@ from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import open_session
 
 ModelLike = str | Path | ir.Model
+_PROFILED = 2.0  # seconds of looking where the time goes, before and after together
 
 
 @dataclass
 class Result:
     """A new model with its plan; before and after in bytes; what was said and what was left alone; layers: what each harms in
-    int8, where that was asked for."""
+    int8, sides: where the time goes before and after, both where that was asked for."""
 
     model: ir.Model
     plan: Plan
@@ -51,6 +53,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    sides: Sides | None = None
 
 
 def _opened(model: ModelLike, output: str | Path | None) -> ir.Model:
@@ -267,7 +270,15 @@ def quantize(
     done = take_step(Step("quantize", tuple(decisions)), evidence, base)
     plan, notes = plan.then("quantize", decisions), notes + done.notes
     result = _finish(original, done.model, plan, notes, done.refused, output, plan_path, used)
-    result.layers = found.layers if found is not None else []
+    if found is not None:
+        result.layers = found.layers
+    if report and machine in (None, this_machine()):
+        result.sides = side_by_side(original, result.model, next(iter(used.batches(1))).inputs, _PROFILED)
+        spent = {p.name: p for p in result.sides.layers}
+        result.layers = [
+            replace(x, before=spent[x.node].before or None, after=spent[x.node].after or None) if x.node in spent else x
+            for x in result.layers
+        ]
     return result
 
 

@@ -141,11 +141,12 @@ def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         if bias.shape not in ((weight.shape[1],), (1, weight.shape[1])):
             continue
         vector = edit.add_constant(model, bias.reshape(-1), f"{matmul.name}_bias")
-        gemm = edit.insert_before(
-            model, node, "Gemm", [matmul.inputs[0], matmul.inputs[1], vector], f"{matmul.name}_gemm"
-        )
-        edit.bypass(model, node, gemm)
+        product = edit.insert_before(model, node, "Gemm", [matmul.inputs[0], matmul.inputs[1], vector], f"{matmul.name}_gemm")
+        gemm = product.producer()
+        edit.bypass(model, node, product)
         model.graph.remove(matmul, safe=True)
+        assert gemm is not None
+        gemm.name = matmul.name  # who knows the layer by its name finds it again
         return True
     return False
 

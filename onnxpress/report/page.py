@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from onnxpress.errors import missing_extra
 from onnxpress.model.files import check_target, write_atomic
 from onnxpress.optimize.run import plain
-from onnxpress.report.facts import Page, Table, page, read
+from onnxpress.report.facts import Page, Table
+from onnxpress.report.reading import page, read
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -30,6 +30,7 @@ from onnxpress.runtime.session import Settings, open_session, run
 
 _BLOCK_SECONDS = 2e-3
 _RESAMPLES = 800
+_QUANTILES = 41
 _MIN_ROUNDS, _FEWEST = 12, 3
 _OVERTIME = 10.0  # seconds that the least rounds may take beyond the wished time; or half of that, if it is more
 _OPENING = 0.3  # of the wished time may go into building sessions, or half the overtime, if it is more
@@ -43,7 +44,8 @@ FASTER, SLOWER, SAME = "faster", "slower", "no significant difference"
 class Timing:
     """One model's times in seconds a run; low and high bound the median's 95 % interval.
 
-    cpu: median seconds that the whole process computes a run, on all its threads.
+    cpu: median seconds that the whole process computes a run, on all its threads; quantiles: of the rounds' times, from the least
+    (0 %) to the greatest (100 %) in equal steps.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Timing:
     rounds: int
     runs_per_round: int
     cpu: float = 0.0
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,8 @@ def _timing(arm: _Arm, effort: Effort) -> Timing:
     values = np.array(arm.times)
     median, low, high = _in_logs(np.log(values), arm, effort)
     p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(arm.cpus))
-    return Timing(arm.name, median, p90, least, low, high, len(values), arm.repeat, cpu)
+    quantiles = tuple(float(v) for v in np.quantile(values, np.linspace(0.0, 1.0, _QUANTILES)))
+    return Timing(arm.name, median, p90, least, low, high, len(values), arm.repeat, cpu, quantiles)
 
 
 def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:

@@ -1,16 +1,28 @@
 "use strict";
-// Draws the charts from the JSON in #charts, and notes on <body> how that went (data-charts, data-errors), for tests.
+// Draws the charts from the JSON in #charts, anew when the theme changes or the page is printed, and notes on <body> how that
+// went (data-charts, data-errors), for tests.
 const errors = [];
 window.addEventListener("error", (event) => errors.push(event.message));
-const style = getComputedStyle(document.documentElement);
-const colour = (name) => style.getPropertyValue(name).trim();
-const shorten = (text, most) => (text.length <= most ? text : "…" + text.slice(1 - most));
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const SMALL = 11; // pixels of a label's letters
+const MOST = 0.42; // of the width that labels of bars may take
+const HUES = ["--mark", "--best", "--third", "--fourth", "--fifth", "--sixth"];
 
-Chart.defaults.color = colour("--faint");
-Chart.defaults.borderColor = colour("--line");
 Chart.defaults.font.family = "system-ui, sans-serif";
 Chart.defaults.animation = false;
 Chart.defaults.maintainAspectRatio = false;
+
+// The head says what it is and the tail which one: the middle is left out, and what is alike then gets a number.
+function shortened(names, most) {
+  const counts = new Map();
+  return names.map((name) => {
+    const head = Math.floor(most / 3);
+    const short = name.length <= most ? name : `${name.slice(0, head)}…${name.slice(head + 1 - most)}`;
+    const seen = (counts.get(short) || 0) + 1;
+    counts.set(short, seen);
+    return seen === 1 ? short : `${short} (${seen})`;
+  });
+}
 
 // Intervals as thin lines over the marks.
 const whiskers = {
@@ -24,9 +36,10 @@ const whiskers = {
     ctx.strokeStyle = colour("--ink");
     ctx.lineWidth = 1;
     chart.data.datasets.forEach((set, number) => {
+      if (!chart.isDatasetVisible(number)) return;
       chart.getDatasetMeta(number).data.forEach((element, index) => {
         const point = set.points[index];
-        if (set.spans || point.low === null || point.high === null) return;
+        if (!point || set.spans || point.low === null || point.high === null) return;
         ctx.beginPath();
         if (set.lying) {
           ctx.moveTo(scales.x.getPixelForValue(point.low), element.y);
@@ -50,47 +63,71 @@ function digits(value) {
 
 function told(point, lying) {
   const interval = point.low === null ? "" : ` [${digits(point.low)}, ${digits(point.high)}]`;
-  return lying ? `${digits(point.x)}${interval}` : `${point.name}: ${digits(point.x)}, ${digits(point.y)}${interval}`;
+  const group = point.group ? `${point.group}: ` : "";
+  return group + (lying ? `${digits(point.x)}${interval}` : `${point.name}: ${digits(point.x)}, ${digits(point.y)}${interval}`);
+}
+
+// One set of marks for each group, in the order in which they first appear.
+function datasets(body, names) {
+  const spans = body.kind === "spans";
+  const lying = spans || body.kind === "bars";
+  const groups = [...new Set(body.points.map((p) => p.group))];
+  return groups.map((group, number) => {
+    const own = body.points.filter((p) => p.group === group);
+    const points = lying ? names.map((name) => own.find((p) => p.name === name) || null) : own;
+    const value = (p) => (p === null ? null : spans ? [p.low, p.high] : lying ? p.x : { x: p.x, y: p.y });
+    const hue = colour(HUES[number % HUES.length]);
+    const fill = groups.length > 1 ? hue : points.map((p) => colour(p !== null && p.chosen ? "--best" : "--mark"));
+    return {
+      label: group,
+      points,
+      lying,
+      spans,
+      data: points.map(value),
+      backgroundColor: fill,
+      borderColor: fill,
+      borderWidth: body.kind === "lines" ? 2 : 0,
+      showLine: body.kind === "lines",
+      pointRadius: points.map((p) => (p !== null && (p.size > 0 || own.length === 1) ? 4 + 8 * p.size : 0)),
+      pointHoverRadius: points.map((p) => (p === null ? 0 : 6 + 8 * p.size)),
+      pointHitRadius: 6,
+      barPercentage: 0.85,
+      categoryPercentage: 0.85,
+    };
+  });
 }
 
 function configured(body, width) {
-  const spans = body.kind === "spans";
-  const lying = spans || body.kind === "bars";
+  const lying = body.kind === "spans" || body.kind === "bars";
+  const names = lying ? [...new Set(body.points.map((p) => p.name))] : [];
   const ends = body.points.flatMap((p) => [p.low, p.high]).filter((end) => end !== null);
   const room = ends.length ? { suggestedMin: Math.min(...ends), suggestedMax: Math.max(...ends) } : {};
   const flat = !lying && body.points.every((p) => Math.abs(p.y) < 1e-9) ? { suggestedMin: -0.01, suggestedMax: 0.01 } : {};
-  const ticks = { callback: (value) => digits(value) };
-  const fill = body.points.map((p) => colour(p.chosen ? "--best" : "--mark"));
-  const most = Math.max(12, Math.floor(width / 22));
-  const set = {
-    points: body.points,
-    lying,
-    spans,
-    data: body.points.map((p) => (spans ? [p.low, p.high] : lying ? p.x : { x: p.x, y: p.y })),
-    backgroundColor: fill,
-    borderColor: fill,
-    pointRadius: body.points.map((p) => 4 + 8 * p.size),
-    pointHoverRadius: body.points.map((p) => 6 + 8 * p.size),
-    barPercentage: 0.7,
-  };
+  const ticks = { callback: (value) => digits(value), color: colour("--faint"), maxRotation: 0 };
+  const grid = { color: colour("--line") };
+  const title = (text) => ({ display: true, text, color: colour("--faint") });
+  const sets = datasets(body, names);
+  const most = Math.max(14, Math.floor((MOST * width) / (0.6 * SMALL)));
   return {
     type: lying ? "bar" : "scatter",
-    data: { labels: body.points.map((p) => shorten(p.name, most)), datasets: [set] },
+    data: { labels: shortened(names, most), datasets: sets },
     plugins: [whiskers],
     options: {
       indexAxis: lying ? "y" : "x",
       plugins: {
-        legend: { display: false },
+        legend: { display: sets.length > 1, labels: { color: colour("--ink"), boxWidth: 14 } },
         tooltip: {
           callbacks: {
-            title: (items) => (lying ? body.points[items[0].dataIndex].name : ""),
-            label: (item) => told(body.points[item.dataIndex], lying),
+            title: (items) => (lying && items.length ? names[items[0].dataIndex] : ""),
+            label: (item) => told(item.dataset.points[item.dataIndex], lying),
           },
         },
       },
       scales: {
-        x: { title: { display: true, text: body.x }, beginAtZero: lying, ticks, ...(lying ? room : { grace: "5%" }) },
-        y: lying ? { ticks: { autoSkip: false } } : { title: { display: true, text: body.y }, ticks, ...room, ...flat },
+        x: { title: title(body.x), beginAtZero: lying, ticks, grid, ...(lying ? room : { grace: "5%" }) },
+        y: lying
+          ? { ticks: { autoSkip: false, color: colour("--ink"), font: { size: SMALL } }, grid }
+          : { title: title(body.y), ticks, grid, ...room, ...flat },
       },
     },
   };
@@ -102,17 +139,26 @@ function inked(canvas) {
   return false;
 }
 
-let drawn = 0;
 const bodies = JSON.parse(document.getElementById("charts").textContent);
-for (const place of document.querySelectorAll("[data-chart]")) {
-  try {
-    const canvas = place.querySelector("canvas");
-    new Chart(canvas, configured(bodies[Number(place.dataset.chart)], place.clientWidth));
-    if (inked(canvas)) drawn += 1;
-  } catch (error) {
-    errors.push(String(error));
+let charts = [];
+
+function draw() {
+  charts.forEach((chart) => chart.destroy());
+  charts = [];
+  let drawn = 0;
+  for (const place of document.querySelectorAll("[data-chart]")) {
+    try {
+      const canvas = place.querySelector("canvas");
+      charts.push(new Chart(canvas, configured(bodies[Number(place.dataset.chart)], place.clientWidth)));
+      if (inked(canvas)) drawn += 1;
+    } catch (error) {
+      errors.push(String(error));
+    }
   }
+  document.body.dataset.charts = `${drawn} of ${bodies.length}`;
+  document.body.dataset.wide = String(document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  document.body.dataset.errors = errors.join("; ");
 }
-document.body.dataset.charts = `${drawn} of ${bodies.length}`;
-document.body.dataset.wide = String(document.documentElement.scrollWidth - document.documentElement.clientWidth);
-document.body.dataset.errors = errors.join("; ");
+
+draw();
+for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
