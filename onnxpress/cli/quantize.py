@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +13,11 @@ from onnxpress.cli.lever import Asked, ending, lever
 if TYPE_CHECKING:
     from onnxpress.optimize.sensitivity import Layer
 
-_NAME = 22  # characters of a layer's name that fit
+_LEGEND = (
+    "in, out: SQNR of rounding what comes and what leaves; alone: nmse with only this layer in int8; back: nmse of the int8 model with "
+    "this layer in float; us: microseconds of a run before and now; ranges, types and shares cut off: --json, or report of it"
+)
+_NAME = 20  # characters of a layer's name that fit
 
 
 @click.command("quantize")
@@ -60,9 +65,7 @@ def _table(layers: list[Layer]) -> None:
 
     numbers = ("in dB", "out dB", "alone", "back", "us", "us now")
     console.table([("layer", "left"), ("as", "left"), *((n, "right") for n in numbers)], [_row(x) for x in layers], title="most harmful first")
-    console.out("in, out: SQNR of rounding what comes and what leaves; alone: nmse with only this")
-    console.out("layer in int8; back: nmse of the int8 model with this layer in float; us: a run's")
-    console.out("microseconds before and now; ranges, types and shares cut: --json, report")
+    console.out(textwrap.fill(_LEGEND, console.WIDTH))
 
 
 def _row(x: Layer) -> list[str]:

@@ -226,6 +226,16 @@ def take_over(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
+def hand_over_output(model: ir.Model, value: ir.Value, back: ir.Value) -> None:
+    """A graph output becomes `back`, under the old name; what else reads `value` still does."""
+    outputs = model.graph.outputs
+    position = next(i for i, v in enumerate(outputs) if v is value)
+    name, kind, shape = value.name, value.type, value.shape
+    value.name = fresh(model, f"{name}_float")
+    back.name, back.type, back.shape = name, kind, shape
+    outputs[position] = back
+
+
 def slice_constant(model: ir.Model, node: ir.Node, index: int, axis: int, keep: np.ndarray) -> None:
     """Keep only the given positions of one axis of a constant input."""
     array = constant(node.inputs[index])

@@ -30,14 +30,16 @@ class Tried:
     kept: int = 0
 
 
-def build(evidence: Evidence, chosen: Chosen, correct: bool = False) -> ir.Model:
-    """The model with the chosen nodes in int8; without bias correction it takes a fraction of a second."""
+def build(evidence: Evidence, chosen: Chosen, correct: bool = False, looked_up: Sequence[str] = ()) -> ir.Model:
+    """The model with the chosen nodes in int8, and the tables of these look-ups; without bias correction it takes a fraction of a
+    second."""
     return quantize(
         evidence,
         qdq.trim(evidence.model, chosen),
         evidence.kept.get("ranges", "mse"),
         correct,
         evidence.machine.int8_exact,
+        looked_up,
     ).model
 
 

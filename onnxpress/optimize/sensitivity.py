@@ -8,6 +8,7 @@ needed (found by halving, since more in float is rarely worse); then each is tri
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnxpress.optimize import mixed
 from onnxpress.passes import qdq
 from onnxpress.passes.qdq_write import grid, spreads_for
 from onnxpress.passes.quantize import best_ranges, quantizable
+from onnxpress.passes.tables8 import tables
 
 _JUDGED = 128  # samples
 _LEVELS = 255
@@ -58,10 +60,11 @@ class Layer:
 
 @dataclass
 class Found:
-    """chosen: nodes that run in int8 (none, where only float keeps the drop); layers: all compute nodes, the worst first; whole:
-    nmse with all of them in int8; drop: of the result, on the samples."""
+    """chosen: nodes that run in int8 (none, where only float keeps the drop); looked_up: look-ups whose tables are kept so; layers:
+    all compute nodes, the worst first; whole: nmse with all of them in int8; drop: of the result, on the samples."""
 
     chosen: Chosen
+    looked_up: list[str]
     layers: list[Layer]
     whole: float
     drop: float
@@ -70,19 +73,20 @@ class Found:
 class _Model:
     """Scores of the model with different nodes in int8, each taken once."""
 
-    def __init__(self, evidence: Evidence, chosen: Chosen) -> None:
-        self.evidence, self.chosen = evidence, chosen
+    def __init__(self, evidence: Evidence, chosen: Chosen, looked_up: Sequence[str]) -> None:
+        self.evidence, self.chosen, self.looked_up = evidence, chosen, list(looked_up)
         self.judge = Judge(evidence.model, evidence.samples().take(_JUDGED))
         self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in qdq.COMPUTE]
         self._known: dict[Chosen, tuple[float, float]] = {}
 
     def score(self, nodes: Chosen, correct: bool = False) -> tuple[float, float]:
-        """(drop, nmse); correct: with the bias corrected, as in the end."""
+        """(drop, nmse); correct: with the bias corrected and tables in int8, as in the end."""
         wanted = qdq.trim(self.evidence.model, nodes)
-        if not wanted:
+        looked_up = self.looked_up if correct else []
+        if not wanted and not looked_up:
             return 0.0, 0.0
         if correct or wanted not in self._known:
-            score = self.judge.score(mixed.build(self.evidence, wanted, correct))
+            score = self.judge.score(mixed.build(self.evidence, wanted, correct, looked_up))
             if correct:
                 return score.drop, score.nmse
             self._known[wanted] = score.drop, score.nmse
@@ -94,15 +98,19 @@ class _Model:
         return left if mixed.any_compute(self.evidence.model, left) else frozenset()
 
 
-def sensitivity(evidence: Evidence, chosen: Chosen, max_drop: float | None = None, method: str = "auto") -> Found:
-    """What each layer harms; with max_drop the fewest layers in float that keep the drop on the samples within it.
+def sensitivity(
+    evidence: Evidence, chosen: Chosen, max_drop: float | None = None, method: str = "auto", looked_up: Sequence[str] = ()
+) -> Found:
+    """What each layer harms; with max_drop the fewest layers in float that keep the drop on the samples within it, and tables, too,
+    if they must be.
 
     Raises InputProblem where max_drop is no share.
     """
     if max_drop is not None and not 0 <= max_drop < 1:
         raise InputProblem("the drop must lie between 0 and 1", "--max-drop", f"got {max_drop:g}", "try 0.01")
-    evidence.kept["ranges"] = best_ranges(evidence, chosen) if method == "auto" else method
-    model = _Model(evidence, chosen)
+    if method != "auto" or chosen:
+        evidence.kept["ranges"] = best_ranges(evidence, chosen) if method == "auto" else method
+    model = _Model(evidence, chosen, looked_up)
     whole = model.score(chosen)[1]
     harms = {}
     for node in model.compute:
@@ -111,11 +119,13 @@ def sensitivity(evidence: Evidence, chosen: Chosen, max_drop: float | None = Non
     order = sorted(harms, key=lambda n: (harms[n][1], -harms[n][0]))
     kept, drop = chosen, model.score(chosen, True)[0]
     if max_drop is not None and drop > max_drop:
+        if model.score(frozenset(), True)[0] > max_drop:
+            model.looked_up = []
         kept, drop = _fewest(model, order, max_drop)
     rounded = frozenset(qdq.layout(evidence.model, kept).tensors)
     by_name = {n.name or "": n for n in model.compute}
     layers = [_layer(evidence, by_name[name], name in kept, rounded, harms[name]) for name in order]
-    return Found(kept, layers, whole, drop)
+    return Found(kept, model.looked_up, layers, whole, drop)
 
 
 def _layer(evidence: Evidence, node: ir.Node, int8: bool, rounded: Chosen, harm: tuple[float, float]) -> Layer:
@@ -182,12 +192,13 @@ def matching(names: list[str], ops: list[str], patterns: tuple[str, ...], option
     return found
 
 
-def candidates(evidence: Evidence, include: tuple[str, ...], exclude: tuple[str, ...]) -> Chosen:
-    """The nodes to run in int8: those worth it, of what `include` means (nothing: all) without what `exclude` means."""
+def candidates(evidence: Evidence, include: tuple[str, ...], exclude: tuple[str, ...]) -> tuple[Chosen, list[str]]:
+    """The nodes to run in int8, and the look-ups whose tables to keep so: those worth it, of what `include` means (nothing: all)
+    without what `exclude` means."""
     nodes = list(evidence.model.graph)
     names, ops = [n.name or "" for n in nodes], [n.op_type for n in nodes]
     out = matching(names, ops, exclude, "--exclude")
     if include:
         wanted = matching(names, ops, include, "--include")
-        out |= {n.name or "" for n in nodes if n.op_type in qdq.COMPUTE} - wanted
-    return quantizable(evidence, out)
+        out |= {n.name or "" for n in nodes if n.op_type in (*qdq.COMPUTE, "Gather")} - wanted
+    return quantizable(evidence, out), tables(evidence.model, out)

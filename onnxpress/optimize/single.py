@@ -257,14 +257,15 @@ def quantize(
     original = _opened(model, output)
     used = data.take(samples)
     plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
-    chosen = candidates(evidence, tuple(include), tuple(exclude))
-    found = sensitivity(evidence, chosen, max_drop, method) if chosen and (report or max_drop is not None) else None
+    chosen, looked_up = candidates(evidence, tuple(include), tuple(exclude))
+    looking = (chosen or looked_up) and (report or max_drop is not None)
+    found = sensitivity(evidence, chosen, max_drop, method, looked_up) if looking else None
     if found is not None:
-        chosen = found.chosen
+        chosen, looked_up = found.chosen, found.looked_up
         floats = [layer.node for layer in found.layers if not layer.int8]
         if max_drop is not None:
             notes.append(f"drop {found.drop:.4f} on the samples; {len(floats)} of {len(found.layers)} layers stay in float")
-    decisions = decisions_for(chosen, evidence, method) if chosen else []
+    decisions = decisions_for(chosen, evidence, method, looked_up=looked_up)
     if not decisions and found is None:
         notes.append("no operator of the model has an integer kernel, or all are quantized already or excluded")
     done = take_step(Step("quantize", tuple(decisions)), evidence, base)

@@ -33,6 +33,7 @@ from onnxpress.passes.depth import plan_depth
 from onnxpress.passes.distill import Source, teacher_evidence
 from onnxpress.passes.quantize import decisions_for, quantizable
 from onnxpress.passes.reduce import REDUCE
+from onnxpress.passes.tables8 import tables
 from onnxpress.passes.weightonly import Wish as WeightsWish
 from onnxpress.passes.weightonly import plan_weights
 from onnxpress.runtime.latency import Effort, compare_latency
@@ -320,7 +321,8 @@ def blocks_name(count: int) -> str:
 
 def _to_int8(evidence: Evidence, chosen: frozenset[str]) -> Step:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
-    return Step("quantize", tuple(decisions_for(qdq.trim(evidence.model, _able(evidence, chosen)), evidence)))
+    nodes = qdq.trim(evidence.model, _able(evidence, chosen))
+    return Step("quantize", tuple(decisions_for(nodes, evidence, looked_up=tables(evidence.model))))
 
 
 def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:

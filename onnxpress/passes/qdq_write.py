@@ -16,7 +16,7 @@ from onnxpress.measure.gram import input_moments
 from onnxpress.measure.ranges import Spread, observe
 from onnxpress.model import edit, read
 from onnxpress.passes import qdq
-from onnxpress.passes.weights8 import Codes, output_axis, quantize_weight, refine
+from onnxpress.passes.weights8 import Codes, output_axis, quantize_weight, refine, scales_are_much
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _insert(work: ir.Model, pair: _Pair, plan: qdq.Layout) -> None:
             wide = wide or _channel_dq(work, pair, q)
             node.replace_input_with(index, wide)
     if was_output:
-        _hand_over_output(work, value, back)
+        edit.hand_over_output(work, value, back)
 
 
 def _on_codes(work: ir.Model, node: ir.Node, params: Grid) -> None:
@@ -157,30 +157,21 @@ def _producer(value: ir.Value) -> ir.Node:
     return node
 
 
-def _hand_over_output(work: ir.Model, value: ir.Value, back: ir.Value) -> None:
-    """The graph output becomes the DQ's result, under the old name."""
-    outputs = work.graph.outputs
-    position = next(i for i, v in enumerate(outputs) if v is value)
-    name, kind, shape = value.name, value.type, value.shape
-    value.name = edit.fresh(work, f"{name}_float")
-    back.name, back.type, back.shape = name, kind, shape
-    outputs[position] = back
-
-
 def _integer_weights(
     chosen: Sequence[ir.Node], grids: Mapping[str, Grid], evidence: Evidence, exact: bool
 ) -> list[tuple[ir.Node, Codes]]:
     """Integer weights of the compute nodes; those of 7 bits are rounded with the inputs in view."""
     spreads = spreads_for(evidence)
     found: list[tuple[ir.Node, Codes]] = []
-    for node in chosen:
-        weight = read.constant(node.inputs[1]) if node.op_type in qdq.COMPUTE else None
-        if weight is None or node.inputs[0] is None:
+    held = [(n, w) for n in chosen if n.op_type in qdq.COMPUTE and (w := read.constant(n.inputs[1])) is not None]
+    small = scales_are_much(held)
+    for node, weight in held:
+        if node.inputs[0] is None:
             continue
         source = node.inputs[0].name or ""
         safe = exact or read.is_depthwise(node)
         peaks = None if safe else _peak_codes(grids[source], spreads[source])
-        found.append((node, quantize_weight(node, weight, peaks, _least_scale(node, weight, grids[source]))))
+        found.append((node, quantize_weight(node, weight, peaks, _least_scale(node, weight, grids[source]), small)))
     narrow = [node.name for node, codes in found if codes.narrow.any()]
     grams = _grams(evidence, [name for name in narrow if name])
     return [(n, refine(n, c, grams[n.name or ""]) if n.name in grams else c) for n, c in found]
@@ -210,12 +201,7 @@ def _peak_codes(source: Grid, spread: Spread) -> np.ndarray:
 
 def _put_weight(work: ir.Model, node: ir.Node, codes: Codes) -> None:
     values = edit.add_constant(work, codes.values, f"{node.name}_weight_q")
-    scale = edit.add_constant(work, codes.scale, f"{node.name}_weight_scale")
-    zero = edit.add_constant(work, np.zeros(len(codes.scale), np.int8), f"{node.name}_weight_zero")
-    back = edit.insert_before(
-        work, node, "DequantizeLinear", [values, scale, zero], f"{node.name}_weight_dq", {"axis": codes.axis}
-    )
-    node.replace_input_with(1, back)
+    node.replace_input_with(1, _dequantized(work, node, values, codes.scale, "weight", codes.axis))
 
 
 def _put_bias(work: ir.Model, node: ir.Node, bias: np.ndarray, source: Grid, codes: Codes) -> None:
@@ -224,9 +210,17 @@ def _put_bias(work: ir.Model, node: ir.Node, bias: np.ndarray, source: Grid, cod
     limit = 2.0**31 - 1024
     whole = np.clip(np.rint(bias.ravel().astype(np.float64) / scale), -limit, limit).astype(np.int32)
     values = edit.add_constant(work, whole, f"{node.name}_bias_q")
-    factor = edit.add_constant(work, scale, f"{node.name}_bias_scale")
-    zero = edit.add_constant(work, np.zeros(len(scale), np.int32), f"{node.name}_bias_zero")
-    back = edit.insert_before(
-        work, node, "DequantizeLinear", [values, factor, zero], f"{node.name}_bias_dq", {"axis": 0}
-    )
-    node.replace_input_with(2, back)
+    node.replace_input_with(2, _dequantized(work, node, values, scale, "bias", 0))
+
+
+def _dequantized(work: ir.Model, node: ir.Node, values: ir.Value, scale: np.ndarray, what: str, axis: int) -> ir.Value:
+    """Integers of a node as numbers: with one scale where all are the same.
+
+    Zero points that are zero need not be said, save for Gemm, which onnxruntime leaves in float without them.
+    """
+    same = len(scale) > 1 and bool((scale == scale[0]).all())
+    inputs = [values, edit.add_constant(work, scale[0] if same else scale, f"{node.name}_{what}_scale")]
+    if node.op_type == "Gemm":
+        kind = values.dtype.numpy() if values.dtype is not None else np.int8
+        inputs.append(edit.add_constant(work, np.zeros(() if same else len(scale), kind), f"{node.name}_{what}_zero"))
+    return edit.insert_before(work, node, "DequantizeLinear", inputs, f"{node.name}_{what}_dq", {} if same else {"axis": axis})

@@ -17,7 +17,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.ranges import METHODS, Spread, clip_range
 from onnxpress.measure.score import Judge
 from onnxpress.model import edit, read
-from onnxpress.passes import qdq
+from onnxpress.passes import qdq, tables8
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.bias import correct_bias
 from onnxpress.passes.qdq_write import Grid, grid, rewrite, spreads_for
@@ -43,17 +43,18 @@ class Quantize:
         return found
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"nodes": [names]}, …] and optionally {"ranges": method}, {"correct": "bias" | "none"},
+        """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"ranges": method}, {"correct": "bias" | "none"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
-        if not nodes:
+        looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
+        if not nodes and not looked_up:
             return Applied(model.clone())
         method = next((d["ranges"] for d in decisions if "ranges" in d), "auto")
         correct = next((d["correct"] for d in decisions if "correct" in d), "bias")
         exact = next((d["products"] == "exact" for d in decisions if "products" in d), evidence.machine.int8_exact)
         if method not in METHODS:
             raise InputProblem("unknown range method", method, "", f"one of {', '.join(METHODS)}")
-        return quantize(evidence, frozenset(nodes), method, correct == "bias", exact)
+        return quantize(evidence, frozenset(nodes), method, correct == "bias", exact, looked_up)
 
 
 def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
@@ -68,12 +69,16 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
 
 
 def decisions_for(
-    chosen: frozenset[str], evidence: Evidence, method: str = "auto", correct: bool = True
+    chosen: frozenset[str], evidence: Evidence, method: str = "auto", correct: bool = True, looked_up: Sequence[str] = ()
 ) -> list[Decision]:
-    """The decisions that run exactly the chosen nodes in int8; "auto" ranges are decided here, by measuring."""
-    method = best_ranges(evidence, chosen) if method == "auto" else method
+    """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups so; "auto" ranges are decided
+    here, by measuring."""
+    if not chosen and not looked_up:
+        return []
+    method = best_ranges(evidence, chosen) if method == "auto" and chosen else method
     return [
         {"nodes": sorted(chosen)},
+        *([{"tables": list(looked_up)}] if looked_up else []),
         {"ranges": method},
         {"correct": "bias" if correct else "none"},
         {"products": "exact" if evidence.machine.int8_exact else "saturating"},
@@ -86,14 +91,16 @@ def refusals(evidence: Evidence) -> list[Refused]:
         Refused(n.name or "", why)
         for n in evidence.model.graph
         if n.op_type in read.WEIGHTED and (why := qdq.eligible(n, evidence.trace)) is not None
-    ]
+    ] + tables8.refusals(evidence.model)
 
 
-def quantize(evidence: Evidence, chosen: frozenset[str], method: str, correct: bool, exact: bool) -> Applied:
-    """The model with the chosen nodes in int8."""
+def quantize(
+    evidence: Evidence, chosen: frozenset[str], method: str, correct: bool, exact: bool, looked_up: Sequence[str] = ()
+) -> Applied:
+    """The model with the chosen nodes in int8, and the tables of these look-ups."""
     source = evidence.model
     known = {n.name for n in source.graph}
-    missing = sorted(chosen - known)
+    missing = sorted((chosen | set(looked_up)) - known)
     if missing:
         raise InputProblem(
             "the plan names nodes the model does not have",
@@ -101,7 +108,9 @@ def quantize(evidence: Evidence, chosen: frozenset[str], method: str, correct: b
             f"{len(missing)} in all",
             "use the plan with the model it was made for",
         )
-    bad = [(n.name, why) for n in source.graph if n.name in chosen and (why := qdq.eligible(n, evidence.trace))]
+    bad: list[tuple[str | None, str]] = [(n.name, why) for n in source.graph if n.name in chosen and (why := qdq.eligible(n, evidence.trace))]
+    rows = [n for n in source.graph if n.name in looked_up]
+    bad += [(n.name, why or "it looks nothing up") for n in rows if (why := tables8.why_not(n)) is not None]
     if bad:
         raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
     plan = qdq.layout(source, chosen)
@@ -114,6 +123,8 @@ def quantize(evidence: Evidence, chosen: frozenset[str], method: str, correct: b
     work = source.clone()
     notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges by {method}"]
     narrow = rewrite(work, plan, grids, evidence, exact)
+    if looked_up:
+        notes.append(f"{tables8.write(work, looked_up)} embedding tables in int8")
     if narrow:
         notes.append(f"7-bit weights on {narrow} output channels that would saturate without VNNI")
     if correct:

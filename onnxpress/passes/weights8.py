@@ -7,6 +7,7 @@ where some pair could exceed 32,767 the channel's weights are quantized to [-64,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from onnxpress.passes.rounding import descend
 _TOP = 127
 _SAFE = 64
 _LIMIT = 32767
+_MUCH = 0.15  # of the integer weights' bytes, from which on two scales a channel are much
+_FINE = 40.0  # dB that one scale for all channels must keep: as much as rounding the activations leaves
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,25 @@ def output_axis(node: ir.Node) -> int:
 
 
 def quantize_weight(
-    node: ir.Node, weight: np.ndarray, input_codes: np.ndarray | None, least_scale: np.ndarray | None = None
+    node: ir.Node,
+    weight: np.ndarray,
+    input_codes: np.ndarray | None,
+    least_scale: np.ndarray | None = None,
+    may_share: bool = False,
 ) -> Codes:
     """Round to nearest, symmetric, per output channel.
 
     input_codes: largest u8 code of each input channel where products may saturate, else None (full range)
     least_scale: [M], a floor for each scale (a channel of tiny weights must still hold its bias)
+    may_share: one scale for all channels, where they lose next to nothing by it
     """
     axis = output_axis(node)
     moved = np.moveaxis(weight, axis, 0)
     flat = moved.reshape(len(moved), -1).astype(np.float64)
     top = np.abs(flat).max(axis=1)
     top = np.maximum(top, 1e-12 if least_scale is None else np.maximum(1e-12, least_scale * _TOP))
+    if may_share and input_codes is None and _sqnr(flat, float(top.max()) / _TOP) >= _FINE:
+        top = np.full(len(top), top.max())
     levels = np.full(len(top), float(_TOP))
     narrow = np.zeros(len(top), bool)
     if input_codes is not None:
@@ -60,6 +70,17 @@ def quantize_weight(
     scale = (top / levels).astype(np.float32)
     codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None]).astype(np.int8)
     return Codes(np.ascontiguousarray(np.moveaxis(codes.reshape(moved.shape), 0, axis)), scale, axis, narrow)
+
+
+def scales_are_much(nodes: Sequence[tuple[ir.Node, np.ndarray]]) -> bool:
+    """Whether a model is so small that a weight's and a bias's scale a channel are much of it.  nodes: with their weights."""
+    return bool(8 * sum(w.shape[output_axis(n)] for n, w in nodes) > _MUCH * sum(w.size for _, w in nodes))
+
+
+def _sqnr(weights: np.ndarray, scale: float) -> float:
+    """In dB, of weights rounded to multiples of one scale."""
+    noise = float(np.square(weights - np.rint(weights / scale) * scale).sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(float(np.square(weights).sum()), 1e-300) / noise))
 
 
 def refine(node: ir.Node, codes: Codes, gram: np.ndarray) -> Codes:

@@ -199,3 +199,19 @@ def test_grid_represents_zero(low: float, high: float) -> None:
     assert made.codes(np.zeros(1))[0] == made.zero
     assert 0 <= made.zero <= 255
     assert made.scale > 0
+
+
+def test_a_small_model_shares_scales_where_that_costs_next_to_nothing(tmp_path: Path) -> None:
+    """Two scales a channel are as much as the weights of a channel of eight: even ones share one, uneven ones do not."""
+    even, uneven = nets.residual(width=8), nets.residual(width=8)
+    rng = np.random.default_rng(0)
+    for model, spread in ((even, 0.0), (uneven, 3.0)):
+        for node in [n for n in model.graph if n.op_type in qdq.COMPUTE]:
+            shape = read.constant(node.inputs[1]).shape
+            rows = np.exp(spread * rng.uniform(-1, 1, shape[0])).reshape(-1, *[1] * (len(shape) - 1))
+            edit.set_input(model, node, 1, (rng.uniform(-1, 1, shape) * rows).astype(np.float32), "w")
+    for model, shared in ((even, True), (uneven, False)):
+        _, done = int8(model)
+        scales = [n.inputs[1].const_value.size for n in done.graph if n.op_type == "DequantizeLinear" and n.inputs[0].const_value is not None]
+        assert (set(scales) == {1}) == shared, scales
+        assert "Conv" not in kernels(done, tmp_path)
