@@ -26,7 +26,7 @@ _HOMES = {
     "distill": "onnxpress.optimize.distill",
     "apply": "onnxpress.optimize.single",
     "bench": "onnxpress.optimize.bench",
-    "compare": "onnxpress.optimize.single",
+    "compare": "onnxpress.optimize.compared",
     "inspect": "onnxpress.optimize.inspection",
     "load": "onnxpress.model.files",
     "save": "onnxpress.model.files",
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from onnxpress.optimize.bits import share as share
     from onnxpress.optimize.bits import sparsify as sparsify
     from onnxpress.optimize.bits import weights as weights
+    from onnxpress.optimize.compared import compare as compare
     from onnxpress.optimize.distill import distill as distill
     from onnxpress.optimize.inspection import inspect as inspect
     from onnxpress.optimize.loop import optimize as optimize
@@ -58,9 +59,6 @@ if TYPE_CHECKING:
     from onnxpress.optimize.request import Request as Request
     from onnxpress.optimize.single import (
         apply as apply,
-    )
-    from onnxpress.optimize.single import (
-        compare as compare,
     )
     from onnxpress.optimize.single import (
         depth as depth,

@@ -52,6 +52,7 @@ def command(
     In CI: onnxpress bench old.onnx new.onnx --fail-slower 5% --junit out.xml
     """
     from onnxpress.cli import bench_files, bench_tables, console
+    from onnxpress.cli.junit import junit as as_junit
     from onnxpress.model.files import check_target, write_atomic
     from onnxpress.optimize.bench import REBUILDS
     from onnxpress.optimize.bench_gate import gated
@@ -70,7 +71,8 @@ def command(
         found = gated(_names(models), samples, effort, lambda done: report("timing", done), ask, conditions, gate)
     result, machine = found.bench, this_machine()
     if junit is not None:
-        write_atomic(junit, bench_files.junit(result.every, found.decisions, machine.text()))
+        cases = bench_files.cases(result.every, found.decisions)
+        write_atomic(junit, as_junit("onnxpress bench", cases, machine.text(), sum(p.seconds for p in result.every)))
     if markdown is not None:
         write_atomic(markdown, bench_files.markdown(result.every, found.decisions, machine.text()).encode())
     if as_json:

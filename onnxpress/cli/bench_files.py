@@ -4,43 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+
+from onnxpress.cli.junit import Case
 
 if TYPE_CHECKING:
     from onnxpress.optimize.bench import Point
     from onnxpress.runtime.gate import Decision
 
 
-def junit(points: Sequence[Point], decisions: Sequence[Decision], machine: str) -> bytes:
-    """A test suite: one case a model and condition; a decision against a model is its failure.
+def cases(points: Sequence[Point], decisions: Sequence[Decision]) -> list[Case]:
+    """One case a model and condition; a decision against a model is its failure.
 
     A case's time is the model's median in seconds.  The n-th decision of a name belongs to the n-th point with that name.
     """
-    suite = ElementTree.Element("testsuite", name="onnxpress bench")
-    facts = ElementTree.SubElement(suite, "properties")
-    ElementTree.SubElement(facts, "property", name="machine", value=machine)
-    failures = tests = 0
+    made = []
     for number, point in enumerate(points):
         for timing in point.timings:
-            label = f"threads {point.threads}, batch {point.batch}"
-            attributes = {"classname": f"onnxpress.bench.{label}", "name": timing.name, "time": f"{timing.median:.9f}"}
-            case = ElementTree.SubElement(suite, "testcase", attributes)
-            tests += 1
             own = [d for d in decisions if d.name == timing.name]
             decision = own[number] if number < len(own) else None
-            if decision is not None and not decision.passed:
-                failures += 1
-                ElementTree.SubElement(case, "failure", message=decision.why, type="slower").text = decision.how
+            failed = decision is not None and not decision.passed
             said = [f"95 % interval of the median [{timing.low:.9f}, {timing.high:.9f}] s, {timing.rounds} rounds"]
-            ElementTree.SubElement(case, "system-out").text = "\n".join([*said, *([decision.why] if decision else [])])
-    suite.set("tests", str(tests))
-    suite.set("failures", str(failures))
-    suite.set("errors", "0")
-    suite.set("time", f"{sum(p.seconds for p in points):.3f}")
-    tree = ElementTree.Element("testsuites")
-    tree.append(suite)
-    ElementTree.indent(tree)
-    return bytes(ElementTree.tostring(tree, encoding="utf-8", xml_declaration=True)) + b"\n"
+            made.append(Case(
+                f"onnxpress.bench.threads {point.threads}, batch {point.batch}", timing.name, timing.median,
+                "\n".join([*said, *([decision.why] if decision else [])]),
+                decision.why if decision is not None and failed else "", "slower", decision.how if decision else "",
+            ))  # fmt: skip
+    return made
 
 
 def markdown(points: Sequence[Point], decisions: Sequence[Decision], machine: str) -> str:

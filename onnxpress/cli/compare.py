@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxpress.cli.bench_options import report_options
 from onnxpress.cli.options import DataChoice, data_options, json_option, need_data, quiet_option
 from onnxpress.errors import EXIT_UNMET
 
 if TYPE_CHECKING:
+    from onnxpress.optimize.compared import Compared
     from onnxpress.optimize.differences import Difference
 
+METRICS = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman", "map")  # here, since --help must be fast
 _NUMBERS = [("max abs", "right"), ("SQNR dB", "right"), ("cosine", "right")]
 _WALKED = 32  # samples whose inner values are compared
 _NAME = 32  # characters of a value's name that fit
@@ -22,42 +25,73 @@ _NAME = 32  # characters of a value's name that fit
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path))
 @data_options(required=True)
-@click.option("--max-drop", type=float, help="Exit 1 where OTHER loses more than this.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help=f"{', '.join(METRICS)}, or module:function; may be repeated.")
+@click.option("--decode", metavar="MODULE:FUNCTION", help="Of --metric map: outputs of a sample -> rows x1, y1, x2, y2, score, class.")
+@click.option("--worst", default=0, metavar="N", help="Name the N samples that fare worst.")
+@click.option("--max-drop", type=float, help="Exit 1 where OTHER loses more than this, in any --metric.")
 @click.option("--layers", is_flag=True, help="Walk the inner values that both have, to see where the difference begins.")
+@report_options
 @json_option
 @quiet_option
 def command(
     original: Path,
     other: Path,
     source: DataChoice,
+    metrics: tuple[str, ...],
+    decode: str | None,
+    worst: int,
     max_drop: float | None,
     layers: bool,
+    junit: Path | None,
+    markdown: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Measure how far OTHER is from ORIGINAL on samples."""
-    from onnxpress.cli import console
-    from onnxpress.model.files import load
+    """Measure how far OTHER is from ORIGINAL on samples, both judged by their labels, or OTHER by the original's answers.
+
+    A function of --metric gets a sample's outputs by name, and its label, and gives a number, more is better.  Labels of --metric map
+    are rows x1, y1, x2, y2, class (class -1 pads).
+    """
+    from onnxpress.cli import compare_files, console
+    from onnxpress.cli.junit import junit as as_junit
+    from onnxpress.model.files import check_target, load, write_atomic
+    from onnxpress.optimize.compared import compare
     from onnxpress.optimize.differences import along
     from onnxpress.optimize.run import document
-    from onnxpress.optimize.single import compare
+    from onnxpress.runtime.machine import this_machine
 
+    for target in (junit, markdown):
+        if target is not None:
+            check_target(target, original, other)
     samples = need_data(source, original, quiet)
-    score, outputs = compare(original, other, samples)
+    found = compare(original, other, samples, metrics=metrics, decode=decode, worst=worst)
     inner = along(load(original), load(other), samples.take(_WALKED)) if layers else []
+    if junit is not None:
+        cases = compare_files.cases(found, other.name, max_drop)
+        write_atomic(junit, as_junit("onnxpress compare", cases, this_machine().text(), 0.0))
+    if markdown is not None:
+        write_atomic(markdown, compare_files.markdown(found, original.name, other.name, max_drop).encode())
     if as_json:
-        console.emit_json(document("compare", score=score, outputs=outputs, layers=inner))
+        console.emit_json(document("compare", **found.__dict__, layers=inner))
     else:
-        if layers:
-            console.table([("value", "left"), ("made by", "left"), *_NUMBERS], [[_short(d.name), d.op, *_told(d)] for d in inner])
-        console.table([("output", "left"), *_NUMBERS], [[d.name, *_told(d)] for d in outputs])
-        console.out(
-            f"{score.metric} {score.value:.4f}, original {score.reference:.4f}: drop {score.drop:+.4f}"
-            f" {console.interval(score.low, score.high, 4)} on {score.samples} samples"
-        )
-        if score.agreement is not None:
-            console.out(f"same answer on {score.agreement:.2%} of the samples")
-    return EXIT_UNMET if max_drop is not None and score.drop > max_drop else 0
+        _show(found, inner)
+    return EXIT_UNMET if max_drop is not None and max(found.drops.values()) > max_drop else 0
+
+
+def _show(found: Compared, inner: list[Difference]) -> None:
+    from onnxpress.cli import compare_files, console
+
+    if inner:
+        console.table([("value", "left"), ("made by", "left"), *_NUMBERS], [[_short(d.name), d.op, *_told(d)] for d in inner])
+    console.table([("output", "left"), *_NUMBERS], [[d.name, *_told(d)] for d in found.outputs])
+    if found.worst:
+        columns = [("worst samples", "left"), *((n, "right") for n in ("relative error", "answer", "original's", "label"))]
+        rows = [[_short(s.key), f"{s.error:.3g}", *("" if v is None else f"{v:g}" for v in (s.after, s.before, s.label))] for s in found.worst]
+        console.table(columns, rows)
+    for m in compare_files.measured(found):
+        console.out(compare_files.line(m))
+    if found.score.agreement is not None:
+        console.out(f"same answer on {found.score.agreement:.2%} of the samples")
 
 
 def _told(d: Difference) -> list[str]:

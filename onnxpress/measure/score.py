@@ -70,7 +70,7 @@ class Judge:
         outputs = run(self._original, first.inputs, where=first.keys[0])
         if not any(o.dtype.kind in "fiub" for o in outputs):
             raise InputProblem("no output of the model can be judged", "", "none is a number", "judge another output")
-        names = [o.name for o in self._original.get_outputs()]
+        self.names = names = [o.name for o in self._original.get_outputs()]
         keep = sum(o.nbytes for o in outputs) * len(data) <= _KEEP_BYTES
         self._kept = [self._outputs(self._original, b) for b in self._batches()] if keep else None
         rows = [o[:1] if self._fixed > 1 else o for o in outputs]
@@ -122,16 +122,20 @@ class Judge:
             return values
         return [v[: batch.count] if v.ndim and v.shape[0] == self._fixed else v for v in values]
 
-    def score(self, model: ir.Model | bytes) -> Score:
+    def pairs(self, model: ir.Model | bytes) -> Iterator[tuple[Batch, list[np.ndarray], list[np.ndarray]]]:
+        """Batches with the original's outputs and the model's."""
         session = open_session(model, all_cores())
+        for index, batch in enumerate(self._batches()):
+            kept = self._kept[index] if self._kept is not None else self._outputs(self._original, batch)
+            yield batch, kept, self._outputs(session, batch)
+
+    def score(self, model: ir.Model | bytes) -> Score:
         same: list[np.ndarray] = []
         loss: list[np.ndarray] = []
         right: list[np.ndarray] = []
         others: list[np.ndarray] = []
         sums: list[list[tuple[float, float, float, float]]] = []
-        for index, batch in enumerate(self._batches()):
-            kept = self._kept[index] if self._kept is not None else self._outputs(self._original, batch)
-            found = self._outputs(session, batch)
+        for batch, kept, found in self.pairs(model):
             if self.answer is not None:
                 old, new = (o[self.answer].reshape(batch.count, -1).argmax(1) for o in (kept, found))
                 same.append(old == new)
@@ -145,7 +149,7 @@ class Judge:
             if self.doubtful and self.answer is not None:
                 weights[self.answer] = _DOUBT
             if weights:
-                parts = [w * _difference(kept[i], found[i], batch.count) for i, w in weights.items()]
+                parts = [w * difference(kept[i], found[i], batch.count) for i, w in weights.items()]
                 others.append(np.max(parts, axis=0))
             sums.append([_moments(a, b) for a, b in zip(kept, found, strict=True)])
         error, first, second, number = np.moveaxis(np.sum(sums, axis=0), -1, 0)
@@ -187,7 +191,7 @@ def _probabilities(row: np.ndarray) -> bool:
     return bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
 
 
-def _difference(old: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
+def difference(old: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
     """Per sample: relative error of a float output (mean over the channels of axis 1 of maps, which may differ in scale),
     share of changed elements of any other; infinite where the shape changed."""
     if old.shape != new.shape:

@@ -16,11 +16,10 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Judge
 from onnxpress.model.files import check_target, load, save, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
-from onnxpress.optimize.differences import Difference, differences
 from onnxpress.optimize.fast import fast_enough
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
 from onnxpress.optimize.sensitivity import Layer, candidates, sensitivity
@@ -295,15 +294,3 @@ def apply(
     original = _opened(model, output)
     done = apply_plan(plan, original, data, machine)
     return _finish(original, done.model, plan, done.notes, done.refused, output, None, data)
-
-
-def compare(original: ModelLike, other: ModelLike, data: Dataset) -> tuple[Score, list[Difference]]:
-    """The other model against the original on samples: task metric with interval, and numbers per output."""
-    first, second = (m if isinstance(m, ir.Model) else load(m) for m in (original, other))
-    if [s.name for s in signature(first).inputs] != [s.name for s in signature(second).inputs]:
-        raise InputProblem("the models take different inputs", str(other), "", "compare models with the same inputs")
-    if [s.name for s in signature(first).outputs] != [s.name for s in signature(second).outputs]:
-        raise InputProblem("the models give different outputs", str(other), "", "compare models with the same outputs")
-    judge = Judge(first, data)
-    score = judge.score(to_bytes(second))
-    return score, differences(first, second, [s.name for s in signature(first).outputs], data)

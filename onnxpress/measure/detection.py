@@ -1,0 +1,87 @@
+"""Mean average precision of detections, as COCO defines it: over classes, overlaps 0.5 to 0.95, and 101 recalls.
+
+Detections of a sample are rows (x1, y1, x2, y2, score, class), true boxes rows (x1, y1, x2, y2, class).  Within a sample and class
+the best detection comes first and takes the free box it overlaps most; which box that is does not depend on other samples, so a
+bootstrap draws samples that are matched already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+OVERLAPS = np.arange(0.5, 1.0, 0.05)
+_RECALLS = np.linspace(0, 1, 101)
+_MOST = 100  # detections of a class in a sample that count
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A sample.  classes, scores: [n] of its detections, matched: [overlaps, n] whether each took a box; boxes: classes of the true
+    boxes."""
+
+    classes: np.ndarray
+    scores: np.ndarray
+    matched: np.ndarray
+    boxes: np.ndarray
+
+
+def match(found: np.ndarray, true: np.ndarray) -> Matched:
+    """found: [n, 6]; true: [m, 5]."""
+    kept, hits = [], []
+    for one in np.unique(found[:, 5]):
+        own = found[found[:, 5] == one]
+        own = own[np.argsort(-own[:, 4], kind="stable")][:_MOST]
+        kept.append(own)
+        hits.append(_taken(overlap(own[:, :4], true[true[:, 4] == one][:, :4])))
+    rows = np.concatenate(kept) if kept else np.zeros((0, 6))
+    taken = np.concatenate(hits, axis=1) if hits else np.zeros((len(OVERLAPS), 0), bool)
+    return Matched(rows[:, 5], rows[:, 4], taken, true[:, 4])
+
+
+def _taken(overlaps: np.ndarray) -> np.ndarray:
+    """overlaps: [n, m], the best detection first -> [overlaps, n] whether a detection takes a box that none before it took."""
+    taken = np.zeros((len(OVERLAPS), len(overlaps)), bool)
+    for level, least in enumerate(OVERLAPS):
+        free = np.ones(overlaps.shape[1], bool)
+        for i, row in enumerate(overlaps):
+            able = np.where(free, row, -1.0)
+            if able.size and able.max() >= least - 1e-9:
+                free[able.argmax()] = False
+                taken[level, i] = True
+    return taken
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[n, 4], [m, 4] -> [n, m] intersection over union."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    common = np.clip(high - low, 0, None).prod(axis=2)
+    sizes = [np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=1) for b in (first, second)]
+    return np.asarray(common / np.maximum(sizes[0][:, None] + sizes[1][None, :] - common, 1e-12))
+
+
+def mean_average_precision(samples: Sequence[Matched]) -> float:
+    """Over the classes that have a true box; 0 where none has."""
+    classes = np.concatenate([s.classes for s in samples])
+    scores = np.concatenate([s.scores for s in samples])
+    matched = np.concatenate([s.matched for s in samples], axis=1)
+    boxes = np.concatenate([s.boxes for s in samples])
+    found = [_average_precision(scores[classes == c], matched[:, classes == c], int((boxes == c).sum())) for c in np.unique(boxes)]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _average_precision(scores: np.ndarray, matched: np.ndarray, boxes: int) -> float:
+    """Mean over overlaps of the precision at 101 recalls (the best precision at that recall or beyond it)."""
+    order = np.argsort(-scores, kind="stable")
+    right = matched[:, order].cumsum(axis=1)
+    recall = right / boxes
+    precision = right / np.arange(1, len(order) + 1)
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    total = 0.0
+    for level in range(len(matched)):
+        place = np.searchsorted(recall[level], _RECALLS - 1e-12, side="left")
+        total += float(np.where(place < len(order), best[level][np.minimum(place, max(len(order) - 1, 0))], 0.0).mean()) if len(order) else 0.0
+    return total / len(matched)
