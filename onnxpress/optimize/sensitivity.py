@@ -26,6 +26,7 @@ from onnxpress.passes.tables8 import tables
 
 _JUDGED = 128  # samples
 _LEVELS = 255
+_STEPS = 48  # of the histogram that is told
 
 Chosen = frozenset[str]
 
@@ -36,6 +37,7 @@ class Layer:
 
     types:         of its input, weight and output as it runs in the end
     low, high:     its output's range on the samples
+    density:       shares of the output's values in equal steps from low to high
     sqnr_in, sqnr: of rounding its input and its output, in dB
     cut:           share of the output's values that lie beyond the range it is rounded in
     alone, back:   nmse of the model with only this layer in int8, and of the int8 model with this layer in float
@@ -54,6 +56,7 @@ class Layer:
     alone: float
     back: float
     why: str = ""
+    density: tuple[float, ...] = ()
     before: float | None = None
     after: float | None = None
 
@@ -137,7 +140,17 @@ def _layer(evidence: Evidence, node: ir.Node, int8: bool, rounded: Chosen, harm:
     sqnr, cut = _rounding(leaving, method)
     why = "" if int8 else "needed in float to keep the drop"
     name = node.name or ""
-    return Layer(name, node.op_type, int8, types, leaving.low, leaving.high, _rounding(coming, method)[0], sqnr, cut, *harm, why)
+    return Layer(
+        name, node.op_type, int8, types, leaving.low, leaving.high, _rounding(coming, method)[0], sqnr, cut, *harm, why, _density(leaving)
+    )  # fmt: skip
+
+
+def _density(spread: Spread) -> tuple[float, ...]:
+    total = float(spread.counts.sum())
+    if not (spread.finite and spread.high > spread.low and total > 0):
+        return ()
+    shares, _ = np.histogram(spread.centres, _STEPS, (spread.low, spread.high), weights=spread.counts / total)
+    return tuple(float(f"{share:.3g}") for share in shares)
 
 
 def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, float]:

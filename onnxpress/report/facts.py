@@ -21,8 +21,12 @@ class Headline:
 
 @dataclass(frozen=True)
 class Point:
-    """One mark of a chart.  low, high: the interval of y (of a bar: of its length); size: of the mark, 0 to 1; chosen: drawn in
-    the other colour; group: marks of one group have one colour and, in "lines", one line."""
+    """One mark of a chart.
+
+    low, high: the interval of y (of a bar: of its length); size: of the mark, 0 to 1; chosen: drawn in the other colour
+    group:     marks of one group have one colour and, in "lines", one line
+    density:   of a span, how dark each of its equal parts is
+    """
 
     name: str
     x: float
@@ -32,6 +36,7 @@ class Point:
     size: float = 0.5
     chosen: bool = False
     group: str = ""
+    density: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,22 @@ def quantized(body: Document) -> Page:
     made.headlines += [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
     harms = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
     harm = tuple(Point(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in harms)
-    wide = tuple(Point(x["node"], x["high"], 0.0, x["low"], x["high"]) for x in harms if x["high"] > x["low"])
+    wide = tuple(_distribution(x) for x in harms if x["high"] > x["low"])
     marked = "Orange: layers that stay in float." if any(p.chosen for p in harm) else ""
     made.charts = [
         Chart("bars", "What each layer harms", "nmse of the model with only this layer in int8", "", harm, marked),
-        Chart("spans", "Ranges of outputs", "from the least to the largest value on the samples", "", wide),
+        Chart("spans", "How outputs are distributed", "values on the samples, in units of the layer's largest magnitude", "", wide,
+              "The darker, the more values lie there; int8 has 255 steps for a row."),
         *sides(body.get("sides")),
     ]
     made.tables = [Table("Layers", _COLUMNS, tuple(_row(x) for x in layers)), refusals(body.get("refused") or [])]
     made.remarks = strings(body, "notes")
     return made
+
+
+def _distribution(x: Document) -> Point:
+    largest = max(abs(x["low"]), abs(x["high"]))
+    return Point(x["node"], x["high"] / largest, 0.0, x["low"] / largest, x["high"] / largest, density=tuple(x.get("density") or ()))
 
 
 def _row(x: Document) -> tuple[str, ...]:

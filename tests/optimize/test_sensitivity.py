@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -18,6 +20,7 @@ from onnxpress.optimize.sensitivity import candidates, matching, sensitivity
 from onnxpress.optimize.single import quantize
 from onnxpress.passes import qdq
 from onnxpress.passes.qdq_write import grid, spreads_for
+from onnxpress.runtime.machine import machine_for, this_machine
 from tests import nets
 
 
@@ -99,6 +102,22 @@ def test_rounding_is_told_by_the_histogram() -> None:
     rounded = (ends.codes(values) - ends.zero) * float(ends.scale)
     true = 10 * np.log10((values**2).sum() / ((values - rounded) ** 2).sum())
     assert layer.sqnr == pytest.approx(true, abs=3.0)
+    assert layer.types == "u8 x s8 -> u8"
+    assert (layer.low, layer.high, layer.cut) == (pytest.approx(values.min()), pytest.approx(values.max()), 0), "minmax cuts nothing"
+    shares, _ = np.histogram(values, len(layer.density), (layer.low, layer.high))
+    assert np.abs(np.array(layer.density) - shares / len(values)).max() < 0.02
+    assert sum(layer.density) == pytest.approx(1.0, abs=0.01)
+
+
+def test_times_before_and_after_are_told(tmp_path: Path) -> None:
+    model, data, _ = fragile()
+    done = quantize(model, data, report=True)
+    assert done.sides is not None
+    assert {p.name for p in done.sides.operators} >= {"Conv", "QLinearConv"}
+    assert all(x.before is not None and x.after is not None and x.before > 0 and x.after > 0 for x in done.layers if x.op == "Conv")
+    assert [p.before == p.after for p in done.sides.widths] == [True] * len(done.sides.widths)
+    other = quantize(model, data, report=True, machine=machine_for("avx2" if this_machine().int8_exact else "vnni"))
+    assert all(x.after is None for x in other.layers), "times are of this machine"
 
 
 def test_patterns_mean_names_operators_or_expressions() -> None:

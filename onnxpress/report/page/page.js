@@ -24,6 +24,18 @@ function shortened(names, most) {
   });
 }
 
+// Lines of an axis title, which Chart.js would squeeze into one.
+function wrapped(text, wide) {
+  const most = Math.max(12, Math.floor(wide / 7));
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const last = lines[lines.length - 1];
+    if (last && last.length + word.length >= most) lines.push(word);
+    else lines[lines.length - 1] = last ? `${last} ${word}` : word;
+  }
+  return lines;
+}
+
 // Intervals as thin lines over the marks.
 const whiskers = {
   id: "whiskers",
@@ -55,9 +67,36 @@ const whiskers = {
   },
 };
 
+// A span's histogram: cells, the darker the more lies there.
+const strips = {
+  id: "strips",
+  afterDatasetsDraw(chart) {
+    const { ctx, scales } = chart;
+    chart.data.datasets.forEach((set, number) => {
+      if (!set.spans) return;
+      chart.getDatasetMeta(number).data.forEach((element, index) => {
+        const point = set.points[index];
+        const most = Math.max(...point.density);
+        if (!point.density.length) return;
+        const step = (point.high - point.low) / point.density.length;
+        ctx.save();
+        ctx.fillStyle = colour("--mark");
+        point.density.forEach((share, cell) => {
+          const from = scales.x.getPixelForValue(point.low + cell * step);
+          const to = scales.x.getPixelForValue(point.low + (cell + 1) * step);
+          ctx.globalAlpha = Math.sqrt(share / most);
+          ctx.fillRect(from, element.y - element.height / 2, Math.max(to - from, 1), element.height);
+        });
+        ctx.restore();
+      });
+    });
+  },
+};
+
 function digits(value) {
   const size = Math.abs(value);
-  const text = size && (size < 1e-3 || size >= 1e6) ? value.toExponential(3) : value.toPrecision(4);
+  if (size >= 1e4 && size < 1e7) return String(Math.round(value));
+  const text = size && (size < 1e-3 || size >= 1e7) ? value.toExponential(3) : value.toPrecision(4);
   return text.includes("e") ? text.replace(/\.?0+e/, "e") : String(Number(text));
 }
 
@@ -84,7 +123,7 @@ function datasets(body, names) {
       lying,
       spans,
       data: points.map(value),
-      backgroundColor: fill,
+      backgroundColor: points.some((p) => p !== null && p.density.length) ? colour("--card") : fill,
       borderColor: fill,
       borderWidth: body.kind === "lines" ? 2 : 0,
       showLine: body.kind === "lines",
@@ -105,13 +144,13 @@ function configured(body, width) {
   const flat = !lying && body.points.every((p) => Math.abs(p.y) < 1e-9) ? { suggestedMin: -0.01, suggestedMax: 0.01 } : {};
   const ticks = { callback: (value) => digits(value), color: colour("--faint"), maxRotation: 0 };
   const grid = { color: colour("--line") };
-  const title = (text) => ({ display: true, text, color: colour("--faint") });
+  const title = (text, wide) => ({ display: true, text: wrapped(text, wide), color: colour("--faint") });
   const sets = datasets(body, names);
   const most = Math.max(14, Math.floor((MOST * width) / (0.6 * SMALL)));
   return {
     type: lying ? "bar" : "scatter",
     data: { labels: shortened(names, most), datasets: sets },
-    plugins: [whiskers],
+    plugins: [whiskers, strips],
     options: {
       indexAxis: lying ? "y" : "x",
       plugins: {
@@ -124,10 +163,10 @@ function configured(body, width) {
         },
       },
       scales: {
-        x: { title: title(body.x), beginAtZero: lying, ticks, grid, ...(lying ? room : { grace: "5%" }) },
+        x: { title: title(body.x, lying ? (1 - MOST) * width : width - 80), beginAtZero: lying, ticks, grid, ...(lying ? room : { grace: "5%" }) },
         y: lying
           ? { ticks: { autoSkip: false, color: colour("--ink"), font: { size: SMALL } }, grid }
-          : { title: title(body.y), ticks, grid, ...room, ...flat },
+          : { title: title(body.y, 280), ticks, grid, ...room, ...flat },
       },
     },
   };
