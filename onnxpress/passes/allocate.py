@@ -17,13 +17,12 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Judge
-from onnxpress.model import channels as ch
-from onnxpress.model import read
 from onnxpress.model.counts import macs
 from onnxpress.model.removal import remove
 from onnxpress.passes.base import Decision
 from onnxpress.passes.curves import CRITERIA, curves
 from onnxpress.passes.downdate import Curve
+from onnxpress.passes.ledger import Costs, Ledger, counted
 from onnxpress.passes.prune import decision, group_macs, step_of, widths
 from onnxpress.passes.repair import repair
 
@@ -32,7 +31,6 @@ SPREADS = ("harm", "uniform")
 _ENOUGH = 1.001  # times a goal, from which on it is reached
 _FINE = 50  # steps of a uniform share, where a goal names something else
 
-Costs = Mapping[str, Mapping[str, float]]  # by what is counted, of every node
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,9 @@ def plan_pruning(
         if wish.spread == "uniform" or evidence.data is None:
             return decisions_of(picked, even)
         costs = counted(evidence)
-        goal = _Ledger.of(evidence, picked, costs)
+        goal = Ledger.of(evidence, picked, costs)
         goal.take_all(even)
-        goals = {what: sum(goal.costs[what].values()) for what in costs}
+        goals = {what: goal.total(what) for what in costs}
         return decisions_of(picked, spread(evidence, picked, weights or sensitivities(evidence, picked, even), goals, costs))
     what, share = ("params", wish.params) if wish.macs is None else ("macs", wish.macs)
     if share is None:
@@ -115,9 +113,9 @@ def plan_share(
         even: dict[str, int] = {}
         for step in range(1, _FINE):
             even = uniform(evidence, picked, step / _FINE)
-            ledger = _Ledger.of(evidence, picked, costs)
+            ledger = Ledger.of(evidence, picked, costs)
             ledger.take_all(even)
-            if sum(ledger.costs[what].values()) <= _ENOUGH * goals[what]:
+            if ledger.total(what) <= _ENOUGH * goals[what]:
                 break
         return decisions_of(picked, even)
     scales = weights if weights is not None else sensitivities(evidence, picked, dict.fromkeys(picked, 0))
@@ -138,17 +136,6 @@ def candidates(evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None
 
 def decisions_of(picked: Mapping[str, Curve], gone: Mapping[str, int]) -> list[Decision]:
     return [decision(picked[name], count) for name, count in gone.items() if count]
-
-
-def counted(evidence: Evidence) -> dict[str, dict[str, float]]:
-    """Multiply-accumulates and weights of every node."""
-    operands = sorted({(s.node, s.operand) for s in evidence.channels.flow.slots if s.role in ("in", "out")})
-    nodes = {n.name: n for n in evidence.model.graph}
-    sizes: dict[str, float] = {}
-    for node, operand in operands:
-        weight = read.constant(nodes[node].inputs[operand])
-        sizes[node] = sizes.get(node, 0.0) + (0.0 if weight is None else float(weight.size))
-    return {"macs": {k: float(v) for k, v in macs(evidence.model, evidence.trace).items()}, "params": sizes}
 
 
 def sensitivities(
@@ -217,55 +204,20 @@ def uniform(evidence: Evidence, picked: Mapping[str, Curve], ratio: float) -> di
     return found
 
 
-@dataclass
-class _Ledger:
-    """Running costs of every node, by kind, as groups get narrower."""
-
-    groups: Mapping[str, ch.Group]
-    costs: dict[str, dict[str, float]]
-    gone: dict[str, int]
-
-    @classmethod
-    def of(cls, evidence: Evidence, picked: Mapping[str, Curve], costs: Costs) -> _Ledger:
-        groups = {n: evidence.channels.group(n) for n in picked}
-        return cls(groups, {what: dict(own) for what, own in costs.items()}, dict.fromkeys(picked, 0))
-
-    def nodes(self, name: str) -> list[str]:
-        return list(dict.fromkeys(p.node for p in self.groups[name].places))
-
-    def share(self, name: str, following: int) -> float:
-        return (following - self.gone[name]) / (self.groups[name].size - self.gone[name])
-
-    def gain(self, name: str, following: int, what: str) -> float:
-        return self.share(name, following) * sum(self.costs[what].get(n, 0.0) for n in self.nodes(name))
-
-    def take(self, name: str, following: int) -> None:
-        left = 1 - self.share(name, following)
-        for own in self.costs.values():
-            for node in self.nodes(name):
-                own[node] = own.get(node, 0.0) * left
-        self.gone[name] = following
-
-    def take_all(self, gone: Mapping[str, int]) -> None:
-        for name, count in gone.items():
-            if count:
-                self.take(name, count)
-
-
 def spread(
     evidence: Evidence, picked: Mapping[str, Curve], scales: Mapping[str, float], goals: Mapping[str, float], costs: Costs
 ) -> dict[str, int]:
     """Step by step along the grid take what harms least for what it saves, until no cost is above its goal, or no step is left."""
-    now = _Ledger.of(evidence, picked, costs)
+    now = Ledger.of(evidence, picked, costs)
     totals = {what: max(sum(own.values()), 1e-30) for what, own in costs.items()}
     ladder = {
         n: [g for w in widths(now.groups[n], evidence) if (g := now.groups[n].size - w) < len(picked[n].error)]
         for n in picked
     }
     while True:
-        needs = [what for what, goal in goals.items() if sum(now.costs[what].values()) > _ENOUGH * goal]
+        needs = [what for what, goal in goals.items() if now.total(what) > _ENOUGH * goal]
         if not needs:
-            return now.gone
+            return _given_back(picked, scales, goals, now, ladder)
         best: tuple[float, str, int] | None = None
         for name, curve in picked.items():
             following = next((g for g in ladder[name] if g > now.gone[name]), None)
@@ -278,3 +230,23 @@ def spread(
         if best is None:
             return now.gone
         now.take(best[1], best[2])
+
+
+def _given_back(
+    picked: Mapping[str, Curve], scales: Mapping[str, float], goals: Mapping[str, float], now: Ledger, ladder: Mapping[str, list[int]]
+) -> dict[str, int]:
+    """The last step went beyond the goals, by as much as the widest group's step is worth: of all steps those are taken back that
+    harm most and of which the goals are kept all the same."""
+    while True:
+        able = []
+        for name in (n for n, count in now.gone.items() if count):
+            before = max((g for g in ladder[name] if g < now.gone[name]), default=0)
+            able.append((scales.get(name, 1.0) * (picked[name].error[now.gone[name]] - picked[name].error[before]), name, before))
+        for _, name, before in sorted(able, reverse=True):
+            trial = now.copy()
+            trial.take(name, before)
+            if all(trial.total(what) <= _ENOUGH * goal for what, goal in goals.items()):
+                now = trial
+                break
+        else:
+            return now.gone

@@ -16,12 +16,12 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model import channels as ch
-from onnxpress.model import edit, read
-from onnxpress.model.counts import macs
+from onnxpress.model import edit
 from onnxpress.model.removal import remove
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.curves import curves
 from onnxpress.passes.downdate import Curve
+from onnxpress.passes.ledger import Ledger, counted
 from onnxpress.passes.repair import repair
 
 
@@ -33,16 +33,14 @@ class Prune:
     def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
         """One option a group and width on the kernel grid. harm: relative error of the readers; saving: MACs."""
         found = []
-        costs = macs(evidence.model, evidence.trace)
-        for curve in curves(evidence).values():
-            group = evidence.channels.group(curve.group)
-            cost = group_macs(group, costs)
+        shapes = curves(evidence)
+        ledger = Ledger.of(evidence, shapes, counted(evidence))
+        for name, curve in shapes.items():
+            group = evidence.channels.group(name)
             for width in widths(group, evidence):
                 gone = group.size - width
-                saving = Saving(
-                    cost * gone / group.size, 4.0 * _group_weights(evidence.model, group) * gone / group.size
-                )
-                found.append(Option(self.name, group.name, decision(curve, gone), saving, curve.error[gone]))
+                saving = Saving(*(factor * ledger.gain(name, gone, what) for what, factor in (("macs", 1.0), ("params", 4.0))))
+                found.append(Option(self.name, name, decision(curve, gone), saving, curve.error[gone]))
         return found
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
@@ -112,15 +110,6 @@ def decision(curve: Curve, gone: int) -> Decision:
 
 def group_macs(group: ch.Group, costs: Mapping[str, int]) -> float:
     return float(sum(costs.get(n, 0) for n in {p.node for p in group.places}))
-
-
-def _group_weights(model: ir.Model, group: ch.Group) -> float:
-    nodes = {n.name: n for n in model.graph}
-    total = 0
-    for place in group.places:
-        array = read.constant(nodes[place.node].inputs[place.operand])
-        total += 0 if array is None else array.size
-    return float(total)
 
 
 PRUNE = Prune()

@@ -10,8 +10,9 @@ import pytest
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.counts import macs
 from onnxpress.optimize.fast import fast_enough
-from onnxpress.passes.allocate import Wish, counted, plan_pruning
+from onnxpress.passes.allocate import Wish, plan_pruning
 from onnxpress.passes.curves import CRITERIA, curves
+from onnxpress.passes.ledger import counted
 from onnxpress.passes.prune import PRUNE
 from onnxpress.runtime.machine import this_machine
 from tests import nets

@@ -1,0 +1,102 @@
+"""What is counted while groups narrow is what the pruned file costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.model.counts import macs
+from onnxpress.model.removal import remove
+from onnxpress.passes.allocate import Wish, plan_pruning
+from onnxpress.passes.ledger import Ledger, counted
+from tests import grammar, nets
+from tests.model.test_channels import heads
+
+
+def really(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
+    """Costs of the file without the first channels of each group."""
+    pruned = remove(evidence.model, evidence.channels, {n: list(range(k)) for n, k in gone.items() if k})
+    after = evidence_for(pruned, None)
+    return {"macs": float(sum(macs(after.model, after.trace).values())), "params": sum(counted(after)["params"].values())}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(grammar.networks(), st.integers(0, 99))
+def test_it_counts_what_removal_leaves(model: ir.Model, seed: int) -> None:
+    """Of any network and any choice of channels that do not share positions."""
+    evidence = evidence_for(model, None)
+    rng = np.random.default_rng(seed)
+    groups = [g for g in evidence.channels.groups if not g.sliced]
+    gone = {g.name: int(rng.integers(0, g.size)) for g in groups}
+    ledger = Ledger.of(evidence, gone, counted(evidence))
+    ledger.take_all(gone)
+    true = really(evidence, gone)
+    assert ledger.total("macs") == pytest.approx(true["macs"], rel=0.02)
+
+
+def test_parts_of_an_axis_add_up() -> None:
+    """A shortcut whose missing channels are zeros: the group has half of the axis, half of it is a quarter."""
+    evidence = evidence_for(nets.padded_shortcut(width=32), None)
+    costs = counted(evidence)
+    for group in evidence.channels.groups:
+        gone = {group.name: group.size // 2}
+        ledger = Ledger.of(evidence, gone, costs)
+        ledger.take_all(gone)
+        true = really(evidence, gone)
+        assert ledger.total("macs") == pytest.approx(true["macs"], rel=1e-6), group.name
+
+
+def test_widening_again_undoes() -> None:
+    evidence = evidence_for(nets.residual(width=32), None)
+    costs = counted(evidence)
+    names = [g.name for g in evidence.channels.groups]
+    ledger = Ledger.of(evidence, names, costs)
+    before = dict(ledger.costs["macs"])
+    for name in names:
+        saved = ledger.gain(name, 3, "macs")
+        total = ledger.total("macs")
+        ledger.take(name, 3)
+        assert ledger.total("macs") == pytest.approx(total - saved)
+    other = ledger.copy()
+    for name in reversed(names):
+        other.take(name, 0)
+    assert other.costs["macs"] == pytest.approx(before)
+    assert ledger.gone == dict.fromkeys(names, 3), "a copy goes its own way"
+
+
+def test_heads_and_their_dimensions_multiply() -> None:
+    evidence = evidence_for(heads(), None)
+    sliced = [g for g in evidence.channels.groups if g.sliced]
+    assert len(sliced) >= 2
+    for group in sliced:
+        gone = {group.name: group.size // 2}
+        ledger = Ledger.of(evidence, gone, counted(evidence))
+        ledger.take_all(gone)
+        assert ledger.total("params") == pytest.approx(really(evidence, gone)["params"], rel=1e-6), group.name
+
+
+def test_a_goal_is_not_overshot() -> None:
+    """What the last step takes too much is given back: as near the goal as the smallest step is wide."""
+    model = nets.residual(width=64, blocks=3)
+    evidence = evidence_for(model, nets.samples(model, 16))
+    for goal in (0.9, 0.7, 0.5):
+        decisions = plan_pruning(evidence, Wish(macs=goal))
+        gone = {d["group"]: len(d["remove"]) for d in decisions}
+        whole = float(sum(macs(evidence.model, evidence.trace).values()))
+        left = really(evidence, gone)["macs"] / whole
+        assert left <= 1.002 * goal
+        ledger = Ledger.of(evidence, gone, counted(evidence))
+        ledger.take_all(gone)
+        step = min(ledger.total("macs") / whole - _taken_back(ledger, n) / whole for n in gone)
+        assert left - step > 1.0 * goal or step < 0, (goal, left, step)
+
+
+def _taken_back(ledger: Ledger, name: str) -> float:
+    """MACs with one step of a group given back (steps of 16 channels or all)."""
+    trial = ledger.copy()
+    trial.take(name, max(0, trial.gone[name] - 16))
+    return trial.total("macs")
