@@ -16,6 +16,8 @@ from onnx_ir.passes import common
 from onnxpress.model.read import constant, constant_tensor
 from onnxpress.model.trace import Trace
 
+_OWN_INITIALIZERS = 4  # IR version from which on initializers need not be inputs, too
+
 
 def canonical(model: ir.Model) -> ir.Model:
     """A clone in the form passes expect: functions inlined, constants as initializers, no Identity, names unique.
@@ -28,6 +30,8 @@ def canonical(model: ir.Model) -> ir.Model:
     if clone.functions:
         common.InlinePass()(clone)
     common.RemoveInitializersFromInputsPass()(clone)
+    if clone.ir_version < _OWN_INITIALIZERS:
+        clone.ir_version = _OWN_INITIALIZERS
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone)
     common.IdentityEliminationPass()(clone)
     name_nodes(clone)

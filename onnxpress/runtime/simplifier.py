@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from onnxpress.runtime import isolate
 from onnxpress.runtime.session import temporary_folder
@@ -44,6 +45,7 @@ def child(source: str, target: str) -> None:
     import onnxsim as tool
 
     model = onnx.load(source)
+    _own_initializers(model)
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), NEEDED_OPSET)
     if version < NEEDED_OPSET:
         model = onnx.version_converter.convert_version(model, NEEDED_OPSET)
@@ -51,3 +53,13 @@ def child(source: str, target: str) -> None:
     if not ok:
         raise RuntimeError("onnxsim's own check of the result failed")
     Path(target).write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _own_initializers(model: Any) -> None:
+    """Before IR version 4 initializers are inputs, too, and what the tool adds would have to be; there they are constants anyway."""
+    if model.ir_version < 4:
+        held = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in held]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = 4
