@@ -27,8 +27,8 @@ def counted(evidence: Evidence) -> dict[str, dict[str, float]]:
     nodes = {n.name: n for n in evidence.model.graph}
     sizes: dict[str, float] = {}
     for node, operand in operands:
-        weight = read.constant(nodes[node].inputs[operand])
-        sizes[node] = sizes.get(node, 0.0) + (0.0 if weight is None else float(weight.size))
+        layer, _, shape = _weight(nodes[node], operand)
+        sizes[layer] = sizes.get(layer, 0.0) + (float(math.prod(shape)) if shape else 0.0)
     return {"macs": {k: float(v) for k, v in macs(evidence.model, evidence.trace).items()}, "params": sizes}
 
 

@@ -36,6 +36,7 @@ def test_it_counts_what_removal_leaves(model: ir.Model, seed: int) -> None:
     ledger.take_all(gone)
     true = really(evidence, gone)
     assert ledger.total("macs") == pytest.approx(true["macs"], rel=0.02)
+    assert ledger.total("params") == pytest.approx(true["params"], rel=0.02)
 
 
 def test_parts_of_an_axis_add_up() -> None:
