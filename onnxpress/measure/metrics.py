@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.detection import Matched, match, mean_average_precision
@@ -137,6 +136,8 @@ class _Numbers(Metric):
     def _correlation(self, found: np.ndarray, true: np.ndarray) -> float:
         """1 between constants, which are alike, 0 where one is constant."""
         if self.name == "spearman":
+            from scipy.stats import rankdata  # here: half a second to import
+
             found, true = rankdata(found), rankdata(true)
         a, b = found - found.mean(), true - true.mean()
         power = float(np.sqrt((a @ a) * (b @ b)))

@@ -24,7 +24,7 @@ def really(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
     return {"macs": float(sum(macs(after.model, after.trace).values())), "params": sum(counted(after)["params"].values())}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(grammar.networks(), st.integers(0, 99))
 def test_it_counts_what_removal_leaves(model: ir.Model, seed: int) -> None:
     """Of any network and any choice of channels that do not share positions."""
