@@ -3,7 +3,8 @@
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/quantize.py [--cases kws,vww]
 
 Columns: float; the file for this CPU; the same file under session.x64quantprecision=1 (u8 x u8 products, which never
-saturate); the file written for AVX2 (7-bit weights where pairs could saturate), run here.  All on `val`.
+saturate); the file written for AVX2 (7-bit weights where pairs could saturate), run here; how many times smaller this CPU's file
+is, and all numbers in it (initializers).  All on `val`, or the split that is named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx_ir as ir
 from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
@@ -42,11 +44,16 @@ def top1(model: bytes, data: Dataset, settings: Settings) -> float:
     return right / total
 
 
-def run_case(case: Any) -> dict[str, Any]:
+def weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def run_case(case: Any, split: str) -> dict[str, Any]:
     model = load(case.model)
     sig = signature(model)
-    train, val = dataset(case, "train", sig), dataset(case, "val", sig)
-    here = to_bytes(quantize(model, train).model)
+    train, val = dataset(case, "train", sig), dataset(case, split, sig)
+    done = quantize(model, train).model
+    here = to_bytes(done)
     made = quantize(model, train, machine=machine_for("avx2"))
     plain = all_cores()
     return {
@@ -57,19 +64,21 @@ def run_case(case: Any) -> dict[str, Any]:
         "avx2": top1(to_bytes(made.model), val, plain),
         "narrow": next((n for n in made.notes if "7-bit" in n), "none").split(" channels")[0],
         "size": len(to_bytes(model)) / len(here),
+        "weights": weight_bytes(model) / weight_bytes(done),
     }
 
 
 @click.command()
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--cases", default="")
+@click.option("--val", "split", default="val")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/quantize.json"))
-def main(zoo: Path | None, cases: str, json_path: Path) -> None:
+def main(zoo: Path | None, cases: str, split: str, json_path: Path) -> None:
     """Run the benchmark and print one table."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
     module = zoo_module(Path(zoo))
-    rows = [run_case(module.load(name)) for name in (cases.split(",") if cases else module.names())]
+    rows = [run_case(module.load(name), split) for name in (cases.split(",") if cases else module.names())]
     console.table(
         [
             ("case", "left"),
@@ -77,10 +86,11 @@ def main(zoo: Path | None, cases: str, json_path: Path) -> None:
             ("int8", "right"),
             ("u8u8", "right"),
             ("for avx2", "right"),
-            ("smaller", "right"),
+            ("file", "right"),
+            ("weights", "right"),
         ],
         [
-            [r["case"], *(f"{r[k]:.4f}" for k in ("float", "here", "precise", "avx2")), f"{r['size']:.2f}x"]
+            [r["case"], *(f"{r[k]:.4f}" for k in ("float", "here", "precise", "avx2")), f"{r['size']:.2f}x", f"{r['weights']:.2f}x"]
             for r in rows
         ],
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.bench_options import ask_options, conditions_options, gate_options, report_options
-from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, open_data, quiet_option
+from onnxpress.cli.bench_options import ask_options, conditions_options, gate_options
+from onnxpress.cli.options import DataChoice, Seconds, data_options, files_options, json_option, open_data, quiet_option
 from onnxpress.errors import EXIT_OK, EXIT_UNMET
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @conditions_options
 @ask_options
 @gate_options
-@report_options
+@files_options
 @click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Rows of the profile's tables.")
 @click.option("--seed", default=0, show_default=True)
 @json_option

@@ -157,13 +157,3 @@ def _gate(fail_slower: float | None, baseline: Path | None, force: bool, save_ba
     from onnxpress.optimize.bench_gate import Gate
 
     return Gate(fail_slower, baseline, force, save_baseline)
-
-
-def report_options(function: F) -> F:
-    """Files for other programs."""
-    for option in reversed((
-        click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML."),
-        click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write a summary in Markdown."),
-    )):  # fmt: skip
-        function = option(function)
-    return function

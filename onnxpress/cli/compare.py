@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.bench_options import report_options
-from onnxpress.cli.options import DataChoice, data_options, json_option, need_data, quiet_option
+from onnxpress.cli.options import DataChoice, data_options, files_options, json_option, need_data, quiet_option
 from onnxpress.errors import EXIT_UNMET
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ _NAME = 32  # characters of a value's name that fit
 @click.option("--worst", default=0, metavar="N", help="Name the N samples that fare worst.")
 @click.option("--max-drop", type=float, help="Exit 1 where OTHER loses more than this, in any --metric.")
 @click.option("--layers", is_flag=True, help="Walk the inner values that both have, to see where the difference begins.")
-@report_options
+@files_options
 @json_option
 @quiet_option
 def command(
@@ -79,7 +78,7 @@ def command(
 
 
 def _show(found: Compared, inner: list[Difference]) -> None:
-    from onnxpress.cli import compare_files, console
+    from onnxpress.cli import console
 
     if inner:
         console.table([("value", "left"), ("made by", "left"), *_NUMBERS], [[_short(d.name), d.op, *_told(d)] for d in inner])
@@ -88,8 +87,8 @@ def _show(found: Compared, inner: list[Difference]) -> None:
         columns = [("worst samples", "left"), *((n, "right") for n in ("relative error", "answer", "original's", "label"))]
         rows = [[_short(s.key), f"{s.error:.3g}", *("" if v is None else f"{v:g}" for v in (s.after, s.before, s.label))] for s in found.worst]
         console.table(columns, rows)
-    for m in compare_files.measured(found):
-        console.out(compare_files.line(m))
+    for m in found.measured:
+        console.out(m.text())
     if found.score.agreement is not None:
         console.out(f"same answer on {found.score.agreement:.2%} of the samples")
 

@@ -7,36 +7,25 @@ from typing import TYPE_CHECKING
 from onnxpress.cli import junit
 
 if TYPE_CHECKING:
-    from onnxpress.measure.metrics import Measured
-    from onnxpress.measure.score import Score
     from onnxpress.optimize.compared import Compared
 
 
 def cases(found: Compared, other: str, max_drop: float | None) -> list[junit.Case]:
     """One case a metric; a drop beyond what is allowed is its failure."""
     made = []
-    for m in measured(found):
-        said = line(m)
+    for m in found.measured:
+        said = m.text()
         lost = max_drop is not None and m.drop > max_drop
         why = f"drop {m.drop:+.4f} is more than the allowed {max_drop}" if lost else ""
         made.append(junit.Case("onnxpress.compare", f"{other}: {m.metric}", said=said, failure=why, kind="worse", detail=said))
     return made
 
 
-def measured(found: Compared) -> list[Measured] | list[Score]:
-    """The metrics that were asked for, else the score."""
-    return found.metrics or [found.score]
-
-
-def line(m: Measured | Score) -> str:
-    return f"{m.metric} {m.value:.4f}, original {m.reference:.4f}: drop {m.drop:+.4f} [{m.low:+.4f}, {m.high:+.4f}] on {m.samples} samples"
-
-
 def markdown(found: Compared, original: str, other: str, max_drop: float | None) -> str:
     """Tables of metrics, outputs and the worst samples."""
     lines = ["## onnxpress compare", "", f"{_cell(other)} against {_cell(original)}", ""]
     lines += ["| metric | value | original | drop | 95 % interval | |", "|---|---:|---:|---:|---:|---|"]
-    for m in measured(found):
+    for m in found.measured:
         verdict = "" if max_drop is None else "FAIL" if m.drop > max_drop else "pass"
         lines.append(f"| {_cell(m.metric)} | {m.value:.4f} | {m.reference:.4f} | {m.drop:+.4f} | [{m.low:+.4f}, {m.high:+.4f}] | {verdict} |")
     lines += ["", "| output | max abs | SQNR dB | cosine |", "|---|---:|---:|---:|"]

@@ -81,6 +81,16 @@ def run_options(function: F) -> F:
     return function
 
 
+def files_options(function: F) -> F:
+    """Files for other programs."""
+    for option in reversed((
+        click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML."),
+        click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write a summary in Markdown."),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 

@@ -9,32 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.detection import Matched, match, mean_average_precision
+from onnxpress.measure.score import Measured
 
 Outputs = Mapping[str, np.ndarray]
 NAMES = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman", "map")
 LOWER = ("mse", "mae")  # is better
 _RESAMPLES, _FEW = 1000, 200
 _SURE = 0.5  # score of a detection of the original that counts as true where there are no labels
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One metric.  value: of the other model, reference: of the original; drop: how much worse the other is, with its 95 % interval."""
-
-    metric: str
-    value: float
-    reference: float
-    drop: float
-    low: float
-    high: float
-    samples: int
 
 
 class Metric(ABC):
@@ -231,17 +218,20 @@ def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: st
     if label is None:
         able = [n for n, v in outputs.items() if v.dtype.kind in "fiub" and v.shape == original[n].shape]
         if not able:
-            raise InputProblem(f"the metric {name} cannot be taken", key, "no output has the original's shape")
+            raise InputProblem(f"the metric {name} cannot be taken", key, "no output has the original's shape", "take another metric")
         found, true = (np.concatenate([np.ravel(o[n]).astype(np.float64) for n in able]) for o in (outputs, original))
         return found, true
     try:
         true = np.ravel(np.asarray(label, np.float64))
     except (TypeError, ValueError) as error:
-        raise InputProblem(f"the metric {name} needs numbers as labels", f"the label of {key}", repr(label)[:40]) from error
+        raise InputProblem(
+            f"the metric {name} needs numbers as labels", f"the label of {key}", repr(label)[:40], "take top-1, or no labels"
+        ) from error
     same = next((v for v in outputs.values() if v.size == true.size and v.dtype.kind in "fiub"), None)
     if same is None:
         sizes = ", ".join(f"{n} {v.size}" for n, v in outputs.items())
-        raise InputProblem(f"the metric {name} needs a label for every number", f"the label of {key}", f"{true.size} numbers; outputs: {sizes}")
+        why = f"{true.size} numbers; outputs: {sizes}"
+        raise InputProblem(f"the metric {name} needs a label for every number", f"the label of {key}", why, "take another metric, or no labels")
     return np.ravel(same).astype(np.float64), true
 
 

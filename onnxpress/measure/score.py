@@ -31,8 +31,9 @@ _SCORE_NAMES = ("logit", "prob", "score", "class", "softmax", "dense", "label")
 
 
 @dataclass(frozen=True)
-class Score:
-    """metric: top-1, agreement, relative error or changed elements; drop with its 95 % interval [low, high]."""
+class Measured:
+    """One metric.  value: of the other model, reference: of the original; drop: how much worse the other is, with its 95 % interval
+    [low, high]."""
 
     metric: str
     value: float
@@ -40,13 +41,19 @@ class Score:
     drop: float
     low: float
     high: float
-    agreement: float | None
-    nmse: float
     samples: int
 
     def text(self) -> str:
         interval = f"[{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{self.metric} {self.value:.4f} (original {self.reference:.4f}), drop {self.drop:+.4f} {interval}"
+        return f"{self.metric} {self.value:.4f}, original {self.reference:.4f}: drop {self.drop:+.4f} {interval} on {self.samples} samples"
+
+
+@dataclass(frozen=True)
+class Score(Measured):
+    """What candidates are judged by: top-1, agreement, relative error or changed elements."""
+
+    agreement: float | None
+    nmse: float
 
 
 class Judge:
@@ -170,12 +177,12 @@ class Judge:
             reference = float(np.concatenate(right).mean()) if self.labelled else 1.0
             drop = float(answer.mean())
             found.append(
-                Score(self.metric, reference - drop, reference, drop, *_interval(answer), agreement, nmse, len(answer))
+                Score(self.metric, reference - drop, reference, drop, *_interval(answer), len(answer), agreement, nmse)
             )
         if others:
             rest = np.concatenate(others)
             drop = float(rest.mean())
-            found.append(Score("relative error", drop, 0.0, drop, *_interval(rest), None, nmse, len(rest)))
+            found.append(Score("relative error", drop, 0.0, drop, *_interval(rest), len(rest), None, nmse))
         return max(found, key=lambda s: s.drop)
 
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from onnxpress.data import named
 from onnxpress.data.dataset import Batch, Dataset
 from onnxpress.errors import InputProblem
-from onnxpress.measure.metrics import Measured, Metric, Outputs, metric
-from onnxpress.measure.score import Judge, Score, difference
+from onnxpress.measure.metrics import Metric, Outputs, metric
+from onnxpress.measure.score import Judge, Measured, Score, difference
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize.differences import Difference, differences
@@ -44,9 +44,14 @@ class Compared:
     worst: list[Sample] = field(default_factory=list)
 
     @property
+    def measured(self) -> Sequence[Measured]:
+        """The metrics that were asked for, else the score."""
+        return self.metrics or [self.score]
+
+    @property
     def drops(self) -> dict[str, float]:
-        """By metric; the score's where none was asked for."""
-        return {m.metric: m.drop for m in self.metrics} or {self.score.metric: self.score.drop}
+        """By metric."""
+        return {m.metric: m.drop for m in self.measured}
 
 
 def compare(

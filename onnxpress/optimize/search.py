@@ -25,6 +25,7 @@ from onnxpress.runtime.latency import Effort, compare_latency
 T = TypeVar("T")
 Report = Callable[[str, float], None]
 SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
+_BLOCKS_END, _PRUNING_BEGINS = 0.64, 0.68  # no further block is taken out then; no pruning begins that could not end
 _RATIOS = (0.1, 0.2, 0.35, 0.5)
 _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 
@@ -153,14 +154,14 @@ class Search:
     def _shallower(self) -> Iterator[Candidate]:
         order = self.shop.removal_order(self.clock.until(0.54))
         count = 1
-        while count <= len(order) and self.clock.until(0.6)():
+        while count <= len(order) and self.clock.until(_BLOCKS_END)():
             self._tell(f"without {count} blocks")
             yield self.shop.shallower(count)
             count = max(count + 1, count * 3 // 2)
 
     def pruning(self) -> None:
         """Channels pruned, more of them while the samples allow it: inner widths, then all."""
-        if not self.shop.ground().can_prune or not self.clock.until(0.6)():
+        if not self.shop.ground().can_prune or not self.clock.until(_PRUNING_BEGINS)():
             return
         for scope in ("hidden", "all"):
             self._descend(self._narrower(scope))

@@ -37,7 +37,7 @@ from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import open_session
 
 ModelLike = str | Path | ir.Model
-_PROFILED = 2.0  # seconds of looking where the time goes, before and after together
+_PROFILED = 1.0  # seconds of looking where the time goes, before and after together
 
 
 @dataclass

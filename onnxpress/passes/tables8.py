@@ -31,7 +31,7 @@ def why_not(node: ir.Node) -> str | None:
         return "operator set below 13 has no integers with a scale a channel"
     value = node.inputs[0]
     assert value is not None
-    others = [u.node for u in value.uses() if u.node.op_type != "Gather" or u.idx != 0 or read.int_attribute(u.node, "axis", 0) != 0]
+    others = [u.node for u in value.uses() if not _looks_up(u.node, u.idx) or u.node.graph is not node.graph]
     if others or value.is_graph_output():
         return f"its table is read by {others[0].op_type if others else 'an output'}, too"
     if not np.isfinite(table).all():
@@ -39,6 +39,10 @@ def why_not(node: ir.Node) -> str | None:
     if _sqnr(table) < _ENOUGH:
         return f"its table would keep {_sqnr(table):.0f} dB only: a few rows have large numbers"
     return None
+
+
+def _looks_up(node: ir.Node, operand: int) -> bool:
+    return node.op_type == "Gather" and operand == 0 and read.int_attribute(node, "axis", 0) == 0
 
 
 def tables(model: ir.Model, exclude: Collection[str] = ()) -> list[str]:

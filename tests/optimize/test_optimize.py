@@ -122,7 +122,7 @@ def test_requests_are_checked() -> None:
 
 
 def score(drop: float) -> Score:
-    return Score("top-1", 0.9 - drop, 0.9, drop, drop - 0.01, drop + 0.01, 0.99, 0.001, 500)
+    return Score("top-1", 0.9 - drop, 0.9, drop, drop - 0.01, drop + 0.01, 500, 0.99, 0.001)
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,20 @@ def test_a_drop_is_kept_with_the_table_in_float_if_it_must_be() -> None:
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.model.graph if n.op_type == "Gather")
     assert Judge(model, data).score(to_bytes(done.model)).drop <= hurt / 2
     assert "1 embedding tables in int8" in quantize(model, data, max_drop=0.99).notes
+
+
+def test_a_table_that_a_subgraph_reads_stays() -> None:
+    """Both branches of an If look up in it: they would go on reading numbers."""
+    model = encoder(table())
+    proto = ir.to_proto(model)
+    (look_up,) = [n for n in proto.graph.node if n.name == "look_up_other"]
+    proto.graph.node.remove(look_up)
+
+    def branch(name: str) -> onnx.GraphProto:
+        node = helper.make_node("Gather", ["words", "other"], [name], f"inner_{name}")
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+    proto.graph.node.insert(1, helper.make_node("If", ["which"], ["second"], "choose", then_branch=branch("a"), else_branch=branch("b")))
+    proto.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
+    assert tables8.tables(ir.from_proto(proto)) == []
+    assert tables8.tables(model) == ["look_up", "look_up_other"]
