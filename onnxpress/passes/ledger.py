@@ -63,9 +63,9 @@ class Ledger:
             touched[name] = []
             for place in group.places:
                 layer, operand, shape = _weight(nodes[place.node], place.operand) if place.node in nodes else ("", 0, ())
-                if len(shape) < 2:  # a bias costs nothing
+                if len(shape) < 2 or _is_bias(nodes[layer], operand):  # costs nothing
                     continue
-                sizes.setdefault(layer, {})[operand] = float(math.prod(shape))
+                sizes.setdefault(layer, _beside(nodes[layer]))[operand] = float(math.prod(shape))
                 each = sum(len(p) for p in place.positions) / group.size / shape[place.axis]
                 touched[name].append(_Touch((layer, operand, place.axis), each))
         return cls(groups, {what: dict(own) for what, own in costs.items()}, dict.fromkeys(groups, 0), costs, sizes, touched, {}, {})
@@ -126,6 +126,16 @@ class Ledger:
 
 
 _MOST_AXES = 5  # of a weight
+
+
+def _beside(node: ir.Node) -> dict[int, float]:
+    """Numbers in the weights of a recurrent layer: W counts where only R narrows, and R where only W does."""
+    return {i: float(math.prod(_weight(node, i)[2])) for i in (1, 2)} if node.op_type in read.RECURRENT else {}
+
+
+def _is_bias(node: ir.Node, operand: int) -> bool:
+    """Of any rank: a recurrent layer's is [directions, 2 gates H], a Gemm's may be [1, N]."""
+    return operand >= 3 if node.op_type in read.RECURRENT else operand == 2 and node.op_type in read.WEIGHTED
 
 
 def _weight(node: ir.Node, operand: int) -> tuple[str, int, tuple[int, ...]]:

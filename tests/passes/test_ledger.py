@@ -39,6 +39,25 @@ def test_it_counts_what_removal_leaves(model: ir.Model, seed: int) -> None:
     assert ledger.total("params") == pytest.approx(true["params"], rel=0.02)
 
 
+def test_the_weights_of_a_recurrent_layer_are_counted_whole() -> None:
+    """Both of them where only one narrows; the bias, though its rank is 2, is none."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 8))
+    tokens = net.op("Transpose", [net.op("Reshape", [x, grammar.ints(net, 0, 8, 64)], 8)], 8, perm=[2, 0, 1])
+    weights = [grammar.floats(net, 1, 12, n) for n in (8, 4)]
+    y = net.op("GRU", [tokens, *weights, grammar.floats(net, 1, 24)], 4, hidden_size=4)
+    y = net.op("ReduceMean", [net.op("Transpose", [y], 4, perm=[2, 0, 1, 3])], 4, axes=[1, 2], keepdims=0)
+    model = net.model(grammar.dense(net, y, 10), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, None)
+    names = [g.name for g in evidence.channels.groups]
+    assert len(names) == 2
+    for told in (names, names[:1], names[1:]):
+        gone = {n: evidence.channels.group(n).size // 2 for n in told}
+        ledger = Ledger.of(evidence, gone, counted(evidence))
+        ledger.take_all(gone)
+        assert {k: ledger.total(k) for k in ("macs", "params")} == pytest.approx(really(evidence, gone))
+
+
 def test_parts_of_an_axis_add_up() -> None:
     """A shortcut whose missing channels are zeros: the group has half of the axis, half of it is a quarter."""
     evidence = evidence_for(nets.padded_shortcut(width=32), None)
