@@ -5,10 +5,16 @@ The public names are imported when first used, so that `import onnxpress` costs 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# numpy's and scipy's OpenBLAS each keep threads that spin for some 30 ms after every call, beside each other's and beside
+# onnxruntime's: pruning took 1.35 times as long, more where the machine was busy.  Read when numpy is loaded, so before it:
+# the name counts powers of two of clock ticks, and 4 is the least.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
     "optimize": "onnxpress.optimize.loop",

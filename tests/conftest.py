@@ -16,7 +16,10 @@ try:
 except ImportError:  # not a system on which tests run side by side
     fcntl = None
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads that spin would hold up the tests beside them
+# Tests share the cores among processes: threads of numpy and torch that spin in one would hold up the other.  Read by the processes
+# that pytest-xdist starts, after this file.
+for variable, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("OMP_NUM_THREADS", "1"), ("OPENBLAS_NUM_THREADS", "1")):
+    os.environ.setdefault(variable, value)
 
 
 @pytest.fixture(scope="session", autouse=True)
