@@ -1,6 +1,6 @@
 """What can stand in the place of a section, or of a width that several share: levers of the passes, as decisions that a plan can hold.
 
-Nothing (whole blocks), narrower, thinner factors, smaller and separable kernels; each made in closed form from what is
+Nothing (whole blocks), narrower, thinner factors, smaller and separable kernels, attention of linear cost; each made in closed form from what is
 there (the passes' repair), so that it needs no training to be looked at.
 """
 
@@ -15,13 +15,14 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model.channels import Group
 from onnxpress.model.sections import Section, inside
 from onnxpress.optimize.plan import Step
+from onnxpress.passes.attention import ATTENTION
 from onnxpress.passes.base import Decision, Option
 from onnxpress.passes.depth import DEPTH, LOCAL, removable
 from onnxpress.passes.kernels import KERNELS
 from onnxpress.passes.lowrank import LOWRANK
 from onnxpress.passes.prune import PRUNE
 
-ORDER = ("depth", "kernels", "lowrank", "prune")  # in which a plan carries them out
+ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
 _SHARES = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
 FULL = "least-squares"
 
@@ -44,11 +45,13 @@ def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replaceme
     narrow = PRUNE.options(evidence.model, evidence)
     factored = LOWRANK.options(evidence.model, evidence)
     kernels = KERNELS.options(evidence.model, evidence)
+    attentions = ATTENTION.options(evidence.model, evidence)
     return [
         [
             *_blocks(evidence, section),
             *_narrower(evidence, section, narrow),
             *_kernels(section, kernels),
+            *_linear(section, attentions),
             *_factored(section, factored, evidence),
         ]
         for section in found
@@ -127,6 +130,12 @@ def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacemen
         mine = [o for o in options if o.unit in section.nodes and o.decision["form"] == form]
         if mine:
             yield Replacement(f"{form} kernels", KERNELS.name, tuple(o.decision for o in mine))
+
+
+def _linear(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    mine = [o for o in options if o.unit in section.nodes]
+    if mine:
+        yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.decision for o in mine))
 
 
 def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -> Iterator[Replacement]:

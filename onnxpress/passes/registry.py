@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from onnxpress.errors import InputProblem
+from onnxpress.passes.attention import ATTENTION
 from onnxpress.passes.base import Pass
 from onnxpress.passes.codebook import SHARE
 from onnxpress.passes.depth import DEPTH
@@ -31,7 +32,7 @@ def find_pass(name: str) -> Pass:
 
 def all_passes() -> dict[str, Pass]:
     """The built-in passes and those other packages register."""
-    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, LOWRANK, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, SPARSIFY, DISTILL)
+    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, ATTENTION, LOWRANK, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, SPARSIFY, DISTILL)
     found: dict[str, Pass] = {p.name: p for p in own}
     for entry in entry_points(group="onnxpress.passes"):
         if entry.name not in found:

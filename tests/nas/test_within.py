@@ -29,13 +29,20 @@ from onnxpress.runtime.machine import this_machine
 from tests import nets
 
 
-def test_every_replacement_can_be_made_and_touches_its_section_only() -> None:
-    model = nets.residual(width=32, blocks=2)
-    evidence = evidence_for(model, nets.samples(model, 12))
+@pytest.mark.parametrize(
+    ("model", "passes"),
+    [
+        (nets.residual(width=32, blocks=2), {"depth", "prune", "kernels", "lowrank"}),
+        (nets.transformer(post=False), {"depth", "prune", "attention", "lowrank"}),
+    ],
+    ids=["residual", "transformer"],
+)
+def test_every_replacement_can_be_made_and_touches_its_section_only(model: ir.Model, passes: set[str]) -> None:
+    evidence = evidence_for(model, nets.samples(model, 12, sequence=24))
     parts = sections(evidence.model, evidence.trace)
     offers = library(evidence, parts)
     levers = {r.pass_name for options in offers for r in options}
-    assert levers == {"depth", "prune", "kernels", "lowrank"}
+    assert levers == passes
     before = {n.name: n for n in evidence.model.graph}
     for section, options in zip(parts, offers, strict=True):
         assert len({r.name for r in options}) == len(options)
