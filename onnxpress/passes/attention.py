@@ -28,7 +28,7 @@ from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.repair import refit
 
 _REPAIRS = ("least-squares", "none")
-_TIMES = (0.0, 0.5, 1.0, 2.0, 4.0)  # temperatures tried, in square roots of the original's scale
+_TIMES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # temperatures tried, in square roots of the original's scale
 _LOOKED_AT = 32  # samples that choose them
 _ENDS_SOFTMAX_AXIS = 13  # before this opset Softmax takes all axes from its own on
 

@@ -53,7 +53,7 @@ def test_what_it_computes() -> None:
         return np.asarray(scipy.special.softmax(a * q, axis=-1) @ (shares @ v))
 
     wanted = scipy.special.softmax(0.25 * (q @ k.swapaxes(2, 3) + m), axis=-1) @ v
-    grid = [(0.5 * a, 0.5 * b) for a in (0, 0.5, 1, 2, 4) for b in (0, 0.5, 1, 2, 4)]
+    grid = [(0.5 * a, 0.5 * b) for a in (0, 0.5, 1, 2, 4, 8) for b in (0, 0.5, 1, 2, 4, 8)]
     nearest = min(grid, key=lambda pair: float(((linear(*pair) - wanted) ** 2).sum()))
     np.testing.assert_allclose(nets.outputs(done.model, evidence.samples()), linear(*nearest), rtol=1e-4, atol=1e-5)
     lost = ((linear(*nearest) - wanted) ** 2).sum() / (wanted**2).sum()
