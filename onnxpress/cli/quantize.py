@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -25,9 +26,10 @@ _NAME = 20  # characters of a layer's name that fit
 @click.option(
     "--ranges",
     "method",
-    type=click.Choice(["auto", "minmax", "percentile", "entropy", "mse"]),
+    metavar="METHOD|FILE.json",
     default="auto",
     show_default=True,
+    help="auto (by measured harm), minmax, average, percentile, entropy, mse or weighted; a file is read, or written if it is not there.",
 )
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these in int8: a name, an operator or a regular expression.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="These stay in float; may be repeated.")
@@ -54,7 +56,8 @@ def command(
     from onnxpress.optimize.single import quantize
     from onnxpress.runtime.machine import machine_for
 
-    ways = {"method": method, "include": include, "exclude": exclude, "max_drop": max_drop, "report": report}
+    rule = Path(method) if method.endswith(".json") else method
+    ways = {"method": rule, "include": include, "exclude": exclude, "max_drop": max_drop, "report": report}
     result = asked.do("quantize", quantize, **ways, machine=machine_for(target_cpu))
     if report and not asked.as_json:
         _table(result.layers)

@@ -17,14 +17,15 @@ from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
 
 BINS = 2048
-METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
 _LEVELS = 256
 _PERCENTILE = 1e-4  # share of values that may be clipped at each end
 
 
 @dataclass
 class Spread:
-    """What was seen of one tensor. low, high: extremes; radius: of the histogram; channel_low/high: along `axis`.
+    """What was seen of one tensor. low, high: extremes; sums: of the extremes of each batch; batches: their number; radius: of the
+    histogram; channel_low/high: along `axis`.
 
     finite: False where NaN or infinity was seen (a mask of -inf): such a tensor cannot be quantized.
     """
@@ -36,6 +37,8 @@ class Spread:
     finite: bool = True
     channel_low: np.ndarray | None = None
     channel_high: np.ndarray | None = None
+    sums: tuple[float, float] = (0.0, 0.0)
+    batches: int = 0
 
     def add(self, x: np.ndarray, axis: int | None = None) -> None:
         """Add a batch of values; axis: keep extremes of each position of it as well."""
@@ -43,6 +46,7 @@ class Spread:
             return
         low, high = float(x.min()), float(x.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
+        self.sums, self.batches = (self.sums[0] + low, self.sums[1] + high), self.batches + 1
         self._widen(max(-low, high, 0.0))
         if self.radius > 0:
             scaled = (x.ravel() * np.float32(BINS / 2 / self.radius)).astype(np.int32)
@@ -81,7 +85,7 @@ def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | N
     """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept."""
     if not tensors:
         return {}
-    what = f"spreads {list(tensors)} {sorted((axes or {}).items())} {BINS}"
+    what = f"spreads 2 {list(tensors)} {sorted((axes or {}).items())} {BINS}"
     return _unpacked(tensors, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes))))
 
 
@@ -89,7 +93,7 @@ def _packed(spreads: Mapping[str, Spread]) -> Arrays:
     """One array a field; per-channel extremes under the tensor's position."""
     every = list(spreads.values())
     arrays = {
-        "ends": np.array([(s.low, s.high, s.radius, s.finite) for s in every], np.float64),
+        "ends": np.array([(s.low, s.high, s.radius, s.finite, *s.sums, s.batches) for s in every], np.float64),
         "counts": np.array([s.counts for s in every]),
     }
     for i, spread in enumerate(every):
@@ -101,8 +105,8 @@ def _packed(spreads: Mapping[str, Spread]) -> Arrays:
 def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
     found = {}
     for i, name in enumerate(tensors):
-        low, high, radius, finite = (float(v) for v in arrays["ends"][i])
-        spread = Spread(low, high, radius, arrays["counts"][i], bool(finite))
+        low, high, radius, finite, *sums, batches = (float(v) for v in arrays["ends"][i])
+        spread = Spread(low, high, radius, arrays["counts"][i], bool(finite), sums=(sums[0], sums[1]), batches=int(batches))
         if f"channels {i}" in arrays:
             spread.channel_low, spread.channel_high = arrays[f"channels {i}"]
         found[name] = spread
@@ -130,6 +134,9 @@ def clip_range(spread: Spread, method: str = "auto") -> tuple[float, float]:
         return low, high
     if method == "minmax":
         return low, high
+    if method == "average":
+        first, last = (total / max(spread.batches, 1) for total in spread.sums)
+        return max(low, min(first, 0.0)), min(high, max(last, 0.0))
     if method == "percentile":
         return _percentile(spread, low, high)
     if method == "entropy":

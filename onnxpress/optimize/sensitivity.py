@@ -16,12 +16,13 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import Spread, clip_range
+from onnxpress.measure.ranges import Spread
 from onnxpress.measure.score import Judge
 from onnxpress.optimize import mixed
-from onnxpress.passes import qdq
-from onnxpress.passes.qdq_write import grid, spreads_for
+from onnxpress.passes import qdq, ranges8
+from onnxpress.passes.qdq_write import grid
 from onnxpress.passes.quantize import best_ranges, quantizable
+from onnxpress.passes.ranges8 import Rule, spread_of
 from onnxpress.passes.tables8 import tables
 
 _JUDGED = 128  # samples
@@ -102,7 +103,7 @@ class _Model:
 
 
 def sensitivity(
-    evidence: Evidence, chosen: Chosen, max_drop: float | None = None, method: str = "auto", looked_up: Sequence[str] = ()
+    evidence: Evidence, chosen: Chosen, max_drop: float | None = None, method: Rule = "auto", looked_up: Sequence[str] = ()
 ) -> Found:
     """What each layer harms; with max_drop the fewest layers in float that keep the drop on the samples within it, and tables, too,
     if they must be.
@@ -132,16 +133,14 @@ def sensitivity(
 
 
 def _layer(evidence: Evidence, node: ir.Node, int8: bool, rounded: Chosen, harm: tuple[float, float]) -> Layer:
-    spreads, method = spreads_for(evidence), evidence.kept["ranges"]
-    source, target = node.inputs[0], qdq.final_output(node).name or ""
-    coming = spreads.get(source.name or "" if source is not None else "", Spread())
-    leaving = spreads.get(target, Spread())
+    source, target = (node.inputs[0].name if node.inputs[0] is not None else "") or "", qdq.final_output(node).name or ""
+    leaving = spread_of(evidence, target)
     types = f"u8 x s8 -> {'u8' if target in rounded else 'f32'}" if int8 else "f32"
-    sqnr, cut = _rounding(leaving, method)
+    (sqnr_in, _), (sqnr, cut) = (_rounding(evidence, tensor) for tensor in (source, target))
     why = "" if int8 else "needed in float to keep the drop"
     name = node.name or ""
     return Layer(
-        name, node.op_type, int8, types, leaving.low, leaving.high, _rounding(coming, method)[0], sqnr, cut, *harm, why, _density(leaving)
+        name, node.op_type, int8, types, leaving.low, leaving.high, sqnr_in, sqnr, cut, *harm, why, _density(leaving)
     )  # fmt: skip
 
 
@@ -171,13 +170,14 @@ def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, f
     return kept, model.score(kept, True)[0]
 
 
-def _rounding(spread: Spread, method: str) -> tuple[float, float]:
+def _rounding(evidence: Evidence, tensor: str) -> tuple[float, float]:
     """Of a tensor put on its grid, from its histogram: SQNR in dB (rounding is uniform in a step, what lies beyond is cut), and
     the share that is cut."""
+    spread = spread_of(evidence, tensor)
     power, total = float((spread.counts * spread.centres**2).sum()), float(spread.counts.sum())
     if power <= 0 or not spread.finite:
         return float("inf"), 0.0
-    ends = grid(*clip_range(spread, method))
+    ends = grid(*ranges8.ranges(evidence, evidence.kept["ranges"], [tensor])[tensor])
     step = float(ends.scale)
     bottom, top = -float(ends.zero) * step, (_LEVELS - float(ends.zero)) * step
     beyond = spread.centres - np.clip(spread.centres, bottom, top)

@@ -22,8 +22,10 @@ from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.fast import fast_enough
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
+from onnxpress.optimize.ranges_file import read_ranges, write_ranges
 from onnxpress.optimize.sensitivity import Layer, candidates, sensitivity
 from onnxpress.optimize.side_by_side import Sides, side_by_side
+from onnxpress.passes import ranges8
 from onnxpress.passes.allocate import Wish, plan_pruning
 from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.depth import Wish as DepthWish
@@ -31,7 +33,9 @@ from onnxpress.passes.depth import plan_depth, removable
 from onnxpress.passes.inactive import inactive
 from onnxpress.passes.lowrank import Wish as LowRankWish
 from onnxpress.passes.lowrank import plan_lowrank
+from onnxpress.passes.qdq_write import spreads_for
 from onnxpress.passes.quantize import decisions_for
+from onnxpress.passes.ranges8 import Rule
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import open_session
@@ -237,7 +241,7 @@ def quantize(
     model: ModelLike,
     data: Dataset,
     *,
-    method: str = "auto",
+    method: Rule | Path = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     max_drop: float | None = None,
@@ -250,12 +254,20 @@ def quantize(
 ) -> Result:
     """Static int8 of every node with an integer kernel that `include` means (nothing: all) and `exclude` does not.
 
+    method: how ranges are found, or [low, high] by tensor; a path: of a file that is read, or written where it is not there;
     max_drop: as few layers as need be stay in float for the drop on the samples to be within it, all of them if it must be;
     report: say what each layer harms.
     """
+    file = method if isinstance(method, Path) else None
+    if not isinstance(method, Path):
+        ranges8.check(method)
+    elif not method.exists():
+        check_target(method)
     original = _opened(model, output)
     used = data.take(samples)
     plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
+    if isinstance(method, Path):
+        method = read_ranges(method, evidence) if method.exists() else "auto"
     chosen, looked_up = candidates(evidence, tuple(include), tuple(exclude))
     looking = (chosen or looked_up) and (report or max_drop is not None)
     found = sensitivity(evidence, chosen, max_drop, method, looked_up) if looking else None
@@ -265,6 +277,9 @@ def quantize(
         if max_drop is not None:
             notes.append(f"drop {found.drop:.4f} on the samples; {len(floats)} of {len(found.layers)} layers stay in float")
     decisions = decisions_for(chosen, evidence, method, looked_up=looked_up)
+    if file is not None and not file.exists():
+        rule = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
+        write_ranges(file, ranges8.ranges(evidence, rule, list(spreads_for(evidence))))
     if not decisions and found is None:
         notes.append("no operator of the model has an integer kernel, or all are quantized already or excluded")
     done = take_step(Step("quantize", tuple(decisions)), evidence, base)

@@ -8,21 +8,21 @@ are written: `qdq_write.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import METHODS, Spread, clip_range
 from onnxpress.measure.score import Judge
 from onnxpress.model import edit, read
-from onnxpress.passes import qdq, tables8
+from onnxpress.passes import qdq, ranges8, tables8
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.bias import correct_bias
-from onnxpress.passes.qdq_write import Grid, grid, rewrite, spreads_for
+from onnxpress.passes.qdq_write import rewrite, spreads_for
+from onnxpress.passes.ranges8 import Rule
 
-_CANDIDATES = ("mse", "minmax", "percentile")  # what "auto" chooses from
+_CANDIDATES = ("weighted", "minmax", "mse")  # what "auto" chooses from
 _JUDGED = 64  # samples
 _FEW = 32  # layers
 
@@ -43,8 +43,8 @@ class Quantize:
         return found
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"ranges": method}, {"correct": "bias" | "none"},
-        {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
+        """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"ranges": method | [low, high] by tensor},
+        {"correct": "bias" | "none"}, {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
         looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
         if not nodes and not looked_up:
@@ -52,8 +52,7 @@ class Quantize:
         method = next((d["ranges"] for d in decisions if "ranges" in d), "auto")
         correct = next((d["correct"] for d in decisions if "correct" in d), "bias")
         exact = next((d["products"] == "exact" for d in decisions if "products" in d), evidence.machine.int8_exact)
-        if method not in METHODS:
-            raise InputProblem("unknown range method", method, "", f"one of {', '.join(METHODS)}")
+        ranges8.check(method)
         return quantize(evidence, frozenset(nodes), method, correct == "bias", exact, looked_up)
 
 
@@ -69,7 +68,7 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
 
 
 def decisions_for(
-    chosen: frozenset[str], evidence: Evidence, method: str = "auto", correct: bool = True, looked_up: Sequence[str] = ()
+    chosen: frozenset[str], evidence: Evidence, method: Rule = "auto", correct: bool = True, looked_up: Sequence[str] = ()
 ) -> list[Decision]:
     """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups so; "auto" ranges are decided
     here, by measuring."""
@@ -95,7 +94,7 @@ def refusals(evidence: Evidence) -> list[Refused]:
 
 
 def quantize(
-    evidence: Evidence, chosen: frozenset[str], method: str, correct: bool, exact: bool, looked_up: Sequence[str] = ()
+    evidence: Evidence, chosen: frozenset[str], method: Rule, correct: bool, exact: bool, looked_up: Sequence[str] = ()
 ) -> Applied:
     """The model with the chosen nodes in int8, and the tables of these look-ups."""
     source = evidence.model
@@ -119,9 +118,9 @@ def quantize(
             raise InputProblem(
                 "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
             )
-    grids = _grids(plan, spreads_for(evidence), method)
+    grids = ranges8.grids(evidence, method, plan)
     work = source.clone()
-    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges by {method}"]
+    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {f'by {method}' if isinstance(method, str) else 'as given'}"]
     narrow = rewrite(work, plan, grids, evidence, exact)
     if looked_up:
         notes.append(f"{tables8.write(work, looked_up)} embedding tables in int8")
@@ -132,17 +131,6 @@ def quantize(
     edit.drop_dead(work)
     edit.forget_shapes(work)
     return Applied(work, notes, refusals(evidence))
-
-
-def _grids(plan: qdq.Layout, spreads: Mapping[str, Spread], method: str) -> dict[str, Grid]:
-    """A grid a tensor; tensors that must share take the widest range among them."""
-    ranges = {name: clip_range(spreads[name], method) for name in plan.tensors}
-    for tie in plan.same:
-        members = [m for m in tie if m in ranges]
-        if members:
-            shared = (min(ranges[m][0] for m in members), max(ranges[m][1] for m in members))
-            ranges.update(dict.fromkeys(members, shared))
-    return {name: grid(low, high) for name, (low, high) in ranges.items()}
 
 
 def best_ranges(evidence: Evidence, chosen: frozenset[str]) -> str:
