@@ -21,8 +21,11 @@ COMPUTE = frozenset(("Conv", "Gemm", "MatMul"))
 COMBINE = frozenset(("Add", "Mul", "Concat"))
 POOL = frozenset(("AveragePool", "GlobalAveragePool"))
 MOVE = frozenset(
-    ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace", "Pad")
-)
+    (
+        "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace", "Pad", "Resize", "Split",
+        "Gather",
+    )
+)  # fmt: skip
 ON_CODES = frozenset(("Pad",))  # onnxruntime drops no pairs round these: they are written on the integers themselves
 UNARY = frozenset(("Sigmoid", "LeakyRelu"))
 ABSORBED = frozenset(("Relu", "Clip"))
@@ -63,6 +66,10 @@ def eligible(node: ir.Node, trace: Trace) -> str | None:
             return "rounds its size up"
         if node.op_type == "Pad" and not _fills_zero(node):
             return "pads with something other than zero"
+        if node.op_type == "Resize" and read.attribute(node, "mode", b"nearest") not in (b"nearest", "nearest"):
+            return "interpolates: integers would be rounded down"
+        if node.op_type == "Gather" and read.constant(node.inputs[0]) is not None:
+            return "looks up in a constant"
         return None if node.inputs[0] is not None and _is_float(node.inputs[0]) else "not float32"
     return f"{node.op_type} has no fused integer kernel"
 
@@ -121,6 +128,13 @@ def final_output(node: ir.Node) -> ir.Value:
     return node.outputs[0] if follower is None else follower.outputs[0]
 
 
+def final_outputs(node: ir.Node) -> list[ir.Value]:
+    """All of those, of a node that gives several; what nobody reads does not count."""
+    if len(node.outputs) == 1 or node.op_type not in MOVE:
+        return [final_output(node)]
+    return [v for v in node.outputs if v.name and (list(v.uses()) or v.is_graph_output())]
+
+
 def whole(model: ir.Model, trace: Trace, exclude: Iterable[str] = ()) -> frozenset[str]:
     """Every node worth running in int8 when nothing is known of times: all compute, and what lies between."""
     out = set(exclude)
@@ -133,7 +147,7 @@ def whole(model: ir.Model, trace: Trace, exclude: Iterable[str] = ()) -> frozens
         inside = any(name in made for name in computed[: None if node.op_type in COMBINE else 1])
         if node.op_type in COMPUTE or inside:
             chosen.add(node.name or "")
-            made.add(final_output(node).name or "")
+            made.update(v.name or "" for v in final_outputs(node))
     return trim(model, frozenset(chosen))
 
 
@@ -148,7 +162,7 @@ def trim(model: ir.Model, chosen: frozenset[str]) -> frozenset[str]:
             node = nodes[name]
             if node.op_type in COMPUTE | POOL:
                 continue
-            readers = [u.node.name for u in final_output(node).uses()]
+            readers = [u.node.name for v in final_outputs(node) for u in v.uses()]
             feeders = [
                 p for v in node.inputs if v is not None and read.constant(v) is None and (p := v.producer()) is not None
             ]
@@ -177,15 +191,15 @@ def layout(model: ir.Model, chosen: frozenset[str]) -> Layout:
             continue
         inputs = [v.name or "" for v in _activations(node)]
         tensors.update(dict.fromkeys(inputs))
-        output = final_output(node)
         follower = activation_behind(node)
         if follower is not None and node.op_type not in MOVE:
             absorbed[follower.name or ""] = node.name or ""
-        readers = [u.node.name for u in output.uses()]
-        if node.op_type not in _FLOAT_OUTPUT or any(r in chosen for r in readers):
-            tensors[output.name or ""] = None
+        outputs = final_outputs(node)
+        for output in outputs:
+            if node.op_type not in _FLOAT_OUTPUT or any(u.node.name in chosen for u in output.uses()):
+                tensors[output.name or ""] = None
         if node.op_type in MOVE:
-            ties.append({inputs[0], node.outputs[0].name or ""})
+            ties.append({inputs[0], *(output.name or "" for output in outputs)})
     assert nodes
     return Layout(chosen, tuple(tensors), tuple(frozenset(t) for t in _merge(ties)), absorbed)
 

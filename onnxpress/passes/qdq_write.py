@@ -75,7 +75,7 @@ def rewrite(work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], evidenc
     values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
     values.update({v.name: v for n in work.graph for v in n.outputs if v.name})
     chosen = [n for n in work.graph if n.name in plan.nodes]  # in the graph's order: the same bytes every time
-    made = {qdq.final_output(n).name for n in chosen}
+    made = {v.name for n in chosen for v in qdq.final_outputs(n)}
     readers = {name: [(u.node, u.idx) for u in values[name].uses()] for name in plan.tensors}
     weights = _integer_weights(chosen, grids, evidence, exact)
     for node, codes in weights:

@@ -62,7 +62,7 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
     out = set(exclude)
     for node in evidence.model.graph:
         touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}
-        if touched & unfit or qdq.final_output(node).name in unfit:
+        if touched & unfit or any(v.name in unfit for v in qdq.final_outputs(node)):
             out.add(node.name or "")
     return qdq.whole(evidence.model, evidence.trace, out)
 

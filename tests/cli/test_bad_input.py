@@ -477,7 +477,7 @@ ROWS = [
     Row("budget too short", lambda d: optimize(d, good(d), None, "--time-budget", "1s"), ("time budget",)),
     Row("unknown goal", lambda d: optimize(d, good(d), None, "--goal", "beauty"), ("beauty",)),
     Row("a range method that is none", lambda d: [*quantize(d, good(d)), "--ranges", "guess"], ("unknown range method", "weighted")),
-    Row("ranges in a folder that is not there", lambda d: [*quantize(d, good(d)), "--ranges", str(d / "no" / "r.json")], ("does not exist", "mkdir")),
+    Row("ranges in no folder", lambda d: [*quantize(d, good(d)), "--ranges", str(d / "no" / "r.json")], ("does not exist", "mkdir")),
     Row("include an operator that is not there", lambda d: [*quantize(d, good(d)), "--include", "LSTM"], ("--include", "LSTM")),
     Row("exclude by half an expression", lambda d: [*quantize(d, good(d)), "--exclude", "conv("], ("--exclude", "conv(")),
     Row("a drop of all", lambda d: [*quantize(d, good(d)), "--max-drop", "1"], ("--max-drop", "got 1")),

@@ -64,6 +64,52 @@ def test_pads_run_on_integers(tmp_path: Path) -> None:
         assert ((nets.outputs(done, data, level) - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
 
 
+def moving(kind: str) -> ir.Model:
+    """Convolutions with an operator between them that only moves values."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    if kind == "Split":
+        whole = net.constant(np.array([12, 4], np.int64))
+        net.nodes.append(onnx.helper.make_node("Split", [x, whole], ["kept", "worked"], axis=1, name="split"))
+        net.widths |= {"kept": 12, "worked": 4}
+        x = net.concat("kept", net.relu(net.conv("worked", 4)), "worked")
+    elif kind == "Resize":
+        times = net.constant(np.array([1, 1, 2, 2], np.float32))
+        x = net.op("Resize", [x, "", times], 16, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+        x = net.conv(x, 16, stride=2)
+    else:
+        x = net.op("Gather", [x, net.constant(np.array([3, 1, 0, 9], np.int64))], 4, axis=1)
+    return net.model(net.head(net.relu(net.conv(x, 8))), nets.IMAGE, ["N", 10])
+
+
+@pytest.mark.parametrize("kind", ["Split", "Resize", "Gather"])
+def test_what_only_moves_values_moves_integers(kind: str, tmp_path: Path) -> None:
+    model = moving(kind)
+    _, done = int8(model)
+    ran = kernels(done, tmp_path)
+    assert ran.count(kind) == 1
+    assert "Conv" not in ran and "FusedConv" not in ran
+    assert ran.count("QuantizeLinear") == 1, "only the input is quantized at run time"
+    data = nets.samples(model, 24, seed=3)
+    wanted = nets.outputs(model, data)
+    for level in ("none", "all"):
+        assert ((nets.outputs(done, data, level) - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
+
+
+def test_what_interpolates_or_looks_up_in_a_constant_stays_float() -> None:
+    model = moving("Resize")
+    resize = next(n for n in model.graph if n.op_type == "Resize")
+    resize.attributes["mode"] = ir.AttrString("mode", "linear")
+    evidence = evidence_for(model, nets.samples(model, 4))
+    node = next(n for n in evidence.model.graph if n.op_type == "Resize")
+    assert "interpolates" in (qdq.eligible(node, evidence.trace) or "")
+    evidence = evidence_for(moving("Gather"), nets.samples(model, 4))
+    gather = next(n for n in evidence.model.graph if n.op_type == "Gather")
+    assert qdq.eligible(gather, evidence.trace) is None
+    edit.set_input(evidence.model, gather, 0, np.zeros((1, 16, 8, 8), np.float32), "table")
+    assert "constant" in (qdq.eligible(gather, evidence.trace) or "")
+
+
 def test_a_pad_that_fills_in_a_number_stays_float() -> None:
     model = nets.padded_shortcut()
     evidence = evidence_for(model, nets.samples(model, 4))
