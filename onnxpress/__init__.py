@@ -25,6 +25,7 @@ _HOMES = {
     "quantize": "onnxpress.optimize.single",
     "share": "onnxpress.optimize.bits",
     "weights": "onnxpress.optimize.bits",
+    "stream_weights": "onnxpress.optimize.streamed",
     "sparsify": "onnxpress.optimize.bits",
     "half": "onnxpress.optimize.bits",
     "dynamic": "onnxpress.optimize.bits",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from onnxpress.optimize.single import (
         simplify as simplify,
     )
+    from onnxpress.optimize.streamed import stream_weights as stream_weights
     from onnxpress.report.page import report as report
 
 

@@ -61,8 +61,11 @@ class Asked:
         return result
 
 
-def lever(function: F) -> F:
-    """MODEL, samples and output in front of a command's own options; with `ending` behind them the function gets `asked`."""
+def lever(function: F, data: bool = True) -> F:
+    """MODEL, samples and output in front of a command's own options; with `ending` behind them the function gets `asked`.
+
+    data: whether samples are needed.
+    """
 
     @functools.wraps(function)
     def command(**given: Any) -> Any:
@@ -70,7 +73,7 @@ def lever(function: F) -> F:
         common = {name: given.pop(name) for name in ("model", "source", "output", "samples", "seed", "plan_path", "as_json", "quiet")}
         return function(asked=Asked(**common, repair=repair), **given)
 
-    for option in (output_option, data_options(required=True), click.argument("model", type=click.Path(path_type=Path))):
+    for option in (output_option, data_options(required=data), click.argument("model", type=click.Path(path_type=Path))):
         command = option(command)
     return cast(F, command)
 

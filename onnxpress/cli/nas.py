@@ -83,6 +83,7 @@ def command() -> None:
 @click.option("--aim", "aims", multiple=True, type=click.Choice(["size", "memory"]), help="To be lowered besides latency; may be repeated.")
 @click.option("--pupils", default=8, show_default=True, help="Candidates whose training begins.")
 @click.option("--keep", default=2, show_default=True, help="Candidates trained to the end.")
+@click.option("--warm", multiple=True, metavar="FOLDER", help="Of an earlier search: its front is looked at first; may be repeated.")
 @click.option("--storage", default="", metavar="URL", help="Of the study; default: study.db in the folder.")
 @click.option("--role", type=click.Choice(["both", "train"]), default="both", show_default=True,
               help="train: times are left to `nas worker --role latency`.")  # fmt: skip

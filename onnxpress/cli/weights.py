@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 import click
 
 from onnxpress.cli.lever import Asked, ending, lever
 
+if TYPE_CHECKING:
+    from onnxpress.passes.weightonly import Wish
+
 
 @click.command("weights")
-@lever
+@functools.partial(lever, data=False)
 @click.option("--bits", default=8, show_default=True, help="Of a weight: 8, 4, 3 or 2.")
 @click.option("--block", default=0, show_default=True, metavar="N", help="Weights that share a scale; 0: a row.")
 @click.option(
@@ -19,8 +25,34 @@ from onnxpress.cli.lever import Asked, ending, lever
 @ending("Do not take the mean error back through biases.")
 def command(asked: Asked, bits: int, block: int, spare: float | None) -> None:
     """Keep weights as integers of few bits, chosen by what your samples use of them; activations stay in float.  The file
-    shrinks; onnxruntime makes plain weights of them at load, so time and memory stay as they are."""
+    shrinks; onnxruntime makes plain weights of them at load, so time and memory stay as they are.
+
+    Without --data each row is rounded by itself, one weight in memory at a time: for files of any size."""
     from onnxpress.optimize.bits import weights
     from onnxpress.passes.weightonly import Wish
 
-    asked.do("weights", weights, Wish(bits, block, spare))
+    wish = Wish(bits, block, spare)
+    if asked.source.path is None:
+        _stream(asked, wish)
+    else:
+        asked.do("weights", weights, wish)
+
+
+def _stream(asked: Asked, wish: Wish) -> None:
+    from onnxpress.cli import console
+    from onnxpress.cli.options import tell
+    from onnxpress.errors import InputProblem
+    from onnxpress.optimize.run import document
+    from onnxpress.optimize.streamed import stream_weights
+
+    for option, given in (("--plan", asked.plan_path), ("--spare", wish.spare)):
+        if given is not None:
+            raise InputProblem("this needs samples", option, "no data was given", "add --data, or leave it out")
+    with console.progress(asked.quiet or asked.as_json) as bar:
+        done = stream_weights(asked.model, asked.output, wish, bar)
+    if asked.as_json:
+        console.emit_json(document("weights", output=asked.output, bytes_before=done.before, bytes_after=done.after, notes=done.notes,
+                                   refused=done.refused))  # fmt: skip
+        return
+    tell(done.notes, asked.quiet)
+    console.out(f"{asked.output}: {console.size(done.before)} -> {console.size(done.after)} ({done.before / max(done.after, 1):.2f}x smaller)")

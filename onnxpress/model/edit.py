@@ -17,10 +17,12 @@ from onnxpress.model.read import constant, constant_tensor
 from onnxpress.model.trace import Trace
 
 _OWN_INITIALIZERS = 4  # IR version from which on initializers need not be inputs, too
+_WEIGHT = 256  # elements from which on an array of a sub-graph is a weight
 
 
 def canonical(model: ir.Model) -> ir.Model:
-    """A clone in the form passes expect: functions inlined, constants as initializers, no Identity, names unique.
+    """A clone in the form passes expect: functions inlined, constants as initializers, weights of sub-graphs among the graph's own,
+    no Identity, names unique.
 
     Inputs that merely repeat an initializer (IR < 4) stop being inputs: an override by the caller is not
     something an optimized file can honour.  Identity removal also unties biases that exporters share through
@@ -34,9 +36,23 @@ def canonical(model: ir.Model) -> ir.Model:
         clone.ir_version = _OWN_INITIALIZERS
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone)
     common.IdentityEliminationPass()(clone)
+    _lift_weights(clone)
     name_nodes(clone)
     drop_dead(clone)
     return clone
+
+
+def _lift_weights(model: ir.Model) -> None:
+    """Sub-graphs read the graph's initializers as well as their own: weights need only be looked for in one place."""
+    for graph in model.graph.subgraphs():
+        for name in list(graph.initializers):
+            value = graph.initializers[name]
+            tensor = value.const_value
+            if tensor is None or tensor.size < _WEIGHT or len(tensor.shape) < 2 or tensor.dtype != ir.DataType.FLOAT:
+                continue
+            if not value.is_graph_output() and not value.is_graph_input():
+                value.replace_all_uses_with(add_constant(model, tensor.numpy(), name))  # tensors are shared with the given model
+                del graph.initializers[name]
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -75,11 +91,12 @@ def forget_floats(model: ir.Model) -> None:
 
 
 def fresh(model: ir.Model, stem: str) -> str:
-    """A value name that the graph does not use yet."""
+    """A value name that neither the graph nor a sub-graph uses yet."""
     taken = model.meta.get("onnxpress.names")
     if taken is None:
         taken = {v.name for n in model.graph.all_nodes() for v in n.outputs}
-        taken |= {v.name for v in model.graph.inputs} | set(model.graph.initializers)
+        for graph in (model.graph, *model.graph.subgraphs()):
+            taken |= {v.name for v in graph.inputs} | set(graph.initializers)
         model.meta["onnxpress.names"] = taken
     name, count = stem, 1
     while name in taken:

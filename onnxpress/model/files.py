@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,18 @@ _STANDARD_DOMAINS = {
 
 def load(path: str | Path) -> ir.Model:
     """Read and check one ONNX file; raises InputProblem with one line on anything that is wrong with it."""
+    model = opened(path)
+    _check_weights(model, Path(path))
+    if weight_bytes(model) <= _INLINE_LIMIT:
+        ir.external_data.load_to_model(model)
+    return model
+
+
+def opened(path: str | Path) -> ir.Model:
+    """A file of any size, checked, with the numbers of external weights still on the disk and not looked at.
+
+    Raises InputProblem as `load` does.
+    """
     path = Path(path)
     proto = _parse(path)
     _check_graph(proto, path)
@@ -55,13 +69,9 @@ def load(path: str | Path) -> ir.Model:
             "export it again, or repair it with the exporter's own checker",
         ) from error
     try:
-        model = ir.load(path)
+        return ir.load(path)
     except Exception as error:
         raise InputProblem("cannot read the model's graph", path, _first_line(error), "export it again") from error
-    _check_weights(model, path)
-    if _weight_bytes(model) <= _INLINE_LIMIT:
-        ir.external_data.load_to_model(model)
-    return model
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -209,12 +219,17 @@ def _check_weights(model: ir.Model, path: Path) -> None:
             )
 
 
-def _weight_bytes(model: ir.Model) -> int:
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model's deterministic serialisation, all weights inline."""
+    """The model's deterministic serialisation, all weights inline.  Raises InputProblem where that is more than protobuf's 2 GB."""
+    if (size := weight_bytes(model)) > _INLINE_LIMIT:
+        raise InputProblem(
+            "the model is too large for this", "", f"{size / 1e9:.1f} GB of weights", "only `weights` without --data takes more than 1.8 GB"
+        )
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
@@ -270,7 +285,7 @@ def save(model: ir.Model, target: str | Path) -> bytes:
     Above protobuf's 2 GB the weights go to `<name>.data` beside the file, written first.
     """
     target = Path(target)
-    if _weight_bytes(model) > _INLINE_LIMIT:
+    if weight_bytes(model) > _INLINE_LIMIT:
         return _save_external(model, target)
     data = to_bytes(model)
     onnx.checker.check_model(data, full_check=False)
@@ -279,13 +294,24 @@ def save(model: ir.Model, target: str | Path) -> bytes:
 
 
 def _save_external(model: ir.Model, target: Path) -> bytes:
+    with beside(target) as (part, data_part):
+        ir.save(model, part, external_data=data_part.name)
+        return settle(target, part, data_part)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[tuple[Path, Path]]:
+    """Where a file and its data can grow: of the same names, in a hidden folder beside the target that is gone in the end."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        part = Path(folder) / target.name
-        ir.save(model, part, external_data=f"{target.name}.data")
-        onnx.checker.check_model(str(part))
-        (Path(folder) / f"{target.name}.data").replace(target.parent / f"{target.name}.data")
-        data = part.read_bytes()
-        part.replace(target)
+        yield Path(folder) / target.name, Path(folder) / f"{target.name}.data"
+
+
+def settle(target: Path, part: Path, data_part: Path) -> bytes:
+    """Check what grew there and put it in its place, the data first; returns the bytes of the file itself."""
+    onnx.checker.check_model(str(part))
+    data_part.replace(target.parent / data_part.name)
+    data = part.read_bytes()
+    part.replace(target)
     return data
 
 

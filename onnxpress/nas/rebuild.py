@@ -62,6 +62,14 @@ def rebuilt(record: str | Path, like: ir.Model, splits: Splits, machine: Machine
     return Rebuilt(done, same, {k: v for k, v in there.items() if here.get(k) != v})
 
 
+def earlier(folder: str | Path) -> list[Mapping[str, Any]]:
+    """What the networks on an earlier search's front chose.  Raises InputProblem where the folder holds none."""
+    records = sorted(Path(folder).glob("front/*.json"))
+    if not records:
+        raise InputProblem("no earlier search is there", "--warm", str(folder), "give the folder that a search wrote, with front/ in it")
+    return [_read(r)["choices"] for r in records]
+
+
 def _versions() -> dict[str, str]:
     import torch
 

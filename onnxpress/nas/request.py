@@ -24,7 +24,7 @@ class Request:
     trials: candidates to look at; seconds: of everything; latency: seconds a run may take, one thread (inf: no limit);
     size: bytes of weights; peak: bytes of values alive at once; pupils: candidates whose training begins; keep: those trained to
     the end; lesson: seconds of a training that is a proxy; aims: of AIMS, each a dimension of the front; schedule: of SCHEDULES, how the
-    pupils share the time of training.
+    pupils share the time of training; warm: folders of earlier searches, whose fronts are looked at first.
     """
 
     space: str
@@ -42,6 +42,7 @@ class Request:
     lesson: float = 20.0
     aims: tuple[str, ...] = ()
     schedule: str = "halving"
+    warm: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises InputProblem for what makes no sense, EnvironmentProblem where torch is missing."""

@@ -21,7 +21,7 @@ from onnxpress.model.files import save, to_bytes
 from onnxpress.nas import front, worker
 from onnxpress.nas.look import Look
 from onnxpress.nas.proxies import TRAINING
-from onnxpress.nas.rebuild import write_record
+from onnxpress.nas.rebuild import earlier, write_record
 from onnxpress.nas.request import WORST, Request
 from onnxpress.nas.schooling import SCHEDULE, Pupil, finished, rounds
 from onnxpress.nas.storage import HEARTBEAT
@@ -83,11 +83,13 @@ def search(
     """
     request = look.request
     request.check()
+    known = [choices for folder_before in request.warm for choices in earlier(folder_before)]
     run = Run(folder, command="nas", request=request.plain(), machine=look.machine.as_dict())
     job = _Job(look, request, tell or (lambda stage, share: None))
     storage = request.storage or run.folder / "study.db"
     try:
         with worker.opened(look, storage, request.seed, heartbeat) as study:
+            study.begin_with(known)
             try:
                 worker.looked(look, study, storage, role, lambda: job.looks(study), job.told, heartbeat)
             finally:

@@ -101,6 +101,13 @@ class Study:
             begun = len(self._study.get_trials(deepcopy=False))  # a study that goes on must not draw the same again
             self._study.sampler = sampler(strategy, None if seed is None else seed + begun, population, seed)
 
+    def begin_with(self, choices: Sequence[Mapping[str, Any]]) -> None:
+        """Try these first, where nothing was tried yet; what a space does not know of them is drawn."""
+        if not self._count(*TrialState):
+            with quiet():
+                for each in choices:
+                    self._study.enqueue_trial(dict(each), skip_if_exists=True)
+
     def close(self) -> None:
         """Let the database go."""
         if self._storage is not None:

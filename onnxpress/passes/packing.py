@@ -8,6 +8,7 @@ more than operator set 7, so no model has to be converted for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +61,7 @@ class Packer:
     known: dict[object, ir.Value] = field(default_factory=dict)
     count: int = 0
     anchor: ir.Node | None = None  # the model's first own node: what is written stands before it
+    hold: Callable[[np.ndarray, str], ir.TensorProtocol] | None = None  # where numbers are kept; None: in memory
 
     def put(self, weight: Stored, book: Book, groups: int = 1) -> None:
         """A book in the place of a weight.  groups: of equally many rows, each with an equal part of the centres (its codes
@@ -68,7 +70,7 @@ class Packer:
         stem = f"w{self.count}"
         codes = weight.restored(book.codes)
         if _is_int8(book):
-            made = self._op("Cast", [self._constant((codes.astype(np.int16) - 127).astype(np.int8))], stem, to=1)
+            made = self._op("Cast", [self._constant(codes_of_int8(codes))], stem, to=ir.DataType.FLOAT.value)
         else:
             made = self._looked_up(weight, book, codes, groups, stem)
         if not (book.scale == 1).all():
@@ -145,6 +147,8 @@ class Packer:
         if key is None or key not in self.known:
             made = edit.add_constant(self.work, array, "packed")
             if key is None:
+                if self.hold is not None:
+                    made.const_value = self.hold(array, made.name or "")
                 return made
             self.known[key] = made
         return self.known[key]
@@ -152,6 +156,11 @@ class Packer:
     def _op(self, kind: str, inputs: list[ir.Value], stem: str, **attributes: int) -> ir.Value:
         self.anchor = self.anchor or next(iter(self.work.graph))
         return edit.insert_before(self.work, self.anchor, kind, inputs, stem, attributes)
+
+
+def codes_of_int8(codes: np.ndarray) -> np.ndarray:
+    """Indices of `INT8` (0 for -127) as the integers themselves."""
+    return np.asarray((codes.astype(np.uint8) - np.uint8(127)).view(np.int8))
 
 
 def _packed(codes: np.ndarray, bits: int) -> np.ndarray:

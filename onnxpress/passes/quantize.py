@@ -16,7 +16,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Judge
 from onnxpress.model import edit, read
-from onnxpress.passes import qdq, ranges8, tables8
+from onnxpress.passes import inner8, qdq, ranges8, tables8
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.bias import correct_bias
 from onnxpress.passes.qdq_write import rewrite, spreads_for
@@ -43,17 +43,19 @@ class Quantize:
         return found
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"ranges": method | [low, high] by tensor},
-        {"correct": "bias" | "none"}, {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
+        """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
+        {"ranges": method | [low, high] by tensor}, {"correct": "bias" | "none"},
+        {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
         looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
-        if not nodes and not looked_up:
+        inside = [str(n) for d in decisions for n in d.get("inner", [])]
+        if not nodes and not looked_up and not inside:
             return Applied(model.clone())
         method = next((d["ranges"] for d in decisions if "ranges" in d), "auto")
         correct = next((d["correct"] for d in decisions if "correct" in d), "bias")
         exact = next((d["products"] == "exact" for d in decisions if "products" in d), evidence.machine.int8_exact)
         ranges8.check(method)
-        return quantize(evidence, frozenset(nodes), method, correct == "bias", exact, looked_up)
+        return quantize(evidence, frozenset(nodes), method, correct == "bias", exact, looked_up, inside)
 
 
 def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
@@ -70,14 +72,16 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
 def decisions_for(
     chosen: frozenset[str], evidence: Evidence, method: Rule = "auto", correct: bool = True, looked_up: Sequence[str] = ()
 ) -> list[Decision]:
-    """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups so; "auto" ranges are decided
-    here, by measuring."""
-    if not chosen and not looked_up:
+    """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups and the weights of bodies so;
+    "auto" ranges are decided here, by measuring."""
+    inside = inner8.inner(evidence.model)
+    if not chosen and not looked_up and not inside:
         return []
     method = best_ranges(evidence, chosen) if method == "auto" and chosen else method
     return [
         {"nodes": sorted(chosen)},
         *([{"tables": list(looked_up)}] if looked_up else []),
+        *([{"inner": inside}] if inside else []),
         {"ranges": method},
         {"correct": "bias" if correct else "none"},
         {"products": "exact" if evidence.machine.int8_exact else "saturating"},
@@ -94,9 +98,15 @@ def refusals(evidence: Evidence) -> list[Refused]:
 
 
 def quantize(
-    evidence: Evidence, chosen: frozenset[str], method: Rule, correct: bool, exact: bool, looked_up: Sequence[str] = ()
+    evidence: Evidence,
+    chosen: frozenset[str],
+    method: Rule,
+    correct: bool,
+    exact: bool,
+    looked_up: Sequence[str] = (),
+    inside: Sequence[str] = (),
 ) -> Applied:
-    """The model with the chosen nodes in int8, and the tables of these look-ups."""
+    """The model with the chosen nodes in int8, the tables of these look-ups, and these weights of bodies."""
     source = evidence.model
     known = {n.name for n in source.graph}
     missing = sorted((chosen | set(looked_up)) - known)
@@ -124,6 +134,8 @@ def quantize(
     narrow = rewrite(work, plan, grids, evidence, exact)
     if looked_up:
         notes.append(f"{tables8.write(work, looked_up)} embedding tables in int8")
+    if inside:
+        notes.append(f"{inner8.write(work, inside)} weights of sub-graphs in int8, computed with in float")
     if narrow:
         notes.append(f"7-bit weights on {narrow} output channels that would saturate without VNNI")
     if correct:

@@ -26,7 +26,8 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 
 @dataclass(frozen=True)
 class Stored:
-    """One weight. name: of its initializer; readers: node names; lead: the axes that number its rows."""
+    """One weight. name: of its initializer; readers: node names, "" for those inside sub-graphs; lead: the axes that number its
+    rows."""
 
     name: str
     readers: tuple[str, ...]
@@ -56,14 +57,16 @@ class Stored:
         return each.reshape([s if a in self.lead else 1 for a, s in enumerate(self.array.shape)])
 
 
-def find_weights(model: ir.Model) -> tuple[list[Stored], list[Refused]]:
-    """The float32 weights of a model in canonical form, in the order they are first read, and those left alone."""
-    inner = {name for node in model.graph if read.has_subgraph(node) for name in read.captured(node)}
+def find_weights(model: ir.Model, look: bool = True) -> tuple[list[Stored], list[Refused]]:
+    """The float32 weights of a model in canonical form, in the order they are first read, and those left alone.
+
+    look: whether the numbers are looked at, which must be finite; without it external ones stay on the disk.
+    """
     found: dict[str, Stored] = {}
     refused: dict[str, Refused] = {}
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
-            if value is None or not value.name or value.name in found or value.name in refused:
+            if value is None or not value.name or value.graph is not model.graph or value.name in found or value.name in refused:
                 continue
             tensor = read.constant_tensor(value)
             if tensor is None or not value.is_initializer() or len(tensor.shape) < 2:
@@ -74,30 +77,31 @@ def find_weights(model: ir.Model) -> tuple[list[Stored], list[Refused]]:
                 if _lead(node, index, len(tensor.shape)) is not None and tensor.dtype.is_floating_point():
                     refused[value.name] = Refused(node.name or "", f"its weight is {tensor.dtype.name.lower()}")
                 continue
-            why = _why_not(value, inner)
-            if why is not None:
+            why = _why_not(value) or ("" if not look or np.isfinite(tensor.numpy()).all() else "its weight is not finite")
+            if why:
                 refused[value.name] = Refused(node.name or "", why)
                 continue
             lead = _lead(node, index, len(tensor.shape))
             assert lead is not None
-            readers = tuple(dict.fromkeys(u.node.name or "" for u in value.uses()))
+            own = ((u.node.name or "") if u.node.graph is model.graph else "" for u in value.uses())
+            readers = tuple(sorted(dict.fromkeys(own), key=lambda name: not name))
             found[value.name] = Stored(value.name, readers, tensor.numpy(), lead)
     return list(found.values()), list(refused.values())
 
 
-def _why_not(value: ir.Value, inner: set[str]) -> str | None:
+def _why_not(value: ir.Value) -> str | None:
     array = value.const_value
     assert array is not None
     if any(read.node_opset(u.node) < _OPSET for u in value.uses()):
         return f"operator set below {_OPSET} has no operators that unpack weights"
-    if value.name in inner or value.is_graph_output():
-        return "its weight is read by a sub-graph" if value.name in inner else "its weight is an output"
+    if value.is_graph_output():
+        return "its weight is an output"
     for use in value.uses():
         if _lead(use.node, use.idx, len(array.shape)) is None:
             return f"its weight is read by {use.node.op_type}, too"
     if array.size < _LEAST:
         return "its weight is too small to be worth unpacking"
-    return None if np.isfinite(array.numpy()).all() else "its weight is not finite"
+    return None
 
 
 def _lead(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:

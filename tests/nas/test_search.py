@@ -86,6 +86,25 @@ def test_a_study_goes_on_where_it_stopped_and_draws_the_same(tmp_path: Path) -> 
     assert [e.choices for e in part.entries()] == [e.choices for e in whole.entries()]
 
 
+def test_a_study_begins_with_what_others_found(tmp_path: Path) -> None:
+    """Once, in a new study; a choice that the space does not know is passed over, one that is not given is drawn."""
+    before = Study(None, "s", "evolution", 3, population=6)
+    before.run(build, 12)
+    known = [e.choices for e in before.entries()[7:9]]
+    first = next(iter(known[0]))
+    part = {k: v for k, v in known[1].items() if k != first} | {"stranger": 3}
+    study = Study(tmp_path / "s.db", "s", "evolution", 0, population=6)
+    study.begin_with([known[0], part])
+    study.run(build, 5)
+    tried = [e.choices for e in study.entries()]
+    assert tried[0] == known[0]
+    assert {k: v for k, v in tried[1].items() if k != first} == {k: v for k, v in part.items() if k != "stranger"}
+    study.begin_with(known)
+    study.run(build, 6)
+    assert len(study.entries()) == 6
+    assert study.entries()[5].choices != known[0]
+
+
 def test_a_network_built_twice_is_measured_once(tmp_path: Path) -> None:
     measured = []
 
@@ -184,6 +203,11 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
         assert "not the bytes of the search: onnx was 0.1" in capsys.readouterr().err
         assert cli([*build[:-1], "--seed", "1", "-o", str(again)]) == 2, "a record holds its seed"
     assert len(body["candidates"]) == 1
+    warm = [*command[:-1], str(tmp_path / "next"), "--warm", str(tmp_path / "out"), "--trials", "1", "--time-budget", "3s", "--json"]
+    assert cli(warm) == 0
+    assert json.loads(capsys.readouterr().out)["looked_at"] == 1
+    (record,) = (tmp_path / "next" / "front").glob("*.json")
+    assert json.loads(record.read_text())["choices"] == json.loads(files[0].with_suffix(".json").read_text())["choices"]
     report = (tmp_path / "out" / "report.md").read_text()
     for file in files:
         assert f"onnxpress nas build front/{file.stem}.json --teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}" in report
@@ -214,6 +238,7 @@ def test_a_search_ends_near_its_time(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["image-small", "--proxy", "hope"], "unknown proxy"),
         (["image-small", "--trials", "0"], "too small"),
         (["image-small", "--latency-ms", "0"], "above zero"),
+        (["image-small", "--warm", "no-such-search"], "no earlier search is there"),
         (["text-encoder"], "encoder takes tokens"),
         (["image-small", "--storage", "postgresql://nobody@127.0.0.1:1/none"], "storage"),
     ],
