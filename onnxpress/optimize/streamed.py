@@ -24,7 +24,7 @@ from onnxpress.passes import clusters
 from onnxpress.passes.base import Refused
 from onnxpress.passes.clusters import Book
 from onnxpress.passes.fewbits import GRIDS
-from onnxpress.passes.packing import Packer
+from onnxpress.passes.packing import Packer, bytes_of
 from onnxpress.passes.tensors import Stored, find_weights
 from onnxpress.passes.weightonly import Wish
 
@@ -87,6 +87,9 @@ def _written(work: ir.Model, wish: Wish, store: _Store | None, tell: Tell | None
         book = _rounded(weight, _numbers(work.graph.initializers[weight.name].const_value), wish)
         if book is None:
             refused.append(Refused(weight.name, "its weight is not finite"))
+            continue
+        if bytes_of(weight, book) >= weight.array.nbytes:
+            refused.append(Refused(weight.name, "its weight is too small to be worth unpacking"))
             continue
         packer.put(weight, book)
         work.graph.initializers.pop(weight.name)

@@ -84,11 +84,11 @@ class Attention:
         mode = next((d["repair"] for d in decisions if "repair" in d), _REPAIRS[0])
         if mode not in _REPAIRS:
             raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(_REPAIRS)}")
-        _, refused = sites(evidence)
+        able, refused = sites(evidence)
         wanted = list(dict.fromkeys(d["attention"] for d in decisions if "attention" in d))
         if not wanted:
             return Applied(evidence.model.clone(), [], refused)
-        known = {s.name: s for s in sites(evidence)[0]}
+        known = {s.name: s for s in able}
         for name in wanted:
             if name not in known:
                 raise InputProblem(
