@@ -7,7 +7,9 @@ rows of the product still sum to one, keys that a mask hides stay hidden, and wo
 temperatures a and b are those of a small grid that come nearest to the original on the samples; what reads the heads is then
 solved by least squares for the original's outputs (`repair.refit`).
 
-Masks that hide other positions from each query (causal ones) do not factor and are refused.
+Masks that hide other positions from each query (causal ones) do not factor and are refused; one that was written out for every
+query is taken where it is the same for all of them on all samples.  Where exporters guard against rows without any key (NaN becomes
+0), so does what stands here.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Mask:
 
 @dataclass(frozen=True)
 class Site:
-    """softmax(scale query keys + masks) values.  query: [..., n, d]; keys: [..., d, m]; values: [..., m, e]."""
+    """softmax(scale query keys + masks) values.  query: [..., n, d]; keys: [..., d, m]; values: [..., m, e]; guarded: whether shares
+    that are no numbers, of queries without keys, count as 0."""
 
     softmax: ir.Node
     product: ir.Node
@@ -52,6 +55,7 @@ class Site:
     values: ir.Value
     scale: float
     masks: tuple[Mask, ...]
+    guarded: bool
 
     @property
     def name(self) -> str:
@@ -99,7 +103,8 @@ class Attention:
         readers: set[str] = set()
         for name in wanted:
             errors = _errors(evidence, known[name])
-            _write(result, there[name], min(errors, key=lambda t: errors[t]))
+            axes = [_axis_of_queries(evidence, m) for m in known[name].masks]
+            _write(result, there[name], min(errors, key=lambda t: errors[t]), axes)
             readers |= _readers(there[name].output)
         edit.drop_dead(result)
         edit.forget_shapes(result)
@@ -130,8 +135,9 @@ def _matched(model: ir.Model) -> tuple[list[Site], list[Refused]]:
     for node in model.graph:
         if node.op_type != "Softmax" or not read.standard(node) or not node.outputs:
             continue
-        product = _only_reader(node.outputs[0])
-        if product is None or product.op_type != "MatMul" or product.inputs[0] is not node.outputs[0]:
+        shares, guarded = _behind_guard(node.outputs[0])
+        product = _only_reader(shares)
+        if product is None or product.op_type != "MatMul" or product.inputs[0] is not shares:
             continue  # a Softmax of something else
         scores = _scores(node.inputs[0])
         if scores is None:
@@ -140,8 +146,19 @@ def _matched(model: ir.Model) -> tuple[list[Site], list[Refused]]:
         query, keys, scale, masks = scores
         values = product.inputs[1]
         assert values is not None
-        found.append(Site(node, product, query, keys, values, scale, masks))
+        found.append(Site(node, product, query, keys, values, scale, masks, guarded))
     return found, refused
+
+
+def _behind_guard(shares: ir.Value) -> tuple[ir.Value, bool]:
+    """What stands for a Softmax's output behind Where(IsNaN(shares), 0, shares), and whether there is such a thing."""
+    users = {u.node.op_type: u.node for u in shares.uses()}
+    asks, where = users.get("IsNaN"), users.get("Where")
+    if len(users) != 2 or len(list(shares.uses())) != 2 or asks is None or where is None:
+        return shares, False
+    asked = where.inputs[0] is asks.outputs[0] and where.inputs[2] is shares and _only_reader(asks.outputs[0]) is where
+    zero = read.constant(where.inputs[1])
+    return (where.outputs[0], True) if asked and zero is not None and not zero.any() else (shares, False)
 
 
 def _scores(value: ir.Value | None) -> tuple[ir.Value, ir.Value, float, tuple[Mask, ...]] | None:
@@ -204,9 +221,26 @@ def _reason(site: Site, evidence: Evidence) -> str:
         shape = _shape(mask.value, evidence)
         if shape is None:
             return "the shape of its mask is not known"
-        if len(shape) > len(keys) or (len(shape) > 1 and shape[-2] != 1):
+        if len(shape) > len(keys) or not _same_for_all_queries(evidence, mask):
             return "its mask hides other keys from each query (a causal one, or positions' distances)"
     return ""
+
+
+def _axis_of_queries(evidence: Evidence, mask: Mask) -> int | None:
+    """The axis along which a mask is written out for every query; None where it is not."""
+    shape = _shape(mask.value, evidence) or ()
+    return len(shape) - 2 if len(shape) > 1 and shape[-2] != 1 else None
+
+
+def _same_for_all_queries(evidence: Evidence, mask: Mask) -> bool:
+    axis = _axis_of_queries(evidence, mask)
+    if axis is None:
+        return True
+    fixed, name = read.constant(mask.value), mask.value.name or ""
+    if fixed is None and evidence.data is None:
+        return False
+    seen = [fixed] if fixed is not None else (batch[name] for batch in evidence.stream([name], _LOOKED_AT))
+    return all(bool((x == x.take([0], axis=axis)).all()) for x in seen)
 
 
 def _shape(value: ir.Value, evidence: Evidence) -> tuple[int, ...] | None:
@@ -229,10 +263,16 @@ def _errors(evidence: Evidence, site: Site) -> dict[tuple[float, float], float]:
     for query, keys, values, mask, wanted in _seen(evidence, site):
         power += float((wanted**2).sum())
         shares = {a: scipy.special.softmax(a * query, axis=-1) for a, _ in lost}
-        contexts = {b: scipy.special.softmax(b * keys + mask, axis=-1) @ values for _, b in lost}
+        contexts = {b: _shares(b * keys + mask, site.guarded) @ values for _, b in lost}
         for a, b in lost:
             lost[a, b] += float(((shares[a] @ contexts[b] - wanted) ** 2).sum())
     return {pair: error / max(power, 1e-30) for pair, error in lost.items()}
+
+
+def _shares(scores: np.ndarray, guarded: bool) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        shares = scipy.special.softmax(scores, axis=-1)
+    return np.asarray(np.nan_to_num(shares, nan=0.0) if guarded else shares)
 
 
 def _seen(evidence: Evidence, site: Site) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | float, np.ndarray]]:
@@ -243,18 +283,24 @@ def _seen(evidence: Evidence, site: Site) -> Iterator[tuple[np.ndarray, np.ndarr
     for batch in evidence.stream(names, _LOOKED_AT):
         seen = fixed | batch
         query, keys, values, *hidden = (seen[v.name or ""] for v in operands)
-        mask = sum((m.times * h for m, h in zip(site.masks, hidden, strict=True)), start=0.0)
+        axes = [_axis_of_queries(evidence, m) for m in site.masks]
+        rows = [h if axis is None else h.take([0], axis=axis) for h, axis in zip(hidden, axes, strict=True)]
+        mask = sum((m.times * h for m, h in zip(site.masks, rows, strict=True)), start=0.0)
         yield query, keys, values, mask, seen[site.output.name or ""]
 
 
-def _write(model: ir.Model, site: Site, temperatures: tuple[float, float]) -> None:
-    """The product's place is taken by one of linear cost; what only the scores needed is dead then."""
+def _write(model: ir.Model, site: Site, temperatures: tuple[float, float], axes: Sequence[int | None]) -> None:
+    """The product's place is taken by one of linear cost; what only the scores needed is dead then.  axes: of the queries in each
+    mask, the first of which is taken."""
     anchor, dtype = site.product, np.float32
     a, b = (edit.add_constant(model, np.array(t, dtype), f"{site.name}_temperature") for t in temperatures)
     query = edit.insert_before(model, anchor, "Mul", [site.query, a], f"{site.name}_queries")
     keys = edit.insert_before(model, anchor, "Mul", [site.keys, b], f"{site.name}_keys")
-    for mask in site.masks:
+    for mask, axis in zip(site.masks, axes, strict=True):
         hidden: ir.Value = mask.value
+        if axis is not None:
+            first = edit.add_constant(model, np.zeros(1, np.int64), f"{site.name}_first")
+            hidden = edit.insert_before(model, anchor, "Gather", [hidden, first], f"{site.name}_row", {"axis": axis})
         if mask.times != 1.0:
             times = edit.add_constant(model, np.array(mask.times, dtype), f"{site.name}_times")
             hidden = edit.insert_before(model, anchor, "Mul", [hidden, times], f"{site.name}_mask")
@@ -262,6 +308,10 @@ def _write(model: ir.Model, site: Site, temperatures: tuple[float, float]) -> No
     rank = {"axis": -1}
     features = edit.insert_before(model, anchor, "Softmax", [query], f"{site.name}_features", rank)
     shares = edit.insert_before(model, anchor, "Softmax", [keys], f"{site.name}_shares", rank)
+    if site.guarded:
+        none = edit.insert_before(model, anchor, "IsNaN", [shares], f"{site.name}_none")
+        zero = edit.add_constant(model, np.array(0, dtype), f"{site.name}_zero")
+        shares = edit.insert_before(model, anchor, "Where", [none, zero, shares], f"{site.name}_kept")
     context = edit.insert_before(model, anchor, "MatMul", [shares, site.values], f"{site.name}_context")
     anchor.replace_input_with(0, features)
     anchor.replace_input_with(1, context)

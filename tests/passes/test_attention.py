@@ -88,6 +88,40 @@ def test_hidden_keys_stay_hidden() -> None:
     assert np.isfinite(first).all()
 
 
+def guarded(rows: bool) -> ir.Model:
+    """As torch's newer exporter writes it: a mask for every query, of minus infinity, and Where(IsNaN) behind the Softmax."""
+    net = nets.Net(0)
+    shapes: dict[str, list[int | str]] = {"q": ["N", 2, "L", 4], "k": ["N", 2, "L", 4], "v": ["N", 2, "L", 6], "m": ["N", 1, 1, "L"]}
+    for name, shape in shapes.items():
+        net.widths[name] = int(shape[-1]) if name != "m" else 0
+    scores = net.op("MatMul", ["q", net.op("Transpose", ["k"], 0, perm=[0, 1, 3, 2])], 0)
+    number, none = (net.constant(np.float32(x).reshape(())) for x in (0, -np.inf))
+    mask = net.op("Where", [net.op("Less", ["m", net.constant(np.float32(1).reshape(()))], 0), number, none], 0)
+    if rows:
+        mask = net.op("Expand", [mask, net.constant(np.array([1, 1, LONG, 1], np.int64))], 0)
+    shares = net.op("Softmax", [net.op("Add", [scores, mask], 0)], 0, axis=-1)
+    shares = net.op("Where", [net.op("IsNaN", [shares], 0), number, shares], 0)
+    return net.model(net.op("MatMul", [shares, "v"], 6), shapes, ["N", 2, "L", 6])
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["one row", "a row a query"])
+def test_the_newer_exporter_s_form(rows: bool) -> None:
+    """Queries that see no key give 0, as before; hidden keys stay hidden."""
+    model = guarded(rows)
+    evidence = evidence_of(model, 8)
+    (site,) = sites(evidence)[0]
+    done = ATTENTION.apply(evidence.model, [{"attention": site.name}], evidence)
+    assert ATTENTION.options(evidence.model, evidence)
+    inputs = dict(next(iter(evidence.samples().batches(4))).inputs)
+    inputs["m"] = np.where(np.arange(LONG) < np.array([[0], [1], [20], [LONG]]), 0, 2).astype(np.float32)[:, None, None]
+    from onnxpress.runtime.session import open_session
+
+    wanted, found = (open_session(m).run(None, inputs)[0] for m in (model, done.model))
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[0], 0 * wanted[0])
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-5)  # one key: nothing to choose
+
+
 def test_it_costs_less_and_its_readers_make_up_for_it() -> None:
     model = nets.transformer(width=8)
     evidence = evidence_of(model)
