@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 # numpy's and scipy's OpenBLAS each keep threads that spin for some 30 ms after every call, beside each other's and beside
 # onnxruntime's: pruning took 1.35 times as long, more where the machine was busy.  Read when numpy is loaded, so before it:
-# the name counts powers of two of clock ticks, and 4 is the least.
+# the name counts powers of two of clock ticks, 4 is the least, and OpenBLAS's own 26 shows the difference.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
