@@ -45,7 +45,7 @@ from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model import removal as rm
-from onnxpress.model.files import load, to_bytes
+from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.run import document
@@ -83,7 +83,7 @@ def measure(path: Path, ratio: float) -> dict[str, Any]:
     row = {
         "original": original, "simplified": simplified, "before": before, "after": after, "gone": 1 - after / before,
         "seconds": seconds, "nodes": len(evidence.model.graph), "groups": len(facts.groups), "refused": refusals(evidence),
-        "problems": contract.same_shape_behaviour(model, to_bytes(pruned), data),
+        "problems": contract.same_shape_behaviour(model, pruned, data),
     }  # fmt: skip
     return row | parity([model, evidence.model, rm.mask(evidence.model, facts, removal), pruned], data)
 

@@ -29,7 +29,21 @@ _NAME = 20  # characters of a layer's name that fit
     metavar="METHOD|FILE.json",
     default="auto",
     show_default=True,
-    help="auto (by measured harm), minmax, average, percentile, entropy, mse or weighted; a file is read, or written if it is not there.",
+    help="auto (by measured harm), minmax, average, percentile, entropy, mse, weighted or wide; a file is read, or written if it is not there.",
+)
+@click.option(
+    "--equalize",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Bring channels to like ranges first (exact in float).  auto: where that harms less.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["auto", "nearest", "output"]),
+    default="auto",
+    show_default=True,
+    help="Of weights: to the nearest integer, or so that outputs are kept.  auto: where that harms less.",
 )
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these in int8: a name, an operator or a regular expression.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="These stay in float; may be repeated.")
@@ -46,6 +60,8 @@ _NAME = 20  # characters of a layer's name that fit
 def command(
     asked: Asked,
     method: str,
+    equalize: str,
+    rounding: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     max_drop: float | None,
@@ -57,7 +73,8 @@ def command(
     from onnxpress.runtime.machine import machine_for
 
     rule = Path(method) if method.endswith(".json") else method
-    ways = {"method": rule, "include": include, "exclude": exclude, "max_drop": max_drop, "report": report}
+    recipe = {"equalize": {"auto": None, "always": True, "never": False}[equalize], "rounding": None if rounding == "auto" else rounding}
+    ways = {"method": rule, **recipe, "include": include, "exclude": exclude, "max_drop": max_drop, "report": report}
     result = asked.do("quantize", quantize, **ways, machine=machine_for(target_cpu))
     if report and not asked.as_json:
         _table(result.layers)

@@ -92,6 +92,16 @@ class Evidence:
             self.cache.put(key, found)
         return found
 
+    @cached_property
+    def halves(self) -> tuple[Evidence, Evidence] | None:
+        """The same model's evidence from every second sample, and from the others; None where there are too few for two."""
+        count = len(self.samples())
+        if count < 2:
+            return None
+        parts = (self.samples().select(range(start, count, 2)) for start in (0, 1))
+        first, second = (Evidence(self.model, part, self.machine, self.seed, cache=self.cache) for part in parts)
+        return first, second
+
     def samples(self) -> Dataset:
         if self.data is None:
             raise InputProblem("this pass needs samples", "", "no data was given", "add --data")

@@ -25,7 +25,7 @@ _PERCENTILE = 1e-4  # share of values that may be clipped at each end
 @dataclass
 class Spread:
     """What was seen of one tensor. low, high: extremes; sums: of the extremes of each batch; batches: their number; radius: of the
-    histogram; channel_low/high: along `axis`.
+    histogram; channel_low/high: along `axis`; channel_square: sums of squares along it.
 
     finite: False where NaN or infinity was seen (a mask of -inf): such a tensor cannot be quantized.
     """
@@ -37,6 +37,7 @@ class Spread:
     finite: bool = True
     channel_low: np.ndarray | None = None
     channel_high: np.ndarray | None = None
+    channel_square: np.ndarray | None = None
     sums: tuple[float, float] = (0.0, 0.0)
     batches: int = 0
 
@@ -55,12 +56,31 @@ class Spread:
             self.counts += np.bincount(scaled + BINS // 2, minlength=BINS)
         if axis is not None and x.ndim > 1:
             others = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
-            lows, highs = x.min(axis=others), x.max(axis=others)
-            if self.channel_low is None or self.channel_high is None:
-                self.channel_low, self.channel_high = lows, highs
-            elif self.channel_low.shape == lows.shape:
-                self.channel_low = np.minimum(self.channel_low, lows)
-                self.channel_high = np.maximum(self.channel_high, highs)
+            apart = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+            self._add_channels(x.min(axis=others), x.max(axis=others), np.einsum("cr,cr->c", apart, apart, dtype=np.float64))
+
+    def _add_channels(self, lows: np.ndarray, highs: np.ndarray, squares: np.ndarray) -> None:
+        if self.channel_low is None or self.channel_high is None or self.channel_square is None:
+            self.channel_low, self.channel_high, self.channel_square = lows, highs, squares
+        elif self.channel_low.shape == lows.shape:  # a width that varies from sample to sample has no channels
+            self.channel_low = np.minimum(self.channel_low, lows)
+            self.channel_high = np.maximum(self.channel_high, highs)
+            self.channel_square = self.channel_square + squares
+
+    def __add__(self, other: Spread) -> Spread:
+        """What was seen of both."""
+        both = Spread(self.low, self.high, self.radius, self.counts.copy(), self.finite and other.finite)
+        both.low, both.high = min(self.low, other.low), max(self.high, other.high)
+        both.sums = self.sums[0] + other.sums[0], self.sums[1] + other.sums[1]
+        both.batches = self.batches + other.batches
+        both._widen(other.radius)
+        again = Spread(radius=other.radius, counts=other.counts.copy())
+        again._widen(both.radius)
+        both.counts += again.counts
+        for one in (self, other):
+            if one.channel_low is not None and one.channel_high is not None and one.channel_square is not None:
+                both._add_channels(one.channel_low, one.channel_high, one.channel_square)
+        return both
 
     def _widen(self, peak: float) -> None:
         if peak <= self.radius or peak == 0 or not np.isfinite(peak):
@@ -85,7 +105,7 @@ def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | N
     """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept."""
     if not tensors:
         return {}
-    what = f"spreads 2 {list(tensors)} {sorted((axes or {}).items())} {BINS}"
+    what = f"spreads 3 {list(tensors)} {sorted((axes or {}).items())} {BINS}"
     return _unpacked(tensors, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes))))
 
 
@@ -97,8 +117,9 @@ def _packed(spreads: Mapping[str, Spread]) -> Arrays:
         "counts": np.array([s.counts for s in every]),
     }
     for i, spread in enumerate(every):
-        if spread.channel_low is not None and spread.channel_high is not None:
-            arrays[f"channels {i}"] = np.array([spread.channel_low, spread.channel_high])
+        if spread.channel_low is not None and spread.channel_high is not None and spread.channel_square is not None:
+            arrays[f"channels {i}"] = np.array([spread.channel_low, spread.channel_high], np.float32)
+            arrays[f"squares {i}"] = spread.channel_square
     return arrays
 
 
@@ -109,6 +130,7 @@ def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
         spread = Spread(low, high, radius, arrays["counts"][i], bool(finite), sums=(sums[0], sums[1]), batches=int(batches))
         if f"channels {i}" in arrays:
             spread.channel_low, spread.channel_high = arrays[f"channels {i}"]
+            spread.channel_square = arrays[f"squares {i}"]
         found[name] = spread
     return found
 

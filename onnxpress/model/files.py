@@ -224,23 +224,59 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
+def is_large(model: ir.Model) -> bool:
+    """Whether the model is more than protobuf's 2 GB, so that its weights must lie beside its file."""
+    return weight_bytes(model) > _INLINE_LIMIT
+
+
 def to_bytes(model: ir.Model) -> bytes:
     """The model's deterministic serialisation, all weights inline.  Raises InputProblem where that is more than protobuf's 2 GB."""
-    if (size := weight_bytes(model)) > _INLINE_LIMIT:
-        raise InputProblem(
-            "the model is too large for this", "", f"{size / 1e9:.1f} GB of weights", "only `weights` without --data takes more than 1.8 GB"
-        )
+    if is_large(model):
+        size, able = f"{weight_bytes(model) / 1e9:.1f} GB of weights", "simplify, prune, depth, lowrank, quantize, or weights without --data"
+        raise InputProblem("the model is too large for this", "", size, f"use one of: {able}")
+    if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
+        model = model.clone()  # a part of a large one, whose other parts still lie in the file
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
     return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
+@contextmanager
+def serialised(model: ir.Model) -> Iterator[bytes | Path]:
+    """The model as others read it: its bytes, or of a large one a file, with its weights beside it, that is gone in the end."""
+    if not is_large(model):
+        yield to_bytes(model)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.data")
+        yield path
+
+
 def model_hash(model: ir.Model) -> str:
-    """sha256 of the serialised model."""
-    return hashlib.sha256(to_bytes(model)).hexdigest()
+    """sha256 of the serialised model; of a large one of its skeleton and then its weights."""
+    if not is_large(model):
+        return hashlib.sha256(to_bytes(model)).hexdigest()
+    state = hashlib.sha256(to_bytes(_skeleton(model)))
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            state.update(name.encode() + np.ascontiguousarray(value.const_value.numpy()).tobytes())
+    return state.hexdigest()
 
 
 def model_size(model: ir.Model) -> int:
-    """Bytes of the model as one file."""
-    return len(to_bytes(model))
+    """Bytes of the model, its weights with it."""
+    return len(to_bytes(model)) if not is_large(model) else len(to_bytes(_skeleton(model))) + weight_bytes(model)
+
+
+def _skeleton(model: ir.Model) -> ir.Model:
+    """A copy whose weights are empty."""
+    work = model.clone()
+    for value in work.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value = ir.tensor(np.zeros(0, np.uint8), name=value.name)
+    return work
 
 
 def check_target(target: str | Path, *sources: str | Path) -> Path:
@@ -285,7 +321,7 @@ def save(model: ir.Model, target: str | Path) -> bytes:
     Above protobuf's 2 GB the weights go to `<name>.data` beside the file, written first.
     """
     target = Path(target)
-    if weight_bytes(model) > _INLINE_LIMIT:
+    if is_large(model):
         return _save_external(model, target)
     data = to_bytes(model)
     onnx.checker.check_model(data, full_check=False)

@@ -64,6 +64,23 @@ def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> boo
     return labels is not None and labels.shape == moved.shape and bool((labels == moved).all())
 
 
+def _follows_shape_of(flow: Flow, target: ir.Value | None, wide: Labels) -> bool:
+    """Whether a computed target is the whole shape of a value that can lose the slices which the labels lose; it then must.
+
+    Norms are stretched so (x / Expand(|x|, Shape(x))): the norm has no elements along the axis it was taken over, x has.
+    """
+    if _same_as_shape_of(flow, target, wide):
+        return True
+    maker = target.producer() if target is not None else None
+    labels = flow.read(maker.inputs[0]) if maker is not None and maker.op_type == "Shape" and not maker.attributes else None
+    axes = varying(wide)
+    if labels is None or labels.ndim != wide.ndim or len(axes) != 1 or labels.shape[axes[0]] != wide.shape[axes[0]]:
+        return False
+    count = wide.shape[axes[0]]
+    flow.link(along(wide, axes[0], count), along(labels, axes[0], count).reshape(count, -1))
+    return True
+
+
 def _transpose(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     if labels is None:
@@ -225,12 +242,23 @@ def _expand(flow: Flow, node: ir.Node) -> None:
         return opaque(flow, node, f"Expand ({node.name}) of a tensor without channels")
     wide = labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape)
     target = read.constant(node.inputs[1])
-    known = target is not None and all(
-        a < len(shape) - len(target) or target[a - len(shape) + len(target)] in (1, shape[a]) for a in varying(wide)
+    pieces = _pieces(flow, node.inputs[1]) if target is None else [int(n) for n in target.ravel()]
+    known = pieces is not None and all(
+        a < len(shape) - len(pieces) or pieces[a - len(shape) + len(pieces)] in ((1,) if target is None else (1, shape[a]))
+        for a in varying(wide)
     )
-    if varying(wide) and not known and not _same_as_shape_of(flow, node.inputs[1], wide):
+    if varying(wide) and not known and not _follows_shape_of(flow, node.inputs[1], wide):
         return opaque(flow, node, f"Expand ({node.name}) to a computed shape")
     return flow.write(node.outputs[0], wide)
+
+
+def _pieces(flow: Flow, target: ir.Value | None) -> list[int | None] | None:
+    """The sizes of a target that is put together of single ones, None where one is computed; None for any other."""
+    maker = target.producer() if target is not None else None
+    if maker is None or maker.op_type != "Concat" or any(flow.shape(v) != (1,) and read.constant(v) is None for v in maker.inputs):
+        return None
+    found = [read.constant(v) for v in maker.inputs]
+    return None if any(f is not None and f.size != 1 for f in found) else [None if f is None else int(f.item()) for f in found]
 
 
 def _tile(flow: Flow, node: ir.Node) -> None:

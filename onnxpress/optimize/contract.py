@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem, Problem
 from onnxpress.measure.score import Score
 from onnxpress.measure.vary import Feeds, variations
+from onnxpress.model.files import serialised
 from onnxpress.model.signature import Signature, signature
 from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.session import all_cores, open_session, run
@@ -30,11 +32,18 @@ class Verdict:
     speedup: Ratio | None = None
 
 
-def same_shape_behaviour(original: ir.Model, data: bytes, samples: Dataset) -> list[str]:
+def same_shape_behaviour(original: ir.Model, result: ir.Model | bytes, samples: Dataset) -> list[str]:
     """What of (a) fails: checker, load, signature, and every batch size and free axis the original runs at."""
+    if isinstance(result, bytes):
+        return _failures(original, result, samples)
+    with serialised(result) as data:
+        return _failures(original, data, samples)
+
+
+def _failures(original: ir.Model, data: bytes | Path, samples: Dataset) -> list[str]:
     try:
-        onnx.checker.check_model(data)
-        model: ir.Model = ir.from_proto(onnx.load_from_string(data))
+        onnx.checker.check_model(str(data) if isinstance(data, Path) else data)
+        model: ir.Model = ir.load(data) if isinstance(data, Path) else ir.from_proto(onnx.load_from_string(data))
         old, new = signature(original), signature(model)
         if old != new:
             return ["its signature differs from the original's"]

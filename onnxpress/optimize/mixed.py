@@ -17,6 +17,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Judge, Score
 from onnxpress.passes import qdq
 from onnxpress.passes.quantize import quantize
+from onnxpress.passes.recipe8 import Recipe
 from onnxpress.runtime.latency import Effort, compare_latency
 
 Chosen = frozenset[str]
@@ -36,7 +37,7 @@ def build(evidence: Evidence, chosen: Chosen, correct: bool = False, looked_up: 
     return quantize(
         evidence,
         qdq.trim(evidence.model, chosen),
-        evidence.kept.get("ranges", "mse"),
+        evidence.kept.get("recipe", Recipe()),
         correct,
         evidence.machine.int8_exact,
         looked_up,

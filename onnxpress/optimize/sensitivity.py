@@ -21,8 +21,9 @@ from onnxpress.measure.score import Judge
 from onnxpress.optimize import mixed
 from onnxpress.passes import qdq, ranges8
 from onnxpress.passes.qdq_write import grid
-from onnxpress.passes.quantize import best_ranges, quantizable
-from onnxpress.passes.ranges8 import Rule, spread_of
+from onnxpress.passes.quantize import quantizable, recipe_for
+from onnxpress.passes.ranges8 import spread_of
+from onnxpress.passes.recipe8 import Recipe, Wish, equalized
 from onnxpress.passes.tables8 import tables
 
 _JUDGED = 128  # samples
@@ -103,7 +104,7 @@ class _Model:
 
 
 def sensitivity(
-    evidence: Evidence, chosen: Chosen, max_drop: float | None = None, method: Rule = "auto", looked_up: Sequence[str] = ()
+    evidence: Evidence, chosen: Chosen, max_drop: float | None = None, wish: Wish | None = None, looked_up: Sequence[str] = ()
 ) -> Found:
     """What each layer harms; with max_drop the fewest layers in float that keep the drop on the samples within it, and tables, too,
     if they must be.
@@ -112,8 +113,7 @@ def sensitivity(
     """
     if max_drop is not None and not 0 <= max_drop < 1:
         raise InputProblem("the drop must lie between 0 and 1", "--max-drop", f"got {max_drop:g}", "try 0.01")
-    if method != "auto" or chosen:
-        evidence.kept["ranges"] = best_ranges(evidence, chosen) if method == "auto" else method
+    recipe = recipe_for(evidence, chosen, wish or Wish()) if chosen else Recipe()
     model = _Model(evidence, chosen, looked_up)
     whole = model.score(chosen)[1]
     harms = {}
@@ -128,15 +128,16 @@ def sensitivity(
         kept, drop = _fewest(model, order, max_drop)
     rounded = frozenset(qdq.layout(evidence.model, kept).tensors)
     by_name = {n.name or "": n for n in model.compute}
-    layers = [_layer(evidence, by_name[name], name in kept, rounded, harms[name]) for name in order]
+    scaled = equalized(evidence, recipe)  # what is told of tensors is told as they are rounded
+    layers = [_layer(scaled, recipe, by_name[name], name in kept, rounded, harms[name]) for name in order]
     return Found(kept, model.looked_up, layers, whole, drop)
 
 
-def _layer(evidence: Evidence, node: ir.Node, int8: bool, rounded: Chosen, harm: tuple[float, float]) -> Layer:
+def _layer(evidence: Evidence, recipe: Recipe, node: ir.Node, int8: bool, rounded: Chosen, harm: tuple[float, float]) -> Layer:
     source, target = (node.inputs[0].name if node.inputs[0] is not None else "") or "", qdq.final_output(node).name or ""
     leaving = spread_of(evidence, target)
     types = f"u8 x s8 -> {'u8' if target in rounded else 'f32'}" if int8 else "f32"
-    (sqnr_in, _), (sqnr, cut) = (_rounding(evidence, tensor) for tensor in (source, target))
+    (sqnr_in, _), (sqnr, cut) = (_rounding(evidence, recipe, tensor) for tensor in (source, target))
     why = "" if int8 else "needed in float to keep the drop"
     name = node.name or ""
     return Layer(
@@ -170,14 +171,14 @@ def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, f
     return kept, model.score(kept, True)[0]
 
 
-def _rounding(evidence: Evidence, tensor: str) -> tuple[float, float]:
+def _rounding(evidence: Evidence, recipe: Recipe, tensor: str) -> tuple[float, float]:
     """Of a tensor put on its grid, from its histogram: SQNR in dB (rounding is uniform in a step, what lies beyond is cut), and
     the share that is cut."""
     spread = spread_of(evidence, tensor)
     power, total = float((spread.counts * spread.centres**2).sum()), float(spread.counts.sum())
     if power <= 0 or not spread.finite:
         return float("inf"), 0.0
-    ends = grid(*ranges8.ranges(evidence, evidence.kept["ranges"], [tensor])[tensor])
+    ends = grid(*ranges8.ranges(evidence, recipe.ranges, [tensor])[tensor])
     step = float(ends.scale)
     bottom, top = -float(ends.zero) * step, (_LEVELS - float(ends.zero)) * step
     beyond = spread.centres - np.clip(spread.centres, bottom, top)

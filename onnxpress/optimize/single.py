@@ -17,7 +17,7 @@ from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge
-from onnxpress.model.files import check_target, load, save, to_bytes
+from onnxpress.model.files import check_target, load, model_size, save
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.optimize.fast import fast_enough
@@ -25,7 +25,6 @@ from onnxpress.optimize.plan import CALIBRATION, Plan, Step, apply_plan, new_pla
 from onnxpress.optimize.ranges_file import read_ranges, write_ranges
 from onnxpress.optimize.sensitivity import Layer, candidates, sensitivity
 from onnxpress.optimize.side_by_side import Sides, side_by_side
-from onnxpress.passes import ranges8
 from onnxpress.passes.allocate import Wish, plan_pruning
 from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.depth import Wish as DepthWish
@@ -33,9 +32,10 @@ from onnxpress.passes.depth import plan_depth, removable
 from onnxpress.passes.inactive import inactive
 from onnxpress.passes.lowrank import Wish as LowRankWish
 from onnxpress.passes.lowrank import plan_lowrank
-from onnxpress.passes.qdq_write import spreads_for
 from onnxpress.passes.quantize import decisions_for
 from onnxpress.passes.ranges8 import Rule
+from onnxpress.passes.recipe8 import Recipe
+from onnxpress.passes.recipe8 import Wish as RecipeWish
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import open_session
@@ -79,12 +79,12 @@ def _finish(
 ) -> Result:
     """Check the result as the contract does, then write it."""
     samples = data if data is not None else synthetic(signature(original), 1)
-    problems = contract.same_shape_behaviour(original, to_bytes(model), samples)
+    problems = contract.same_shape_behaviour(original, model, samples)
     if problems:
         raise InputProblem(
             "the result would not keep the model's behaviour", "", problems[0], "report this model; nothing was written"
         )
-    before, after = len(to_bytes(original)), len(to_bytes(model))
+    before, after = model_size(original), model_size(model)
     if output is not None:
         save(model, output)
     if plan_path is not None:
@@ -125,7 +125,7 @@ def simplify(
         if idle:
             decisions = [*idle, {"remove": "idle"}]
             done = take_step(Step("reduce", tuple(decisions)), evidence, result)
-            far = Judge(result, used).score(to_bytes(done.model)).nmse
+            far = Judge(result, used).score(done.model).nmse
             plan, result = plan.then("reduce", decisions), done.model
             notes = [*notes, *done.notes, f"on the samples the outputs differ by an nmse of {far:.2g}; others may differ more"]
         else:
@@ -242,6 +242,8 @@ def quantize(
     data: Dataset,
     *,
     method: Rule | Path = "auto",
+    equalize: bool | None = None,
+    rounding: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     max_drop: float | None = None,
@@ -255,31 +257,31 @@ def quantize(
     """Static int8 of every node with an integer kernel that `include` means (nothing: all) and `exclude` does not.
 
     method: how ranges are found, or [low, high] by tensor; a path: of a file that is read, or written where it is not there;
+    equalize: bring channels to like ranges first; rounding: of weights, "nearest" or "output"; None: where it harms less on the samples;
     max_drop: as few layers as need be stay in float for the drop on the samples to be within it, all of them if it must be;
     report: say what each layer harms.
     """
     file = method if isinstance(method, Path) else None
-    if not isinstance(method, Path):
-        ranges8.check(method)
-    elif not method.exists():
-        check_target(method)
+    wish = RecipeWish("auto" if isinstance(method, Path) else method, equalize, rounding)
+    wish.check()
+    if file is not None and not file.exists():
+        check_target(file)
     original = _opened(model, output)
     used = data.take(samples)
     plan, base, notes, evidence = _exact(original, used, machine or this_machine(), seed)
-    if isinstance(method, Path):
-        method = read_ranges(method, evidence) if method.exists() else "auto"
+    if file is not None and file.exists():
+        wish = read_ranges(file, evidence, wish)
     chosen, looked_up = candidates(evidence, tuple(include), tuple(exclude))
     looking = (chosen or looked_up) and (report or max_drop is not None)
-    found = sensitivity(evidence, chosen, max_drop, method, looked_up) if looking else None
+    found = sensitivity(evidence, chosen, max_drop, wish, looked_up) if looking else None
     if found is not None:
         chosen, looked_up = found.chosen, found.looked_up
         floats = [layer.node for layer in found.layers if not layer.int8]
         if max_drop is not None:
             notes.append(f"drop {found.drop:.4f} on the samples; {len(floats)} of {len(found.layers)} layers stay in float")
-    decisions = decisions_for(chosen, evidence, method, looked_up=looked_up)
+    decisions = decisions_for(chosen, evidence, wish, looked_up=looked_up)
     if file is not None and not file.exists():
-        rule = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
-        write_ranges(file, ranges8.ranges(evidence, rule, list(spreads_for(evidence))))
+        write_ranges(file, evidence, Recipe.said(decisions))
     if not decisions and found is None:
         notes.append("no operator of the model has an integer kernel, or all are quantized already or excluded")
     done = take_step(Step("quantize", tuple(decisions)), evidence, base)

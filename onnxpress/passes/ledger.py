@@ -23,8 +23,10 @@ Axis = tuple[str, int, int]  # node, operand, axis
 
 def counted(evidence: Evidence) -> dict[str, dict[str, float]]:
     """Multiply-accumulates and weights of every node."""
-    operands = sorted({(s.node, s.operand) for s in evidence.channels.flow.slots if s.role in ("in", "out")})
     nodes = {n.name: n for n in evidence.model.graph}
+    slots = evidence.channels.flow.slots  # a depthwise Conv's weight lies along its channels
+    weighs = [s for s in slots if s.role in ("in", "out") or (s.operand == 1 and nodes[s.node].op_type in read.WEIGHTED)]
+    operands = sorted({(s.node, s.operand) for s in weighs})
     sizes: dict[str, float] = {}
     for node, operand in operands:
         layer, _, shape = _weight(nodes[node], operand)

@@ -37,18 +37,27 @@ def grid(low: float, high: float) -> Grid:
     return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, 255)))
 
 
-def spreads_for(evidence: Evidence) -> dict[str, Spread]:
-    """Spreads of every tensor that could be quantized, observed once per evidence."""
+def spreads_for(evidence: Evidence, parts: bool = True) -> dict[str, Spread]:
+    """Spreads of every tensor that could be quantized, observed once per evidence.
+
+    parts: by halves of the samples, of which each is then known, too, for what is tried on the one and judged on the other.
+    """
     known: dict[str, Spread] | None = evidence.kept.get("spreads")
+    if known is None and parts and evidence.halves is not None:
+        first, second = (spreads_for(half, parts=False) for half in evidence.halves)
+        known = {name: first[name] + second[name] for name in first}
     if known is None:
         everything = qdq.layout(evidence.model, _all_eligible(evidence))
-        axes = {}
-        for node in evidence.model.graph:
-            if node.op_type in qdq.COMPUTE and node.inputs[0] is not None:
-                axes[node.inputs[0].name or ""] = 1 if node.op_type == "Conv" else -1
-        known = observe(evidence, everything.tensors, axes)
-        evidence.kept["spreads"] = known
+        known = observe(evidence, everything.tensors, channel_axes(evidence.model))
+    evidence.kept["spreads"] = known
     return known
+
+
+def channel_axes(model: ir.Model) -> dict[str, int]:
+    """The axis along which layers with weights read each tensor's channels."""
+    return {
+        n.inputs[0].name or "": 1 if n.op_type == "Conv" else -1 for n in model.graph if n.op_type in qdq.COMPUTE and n.inputs[0] is not None
+    }
 
 
 def _all_eligible(evidence: Evidence) -> frozenset[str]:
@@ -70,14 +79,20 @@ class _Pair:
     shape: tuple[int, ...] | None
 
 
-def rewrite(work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], evidence: Evidence, exact: bool) -> int:
-    """Insert the pairs and the integer weights in place; how many output channels got 7 bits."""
+def rewrite(
+    work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], evidence: Evidence, exact: bool, keep_outputs: bool = False
+) -> int:
+    """Insert the pairs and the integer weights in place; how many output channels got 7 bits.
+
+    keep_outputs: round all weights with the inputs in view, not just those of 7 bits.
+    """
     values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
     values.update({v.name: v for n in work.graph for v in n.outputs if v.name})
     chosen = [n for n in work.graph if n.name in plan.nodes]  # in the graph's order: the same bytes every time
     made = {v.name for n in chosen for v in qdq.final_outputs(n)}
     readers = {name: [(u.node, u.idx) for u in values[name].uses()] for name in plan.tensors}
     weights = _integer_weights(chosen, grids, evidence, exact)
+    weights = _with_inputs_in_view(evidence, weights, keep_outputs)
     for node, codes in weights:
         _put_weight(work, node, codes)
         bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -160,7 +175,7 @@ def _producer(value: ir.Value) -> ir.Node:
 def _integer_weights(
     chosen: Sequence[ir.Node], grids: Mapping[str, Grid], evidence: Evidence, exact: bool
 ) -> list[tuple[ir.Node, Codes]]:
-    """Integer weights of the compute nodes; those of 7 bits are rounded with the inputs in view."""
+    """Integer weights of the compute nodes, each to the nearest."""
     spreads = spreads_for(evidence)
     found: list[tuple[ir.Node, Codes]] = []
     held = [(n, w) for n in chosen if n.op_type in qdq.COMPUTE and (w := read.constant(n.inputs[1])) is not None]
@@ -172,9 +187,7 @@ def _integer_weights(
         safe = exact or read.is_depthwise(node)
         peaks = None if safe else _peak_codes(grids[source], spreads[source])
         found.append((node, quantize_weight(node, weight, peaks, _least_scale(node, weight, grids[source]), small)))
-    narrow = [node.name for node, codes in found if codes.narrow.any()]
-    grams = _grams(evidence, [name for name in narrow if name])
-    return [(n, refine(n, c, grams[n.name or ""]) if n.name in grams else c) for n, c in found]
+    return found
 
 
 def _least_scale(node: ir.Node, weight: np.ndarray, source: Grid) -> np.ndarray:
@@ -184,13 +197,18 @@ def _least_scale(node: ir.Node, weight: np.ndarray, source: Grid) -> np.ndarray:
     return np.zeros(columns) if bias is None else np.abs(bias.astype(np.float64)) / (float(source.scale) * 2.0**30)
 
 
-def _grams(evidence: Evidence, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Second moments of the inputs of linear nodes, about the mean where a bias takes up what that leaves; kept."""
-    known: dict[str, np.ndarray] = evidence.kept.setdefault("grams", {})
-    missing = [n for n in evidence.model.graph if n.name in names and n.name not in known]
+def _with_inputs_in_view(
+    evidence: Evidence, weights: Sequence[tuple[ir.Node, Codes]], every: bool
+) -> list[tuple[ir.Node, Codes]]:
+    """The same, those of 7 bits (or every) rounded so that the layer's outputs are kept; the same integers are found once."""
+    known: dict[tuple[str, bytes, bytes], Codes] = evidence.kept.setdefault("rounded", {})
+    keys = {n.name or "": (n.name or "", c.scale.tobytes(), c.narrow.tobytes() + bytes([every])) for n, c in weights if every or c.narrow.any()}
+    nearest = {n.name or "": c for n, c in weights}
+    missing = [n for n in evidence.model.graph if n.name in keys and keys[n.name] not in known]
+    nodes = {n.name: n for n in missing}
     for name, layer, moments in input_moments(evidence, missing):
-        known[name] = moments.centred(layer.bias is not None)[0]
-    return {name: known[name] for name in names if name in known}
+        known[keys[name]] = refine(nodes[name], nearest[name], moments.centred(layer.bias is not None)[0], every)
+    return [(n, known.get(keys[n.name or ""], c) if n.name in keys else c) for n, c in weights]
 
 
 def _peak_codes(source: Grid, spread: Spread) -> np.ndarray:

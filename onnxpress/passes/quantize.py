@@ -1,9 +1,9 @@
 """quantize: static int8 in QDQ form, as onnxruntime's CPU kernels want it.
 
 Activations are u8 with a zero point (0 behind a Relu, so that the Relu fuses), weights s8 per output channel, biases
-int32.  Ranges come from streamed histograms; which way of clipping them harms the output least is measured.  The mean
-error that rounding leaves on each output channel is taken back through the bias.  Where pairs stand: `qdq.py`; how they
-are written: `qdq_write.py`.
+int32.  How ranges are found, whether channels are brought to like ranges first and how weights are rounded is a recipe
+(`recipe8.py`), chosen by measured harm.  The mean error that rounding leaves on each output channel is taken back through the
+bias.  Where pairs stand: `qdq.py`; how they are written: `qdq_write.py`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge
 from onnxpress.model import edit, read
 from onnxpress.passes import inner8, qdq, ranges8, tables8
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.bias import correct_bias
 from onnxpress.passes.qdq_write import rewrite, spreads_for
-from onnxpress.passes.ranges8 import Rule
+from onnxpress.passes.recipe8 import Recipe, Wish, choose, equalized
 
-_CANDIDATES = ("weighted", "minmax", "mse")  # what "auto" chooses from
-_JUDGED = 64  # samples
-_FEW = 32  # layers
+_FEW = 12  # layers whose bias is corrected while recipes are compared, too
 
 
 class Quantize:
@@ -44,18 +41,17 @@ class Quantize:
 
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
         """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
-        {"ranges": method | [low, high] by tensor}, {"correct": "bias" | "none"},
+        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output"},
+        {"correct": "bias" | "none"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
         looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
         inside = [str(n) for d in decisions for n in d.get("inner", [])]
         if not nodes and not looked_up and not inside:
             return Applied(model.clone())
-        method = next((d["ranges"] for d in decisions if "ranges" in d), "auto")
         correct = next((d["correct"] for d in decisions if "correct" in d), "bias")
         exact = next((d["products"] == "exact" for d in decisions if "products" in d), evidence.machine.int8_exact)
-        ranges8.check(method)
-        return quantize(evidence, frozenset(nodes), method, correct == "bias", exact, looked_up, inside)
+        return quantize(evidence, frozenset(nodes), Recipe.said(decisions), correct == "bias", exact, looked_up, inside)
 
 
 def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
@@ -70,22 +66,37 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
 
 
 def decisions_for(
-    chosen: frozenset[str], evidence: Evidence, method: Rule = "auto", correct: bool = True, looked_up: Sequence[str] = ()
+    chosen: frozenset[str], evidence: Evidence, wish: Wish | None = None, correct: bool = True, looked_up: Sequence[str] = ()
 ) -> list[Decision]:
     """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups and the weights of bodies so;
-    "auto" ranges are decided here, by measuring."""
+    what the wish leaves open of the recipe is decided here, by measuring."""
     inside = inner8.inner(evidence.model)
     if not chosen and not looked_up and not inside:
         return []
-    method = best_ranges(evidence, chosen) if method == "auto" and chosen else method
+    recipe = recipe_for(evidence, chosen, wish or Wish()) if chosen else Recipe()
     return [
         {"nodes": sorted(chosen)},
         *([{"tables": list(looked_up)}] if looked_up else []),
         *([{"inner": inside}] if inside else []),
-        {"ranges": method},
+        *recipe.decisions(),
         {"correct": "bias" if correct else "none"},
         {"products": "exact" if evidence.machine.int8_exact else "saturating"},
     ]
+
+
+def recipe_for(evidence: Evidence, chosen: frozenset[str], wish: Wish) -> Recipe:
+    """The recipe with the least harm when these nodes are in int8; measured once for each wish.
+
+    With the bias corrected, as in the end, where few layers make that cheap.
+    """
+    known: dict[str, tuple[Wish, Recipe]] = evidence.kept.setdefault("recipes", {})
+    if str(wish) not in known:
+        few = sum(n.name in chosen and n.op_type in qdq.COMPUTE for n in evidence.model.graph) <= _FEW
+        exact = evidence.machine.int8_exact
+        settled = choose(evidence, wish, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
+        known[str(wish)] = settled, settled.on(evidence)
+    evidence.kept["settled"], evidence.kept["recipe"] = known[str(wish)]  # what models of other nodes are made by while mixes are sought
+    return known[str(wish)][1]
 
 
 def refusals(evidence: Evidence) -> list[Refused]:
@@ -100,13 +111,14 @@ def refusals(evidence: Evidence) -> list[Refused]:
 def quantize(
     evidence: Evidence,
     chosen: frozenset[str],
-    method: Rule,
+    recipe: Recipe,
     correct: bool,
     exact: bool,
     looked_up: Sequence[str] = (),
     inside: Sequence[str] = (),
 ) -> Applied:
     """The model with the chosen nodes in int8, the tables of these look-ups, and these weights of bodies."""
+    evidence = equalized(evidence, recipe)
     source = evidence.model
     known = {n.name for n in source.graph}
     missing = sorted((chosen | set(looked_up)) - known)
@@ -128,10 +140,13 @@ def quantize(
             raise InputProblem(
                 "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
             )
-    grids = ranges8.grids(evidence, method, plan)
+    grids = ranges8.grids(evidence, recipe.ranges, plan)
     work = source.clone()
-    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {f'by {method}' if isinstance(method, str) else 'as given'}"]
-    narrow = rewrite(work, plan, grids, evidence, exact)
+    by = f"by {recipe.ranges}" if isinstance(recipe.ranges, str) else "as given"
+    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {by}"]
+    if recipe.equalized:
+        notes.append(f"channels of {len(recipe.equalized)} tensors brought to like ranges")
+    narrow = rewrite(work, plan, grids, evidence, exact, recipe.rounding == "output")
     if looked_up:
         notes.append(f"{tables8.write(work, looked_up)} embedding tables in int8")
     if inside:
@@ -143,21 +158,6 @@ def quantize(
     edit.drop_dead(work)
     edit.forget_shapes(work)
     return Applied(work, notes, refusals(evidence))
-
-
-def best_ranges(evidence: Evidence, chosen: frozenset[str]) -> str:
-    """The range method with the least harm to the model's output on the calibration samples; measured once.
-
-    With the bias corrected, as in the end, where few layers make that cheap.
-    """
-    known: str | None = evidence.kept.get("ranges")
-    if known is None:
-        judge = Judge(evidence.model, evidence.samples().take(_JUDGED))
-        exact = evidence.machine.int8_exact
-        few = sum(n.name in chosen and n.op_type in qdq.COMPUTE for n in evidence.model.graph) <= _FEW
-        harm = {m: judge.score(quantize(evidence, chosen, m, few, exact).model).nmse for m in _CANDIDATES}
-        known = evidence.kept["ranges"] = min(harm, key=lambda m: harm[m])
-    return known
 
 
 QUANTIZE = Quantize()

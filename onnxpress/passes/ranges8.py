@@ -7,6 +7,9 @@ each tensor the one of those that harms its readers least,
 
 W_c being all that a reader multiplies channel c with: the Gram matrix of its weights without what lies off the diagonal.  The
 variance, since bias correction takes the mean error back.  Readers without weights (an Add) mind all channels alike.
+
+"wide" leaves room beyond the extremes, since samples not seen yet go further than the few that were; how far a tensor can go at all
+(what a Clip or Sigmoid gives; of inputs, what was seen: pictures are integers already, and one step for each is exact) ends it.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from onnxpress.passes.qdq_write import Grid, grid, spreads_for
 Range = tuple[float, float]
 Rule = str | Mapping[str, Sequence[float]]  # a method, or [low, high] by tensor
 
-RULES = (*METHODS, "weighted")
+RULES = (*METHODS, "weighted", "wide")
 _TRIED = ("minmax", "percentile", "mse", "entropy")
 _SAMPLES = 32
 _VALUES = 32_768  # of a tensor that are looked at in a batch
+_ROOM = 1.4  # what "wide" leaves beyond the extremes seen, for samples that go further
+_SHARES = frozenset(("Sigmoid", "HardSigmoid", "Softmax"))  # operators that give from 0 to 1
 
 
 def check(rule: Rule) -> None:
@@ -52,6 +57,9 @@ def ranges(evidence: Evidence, rule: Rule, tensors: Sequence[str]) -> dict[str, 
     if rule == "weighted":
         known = _weighted(evidence)
         return {n: known[n] for n in tensors}
+    if rule == "wide":
+        ends = _furthest(evidence)
+        return {n: _wide(spreads[n], ends.get(n)) for n in tensors}
     return {n: clip_range(spreads[n], rule) for n in tensors}
 
 
@@ -69,6 +77,36 @@ def grids(evidence: Evidence, rule: Rule, plan: qdq.Layout) -> dict[str, Grid]:
 def _ends(given: Sequence[float]) -> Range:
     low, high = given
     return float(low), float(high)
+
+
+def _wide(spread: Spread, ends: Range | None) -> Range:
+    low, high = clip_range(spread, "minmax")
+    least, most = ends or (-np.inf, np.inf)
+    return min(low, max(_ROOM * low, least)), max(high, min(_ROOM * high, most))
+
+
+def _furthest(evidence: Evidence) -> dict[str, Range]:
+    """How far tensors go on any sample, where that is known."""
+    spreads = spreads_for(evidence)
+    ends: dict[str, Range] = {v.name or "": (0.0, 0.0) for v in evidence.model.graph.inputs}  # as far as was seen
+    for node in evidence.model.graph:
+        source = node.inputs[0].name if node.inputs and node.inputs[0] is not None else None
+        if node.op_type in qdq.MOVE and source in ends:
+            ends.update({v.name or "": ends[source] for v in node.outputs})
+        elif node.op_type in _SHARES:
+            ends[node.outputs[0].name or ""] = 0.0, 1.0
+        elif node.op_type == "Clip":
+            ends[node.outputs[0].name or ""] = _clipped(node)
+    return {n: e for n, e in ends.items() if n in spreads}
+
+
+def _clipped(node: ir.Node) -> Range:
+    """(least, most) of what a Clip gives."""
+    found = [-np.inf, np.inf]
+    for i, name in enumerate(("min", "max")):
+        array = read.constant(node.inputs[i + 1]) if len(node.inputs) > i + 1 and node.inputs[i + 1] is not None else None
+        found[i] = float(array.item()) if array is not None else read.float_attribute(node, name, found[i])
+    return found[0], found[1]
 
 
 def _weighted(evidence: Evidence) -> dict[str, Range]:

@@ -11,6 +11,7 @@ from onnxpress.passes.codebook import SHARE
 from onnxpress.passes.depth import DEPTH
 from onnxpress.passes.distill import DISTILL
 from onnxpress.passes.dynamic import DYNAMIC
+from onnxpress.passes.equalize import EQUALIZE
 from onnxpress.passes.halfprec import HALF
 from onnxpress.passes.kernels import KERNELS
 from onnxpress.passes.lowrank import LOWRANK
@@ -32,7 +33,7 @@ def find_pass(name: str) -> Pass:
 
 def all_passes() -> dict[str, Pass]:
     """The built-in passes and those other packages register."""
-    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, ATTENTION, LOWRANK, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, SPARSIFY, DISTILL)
+    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, ATTENTION, LOWRANK, EQUALIZE, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, SPARSIFY, DISTILL)
     found: dict[str, Pass] = {p.name: p for p in own}
     for entry in entry_points(group="onnxpress.passes"):
         if entry.name not in found:

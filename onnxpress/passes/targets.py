@@ -2,12 +2,12 @@
 
 Shape inference with propagated values (the onnx package's) tells which sizes are numbers for every input, and which are an
 axis of the graph's inputs by name.  A target of numbers, of axes that stay where they are, and of one size more at most needs
-no computing.
+no computing.  An Expand need not be told the sizes of axes that stay: 1 says so, and goes on to where channels are removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -19,13 +19,16 @@ Size = int | str | None
 
 
 def known_targets(model: ir.Model) -> int:
-    """Make constants of the Reshape targets that are known, in place; how many there were."""
-    nodes = [n for n in model.graph if n.op_type == "Reshape" and read.standard(n) and read.constant(n.inputs[1]) is None]
+    """Make constants of the Reshape targets that are known, and of what is known of those of Expand, in place; how many there were."""
+    nodes = [n for n in model.graph if n.op_type in ("Reshape", "Expand") and read.standard(n) and read.constant(n.inputs[1]) is None]
     if not nodes:
         return 0
     sizes = inferred(model)
     count = 0
     for node in nodes:
+        if node.op_type == "Expand":
+            count += _leave_open(model, node, sizes)
+            continue
         source, result = (sizes.get(v.name or "") if v is not None else None for v in (node.inputs[0], node.outputs[0]))
         target = _target(source, result, bool(read.int_attribute(node, "allowzero", 0)))
         if target is not None:
@@ -70,3 +73,23 @@ def _target(source: Sequence[Size] | None, result: Sequence[Size] | None, zero_i
         found.append(size if isinstance(size, int) else 0 if stays else -1)
     numbers_fit = all(size > 0 for size in result if isinstance(size, int))
     return found if found.count(-1) <= 1 and numbers_fit else None
+
+
+def _leave_open(model: ir.Model, node: ir.Node, sizes: Mapping[str, Sequence[Size]]) -> bool:
+    """Say 1 for every axis that an Expand leaves as it is, where its target is put together of single sizes; whether any was."""
+    source, result = (sizes.get(v.name or "") if v is not None else None for v in (node.inputs[0], node.outputs[0]))
+    maker = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if source is None or result is None or maker is None or maker.op_type != "Concat" or len(source) != len(result):
+        return False
+    pieces = [read.constant(v) for v in maker.inputs]
+    lengths = [sizes.get(v.name or "") if v is not None else None for v in maker.inputs]
+    single = all((n if p is None else p.shape) == (1,) for n, p in zip(lengths, pieces, strict=True))
+    if len(pieces) != len(result) or not single:
+        return False
+    stays = [a for a, piece in enumerate(pieces) if piece is not None and piece.item() != 1 and source[a] is not None and source[a] == result[a]]
+    if not stays:
+        return False
+    one = edit.add_constant(model, np.ones(1, np.int64), f"{node.name}_stays")
+    parts = [one if a in stays else v for a, v in enumerate(maker.inputs)]
+    node.replace_input_with(1, edit.insert_before(model, node, "Concat", parts, f"{node.name}_target", {"axis": 0}))
+    return True

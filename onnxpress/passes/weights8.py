@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.passes.rounding import descend
+from onnxpress.passes.rounding import damped, descend, feedback, grid
 
 _TOP = 127
 _SAFE = 64
@@ -83,21 +83,22 @@ def _sqnr(weights: np.ndarray, scale: float) -> float:
     return float("inf") if noise == 0 else 10 * float(np.log10(max(float(np.square(weights).sum()), 1e-300) / noise))
 
 
-def refine(node: ir.Node, codes: Codes, gram: np.ndarray) -> Codes:
-    """The 7-bit rows rounded anew so that they keep the output on inputs of this Gram matrix [K, K].
+def refine(node: ir.Node, codes: Codes, gram: np.ndarray, every: bool = False) -> Codes:
+    """The 7-bit rows (or every row) rounded anew so that they keep the output on inputs of this Gram matrix [K, K].
 
-    The lost bit is made up for by letting the rounding errors of a row cancel each other.
+    The rounding errors of a row are let cancel each other.
     """
     moved = np.moveaxis(codes.values, codes.axis, 0)
     rows = moved.reshape(len(moved), -1)
     weight = read.constant(node.inputs[1])
-    if weight is None or rows.shape[1] != len(gram) or not codes.narrow.any():
+    pick = np.arange(len(rows)) if every else np.flatnonzero(codes.narrow)
+    if weight is None or rows.shape[1] != len(gram) or not pick.size:
         return codes
-    flat = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)
-    pick = np.flatnonzero(codes.narrow)
+    flat = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)[pick]
+    scale, levels = codes.scale[pick].astype(np.float64), np.where(codes.narrow[pick], float(_SAFE), float(_TOP))
+    start = np.rint(feedback(flat, damped(gram), grid(scale, levels)) / scale[:, None]) if every else rows[pick]
     better = rows.copy()
-    scale, levels = codes.scale[pick].astype(np.float64), np.full(len(pick), float(_SAFE))
-    better[pick] = descend(flat[pick], scale, levels, gram, rows[pick]).astype(np.int8)
+    better[pick] = descend(flat, scale, levels, gram, start).astype(np.int8)
     values = np.ascontiguousarray(np.moveaxis(better.reshape(moved.shape), 0, codes.axis))
     return Codes(values, codes.scale, codes.axis, codes.narrow)
 

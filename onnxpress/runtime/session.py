@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import edit
-from onnxpress.model.files import to_bytes
+from onnxpress.model.files import serialised
 from onnxpress.model.trace import Trace
 
 Feeds = Mapping[str, np.ndarray]
@@ -31,7 +31,6 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 CPU = "CPUExecutionProvider"
-_INLINE_LIMIT = 1_800_000_000
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,10 @@ def open_session(
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{Path(settings.dump).name}.data"
         )
-    if isinstance(model, ir.Model) and _weight_bytes(model) > _INLINE_LIMIT:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            ir.save(model, path, external_data="model.data")
-            return _create(str(path), options, settings.provider, where)
-    source = to_bytes(model) if isinstance(model, ir.Model) else model
-    return _create(str(source) if isinstance(source, Path) else source, options, settings.provider, where)
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if isinstance(model, ir.Model):
+        with serialised(model) as source:
+            return _create(str(source) if isinstance(source, Path) else source, options, settings.provider, where)
+    return _create(str(model) if isinstance(model, Path) else model, options, settings.provider, where)
 
 
 def provider_named(word: str) -> str:

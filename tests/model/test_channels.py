@@ -12,6 +12,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import channels as ch
 from onnxpress.model import read
 from onnxpress.model import removal as rm
+from onnxpress.optimize.single import simplify
 from tests import grammar, nets
 
 
@@ -157,3 +158,40 @@ def test_shared_weight_is_cloned() -> None:
     b = net.op("Conv", [a, weight], 16)
     model = net.model(net.head(b), nets.IMAGE, ["N", 10])
     assert_masked_parity(model, 0.5)
+
+
+def test_heads_of_cosine_attention_go_as_a_whole() -> None:
+    """Queries and keys over their norms, which are stretched to a target put together of sizes (Swin v2 as torch exports it)."""
+    net = nets.Net()
+    heads, wide, width = 4, 8, 32
+    net.widths["tokens"] = width
+
+    def product(x: str, size: int) -> str:
+        weight = net.constant((net.rng.standard_normal((net.widths[x], size)) / np.sqrt(net.widths[x])).astype(np.float32))
+        return net.op("MatMul", [x, weight], size)
+
+    def split(x: str) -> str:
+        x = net.op("Reshape", [x, net.constant(np.array([0, 0, heads, wide]), net.name("target"))], wide)
+        return net.op("Transpose", [x], wide, perm=[0, 2, 1, 3])
+
+    q, k, v = (split(product("tokens", heads * wide)) for _ in range(3))
+    batch = net.op("Gather", [net.op("Shape", [q], 1), net.constant(np.array([0]), "zero")], 1)
+    length = net.op("Gather", [net.op("Shape", [q], 1), net.constant(np.array([2]), "two")], 1)
+    sizes = [batch, net.constant(np.array([heads]), "heads"), length, net.constant(np.array([wide]), "wide")]
+
+    def unit(x: str) -> str:
+        norm = net.op("ReduceL2", [x], 1, axes=[3], keepdims=1)
+        return net.op("Div", [x, net.op("Expand", [norm, net.op("Concat", sizes, 1, axis=0)], wide)], wide)
+
+    scores = net.op("Softmax", [net.op("MatMul", [unit(q), net.op("Transpose", [unit(k)], wide, perm=[0, 1, 3, 2])], 1)], 1, axis=-1)
+    y = net.op("Transpose", [net.op("MatMul", [scores, v], wide)], wide, perm=[0, 2, 1, 3])
+    y = net.op("Reshape", [y, net.constant(np.array([0, 0, heads * wide]), "back")], heads * wide)
+    model = net.model(product(y, 5), {"tokens": ["N", "T", width]}, ["N", "T", 5])
+    data = nets.samples(model, 3, sequence=6)
+    evidence = evidence_for(simplify(model).model, data)
+    assert not [r for r in evidence.channels.refused if "Expand" in r.reason]
+    one = next(g for g in evidence.channels.groups if g.size == heads)
+    pruned = rm.remove(evidence.model, evidence.channels, {one.name: [1, 2]})
+    masked = rm.mask(evidence.model, evidence.channels, {one.name: [1, 2]})
+    np.testing.assert_allclose(nets.outputs(pruned, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
+    assert read.parameters(pruned) < 0.6 * read.parameters(evidence.model)

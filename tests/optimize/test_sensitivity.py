@@ -18,6 +18,7 @@ from onnxpress.optimize.sensitivity import candidates, matching, sensitivity
 from onnxpress.optimize.single import quantize
 from onnxpress.passes import qdq
 from onnxpress.passes.qdq_write import grid, spreads_for
+from onnxpress.passes.recipe8 import Wish
 from onnxpress.runtime.machine import machine_for, this_machine
 from tests import nets
 
@@ -91,7 +92,7 @@ def test_rounding_is_told_by_the_histogram() -> None:
     """The told signal-to-noise ratio is that of rounding the tensor's values on its grid."""
     model, data, _ = fragile()
     evidence = evidence_for(model, data)
-    found = sensitivity(evidence, candidates(evidence, (), ())[0], method="minmax")
+    found = sensitivity(evidence, candidates(evidence, (), ())[0], wish=Wish("minmax", False, "nearest"))
     layer = next(x for x in found.layers if x.node == found.layers[-1].node and x.op == "Conv")
     node = next(n for n in evidence.model.graph if n.name == layer.node)
     name = qdq.final_output(node).name or ""

@@ -39,6 +39,18 @@ def test_it_counts_what_removal_leaves(model: ir.Model, seed: int) -> None:
     assert ledger.total("params") == pytest.approx(true["params"], rel=0.02)
 
 
+def test_the_weights_of_a_depthwise_layer_are_counted() -> None:
+    """Also where one channel is left, and it is an ordinary layer."""
+    net = nets.image_net()
+    x = net.relu(net.depthwise(net.relu(net.conv("image", 4))))
+    evidence = evidence_for(net.model(net.head(x), nets.IMAGE, ["N", 10]), None)
+    (name,) = [g.name for g in evidence.channels.groups]
+    assert sum(counted(evidence)["params"].values()) == 4 * 27 + 4 * 9 + 4 * 10
+    ledger = Ledger.of(evidence, [name], counted(evidence))
+    ledger.take_all({name: 3})
+    assert ledger.total("params") == really(evidence, {name: 3})["params"] == 27 + 9 + 10
+
+
 def test_the_weights_of_a_recurrent_layer_are_counted_whole() -> None:
     """Both of them where only one narrows; the bias, though its rank is 2, is none."""
     net = nets.image_net()

@@ -19,6 +19,7 @@ from onnxpress.optimize import single
 from onnxpress.passes import qdq
 from onnxpress.passes.qdq_write import grid
 from onnxpress.passes.quantize import quantizable, quantize
+from onnxpress.passes.recipe8 import Recipe
 from onnxpress.passes.weights8 import quantize_weight, saturates
 from onnxpress.runtime.machine import machine_for
 from onnxpress.runtime.session import Settings, open_session
@@ -28,7 +29,7 @@ from tests import grammar, nets
 def int8(model: ir.Model, exact: bool = True, chosen: frozenset[str] | None = None) -> tuple[Evidence, ir.Model]:
     evidence = evidence_for(model, nets.samples(model, 24))
     nodes = qdq.whole(evidence.model, evidence.trace) if chosen is None else chosen
-    return evidence, quantize(evidence, nodes, "auto", True, exact).model
+    return evidence, quantize(evidence, nodes, Recipe(), True, exact).model
 
 
 def kernels(model: ir.Model, folder: Path) -> list[str]:
@@ -143,7 +144,7 @@ def test_a_float_convolution_between_integer_ones_stays_float(tmp_path: Path) ->
     evidence = evidence_for(nets.residual(width=32, blocks=2), nets.samples(nets.residual(width=32, blocks=2), 8))
     middle = [n.name for n in evidence.model.graph if n.op_type == "Conv"][2]
     chosen = qdq.trim(evidence.model, qdq.whole(evidence.model, evidence.trace) - {middle})
-    done = quantize(evidence, chosen, "auto", False, True).model
+    done = quantize(evidence, chosen, Recipe(), False, True).model
     ran = kernels(done, tmp_path)
     assert ran.count("QLinearConv") == 4
     assert sum(name in ("Conv", "FusedConv") for name in ran) == 1
@@ -167,7 +168,7 @@ def test_already_quantized_model_is_left_alone() -> None:
 def test_every_range_method_is_close(method: str) -> None:
     model = nets.residual(width=32)
     evidence = evidence_for(model, nets.samples(model, 24))
-    done = quantize(evidence, qdq.whole(evidence.model, evidence.trace), method, True, True).model
+    done = quantize(evidence, qdq.whole(evidence.model, evidence.trace), Recipe(method), True, True).model
     data = nets.samples(model, 24, seed=3)
     wanted = nets.outputs(model, data)
     assert ((nets.outputs(done, data, "all") - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
@@ -234,7 +235,7 @@ def test_default_and_u8u8_kernels_agree() -> None:
     data = nets.samples(model, 24)
     evidence = evidence_for(model, data, machine_for("avx2"))
     done = quantize(
-        evidence, qdq.whole(evidence.model, evidence.trace), "auto", True, evidence.machine.int8_exact
+        evidence, qdq.whole(evidence.model, evidence.trace), Recipe(), True, evidence.machine.int8_exact
     ).model
     feeds = next(iter(data.batches(24))).inputs
     plain = open_session(done).run(None, feeds)[0]

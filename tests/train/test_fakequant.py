@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from onnxpress.measure.evidence import evidence_for  # noqa: E402
 from onnxpress.passes import qdq  # noqa: E402
 from onnxpress.passes.quantize import quantize  # noqa: E402
+from onnxpress.passes.recipe8 import Recipe  # noqa: E402
 from onnxpress.runtime.session import Settings, open_session  # noqa: E402
 from onnxpress.train.program import Program  # noqa: E402
 from tests import nets  # noqa: E402
@@ -22,7 +23,7 @@ from tests import nets  # noqa: E402
 
 def int8(model: ir.Model) -> ir.Model:
     evidence = evidence_for(model, nets.samples(model, 24))
-    return quantize(evidence, qdq.whole(evidence.model, evidence.trace), "auto", True, True).model
+    return quantize(evidence, qdq.whole(evidence.model, evidence.trace), Recipe(), True, True).model
 
 
 def feeds_for(model: ir.Model) -> dict[str, np.ndarray]:

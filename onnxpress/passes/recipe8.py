@@ -1,0 +1,155 @@
+"""How a model is put into integers beside which nodes are: its recipe, and the choice of one by measured harm.
+
+A recipe says by which rule ranges are found, by which factors channels are brought to like ranges first (`equalize.py`), and whether
+weights are rounded to the nearest integer or so that the layer's output is kept (`rounding.py`).  What is best differs from model to
+model, and statistics look better on the samples they were taken from: so candidates are made from one half of the samples and judged
+on the other, by the error of the outputs in front of a last Softmax, whose few doubtful samples would otherwise decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.ranges import observe
+from onnxpress.measure.score import Judge
+from onnxpress.model import edit
+from onnxpress.model.counts import macs
+from onnxpress.passes import ranges8
+from onnxpress.passes.base import Decision
+from onnxpress.passes.equalize import EQUALIZE, plan_equalize, sites
+from onnxpress.passes.qdq_write import channel_axes, spreads_for
+from onnxpress.passes.ranges8 import Rule
+
+ROUNDINGS = ("nearest", "output")
+_RULES = ("weighted", "minmax", "mse")  # what "auto" chooses from; and then
+_ROOMY = "wide"
+_JUDGED = 64  # samples
+_BOTH = 2e8  # multiply-accumulates a sample up to which both halves of the samples take their turn at judging
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """ranges: a method, or [low, high] by tensor; equalized: decisions of the pass of that name; rounding: of weights."""
+
+    ranges: Rule = "mse"
+    equalized: tuple[Decision, ...] = ()
+    rounding: str = ROUNDINGS[0]
+
+    def decisions(self) -> list[Decision]:
+        """As a plan says it."""
+        found: list[Decision] = [{"ranges": self.ranges}]
+        if self.equalized:
+            found.append({"equalized": list(self.equalized)})
+        if self.rounding != ROUNDINGS[0]:
+            found.append({"rounding": self.rounding})
+        return found
+
+    @classmethod
+    def said(cls, decisions: Sequence[Decision]) -> Recipe:
+        """What a plan says.  Raises InputProblem for what is no recipe."""
+        rounding = next((str(d["rounding"]) for d in decisions if "rounding" in d), ROUNDINGS[0])
+        rule = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
+        Wish(rule, rounding=rounding).check()
+        return cls(rule, tuple(d for given in decisions for d in given.get("equalized", ())), rounding)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the same; factors: those
+    of a file, for equalizing."""
+
+    ranges: Rule = "auto"
+    equalize: bool | None = None
+    rounding: str | None = None
+    factors: tuple[Decision, ...] | None = None
+
+    def check(self) -> None:
+        """Raises InputProblem for what is no recipe."""
+        ranges8.check(self.ranges)
+        if self.rounding is not None and self.rounding not in ROUNDINGS:
+            raise InputProblem("unknown rounding", self.rounding, "", f"one of {', '.join(ROUNDINGS)}")
+
+    def on(self, evidence: Evidence) -> Recipe:
+        """As these samples have it, where nothing is left open."""
+        if self.factors is None:
+            factors = tuple(plan_equalize(evidence)) if self.equalize else ()
+        else:
+            factors = self.factors
+        return Recipe(self.ranges, factors, self.rounding or ROUNDINGS[0])
+
+
+def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:
+    """The evidence of the model whose channels the recipe has brought to like ranges; made once, what did not change not seen anew."""
+    if not recipe.equalized:
+        return evidence
+    known: dict[str, Evidence] = evidence.kept.setdefault("equalized", {})
+    key = str(recipe.equalized)
+    if key not in known:
+        done = EQUALIZE.apply(evidence.model, recipe.equalized, evidence)
+        found = replace(evidence_for(done.model, evidence.data, evidence.machine, evidence.seed), cache=evidence.cache)
+        wanted = {d["tensor"] for d in recipe.equalized}
+        moved = {name for s in sites(evidence.model, evidence.trace) if s.tensor in wanted for name in s.scaled}
+        before = spreads_for(evidence)
+        again = observe(found, [n for n in before if n in moved], channel_axes(found.model))
+        found.kept["spreads"] = {n: again.get(n, spread) for n, spread in before.items()}
+        known[key] = found
+    return known[key]
+
+
+def choose(evidence: Evidence, wish: Wish, build: Callable[[Evidence, Recipe], ir.Model]) -> Wish:
+    """The wish with nothing left open, so that least is harmed.  build: the model by a recipe, from some samples' evidence.
+
+    First the ranges are settled, then whether they need room and channels factors, at last the rounding.
+    """
+    trial = _Trial(evidence, build)
+    rules = _RULES if wish.ranges == "auto" else (wish.ranges,)
+    forms = [replace(wish, ranges=r, equalize=wish.equalize or False, rounding=wish.rounding or ROUNDINGS[0]) for r in rules]
+    best = trial.best(forms)
+    forms = [best, replace(best, ranges=_ROOMY)] if wish.ranges == "auto" else [best]
+    if wish.equalize is None and wish.factors is None and plan_equalize(evidence):
+        forms += [replace(f, equalize=True) for f in forms]
+    best = trial.best(forms)
+    return trial.best([best, replace(best, rounding=ROUNDINGS[1])]) if wish.rounding is None else best
+
+
+class _Trial:
+    """Recipes made from one half of the samples and judged on the other, and of a small model the other way round as well."""
+
+    def __init__(self, evidence: Evidence, build: Callable[[Evidence, Recipe], ir.Model]) -> None:
+        first, second = evidence.halves or (evidence, evidence)
+        small = sum(macs(evidence.model, evidence.trace).values()) <= _BOTH
+        original = before_softmax(evidence.model)
+        turns = [(first, second), (second, first)] if small and first is not second else [(first, second)]
+        self._turns = [(fitted, Judge(original, judged.samples().take(_JUDGED))) for fitted, judged in turns]
+        self._build = build
+        self._harm: dict[str, float] = {}
+
+    def best(self, offers: Sequence[Wish]) -> Wish:
+        """The one that harms least, the first of equals."""
+        return min(offers, key=self._of) if len(offers) > 1 else offers[0]
+
+    def _of(self, form: Wish) -> float:
+        if str(form) not in self._harm:
+            made = [(judge, self._build(fitted, form.on(fitted))) for fitted, judge in self._turns]
+            self._harm[str(form)] = float(np.mean([judge.score(before_softmax(model)).nmse for judge, model in made]))
+        return self._harm[str(form)]
+
+
+def before_softmax(model: ir.Model) -> ir.Model:
+    """A copy that gives what a last Softmax is given, wherever an output is one's."""
+    work = model.clone()
+    for position, value in enumerate(work.graph.outputs):
+        node = value.producer()
+        source = node.inputs[0] if node is not None and node.op_type == "Softmax" else None
+        if source is None or source.is_graph_output() or source.is_graph_input() or list(value.uses()):
+            continue
+        source.type, source.shape = value.type, value.shape
+        work.graph.outputs[position] = source
+    edit.drop_dead(work)
+    return work
