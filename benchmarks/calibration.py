@@ -1,30 +1,38 @@
-"""Peak memory of quantize against the number of samples, for every range method; onnxruntime's calibrators beside it.
+"""What finding ranges costs: time beside a plain pass over the same samples, and memory over it; onnxruntime's calibrators beside.
 
-    python benchmarks/calibration.py [--samples 32,512]
+    ONNXPRESS_ZOO=path/to/zoo python benchmarks/calibration.py [--case lite0] [--samples 64,512]
 
-Each measurement is a fresh process that reads VmHWM (ru_maxrss would inherit the parent's peak).  The model is a stack of
-convolutions on 64 x 64 pictures with large inner tensors; samples are made one by one, so that they take no memory.
+Without a zoo: a stack of convolutions on 64 x 64 pictures with large inner tensors.  Each measurement is a fresh process that first
+runs all samples once, each alone, with all cores, then finds the ranges; its memory is VmHWM (ru_maxrss would inherit the parent's
+peak).  Samples are 64 of `train`, again and again where more are asked for, so that they take no memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
+METHODS = ("minmax", "average", "percentile", "entropy", "mse", "weighted")
+PEERS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+_KEPT = 64  # samples that are held
 
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
 
+Samples = Callable[[], Iterator[dict[str, np.ndarray]]]
 
-def model_file(folder: Path) -> Path:
+
+def stack(folder: Path) -> Path:
     """conv-relu x 6 with 32 channels on 64 x 64: 6 MB of inner values a sample."""
     from onnx import TensorProto, helper, numpy_helper, save
 
@@ -34,25 +42,29 @@ def model_file(folder: Path) -> Path:
         weight = (rng.standard_normal((32, width, 3, 3)) / np.sqrt(width * 4.5)).astype(np.float32)
         tensors.append(numpy_helper.from_array(weight, f"w{i}"))
         tensors.append(numpy_helper.from_array(np.zeros(32, np.float32), f"b{i}"))
-        nodes.append(
-            helper.make_node(
-                "Conv", [x, f"w{i}", f"b{i}"], [f"c{i}"], name=f"conv{i}", kernel_shape=[3, 3], pads=[1] * 4
-            )
-        )
+        nodes.append(helper.make_node("Conv", [x, f"w{i}", f"b{i}"], [f"c{i}"], name=f"conv{i}", kernel_shape=[3, 3], pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], name=f"relu{i}"))
         x, width = f"r{i}", 32
     nodes.append(helper.make_node("GlobalAveragePool", [x], ["y"], name="pool"))
-    graph = helper.make_graph(
-        nodes, "stack", [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 64, 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 32, 1, 1])], tensors)  # fmt: skip
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("image", ["N", 3, 64, 64]), ("y", ["N", 32, 1, 1]))]
+    graph = helper.make_graph(nodes, "stack", ports[:1], ports[1:], tensors)
     path = folder / "stack.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
 
-def pictures(count: int) -> Iterator[dict[str, np.ndarray]]:
-    for i in range(count):
-        yield {"image": np.random.default_rng(i).standard_normal((1, 3, 64, 64)).astype(np.float32)}
+def held(path: Path, case: str) -> list[dict[str, np.ndarray]]:
+    """A few samples, each of batch 1."""
+    if not case:
+        rng = np.random.default_rng(0)
+        return [{"image": rng.standard_normal((1, 3, 64, 64)).astype(np.float32)} for _ in range(_KEPT)]
+    from zoo import dataset, zoo_module
+
+    from onnxpress.model.files import load
+    from onnxpress.model.signature import signature
+
+    found = zoo_module(Path(os.environ["ONNXPRESS_ZOO"])).load(case)
+    return [dict(b.inputs) for b in dataset(found, "train", signature(load(path)), _KEPT).batches(1)]
 
 
 def peak_mb() -> float:
@@ -62,102 +74,109 @@ def peak_mb() -> float:
     return 0.0
 
 
-def child(tool: str, method: str, count: int, path: str) -> None:
-    """In a fresh process: quantize, then print the peak over what the imports and one plain run took."""
-    import onnxruntime
+class Again:
+    """Re-iterable samples."""
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    if tool == "onnxpress":
-        import onnxpress
-        from onnxpress.optimize.single import quantize
-
-        data = onnxpress.open_dataset(_Lazy(count), onnxpress.signature(onnxpress.load(path)))
-        for feeds in pictures(2):
-            session.run(None, feeds)
-        base = peak_mb()
-        quantize(path, data, method=method, samples=count)
-    else:
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, quantize_static
-
-        for feeds in pictures(2):
-            session.run(None, feeds)
-        base = peak_mb()
-        kind = {
-            "minmax": CalibrationMethod.MinMax,
-            "percentile": CalibrationMethod.Percentile,
-            "entropy": CalibrationMethod.Entropy,
-        }[method]
-        quantize_static(
-            path,
-            path + ".q.onnx",
-            _Reader(count),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            calibrate_method=kind,
-        )
-    print(json.dumps({"base": base, "over": peak_mb() - base}))
-
-
-class _Lazy:
-    """Re-iterable samples that are made when asked for."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return pictures(self.count)
+        return self._samples()
 
 
-class _Reader:
-    def __init__(self, count: int) -> None:
-        self._left = pictures(count)
+class Reader:
+    """The same as onnxruntime's calibrators read them."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._left = samples()
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._left, None)
 
 
-def measure(tool: str, method: str, count: int, path: Path) -> float | None:
-    command = [sys.executable, __file__, "--child", f"{tool},{method},{count},{path}"]
+def ours(path: Path, method: str, samples: Samples) -> None:
+    from onnxpress.data.dataset import open_dataset
+    from onnxpress.measure.evidence import evidence_for
+    from onnxpress.model.files import load
+    from onnxpress.model.signature import signature
+    from onnxpress.passes import ranges8
+    from onnxpress.passes.qdq_write import spreads_for
+
+    model = load(path)
+    evidence = evidence_for(model, open_dataset(Again(samples), signature(model)))
+    ranges8.ranges(evidence, method, list(spreads_for(evidence)))
+
+
+def theirs(path: Path, method: str, samples: Samples) -> None:
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    with tempfile.TemporaryDirectory() as folder:
+        kind = getattr(CalibrationMethod, PEERS[method])
+        calibrator = create_calibrator(str(path), None, str(Path(folder) / "augmented.onnx"), calibrate_method=kind)
+        calibrator.collect_data(Reader(samples))
+        calibrator.compute_data()
+
+
+def child(tool: str, method: str, count: int, path: Path, case: str) -> dict[str, float]:
+    """In a fresh process: a plain pass, then the ranges."""
+    from onnxpress.runtime.session import all_cores, open_session
+
+    feeds = held(path, case)
+
+    def samples() -> Iterator[dict[str, np.ndarray]]:
+        return itertools.islice(itertools.cycle(feeds), count)
+
+    session = open_session(path, all_cores())
+    session.run(None, feeds[0])
+    start = time.perf_counter()
+    for one in samples():
+        session.run(None, one)
+    plain, before = time.perf_counter() - start, peak_mb()
+    del session
+    start = time.perf_counter()
+    (ours if tool == "onnxpress" else theirs)(path, method, samples)
+    return {"plain": plain, "seconds": time.perf_counter() - start, "over_mb": peak_mb() - before}
+
+
+def measure(tool: str, method: str, count: int, path: Path, case: str) -> dict[str, Any] | None:
+    command = [sys.executable, __file__, "--child", f"{tool},{method},{count},{path}", "--case", case]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1])["over"] if done.returncode == 0 and lines else None
+    if done.returncode or not lines:
+        return None
+    return dict(json.loads(lines[-1]), tool=tool, method=method, samples=count)
 
 
 @click.command()
-@click.option("--samples", default="32,512")
+@click.option("--case", default="", help="Of the zoo; nothing: a stack of convolutions.")
+@click.option("--samples", default="64,512")
 @click.option("--peers/--no-peers", default=True)
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/calibration.json")
-)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/calibration.json"))
 @click.option("--child", "child_spec", hidden=True)
-def main(samples: str, peers: bool, json_path: Path, child_spec: str | None) -> None:
+def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str | None) -> None:
     """Run the benchmark and print one table."""
     if child_spec:
         tool, method, count, path = child_spec.split(",", 3)
-        child(tool, method, int(count), path)
+        print(json.dumps(child(tool, method, int(count), Path(path), case)))
         return
     from onnxpress.cli import console
     from onnxpress.optimize.run import document
     from onnxpress.runtime.machine import this_machine
 
-    counts = [int(c) for c in samples.split(",")]
-    rows = []
+    rows, table = [], []
     with tempfile.TemporaryDirectory() as folder:
-        path = model_file(Path(folder))
-        for tool in ("onnxpress", "onnxruntime") if peers else ("onnxpress",):
-            for method in METHODS if tool == "onnxpress" else METHODS[:3]:
-                rows.append(
-                    {"tool": tool, "method": method, "over_mb": [measure(tool, method, c, path) for c in counts]}
-                )
-    console.table(
-        [("tool", "left"), ("ranges", "left"), *((f"{c} samples, MB", "right") for c in counts)],
-        [[r["tool"], r["method"], *("failed" if v is None else f"{v:.0f}" for v in r["over_mb"])] for r in rows],
-    )
-    console.out("peak memory over imports and a plain run, fresh process each; " + this_machine().text())
+        path = Path(os.environ["ONNXPRESS_ZOO"]) / case / "model.onnx" if case else stack(Path(folder))
+        tools = [("onnxpress", m) for m in METHODS] + [("onnxruntime", m) for m in PEERS if peers]
+        for (tool, method), count in itertools.product(tools, [int(c) for c in samples.split(",")]):
+            found = measure(tool, method, count, path, case)
+            rows.append(found or {"tool": tool, "method": method, "samples": count, "failed": True})
+            cells = ["failed"] * 2 if found is None else [f"{found['seconds'] / found['plain']:.1f}x", f"{found['over_mb']:.0f}"]
+            table.append([tool, method, str(count), *cells])
+    console.table([("tool", "left"), ("ranges", "left"), *((n, "right") for n in ("samples", "of a plain pass", "MB over it"))], table)
+    console.out("a fresh process each; " + this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(
-        json.dumps(document("calibration", machine=this_machine().as_dict(), samples=counts, rows=rows), indent=1)
-    )
+    json_path.write_text(json.dumps(document("calibration", machine=this_machine().as_dict(), case=case, rows=rows), indent=1))
 
 
 if __name__ == "__main__":

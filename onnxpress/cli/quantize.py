@@ -45,6 +45,14 @@ _NAME = 20  # characters of a layer's name that fit
     show_default=True,
     help="Of weights: to the nearest integer, or so that outputs are kept.  auto: where that harms less.",
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["qdq", "qoperator"]),
+    default="qdq",
+    show_default=True,
+    help="Pairs that onnxruntime fuses, or integer operators in the file itself.",
+)
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these in int8: a name, an operator or a regular expression.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="These stay in float; may be repeated.")
 @click.option("--max-drop", type=float, help="Leave as few layers in float as keep the drop on the samples within this.")
@@ -62,6 +70,7 @@ def command(
     method: str,
     equalize: str,
     rounding: str,
+    form: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     max_drop: float | None,
@@ -74,7 +83,7 @@ def command(
 
     rule = Path(method) if method.endswith(".json") else method
     recipe = {"equalize": {"auto": None, "always": True, "never": False}[equalize], "rounding": None if rounding == "auto" else rounding}
-    ways = {"method": rule, **recipe, "include": include, "exclude": exclude, "max_drop": max_drop, "report": report}
+    ways = {"method": rule, **recipe, "form": form, "include": include, "exclude": exclude, "max_drop": max_drop, "report": report}
     result = asked.do("quantize", quantize, **ways, machine=machine_for(target_cpu))
     if report and not asked.as_json:
         _table(result.layers)

@@ -28,7 +28,7 @@ from onnxpress.model.trace import Trace
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
-_STREAM_BYTES = 96 * 2**20  # of tapped values held at once
+_STREAM_BYTES = 48 * 2**20  # of tapped values held at once
 
 
 @dataclass
@@ -100,6 +100,8 @@ class Evidence:
             return None
         parts = (self.samples().select(range(start, count, 2)) for start in (0, 1))
         first, second = (Evidence(self.model, part, self.machine, self.seed, cache=self.cache) for part in parts)
+        for half in (first, second):
+            half.trace, half.batchable = self.trace, self.batchable  # of the model: the same
         return first, second
 
     def samples(self) -> Dataset:

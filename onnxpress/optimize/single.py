@@ -32,7 +32,7 @@ from onnxpress.passes.depth import plan_depth, removable
 from onnxpress.passes.inactive import inactive
 from onnxpress.passes.lowrank import Wish as LowRankWish
 from onnxpress.passes.lowrank import plan_lowrank
-from onnxpress.passes.quantize import decisions_for
+from onnxpress.passes.quantize import FORMATS, decisions_for
 from onnxpress.passes.ranges8 import Rule
 from onnxpress.passes.recipe8 import Recipe
 from onnxpress.passes.recipe8 import Wish as RecipeWish
@@ -244,6 +244,7 @@ def quantize(
     method: Rule | Path = "auto",
     equalize: bool | None = None,
     rounding: str | None = None,
+    form: str = FORMATS[0],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     max_drop: float | None = None,
@@ -258,6 +259,7 @@ def quantize(
 
     method: how ranges are found, or [low, high] by tensor; a path: of a file that is read, or written where it is not there;
     equalize: bring channels to like ranges first; rounding: of weights, "nearest" or "output"; None: where it harms less on the samples;
+    form: "qdq", or "qoperator" for integer operators in place of pairs;
     max_drop: as few layers as need be stay in float for the drop on the samples to be within it, all of them if it must be;
     report: say what each layer harms.
     """
@@ -280,6 +282,8 @@ def quantize(
         if max_drop is not None:
             notes.append(f"drop {found.drop:.4f} on the samples; {len(floats)} of {len(found.layers)} layers stay in float")
     decisions = decisions_for(chosen, evidence, wish, looked_up=looked_up)
+    if decisions and form != FORMATS[0]:
+        decisions.append({"format": form})
     if file is not None and not file.exists():
         write_ranges(file, evidence, Recipe.said(decisions))
     if not decisions and found is None:

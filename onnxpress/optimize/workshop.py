@@ -31,7 +31,8 @@ from onnxpress.passes.codebook import plan_sharing
 from onnxpress.passes.depth import Wish as DepthWish
 from onnxpress.passes.depth import plan_depth
 from onnxpress.passes.distill import Source, teacher_evidence
-from onnxpress.passes.quantize import decisions_for, quantizable
+from onnxpress.passes.quantize import decisions_for, quantizable, recipe_for
+from onnxpress.passes.recipe8 import Wish as RecipeWish
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.passes.tables8 import tables
 from onnxpress.passes.weightonly import Wish as WeightsWish
@@ -43,6 +44,7 @@ from onnxpress.train.settings import Settings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
+_QUICK = RecipeWish("mse", False, "nearest")  # for what is only timed
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
 
@@ -124,6 +126,17 @@ class Workshop:
         assert self.exact_evidence is not None
         return self.exact_evidence
 
+    @property
+    def _recipe(self) -> RecipeWish:
+        """How int8 is made, settled on the exact model: of those that come of it in the same way."""
+        known = self.shelf.fact("recipe of int8")
+        if known is None:
+            recipe_for(self.base, quantizable(self.base), RecipeWish())
+            found: RecipeWish = self.base.kept["settled"]
+            known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
+            self.shelf.note("recipe of int8", known)
+        return RecipeWish(**known)
+
     def evidence(self, candidate: Candidate) -> Evidence:
         """What is known of a candidate's model from the calibration samples."""
         return self._evidence(model_of(candidate))
@@ -156,7 +169,7 @@ class Workshop:
         plan = self.exact_plan if pruned is None else pruned.plan
 
         def make() -> Made:
-            step = _to_int8(where, chosen)
+            step = _to_int8(where, chosen, self._recipe)
             done = take_step(step, where, where.model)
             return plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
 
@@ -279,7 +292,7 @@ class Workshop:
         cut = sketch.cut()
         models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
         if chosen:
-            models["cut, int8"] = take_step(_to_int8(cut, chosen), cut, cut.model).model
+            models["cut, int8"] = take_step(_to_int8(cut, chosen, _QUICK), cut, cut.model).model
         effort = Effort(seconds=seconds, precision=0.01, rebuilds=1, resamples=100)
         return min(1 / r.speedup for r in compare_latency(models, self.feeds, effort).ratios)
 
@@ -319,10 +332,10 @@ def blocks_name(count: int) -> str:
     return f"{count} block{'s' * (count > 1)} out"
 
 
-def _to_int8(evidence: Evidence, chosen: frozenset[str]) -> Step:
+def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeWish) -> Step:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
     nodes = qdq.trim(evidence.model, _able(evidence, chosen))
-    return Step("quantize", tuple(decisions_for(nodes, evidence, looked_up=tables(evidence.model))))
+    return Step("quantize", tuple(decisions_for(nodes, evidence, wish, looked_up=tables(evidence.model))))
 
 
 def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:

@@ -275,15 +275,15 @@ def _matrices(place: Place, weight: np.ndarray) -> np.ndarray:
 def _seen(evidence: Evidence, site: Site) -> Seen | None:
     """What a site's readers are given on the samples; None where that is not finite, or not read in integers."""
     spreads = [spreads_for(evidence).get(name) for name in site.given]
-    low, high, power, count = np.zeros(site.channels), np.zeros(site.channels), np.zeros(site.channels), 0.0
+    low, high, power, count = np.zeros(site.channels), np.zeros(site.channels), np.zeros(site.channels), 0
     for spread in spreads:
         if spread is None or not spread.finite or spread.channel_low is None or len(spread.channel_low) != site.channels:
             return None
         assert spread.channel_high is not None and spread.channel_square is not None
         low, high = np.minimum(low, spread.channel_low), np.maximum(high, spread.channel_high)
         power += spread.channel_square
-        count += float(spread.counts.sum()) / site.channels
-    return Seen(low, high, power / max(count, 1.0))
+        count += spread.batches
+    return Seen(low, high, power / max(count, 1))
 
 
 def _times(work: ir.Model, node: ir.Node, place: Place, s: np.ndarray) -> None:

@@ -122,6 +122,15 @@ def activation_behind(node: ir.Node) -> ir.Node | None:
     return follower
 
 
+def clip_bounds(node: ir.Node) -> tuple[float, float]:
+    """(least, most) of what a Clip gives."""
+    found = [-np.inf, np.inf]
+    for i, name in enumerate(("min", "max")):
+        array = read.constant(node.inputs[i + 1]) if len(node.inputs) > i + 1 and node.inputs[i + 1] is not None else None
+        found[i] = float(array.item()) if array is not None else read.float_attribute(node, name, found[i])
+    return found[0], found[1]
+
+
 def final_output(node: ir.Node) -> ir.Value:
     """The value a node's Q stands behind: its own output or that of the activation it absorbs."""
     follower = activation_behind(node)

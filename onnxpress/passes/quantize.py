@@ -19,8 +19,10 @@ from onnxpress.passes import inner8, qdq, ranges8, tables8
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.bias import correct_bias
 from onnxpress.passes.qdq_write import rewrite, spreads_for
+from onnxpress.passes.qoperator import to_operators
 from onnxpress.passes.recipe8 import Recipe, Wish, choose, equalized
 
+FORMATS = ("qdq", "qoperator")
 _FEW = 12  # layers whose bias is corrected while recipes are compared, too
 
 
@@ -42,7 +44,7 @@ class Quantize:
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
         """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
         {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output"},
-        {"correct": "bias" | "none"},
+        {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
         looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
@@ -51,7 +53,14 @@ class Quantize:
             return Applied(model.clone())
         correct = next((d["correct"] for d in decisions if "correct" in d), "bias")
         exact = next((d["products"] == "exact" for d in decisions if "products" in d), evidence.machine.int8_exact)
-        return quantize(evidence, frozenset(nodes), Recipe.said(decisions), correct == "bias", exact, looked_up, inside)
+        form = next((d["format"] for d in decisions if "format" in d), FORMATS[0])
+        if form not in FORMATS:
+            raise InputProblem("unknown format", str(form), "", f"one of {', '.join(FORMATS)}")
+        done = quantize(evidence, frozenset(nodes), Recipe.said(decisions), correct == "bias", exact, looked_up, inside)
+        if form == "qoperator":
+            count = to_operators(done.model, frozenset(nodes))
+            done.notes.append(f"{count} of {len(nodes)} nodes as integer operators, the others between pairs")
+        return done
 
 
 def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:

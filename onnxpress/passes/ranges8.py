@@ -96,17 +96,8 @@ def _furthest(evidence: Evidence) -> dict[str, Range]:
         elif node.op_type in _SHARES:
             ends[node.outputs[0].name or ""] = 0.0, 1.0
         elif node.op_type == "Clip":
-            ends[node.outputs[0].name or ""] = _clipped(node)
+            ends[node.outputs[0].name or ""] = qdq.clip_bounds(node)
     return {n: e for n, e in ends.items() if n in spreads}
-
-
-def _clipped(node: ir.Node) -> Range:
-    """(least, most) of what a Clip gives."""
-    found = [-np.inf, np.inf]
-    for i, name in enumerate(("min", "max")):
-        array = read.constant(node.inputs[i + 1]) if len(node.inputs) > i + 1 and node.inputs[i + 1] is not None else None
-        found[i] = float(array.item()) if array is not None else read.float_attribute(node, name, found[i])
-    return found[0], found[1]
 
 
 def _weighted(evidence: Evidence) -> dict[str, Range]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -122,13 +123,17 @@ class _Trial:
     """Recipes made from one half of the samples and judged on the other, and of a small model the other way round as well."""
 
     def __init__(self, evidence: Evidence, build: Callable[[Evidence, Recipe], ir.Model]) -> None:
-        first, second = evidence.halves or (evidence, evidence)
-        small = sum(macs(evidence.model, evidence.trace).values()) <= _BOTH
-        original = before_softmax(evidence.model)
-        turns = [(first, second), (second, first)] if small and first is not second else [(first, second)]
-        self._turns = [(fitted, Judge(original, judged.samples().take(_JUDGED))) for fitted, judged in turns]
-        self._build = build
+        self._evidence, self._build = evidence, build
         self._harm: dict[str, float] = {}
+
+    @cached_property
+    def _turns(self) -> list[tuple[Evidence, Judge]]:
+        """Whose statistics are tried on whose samples."""
+        first, second = self._evidence.halves or (self._evidence, self._evidence)
+        small = sum(macs(self._evidence.model, self._evidence.trace).values()) <= _BOTH
+        pairs = [(first, second), (second, first)] if small and first is not second else [(first, second)]
+        original = before_softmax(self._evidence.model)
+        return [(fitted, Judge(original, judged.samples().take(_JUDGED))) for fitted, judged in pairs]
 
     def best(self, offers: Sequence[Wish]) -> Wish:
         """The one that harms least, the first of equals."""

@@ -50,6 +50,40 @@ def test_mse_clips_an_outlier_and_minmax_does_not() -> None:
     assert clip_range(spread, "mse")[1] < 25.0
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_of_a_large_tensor_some_values_of_every_channel_are_looked_at(axis: int) -> None:
+    """Extremes of all; squares and the histogram of some, whose steps see no channel more often than another."""
+    rng = np.random.default_rng(0)
+    wide = 10.0 ** np.arange(-2, 2, 0.125)
+    x = np.moveaxis(rng.standard_normal((4, 128, 128, 32)) * wide, -1, axis).astype(np.float32)
+    spread = Spread()
+    spread.add(x, axis)
+    spread.add(x, axis)
+    others = tuple(a for a in range(4) if a != axis % 4)
+    assert spread.channel_low is not None and spread.channel_high is not None and spread.channel_square is not None
+    np.testing.assert_array_equal(spread.channel_low, x.min(axis=others))
+    np.testing.assert_array_equal(spread.channel_high, x.max(axis=others))
+    np.testing.assert_allclose(spread.channel_square / spread.batches, wide**2, rtol=0.1)
+    assert 2e5 < spread.counts.sum() < 6e5, "some of two million"
+    assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(float(np.mean(x**2)), rel=0.05)
+
+
+def test_two_spreads_are_what_one_would_be() -> None:
+    rng = np.random.default_rng(0)
+    first, second, both = Spread(), Spread(), Spread()
+    for spread, scale in ((first, 1.0), (second, 100.0)):
+        x = (rng.standard_normal((8, 6)) * scale).astype(np.float32)
+        for one in (spread, both):
+            one.add(x, -1)
+    for one, other in ((first + second, both), (second + first, both)):
+        assert (one.low, one.high, one.radius, one.batches) == (other.low, other.high, other.radius, other.batches)
+        np.testing.assert_array_equal(one.counts, other.counts)
+        np.testing.assert_array_equal(one.channel_low, other.channel_low)
+        np.testing.assert_allclose(one.channel_square, other.channel_square)
+    first.add(np.full((1, 6), np.nan, np.float32), -1)
+    assert not (first + second).finite
+
+
 def test_memory_of_a_spread_is_bounded() -> None:
     spread = Spread()
     for scale in (1e-3, 1.0, 1e6):
