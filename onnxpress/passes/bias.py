@@ -10,9 +10,11 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, stream
 from onnxpress.model import edit, read
+from onnxpress.model.counts import macs
 from onnxpress.passes import qdq
 
-_BIAS_SAMPLES = 32
+_SAMPLES, _MORE = 32, 128
+_SMALL = 5e7  # multiply-accumulates a sample up to which more samples cost little: a mean of more is nearer to that of all
 
 
 def correct_bias(evidence: Evidence, work: ir.Model, plan: qdq.Layout) -> int:
@@ -20,7 +22,8 @@ def correct_bias(evidence: Evidence, work: ir.Model, plan: qdq.Layout) -> int:
 
     The integer prefix is the one already corrected, so later layers see what they will see.  How many were corrected.
     """
-    data = evidence.samples().take(_BIAS_SAMPLES)
+    small = sum(macs(evidence.model, evidence.trace).values()) <= _SMALL
+    data = evidence.samples().take(_MORE if small else _SAMPLES)
     order = [
         n
         for n in list(work.graph)
