@@ -2,9 +2,10 @@
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/calibration.py [--case lite0] [--samples 64,512]
 
-Without a zoo: a stack of convolutions on 64 x 64 pictures with large inner tensors.  Each measurement is a fresh process that first
-runs all samples once, each alone, with all cores, then finds the ranges; its memory is VmHWM (ru_maxrss would inherit the parent's
-peak).  Samples are 64 of `train`, again and again where more are asked for, so that they take no memory.
+Without a case: a stack of convolutions on 64 x 64 pictures with large inner tensors; all on the simplified file, as `quantize` does.
+Each measurement is a fresh process that first runs all samples once, each alone, with all cores, then finds the ranges; its memory is
+VmHWM (ru_maxrss would inherit the parent's peak).  Samples are 64 of `train`, again and again where more are asked for, so that they
+take no memory.
 """
 
 from __future__ import annotations
@@ -162,11 +163,14 @@ def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str 
         return
     from onnxpress.cli import console
     from onnxpress.optimize.run import document
+    from onnxpress.optimize.single import simplify
     from onnxpress.runtime.machine import this_machine
 
     rows, table = [], []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(os.environ["ONNXPRESS_ZOO"]) / case / "model.onnx" if case else stack(Path(folder))
+        source = Path(os.environ["ONNXPRESS_ZOO"]) / case / "model.onnx" if case else stack(Path(folder))
+        path = Path(folder) / "simplified.onnx"
+        simplify(source, output=path)
         tools = [("onnxpress", m) for m in METHODS] + [("onnxruntime", m) for m in PEERS if peers]
         for (tool, method), count in itertools.product(tools, [int(c) for c in samples.split(",")]):
             found = measure(tool, method, count, path, case)

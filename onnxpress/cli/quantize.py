@@ -53,6 +53,13 @@ _NAME = 20  # characters of a layer's name that fit
     show_default=True,
     help="Pairs that onnxruntime fuses, or integer operators in the file itself.",
 )
+@click.option(
+    "--activations",
+    type=click.Choice(["8", "16"]),
+    default="8",
+    show_default=True,
+    help="Bits; 16 for other runtimes: onnxruntime's CPU has no kernels for them.",
+)
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these in int8: a name, an operator or a regular expression.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="These stay in float; may be repeated.")
 @click.option("--max-drop", type=float, help="Leave as few layers in float as keep the drop on the samples within this.")
@@ -71,6 +78,7 @@ def command(
     equalize: str,
     rounding: str,
     form: str,
+    activations: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     max_drop: float | None,
@@ -83,7 +91,8 @@ def command(
 
     rule = Path(method) if method.endswith(".json") else method
     recipe = {"equalize": {"auto": None, "always": True, "never": False}[equalize], "rounding": None if rounding == "auto" else rounding}
-    ways = {"method": rule, **recipe, "form": form, "include": include, "exclude": exclude, "max_drop": max_drop, "report": report}
+    ways: dict[str, object] = {"method": rule, **recipe, "form": form, "activations": int(activations), "include": include, "exclude": exclude}
+    ways |= {"max_drop": max_drop, "report": report}
     result = asked.do("quantize", quantize, **ways, machine=machine_for(target_cpu))
     if report and not asked.as_json:
         _table(result.layers)

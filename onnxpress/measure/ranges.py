@@ -7,7 +7,6 @@ calibrator keeps all values of all batches, and its bin count explodes when a la
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,10 +14,10 @@ import numpy as np
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
+from onnxpress.measure.digest import Digest, digest_of, digests
 from onnxpress.measure.evidence import Evidence
 
 BINS = 2048
-_HISTOGRAM = 32_768  # values of a tensor that go into its histogram, of every batch
 METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
 _LEVELS = 256
 _PERCENTILE = 1e-4  # share of values that may be clipped at each end
@@ -44,25 +43,28 @@ class Spread:
     batches: int = 0
 
     def add(self, x: np.ndarray, axis: int | None = None) -> None:
-        """Add a batch of values; axis: keep extremes of each position of it as well.  What is not finite is noted, not added."""
-        if not x.size:
-            return
-        channels = _channels(x, axis) if axis is not None and x.ndim > 1 else None
-        low, high = (float(x.min()), float(x.max())) if channels is None else (float(channels[0].min()), float(channels[1].max()))
-        if not np.isfinite([low, high]).all():
+        """Add a batch of values; axis: keep extremes of each position of it as well."""
+        if x.size:
+            self.take(digest_of(x, axis))
+
+    def take(self, batch: Digest) -> None:
+        """Add what is known of a batch.  What is not finite is noted, not added."""
+        low, high = float(batch.low.min()), float(batch.high.max())
+        if not np.isfinite([low, high]).all() or not np.isfinite(batch.some).all():
             self.finite = False
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.sums, self.batches = (self.sums[0] + low, self.sums[1] + high), self.batches + 1
         self._widen(max(-low, high, 0.0))
         if self.radius > 0:
-            some = _some(x.ravel())
-            scaled = (some * np.float32(BINS / 2 / self.radius)).astype(np.int32)
-            scaled -= some < 0  # floor for negatives: astype truncates towards zero
+            scaled = (batch.some * np.float32(BINS / 2 / self.radius)).astype(np.int32)
+            scaled -= batch.some < 0  # floor for negatives: astype truncates towards zero
             np.clip(scaled, -BINS // 2, BINS // 2 - 1, out=scaled)
             self.counts += np.bincount(scaled + BINS // 2, minlength=BINS)
-        if channels is not None:
-            self._add_channels(*channels)
+        if batch.places is not None and batch.low.ndim:
+            size = len(batch.low)
+            sums = np.bincount(batch.places, np.square(batch.some, dtype=np.float64), size)
+            self._add_channels(batch.low, batch.high, sums / np.maximum(np.bincount(batch.places, minlength=size), 1))
 
     def _add_channels(self, lows: np.ndarray, highs: np.ndarray, squares: np.ndarray) -> None:
         if self.channel_low is None or self.channel_high is None or self.channel_square is None:
@@ -106,37 +108,11 @@ class Spread:
         return (np.arange(BINS) + 0.5) * width - self.radius
 
 
-def _channels(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(lowest, highest, mean square) of each position of an axis; the squares of some values."""
-    place = axis % x.ndim
-    size, inner = x.shape[place], int(np.prod(x.shape[place + 1 :]))
-    if inner > 1:
-        rows = x.reshape(-1, inner)
-        low, high = (ends.reshape(-1, size) for ends in (rows.min(axis=1), rows.max(axis=1)))
-        some = rows[:, :: _step(inner, max(1, x.size // _HISTOGRAM))]
-        squares = np.einsum("ij,ij->i", some, some).reshape(-1, size).mean(axis=0) / some.shape[1]
-    else:
-        low = high = x.reshape(-1, size)
-        some = low[:: _step(len(low), max(1, x.size // _HISTOGRAM))]
-        squares = np.einsum("ij,ij->j", some, some) / len(some)
-    return low.min(axis=0), high.max(axis=0), squares.astype(np.float64)
-
-
-def _some(values: np.ndarray) -> np.ndarray:
-    """About _HISTOGRAM of many values, spread evenly over all places of every axis."""
-    return values[:: _step(len(values), max(1, len(values) // _HISTOGRAM))]
-
-
-def _step(count: int, wish: int) -> int:
-    """At least the wish, and prime to the count: a step that divides a width would see the same channels again and again."""
-    return next(step for step in range(max(1, wish), count + wish + 2) if math.gcd(step, count) == 1)
-
-
 def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None) -> dict[str, Spread]:
     """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept."""
     if not tensors:
         return {}
-    what = f"spreads 4 {list(tensors)} {sorted((axes or {}).items())} {BINS}"
+    what = f"spreads 5 {list(tensors)} {sorted((axes or {}).items())} {BINS}"
     return _unpacked(tensors, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes))))
 
 
@@ -168,11 +144,9 @@ def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
 
 def _observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None) -> dict[str, Spread]:
     spreads = {name: Spread() for name in tensors}
-    for values in evidence.stream(list(tensors)):
-        for name in tensors:
-            x = values[name]
-            if x.dtype.kind == "f":
-                spreads[name].add(x.astype(np.float32, copy=False), (axes or {}).get(name))
+    for batch in digests(evidence, tensors, axes or {}):
+        for name, digest in batch.items():
+            spreads[name].take(digest)
     return spreads
 
 

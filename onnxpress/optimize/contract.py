@@ -19,6 +19,7 @@ from onnxpress.model.signature import Signature, signature
 from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.session import all_cores, open_session, run
 
+Shape = tuple[int | None, ...]
 _SAMPLES = 3  # that are run at every size
 
 
@@ -44,26 +45,35 @@ def _failures(original: ir.Model, data: bytes | Path, samples: Dataset) -> list[
     try:
         onnx.checker.check_model(str(data) if isinstance(data, Path) else data)
         model: ir.Model = ir.load(data) if isinstance(data, Path) else ir.from_proto(onnx.load_from_string(data))
-        old, new = signature(original), signature(model)
-        if old != new:
+        sig = signature(original)
+        if sig != signature(model):
             return ["its signature differs from the original's"]
-        before, after = open_session(original, all_cores()), open_session(data, all_cores())
+        # One after the other: two sessions of a large model, each with the memory of its largest run, may not fit.
+        wanted, found = _behaviour(original, samples, sig), _behaviour(data, samples, sig)
     except (Problem, onnx.checker.ValidationError) as error:
         return [f"it does not load: {str(error).splitlines()[0]}"]
     problems = []
-    for what, several in _varied(samples, old):
-        try:
-            wanted = _shapes(before, several)
-        except InputProblem:
+    for what, shapes in wanted.items():
+        now = found[what]
+        if isinstance(shapes, InputProblem):
             continue  # the original does not run at this size either
-        try:
-            found = _shapes(after, several)
-        except InputProblem as error:
-            problems.append(f"it fails at {what}: {error.why}")
-            continue
-        if not all(_agree(w, f) for w, f in zip(wanted, found, strict=True)):
-            problems.append(f"at {what} its output shapes are {found}, the original's {wanted}")
+        if isinstance(now, InputProblem):
+            problems.append(f"it fails at {what}: {now.why}")
+        elif not all(_agree(w, f) for w, f in zip(shapes, now, strict=True)):
+            problems.append(f"at {what} its output shapes are {now}, the original's {shapes}")
     return problems
+
+
+def _behaviour(model: ir.Model | bytes | Path, samples: Dataset, sig: Signature) -> dict[str, list[Shape] | InputProblem]:
+    """By size: the shapes of a model's outputs, or why it does not run.  Raises Problem where it does not load."""
+    session = open_session(model, all_cores())
+    found: dict[str, list[Shape] | InputProblem] = {}
+    for what, several in _varied(samples, sig):
+        try:
+            found[what] = _shapes(session, several)
+        except InputProblem as error:
+            found[what] = error
+    return found
 
 
 def _varied(samples: Dataset, sig: Signature) -> Iterator[tuple[str, list[Feeds]]]:
@@ -74,7 +84,7 @@ def _varied(samples: Dataset, sig: Signature) -> Iterator[tuple[str, list[Feeds]
         yield several[0][0], [feeds for _, feeds in several]
 
 
-def _shapes(session: ort.InferenceSession, several: list[Feeds]) -> list[tuple[int | None, ...]]:
+def _shapes(session: ort.InferenceSession, several: list[Feeds]) -> list[Shape]:
     """The shape of each output; None for a size that depends on the values (as behind NonMaxSuppression)."""
     runs = [[a.shape for a in run(session, feeds)] for feeds in several]
     return [
@@ -85,7 +95,7 @@ def _shapes(session: ort.InferenceSession, several: list[Feeds]) -> list[tuple[i
     ]
 
 
-def _agree(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
+def _agree(wanted: Shape, found: Shape) -> bool:
     return len(wanted) == len(found) and all(w is None or w == f for w, f in zip(wanted, found, strict=True))
 
 

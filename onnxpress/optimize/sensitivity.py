@@ -27,7 +27,6 @@ from onnxpress.passes.recipe8 import Recipe, Wish, equalized
 from onnxpress.passes.tables8 import tables
 
 _JUDGED = 128  # samples
-_LEVELS = 255
 _STEPS = 48  # of the histogram that is told
 
 Chosen = frozenset[str]
@@ -136,7 +135,8 @@ def sensitivity(
 def _layer(evidence: Evidence, recipe: Recipe, node: ir.Node, int8: bool, rounded: Chosen, harm: tuple[float, float]) -> Layer:
     source, target = (node.inputs[0].name if node.inputs[0] is not None else "") or "", qdq.final_output(node).name or ""
     leaving = spread_of(evidence, target)
-    types = f"u8 x s8 -> {'u8' if target in rounded else 'f32'}" if int8 else "f32"
+    kind = f"u{recipe.bits}"
+    types = f"{kind} x s8 -> {kind if target in rounded else 'f32'}" if int8 else "f32"
     (sqnr_in, _), (sqnr, cut) = (_rounding(evidence, recipe, tensor) for tensor in (source, target))
     why = "" if int8 else "needed in float to keep the drop"
     name = node.name or ""
@@ -178,9 +178,9 @@ def _rounding(evidence: Evidence, recipe: Recipe, tensor: str) -> tuple[float, f
     power, total = float((spread.counts * spread.centres**2).sum()), float(spread.counts.sum())
     if power <= 0 or not spread.finite:
         return float("inf"), 0.0
-    ends = grid(*ranges8.ranges(evidence, recipe.ranges, [tensor])[tensor])
+    ends = grid(*ranges8.ranges(evidence, recipe.ranges, [tensor])[tensor], recipe.bits)
     step = float(ends.scale)
-    bottom, top = -float(ends.zero) * step, (_LEVELS - float(ends.zero)) * step
+    bottom, top = -float(ends.zero) * step, (ends.top - float(ends.zero)) * step
     beyond = spread.centres - np.clip(spread.centres, bottom, top)
     noise = float((spread.counts * (step**2 / 12 + beyond**2)).sum())
     return 10 * float(np.log10(power / noise)), float(spread.counts[np.abs(beyond) > step].sum()) / total

@@ -245,6 +245,7 @@ def quantize(
     equalize: bool | None = None,
     rounding: str | None = None,
     form: str = FORMATS[0],
+    activations: int = 8,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     max_drop: float | None = None,
@@ -259,13 +260,15 @@ def quantize(
 
     method: how ranges are found, or [low, high] by tensor; a path: of a file that is read, or written where it is not there;
     equalize: bring channels to like ranges first; rounding: of weights, "nearest" or "output"; None: where it harms less on the samples;
-    form: "qdq", or "qoperator" for integer operators in place of pairs;
+    form: "qdq", or "qoperator" for integer operators in place of pairs; activations: their bits, 8 or 16 (no CPU kernels);
     max_drop: as few layers as need be stay in float for the drop on the samples to be within it, all of them if it must be;
     report: say what each layer harms.
     """
     file = method if isinstance(method, Path) else None
-    wish = RecipeWish("auto" if isinstance(method, Path) else method, equalize, rounding)
+    wish = RecipeWish("auto" if isinstance(method, Path) else method, equalize, rounding, bits=activations)
     wish.check()
+    if activations > 8 and form != FORMATS[0]:
+        raise InputProblem("no integer operators of 16 bits", "--format, --activations", "", "use pairs (qdq) for them")
     if file is not None and not file.exists():
         check_target(file)
     original = _opened(model, output)

@@ -21,20 +21,29 @@ from onnxpress.passes.weights8 import Codes, output_axis, quantize_weight, refin
 
 @dataclass(frozen=True)
 class Grid:
-    """u8 quantization of one tensor: real = scale * (code - zero)."""
+    """Unsigned quantization of one tensor, in 8 or 16 bits: real = scale * (code - zero)."""
 
     scale: np.float32
     zero: int
+    bits: int = 8
+
+    @property
+    def top(self) -> int:
+        return int(2**self.bits - 1)
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        return np.uint8 if self.bits == 8 else np.uint16
 
     def codes(self, real: np.ndarray) -> np.ndarray:
-        return np.asarray(np.clip(np.rint(real / self.scale) + self.zero, 0, 255))
+        return np.asarray(np.clip(np.rint(real / self.scale) + self.zero, 0, self.top))
 
 
-def grid(low: float, high: float) -> Grid:
-    """The u8 grid of a range that holds 0; zero is exactly representable."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max((high - low) / 255.0, 1e-8))
-    return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, 255)))
+def grid(low: float, high: float, bits: int = 8) -> Grid:
+    """The grid of a range that holds 0; zero is exactly representable."""
+    low, high, top = min(low, 0.0), max(high, 0.0), 2**bits - 1
+    scale = np.float32(max((high - low) / top, 1e-8 * 255 / top))
+    return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, top)), bits)
 
 
 def spreads_for(evidence: Evidence, parts: bool = True) -> dict[str, Spread]:
@@ -102,7 +111,7 @@ def rewrite(
         pair = _Pair(values[name], grids[name], readers[name], name in made, evidence.trace.shape(name))
         _insert(work, pair, plan)
     for node in chosen:
-        if node.op_type in qdq.ON_CODES:
+        if node.op_type in qdq.ON_CODES and grids[node.outputs[0].name or ""].bits == 8:  # a Pad knows no 16 bits
             _on_codes(work, node, grids[node.outputs[0].name or ""])
     return sum(int(codes.narrow.sum()) for _, codes in weights)
 
@@ -111,15 +120,16 @@ def _insert(work: ir.Model, pair: _Pair, plan: qdq.Layout) -> None:
     value, params = pair.value, pair.grid
     stem = value.name or "tensor"
     scale = edit.add_constant(work, np.asarray(params.scale, np.float32), f"{stem}_scale")
-    zero = edit.add_constant(work, np.asarray(params.zero, np.uint8), f"{stem}_zero")
+    zero = edit.add_constant(work, np.asarray(params.zero, params.dtype), f"{stem}_zero")
+    domain = _domain(work, params)
     producer, first = value.producer(), next(iter(work.graph))
     was_output = value.is_graph_output() and pair.made_here
     if producer is None:
-        q = edit.insert_before(work, first, "QuantizeLinear", [value, scale, zero], f"{stem}_q")
-        back = edit.insert_before(work, first, "DequantizeLinear", [q, scale, zero], f"{stem}_dq")
+        q = edit.insert_before(work, first, "QuantizeLinear", [value, scale, zero], f"{stem}_q", domain=domain)
+        back = edit.insert_before(work, first, "DequantizeLinear", [q, scale, zero], f"{stem}_dq", domain=domain)
     else:
-        q = edit.insert_after(work, producer, "QuantizeLinear", [value, scale, zero], f"{stem}_q")
-        back = edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dq")
+        q = edit.insert_after(work, producer, "QuantizeLinear", [value, scale, zero], f"{stem}_q", domain=domain)
+        back = edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dq", domain=domain)
     wide: ir.Value | None = None
     for node, index in pair.readers:
         if node.name in plan.nodes or (pair.made_here and not _tempting(node)):
@@ -162,8 +172,17 @@ def _channel_dq(work: ir.Model, pair: _Pair, q: ir.Value) -> ir.Value:
     stem = pair.value.name or "tensor"
     size = pair.shape[1] if pair.shape is not None and len(pair.shape) > 1 else 1
     scale = edit.add_constant(work, np.full(size, pair.grid.scale, np.float32), f"{stem}_scales")
-    zero = edit.add_constant(work, np.full(size, pair.grid.zero, np.uint8), f"{stem}_zeros")
-    return edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dqs", {"axis": 1})
+    zero = edit.add_constant(work, np.full(size, pair.grid.zero, pair.grid.dtype), f"{stem}_zeros")
+    domain = _domain(work, pair.grid)
+    return edit.insert_after(work, _producer(q), "DequantizeLinear", [q, scale, zero], f"{stem}_dqs", {"axis": 1}, domain)
+
+
+def _domain(work: ir.Model, params: Grid) -> str:
+    """Whose operators write the pairs: the standard's know 16 bits from operator set 21 on, onnxruntime's at any."""
+    if params.bits == 8 or read.opset(work) >= 21:
+        return ""
+    work.graph.opset_imports.setdefault("com.microsoft", 1)
+    return "com.microsoft"
 
 
 def _producer(value: ir.Value) -> ir.Node:

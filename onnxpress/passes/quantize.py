@@ -44,7 +44,7 @@ class Quantize:
     def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
         """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
         {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output"},
-        {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
+        {"activations": 8 | 16}, {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
         looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
@@ -57,6 +57,8 @@ class Quantize:
         if form not in FORMATS:
             raise InputProblem("unknown format", str(form), "", f"one of {', '.join(FORMATS)}")
         done = quantize(evidence, frozenset(nodes), Recipe.said(decisions), correct == "bias", exact, looked_up, inside)
+        if form == "qoperator" and Recipe.said(decisions).bits > 8:
+            raise InputProblem("no integer operators of 16 bits", form, "", "use pairs for them")
         if form == "qoperator":
             count = to_operators(done.model, frozenset(nodes))
             done.notes.append(f"{count} of {len(nodes)} nodes as integer operators, the others between pairs")
@@ -149,13 +151,15 @@ def quantize(
             raise InputProblem(
                 "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
             )
-    grids = ranges8.grids(evidence, recipe.ranges, plan)
+    grids = ranges8.grids(evidence, recipe.ranges, plan, recipe.bits)
     work = source.clone()
     by = f"by {recipe.ranges}" if isinstance(recipe.ranges, str) else "as given"
     notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {by}"]
     if recipe.equalized:
         notes.append(f"channels of {len(recipe.equalized)} tensors brought to like ranges")
-    narrow = rewrite(work, plan, grids, evidence, exact, recipe.rounding == "output")
+    if recipe.bits > 8:
+        notes.append("activations in 16 bits: for runtimes with kernels for them, onnxruntime's CPU computes them in float")
+    narrow = rewrite(work, plan, grids, evidence, exact or recipe.bits > 8, recipe.rounding == "output")
     if looked_up:
         notes.append(f"{tables8.write(work, looked_up)} embedding tables in int8")
     if inside:

@@ -63,7 +63,7 @@ def ranges(evidence: Evidence, rule: Rule, tensors: Sequence[str]) -> dict[str, 
     return {n: clip_range(spreads[n], rule) for n in tensors}
 
 
-def grids(evidence: Evidence, rule: Rule, plan: qdq.Layout) -> dict[str, Grid]:
+def grids(evidence: Evidence, rule: Rule, plan: qdq.Layout, bits: int = 8) -> dict[str, Grid]:
     """A grid a tensor; tensors that must share take the widest range among them."""
     found = ranges(evidence, rule, plan.tensors)
     for tie in plan.same:
@@ -71,7 +71,7 @@ def grids(evidence: Evidence, rule: Rule, plan: qdq.Layout) -> dict[str, Grid]:
         if members:
             shared = (min(found[m][0] for m in members), max(found[m][1] for m in members))
             found.update(dict.fromkeys(members, shared))
-    return {name: grid(low, high) for name, (low, high) in found.items()}
+    return {name: grid(low, high, bits) for name, (low, high) in found.items()}
 
 
 def _ends(given: Sequence[float]) -> Range:

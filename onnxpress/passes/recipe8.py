@@ -28,6 +28,7 @@ from onnxpress.passes.qdq_write import channel_axes, spreads_for
 from onnxpress.passes.ranges8 import Rule
 
 ROUNDINGS = ("nearest", "output")
+BITS = (8, 16)
 _RULES = ("weighted", "minmax", "mse")  # what "auto" chooses from; and then
 _ROOMY = "wide"
 _JUDGED = 64  # samples
@@ -36,11 +37,13 @@ _BOTH = 2e8  # multiply-accumulates a sample up to which both halves of the samp
 
 @dataclass(frozen=True)
 class Recipe:
-    """ranges: a method, or [low, high] by tensor; equalized: decisions of the pass of that name; rounding: of weights."""
+    """ranges: a method, or [low, high] by tensor; equalized: decisions of the pass of that name; rounding: of weights; bits: of
+    activations."""
 
     ranges: Rule = "mse"
     equalized: tuple[Decision, ...] = ()
     rounding: str = ROUNDINGS[0]
+    bits: int = BITS[0]
 
     def decisions(self) -> list[Decision]:
         """As a plan says it."""
@@ -49,6 +52,8 @@ class Recipe:
             found.append({"equalized": list(self.equalized)})
         if self.rounding != ROUNDINGS[0]:
             found.append({"rounding": self.rounding})
+        if self.bits != BITS[0]:
+            found.append({"activations": self.bits})
         return found
 
     @classmethod
@@ -56,25 +61,29 @@ class Recipe:
         """What a plan says.  Raises InputProblem for what is no recipe."""
         rounding = next((str(d["rounding"]) for d in decisions if "rounding" in d), ROUNDINGS[0])
         rule = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
-        Wish(rule, rounding=rounding).check()
-        return cls(rule, tuple(d for given in decisions for d in given.get("equalized", ())), rounding)
+        bits = next((d["activations"] for d in decisions if "activations" in d), BITS[0])
+        Wish(rule, rounding=rounding, bits=bits).check()
+        return cls(rule, tuple(d for given in decisions for d in given.get("equalized", ())), rounding, bits)
 
 
 @dataclass(frozen=True)
 class Wish:
     """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the same; factors: those
-    of a file, for equalizing."""
+    of a file, for equalizing; bits: of activations."""
 
     ranges: Rule = "auto"
     equalize: bool | None = None
     rounding: str | None = None
     factors: tuple[Decision, ...] | None = None
+    bits: int = BITS[0]
 
     def check(self) -> None:
         """Raises InputProblem for what is no recipe."""
         ranges8.check(self.ranges)
         if self.rounding is not None and self.rounding not in ROUNDINGS:
             raise InputProblem("unknown rounding", self.rounding, "", f"one of {', '.join(ROUNDINGS)}")
+        if self.bits not in BITS:
+            raise InputProblem("activations have 8 or 16 bits", str(self.bits), "", "give one of them")
 
     def on(self, evidence: Evidence) -> Recipe:
         """As these samples have it, where nothing is left open."""
@@ -82,7 +91,7 @@ class Wish:
             factors = tuple(plan_equalize(evidence)) if self.equalize else ()
         else:
             factors = self.factors
-        return Recipe(self.ranges, factors, self.rounding or ROUNDINGS[0])
+        return Recipe(self.ranges, factors, self.rounding or ROUNDINGS[0], self.bits)
 
 
 def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:

@@ -92,7 +92,7 @@ def refine(node: ir.Node, codes: Codes, gram: np.ndarray, every: bool = False) -
     rows = moved.reshape(len(moved), -1)
     weight = read.constant(node.inputs[1])
     pick = np.arange(len(rows)) if every else np.flatnonzero(codes.narrow)
-    if weight is None or rows.shape[1] != len(gram) or not pick.size:
+    if weight is None or rows.shape[1] != len(gram) or not pick.size or not np.diag(gram).any():  # nothing, or what never changes, comes in
         return codes
     flat = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)[pick]
     scale, levels = codes.scale[pick].astype(np.float64), np.where(codes.narrow[pick], float(_SAFE), float(_TOP))

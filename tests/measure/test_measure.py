@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxpress.measure.digest import digests
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.gram import input_moments
 from onnxpress.measure.linear import input_rows, linear, output_rows
@@ -63,9 +64,9 @@ def test_of_a_large_tensor_some_values_of_every_channel_are_looked_at(axis: int)
     assert spread.channel_low is not None and spread.channel_high is not None and spread.channel_square is not None
     np.testing.assert_array_equal(spread.channel_low, x.min(axis=others))
     np.testing.assert_array_equal(spread.channel_high, x.max(axis=others))
-    np.testing.assert_allclose(spread.channel_square / spread.batches, wide**2, rtol=0.1)
-    assert 2e5 < spread.counts.sum() < 6e5, "some of two million"
-    assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(float(np.mean(x**2)), rel=0.05)
+    np.testing.assert_allclose(spread.channel_square / spread.batches, wide**2, rtol=0.3)
+    assert 2e4 < spread.counts.sum() < 2e5, "some of four million"
+    assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(float(np.mean(x**2)), rel=0.15)
 
 
 def test_two_spreads_are_what_one_would_be() -> None:
@@ -168,3 +169,51 @@ def test_integer_outputs_and_side_outputs_are_judged() -> None:
         score = Judge(model, data).score(wrong)
         assert score.drop > 0.2, score.text()
         assert Judge(model, data).score(model).drop == 0
+
+
+@pytest.mark.parametrize("opset", [10, 13, 18])
+def test_what_is_taken_inside_the_graph_is_what_the_values_say(opset: int) -> None:
+    """Extremes and mean squares by channel, of every tensor, against all values handed out."""
+    net = nets.Net(opset=opset)
+    net.widths["image"] = 3
+    x = net.relu(net.add(net.conv(net.relu(net.conv("image", 24)), 24), net.conv("image", 24, 1)))
+    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
+    data = nets.samples(model, 20)
+    evidence = evidence_for(model, data)
+    names = [v.name or "" for n in evidence.model.graph for v in n.outputs]
+    axes = dict.fromkeys(names[:len(names) // 2], 1)
+    found: dict[str, Spread] = {n: Spread() for n in names}
+    for batch in digests(evidence, names, axes):
+        for name, digest in batch.items():
+            found[name].take(digest)
+    everything = {n: np.concatenate([v[n] for v in evidence.stream([n])]) for n in names}
+    for name, x_all in everything.items():
+        spread = found[name]
+        assert (spread.low, spread.high) == pytest.approx((min(0, x_all.min()), max(0, x_all.max())), rel=1e-5, abs=1e-6)
+        assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(float(np.square(x_all).mean()), rel=0.2)
+        if name in axes and x_all.ndim > 1:
+            others = tuple(a for a in range(x_all.ndim) if a != 1)
+            assert spread.channel_low is not None and spread.channel_square is not None
+            np.testing.assert_allclose(spread.channel_low, x_all.min(axis=others), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(spread.channel_square / spread.batches, np.square(x_all).mean(axis=others), rtol=0.3, atol=1e-5)
+
+
+def test_sequences_of_any_length_are_looked_at_inside_the_graph() -> None:
+    model = nets.transformer()
+    evidence = evidence_for(model, nets.samples(model, 6, sequence=9))
+    name = next(n.outputs[0].name or "" for n in evidence.model.graph if n.op_type == "LayerNormalization")
+    spread = observe(evidence, [name], {name: -1})[name]
+    values = [v[name].reshape(-1, v[name].shape[-1]) for v in evidence.stream([name])]
+    assert spread.channel_high is not None
+    np.testing.assert_allclose(spread.channel_high, np.concatenate(values).max(axis=0), rtol=1e-5)
+
+
+def test_what_is_not_a_number_is_found() -> None:
+    """onnxruntime's reductions pass it over."""
+    net = nets.image_net()
+    x = net.conv("image", 8)
+    zero = net.op("Mul", [x, net.constant(np.float32(0).reshape(()))], 8)
+    model = net.model(net.head(net.relu(net.conv(net.op("Div", [zero, zero], 8), 8))), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, nets.samples(model, 3))
+    name = next(n.outputs[0].name or "" for n in evidence.model.graph if n.op_type == "Div")
+    assert not observe(evidence, [name], {name: 1})[name].finite

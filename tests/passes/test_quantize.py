@@ -12,10 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Judge
 from onnxpress.model import edit, read
-from onnxpress.model.files import load
+from onnxpress.model.files import load, to_bytes
 from onnxpress.optimize import single
+from onnxpress.optimize.plan import apply_plan
 from onnxpress.passes import qdq
 from onnxpress.passes.qdq_write import grid
 from onnxpress.passes.quantize import quantizable, quantize
@@ -313,3 +316,46 @@ def test_older_files_are_raised_to_what_integers_need(opset: int, tmp_path: Path
     assert [o.version for o in ir.to_proto(done).opset_import if o.domain == ""] == [13]
     wanted, found = (nets.outputs(m, data, "all") for m in (model, done))
     assert ((found - wanted) ** 2).mean() < 0.01 * (wanted**2).mean()
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+def test_activations_of_16_bits_lose_next_to_nothing(opset: int) -> None:
+    """Pairs of the standard where its operator set has them, else of onnxruntime's; weights are the same in both."""
+    net = nets.Net(opset=opset)
+    net.widths["image"] = 3
+    x = net.relu(net.conv("image", 16))
+    x = net.op("Pad", [x, net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads")], 16)
+    x = net.relu(net.add(net.conv(net.relu(net.conv(x, 16)), 16), x))
+    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
+    data = nets.samples(model, 16)
+    ways = {"method": "minmax", "equalize": False, "rounding": "nearest"}
+    short, wide = (single.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
+    harm = [Judge(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
+    assert harm[1] < harm[0]
+    domains = {n.domain for n in wide.model.graph if n.op_type == "QuantizeLinear"}
+    assert domains == ({""} if opset >= 21 else {"com.microsoft"})
+    zeros = {z.dtype for n in wide.model.graph if n.op_type == "QuantizeLinear" and (z := read.constant(n.inputs[2])) is not None}
+    assert zeros == {np.dtype(np.uint16)}
+    assert any("16 bits" in note for note in wide.notes)
+    again = apply_plan(wide.plan, model, data).model
+    assert to_bytes(again) == to_bytes(wide.model)
+
+
+def test_what_has_no_16_bits_says_so() -> None:
+    model = nets.mobile(width=32)
+    data = nets.samples(model, 4)
+    with pytest.raises(InputProblem, match="8 or 16"):
+        single.quantize(model, data, activations=4)
+    with pytest.raises(InputProblem, match="16 bits"):
+        single.quantize(model, data, activations=16, form="qoperator")
+
+
+def test_weights_that_nothing_reaches_are_rounded_to_the_nearest() -> None:
+    """A Gram matrix of zeros says nothing (and has no inverse)."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 8))
+    zero = net.op("Mul", [x, net.constant(np.float32(0).reshape(()))], 8)
+    model = net.model(net.head(net.relu(net.add(net.conv(zero, 8), net.conv(x, 8)))), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, nets.samples(model, 8))
+    done = quantize(evidence, quantizable(evidence), Recipe("minmax", rounding="output"), True, True).model
+    assert np.isfinite(nets.outputs(done, nets.samples(model, 4))).all()

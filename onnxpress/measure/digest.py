@@ -1,0 +1,148 @@
+"""What is asked of large inner tensors, taken inside the graph: extremes along an axis, and some values.
+
+Reductions and a strided Slice beside each tensor hand out a few thousand numbers instead of megabytes, so that looking at every tensor
+of a model costs about one more run of it, and no memory to speak of.  (Handing all values out costs as much again in page faults.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.data.layout import layout
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model import read
+from onnxpress.model.edit import fresh
+from onnxpress.runtime.session import all_cores, open_session, run
+
+_SOME = 8192  # values of a tensor, for each sample
+_OPSET = 11  # from which on Slice and the reductions are as they are written here
+_END = 2**62
+_BYTES = 40 * 2**20  # of a few of the largest tensors at once
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Of one tensor in one batch. low, high: extremes, along the axis asked for or one number; some: values, evenly spread over all
+    places of every axis; places: of each of those the position on the axis (None: not known, or no axis)."""
+
+    low: np.ndarray
+    high: np.ndarray
+    some: np.ndarray
+    places: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """axis: kept beside the first, or None; step: between the values that are taken; shape: of one sample, as traced."""
+
+    name: str
+    axis: int | None
+    step: int
+    shape: tuple[int, ...]
+
+
+def digests(evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int]) -> Iterator[dict[str, Digest]]:
+    """One pass over the samples, batch by batch. axes: along which extremes are wanted; others get one number.
+
+    Tensors of the trace that are float32; of others nothing is said.  onnxruntime's reductions pass NaN over: it is looked for among
+    the values that are taken, and among all of the first batch.
+    """
+    if read.opset(evidence.model) < _OPSET:
+        for values in evidence.stream(tensors):
+            yield {name: digest_of(x, axes.get(name)) for name, x in values.items() if x.dtype == np.float32 and x.size}
+        return
+    first = next(evidence.stream(tensors, 1))
+    able = [name for name, x in first.items() if x.dtype == np.float32 and evidence.trace.shapes.get(name)]
+    asked = [_asked(name, evidence.trace.shapes[name], axes.get(name)) for name in able]
+    broken = {name for name in able if np.isnan(first[name]).any()}
+    del first
+    session = open_session(_with_digests(evidence.model, asked), all_cores())
+    fixed = layout(evidence.samples().signature).batch or 1
+    largest = max((4 * int(np.prod(a.shape)) for a in asked), default=1)
+    batch = int(max(1, min(16, _BYTES // (4 * largest)))) if evidence.batchable else 1
+    for part in evidence.samples().batches(batch):
+        found = run(session, part.inputs, where=part.keys[0])
+        taken = {a.name: _digest(a, found[3 * i : 3 * i + 3], part.count, fixed) for i, a in enumerate(asked)}
+        yield {n: replace(d, low=np.full_like(d.low, np.nan)) if n in broken else d for n, d in taken.items()}
+
+
+def digest_of(x: np.ndarray, axis: int | None) -> Digest:
+    """The same of values at hand."""
+    flat = x.ravel()
+    stride = step(len(flat), len(flat) // (_SOME * max(len(x), 1) if x.ndim else 1))
+    some = flat[::stride]
+    if axis is None or x.ndim < 2:
+        return Digest(flat.min(), flat.max(), some, None)
+    place = axis % x.ndim
+    size, inner = x.shape[place], int(np.prod(x.shape[place + 1 :]))
+    rows = x.reshape(-1, size, inner)
+    return Digest(rows.min(axis=(0, 2)), rows.max(axis=(0, 2)), some, np.arange(len(some), dtype=np.int64) * stride // inner % size)
+
+
+def _asked(name: str, shape: tuple[int, ...], axis: int | None) -> _Asked:
+    size = int(np.prod(shape))
+    place = None if axis is None or len(shape) < 2 else axis % len(shape)
+    return _Asked(name, place or None, step(size, size // _SOME), shape)
+
+
+def step(count: int, wish: int) -> int:
+    """At least the wish, and prime to the count: a step that divides a width would see the same channels again and again."""
+    return next(s for s in range(max(1, wish), count + wish + 2) if math.gcd(s, count) == 1)
+
+
+def _with_digests(model: ir.Model, asked: Sequence[_Asked]) -> ir.Model:
+    """A copy that gives (lowest, highest, some values) of each tensor and nothing else."""
+    work = model.clone()
+    values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
+    values |= {v.name: v for n in work.graph for v in n.outputs if v.name}
+    work.graph.outputs.clear()
+    late = read.opset(model) >= 18  # axes are an input from there on
+
+    def constant(numbers: Sequence[int]) -> ir.Value:
+        name = fresh(work, "digest")
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(numbers, np.int64), name=name))
+        value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(numbers)])
+        work.graph.register_initializer(value)
+        return value
+
+    def node(op: str, inputs: Sequence[ir.Value], **attributes: int | list[int]) -> ir.Value:
+        made = ir.node(op, list(inputs), attributes, name=fresh(work, "digest"))
+        made.outputs[0].name = made.name
+        work.graph.append(made)
+        return made.outputs[0]
+
+    flat, begin, end, first = constant([-1]), constant([0]), constant([_END]), constant([0])
+    for a in asked:
+        value = values[a.name]
+        over = [i for i in range(1, len(a.shape)) if i != a.axis]
+        for op in ("ReduceMin", "ReduceMax"):
+            if not over:
+                end_value = node("Identity", [value])
+            elif late:
+                end_value = node(op, [value, constant(over)], keepdims=0)
+            else:
+                end_value = node(op, [value], axes=over, keepdims=0)
+            work.graph.outputs.append(end_value)
+        work.graph.outputs.append(node("Slice", [node("Reshape", [value, flat]), begin, end, first, constant([a.step])]))
+    for output in work.graph.outputs:
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+    return work
+
+
+def _digest(a: _Asked, values: Sequence[np.ndarray], count: int, fixed: int) -> Digest:
+    low, high, some = values
+    if count < fixed and low.ndim and low.shape[0] == fixed:  # rows that fill a fixed batch up
+        low, high = low[:count], high[:count]
+    if a.axis is None:
+        return Digest(low.min(initial=np.inf), high.max(initial=-np.inf), some, None)
+    inner = int(np.prod(a.shape[a.axis + 1 :]))
+    size = low.shape[-1]
+    whole = len(low) * int(np.prod(a.shape)) // max(a.shape[0], 1)
+    known = size == a.shape[a.axis] and (inner == 1 or len(some) == -(-whole // a.step))
+    places = (np.arange(len(some), dtype=np.int64) * a.step // inner) % size if known else None
+    return Digest(low.min(axis=0), high.max(axis=0), some, places)
