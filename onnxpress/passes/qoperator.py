@@ -105,8 +105,8 @@ def _moves(model: ir.Model, node: ir.Node) -> bool:
     """A node that only moves values does so with integers, where the Q behind it is the DQ in front turned round."""
     source = _read(model, node.inputs[0])
     behind = [_only_q(v) for v in qdq.final_outputs(node)]
-    if source is None or not behind or any(q is None or not _same(q, source) for q in behind):
-        return False
+    if source is None or not behind or any(q is None or q.inputs[0] not in node.outputs or not _same(q, source) for q in behind):
+        return False  # (an activation between a mover and its Q is computed in float)
     node.replace_input_with(0, source.codes)
     for q in behind:
         assert q is not None and q.inputs[0] is not None

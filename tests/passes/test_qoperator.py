@@ -103,6 +103,30 @@ def test_an_activation_that_the_range_does_not_imply_keeps_its_pairs() -> None:
         np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(pairs, data), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["pool and relu", "shuffle", "resize", "pad", "gather", "slice"])
+def test_movers_move_integers(kind: str) -> None:
+    """Those that onnxruntime has for integers; an activation behind one stays between pairs."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    if kind == "pool and relu":
+        x = net.relu(net.op("MaxPool", [net.conv(x, 16)], 16, kernel_shape=[2, 2]))
+    elif kind == "shuffle":
+        x = net.op("DepthToSpace", [x], 4, blocksize=2)
+    elif kind == "resize":
+        x = net.op("Resize", [x, "", net.constant(np.array([1, 1, 2, 2], np.float32), "scales")], 16, mode="nearest")
+    elif kind == "pad":
+        x = net.op("Pad", [x, net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads")], 16)
+    elif kind == "gather":
+        x = net.op("Gather", [x, net.constant(np.array([3, 1, 2, 0]), "picks")], 4, axis=1)
+    else:
+        numbers = [net.constant(np.array([n]), net.name("cut")) for n in (0, 8, 1)]
+        x = net.op("Slice", [x, *numbers], 8)
+    pairs, operators = both(net.model(net.head(net.relu(net.conv(x, 16))), nets.IMAGE, ["N", 10]))
+    data = nets.samples(operators, 6)
+    np.testing.assert_allclose(nets.outputs(operators, data), nets.outputs(pairs, data), rtol=1e-5, atol=1e-5)
+    assert kinds(operators)["DequantizeLinear"] <= (1 if kind == "pool and relu" else 0)
+
+
 def test_the_command_writes_it_and_its_plan_again(tmp_path: Path) -> None:
     model = nets.mobile(width=32)
     data, target = nets.samples(model, 8), tmp_path / "q.onnx"
