@@ -15,8 +15,7 @@ import onnx_ir as ir
 
 from onnxpress.data.layout import layout
 from onnxpress.measure.evidence import Evidence
-from onnxpress.model import read
-from onnxpress.model.edit import fresh
+from onnxpress.model import edit, read
 from onnxpress.runtime.session import all_cores, open_session, run
 
 _SOME = 8192  # values of a tensor, for each sample
@@ -100,38 +99,36 @@ def _with_digests(model: ir.Model, asked: Sequence[_Asked]) -> ir.Model:
     work = model.clone()
     values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
     values |= {v.name: v for n in work.graph for v in n.outputs if v.name}
-    work.graph.outputs.clear()
     late = read.opset(model) >= 18  # axes are an input from there on
+    last = list(work.graph)[-1]
 
     def constant(numbers: Sequence[int]) -> ir.Value:
-        name = fresh(work, "digest")
-        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(numbers, np.int64), name=name))
-        value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(numbers)])
-        work.graph.register_initializer(value)
-        return value
+        return edit.add_constant(work, np.asarray(numbers, np.int64), "digest")
 
-    def node(op: str, inputs: Sequence[ir.Value], **attributes: int | list[int]) -> ir.Value:
-        made = ir.node(op, list(inputs), attributes, name=fresh(work, "digest"))
-        made.outputs[0].name = made.name
-        work.graph.append(made)
-        return made.outputs[0]
+    def node(op: str, inputs: Sequence[ir.Value], behind: ir.Node = last, **attributes: object) -> ir.Value:
+        return edit.insert_after(work, behind, op, inputs, "digest", attributes)
 
     flat, begin, end, first = constant([-1]), constant([0]), constant([_END]), constant([0])
+    names: list[str] = []
     for a in asked:
         value = values[a.name]
         over = [i for i in range(1, len(a.shape)) if i != a.axis]
+        made = []
         for op in ("ReduceMin", "ReduceMax"):
             if not over:
-                end_value = node("Identity", [value])
+                made.append(node("Identity", [value]))
             elif late:
-                end_value = node(op, [value, constant(over)], keepdims=0)
+                made.append(node(op, [value, constant(over)], keepdims=0))
             else:
-                end_value = node(op, [value], axes=over, keepdims=0)
-            work.graph.outputs.append(end_value)
-        work.graph.outputs.append(node("Slice", [node("Reshape", [value, flat]), begin, end, first, constant([a.step])]))
-    for output in work.graph.outputs:
-        output.type = ir.TensorType(ir.DataType.FLOAT)
-    return work
+                made.append(node(op, [value], axes=over, keepdims=0))
+        row = node("Reshape", [value, flat])
+        maker = row.producer()
+        assert maker is not None
+        made.append(node("Slice", [row, begin, end, first, constant([a.step])], maker))
+        names += [v.name or "" for v in made]
+        for output in made:
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+    return edit.outputs_only(work, names)
 
 
 def _digest(a: _Asked, values: Sequence[np.ndarray], count: int, fixed: int) -> Digest:
