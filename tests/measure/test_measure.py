@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxpress.data.dataset import Dataset
 from onnxpress.measure.digest import digests
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.gram import input_moments
@@ -16,6 +17,7 @@ from onnxpress.measure.linear import input_rows, linear, output_rows
 from onnxpress.measure.ranges import METHODS, Spread, clip_range, observe
 from onnxpress.measure.score import Judge
 from onnxpress.model import edit
+from onnxpress.model.signature import signature
 from tests import nets
 
 
@@ -208,12 +210,13 @@ def test_sequences_of_any_length_are_looked_at_inside_the_graph() -> None:
     np.testing.assert_allclose(spread.channel_high, np.concatenate(values).max(axis=0), rtol=1e-5)
 
 
-def test_what_is_not_a_number_is_found() -> None:
-    """onnxruntime's reductions pass it over."""
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_what_is_not_a_number_is_found(count: int) -> None:
+    """onnxruntime's reductions pass it over, and one number may lie between those that are taken."""
     net = nets.image_net()
-    x = net.conv("image", 8)
-    zero = net.op("Mul", [x, net.constant(np.float32(0).reshape(()))], 8)
-    model = net.model(net.head(net.relu(net.conv(net.op("Div", [zero, zero], 8), 8))), nets.IMAGE, ["N", 10])
-    evidence = evidence_for(model, nets.samples(model, 3))
-    name = next(n.outputs[0].name or "" for n in evidence.model.graph if n.op_type == "Div")
-    assert not observe(evidence, [name], {name: 1})[name].finite
+    ratio = net.op("Div", ["image", "image"], 3)
+    x = np.ones((2, 3, 160, 160), np.float32)
+    x.reshape(2, -1)[:, 1 : 1 + count] = 0
+    wide = net.model(net.head(net.relu(net.conv(ratio, 8))), {"image": ["N", 3, 160, 160]}, ["N", 10])
+    evidence = evidence_for(wide, Dataset.from_arrays({"image": x}, signature(wide)))
+    assert not observe(evidence, [ratio], {ratio: 1})[ratio].finite

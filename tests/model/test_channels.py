@@ -188,6 +188,8 @@ def test_heads_of_cosine_attention_go_as_a_whole() -> None:
     y = net.op("Reshape", [y, net.constant(np.array([0, 0, heads * wide]), "back")], heads * wide)
     model = net.model(product(y, 5), {"tokens": ["N", "T", width]}, ["N", "T", 5])
     data = nets.samples(model, 3, sequence=6)
+    told = evidence_for(model, data).channels.refused
+    assert [r for r in told if "Expand" in r.reason], "a number within a target that is put together would not follow"
     evidence = evidence_for(simplify(model).model, data)
     assert not [r for r in evidence.channels.refused if "Expand" in r.reason]
     one = next(g for g in evidence.channels.groups if g.size == heads)

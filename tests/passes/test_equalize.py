@@ -9,12 +9,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.equalize import EQUALIZE, expected_error, plan_equalize, sites
+from onnxpress.passes import recipe8
+from onnxpress.passes.equalize import EQUALIZE, Seen, expected_error, plan_equalize, sites
 from onnxpress.passes.quantize import quantizable, quantize
 from onnxpress.passes.recipe8 import Recipe, Wish, before_softmax, choose, equalized
 from tests import nets
@@ -161,8 +163,6 @@ def test_wrong_factors_are_refused(by: list[float]) -> None:
 def test_the_error_expected_is_the_error_measured() -> None:
     """J of one layer beside rounding its input and weights for real, with factors and without."""
     rng = np.random.default_rng(0)
-    from onnxpress.passes.equalize import Seen
-
     x = np.abs(rng.standard_normal((4096, 32))) * 10.0 ** rng.uniform(-1, 1, 32)
     w = rng.standard_normal((48, 32)) * 10.0 ** rng.uniform(-0.5, 0.5, 32)
     seen = Seen(np.zeros(32), x.max(axis=0), np.square(x).mean(axis=0))
@@ -188,8 +188,7 @@ def test_what_did_not_change_is_not_observed_anew() -> None:
         assert (spreads_for(quick)[name].low, spreads_for(quick)[name].high) == pytest.approx((spread.low, spread.high), rel=1e-4, abs=1e-6)
 
 
-def test_the_choice_is_made_on_samples_that_fed_no_statistics() -> None:
-    """A recipe that looks perfect on its own samples and is wrong on others is not taken."""
+def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nets.mobile(width=32)
     evidence = evidence_for(model, nets.samples(model, 16))
     halves = evidence.halves
@@ -202,6 +201,19 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics() -> None:
 
     assert choose(evidence, Wish(equalize=False, rounding="nearest"), build).ranges == "mse"
     assert {half for half, _ in seen} == {0, 1}, "a small model is judged both ways"
+
+    judged: list[str] = []
+
+    class Told(Judge):
+        def __init__(self, original: ir.Model | bytes, data: Dataset, name: str = "") -> None:
+            judged.append(data.hash)
+            super().__init__(original, data, name)
+
+    monkeypatch.setattr(recipe8, "Judge", Told)
+    seen.clear()
+    choose(evidence, Wish(equalize=False, rounding="nearest"), build)
+    assert judged == [halves[1].samples().hash, halves[0].samples().hash]
+    assert [half for half, _ in seen][:2] == [0, 1], "in the same order: each on the other's samples"
     assert choose(evidence, Wish("entropy", False, "nearest"), build) == Wish("entropy", False, "nearest"), "what is asked for is done"
 
 
