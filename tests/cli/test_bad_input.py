@@ -477,6 +477,11 @@ ROWS = [
     Row("budget too short", lambda d: optimize(d, good(d), None, "--time-budget", "1s"), ("time budget",)),
     Row("unknown goal", lambda d: optimize(d, good(d), None, "--goal", "beauty"), ("beauty",)),
     Row("a range method that is none", lambda d: [*quantize(d, good(d)), "--ranges", "guess"], ("unknown range method", "weighted")),
+    Row(
+        "16 bits as integer operators",
+        lambda d: [*quantize(d, good(d)), "--activations", "16", "--format", "qoperator"],
+        ("no integer operators of 16 bits", "--activations"),
+    ),
     Row("ranges in no folder", lambda d: [*quantize(d, good(d)), "--ranges", str(d / "no" / "r.json")], ("does not exist", "mkdir")),
     Row("include an operator that is not there", lambda d: [*quantize(d, good(d)), "--include", "LSTM"], ("--include", "LSTM")),
     Row("exclude by half an expression", lambda d: [*quantize(d, good(d)), "--exclude", "conv("], ("--exclude", "conv(")),
