@@ -133,3 +133,23 @@ def test_an_unknown_method_is_told_before_anything_is_read() -> None:
     model = nets.residual(width=16)
     with pytest.raises(InputProblem, match="unknown range method"):
         quantize(model, nets.samples(model, 8), method="guess")
+
+
+def test_wide_leaves_room_only_where_values_can_go_further() -> None:
+    net = nets.image_net()
+    bounds = [net.constant(np.float32(v).reshape(()), n) for v, n in ((0, "low"), (6, "high"))]
+    moved = net.op("Transpose", ["image"], 3, perm=[0, 1, 3, 2])
+    open_end = net.relu(net.conv(moved, 8))
+    capped = net.op("Clip", [net.conv(open_end, 8), *bounds], 8)
+    share = net.op("Sigmoid", [net.conv(capped, 8)], 8)
+    model = net.model(net.head(net.relu(net.conv(share, 8))), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, nets.samples(model, 8))
+    seen = spreads_for(evidence)
+    found = ranges8.ranges(evidence, "wide", ["image", moved, open_end, capped, share])
+    for name in ("image", moved):
+        assert found[name] == (seen[name].low, seen[name].high), "pictures are integers already"
+    assert found[open_end] == pytest.approx((0.0, 1.4 * seen[open_end].high))
+    assert found[capped][0] == 0
+    assert found[capped][1] == pytest.approx(min(6.0, 1.4 * seen[capped].high))
+    assert found[share][1] == pytest.approx(min(1.0, 1.4 * seen[share].high))
+    assert found[share][1] <= 1.0
