@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,11 +230,16 @@ def is_large(model: ir.Model) -> bool:
     return weight_bytes(model) > _INLINE_LIMIT
 
 
+def must_fit(model: ir.Model) -> None:
+    """Raises InputProblem where the model is large, for what needs it in one piece."""
+    if is_large(model):
+        size, able = f"{weight_bytes(model) / 1e9:.1f} GB of weights", "bench, compare, and every lever but distill"
+        raise InputProblem("the model is too large for this", "", size, f"what takes more than 1.8 GB: {able}")
+
+
 def to_bytes(model: ir.Model) -> bytes:
     """The model's deterministic serialisation, all weights inline.  Raises InputProblem where that is more than protobuf's 2 GB."""
-    if is_large(model):
-        size, able = f"{weight_bytes(model) / 1e9:.1f} GB of weights", "simplify, prune, depth, lowrank, quantize, or weights without --data"
-        raise InputProblem("the model is too large for this", "", size, f"use one of: {able}")
+    must_fit(model)
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
         model = model.clone()  # a part of a large one, whose other parts still lie in the file
         for value in model.graph.initializers.values():
@@ -268,6 +274,17 @@ def model_hash(model: ir.Model) -> str:
 def model_size(model: ir.Model) -> int:
     """Bytes of the model, its weights with it."""
     return len(to_bytes(model)) if not is_large(model) else len(to_bytes(_skeleton(model))) + weight_bytes(model)
+
+
+def compressed_size(model: ir.Model) -> int:
+    """Bytes of the model, its weights with it, after gzip."""
+    press, total = zlib.compressobj(6, wbits=31), 0
+    large = is_large(model)
+    total += len(press.compress(to_bytes(_skeleton(model) if large else model)))
+    for value in model.graph.initializers.values() if large else ():
+        if value.const_value is not None:
+            total += len(press.compress(np.ascontiguousarray(value.const_value.numpy()).tobytes()))
+    return total + len(press.flush())
 
 
 def _skeleton(model: ir.Model) -> ir.Model:

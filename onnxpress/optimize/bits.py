@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.model.files import to_bytes
+from onnxpress.model.files import compressed_size
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, take_step
 from onnxpress.optimize.single import ModelLike, Result, _Begun, _exact, _finish, _opened
 from onnxpress.passes.base import Decision, Refused
@@ -96,7 +95,7 @@ def sparsify(
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
     decisions, refused = _decided(plan_zeros(begun.evidence, wish), begun, "no weight is large enough to be worth zeros", repair)
     done = begun.finish("sparsify", decisions, None, refused, output, plan_path)
-    before, after = (len(gzip.compress(to_bytes(m), 6)) for m in (begun.original, done.model))
+    before, after = (compressed_size(m) for m in (begun.original, done.model))
     size = f"{before / 1e3:,.0f} kB -> {after / 1e3:,.0f} kB ({before / max(after, 1):.2f}x)"
     done.notes.append(f"compressed by gzip: {size}; onnxruntime takes as long as before")
     return done

@@ -15,7 +15,7 @@ from onnxpress.data.dataset import Batch, Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.metrics import Metric, Outputs, metric
 from onnxpress.measure.score import Judge, Measured, Score, difference
-from onnxpress.model.files import load, to_bytes
+from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.optimize.differences import Difference, differences
 
@@ -79,8 +79,8 @@ def compare(
     by_label = bool(data.labelled) and all(x is not None for x in data.labels)
     boxes = named.find(decode, "cannot use --decode") if isinstance(decode, str) else decode
     asked = [_metric(m, answer, by_label, boxes) for m in metrics]
-    score = judge.score(to_bytes(second))
-    samples = _walked(judge, to_bytes(second), answer, asked) if asked or worst else []
+    score = judge.score(second)
+    samples = _walked(judge, second, answer, asked) if asked or worst else []
     return Compared(
         score,
         differences(first, second, judge.names, data),
@@ -95,7 +95,7 @@ def _metric(given: str | Callable[[Outputs, Any], Any], answer: str | None, by_l
     return metric(name, answer, by_label, decode, own)
 
 
-def _walked(judge: Judge, model: bytes, answer: str | None, asked: Sequence[Metric]) -> list[Sample]:
+def _walked(judge: Judge, model: ir.Model, answer: str | None, asked: Sequence[Metric]) -> list[Sample]:
     """Every sample, for the metrics and for what is told of it."""
     found: list[Sample] = []
     for batch, kept, new in judge.pairs(model):

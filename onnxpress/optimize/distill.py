@@ -13,7 +13,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Judge, Score
-from onnxpress.model.files import load, model_hash, to_bytes
+from onnxpress.model.files import load, model_hash, must_fit, to_bytes
 from onnxpress.optimize.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, take_step
 from onnxpress.optimize.single import ModelLike, Result, _exact, _finish, _opened
 from onnxpress.optimize.teach import Couple, Progress, Taught, Wish, refitted, taught
@@ -109,7 +109,9 @@ def distill(
 
 
 def _loaded(model: ModelLike) -> ir.Model:
-    return model if isinstance(model, ir.Model) else load(model)
+    opened = model if isinstance(model, ir.Model) else load(model)
+    must_fit(opened)
+    return opened
 
 
 def _folder(run_folder: str | Path | None, output: str | Path | None) -> Path | None:

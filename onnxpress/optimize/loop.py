@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.cache import key_of
 from onnxpress.measure.score import Judge
-from onnxpress.model.files import check_target, load, model_hash, write_atomic
+from onnxpress.model.files import check_target, load, model_hash, must_fit, write_atomic
 from onnxpress.optimize import training
 from onnxpress.optimize.finals import Outcome, finals, summary
 from onnxpress.optimize.plan import write_plan
@@ -53,6 +53,7 @@ def optimize(
     path = model if isinstance(model, (str, Path)) else None
     original = load(path) if path is not None else model
     assert isinstance(original, ir.Model)
+    must_fit(original)
     if output is not None:
         check_target(output, *([path] if path is not None else []))
     splits = data if isinstance(data, Splits) else data.split()

@@ -218,6 +218,16 @@ def drop_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     return False
 
 
+def spell_sum(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
+    """Sum of two is Add, which has kernels that Sum has not (fused into the Conv in front, and of integers)."""
+    if node.op_type != "Sum" or len(node.inputs) != 2:
+        return False
+    output = edit.insert_before(model, node, "Add", list(node.inputs), f"{node.name}_add")
+    output.type = node.outputs[0].type
+    edit.bypass(model, node, output)
+    return True
+
+
 FOLDINGS: dict[str, Callable[[ir.Model, ir.Node, Trace], bool]] = {
     "batchnorm": fold_batchnorm,
     "affine": fold_affine,
@@ -226,6 +236,7 @@ FOLDINGS: dict[str, Callable[[ir.Model, ir.Node, Trace], bool]] = {
     "relu": drop_relu,
     "neutral": drop_neutral,
     "linear": fold_linear,
+    "sum": spell_sum,
 }
 
 

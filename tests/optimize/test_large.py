@@ -12,7 +12,10 @@ import pytest
 
 from onnxpress.errors import InputProblem
 from onnxpress.model import files
-from onnxpress.optimize import single
+from onnxpress.optimize import bits, single
+from onnxpress.optimize.compared import compare
+from onnxpress.optimize.distill import distill
+from onnxpress.optimize.loop import optimize
 from onnxpress.optimize.plan import apply_plan, read_plan
 from onnxpress.optimize.single import Result
 from onnxpress.passes.allocate import Wish
@@ -26,6 +29,10 @@ LEVERS: dict[str, Callable[..., Result]] = {
     "depth": lambda m, d, **to: single.depth(m, d, DepthWish(remove=1), **to),
     "lowrank": lambda m, d, **to: single.lowrank(m, d, LowRankWish(0.5), **to),
     "quantize": lambda m, d, **to: single.quantize(m, d, **to),
+    "sparsify": lambda m, d, **to: bits.sparsify(m, d, **to),
+    "share": lambda m, d, **to: bits.share(m, d, **to),
+    "weights": lambda m, d, **to: bits.weights(m, d, **to),
+    "half": lambda m, d, **to: bits.half(m, **to),
 }
 
 
@@ -68,6 +75,20 @@ def test_the_hash_knows_every_weight(low_limit: None) -> None:
     assert files.model_hash(changed) != files.model_hash(model)
 
 
-def test_what_cannot_be_done_says_so(low_limit: None) -> None:
-    with pytest.raises(InputProblem, match="too large for this"):
-        files.to_bytes(build())
+def test_what_cannot_be_done_says_so_at_once(low_limit: None, tmp_path: Path) -> None:
+    data, target = nets.samples(build(), 24), tmp_path / "out.onnx"
+    asked: list[Callable[[], object]] = [
+        lambda: optimize(build(), data, output=target), lambda: distill(build(), build(), data, output=target), lambda: files.to_bytes(build()),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(InputProblem, match="too large for this"):
+            ask()
+    assert not list(tmp_path.iterdir()), "nothing is written, no run begun"
+
+
+def test_a_large_model_is_compared_and_its_compressed_size_told(low_limit: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = nets.samples(build(), 8)
+    assert compare(build(), build(), data).score.drop == 0
+    large = files.compressed_size(build())
+    monkeypatch.setattr(files, "_INLINE_LIMIT", 10**9)
+    assert large == pytest.approx(files.compressed_size(build()), rel=0.1)

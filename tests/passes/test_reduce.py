@@ -16,7 +16,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.optimize.plan import apply_plan
-from onnxpress.optimize.single import simplify
+from onnxpress.optimize.single import quantize, simplify
 from onnxpress.passes.bounds import bounds
 from onnxpress.passes.reduce import REDUCE
 from onnxpress.passes.simplify import SIMPLIFY
@@ -390,3 +390,20 @@ def test_a_bound_that_is_computed_bounds_nothing() -> None:
     feed = {"x": np.ones((2, 8), np.float32), "y": np.full((2, 1), -3, np.float32)}
     one, two = (run(open_session(m), feed)[0] for m in (model, done.model))
     np.testing.assert_array_equal(one, two)
+
+
+def test_a_sum_of_two_is_an_add() -> None:
+    """As exporters wrote residual blocks for years; of three it stays."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    x = net.relu(net.op("Sum", [net.conv(x, 16), x], 16))
+    x = net.op("Sum", [net.conv(x, 16), x, net.conv(x, 16)], 16)
+    model = net.model(net.head(net.relu(x)), nets.IMAGE, ["N", 10])
+    data = nets.samples(model, 8)
+    done = simplify(model).model
+    assert [len(n.inputs) for n in done.graph if n.op_type == "Sum"] == [3]
+    assert sum(n.op_type == "Add" for n in done.graph) == 1
+    np.testing.assert_array_equal(nets.outputs(done, data), nets.outputs(model, data))
+    int8 = quantize(model, data).model
+    add = next(n for n in int8.graph if n.op_type == "Add")
+    assert all(v is not None and v.producer().op_type == "DequantizeLinear" for v in add.inputs), "it runs in integers"
