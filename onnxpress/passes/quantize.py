@@ -18,6 +18,7 @@ from onnxpress.model import edit, read
 from onnxpress.passes import inner8, qdq, ranges8, tables8
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
 from onnxpress.passes.bias import correct_bias
+from onnxpress.passes.compact8 import compact
 from onnxpress.passes.qdq_write import rewrite, spreads_for
 from onnxpress.passes.qoperator import to_operators
 from onnxpress.passes.recipe8 import Recipe, Wish, choose, equalized
@@ -62,6 +63,8 @@ class Quantize:
         if form == "qoperator":
             count = to_operators(done.model, frozenset(nodes))
             done.notes.append(f"{count} of {len(nodes)} nodes as integer operators, the others between pairs")
+        elif short := compact(done.model):
+            done.notes.append(f"biases of {short} layers said shortly: their scales are products, their integers have 16 bits")
         return done
 
 
