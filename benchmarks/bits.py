@@ -35,9 +35,11 @@ os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may 
 
 LEVERS: dict[str, Callable[[ir.Model, Dataset], Result]] = {
     "16 centres": lambda m, d: share(m, d),
+    "16, 8 times smaller": lambda m, d: share(m, d, ShareWish(smaller=8)),
     "16, none spared": lambda m, d: share(m, d, ShareWish(spare=0.0)),
     "256 centres": lambda m, d: share(m, d, ShareWish(256)),
     "8 bits": lambda m, d: weights(m, d),
+    "8, 4 times smaller": lambda m, d: weights(m, d, WeightsWish(smaller=4)),
     "4 bits": lambda m, d: weights(m, d, WeightsWish(4)),
     "4 bits of 32": lambda m, d: weights(m, d, WeightsWish(4, 32)),
     "3 bits": lambda m, d: weights(m, d, WeightsWish(3)),

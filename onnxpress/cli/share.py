@@ -9,7 +9,7 @@ from onnxpress.cli.lever import Asked, ending, lever
 
 @click.command("share")
 @lever
-@click.option("--centres", default=16, show_default=True, help="Values in a codebook: 16 (4 bits) or 256 (8 bits).")
+@click.option("--centres", default=16, show_default=True, help="Values in a codebook: 16 (4 bits), 256 (8 bits), 8 or 4.")
 @click.option(
     "--per",
     default="scaled",
@@ -22,11 +22,17 @@ from onnxpress.cli.lever import Asked, ending, lever
     type=float,
     help="Share of the bytes to spend on 8 bits for the weights that lose most; without it: as little as is needed.",
 )
+@click.option(
+    "--smaller",
+    type=float,
+    metavar="TIMES",
+    help="How many times smaller the file shall be: each weight gets so many centres, fewer, 8 bits or float, as harms least.",
+)
 @ending("Do not take the mean error back through biases.")
-def command(asked: Asked, centres: int, per: str, spare: float | None) -> None:
+def command(asked: Asked, centres: int, per: str, spare: float | None, smaller: float | None) -> None:
     """Keep weights as short codes and codebooks of few values, chosen by what your samples use of them.  The file shrinks;
     onnxruntime makes plain weights of them at load, so time and memory stay as they are."""
     from onnxpress.optimize.bits import share
     from onnxpress.passes.codebook import Wish
 
-    asked.do("share", share, Wish(centres, per, spare))
+    asked.do("share", share, Wish(centres, per, spare, smaller))

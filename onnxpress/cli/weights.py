@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     type=float,
     help="Share of the bytes to spend on 8 bits for the weights that lose most; without it: as little as is needed.",
 )
+@click.option(
+    "--smaller",
+    type=float,
+    metavar="TIMES",
+    help="How many times smaller the file shall be: each weight gets so many bits, fewer, or float, as harms least.",
+)
 @ending("Do not take the mean error back through biases.")
-def command(asked: Asked, bits: int, block: int, spare: float | None) -> None:
+def command(asked: Asked, bits: int, block: int, spare: float | None, smaller: float | None) -> None:
     """Keep weights as integers of few bits, chosen by what your samples use of them; activations stay in float.  The file
     shrinks; onnxruntime makes plain weights of them at load, so time and memory stay as they are.
 
@@ -31,7 +37,7 @@ def command(asked: Asked, bits: int, block: int, spare: float | None) -> None:
     from onnxpress.optimize.bits import weights
     from onnxpress.passes.weightonly import Wish
 
-    wish = Wish(bits, block, spare)
+    wish = Wish(bits, block, spare, smaller)
     if asked.source.path is None:
         _stream(asked, wish)
     else:
@@ -45,7 +51,7 @@ def _stream(asked: Asked, wish: Wish) -> None:
     from onnxpress.optimize.run import document
     from onnxpress.optimize.streamed import stream_weights
 
-    for option, given in (("--plan", asked.plan_path), ("--spare", wish.spare)):
+    for option, given in (("--plan", asked.plan_path), ("--spare", wish.spare), ("--smaller", wish.smaller)):
         if given is not None:
             raise InputProblem("this needs samples", option, "no data was given", "add --data, or leave it out")
     with console.progress(asked.quiet or asked.as_json) as bar:

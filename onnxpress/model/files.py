@@ -245,7 +245,18 @@ def to_bytes(model: ir.Model) -> bytes:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
-    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return written(model)
+
+
+def written(model: ir.Model) -> bytes:
+    """The model's deterministic serialisation; external data stays where it is."""
+    proto = ir.to_proto(model)
+    known = {tensor.name for tensor in proto.graph.initializer}  # which say their type and shape themselves
+    told = [value for value in proto.graph.value_info if value.name not in known or value.metadata_props]
+    if len(told) < len(proto.graph.value_info):
+        del proto.graph.value_info[:]
+        proto.graph.value_info.extend(told)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 @contextmanager

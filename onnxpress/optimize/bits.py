@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.model.files import compressed_size
+from onnxpress.model.files import compressed_size, model_size
 from onnxpress.optimize.plan import CALIBRATION, Plan, Step, take_step
 from onnxpress.optimize.single import ModelLike, Result, _Begun, _exact, _finish, _opened
 from onnxpress.passes.base import Decision, Refused
@@ -53,7 +53,8 @@ def share(
     wish = wish or ShareWish()
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
-    decisions, refused = _decided(plan_sharing(begun.evidence, wish), begun, "no weight is large enough to be worth a codebook", repair)
+    planned = plan_sharing(begun.evidence, wish, model_size(begun.original))
+    decisions, refused = _decided(planned, begun, "no weight is large enough to be worth a codebook", repair)
     return begun.finish("share", decisions, None, refused, output, plan_path)
 
 
@@ -73,7 +74,8 @@ def weights(
     wish = wish or WeightsWish()
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
-    decisions, refused = _decided(plan_weights(begun.evidence, wish), begun, "no weight is large enough to be worth unpacking", repair)
+    planned = plan_weights(begun.evidence, wish, model_size(begun.original))
+    decisions, refused = _decided(planned, begun, "no weight is large enough to be worth unpacking", repair)
     return begun.finish("weights", decisions, None, refused, output, plan_path)
 
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import edit
-from onnxpress.model.files import beside, check_target, load, opened, save, settle, to_bytes, weight_bytes
+from onnxpress.model.files import beside, check_target, load, opened, save, settle, to_bytes, weight_bytes, written
 from onnxpress.model.signature import signature
 from onnxpress.optimize import contract
 from onnxpress.passes import clusters
@@ -68,7 +68,7 @@ def stream_weights(path: str | Path, output: str | Path, wish: Wish | None = Non
         try:
             with data_part.open("wb") as stream:
                 work, found = _written(edit.canonical(model), wish, _Store(stream, data_part), tell)
-            part.write_bytes(ir.to_proto(work).SerializeToString(deterministic=True))
+            part.write_bytes(written(work))
             own = settle(target, part, data_part)
         except OSError as error:
             raise EnvironmentProblem("cannot write the file", target, str(error), "check space and permissions") from error

@@ -14,15 +14,15 @@ import numpy as np
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge
 from onnxpress.model import edit
 from onnxpress.passes import clusters
-from onnxpress.passes.base import Applied, Decision, Refused, Saving
+from onnxpress.passes.base import Applied, Decision, Saving
 from onnxpress.passes.clusters import Book
+from onnxpress.passes.halfprec import halvable
 from onnxpress.passes.packing import INT8, Packer, bytes_of
 from onnxpress.passes.tensors import Seen, Stored, find_weights, keep_mean, seen_by
 
-CENTRES = (16, 256)
+CENTRES = (4, 8, 16, 256)
 PER = ("scaled", "tensor")  # or a number: rows a book
 GRIDS = {
     8: INT8,
@@ -31,8 +31,6 @@ GRIDS = {
     2: np.arange(-1.5, 2, dtype=np.float64),  # without a zero: four levels that lie evenly
 }
 REPAIRS = ("bias", "none")
-_SPARE = (0.0, 0.02, 0.05, 0.1)  # tried in turn
-_CLOSE = 0.003  # relative squared error of the outputs that is near enough
 
 
 @dataclass(frozen=True)
@@ -135,22 +133,25 @@ def _divisor(rows: int, wish: int) -> int:
     return next(size for size in range(min(wish, rows), 0, -1) if rows % size == 0)
 
 
-def write(evidence: Evidence, decisions: Sequence[Decision]) -> Applied:
+def write(evidence: Evidence, decisions: Sequence[Decision], polish: bool = True) -> Applied:
     """The model with each weight that decisions speak of in fewer bits (of several for one the last counts), and the mean
-    error taken back through biases ({"repair": "bias" | "none"})."""
+    error taken back through biases ({"repair": "bias" | "none"}).  Biases and what else is no weight become float16 where that
+    holds them, or they would be the larger part of what is left.  polish: as in `fits`."""
     if not decisions:
         return Applied(evidence.model.clone())
     mode = next((d["repair"] for d in decisions if "repair" in d), REPAIRS[0])
     if mode not in REPAIRS:
         raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(REPAIRS)}")
-    found = fits(evidence, {str(d["weight"]): [d] for d in decisions if "weight" in d})
+    found = fits(evidence, {str(d["weight"]): [d] for d in decisions if "weight" in d}, polish)
     work = evidence.model.clone()
     packer = Packer(work)
-    moved = 0
+    moved = sum(keep_mean(work, k.seen, k.fit.rows - k.weight.rows) for (k,) in found.values()) if mode == "bias" else 0
+    able = {weight.name for weight in find_weights(evidence.model)[0]}
+    for value in halvable(work, "float16")[0]:
+        if value.name not in able:
+            packer.shorten(value)
     for (known,) in found.values():
         packer.put(known.weight, known.fit.book, len(known.fit.books))
-        if mode == "bias":
-            moved += keep_mean(work, known.seen, known.fit.rows - known.weight.rows)
     edit.drop_dead(work)
     edit.forget_floats(work)
     notes = []
@@ -160,46 +161,3 @@ def write(evidence: Evidence, decisions: Sequence[Decision]) -> Applied:
     if moved:
         notes.append(f"bias corrected on {moved} layers")
     return Applied(work, notes, find_weights(evidence.model)[1])
-
-
-def plan_bits(
-    evidence: Evidence, main: Mapping[str, Decision], spare: float | None
-) -> tuple[list[Decision], list[Refused]]:
-    """Decisions: each weight's main one where that saves bytes, and 8 bits for those that lose most for their bytes, as far as
-    `spare`, a share of all bytes so far, goes (None: the least that keeps the outputs on the samples)."""
-    known = fits(evidence, {name: [main[name], {"weight": name, "bits": 8}] for name in main})
-    refused = find_weights(evidence.model)[1]
-    lean: dict[str, Known] = {}
-    for name, (first, safe) in known.items():
-        best = safe if safe.bytes <= first.bytes and safe.fit.lost <= first.fit.lost else first
-        if best.saving.weight_bytes > 0:
-            lean[name] = best
-        else:
-            refused.append(Refused(name, "its weight is too small to be worth unpacking"))
-    safer = {name: several[1] for name, several in known.items()}
-    if spare is not None:
-        return _spent(lean, safer, spare), refused
-    found: list[Decision] = []
-    judge = Judge(evidence.model, evidence.samples()) if lean else None
-    for share in _SPARE if judge is not None else ():
-        tried, found = found, _spent(lean, safer, share)
-        if judge is not None and found != tried and judge.score(write(evidence, found).model).nmse <= _CLOSE:
-            break
-    return found, refused
-
-
-def _spent(lean: Mapping[str, Known], safer: Mapping[str, Known], spare: float) -> list[Decision]:
-    """The lean decisions, but the safer ones where they pay most for their bytes, as far as the spare share goes."""
-    chosen = dict(lean)
-    left = spare * sum(k.bytes for k in chosen.values())
-    worth = {
-        name: (k.fit.lost - safer[name].fit.lost) / max(safer[name].bytes - k.bytes, 1)
-        for name, k in lean.items()
-        if k.fit.lost > safer[name].fit.lost and safer[name].saving.weight_bytes > 0
-    }
-    for name in sorted(worth, key=lambda n: -worth[n]):
-        more = safer[name].bytes - chosen[name].bytes
-        if more <= left:
-            left -= more
-            chosen[name] = safer[name]
-    return [k.decision for k in chosen.values()]

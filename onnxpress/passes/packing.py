@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.model import edit
+from onnxpress.model import edit, read
 from onnxpress.passes.clusters import Book, as_half
 from onnxpress.passes.tensors import Stored
 
@@ -76,6 +76,12 @@ class Packer:
         if not (book.scale == 1).all():
             made = self._scaled(weight, book.scale, made, stem)
         edit.reroute(self.work, self.work.graph.initializers[weight.name], made)
+
+    def shorten(self, value: ir.Value) -> None:
+        """Float32 numbers that float16 holds, as such."""
+        array = read.constant(value)
+        if array is not None and array.size >= _HALF_FROM and as_half(array) is not None:
+            edit.reroute(self.work, value, self._floats(array))
 
     def _scaled(self, weight: Stored, scale: np.ndarray, made: ir.Value, stem: str) -> ir.Value:
         if scale.shape[1] == 1:

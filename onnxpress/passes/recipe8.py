@@ -18,8 +18,7 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.ranges import observe
-from onnxpress.measure.score import Judge
-from onnxpress.model import edit
+from onnxpress.measure.score import Judge, before_softmax
 from onnxpress.model.counts import macs
 from onnxpress.passes import ranges8
 from onnxpress.passes.base import Decision
@@ -153,17 +152,3 @@ class _Trial:
             made = [(judge, self._build(fitted, form.on(fitted))) for fitted, judge in self._turns]
             self._harm[str(form)] = float(np.mean([judge.score(before_softmax(model)).nmse for judge, model in made]))
         return self._harm[str(form)]
-
-
-def before_softmax(model: ir.Model) -> ir.Model:
-    """A copy that gives what a last Softmax is given, wherever an output is one's."""
-    work = model.clone()
-    for position, value in enumerate(work.graph.outputs):
-        node = value.producer()
-        source = node.inputs[0] if node is not None and node.op_type == "Softmax" else None
-        if source is None or source.is_graph_output() or source.is_graph_input() or list(value.uses()):
-            continue
-        source.type, source.shape = value.type, value.shape
-        work.graph.outputs[position] = source
-    edit.drop_dead(work)
-    return work

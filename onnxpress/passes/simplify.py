@@ -21,6 +21,8 @@ from onnxpress.passes.base import Applied, Decision, Option
 from onnxpress.runtime.session import Settings, open_session, run
 from onnxpress.runtime.simplifier import onnxsim
 
+_DIARY = "onnxsim."  # under what the tool notes in the file what it did: kilobytes of names that nobody reads
+
 
 class Simplify:
     name = "simplify"
@@ -62,6 +64,8 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
         return "it changed the signature"
     for new, old in zip(done.graph.outputs, model.graph.outputs, strict=True):
         new.shape, new.type = old.shape, old.type
+    for key in [k for k in done.metadata_props if k.startswith(_DIARY) and k not in model.metadata_props]:
+        done.metadata_props.pop(key)
     try:
         return done if _same(model, done, evidence) else "it changed the answers"
     except InputProblem as error:

@@ -2,7 +2,8 @@
 
 Each row of a weight (or each block of it) has a scale; integers are chosen so that the layer keeps its output on what it was seen
 to get (`clusters.on_grid`), scales are refitted by least squares.  Written like codebooks (`packing.py`): a multiplication that
-onnxruntime folds at load.  A DequantizeLinear would be run anew at every call.
+onnxruntime folds at load.  A DequantizeLinear would be run anew at every call.  A file that is to be so many times smaller gets for
+each weight so many bits, fewer, or float, as harms least.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.model.files import model_size
 from onnxpress.passes.base import Applied, Decision, Option, Refused
-from onnxpress.passes.fewbits import GRIDS, fits, plan_bits, write
+from onnxpress.passes.bit_budget import check_smaller, plan_bits, plan_size
+from onnxpress.passes.fewbits import GRIDS, fits, write
 from onnxpress.passes.tensors import find_weights
 
 _OFFERED = (4, 8)
@@ -25,11 +28,13 @@ _SHORTEST = 8  # weights a scale
 @dataclass(frozen=True)
 class Wish:
     """bits: of a weight; block: weights that share a scale (0: a row; where a row cannot be cut so, it has one); spare: share
-    of the bytes that goes into 8 bits for the weights that lose most; None: as little as keeps the outputs on the samples."""
+    of the bytes that goes into 8 bits for the weights that lose most; None: as little as keeps the outputs on the samples; smaller:
+    how many times smaller than it was the file shall be, with at most so many bits."""
 
     bits: int = 8
     block: int = 0
     spare: float | None = None
+    smaller: float | None = None
 
     def check(self) -> None:
         if self.bits not in GRIDS:
@@ -38,6 +43,7 @@ class Wish:
             raise InputProblem("the block is too short to save", "--block", f"got {self.block}", "8 or more, or 0: a row")
         if self.spare is not None and not 0 <= self.spare <= 1:
             raise InputProblem("the spare share must lie between 0 and 1", "--spare", f"got {self.spare}", "try 0.05")
+        check_smaller(self.smaller, self.spare)
 
 
 class WeightOnly:
@@ -65,11 +71,14 @@ def _decision(name: str, bits: int, block: int) -> Decision:
     return {"weight": name, "bits": bits, **({"block": block} if block else {})}
 
 
-def plan_weights(evidence: Evidence, wish: Wish) -> tuple[list[Decision], list[Refused]]:
-    """Decisions that carry out a wish, and the weights left alone with the reason."""
+def plan_weights(evidence: Evidence, wish: Wish, original: int | None = None) -> tuple[list[Decision], list[Refused]]:
+    """Decisions that carry out a wish, and the weights left alone with the reason. original: bytes before (None: the evidence's)."""
     wish.check()
-    main = {w.name: _decision(w.name, wish.bits, wish.block) for w in find_weights(evidence.model)[0]}
-    return plan_bits(evidence, main, wish.spare)
+    names = [w.name for w in find_weights(evidence.model)[0]]
+    if wish.smaller is not None:
+        offers = {n: [_decision(n, bits, wish.block) for bits in sorted(GRIDS) if bits <= wish.bits] for n in names}
+        return plan_size(evidence, offers, (original or model_size(evidence.model)) / wish.smaller)
+    return plan_bits(evidence, {n: _decision(n, wish.bits, wish.block) for n in names}, wish.spare)
 
 
 WEIGHTS = WeightOnly()

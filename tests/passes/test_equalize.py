@@ -12,13 +12,13 @@ from onnx import TensorProto, helper
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Judge, before_softmax
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes import recipe8
 from onnxpress.passes.equalize import EQUALIZE, Seen, expected_error, plan_equalize, sites
 from onnxpress.passes.quantize import quantizable, quantize
-from onnxpress.passes.recipe8 import Recipe, Wish, before_softmax, choose, equalized
+from onnxpress.passes.recipe8 import Recipe, Wish, choose, equalized
 from tests import nets
 
 

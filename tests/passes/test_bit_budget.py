@@ -1,0 +1,92 @@
+"""A file of the size asked for, at the least harm: the choice is exact, the size is kept, and what cannot be is said."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.score import Judge
+from onnxpress.model.files import to_bytes
+from onnxpress.optimize.bits import ShareWish, WeightsWish, share, weights
+from onnxpress.optimize.single import simplify
+from onnxpress.passes.bit_budget import _Rung, _within
+from tests import nets
+
+ladders = st.lists(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=3, unique_by=lambda r: r[0]), min_size=1, max_size=4
+)
+
+
+@given(ladders, st.integers(1, 200))
+def test_the_choice_is_the_best_of_all(sizes: list[list[tuple[int, int]]], spare: int) -> None:
+    rungs = [[_Rung(size, float(harm), {"weight": f"{i} {size} {harm}"}) for size, harm in row] for i, row in enumerate(sizes)]
+    budget = sum(min(r.bytes for r in row) for row in rungs) + spare
+    best = min(sum(r.harm for r in pick) for pick in itertools.product(*rungs) if sum(r.bytes for r in pick) <= budget)
+    names = [str(d["weight"]) for d in _within(rungs, budget)]
+    found = [r for row in rungs for r in row if r.decision is not None and r.decision["weight"] in names]
+    assert len(found) == len(rungs) and sum(r.bytes for r in found) <= budget
+    assert sum(r.harm for r in found) <= best * (1 + 2e-3) + 1e-6
+
+
+@pytest.mark.parametrize("lever", ["share", "weights"])
+def test_the_file_is_as_small_as_asked_for_and_hardly_smaller(lever: str) -> None:
+    model = nets.residual(width=32, blocks=3)
+    data = nets.samples(model, 24)
+    done = share(model, data, ShareWish(smaller=4.5)) if lever == "share" else weights(model, data, WeightsWish(smaller=4.5))
+    assert 4.5 <= done.before / done.after < 1.12 * 4.5
+    wanted, found = nets.outputs(model, data), nets.outputs(done.model, data)
+    assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
+
+
+def test_bits_go_where_they_matter() -> None:
+    """Of three layers like each other two hardly reach the output: they get fewer bits, and the file is better than one of 4 for all."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    loud, *faint = (net.conv(x, 32) for _ in range(3))
+    small = net.constant(np.full((1, 32, 1, 1), 0.01, np.float32))
+    for branch in faint:
+        loud = net.add(loud, net.op("Mul", [branch, small], 32))
+    model = net.model(net.op("GlobalAveragePool", [loud], 32), {"image": ["N", 3, 16, 16]}, ["N", 32, 1, 1])
+    data = nets.samples(model, 24)
+    even = weights(model, data, WeightsWish(4, spare=0.0))
+    chosen = weights(model, data, WeightsWish(smaller=even.before / even.after))
+    assert chosen.after <= even.after
+    judge = Judge(model, nets.samples(model, 24, seed=5))
+    assert judge.score(to_bytes(chosen.model)).nmse < 0.5 * judge.score(to_bytes(even.model)).nmse
+
+
+def test_what_cannot_be_made_so_small_says_how_small_it_can_be() -> None:
+    model = nets.residual(width=16, blocks=1)
+    with pytest.raises(InputProblem, match="so small") as caught:
+        share(model, nets.samples(model, 8), ShareWish(smaller=50))
+    assert "kB is the least" in caught.value.line() and "--smaller" in caught.value.line()
+
+
+def test_what_is_added_of_positions_gets_fewer_bits_and_biases_float16() -> None:
+    net = nets.Net(seed=3)
+    net.widths["rows"] = 64
+    places = net.constant(net.rng.standard_normal((1, 12, 64)).astype(np.float32))
+    weight = net.constant((net.rng.standard_normal((64, 64)) / 8).astype(np.float32))
+    bias = net.constant(net.rng.standard_normal(64).astype(np.float32))
+    x = net.op("MatMul", [net.op("Add", ["rows", places], 64), weight], 64)
+    model = net.model(net.op("Add", [x, bias], 64), {"rows": ["N", 12, 64]}, ["N", 12, 64])
+    data = nets.samples(model, 16)
+    done = weights(model, data)
+    assert {d["weight"] for s in done.plan.steps for d in s.decisions if "weight" in d} == {places, weight}
+    kinds = [(tuple(t.dims), t.data_type) for t in onnx.load_from_string(to_bytes(done.model)).graph.initializer]
+    assert ((1, 12, 64), onnx.TensorProto.INT8) in kinds and ((64,), onnx.TensorProto.FLOAT16) in kinds
+    wanted, found = nets.outputs(model, data), nets.outputs(done.model, data)
+    assert ((found - wanted) ** 2).mean() < 1e-4 * (wanted**2).mean()
+
+
+def test_files_hold_nothing_twice_and_no_tool_s_diary() -> None:
+    model = nets.residual(width=16, blocks=1)
+    proto = onnx.load_from_string(to_bytes(simplify(model).model))
+    assert not {v.name for v in proto.graph.value_info} & {t.name for t in proto.graph.initializer}
+    assert not [p.key for p in proto.metadata_props if p.key.startswith("onnxsim")]
