@@ -25,7 +25,7 @@ _PASS_BYTES = 512 * 2**20
 
 @dataclass
 class Moments:
-    """Sums over rows: count, x [K], y [M], xx [K,K], yx [M,K], yy (scalar)."""
+    """Sums over rows: count, x [K], y [M], xx [K,K], yx [M,K], yy (scalar); parts: of two halves of the samples, where those are known."""
 
     count: float
     x: np.ndarray
@@ -33,6 +33,7 @@ class Moments:
     y: np.ndarray
     yx: np.ndarray
     yy: float
+    parts: tuple[Moments, Moments] | None = None
 
     @classmethod
     def empty(cls, columns: int, outputs: int) -> Moments:
@@ -101,11 +102,11 @@ def input_moments(
         columns = _columns(layer)
         if columns > WIDE:
             continue
-        if part and size + 8 * columns**2 > _PASS_BYTES:
+        if part and size + 16 * columns**2 > _PASS_BYTES:
             yield from _one_pass(evidence, part)
             part, size = [], 0
         part.append((node, layer))
-        size += 8 * columns**2
+        size += 16 * columns**2
     if part:
         yield from _one_pass(evidence, part)
 
@@ -122,7 +123,7 @@ def by_tap(layer: Linear) -> np.ndarray:
 
 
 def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> Iterator[tuple[str, Linear, Moments]]:
-    sums = {layer.node: Moments.empty(_columns(layer), 0) for _, layer in part}
+    halves = {layer.node: tuple(Moments.empty(_columns(layer), 0) for _ in range(2)) for _, layer in part}
     names = list(dict.fromkeys(layer.source for _, layer in part))
     shapes = evidence.trace.shapes
     samples = len(evidence.samples())
@@ -136,13 +137,17 @@ def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> Ite
                 y_shape = _conv_shape(node, layer, x)
             kernel = _kernel(node)
             rows = input_rows(node, x, kernel, picks_for(node, y_shape, layer.weight.shape[1], samples, index))
-            if sums[layer.node].xx.shape[0] != rows.shape[1]:
+            if _columns(layer) != rows.shape[1]:
                 rows = (
                     rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
                 )
-            sums[layer.node].add(rows)
+            middle = len(rows) // 2 if len(x) > 1 else len(rows) * ((index + 1) % 2)  # rows of a sample lie together
+            for half, own in zip(halves[layer.node], (rows[:middle], rows[middle:]), strict=True):
+                if len(own):
+                    half.add(own)
     for _, layer in part:
-        yield layer.node, layer, sums[layer.node]
+        first, second = halves.pop(layer.node)
+        yield layer.node, layer, replace(first + second, parts=(first, second))
 
 
 def _kernel(node: ir.Node) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from onnxpress.measure.gram import input_moments
 from onnxpress.measure.ranges import Spread, observe
 from onnxpress.model import edit, read
 from onnxpress.passes import qdq
+from onnxpress.passes.rounding import minded
 from onnxpress.passes.weights8 import Codes, output_axis, quantize_weight, refine, scales_are_much
 
 
@@ -226,7 +227,7 @@ def _with_inputs_in_view(
     missing = [n for n in evidence.model.graph if n.name in keys and keys[n.name] not in known]
     nodes = {n.name: n for n in missing}
     for name, layer, moments in input_moments(evidence, missing):
-        known[keys[name]] = refine(nodes[name], nearest[name], moments.centred(layer.bias is not None)[0], every)
+        known[keys[name]] = refine(nodes[name], nearest[name], minded(moments, layer.weight, layer.bias is not None), every)
     return [(n, known.get(keys[n.name or ""], c) if n.name in keys else c) for n, c in weights]
 
 

@@ -14,16 +14,50 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
+from onnxpress.measure.gram import Moments
+
 Snap = Callable[[np.ndarray, np.ndarray], np.ndarray]  # wishes [M, n] for some columns [n] -> the nearest allowed values
 
 _SWEEPS = 4
 _DAMP = 1e-2
 _BLOCK = 64
+_SHARES = (0.01, 0.1, 1.0)  # of the mean of the diagonal
+_ROWS, _TOP = 32, 7.0  # that are looked at, in 4 bits
 
 
 def damped(gram: np.ndarray) -> np.ndarray:
     """A Gram matrix that also minds inputs the samples never showed."""
-    return np.asarray(gram + _DAMP * float(np.mean(np.diag(gram))) * np.eye(len(gram)))
+    return _raised(gram, _DAMP)
+
+
+def minded(moments: Moments, weights: np.ndarray, centre: bool) -> np.ndarray:
+    """The Gram matrix [K, K] of a layer's inputs, with as much added to its diagonal as makes rounding by it hold on other samples.
+
+    How much is seen by rounding some rows of the weights [M, K] by one half of the samples and looking at them on the other: where
+    samples are few beside K, errors are let cancel each other in ways that the next sample knows nothing of.
+    """
+    gram = moments.centred(centre)[0]
+    if moments.parts is None or min(part.count for part in moments.parts) < 2:
+        return gram
+    first, second = (part.centred(centre)[0] for part in moments.parts)
+    if not all(np.isfinite(g).all() and np.diag(g).max() > 0 for g in (first, second)):
+        return gram
+    rows = weights[np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)].astype(np.float64)
+    snap = grid(np.maximum(np.abs(rows).max(axis=1), 1e-12) / _TOP, np.full(len(rows), _TOP))
+
+    def harm(share: float) -> float:
+        """Of other samples, relative to what comes in."""
+        total = 0.0
+        for seen, other in ((first, second), (second, first)):
+            gap = feedback(rows, _raised(seen, share), snap) - rows
+            total += float(np.vdot(gap @ other, gap)) / float(np.trace(other))
+        return total
+
+    return _raised(gram, min(_SHARES, key=harm))
+
+
+def _raised(gram: np.ndarray, share: float) -> np.ndarray:
+    return np.asarray(gram + share * float(np.mean(np.diag(gram))) * np.eye(len(gram)))
 
 
 def feedback(weights: np.ndarray, h: np.ndarray, snap: Snap) -> np.ndarray:

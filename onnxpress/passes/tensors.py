@@ -18,6 +18,7 @@ from onnxpress.measure.gram import input_moments
 from onnxpress.measure.linear import Linear, linear, set_bias
 from onnxpress.model import read
 from onnxpress.passes.base import Refused
+from onnxpress.passes.rounding import minded
 
 _LEAST = 256  # elements; the nodes that unpack a tensor take about 400 bytes
 _SHORTEST = 16  # elements of a row of what is added
@@ -155,7 +156,7 @@ def seen_by(evidence: Evidence, weights: Sequence[Stored]) -> Iterator[tuple[Sto
         weight = owner.pop(name)
         wide = len(moments.x) != layer.weight.shape[1]
         steady = len(weight.readers) == 1 and layer.op != "MatMul" and layer.bias is not None and not wide
-        gram = moments.centred(steady)[0]
+        gram = minded(moments, layer.weight, steady) if not wide else moments.centred(False)[0]
         if not np.isfinite(gram).all() or not np.diag(gram).max() > 0:
             yield weight, Seen()
         elif wide:
