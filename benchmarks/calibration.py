@@ -31,6 +31,7 @@ _KEPT = 64  # samples that are held
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
 
 Samples = Callable[[], Iterator[dict[str, np.ndarray]]]
+Finder = Callable[[Path, str, Samples], None]
 
 
 def stack(folder: Path) -> Path:
@@ -95,7 +96,7 @@ class Reader:
         return next(self._left, None)
 
 
-def ours(path: Path, method: str, samples: Samples) -> None:
+def ours() -> Finder:
     from onnxpress.data.dataset import open_dataset
     from onnxpress.measure.evidence import evidence_for
     from onnxpress.model.files import load
@@ -103,24 +104,30 @@ def ours(path: Path, method: str, samples: Samples) -> None:
     from onnxpress.passes import ranges8
     from onnxpress.passes.qdq_write import spreads_for
 
-    model = load(path)
-    evidence = evidence_for(model, open_dataset(Again(samples), signature(model)))
-    ranges8.ranges(evidence, method, list(spreads_for(evidence)))
+    def find(path: Path, method: str, samples: Samples) -> None:
+        model = load(path)
+        evidence = evidence_for(model, open_dataset(Again(samples), signature(model)))
+        ranges8.ranges(evidence, method, list(spreads_for(evidence)))
+
+    return find
 
 
-def theirs(path: Path, method: str, samples: Samples) -> None:
+def theirs() -> Finder:
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    with tempfile.TemporaryDirectory() as folder:
-        kind = getattr(CalibrationMethod, PEERS[method])
-        calibrator = create_calibrator(str(path), None, str(Path(folder) / "augmented.onnx"), calibrate_method=kind)
-        calibrator.collect_data(Reader(samples))
-        calibrator.compute_data()
+    def find(path: Path, method: str, samples: Samples) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            kind = getattr(CalibrationMethod, PEERS[method])
+            calibrator = create_calibrator(str(path), None, str(Path(folder) / "augmented.onnx"), calibrate_method=kind)
+            calibrator.collect_data(Reader(samples))
+            calibrator.compute_data()
+
+    return find
 
 
 def child(tool: str, method: str, count: int, path: Path, case: str) -> dict[str, float]:
-    """In a fresh process: a plain pass, then the ranges."""
+    """In a fresh process: a plain pass, then the ranges.  What a tool imports is imported before."""
     from onnxpress.runtime.session import all_cores, open_session
 
     feeds = held(path, case)
@@ -128,6 +135,7 @@ def child(tool: str, method: str, count: int, path: Path, case: str) -> dict[str
     def samples() -> Iterator[dict[str, np.ndarray]]:
         return itertools.islice(itertools.cycle(feeds), count)
 
+    find = ours() if tool == "onnxpress" else theirs()
     session = open_session(path, all_cores())
     session.run(None, feeds[0])
     start = time.perf_counter()
@@ -136,7 +144,7 @@ def child(tool: str, method: str, count: int, path: Path, case: str) -> dict[str
     plain, before = time.perf_counter() - start, peak_mb()
     del session
     start = time.perf_counter()
-    (ours if tool == "onnxpress" else theirs)(path, method, samples)
+    find(path, method, samples)
     return {"plain": plain, "seconds": time.perf_counter() - start, "over_mb": peak_mb() - before}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.digest import Digest, digest_of, digests
@@ -57,14 +58,12 @@ class Spread:
         self.sums, self.batches = (self.sums[0] + low, self.sums[1] + high), self.batches + 1
         self._widen(max(-low, high, 0.0))
         if self.radius > 0:
-            scaled = (batch.some * np.float32(BINS / 2 / self.radius)).astype(np.int32)
-            scaled -= batch.some < 0  # floor for negatives: astype truncates towards zero
-            np.clip(scaled, -BINS // 2, BINS // 2 - 1, out=scaled)
-            self.counts += np.bincount(scaled + BINS // 2, minlength=BINS)
+            scaled = batch.some * np.float32(BINS / 2 / self.radius)
+            scaled += np.float32(BINS / 2)  # so that nothing is negative, where astype would round up
+            self.counts += np.bincount(np.minimum(scaled.astype(np.int64), BINS - 1), minlength=BINS)
         if batch.places is not None and batch.low.ndim:
-            size = len(batch.low)
-            sums = np.bincount(batch.places, np.square(batch.some, dtype=np.float64), size)
-            self._add_channels(batch.low, batch.high, sums / np.maximum(np.bincount(batch.places, minlength=size), 1))
+            sums = np.bincount(batch.places.at, np.square(batch.some), len(batch.low))
+            self._add_channels(batch.low, batch.high, sums / batch.places.count)
 
     def _add_channels(self, lows: np.ndarray, highs: np.ndarray, squares: np.ndarray) -> None:
         if self.channel_low is None or self.channel_high is None or self.channel_square is None:
@@ -110,15 +109,23 @@ class Spread:
 
 def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None) -> dict[str, Spread]:
     """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept."""
+    return observe_parts(evidence, tensors, axes or {}, [evidence.samples()])[0]
+
+
+def observe_parts(
+    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset]
+) -> list[dict[str, Spread]]:
+    """The same for each of some parts of the samples, in one pass."""
     if not tensors:
-        return {}
-    what = f"spreads 5 {list(tensors)} {sorted((axes or {}).items())} {BINS}"
-    return _unpacked(tensors, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes))))
+        return [{} for _ in parts]
+    what = f"spreads 6 {list(tensors)} {sorted(axes.items())} {BINS} {[len(part) for part in parts]}"
+    every = [f"{place} {name}" for place in range(len(parts)) for name in tensors]
+    known = _unpacked(every, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes, parts))))
+    return [{name: known[f"{place} {name}"] for name in tensors} for place in range(len(parts))]
 
 
-def _packed(spreads: Mapping[str, Spread]) -> Arrays:
-    """One array a field; per-channel extremes under the tensor's position."""
-    every = list(spreads.values())
+def _packed(every: Sequence[Spread]) -> Arrays:
+    """One array a field; per-channel extremes under the spread's position."""
     arrays = {
         "ends": np.array([(s.low, s.high, s.radius, s.finite, *s.sums, s.batches) for s in every], np.float64),
         "counts": np.array([s.counts for s in every]),
@@ -142,12 +149,13 @@ def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
     return found
 
 
-def _observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None) -> dict[str, Spread]:
-    spreads = {name: Spread() for name in tensors}
-    for batch in digests(evidence, tensors, axes or {}):
+def _observe(evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset]) -> list[Spread]:
+    """Of every tensor of the first part, then of the next."""
+    spreads = [{name: Spread() for name in tensors} for _ in parts]
+    for part, batch in digests(evidence, tensors, axes, parts):
         for name, digest in batch.items():
-            spreads[name].take(digest)
-    return spreads
+            spreads[part][name].take(digest)
+    return [spread for found in spreads for spread in found.values()]
 
 
 def clip_range(spread: Spread, method: str = "auto") -> tuple[float, float]:

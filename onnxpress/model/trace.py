@@ -13,10 +13,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Trace:
-    """shapes: by value name, concrete; values: integer and bool values of at most 64 elements."""
+    """shapes: by value name, concrete; values: integer and bool values of at most 64 elements; floats: those of float32, and whether
+    NaN is among their numbers."""
 
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    floats: dict[str, bool] = field(default_factory=dict)
 
     def shape(self, name: str | None) -> tuple[int, ...] | None:
         return None if name is None else self.shapes.get(name)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import input_moments
-from onnxpress.measure.ranges import Spread, observe
+from onnxpress.measure.ranges import Spread, observe, observe_parts
 from onnxpress.model import edit, read
 from onnxpress.passes import qdq
 from onnxpress.passes.rounding import minded
@@ -47,19 +47,21 @@ def grid(low: float, high: float, bits: int = 8) -> Grid:
     return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, top)), bits)
 
 
-def spreads_for(evidence: Evidence, parts: bool = True) -> dict[str, Spread]:
+def spreads_for(evidence: Evidence) -> dict[str, Spread]:
     """Spreads of every tensor that could be quantized, observed once per evidence.
 
-    parts: by halves of the samples, of which each is then known, too, for what is tried on the one and judged on the other.
+    In one pass by halves of the samples, of which each is then known, too, for what is tried on the one and judged on the other.
     """
-    known: dict[str, Spread] | None = evidence.kept.get("spreads")
-    if known is None and parts and evidence.halves is not None:
-        first, second = (spreads_for(half, parts=False) for half in evidence.halves)
-        known = {name: first[name] + second[name] for name in first}
-    if known is None:
-        everything = qdq.layout(evidence.model, _all_eligible(evidence))
-        known = observe(evidence, everything.tensors, channel_axes(evidence.model))
-    evidence.kept["spreads"] = known
+    if "spreads" not in evidence.kept:
+        tensors, axes = qdq.layout(evidence.model, _all_eligible(evidence)).tensors, channel_axes(evidence.model)
+        if evidence.halves is None:
+            evidence.kept["spreads"] = observe(evidence, tensors, axes)
+        else:
+            both = observe_parts(evidence, tensors, axes, [half.samples() for half in evidence.halves])
+            for half, found in zip(evidence.halves, both, strict=True):
+                half.kept["spreads"] = found
+            evidence.kept["spreads"] = {name: both[0][name] + both[1][name] for name in tensors}
+    known: dict[str, Spread] = evidence.kept["spreads"]
     return known
 
 

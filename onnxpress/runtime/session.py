@@ -147,14 +147,11 @@ def trace(model: ir.Model, feeds: Feeds) -> Trace:
     Values that only exist inside sub-graphs, or that onnxruntime cannot hand out (optional, sequence), are absent.
     """
     names = [v.name for n in model.graph for v in n.outputs if v.name and not _odd(v)]
-    shapes = {name: tuple(array.shape) for name, array in feeds.items()}
-    values = {}
-    session = tap(model, names, all_cores("none"))
-    for name, array in zip(names, run(session, feeds), strict=True):
-        shapes[name] = tuple(array.shape)
-        if array.dtype.kind in "iub" and array.size <= 64:
-            values[name] = array
-    return Trace(shapes, values)
+    found = dict(zip(names, run(tap(model, names, all_cores("none")), feeds), strict=True))
+    every = {**feeds, **found}
+    values = {name: array for name, array in found.items() if array.dtype.kind in "iub" and array.size <= 64}
+    floats = {n: bool(np.isnan(a.min())) for n, a in every.items() if a.dtype == np.float32 and a.size}  # which a minimum passes on
+    return Trace({name: tuple(array.shape) for name, array in every.items()}, values, floats)
 
 
 def _odd(value: ir.Value) -> bool:

@@ -185,7 +185,7 @@ def test_what_is_taken_inside_the_graph_is_what_the_values_say(opset: int) -> No
     names = [v.name or "" for n in evidence.model.graph for v in n.outputs]
     axes = dict.fromkeys(names[:len(names) // 2], 1)
     found: dict[str, Spread] = {n: Spread() for n in names}
-    for batch in digests(evidence, names, axes):
+    for _, batch in digests(evidence, names, axes):
         for name, digest in batch.items():
             found[name].take(digest)
     everything = {n: np.concatenate([v[n] for v in evidence.stream([n])]) for n in names}
