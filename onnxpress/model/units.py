@@ -35,7 +35,7 @@ class Closure:
 
     def __post_init__(self) -> None:
         count = int(self.component.max()) + 1
-        seen: set[bytes] = set()
+        seen: set[tuple[tuple[int, ...], bytes]] = set()
         for labels in [*self.flow.of.values(), *self.flow.boxes]:
             if len(varying(labels)) > 1:
                 self._add(labels, seen)
@@ -55,13 +55,13 @@ class Closure:
         self.bound[list(self._boxes_of) + list(self._links_of)] = True
         self._frozen = int(self.component[0])
 
-    def _add(self, labels: Labels, seen: set[bytes]) -> None:
+    def _add(self, labels: Labels, seen: set[tuple[tuple[int, ...], bytes]]) -> None:
         """Keep a box once, whatever the order and number of its axes."""
         box = compact(self.component[labels])
         box = box.reshape([s for s in box.shape if s > 1])
         if box.ndim < 2:
             return
-        keys = {np.ascontiguousarray(box).tobytes()} | ({np.ascontiguousarray(box.T).tobytes()} if box.ndim == 2 else set())
+        keys = {(b.shape, np.ascontiguousarray(b).tobytes()) for b in ((box, box.T) if box.ndim == 2 else (box,))}
         if not keys & seen:
             self.boxes.append(box)
         seen |= keys

@@ -197,3 +197,18 @@ def test_heads_of_cosine_attention_go_as_a_whole() -> None:
     masked = rm.mask(evidence.model, evidence.channels, {one.name: [1, 2]})
     np.testing.assert_allclose(nets.outputs(pruned, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
     assert read.parameters(pruned) < 0.6 * read.parameters(evidence.model)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.75])
+@pytest.mark.parametrize(("width", "groups"), [(16, 2), (24, 3)])
+def test_groups_behind_a_shuffle_lose_as_many_channels_each(width: int, groups: int, share: float) -> None:
+    """ShuffleNet: the shuffle and the groups behind it lay the same channels out in boxes of other shapes."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", width, 1, group=1))
+    shape, back = (net.constant(np.array(s, np.int64), "to") for s in ([0, groups, width // groups, 8, 8], [0, width, 8, 8]))
+    x = net.op("Transpose", [net.op("Reshape", [x, shape], width)], width, perm=[0, 2, 1, 3, 4])
+    x = net.depthwise(net.op("Reshape", [x, back], width))
+    x = net.relu(net.conv(x, width, 1, group=groups))
+    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
+    for seed in range(4):
+        assert_masked_parity(model, share, seed)
