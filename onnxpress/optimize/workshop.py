@@ -135,7 +135,8 @@ class Workshop:
             found: RecipeWish = self.base.kept["settled"]
             known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
             self.shelf.note("recipe of int8", known)
-        return RecipeWish(**known)
+        some = known["equalize"]
+        return RecipeWish(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What is known of a candidate's model from the calibration samples."""

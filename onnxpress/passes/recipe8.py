@@ -31,6 +31,8 @@ BITS = (8, 16)
 _RULES = ("weighted", "minmax", "mse")  # what "auto" chooses from; and then
 _ROOMY = "wide"
 _JUDGED = 64  # samples
+_GAIN = 0.99  # of the harm that may be left for a tensor's factors to be kept
+_WORK, _FEW_OR_MANY = 6e8, (4, 32)  # multiply-accumulates a sample that tensors tried one by one may take together; at least, at most so many
 _BOTH = 2e8  # multiply-accumulates a sample up to which both halves of the samples take their turn at judging
 
 
@@ -67,11 +69,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Wish:
-    """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the same; factors: those
-    of a file, for equalizing; bits: of activations."""
+    """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the same; equalize: every
+    tensor that promises to gain, or those named; factors: those of a file, for equalizing; bits: of activations."""
 
     ranges: Rule = "auto"
-    equalize: bool | None = None
+    equalize: bool | tuple[str, ...] | None = None
     rounding: str | None = None
     factors: tuple[Decision, ...] | None = None
     bits: int = BITS[0]
@@ -86,10 +88,10 @@ class Wish:
 
     def on(self, evidence: Evidence) -> Recipe:
         """As these samples have it, where nothing is left open."""
-        if self.factors is None:
-            factors = tuple(plan_equalize(evidence)) if self.equalize else ()
-        else:
-            factors = self.factors
+        factors = self.factors
+        if factors is None:
+            planned = plan_equalize(evidence) if self.equalize else []
+            factors = tuple(d for d in planned if not isinstance(self.equalize, tuple) or d["tensor"] in self.equalize)
         return Recipe(self.ranges, factors, self.rounding or ROUNDINGS[0], self.bits)
 
 
@@ -114,15 +116,17 @@ def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:
 def choose(evidence: Evidence, wish: Wish, build: Callable[[Evidence, Recipe], ir.Model]) -> Wish:
     """The wish with nothing left open, so that least is harmed.  build: the model by a recipe, from some samples' evidence.
 
-    First the ranges are settled, then whether they need room and channels factors, at last the rounding.
+    First the ranges are settled, then whether they need room and which channels factors, at last the rounding.
     """
     trial = _Trial(evidence, build)
     rules = _RULES if wish.ranges == "auto" else (wish.ranges,)
     forms = [replace(wish, ranges=r, equalize=wish.equalize or False, rounding=wish.rounding or ROUNDINGS[0]) for r in rules]
     best = trial.best(forms)
     forms = [best, replace(best, ranges=_ROOMY)] if wish.ranges == "auto" else [best]
-    if wish.equalize is None and wish.factors is None and plan_equalize(evidence):
+    plain = forms[-1]  # with room, where that is free: what has factors goes further beyond its samples
+    if wish.equalize is None and wish.factors is None and (names := [str(d["tensor"]) for d in plan_equalize(evidence)]):
         forms += [replace(f, equalize=True) for f in forms]
+        forms.append(trial.picked(plain, names[: trial.affordable]))
     best = trial.best(forms)
     return trial.best([best, replace(best, rounding=ROUNDINGS[1])]) if wish.rounding is None else best
 
@@ -135,17 +139,39 @@ class _Trial:
         self._harm: dict[str, float] = {}
 
     @cached_property
+    def _work(self) -> float:
+        """Multiply-accumulates a sample."""
+        return float(sum(macs(self._evidence.model, self._evidence.trace).values()))
+
+    @cached_property
     def _turns(self) -> list[tuple[Evidence, Judge]]:
         """Whose statistics are tried on whose samples."""
         first, second = self._evidence.halves or (self._evidence, self._evidence)
-        small = sum(macs(self._evidence.model, self._evidence.trace).values()) <= _BOTH
-        pairs = [(first, second), (second, first)] if small and first is not second else [(first, second)]
+        pairs = [(first, second), (second, first)] if self._work <= _BOTH and first is not second else [(first, second)]
         original = before_softmax(self._evidence.model)
         return [(fitted, Judge(original, judged.samples().take(_JUDGED))) for fitted, judged in pairs]
 
     def best(self, offers: Sequence[Wish]) -> Wish:
         """The one that harms least, the first of equals."""
         return min(offers, key=self._of) if len(offers) > 1 else offers[0]
+
+    @property
+    def affordable(self) -> int:
+        """How many tensors can be tried one by one."""
+        return int(np.clip(_WORK / max(self._work, 1.0), *_FEW_OR_MANY))
+
+    def picked(self, plain: Wish, names: Sequence[str]) -> Wish:
+        """The wish with those tensors equalized that gain by it: each by itself, the best first, and on top of those before it."""
+        alone = {name: self._of(replace(plain, equalize=(name,))) for name in names}
+        bare = least = self._of(plain)
+        some: tuple[str, ...] = ()
+        for name in sorted(alone, key=lambda n: alone[n]):
+            if alone[name] >= _GAIN * bare:
+                break
+            harm = self._of(replace(plain, equalize=(*some, name)))
+            if harm < _GAIN * least:
+                some, least = (*some, name), harm
+        return replace(plain, equalize=some) if some else plain
 
     def _of(self, form: Wish) -> float:
         if str(form) not in self._harm:

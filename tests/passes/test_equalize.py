@@ -217,6 +217,28 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
     assert choose(evidence, Wish("entropy", False, "nearest"), build) == Wish("entropy", False, "nearest"), "what is asked for is done"
 
 
+def test_only_tensors_that_gain_get_factors() -> None:
+    """One helps, one more on top of it, and one harms more than both help: all together would be worse than none."""
+    model = uneven(nets.residual(width=16, blocks=3))
+    evidence = evidence_for(model, nets.samples(model, 16))
+    first, second, third, *_ = (d["tensor"] for d in plan_equalize(evidence))
+    weight = next(n for n in evidence.model.graph if n.op_type == "Gemm").inputs[1]
+    assert weight is not None and weight.name is not None
+
+    def build(fitted: Evidence, recipe: Recipe) -> ir.Model:
+        names = {d["tensor"] for d in recipe.equalized}
+        made = fitted.model.clone()
+        value = made.graph.initializers[weight.name or ""]
+        amount = 4 - (first in names) - 2 * (second in names) + 9 * (third in names)
+        edit.set_constant(value, np.asarray(read.constant(value)) * np.float32(1 + 0.01 * amount))
+        return made
+
+    found = choose(evidence, Wish(rounding="nearest"), build)
+    assert found.equalize == (second, first)
+    assert [d["tensor"] for d in found.on(evidence).equalized] == [first, second]
+    assert choose(evidence, Wish(equalize=True, rounding="nearest"), build).equalize is True, "what is asked for is done"
+
+
 def test_a_last_softmax_is_left_out_of_the_judging() -> None:
     net = nets.image_net()
     head = net.head(net.relu(net.conv("image", 8)))
