@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxpress.nas.places import Choice
 from onnxpress.nas.replacements import Replacement
-from onnxpress.optimize.knapsack import choose
+from onnxpress.passes.knapsack import choose
 
 _POWERS = (1.0, 0.5)  # of the harms, to begin with: alone, small harms look smaller than they are together
 _TOUCHED = 0.3  # share of the places whose weight a try changes

@@ -1,5 +1,4 @@
-"""Which weights get how many bits: one wish for all with some spared, or the harm that a file of a given size needs.
-"""
+"""Which weights get how many bits: one wish for all with some spared, or the harm that a file of a given size needs."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
@@ -15,6 +13,7 @@ from onnxpress.measure.score import Judge, before_softmax
 from onnxpress.model.files import model_size
 from onnxpress.passes.base import Decision, Refused
 from onnxpress.passes.fewbits import Known, fits, write
+from onnxpress.passes.knapsack import choose
 from onnxpress.passes.tensors import find_weights
 
 _SPARE = (0.0, 0.02, 0.05, 0.1)  # tried in turn
@@ -90,9 +89,10 @@ def plan_size(
 ) -> tuple[list[Decision], list[Refused]]:
     """Decisions of least harm for a file of at most `goal` bytes: for each weight one of its offers, or float.
 
-    An offer's harm is the error of the outputs that the weight alone makes on the samples, seen for the richest offer but one and for the
-    others in proportion to what they lose; the sum is minimised exactly (a multiple-choice knapsack).  Offers are compared as they are before
-    polishing.  Raises InputProblem where even the least of all is a larger file.
+    An offer's harm is the error of the outputs that the weight alone makes on the samples, seen for the richest offer but one and for
+    the others in proportion to what they lose; the sum is minimised.  Offers are compared as they are before polishing.
+
+    Raises InputProblem where even the least of all is a larger file.
     """
     known = fits(evidence, offers, polish=False)
     ladders = {name: _rungs(several) for name, several in _weighed(evidence, known).items()}
@@ -143,18 +143,8 @@ def _rungs(weighed: tuple[float, Sequence[Known]]) -> list[_Rung]:
 
 
 def _within(ladders: Sequence[Sequence[_Rung]], budget: float) -> list[Decision]:
-    """The decisions of least harm that a number of bytes for all weights together allows."""
-    every = [(place, rung) for place, rungs in enumerate(ladders) for rung in rungs]
-    one = np.array([[place == at for at, _ in every] for place in range(len(ladders))], np.float64)
-    size = np.array([[rung.bytes for _, rung in every]], np.float64)
-    harm = np.array([rung.harm for _, rung in every])
-    done = milp(
-        harm / max(harm.max(), 1e-30),
-        integrality=np.ones(len(every)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(size / budget, -np.inf, 1)],
-        options={"mip_rel_gap": 1e-3, "node_limit": 10_000},
-    )
-    if done.x is None:
-        raise RuntimeError(f"no choice of bits was found: {done.message}")
-    return [rung.decision for x, (_, rung) in zip(done.x, every, strict=True) if x > 0.5 and rung.decision is not None]
+    """The decisions of least harm that a number of bytes for all weights together allows; the leanest where it allows none."""
+    sizes = [[float(r.bytes) for r in rungs] for rungs in ladders]
+    picks = choose([[r.harm for r in rungs] for rungs in ladders], sizes, budget) or [int(np.argmin(s)) for s in sizes]
+    found = (rungs[pick].decision for rungs, pick in zip(ladders, picks, strict=True))
+    return [decision for decision in found if decision is not None]

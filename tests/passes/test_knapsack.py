@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.optimize.knapsack import choose
+from onnxpress.passes.knapsack import choose
 
 NUMBERS = st.floats(0, 10, allow_nan=False).map(lambda v: round(v, 2))
 SETS = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), min_size=1, max_size=4)
