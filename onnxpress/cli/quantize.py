@@ -36,7 +36,7 @@ _NAME = 20  # characters of a layer's name that fit
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
-    help="Bring channels to like ranges first (exact in float).  auto: where that harms less.",
+    help="Bring channels to like ranges first (exact in float).  auto: of the tensors where that harms less.",
 )
 @click.option(
     "--rounding",
