@@ -27,7 +27,7 @@ def choose(harms: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], b
     if spare < 0:
         return None
     parts = int(np.clip(_WORK // sum(len(h) for h in harms), _FEWEST, _MOST))
-    unit = spare / parts if spare > 0 else 1.0
+    unit = max(spare / parts, 1e-12 * max(abs(budget), 1e-12))
     # What an option costs more than the cheapest, rounded up; a part a set makes up for that.
     more = [np.ceil((np.asarray(c, float) - min(c)) / unit).clip(max=2.0 * _MOST).astype(np.int64) for c in costs]
     last = parts + len(harms)

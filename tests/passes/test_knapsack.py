@@ -35,4 +35,5 @@ def test_nothing_to_choose() -> None:
     assert choose([], [], 1.0) == []
     assert choose([[0.0, 1.0]], [[5.0, 4.0]], 3.0) is None
     assert choose([[0.0, 1.0]], [[5.0, 4.0]], 4.5) == [1]
+    assert choose([[0.0, 1.0], [0.0, 1.0]], [[5.0, 4.0], [9.0, 3.0]], 7.0) == [1, 1], "a budget of just the cheapest"
     assert choose([[0.0, 1.0]], [[5.0, 4.0]], 5.0) == [0]
