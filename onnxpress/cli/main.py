@@ -21,7 +21,7 @@ COMMANDS = {
     "depth": "take whole residual blocks or layers out and refit the rest",
     "lowrank": "weights as products of two thinner ones, where that is faster",
     "quantize": "static int8 with calibration samples",
-    "share": "weights as codebooks and short codes: a file about 8x smaller",
+    "share": "weights as codebooks and short codes: a file 8x smaller where asked for",
     "weights": "weights in 8, 4, 3 or 2 bits, activations in float: a smaller file",
     "sparsify": "zeros among the weights: a smaller compressed file, the same speed",
     "half": "weights in 16 bits: half the file, the same speed",

@@ -37,6 +37,10 @@ def _decided(
     return decisions, refused
 
 
+def _nothing(smaller: float | None, what: str) -> str:
+    return f"no weight is large enough to be worth {what}" if smaller is None else "the simplified file is small enough as it is"
+
+
 def share(
     model: ModelLike,
     data: Dataset,
@@ -54,7 +58,7 @@ def share(
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
     planned = plan_sharing(begun.evidence, wish, model_size(begun.original))
-    decisions, refused = _decided(planned, begun, "no weight is large enough to be worth a codebook", repair)
+    decisions, refused = _decided(planned, begun, _nothing(wish.smaller, "a codebook"), repair)
     return begun.finish("share", decisions, None, refused, output, plan_path)
 
 
@@ -75,7 +79,7 @@ def weights(
     wish.check()
     begun = _Begun.on(model, data.take(samples), output, machine, seed)
     planned = plan_weights(begun.evidence, wish, model_size(begun.original))
-    decisions, refused = _decided(planned, begun, "no weight is large enough to be worth unpacking", repair)
+    decisions, refused = _decided(planned, begun, _nothing(wish.smaller, "unpacking"), repair)
     return begun.finish("weights", decisions, None, refused, output, plan_path)
 
 

@@ -1,4 +1,4 @@
-"""share: weights that share a few values, kept as short codes and a codebook; about 8 times smaller with 16 centres.
+"""share: weights that share a few values, kept as short codes and a codebook: 4 bits a weight with 16 centres.
 
 Which centres and codes: `clusters.py`; how they are written so that onnxruntime makes plain weights of them when it loads the
 file (the file shrinks, time and memory do not): `packing.py`.  One book a tensor with a scale a row keeps most for its bytes;

@@ -21,10 +21,8 @@ from onnxpress.passes.base import Refused
 from onnxpress.passes.rounding import minded
 
 _LEAST = 256  # elements; the nodes that unpack a tensor take about 400 bytes
-_SHORTEST = 16  # elements of a row of what is added
 _OPSET = 7  # Mul broadcasts, Cast and Reshape as they are today
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_ADDED = ("Add", "Sub", "Mul")
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ def _why_not(value: ir.Value) -> str | None:
     for use in value.uses():
         if _lead(use.node, use.idx, len(array.shape)) is None:
             return f"its weight is read by {use.node.op_type}, too"
-    added = any(use.node.op_type in _ADDED for use in value.uses())
-    if array.size < _LEAST or (added and array.shape.numpy()[-1] < _SHORTEST):
+    if array.size < _LEAST:
         return "its weight is too small to be worth unpacking"
     return None
 
@@ -124,8 +121,6 @@ def _lead(node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:
         return tuple(range(rank - 1))
     if node.op_type in _RECURRENT and index in (1, 2):
         return (0, 1)
-    if node.op_type in _ADDED:  # what is learned of positions
-        return tuple(range(rank - 1))
     return None
 
 
