@@ -25,7 +25,9 @@ def bias_slot(flow: Flow, node: ir.Node, operand: int, labels: np.ndarray) -> No
     if bias is not None and bias.size == 1:
         return
     if bias is None or bias.shape[-1] != len(labels) or bias.size != len(labels):
-        flow.freeze(labels, f"{node.op_type} ({node.name}) has a bias that is not one constant a channel")
+        later = bias is None and read.why_not_constant(node.inputs[operand]) != read.COMPUTED
+        what = "is still to be computed from constants: simplify first" if later else "is not one constant a channel"
+        flow.freeze(labels, f"{node.op_type} ({node.name}) has a bias that {what}")
         return
     flow.slice(node, operand, bias.ndim - 1, "along", labels)
 

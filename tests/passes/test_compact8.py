@@ -96,3 +96,11 @@ def test_simplifying_spells_it_out_again() -> None:
     short = long.clone()
     compact8.compact(short)
     assert types(simplify(short).model) == types(long)
+
+
+def test_what_keeps_its_channels_says_how_to_free_them() -> None:
+    short = in_int8(separable())
+    compact8.compact(short)
+    reasons = [r.reason for r in evidence_for(short, nets.samples(short, 2)).channels.refused]
+    assert any("bias" in reason and "simplify first" in reason for reason in reasons)
+    assert not any("not one constant" in reason for reason in reasons)
