@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnxruntime import InferenceSession
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import layout
@@ -36,6 +37,7 @@ class Evidence:
     """model: canonical; data: samples that feed statistics (None: only exact passes can run).
 
     teacher: the model a plan began with, as the user gave it, for passes that bring a changed model back towards it.
+    whole: the evidence whose samples these are a part of.
     """
 
     model: ir.Model
@@ -45,6 +47,7 @@ class Evidence:
     kept: dict[str, Any] = field(default_factory=dict)  # what rooms above derived from it, by their own keys
     cache: Cache = field(default_factory=user_cache)
     teacher: ir.Model | None = None
+    whole: Evidence | None = None
 
     @cached_property
     def signature(self) -> Signature:
@@ -53,7 +56,7 @@ class Evidence:
     @cached_property
     def trace(self) -> Trace:
         """Shapes and small values at one sample (a synthetic one without data)."""
-        return trace(self.model, self.probe)
+        return trace(self.model, self.probe) if self.whole is None else self.whole.trace
 
     @cached_property
     def probe(self) -> dict[str, np.ndarray]:
@@ -68,10 +71,22 @@ class Evidence:
     @cached_property
     def batchable(self) -> bool:
         """Whether the model gives two samples the same answers together as apart (a baked batch of 1 does not)."""
-        other = None
-        if self.data is not None and len(self.data) > 1:
-            other = next(iter(self.data.select([len(self.data) - 1]).batches(1))).inputs
-        return takes_batches(self.model, self.probe, self.signature, other)
+        return takes_batches(self.model, self.probe, self.signature, self._other) if self.whole is None else self.whole.batchable
+
+    def batchable_in(self, session: InferenceSession, names: Sequence[str]) -> bool:
+        """The same, asked of a session that is open anyhow. names: of its outputs that are the model's."""
+        if self.whole is not None:
+            return self.whole.batchable_in(session, names)
+        if "batchable" not in self.__dict__:
+            self.batchable = may_batch(self.signature) and agrees(session, self.probe, self.signature, self._other, names)
+        return self.batchable
+
+    @property
+    def _other(self) -> dict[str, np.ndarray] | None:
+        """The feeds of another sample than the probe's."""
+        if self.data is None or len(self.data) < 2:
+            return None
+        return next(iter(self.data.select([len(self.data) - 1]).batches(1))).inputs
 
     @cached_property
     def identity(self) -> str:
@@ -101,9 +116,7 @@ class Evidence:
         if count < 2:
             return None
         parts = (self.samples().select(range(start, count, 2)) for start in (0, 1))
-        first, second = (Evidence(self.model, part, self.machine, self.seed, cache=self.cache) for part in parts)
-        for half in (first, second):
-            half.trace, half.batchable = self.trace, self.batchable  # of the model: the same
+        first, second = (Evidence(self.model, part, self.machine, self.seed, cache=self.cache, whole=self) for part in parts)
         return first, second
 
     def samples(self) -> Dataset:
@@ -128,14 +141,32 @@ def takes_batches(
     model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature, other: dict[str, np.ndarray] | None = None
 ) -> bool:
     """Run two samples (one and itself without `other`) alone and together; batches are allowed where answers agree."""
-    where = layout(sig)
-    if where.batch is not None or where.alone or not any(p.axis is not None for p in where.ports):
+    if not may_batch(sig):
         return False
     try:
-        session = open_session(model, all_cores())
-        second = other if other is not None and all(other[k].shape == v.shape for k, v in feeds.items()) else feeds
-        alone = [run(session, feeds), run(session, second)]
-        both = run(session, together(feeds, second, sig))
+        return agrees(open_session(model, all_cores()), feeds, sig, other)
+    except InputProblem:
+        return False
+
+
+def may_batch(sig: Signature) -> bool:
+    """Whether the declared shapes have room for more than one sample."""
+    where = layout(sig)
+    return where.batch is None and not where.alone and any(p.axis is not None for p in where.ports)
+
+
+def agrees(
+    session: InferenceSession,
+    feeds: dict[str, np.ndarray],
+    sig: Signature,
+    other: dict[str, np.ndarray] | None = None,
+    names: Sequence[str] | None = None,
+) -> bool:
+    """Whether two samples get the same answers together as apart. names: the outputs that are compared (None: all)."""
+    second = other if other is not None and all(other[k].shape == v.shape for k, v in feeds.items()) else feeds
+    try:
+        alone = [run(session, feeds, names), run(session, second, names)]
+        both = run(session, together(feeds, second, sig), names)
     except InputProblem:
         return False
     return all(_equal(np.concatenate([a, b]) if a.ndim else a, c) for a, b, c in zip(*alone, both, strict=True))

@@ -7,7 +7,7 @@ calibrator keeps all values of all batches, and its bin count explodes when a la
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,19 +51,20 @@ class Spread:
     def take(self, batch: Digest) -> None:
         """Add what is known of a batch.  What is not finite is noted, not added."""
         low, high = float(batch.low.min()), float(batch.high.max())
-        if not np.isfinite([low, high]).all() or not np.isfinite(batch.some).all():
+        if not np.isfinite([low, high]).all() or not (np.isfinite(batch.some.sum()) or np.isfinite(batch.some).all()):
             self.finite = False
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.sums, self.batches = (self.sums[0] + low, self.sums[1] + high), self.batches + 1
         self._widen(max(-low, high, 0.0))
         if self.radius > 0:
-            scaled = batch.some * np.float32(BINS / 2 / self.radius)
-            scaled += np.float32(BINS / 2)  # so that nothing is negative, where astype would round up
-            self.counts += np.bincount(np.minimum(scaled.astype(np.int64), BINS - 1), minlength=BINS)
-        if batch.places is not None and batch.low.ndim:
-            sums = np.bincount(batch.places.at, np.square(batch.some), len(batch.low))
-            self._add_channels(batch.low, batch.high, sums / batch.places.count)
+            scaled = np.floor(batch.some * np.float32(BINS / 2 / self.radius))  # exact, as the radius is a power of two
+            scaled += np.float32(BINS / 2)
+            counts = np.bincount(scaled.astype(np.int64), minlength=BINS + 1)
+            counts[BINS - 1] += counts[BINS]  # what stands on the right edge
+            self.counts += counts[:BINS]
+        if batch.square is not None:
+            self._add_channels(batch.low, batch.high, batch.square)
 
     def _add_channels(self, lows: np.ndarray, highs: np.ndarray, squares: np.ndarray) -> None:
         if self.channel_low is None or self.channel_high is None or self.channel_square is None:
@@ -107,20 +108,23 @@ class Spread:
         return (np.arange(BINS) + 0.5) * width - self.radius
 
 
-def observe(evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None) -> dict[str, Spread]:
-    """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept."""
-    return observe_parts(evidence, tensors, axes or {}, [evidence.samples()])[0]
+def observe(
+    evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None, floors: Collection[str] = ()
+) -> dict[str, Spread]:
+    """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept; floors: tensors with
+    nothing below 0, whose lowest value is said to be 0 without a look."""
+    return observe_parts(evidence, tensors, axes or {}, [evidence.samples()], floors)[0]
 
 
 def observe_parts(
-    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset]
+    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset], floors: Collection[str] = ()
 ) -> list[dict[str, Spread]]:
     """The same for each of some parts of the samples, in one pass."""
     if not tensors:
         return [{} for _ in parts]
-    what = f"spreads 6 {list(tensors)} {sorted(axes.items())} {BINS} {[len(part) for part in parts]}"
+    what = f"spreads 7 {list(tensors)} {sorted(axes.items())} {sorted(floors)} {BINS} {[len(part) for part in parts]}"
     every = [f"{place} {name}" for place in range(len(parts)) for name in tensors]
-    known = _unpacked(every, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes, parts))))
+    known = _unpacked(every, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes, parts, floors))))
     return [{name: known[f"{place} {name}"] for name in tensors} for place in range(len(parts))]
 
 
@@ -149,10 +153,12 @@ def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
     return found
 
 
-def _observe(evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset]) -> list[Spread]:
+def _observe(
+    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset], floors: Collection[str]
+) -> list[Spread]:
     """Of every tensor of the first part, then of the next."""
     spreads = [{name: Spread() for name in tensors} for _ in parts]
-    for part, batch in digests(evidence, tensors, axes, parts):
+    for part, batch in digests(evidence, tensors, axes, parts, floors):
         for name, digest in batch.items():
             spreads[part][name].take(digest)
     return [spread for found in spreads for spread in found.values()]

@@ -341,19 +341,22 @@ def excerpt(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model
 def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A clone whose outputs are exactly the named values and that computes nothing else."""
     clone = model.clone()
-    values: dict[str, ir.Value] = {v.name: v for v in clone.graph.inputs if v.name}
-    values.update({v.name: v for n in clone.graph for v in n.outputs if v.name})
-    clone.graph.outputs.clear()
-    for name in names:
-        value = values[name]
+    values = {v.name: v for v in (*clone.graph.inputs, *(v for n in clone.graph for v in n.outputs))}
+    return only_these(clone, [values[name] for name in names])
+
+
+def only_these(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
+    """The model itself, its outputs from now on exactly these values of it."""
+    model.graph.outputs.clear()
+    for value in values:
         if value.producer() is None:  # a graph input: an output must be computed
-            node = ir.node("Identity", [value], name=f"{name}_tap")
-            node.outputs[0].name = f"{name}_tap"
-            clone.graph.append(node)
+            node = ir.node("Identity", [value], name=f"{value.name}_tap")
+            node.outputs[0].name = f"{value.name}_tap"
+            model.graph.append(node)
             value = node.outputs[0]
-        clone.graph.outputs.append(value)
-    drop_dead(clone)
-    return clone
+        model.graph.outputs.append(value)
+    drop_dead(model)
+    return model
 
 
 def between(model: ir.Model, source: str, output: str) -> ir.Model:

@@ -70,9 +70,11 @@ def opened(path: str | Path) -> ir.Model:
             "export it again, or repair it with the exporter's own checker",
         ) from error
     try:
-        return ir.load(path)
+        model = ir.from_proto(proto)  # not read from the file once more
+        ir.external_data.set_base_dir(model.graph, path.parent)
     except Exception as error:
         raise InputProblem("cannot read the model's graph", path, _first_line(error), "export it again") from error
+    return model
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -29,6 +29,8 @@ MOVE = frozenset(
 ON_CODES = frozenset(("Pad",))  # onnxruntime drops no pairs round these: they are written on the integers themselves
 UNARY = frozenset(("Sigmoid", "LeakyRelu"))
 ABSORBED = frozenset(("Relu", "Clip"))
+_FLOORED = frozenset(("Relu", "Sigmoid", "HardSigmoid", "Softmax"))  # operators that give nothing below 0
+_KEEPS = (POOL | MOVE) - {"Pad", "Resize"}  # those that give nothing outside the range of what they read
 _FLOAT_OUTPUT = frozenset(("Gemm", "MatMul"))  # fused without a Q behind them as well
 
 
@@ -129,6 +131,18 @@ def clip_bounds(node: ir.Node) -> tuple[float, float]:
         array = read.constant(node.inputs[i + 1]) if len(node.inputs) > i + 1 and node.inputs[i + 1] is not None else None
         found[i] = float(array.item()) if array is not None else read.float_attribute(node, name, found[i])
     return found[0], found[1]
+
+
+def floors(model: ir.Model) -> frozenset[str]:
+    """Names of values that are never below 0, whatever is read: of a Relu, say, or what is moved or pooled from one."""
+    found: set[str] = set()
+    for node in model.graph:
+        source = node.inputs[0].name if node.inputs and node.inputs[0] is not None else None
+        if not read.standard(node):
+            continue
+        if node.op_type in _FLOORED or (node.op_type == "Clip" and clip_bounds(node)[0] >= 0) or (node.op_type in _KEEPS and source in found):
+            found.update(v.name or "" for v in node.outputs)
+    return frozenset(found)
 
 
 def final_output(node: ir.Node) -> ir.Value:

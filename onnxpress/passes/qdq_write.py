@@ -54,10 +54,11 @@ def spreads_for(evidence: Evidence) -> dict[str, Spread]:
     """
     if "spreads" not in evidence.kept:
         tensors, axes = qdq.layout(evidence.model, _all_eligible(evidence)).tensors, channel_axes(evidence.model)
+        floors = qdq.floors(evidence.model).intersection(tensors)
         if evidence.halves is None:
-            evidence.kept["spreads"] = observe(evidence, tensors, axes)
+            evidence.kept["spreads"] = observe(evidence, tensors, axes, floors)
         else:
-            both = observe_parts(evidence, tensors, axes, [half.samples() for half in evidence.halves])
+            both = observe_parts(evidence, tensors, axes, [half.samples() for half in evidence.halves], floors)
             for half, found in zip(evidence.halves, both, strict=True):
                 half.kept["spreads"] = found
             evidence.kept["spreads"] = {name: both[0][name] + both[1][name] for name in tensors}
@@ -66,8 +67,9 @@ def spreads_for(evidence: Evidence) -> dict[str, Spread]:
 
 
 def channel_axes(model: ir.Model) -> dict[str, int]:
-    """The axis along which layers with weights read each tensor's channels."""
-    return {
+    """The axis along which layers with weights read each tensor's channels, or a convolution writes them."""
+    written = {n.outputs[0].name or "": 1 for n in model.graph if n.op_type in ("Conv", "ConvTranspose")}
+    return written | {
         n.inputs[0].name or "": 1 if n.op_type == "Conv" else -1 for n in model.graph if n.op_type in qdq.COMPUTE and n.inputs[0] is not None
     }
 

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
+from onnxpress.measure.digest import some_rows
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.ranges import METHODS, Spread, clip_range
 from onnxpress.model import read
@@ -32,7 +33,7 @@ Rule = str | Mapping[str, Sequence[float]]  # a method, or [low, high] by tensor
 RULES = (*METHODS, "weighted", "wide")
 _TRIED = ("minmax", "percentile", "mse", "entropy")
 _SAMPLES = 32
-_VALUES = 32_768  # of a tensor that are looked at in a batch
+_VALUES = 8192  # of a tensor that are looked at in each
 _ROOM = 1.4  # what "wide" leaves beyond the extremes seen, for samples that go further
 _SHARES = frozenset(("Sigmoid", "HardSigmoid", "Softmax"))  # operators that give from 0 to 1
 
@@ -149,10 +150,10 @@ def _errors(
         return {}
     sums: dict[str, np.ndarray] = {}  # [ranges, 2, channels]: errors and their squares
     counts = dict.fromkeys(offers, 0)
-    for values in evidence.stream(list(offers), _SAMPLES):
-        for name, ranged in offers.items():
-            axis, weights = minded.get(name, (-1, None))
-            rows = _rows(values[name], axis if weights is not None else None)
+    axes = {name: axis for name, (axis, weights) in minded.items() if weights is not None}
+    for values in some_rows(evidence, list(offers), axes, _SAMPLES, _VALUES):
+        for name, rows in values.items():
+            ranged = offers[name]
             if name not in sums:
                 sums[name] = np.zeros((len(ranged), 2, rows.shape[1]))
             if rows.shape[1] != sums[name].shape[2]:  # a width that varies from sample to sample
@@ -169,13 +170,6 @@ def _errors(
         linear = weights is not None and len(weights) == found.shape[2]
         harms[name] = (square - mean**2) @ weights if linear and weights is not None else square.sum(axis=1)
     return harms
-
-
-def _rows(values: np.ndarray, axis: int | None) -> np.ndarray:
-    """[some positions, channels], spread evenly; one column where channels do not matter."""
-    flat = values.reshape(-1, 1) if axis is None or values.ndim < 2 else np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
-    step = max(1, flat.size // _VALUES)
-    return np.asarray(flat[::step], np.float32)
 
 
 def spread_of(evidence: Evidence, name: str) -> Spread:

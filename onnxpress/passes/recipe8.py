@@ -20,7 +20,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.ranges import observe
 from onnxpress.measure.score import Judge, before_softmax
 from onnxpress.model.counts import macs
-from onnxpress.passes import ranges8
+from onnxpress.passes import qdq, ranges8
 from onnxpress.passes.base import Decision
 from onnxpress.passes.equalize import EQUALIZE, plan_equalize, sites
 from onnxpress.passes.qdq_write import channel_axes, spreads_for
@@ -107,7 +107,7 @@ def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:
         wanted = {d["tensor"] for d in recipe.equalized}
         moved = {name for s in sites(evidence.model, evidence.trace) if s.tensor in wanted for name in s.scaled}
         before = spreads_for(evidence)
-        again = observe(found, [n for n in before if n in moved], channel_axes(found.model))
+        again = observe(found, [n for n in before if n in moved], channel_axes(found.model), qdq.floors(found.model) & moved)
         found.kept["spreads"] = {n: again.get(n, spread) for n, spread in before.items()}
         known[key] = found
     return known[key]

@@ -6,22 +6,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from onnxpress.data.dataset import Dataset
-from onnxpress.measure.digest import digests
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.gram import input_moments
 from onnxpress.measure.linear import input_rows, linear, output_rows
 from onnxpress.measure.ranges import METHODS, Spread, clip_range, observe
 from onnxpress.measure.score import Judge
 from onnxpress.model import edit
-from onnxpress.model.signature import signature
 from tests import nets
 
 
 @settings(max_examples=40, deadline=None)
+@example([1.0, 1.0, 0.01171875, 203.0], 22)  # a number just below 0
 @given(st.lists(st.floats(0.01, 300), min_size=1, max_size=6), st.integers(0, 99))
 def test_histogram_does_not_depend_on_how_the_data_come(scales: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -171,52 +169,3 @@ def test_integer_outputs_and_side_outputs_are_judged() -> None:
         score = Judge(model, data).score(wrong)
         assert score.drop > 0.2, score.text()
         assert Judge(model, data).score(model).drop == 0
-
-
-@pytest.mark.parametrize("opset", [10, 13, 18])
-def test_what_is_taken_inside_the_graph_is_what_the_values_say(opset: int) -> None:
-    """Extremes and mean squares by channel, of every tensor, against all values handed out."""
-    net = nets.Net(opset=opset)
-    net.widths["image"] = 3
-    x = net.relu(net.add(net.conv(net.relu(net.conv("image", 24)), 24), net.conv("image", 24, 1)))
-    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
-    data = nets.samples(model, 20)
-    evidence = evidence_for(model, data)
-    names = [v.name or "" for n in evidence.model.graph for v in n.outputs]
-    axes = dict.fromkeys(names[:len(names) // 2], 1)
-    found: dict[str, Spread] = {n: Spread() for n in names}
-    for _, batch in digests(evidence, names, axes):
-        for name, digest in batch.items():
-            found[name].take(digest)
-    everything = {n: np.concatenate([v[n] for v in evidence.stream([n])]) for n in names}
-    for name, x_all in everything.items():
-        spread = found[name]
-        assert (spread.low, spread.high) == pytest.approx((min(0, x_all.min()), max(0, x_all.max())), rel=1e-5, abs=1e-6)
-        assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(float(np.square(x_all).mean()), rel=0.2)
-        if name in axes and x_all.ndim > 1:
-            others = tuple(a for a in range(x_all.ndim) if a != 1)
-            assert spread.channel_low is not None and spread.channel_square is not None
-            np.testing.assert_allclose(spread.channel_low, x_all.min(axis=others), rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(spread.channel_square / spread.batches, np.square(x_all).mean(axis=others), rtol=0.3, atol=1e-5)
-
-
-def test_sequences_of_any_length_are_looked_at_inside_the_graph() -> None:
-    model = nets.transformer()
-    evidence = evidence_for(model, nets.samples(model, 6, sequence=9))
-    name = next(n.outputs[0].name or "" for n in evidence.model.graph if n.op_type == "LayerNormalization")
-    spread = observe(evidence, [name], {name: -1})[name]
-    values = [v[name].reshape(-1, v[name].shape[-1]) for v in evidence.stream([name])]
-    assert spread.channel_high is not None
-    np.testing.assert_allclose(spread.channel_high, np.concatenate(values).max(axis=0), rtol=1e-5)
-
-
-@pytest.mark.parametrize("count", [1, 100_000])
-def test_what_is_not_a_number_is_found(count: int) -> None:
-    """onnxruntime's reductions pass it over, and one number may lie between those that are taken."""
-    net = nets.image_net()
-    ratio = net.op("Div", ["image", "image"], 3)
-    x = np.ones((2, 3, 160, 160), np.float32)
-    x.reshape(2, -1)[:, 1 : 1 + count] = 0
-    wide = net.model(net.head(net.relu(net.conv(ratio, 8))), {"image": ["N", 3, 160, 160]}, ["N", 10])
-    evidence = evidence_for(wide, Dataset.from_arrays({"image": x}, signature(wide)))
-    assert not observe(evidence, [ratio], {ratio: 1})[ratio].finite
