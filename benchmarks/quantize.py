@@ -3,7 +3,7 @@
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/quantize.py [--cases kws,vww]
 
 Columns: float; the file for this CPU; the same file under session.x64quantprecision=1 (u8 x u8 products, which never
-saturate); the file written for AVX2 (7-bit weights where pairs could saturate), run here; how many times smaller this CPU's file
+saturate); the file written for AVX2 (fewer levels where pairs could saturate), run here; how many times smaller this CPU's file
 is, and all numbers in it (initializers).  All on `val`, or the split that is named.
 """
 
@@ -62,7 +62,7 @@ def run_case(case: Any, split: str) -> dict[str, Any]:
         "here": top1(here, val, plain),
         "precise": top1(here, val, PRECISE),
         "avx2": top1(to_bytes(made.model), val, plain),
-        "narrow": next((n for n in made.notes if "7-bit" in n), "none").split(" channels")[0],
+        "narrow": next((n for n in made.notes if "would saturate" in n), "none").split(" channels")[0],
         "size": len(to_bytes(model)) / len(here),
         "weights": weight_bytes(model) / weight_bytes(done),
     }

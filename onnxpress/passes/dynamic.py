@@ -1,8 +1,9 @@
 """dynamic: MatMul and Gemm in int8 without calibration: the range of each input is looked at as it comes.
 
 Plain ONNX that onnxruntime fuses: DynamicQuantizeLinear, MatMulInteger, then a Cast and a Mul by both scales (and the bias).  Weights
-are s8 with a scale a column, found with rounding to nearest.  On a CPU whose u8 x s8 products saturate they get 7 bits.  Whether
-it is faster depends on the sizes: `bench` tells.  Convolutions have no such kernel that is worth it: `quantize` is for them.
+are s8 with a scale a column, found with rounding to nearest.  On a CPU whose u8 x s8 products saturate a column is as fine as its
+heaviest pair allows (`runtime.pairs`).  Whether it is faster depends on the sizes: `bench` tells.  Convolutions have no such kernel
+that is worth it: `quantize` is for them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit, read
 from onnxpress.passes.base import Applied, Decision, Option, Refused, Saving
+from onnxpress.runtime import pairs
+from onnxpress.runtime.pairs import TOP
 
 _OPSET = 11
-_TOP, _SAFE = 127, 64
 _TINY = 1e-30
 PRODUCTS = ("exact", "saturating")
 
@@ -36,7 +38,7 @@ class Dynamic:
             if node.op_type not in ("MatMul", "Gemm") or why_not(node) is not None:
                 continue
             columns = _columns(node)
-            codes, scale = rounded(columns, _top(evidence.machine.int8_exact))
+            codes, scale = rounded(columns, evidence.machine.int8_exact)
             lost = float(((codes * scale - columns) ** 2).sum() / max(float((columns**2).sum()), _TINY))
             saving = Saving(0.0, 3.0 * columns.size - 4 * len(scale)) if _alone(node) else Saving()
             found.append(Option(self.name, node.name or "", {"node": node.name}, saving, lost))
@@ -60,14 +62,14 @@ class Dynamic:
                     "the plan names a node that cannot run in dynamic int8", name, reason,
                     "use the plan with the model it was made for",
                 )  # fmt: skip
-        writer = _Writer(work, _top(products == "exact"))
+        writer = _Writer(work, products == "exact")
         for node in list(work.graph):
             if node.name in names:
                 writer.put(node)
         edit.drop_dead(work)
         edit.forget_shapes(work)
-        bits = 8 if products == "exact" else 7
-        return Applied(work, [f"{len(names)} nodes in dynamic int8, weights of {bits} bits"], refusals(evidence))
+        kept = "" if products == "exact" else ", weights as large as pairs of products hold"
+        return Applied(work, [f"{len(names)} nodes in dynamic int8{kept}"], refusals(evidence))
 
 
 def plan_dynamic(evidence: Evidence, exclude: Sequence[str] = ()) -> list[Decision]:
@@ -127,14 +129,14 @@ def _alone(node: ir.Node) -> bool:
     return value is not None and len(list(value.uses())) == 1
 
 
-def _top(exact: bool) -> int:
-    return _TOP if exact else _SAFE
-
-
-def rounded(columns: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """(s8 codes [K, N], scale [N]) of a weight [K, N], each column to its own largest."""
-    scale = (np.maximum(np.abs(columns).max(axis=0).astype(np.float64), _TINY) / top).astype(np.float32)
-    return np.clip(np.rint(columns / scale), -top, top).astype(np.int8), scale
+def rounded(columns: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(s8 codes [K, N], scale [N]) of a weight [K, N], each column to its own largest. exact: products do not saturate."""
+    rows, peaks = columns.T.astype(np.float64), np.full(len(columns), 255.0)  # an input's range is used whole
+    top = np.maximum(np.abs(rows).max(axis=1), _TINY)
+    most = np.full(len(rows), float(TOP)) if exact else pairs.levels(np.rint(rows / (top / TOP)[:, None]), peaks)
+    scale = (top / most).astype(np.float32)
+    codes = np.clip(np.rint(rows / scale[:, None]), -most[:, None], most[:, None])
+    return (codes if exact else pairs.relieved(codes, peaks)).T.astype(np.int8), scale
 
 
 @dataclass
@@ -142,7 +144,7 @@ class _Writer:
     """Writes nodes into one model; inputs that several read are quantized once, and weights that several share once."""
 
     work: ir.Model
-    top: int
+    exact: bool
     inputs: dict[str, Sequence[ir.Value]] = field(default_factory=dict)
     weights: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
 
@@ -173,7 +175,7 @@ class _Writer:
         assert value is not None
         key = f"{value.name} {read.int_attribute(node, 'transB', 0) if node.op_type == 'Gemm' else 0}"
         if key not in self.weights:
-            codes, scale = rounded(_columns(node), self.top)
+            codes, scale = rounded(_columns(node), self.exact)
             parts = {"int8": codes, "scale": scale, "zero": np.zeros((), np.int8)}
             made = [edit.add_constant(self.work, a, f"{value.name}_{kind}") for kind, a in parts.items()]
             self.weights[key] = (made[0], made[1], made[2])

@@ -96,9 +96,9 @@ class _Pair:
 def rewrite(
     work: ir.Model, plan: qdq.Layout, grids: Mapping[str, Grid], evidence: Evidence, exact: bool, keep_outputs: bool = False
 ) -> int:
-    """Insert the pairs and the integer weights in place; how many output channels got 7 bits.
+    """Insert the pairs and the integer weights in place; how many output channels got fewer levels than 8 bits have.
 
-    keep_outputs: round all weights with the inputs in view, not just those of 7 bits.
+    keep_outputs: round all weights with the inputs in view, not just those of fewer levels.
     """
     values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
     values.update({v.name: v for n in work.graph for v in n.outputs if v.name})
@@ -224,9 +224,9 @@ def _least_scale(node: ir.Node, weight: np.ndarray, source: Grid) -> np.ndarray:
 def _with_inputs_in_view(
     evidence: Evidence, weights: Sequence[tuple[ir.Node, Codes]], every: bool
 ) -> list[tuple[ir.Node, Codes]]:
-    """The same, those of 7 bits (or every) rounded so that the layer's outputs are kept; the same integers are found once."""
+    """The same, those of fewer levels (or every) rounded so that the layer's outputs are kept; the same integers are found once."""
     known: dict[tuple[str, bytes, bytes], Codes] = evidence.kept.setdefault("rounded", {})
-    keys = {n.name or "": (n.name or "", c.scale.tobytes(), c.narrow.tobytes() + bytes([every])) for n, c in weights if every or c.narrow.any()}
+    keys = {n.name or "": (n.name or "", c.scale.tobytes(), c.levels.tobytes() + bytes([every])) for n, c in weights if every or c.narrow.any()}
     nearest = {n.name or "": c for n, c in weights}
     missing = [n for n in evidence.model.graph if n.name in keys and keys[n.name] not in known]
     nodes = {n.name: n for n in missing}

@@ -168,7 +168,7 @@ def quantize(
     if inside:
         notes.append(f"{inner8.write(work, inside)} weights of sub-graphs in int8, computed with in float")
     if narrow:
-        notes.append(f"7-bit weights on {narrow} output channels that would saturate without VNNI")
+        notes.append(f"weights of {narrow} output channels in fewer than 8 bits: in pairs they would saturate without VNNI")
     if correct:
         notes.append(f"bias corrected on {correct_bias(evidence, work, plan)} layers")
     edit.drop_dead(work)

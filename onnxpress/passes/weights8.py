@@ -1,36 +1,42 @@
-"""Weights as signed 8-bit integers per output channel, and 7 bits just where a CPU would saturate.
+"""Weights as signed 8-bit integers per output channel, in fewer levels just where a CPU would saturate (`runtime.pairs`).
 
-Without VNNI, AMX or a NEON dot product, x86 adds u8 x s8 products in pairs into 16 bits that saturate (vpmaddubsw).
-Whether that can happen is decided per output channel from the largest activation codes seen on each input channel:
-where some pair could exceed 32,767 the channel's weights are quantized to [-64, 64] instead, which never can.
+Whether it would is decided per output channel from the largest activation codes seen on each input channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
 from onnxpress.passes.rounding import damped, descend, feedback, grid
+from onnxpress.runtime import pairs
+from onnxpress.runtime.pairs import TOP
 
-_TOP = 127
-_SAFE = 64
-_LIMIT = 32767
 _MUCH = 0.15  # of the integer weights' bytes, from which on two scales a channel are much
 _FINE = 40.0  # dB that one scale for all channels must keep: as much as rounding the activations leaves
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Integer weights in the node's own layout, their scale along `axis`, and which outputs use 7 bits."""
+    """Integer weights in the node's own layout, their scale along `axis`, and the largest that each output can have.
+
+    peaks: where pairs of products may saturate, the largest u8 code that each column meets, in the kernels' order; else None.
+    """
 
     values: np.ndarray
     scale: np.ndarray
     axis: int
-    narrow: np.ndarray
+    levels: np.ndarray
+    peaks: np.ndarray | None = None
+
+    @property
+    def narrow(self) -> np.ndarray:
+        """Outputs of fewer levels than 8 bits have."""
+        return np.asarray(self.levels < TOP)
 
 
 def output_axis(node: ir.Node) -> int:
@@ -56,20 +62,26 @@ def quantize_weight(
     moved = np.moveaxis(weight, axis, 0)
     flat = moved.reshape(len(moved), -1).astype(np.float64)
     top = np.abs(flat).max(axis=1)
-    top = np.maximum(top, 1e-12 if least_scale is None else np.maximum(1e-12, least_scale * _TOP))
-    if may_share and input_codes is None and _sqnr(flat, float(top.max()) / _TOP) >= _FINE:
+    top = np.maximum(top, 1e-12 if least_scale is None else np.maximum(1e-12, least_scale * TOP))
+    if may_share and input_codes is None and _sqnr(flat, float(top.max()) / TOP) >= _FINE:
         top = np.full(len(top), top.max())
-    levels = np.full(len(top), float(_TOP))
-    narrow = np.zeros(len(top), bool)
+    levels, peaks = np.full(len(top), float(TOP)), None
     if input_codes is not None:
-        wide = np.rint(flat / (top / _TOP)[:, None])
-        narrow = saturates(
-            _kernel_order(node, wide.reshape(moved.shape)), _kernel_codes(node, input_codes, moved.shape)
-        )
-        levels[narrow] = _SAFE
+        peaks = _kernel_codes(node, input_codes, moved.shape)
+        levels = pairs.levels(np.rint(flat / (top / TOP)[:, None])[:, pairs.kernel_order(moved.shape)], peaks)
     scale = (top / levels).astype(np.float32)
-    codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None]).astype(np.int8)
-    return Codes(np.ascontiguousarray(np.moveaxis(codes.reshape(moved.shape), 0, axis)), scale, axis, narrow)
+    codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None])
+    codes = _relieved(codes, moved.shape, peaks).astype(np.int8)
+    return Codes(np.ascontiguousarray(np.moveaxis(codes.reshape(moved.shape), 0, axis)), scale, axis, levels, peaks)
+
+
+def _relieved(rows: np.ndarray, shape: tuple[int, ...], peaks: np.ndarray | None) -> np.ndarray:
+    """Rows [M, K] of weights of that shape, so that no pair saturates."""
+    if peaks is None:
+        return rows
+    order, made = pairs.kernel_order(shape), rows.copy()
+    made[:, order] = pairs.relieved(rows[:, order], peaks)
+    return made
 
 
 def scales_are_much(nodes: Sequence[tuple[ir.Node, np.ndarray]]) -> bool:
@@ -84,7 +96,7 @@ def _sqnr(weights: np.ndarray, scale: float) -> float:
 
 
 def refine(node: ir.Node, codes: Codes, gram: np.ndarray, every: bool = False) -> Codes:
-    """The 7-bit rows (or every row) rounded anew so that they keep the output on inputs of this Gram matrix [K, K].
+    """The rows of fewer levels (or every row) rounded anew so that they keep the output on inputs of this Gram matrix [K, K].
 
     The rounding errors of a row are let cancel each other.
     """
@@ -95,22 +107,15 @@ def refine(node: ir.Node, codes: Codes, gram: np.ndarray, every: bool = False) -
     if weight is None or rows.shape[1] != len(gram) or not pick.size or not np.diag(gram).any():  # nothing, or what never changes, comes in
         return codes
     flat = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)[pick]
-    scale, levels = codes.scale[pick].astype(np.float64), np.where(codes.narrow[pick], float(_SAFE), float(_TOP))
+    scale, levels = codes.scale[pick].astype(np.float64), codes.levels[pick]
     start = np.rint(feedback(flat, damped(gram), grid(scale, levels)) / scale[:, None]) if every else rows[pick]
     better = rows.copy()
-    better[pick] = descend(flat, scale, levels, gram, start).astype(np.int8)
-    values = np.ascontiguousarray(np.moveaxis(better.reshape(moved.shape), 0, codes.axis))
-    return Codes(values, codes.scale, codes.axis, codes.narrow)
-
-
-def _kernel_order(node: ir.Node, rows: np.ndarray) -> np.ndarray:
-    """Weights [M, …] in the order the kernels multiply them: taps outermost, input channels innermost."""
-    if node.op_type == "Conv":
-        rows = np.moveaxis(rows, 1, -1)
-    return rows.reshape(len(rows), -1)
+    better[pick] = _relieved(descend(flat, scale, levels, gram, start), moved.shape, codes.peaks).astype(np.int8)
+    return replace(codes, values=np.ascontiguousarray(np.moveaxis(better.reshape(moved.shape), 0, codes.axis)))
 
 
 def _kernel_codes(node: ir.Node, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Largest codes [K] of columns in the kernels' order, from those of input channels."""
     if node.op_type != "Conv":
         return np.broadcast_to(codes, (shape[1],)) if codes.size in (1, shape[1]) else np.full(shape[1], codes.max())
     per_group = shape[1]
@@ -119,15 +124,3 @@ def _kernel_codes(node: ir.Node, codes: np.ndarray, shape: tuple[int, ...]) -> n
             codes.reshape(-1, per_group).max(axis=0) if codes.size % per_group == 0 else np.full(per_group, codes.max())
         )
     return np.tile(codes, int(np.prod(shape[2:])))
-
-
-def saturates(rows: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Per output row: whether some adjacent pair of products can leave 16 bits. rows: [M, K], codes: [K]."""
-    if rows.shape[1] % 2:
-        rows = np.pad(rows, [(0, 0), (0, 1)])
-        codes = np.pad(codes, (0, 1))
-    positive = np.maximum(rows, 0) * codes
-    negative = np.minimum(rows, 0) * codes
-    up = positive[:, 0::2] + positive[:, 1::2]
-    down = negative[:, 0::2] + negative[:, 1::2]
-    return np.asarray((up > _LIMIT).any(axis=1) | (down < -_LIMIT - 1).any(axis=1))

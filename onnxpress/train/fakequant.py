@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 
 from onnxpress.model import read
+from onnxpress.runtime import pairs
 from onnxpress.train.compile import Override
 from onnxpress.train.operators.quant import dequantized, limits, spread
 from onnxpress.train.registry import Builder, Run, Site
@@ -26,7 +27,6 @@ from onnxpress.train.tensors import Tensor, to_torch
 
 _TINY = 1e-30
 _BIAS_LIMIT = 2**31 - 1024  # what float32 scales cannot push over the end
-_NARROW = 64  # int8 weights that keep to 7 bits do so because two products must fit 16 bits: they stay there
 
 
 class _FakeQuantize(torch.autograd.Function):  # type: ignore[misc]
@@ -247,19 +247,16 @@ def _sharing(x: Tensor, scale: Tensor) -> float:
 
 
 def _bounds(weight: IntegerWeight, codes: np.ndarray, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest code of each position of the axis; symmetric int8 that kept to 7 bits keeps to them."""
+    """Smallest and largest code, of symmetric int8 each one's own: what is small since pairs of products must fit 16 bits stays so."""
     low, high = limits(weight.kind)
-    shape = [1] * codes.ndim
-    peak = np.abs(codes.astype(np.int64))
-    if codes.ndim and not weight.block:
-        shape[weight.axis] = codes.shape[weight.axis]
-        peak = peak.max(axis=tuple(a for a in range(codes.ndim) if a != weight.axis % codes.ndim), initial=0)
     symmetric = weight.kind == ir.DataType.INT8 and (zero is None or not bool(zero.any())) and not weight.block
-    narrow = (peak <= _NARROW) & symmetric
-    if not symmetric or not codes.ndim:
+    if not symmetric or codes.ndim < 2:
         return torch.tensor(float(low)), torch.tensor(float(high))
-    highs = np.where(narrow, _NARROW, high).reshape(shape).astype(np.float32)
-    return torch.from_numpy(np.where(narrow.reshape(shape), -highs, low).astype(np.float32)), torch.from_numpy(highs)
+    moved = np.moveaxis(codes, weight.axis, 0)
+    order, ends = pairs.kernel_order(moved.shape), np.zeros((2, len(moved), moved[0].size), np.float32)
+    ends[:, :, order] = pairs.room(moved.reshape(len(moved), -1)[:, order])
+    least, most = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(e.reshape(moved.shape), 0, weight.axis))) for e in ends)
+    return least, most
 
 
 def _stored(held: Mapping[str, ir.TensorProtocol], name: str | None) -> Tensor:
