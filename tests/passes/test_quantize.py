@@ -252,7 +252,7 @@ def test_a_small_model_shares_scales_where_that_costs_next_to_nothing(tmp_path: 
         assert "Conv" not in kernels(done, tmp_path)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(grammar.networks())
 def test_any_network_loads_and_keeps_its_answers(model: ir.Model) -> None:
     """Random networks of the grammar: what comes out passes the checker, runs, and is 15 dB from the original or better."""

@@ -80,7 +80,7 @@ def test_the_average_lies_within_the_extremes() -> None:
 
 @pytest.mark.parametrize("rule", ["average", "weighted", "entropy"])
 def test_every_rule_quantizes_and_replays(rule: str) -> None:
-    model = nets.mobile(width=16)
+    model = nets.residual(width=16, blocks=1)
     data = nets.samples(model, 16)
     done = quantize(model, data, method=rule)
     assert {"ranges": rule} in done.plan.steps[-1].decisions
