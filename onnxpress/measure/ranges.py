@@ -195,23 +195,19 @@ def _percentile(spread: Spread, low: float, high: float) -> tuple[float, float]:
 def _mse(spread: Spread, low: float, high: float) -> tuple[float, float]:
     """The pair of shrinkages with the least expected squared error (rounding inside, clipping outside)."""
     x, n = spread.centres, spread.counts.astype(np.float64)
-    used = n > 0
-    x, n = x[used], n[used]
-    best, found = np.inf, (low, high)
+    x, n = x[n > 0], n[n > 0]
     steps = np.linspace(1.0, 0.3, 36)
-    lows = steps * low if low < 0 else np.zeros(1)
-    highs = steps * high if high > 0 else np.zeros(1)
-    for lo in lows:
-        for hi in highs if low == 0 or high == 0 else highs[np.abs(steps - lo / low) < 0.25]:
-            width = (hi - lo) / (_LEVELS - 1)
-            if width <= 0:
-                continue
-            outside = np.maximum(lo - x, 0) + np.maximum(x - hi, 0)
-            inside = outside == 0
-            error = float((n * outside**2).sum() + n[inside].sum() * width**2 / 12)
-            if error < best:
-                best, found = error, (float(lo), float(hi))
-    return found
+    lows, highs = (steps * end if end else np.zeros(1) for end in (low, high))
+    below, above = np.maximum(lows[:, None] - x, 0), np.maximum(x - highs[:, None], 0)
+    inside = n.sum() - (below > 0) @ n - ((above > 0) @ n)[:, None]  # [highs, lows]
+    width = (highs[:, None] - lows) / (_LEVELS - 1)
+    error = (below**2) @ n + ((above**2) @ n)[:, None] + inside * width**2 / 12
+    apart = 0.0 if low == 0 or high == 0 else np.abs(steps[:, None] - steps)
+    error[(apart >= 0.25) | (width <= 0)] = np.inf
+    if not np.isfinite(error).any():
+        return low, high
+    best = int(np.argmin(error.T))  # the widest of equals
+    return float(lows[best // len(highs)]), float(highs[best % len(highs)])
 
 
 def _entropy(spread: Spread, low: float, high: float) -> tuple[float, float]:

@@ -169,3 +169,23 @@ def test_integer_outputs_and_side_outputs_are_judged() -> None:
         score = Judge(model, data).score(wrong)
         assert score.drop > 0.2, score.text()
         assert Judge(model, data).score(model).drop == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-np.inf, 0.0), (-1.0, 6.0)]))
+def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, float]) -> None:
+    """By hand: rounding to 256 levels inside, what is clipped outside."""
+    spread = Spread()
+    spread.add(np.clip(np.random.default_rng(seed).standard_t(3, 3000), *ends).astype(np.float32))
+    x, n = spread.centres, spread.counts
+
+    def error(low: float, high: float) -> float:
+        inside = n[(x >= low) & (x <= high)].sum()
+        return float((n * (np.maximum(low - x, 0) + np.maximum(x - high, 0)) ** 2).sum() + inside * ((high - low) / 255) ** 2 / 12)
+
+    low, high = min(spread.low, 0.0), max(spread.high, 0.0)
+    found = clip_range(spread, "mse")
+    assert low <= found[0] <= 0 <= found[1] <= high
+    steps = np.linspace(1.0, 0.3, 36)
+    near = [(a, b) for a in steps for b in steps if abs(a - b) < 0.25 or not low or not high]
+    assert error(*found) <= min(error(a * low, b * high) for a, b in near) * (1 + 1e-9)
