@@ -211,29 +211,29 @@ def _mse(spread: Spread, low: float, high: float) -> tuple[float, float]:
 
 
 def _entropy(spread: Spread, low: float, high: float) -> tuple[float, float]:
-    """The threshold whose quantized version of |x| has the least KL divergence (TensorRT's calibration)."""
+    """The threshold whose quantized version of |x| has the least KL divergence (TensorRT's calibration).
+
+    p: counts up to the threshold, what is beyond it in the last bin; q: each of the levels' mean over its bins that are not empty.
+    Sums over the bins of a level are differences of running sums, for all thresholds at once.
+    """
     half = BINS // 2
-    magnitude = spread.counts[half:] + spread.counts[:half][::-1]
+    magnitude = (spread.counts[half:] + spread.counts[:half][::-1]).astype(np.float64)
     magnitude[0] = magnitude[1]  # the spike of exact zeros carries no information and would decide everything
-    width = spread.radius / half
     levels = _LEVELS // 2 if spread.low < 0 else _LEVELS
-    best, cut = np.inf, half
-    for stop in range(levels, half + 1, 8):
-        p = magnitude[:stop].astype(np.float64)
-        p[-1] += magnitude[stop:].sum()
-        if p.sum() == 0:
-            continue
-        groups = np.minimum(np.arange(stop) * levels // stop, levels - 1)
-        seen = magnitude[:stop] > 0
-        mass = np.bincount(groups, magnitude[:stop], levels)
-        number = np.bincount(groups, seen, levels)
-        q = np.where(seen, (mass / np.maximum(number, 1))[groups], 0.0)
-        if q.sum() == 0:
-            continue
-        p, q = p / p.sum(), q / q.sum()
-        valid = p > 0
-        divergence = float((p[valid] * np.log(p[valid] / np.maximum(q[valid], 1e-12))).sum())
-        if divergence < best:
-            best, cut = divergence, stop
-    threshold = cut * width
-    return max(low, -threshold), min(high, threshold)
+    stops = np.arange(levels, half + 1, 8)
+    logs = np.log(np.maximum(magnitude, 1))
+    masses, seen, products = (np.append(0, np.cumsum(v)) for v in (magnitude, magnitude > 0, magnitude * logs))
+    ends = -(-np.arange(levels + 1) * stops[:, None] // levels)  # [stops, levels + 1]: where each level begins
+    mass, number = np.diff(masses[ends]), np.diff(seen[ends])
+    last, tail = magnitude[stops - 1], masses[-1] - masses[stops]
+    inner, total = masses[stops], masses[-1]
+    if not total:
+        return low, high
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.log(np.maximum(np.where(number > 0, mass / number, 0) / inner[:, None], 1e-12))
+        own = products[stops] - last * np.log(np.maximum(last, 1)) + (last + tail) * np.log(np.maximum(last + tail, 1))
+        told = (mass * shares).sum(axis=1) + tail * np.where(last > 0, shares[:, -1], np.log(1e-12))
+    divergence = np.where(inner > 0, (own - told) / total - np.log(total), np.inf)
+    best = int(np.argmin(divergence))
+    threshold = (stops[best] if np.isfinite(divergence[best]) else half) * spread.radius / half
+    return max(low, -float(threshold)), min(high, float(threshold))

@@ -189,3 +189,29 @@ def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, flo
     steps = np.linspace(1.0, 0.3, 36)
     near = [(a, b) for a in steps for b in steps if abs(a - b) < 0.25 or not low or not high]
     assert error(*found) <= min(error(a * low, b * high) for a, b in near) * (1 + 1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-1.0, 6.0)]), st.sampled_from([60, 3000]))
+def test_no_threshold_has_less_divergence(seed: int, ends: tuple[float, float], count: int) -> None:
+    """By hand: KL of what is left of |x| from the same in as many levels as an integer has, one threshold after the other."""
+    spread = Spread()
+    spread.add(np.clip(np.random.default_rng(seed).standard_t(3, count), *ends).astype(np.float32))
+    half, levels = len(spread.counts) // 2, 128 if spread.low < 0 else 256
+    counts = (spread.counts[half:] + spread.counts[:half][::-1]).astype(float)
+    counts[0] = counts[1]
+    found = {}
+    for stop in range(levels, half + 1, 8):
+        p, q = counts[:stop].copy(), np.zeros(stop)
+        p[-1] += counts[stop:].sum()
+        for level in range(levels):
+            near = range(level * stop // levels, min((level + 2) * stop // levels, stop))
+            bins = [i for i in near if i * levels // stop == level and counts[i]]
+            q[bins] = counts[bins].mean() if bins else 0
+        if q.any():
+            p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-12)
+            found[stop] = float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
+    best = min(found.values())
+    threshold = max(-min(clip_range(spread, "entropy")[0], 0), clip_range(spread, "entropy")[1])
+    allowed = [min(stop * spread.radius / half, max(-spread.low, spread.high)) for stop, kl in found.items() if kl <= best + 1e-9]
+    assert any(threshold == pytest.approx(a) for a in allowed)
