@@ -13,6 +13,7 @@ import numpy as np
 
 TOP = 127
 SAFE = 64  # any two of these fit
+_FREE = 120  # a row that reaches this was not held back, or hardly: rounding may have moved its largest from 127
 _MOST, _LEAST = 32767, -32768
 _CODE = 255  # the largest there is
 
@@ -48,7 +49,7 @@ def relieved(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 def room(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far down and up, each [M, K], weights may move so that no pair gets heavier than fits any activations, or than it is.
 
-    Rows that reach 127 were never held back: theirs is all of int8.
+    Rows that were not held back may use all of int8.
     """
     peak = np.abs(rows.astype(np.int64)).max(axis=1, initial=0, keepdims=True)
 
@@ -58,7 +59,7 @@ def room(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         two = np.pad(parts, [(0, 0), (0, odd)]).reshape(len(parts), -1, 2)
         spare = np.maximum(_MOST // _CODE - two.sum(axis=2, keepdims=True), 0) // 2
         held = np.minimum((two + spare).reshape(len(parts), -1)[:, : parts.shape[1]], TOP)
-        return np.asarray(np.where(peak >= TOP, most, np.where(peak <= SAFE, SAFE, held)))
+        return np.asarray(np.where(peak >= _FREE, most, np.where(peak <= SAFE, SAFE, held)))
 
     return -one_way(np.maximum(-rows.astype(np.int64), 0), TOP + 1), one_way(np.maximum(rows.astype(np.int64), 0), TOP)
 

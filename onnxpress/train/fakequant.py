@@ -246,11 +246,15 @@ def _sharing(x: Tensor, scale: Tensor) -> float:
     return float(x.numel() / max(x.shape[0] if x.ndim else 1, 1) / scale.numel())
 
 
-def _bounds(weight: IntegerWeight, codes: np.ndarray, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest code, of symmetric int8 each one's own: what is small since pairs of products must fit 16 bits stays so."""
+def _bounds(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> tuple[Tensor, Tensor]:
+    """Smallest and largest code; of symmetric int8 with a scale an output each one's own: what is small since pairs of products must
+    fit 16 bits stays so."""
     low, high = limits(weight.kind)
+    codes, zero = held[weight.name].numpy(), _stored(held, weight.zero)
     symmetric = weight.kind == ir.DataType.INT8 and (zero is None or not bool(zero.any())) and not weight.block
-    if not symmetric or codes.ndim < 2:
+    if symmetric and np.abs(codes.astype(np.int64)).max(initial=0) <= pairs.SAFE:
+        return torch.tensor(-float(pairs.SAFE)), torch.tensor(float(pairs.SAFE))
+    if not symmetric or codes.ndim < 2 or held[weight.scale].size != codes.shape[weight.axis]:
         return torch.tensor(float(low)), torch.tensor(float(high))
     moved = np.moveaxis(codes, weight.axis, 0)
     order, ends = pairs.kernel_order(moved.shape), np.zeros((2, len(moved), moved[0].size), np.float32)
@@ -277,7 +281,7 @@ def _bias(site: Site) -> Run:
 
 def _dequantize_master(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> Builder:
     """A master instead of the integers; 32 bits at a scale of their own are so fine that they pass as they are."""
-    low, high = _bounds(weight, held[weight.name].numpy(), _stored(held, weight.zero))
+    low, high = _bounds(weight, held)
 
     def build(site: Site) -> Run:
         top = limits(weight.kind)[1]
@@ -312,7 +316,7 @@ def codes_of(
     if weight.kind == ir.DataType.INT32:
         codes = torch.round(x.double() / spaced.double()).clamp(-_BIAS_LIMIT, _BIAS_LIMIT)
     else:
-        low, high = _bounds(weight, held[weight.name].numpy(), zero)
+        low, high = _bounds(weight, held)
         shift = 0 if zero is None else spread(zero, x, weight.axis, weight.block)
         codes = (torch.round(x / spaced) + shift).clamp(low, high)
     return np.asarray(codes.to(torch.int64).numpy().astype(weight.kind.numpy()))

@@ -171,9 +171,17 @@ def test_weights_of_other_widths_go_back_as_their_type(kind: str) -> None:
     close(written, feeds, answers(program, feeds), 1e-6)
 
 
-def test_codes_that_are_held_back_stay_so() -> None:
-    """Channels of fewer levels are there for machines whose 16-bit sums would overflow."""
-    codes = np.array([[64, -20, 100], [5, 127, 20], [-64, -3, 0]], np.int8)
+@pytest.mark.parametrize(
+    ("scales", "codes", "wanted"),
+    [
+        (3, [[64, -20, 100], [5, 127, 20], [-64, -3, 0]], [[64, -60, 104], [15, 127, 24], [-64, -9, 0]]),
+        (1, [[64, -20, 100], [5, 127, 20], [-64, -3, 0]], [[127, -60, 127], [15, 127, 60], [-128, -9, 0]]),
+        (1, [[64, -20, 10], [5, 27, 20], [-64, -3, 0]], [[64, -60, 30], [15, 64, 60], [-64, -9, 0]]),
+    ],
+)
+def test_codes_that_are_held_back_stay_so(scales: int, codes: list[list[int]], wanted: list[list[int]]) -> None:
+    """Channels of fewer levels are there for machines whose 16-bit sums would overflow; what shares one scale is small by itself."""
+    step = np.full(scales, 0.1, np.float32) if scales > 1 else np.array(0.1, np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("DequantizeLinear", ["w", "s"], ["f"], axis=1),
@@ -182,14 +190,14 @@ def test_codes_that_are_held_back_stay_so() -> None:
         "narrow",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
-        [numpy_helper.from_array(codes, "w"), numpy_helper.from_array(np.array([0.1, 0.1, 0.1], np.float32), "s")],
+        [numpy_helper.from_array(np.array(codes, np.int8), "w"), numpy_helper.from_array(step, "s")],
     )
     program = Program(
         ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     )
     with torch.no_grad():
         program.parameter("w").mul_(3.0)
-    assert program.weights()["w"].tolist() == [[64, -60, 104], [15, 127, 24], [-64, -9, 0]]
+    assert program.weights()["w"].tolist() == wanted
 
 
 def test_without_fake_quantization_integers_are_exact_and_fixed() -> None:
