@@ -17,7 +17,7 @@ import onnxpress
 for found in pkgutil.walk_packages(onnxpress.__path__, "onnxpress."):
     if not found.name.startswith("onnxpress.train.") and not found.name.endswith("__main__"):
         importlib.import_module(found.name)
-import onnxpress.train.torch_extra
+from onnxpress.train import torch_extra
 """
 
 
