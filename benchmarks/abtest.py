@@ -29,10 +29,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress.cli import console
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.data.synthetic import synthetic
+from onnxpress.evaluate.bench import REBUILDS
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.optimize.bench import REBUILDS
-from onnxpress.optimize.run import document
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.intervals import independent
 from onnxpress.runtime.latency import SLOWER, Effort, Ratio, Timing, compare_latency
 from onnxpress.runtime.machine import this_machine
@@ -138,7 +138,10 @@ def padding(model: ir.Model, feeds: list[Feeds], change: float, seconds: float) 
 
     def slower(products: int) -> float:
         models: dict[str, ir.Model | bytes | str] = {"a": plain, "b": padded(model, products)}
-        return 1 / compare_latency(models, feeds, Effort(seconds, 1e-3, REBUILDS, seed=1000 + products)).ratios[0].speedup - 1
+        return (
+            1 / compare_latency(models, feeds, Effort(seconds, 1e-3, REBUILDS, seed=1000 + products)).ratios[0].speedup
+            - 1
+        )
 
     low, high = 0, 1
     found = slower(high)
@@ -168,7 +171,12 @@ def report(pairs: list[Pair], tries: list[Try], extra: float, limit: float) -> N
         ]  # fmt: skip
     if tries:
         took = float(np.median([t.seconds for t in tries]))
-        rows += [[f"A/B of {extra:+.1%}: found within {limit:g} s (median {took:.0f} s)", f"{sum(t.found for t in tries)} of {len(tries)}"]]
+        rows += [
+            [
+                f"A/B of {extra:+.1%}: found within {limit:g} s (median {took:.0f} s)",
+                f"{sum(t.found for t in tries)} of {len(tries)}",
+            ]
+        ]
     console.table([("", "left"), ("", "right")], rows)
     console.out(this_machine().text())
 
@@ -192,7 +200,9 @@ def main(
     same = []
     for seed in range(pairs):
         same.append(pair(plain, feeds, Effort(seconds, precision, REBUILDS, seed=seed)))
-        console.note(f"A/A {seed + 1} of {pairs}: {same[-1].ratio.speedup:.4f} [{same[-1].ratio.low:.4f}, {same[-1].ratio.high:.4f}]")
+        console.note(
+            f"A/A {seed + 1} of {pairs}: {same[-1].ratio.speedup:.4f} [{same[-1].ratio.low:.4f}, {same[-1].ratio.high:.4f}]"
+        )
     products, extra, changed = 0, 0.0, []
     if tries:
         products, extra = padding(opened, feeds, change, min(seconds, limit))
@@ -201,10 +211,20 @@ def main(
         slow: dict[str, ir.Model | bytes | str] = {"a": plain, "b": padded(opened, products)}
         seen = compare_latency(slow, feeds, Effort(limit, change / 3, REBUILDS, seed=seed))
         changed.append(Try(seen.ratios[0], seen.seconds))
-        console.note(f"A/B {seed + 1} of {tries}: {seen.ratios[0].speedup:.4f} {seen.ratios[0].verdict}, {seen.seconds:.0f} s")
+        console.note(
+            f"A/B {seed + 1} of {tries}: {seen.ratios[0].speedup:.4f} {seen.ratios[0].verdict}, {seen.seconds:.0f} s"
+        )
     report(same, changed, extra, limit)
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    body = document("abtest", machine=this_machine().as_dict(), model=model.name, pairs=same, tries=changed, products=products, extra=extra)
+    body = document(
+        "abtest",
+        machine=this_machine().as_dict(),
+        model=model.name,
+        pairs=same,
+        tries=changed,
+        products=products,
+        extra=extra,
+    )
     json_path.write_text(json.dumps(body, indent=1))
 
 

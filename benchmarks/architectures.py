@@ -38,20 +38,20 @@ import onnx_ir as ir
 import torch
 from known_architectures import BATCHES, FAMILIES, VOCABULARY, Architecture, brief, catalogue, exported, far
 
+from onnxpress.api.one_pass import simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
-from onnxpress.model import removal as rm
+from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.optimize import contract
-from onnxpress.optimize.run import document
-from onnxpress.optimize.single import simplify
-from onnxpress.passes.allocate import Wish, plan_pruning
-from onnxpress.passes.prune import PRUNE
+from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.plan import result_contract
+from onnxpress.plan.run_record import document
 from onnxpress.runtime import isolate
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import open_session, run
@@ -83,7 +83,7 @@ def measure(path: Path, ratio: float) -> dict[str, Any]:
     row = {
         "original": original, "simplified": simplified, "before": before, "after": after, "gone": 1 - after / before,
         "seconds": seconds, "nodes": len(evidence.model.graph), "groups": len(facts.groups), "refused": refusals(evidence),
-        "problems": contract.same_shape_behaviour(model, pruned, data),
+        "problems": result_contract.same_shape_behaviour(model, pruned, data),
     }  # fmt: skip
     return row | parity([model, evidence.model, rm.mask(evidence.model, facts, removal), pruned], data)
 
@@ -110,7 +110,9 @@ def refusals(evidence: Evidence) -> list[dict[str, Any]]:
     for refusal in evidence.channels.refused:
         weight = read.constant(nodes[refusal.node].inputs[1])
         reason = re.sub(r" \([^)]*\)", "", refusal.reason)
-        entry = found.setdefault(reason, {"reason": reason, "layers": 0, "parameters": 0, "first": f"{refusal.node}: {refusal.reason}"})
+        entry = found.setdefault(
+            reason, {"reason": reason, "layers": 0, "parameters": 0, "first": f"{refusal.node}: {refusal.reason}"}
+        )
         entry["layers"] += 1
         entry["parameters"] += 0 if weight is None else int(weight.size)
     return sorted(found.values(), key=lambda e: -int(e["parameters"]))[:8]
@@ -135,7 +137,9 @@ def child(name: str, family: str, ratio: str, models: str, target: str) -> None:
         row["why"] = f"{stage}: {error}"
     except Exception as error:  # a crash of the tool is a result here
         where = traceback.extract_tb(error.__traceback__)[-1]
-        row["why"] = f"{stage}: {brief(error)}" + (f" ({Path(where.filename).name}:{where.lineno})" if stage == "prune" else "")
+        row["why"] = f"{stage}: {brief(error)}" + (
+            f" ({Path(where.filename).name}:{where.lineno})" if stage == "prune" else ""
+        )
     Path(target).write_text(json.dumps(row))
 
 
@@ -155,7 +159,9 @@ def swept(item: Architecture, ratio: float, models: Path, timeout: float) -> dic
     """The row of one architecture, whatever happens to its process."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "row.json"
-        done = isolate.call("architectures:child", item.name, item.family, str(ratio), str(models), str(target), seconds=timeout)
+        done = isolate.call(
+            "architectures:child", item.name, item.family, str(ratio), str(models), str(target), seconds=timeout
+        )
         if target.exists():
             row: dict[str, Any] = json.loads(target.read_text())
             return row
@@ -166,13 +172,24 @@ def cells(row: dict[str, Any]) -> list[str]:
     if "gone" not in row:
         return [row["name"], "", "", "", "", "", row["exporter"], "no"]
     sizes = ",".join(str(b) for b in row["batches"])
-    numbers = [f"{row['before'] / 1e6:.2f}", f"{row['gone']:.1%}", f"{row['difference']:.0e}", sizes, f"{row['seconds']:.1f}"]
+    numbers = [
+        f"{row['before'] / 1e6:.2f}",
+        f"{row['gone']:.1%}",
+        f"{row['difference']:.0e}",
+        sizes,
+        f"{row['seconds']:.1f}",
+    ]
     return [row["name"], *numbers, row["exporter"], "no" if row["why"] else "yes"]
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """A table a family, what failed with the layers that keep most parameters, and the score."""
-    columns = [("architecture", "left"), *((c, "right") for c in ("M par.", "gone", "diff", "batch", "s")), ("by", "left"), ("ok", "left")]
+    columns = [
+        ("architecture", "left"),
+        *((c, "right") for c in ("M par.", "gone", "diff", "batch", "s")),
+        ("by", "left"),
+        ("ok", "left"),
+    ]
     for family in FAMILIES:
         own = [r for r in rows if r["family"] == family]
         if not own:
@@ -182,7 +199,9 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             if row["why"]:
                 console.out(f"{row['name']}: {row['why']}")
                 for entry in row.get("refused", [])[:3]:
-                    console.out(f"  {entry['parameters'] / max(row['before'], 1):.0%} in {entry['layers']} layers: {entry['first']}")
+                    console.out(
+                        f"  {entry['parameters'] / max(row['before'], 1):.0%} in {entry['layers']} layers: {entry['first']}"
+                    )
         passed, tried = sum(not r["why"] for r in own), sum(bool(r["exporter"]) for r in own)
         console.out(f"{family}: {passed} of {tried} pass; {len(own) - tried} could not be exported or ended before")
 
@@ -208,12 +227,20 @@ def known(path: Path, ratio: float) -> list[dict[str, Any]]:
 @click.option("--timeout", default=1200.0, help="Seconds for one architecture.")
 @click.option("--models", type=click.Path(path_type=Path), help="Folder where exported files are kept and found again.")
 @click.option("--resume", is_flag=True, help="Keep the rows that the JSON file has already.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/architectures.json"))
-def main(only: str, family: tuple[str, ...], ratio: float, timeout: float, models: Path | None, resume: bool, json_path: Path) -> None:
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/architectures.json")
+)
+def main(
+    only: str, family: tuple[str, ...], ratio: float, timeout: float, models: Path | None, resume: bool, json_path: Path
+) -> None:
     """Run the sweep and print one table a family."""
     here = str(Path(__file__).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (here, os.environ.get("PYTHONPATH", "")) if p)
-    listed = [a for a in catalogue() if any(fnmatch.fnmatch(a.name, p) for p in only.split(",")) and a.family in (family or FAMILIES)]
+    listed = [
+        a
+        for a in catalogue()
+        if any(fnmatch.fnmatch(a.name, p) for p in only.split(",")) and a.family in (family or FAMILIES)
+    ]
     rows = known(json_path, ratio) if resume else []
     done = {(r["family"], r["name"]) for r in rows}
     for number, item in enumerate(listed, 1):

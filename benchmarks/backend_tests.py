@@ -28,8 +28,8 @@ import onnxruntime as ort
 import torch
 
 from onnxpress.cli import console
-from onnxpress.train.program import Program
-from onnxpress.train.tensors import to_numpy, to_torch
+from onnxpress.train.graph.program import Program
+from onnxpress.train.graph.tensors import to_numpy, to_torch
 
 RANDOM = {"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
 OLDER = 16  # onnx2torch names the operator sets up to this one as tested

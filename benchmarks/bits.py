@@ -19,15 +19,15 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress.api.one_pass import Result
+from onnxpress.api.weight_passes import ShareWish, WeightsWish, dynamic, half, share, weights
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize.bits import ShareWish, WeightsWish, dynamic, half, share, weights
-from onnxpress.optimize.run import document
-from onnxpress.optimize.single import Result
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
@@ -69,7 +69,9 @@ def bits_case(case: Any, levers: list[str], split: str, seconds: float) -> list[
         rows.append({"case": case.name, "lever": lever, "smaller": done.before / done.after, "bytes": done.after,
                      "score": score, "seconds": took})  # fmt: skip
     feeds = [b.inputs for b in train.take(4).batches(1)]
-    for row, ratio in zip(rows, compare_latency(made, feeds, Effort(seconds=seconds)).ratios if rows else (), strict=True):
+    for row, ratio in zip(
+        rows, compare_latency(made, feeds, Effort(seconds=seconds)).ratios if rows else (), strict=True
+    ):
         row["ratio"] = ratio
     return rows
 
@@ -103,7 +105,9 @@ def main(zoo: Path, cases: str, levers: str, split: str, seconds: float, json_pa
         ],
     )
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(json.dumps(document("bits", machine=this_machine().as_dict(), split=split, rows=rows), indent=1))
+    json_path.write_text(
+        json.dumps(document("bits", machine=this_machine().as_dict(), split=split, rows=rows), indent=1)
+    )
     console.out(this_machine().text())
 
 

@@ -44,11 +44,18 @@ def stack(folder: Path) -> Path:
         weight = (rng.standard_normal((32, width, 3, 3)) / np.sqrt(width * 4.5)).astype(np.float32)
         tensors.append(numpy_helper.from_array(weight, f"w{i}"))
         tensors.append(numpy_helper.from_array(np.zeros(32, np.float32), f"b{i}"))
-        nodes.append(helper.make_node("Conv", [x, f"w{i}", f"b{i}"], [f"c{i}"], name=f"conv{i}", kernel_shape=[3, 3], pads=[1] * 4))
+        nodes.append(
+            helper.make_node(
+                "Conv", [x, f"w{i}", f"b{i}"], [f"c{i}"], name=f"conv{i}", kernel_shape=[3, 3], pads=[1] * 4
+            )
+        )
         nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], name=f"relu{i}"))
         x, width = f"r{i}", 32
     nodes.append(helper.make_node("GlobalAveragePool", [x], ["y"], name="pool"))
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("image", ["N", 3, 64, 64]), ("y", ["N", 32, 1, 1]))]
+    ports = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in (("image", ["N", 3, 64, 64]), ("y", ["N", 32, 1, 1]))
+    ]
     graph = helper.make_graph(nodes, "stack", ports[:1], ports[1:], tensors)
     path = folder / "stack.onnx"
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -101,13 +108,13 @@ def ours() -> Finder:
     from onnxpress.measure.evidence import evidence_for
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
-    from onnxpress.passes import ranges8
-    from onnxpress.passes.qdq_write import spreads_for
+    from onnxpress.passes.int8 import calibration
+    from onnxpress.passes.int8.qdq_write import spreads_for
 
     def find(path: Path, method: str, samples: Samples) -> None:
         model = load(path)
         evidence = evidence_for(model, open_dataset(Again(samples), signature(model)))
-        ranges8.ranges(evidence, method, list(spreads_for(evidence)))
+        calibration.ranges(evidence, method, list(spreads_for(evidence)))
 
     return find
 
@@ -161,7 +168,9 @@ def measure(tool: str, method: str, count: int, path: Path, case: str) -> dict[s
 @click.option("--case", default="", help="Of the zoo; nothing: a stack of convolutions.")
 @click.option("--samples", default="64,512")
 @click.option("--peers/--no-peers", default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/calibration.json"))
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/calibration.json")
+)
 @click.option("--child", "child_spec", hidden=True)
 def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str | None) -> None:
     """Run the benchmark and print one table."""
@@ -169,9 +178,9 @@ def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str 
         tool, method, count, path = child_spec.split(",", 3)
         print(json.dumps(child(tool, method, int(count), Path(path), case)))
         return
+    from onnxpress.api.one_pass import simplify
     from onnxpress.cli import console
-    from onnxpress.optimize.run import document
-    from onnxpress.optimize.single import simplify
+    from onnxpress.plan.run_record import document
     from onnxpress.runtime.machine import this_machine
 
     rows, table = [], []
@@ -183,12 +192,21 @@ def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str 
         for (tool, method), count in itertools.product(tools, [int(c) for c in samples.split(",")]):
             found = measure(tool, method, count, path, case)
             rows.append(found or {"tool": tool, "method": method, "samples": count, "failed": True})
-            cells = ["failed"] * 2 if found is None else [f"{found['seconds'] / found['plain']:.1f}x", f"{found['over_mb']:.0f}"]
+            cells = (
+                ["failed"] * 2
+                if found is None
+                else [f"{found['seconds'] / found['plain']:.1f}x", f"{found['over_mb']:.0f}"]
+            )
             table.append([tool, method, str(count), *cells])
-    console.table([("tool", "left"), ("ranges", "left"), *((n, "right") for n in ("samples", "of a plain pass", "MB over it"))], table)
+    console.table(
+        [("tool", "left"), ("ranges", "left"), *((n, "right") for n in ("samples", "of a plain pass", "MB over it"))],
+        table,
+    )
     console.out("a fresh process each; " + this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(json.dumps(document("calibration", machine=this_machine().as_dict(), case=case, rows=rows), indent=1))
+    json_path.write_text(
+        json.dumps(document("calibration", machine=this_machine().as_dict(), case=case, rows=rows), indent=1)
+    )
 
 
 if __name__ == "__main__":

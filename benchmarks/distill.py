@@ -25,6 +25,9 @@ import onnx
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress.api.distill import Distilled, distill
+from onnxpress.api.distillation_session import Wish
+from onnxpress.api.one_pass import quantize, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -33,13 +36,10 @@ from onnxpress.model.counts import macs
 from onnxpress.model.edit import canonical
 from onnxpress.model.files import load, save, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize.distill import Distilled, distill
-from onnxpress.optimize.run import document
-from onnxpress.optimize.single import quantize, simplify
-from onnxpress.optimize.teach import Wish
-from onnxpress.passes.allocate import Wish as PruneWish
-from onnxpress.passes.allocate import plan_pruning
-from onnxpress.passes.prune import PRUNE
+from onnxpress.passes.pruning.allocation import Wish as PruneWish
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.train.settings import Settings
@@ -196,7 +196,9 @@ def main(
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(
         json.dumps(
-            document("distill", machine=this_machine().as_dict(), minutes=minutes, settings=settings.plain(), rows=rows),
+            document(
+                "distill", machine=this_machine().as_dict(), minutes=minutes, settings=settings.plain(), rows=rows
+            ),
             indent=1,
         )
     )

@@ -23,13 +23,13 @@ from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas.within import inside
-from onnxpress.optimize.finals import Outcome
-from onnxpress.optimize.loop import optimize
-from onnxpress.optimize.request import Request
-from onnxpress.optimize.run import document
+from onnxpress.nas.in_model.in_model_search import inside
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
+from onnxpress.search.finalists import Outcome
+from onnxpress.search.optimize import optimize
+from onnxpress.search.request import Request
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 _WAYS = {"optimize": optimize, "nas --from": inside}
@@ -75,7 +75,14 @@ def run_case(case: Any, request: Request, val: str) -> list[Row]:
 @click.option("--val", type=click.Choice(["val", "select"]), default="val")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/inside.json"))
 def main(
-    zoo: Path | None, name: str, speedup: float, max_drop: float, time_budget: float, train_budget: float, val: str, json_path: Path
+    zoo: Path | None,
+    name: str,
+    speedup: float,
+    max_drop: float,
+    time_budget: float,
+    train_budget: float,
+    val: str,
+    json_path: Path,
 ) -> None:
     """Run the benchmark and print one table."""
     if zoo is None:

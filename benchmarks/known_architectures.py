@@ -37,9 +37,21 @@ SIZES: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 
 # name: class of the configuration, class of the model, settings, what it reads
-_ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+_ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
 _DECODER = {**_ENCODER, "num_key_value_heads": 2, "use_cache": False}
-_PATCHES = {"image_size": 64, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+_PATCHES = {
+    "image_size": 64,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
 TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "bert": ("BertConfig", "BertForSequenceClassification", _ENCODER, "tokens"),
     "roberta": ("RobertaConfig", "RobertaForSequenceClassification", _ENCODER, "tokens"),
@@ -190,7 +202,13 @@ def by_dynamo(module: Plain, inputs: dict[str, torch.Tensor], path: Path) -> Non
 def by_script(module: Plain, inputs: dict[str, torch.Tensor], path: Path) -> None:
     free = {name: {0: "batch"} for name in inputs}
     torch.onnx.export(
-        module, tuple(inputs.values()), str(path), dynamo=False, opset_version=17, input_names=list(inputs), dynamic_axes=free
+        module,
+        tuple(inputs.values()),
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=list(inputs),
+        dynamic_axes=free,
     )
 
 

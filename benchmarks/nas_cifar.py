@@ -31,14 +31,14 @@ from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import Signature, signature
-from onnxpress.nas.blocks import residual
-from onnxpress.nas.look import Look
-from onnxpress.nas.net import Net
+from onnxpress.nas.evaluation.candidate_training import finished
+from onnxpress.nas.evaluation.evaluator import Look
 from onnxpress.nas.request import Request
-from onnxpress.nas.schooling import finished
 from onnxpress.nas.search import search
-from onnxpress.nas.task import begin, ended
-from onnxpress.optimize.run import document
+from onnxpress.nas.spaces.blocks import residual
+from onnxpress.nas.spaces.io_spec import begin, ended
+from onnxpress.nas.spaces.network import Net
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
@@ -149,7 +149,9 @@ def main(
         [[r.name, f"{r.parameters / 1e3:.0f} k", f"{r.val:.4f}", f"{r.speedup:.2f} {console.interval(r.low, r.high, 2)}",
           f"{r.seconds:.0f} s"] for r in rows],
     )  # fmt: skip
-    console.out(f"{len(outcome.entries)} candidates looked at; limit {1e3 * limit:.3f} ms; speed-up over resnet20_bn, one thread")
+    console.out(
+        f"{len(outcome.entries)} candidates looked at; limit {1e3 * limit:.3f} ms; speed-up over resnet20_bn, one thread"
+    )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(json.dumps(document("nas-cifar", machine=this_machine().as_dict(), rows=rows), indent=1))

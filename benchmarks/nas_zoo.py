@@ -20,10 +20,10 @@ from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas.look import Look
+from onnxpress.nas.evaluation.evaluator import Look
 from onnxpress.nas.request import Request
 from onnxpress.nas.search import search, summary
-from onnxpress.optimize.run import document
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.machine import this_machine
 
 os.environ["ONNXPRESS_CACHE"] = "off"
@@ -40,7 +40,15 @@ os.environ["ONNXPRESS_CACHE"] = "off"
 @click.option("--proxy", default=Request("").proxy)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_zoo.json"))
 def main(
-    zoo: Path | None, name: str, space: str, time_budget: float, trials: int, pupils: int, keep: int, proxy: str, json_path: Path
+    zoo: Path | None,
+    name: str,
+    space: str,
+    time_budget: float,
+    trials: int,
+    pupils: int,
+    keep: int,
+    proxy: str,
+    json_path: Path,
 ) -> None:
     """Run the benchmark and print one table."""
     if zoo is None:
@@ -60,10 +68,14 @@ def main(
           f"{ratios[f.name].speedup:.2f} {console.interval(ratios[f.name].low, ratios[f.name].high, 2)}", "*" * f.on_front]
          for f in outcome.found],
     )  # fmt: skip
-    console.out(f"{name}, {space}: {len(outcome.entries)} candidates, {outcome.seconds:.0f} s; speed-up over the teacher, one thread")
+    console.out(
+        f"{name}, {space}: {len(outcome.entries)} candidates, {outcome.seconds:.0f} s; speed-up over the teacher, one thread"
+    )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(json.dumps(document("nas-zoo", machine=this_machine().as_dict(), **summary(outcome)), indent=1))
+    json_path.write_text(
+        json.dumps(document("nas-zoo", machine=this_machine().as_dict(), **summary(outcome)), indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from onnx import TensorProto, helper, numpy_helper
 from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
+from onnxpress.evaluate.bench import bench
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.optimize.bench import bench
-from onnxpress.optimize.run import document
-from onnxpress.runtime.builtin import measured_peak
+from onnxpress.plan.run_record import document
+from onnxpress.runtime.builtin_models import measured_peak
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.profile import profile
 
@@ -56,7 +56,9 @@ def peaks() -> dict[str, float]:
 
 def products(side: int, count: int) -> ir.Model:
     """So many products of a [side, side] matrix in a row."""
-    weight = numpy_helper.from_array((np.random.default_rng(0).standard_normal((side, side)) / side**0.5).astype(np.float32), "w")
+    weight = numpy_helper.from_array(
+        (np.random.default_rng(0).standard_normal((side, side)) / side**0.5).astype(np.float32), "w"
+    )
     nodes = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in range(count)]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [side, side]) for n in ("x0", f"x{count}")]
     graph = helper.make_graph(nodes, "products", ends[:1], ends[1:], [weight])
@@ -80,7 +82,9 @@ def main(zoo: Path | None, cases: str, seconds: float, json_path: Path) -> None:
         raise click.UsageError("set OPENBLAS_NUM_THREADS=1: numpy's product is to use one thread, too")
     top = peaks()
     times = top["onnxpress"] / top["numpy"]
-    console.out(f"peak, one thread: {top['onnxpress']:.1f} GFLOP/s, numpy's product {top['numpy']:.1f}: {times:.2f} times")
+    console.out(
+        f"peak, one thread: {top['onnxpress']:.1f} GFLOP/s, numpy's product {top['numpy']:.1f}: {times:.2f} times"
+    )
     covered = {}
     for name in cases.split(",") if zoo is not None else []:
         case = zoo_module(Path(zoo)).load(name)
@@ -99,10 +103,27 @@ def main(zoo: Path | None, cases: str, seconds: float, json_path: Path) -> None:
         result = bench({"products": model})
         timing, spent = result.timings[0], time.perf_counter() - start
         width = (timing.high - timing.low) / timing.median
-        ends.append({"wished": wished, "ms": 1e3 * timing.median, "seconds": spent, "width": width, "rounds": timing.rounds})
+        ends.append(
+            {"wished": wished, "ms": 1e3 * timing.median, "seconds": spent, "width": width, "rounds": timing.rounds}
+        )
     console.table(
-        [("model of", "right"), ("median ms", "right"), ("bench took", "right"), ("interval", "right"), ("rounds", "right")],
-        [[f"{e['wished']:g} ms", f"{e['ms']:.4g}", f"{e['seconds']:.1f} s", f"{e['width']:.1%} wide", str(e["rounds"])] for e in ends],
+        [
+            ("model of", "right"),
+            ("median ms", "right"),
+            ("bench took", "right"),
+            ("interval", "right"),
+            ("rounds", "right"),
+        ],
+        [
+            [
+                f"{e['wished']:g} ms",
+                f"{e['ms']:.4g}",
+                f"{e['seconds']:.1f} s",
+                f"{e['width']:.1%} wide",
+                str(e["rounds"]),
+            ]
+            for e in ends
+        ],
     )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)

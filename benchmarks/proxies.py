@@ -23,12 +23,12 @@ from onnxpress.cli import console
 from onnxpress.data.dataset import Splits
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas import proxies
-from onnxpress.nas.costs import costs
-from onnxpress.nas.look import Look
+from onnxpress.nas.evaluation import proxies
+from onnxpress.nas.evaluation.costs import costs
+from onnxpress.nas.evaluation.evaluator import Look
 from onnxpress.nas.request import Request
-from onnxpress.nas.storage import quiet
-from onnxpress.optimize.run import document
+from onnxpress.nas.strategies.storage import quiet
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
@@ -55,7 +55,13 @@ def main(
     teacher, anchor = load(case.model), load(other.model)
     sig = signature(teacher)
     train = training_set(case, cifar, sig) if cifar is not None else dataset(case, "train", sig)
-    look = Look(teacher, Splits(train, dataset(case, "select", sig), dataset(case, "select", sig)), Request("image-small"), True, this_machine())
+    look = Look(
+        teacher,
+        Splits(train, dataset(case, "select", sig), dataset(case, "select", sig)),
+        Request("image-small"),
+        True,
+        this_machine(),
+    )
     limit = 0.5 * compare_latency({"anchor": anchor}, look.feeds, Effort(seconds=3.0)).timings[0].median
     own = compare_latency({"teacher": teacher}, look.feeds, Effort(seconds=1.0)).timings[0].median
     with quiet():
@@ -77,7 +83,9 @@ def main(
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
     body = [row | {"score": s.value} for (_, row), s in zip(rows, scores, strict=True)]
-    json_path.write_text(json.dumps(document("proxies", machine=this_machine().as_dict(), correlations=found, rows=body), indent=1))
+    json_path.write_text(
+        json.dumps(document("proxies", machine=this_machine().as_dict(), correlations=found, rows=body), indent=1)
+    )
 
 
 if __name__ == "__main__":

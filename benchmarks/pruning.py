@@ -21,6 +21,7 @@ import click
 import numpy as np
 from zoo import dataset, zoo_module
 
+from onnxpress.api.one_pass import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
@@ -29,12 +30,11 @@ from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.read import parameters
 from onnxpress.model.signature import signature
-from onnxpress.optimize.run import document
-from onnxpress.optimize.single import prune, simplify
-from onnxpress.passes.allocate import Wish
-from onnxpress.passes.base import Decision
-from onnxpress.passes.curves import curves
-from onnxpress.passes.prune import PRUNE, decision
+from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.passes.pruning.prune import PRUNE, decision
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
@@ -102,7 +102,9 @@ def transformer(model: Any, data: Dataset, criterion: str, repaired: bool) -> An
         share = _HEADS if heads else 0.0 if group.sliced else _FEED_FORWARD
         if share and group.hidden:
             decisions.append(decision(found[group.name], round(share * group.size)))
-    return PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares" if repaired else "none"}], evidence).model
+    return PRUNE.apply(
+        evidence.model, [*decisions, {"repair": "least-squares" if repaired else "none"}], evidence
+    ).model
 
 
 def small_residual() -> dict[str, Any]:
@@ -162,7 +164,9 @@ def main(zoo: Path | None, cases: str, samples: int, split: str, json_path: Path
             for r in rows
         ],
     )  # fmt: skip
-    console.out("* more is lost than is allowed; " + ", ".join(sorted({f"{r['case']} had {r['original']:.4f}" for r in rows})))
+    console.out(
+        "* more is lost than is allowed; " + ", ".join(sorted({f"{r['case']} had {r['original']:.4f}" for r in rows}))
+    )
     residual = small_residual()
     other = "did not run" if residual["onnxsim"] is None else f"{residual['onnxsim']:.1%}"
     console.out(

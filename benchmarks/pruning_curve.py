@@ -24,6 +24,7 @@ import onnx
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress.api.one_pass import simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
@@ -32,16 +33,19 @@ from onnxpress.measure.score import Judge
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize.run import document
-from onnxpress.optimize.single import simplify
-from onnxpress.passes.allocate import Wish, plan_pruning
-from onnxpress.passes.base import Decision
-from onnxpress.passes.prune import PRUNE
+from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
 OURS = "second-order, by harm"
-RECIPES = {OURS: ("second-order", "harm"), "second-order, uniform": ("second-order", "uniform"), "magnitude, uniform": ("magnitude", "uniform")}
+RECIPES = {
+    OURS: ("second-order", "harm"),
+    "second-order, uniform": ("second-order", "uniform"),
+    "magnitude, uniform": ("magnitude", "uniform"),
+}
 PEER = "onnxsim, repaired"
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.45, 0.3)
 SPARSITIES = (0.1, 0.2, 0.3, 0.5)
@@ -60,7 +64,12 @@ def points(original: ir.Model, train: Dataset) -> Iterator[tuple[str, float, ir.
                 if decisions == before:
                     continue
                 before = decisions
-                yield recipe, share, PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares"}], evidence).model, ""
+                yield (
+                    recipe,
+                    share,
+                    PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares"}], evidence).model,
+                    "",
+                )
             except Problem as error:
                 yield recipe, share, None, str(error)
     feeds = [dict(b.inputs) for b in train.batches(1)]
@@ -95,7 +104,13 @@ def run_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     start = time.perf_counter()
     for recipe, aim, model, why in points(original, train):
-        row: dict[str, Any] = {"case": case.name, "recipe": recipe, "aim": aim, "why": why, "seconds": time.perf_counter() - start}
+        row: dict[str, Any] = {
+            "case": case.name,
+            "recipe": recipe,
+            "aim": aim,
+            "why": why,
+            "seconds": time.perf_counter() - start,
+        }
         start = time.perf_counter()
         rows.append(row)
         if model is None:
@@ -119,18 +134,27 @@ def run_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
 def compared(rows: list[dict[str, Any]]) -> str:
     """Of each other recipe at how many of its points ours is at least as good at the same speed."""
     done = [r for r in rows if "speedup" in r]
-    ours = sorted([(r["speedup"], r["top1"]) for r in done if r["recipe"] == OURS] + [(1.0, r["original"]) for r in done[:1]])
+    ours = sorted(
+        [(r["speedup"], r["top1"]) for r in done if r["recipe"] == OURS] + [(1.0, r["original"]) for r in done[:1]]
+    )
     speeds, right = zip(*ours, strict=True)
     parts = []
     for recipe in dict.fromkeys(r["recipe"] for r in done if r["recipe"] != OURS):
         own = [r for r in done if r["recipe"] == recipe]
-        beaten = sum(r["speedup"] <= 1.005 * speeds[-1] and float(np.interp(r["speedup"], speeds, right)) >= r["top1"] for r in own)
+        beaten = sum(
+            r["speedup"] <= 1.005 * speeds[-1] and float(np.interp(r["speedup"], speeds, right)) >= r["top1"]
+            for r in own
+        )
         parts.append(f"{recipe}: {beaten} of {len(own)}")
     return "; ".join(parts)
 
 
 def _numbers(row: dict[str, Any]) -> list[str]:
-    return [f"{row['macs']:.2f}", f"{row['top1']:.4f}", f"{row['speedup']:.2f} {console.interval(row['low'], row['high'], 2)}"]
+    return [
+        f"{row['macs']:.2f}",
+        f"{row['top1']:.4f}",
+        f"{row['speedup']:.2f} {console.interval(row['low'], row['high'], 2)}",
+    ]
 
 
 @click.command()
@@ -138,7 +162,9 @@ def _numbers(row: dict[str, Any]) -> list[str]:
 @click.option("--cases", default="resnet56,lite0,sst2,kws,vww")
 @click.option("--samples", default=128)
 @click.option("--val", "split", default="val")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/pruning_curve.json"))
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/pruning_curve.json")
+)
 def main(zoo: Path | None, cases: str, samples: int, split: str, json_path: Path) -> None:
     """Run the benchmark and print one table a case."""
     if zoo is None:
@@ -149,19 +175,21 @@ def main(zoo: Path | None, cases: str, samples: int, split: str, json_path: Path
         rows += own
         console.table(
             [("recipe", "left"), ("aim", "right"), ("MACs", "right"), ("top-1", "right"), ("speed-up", "right")],
-            [
-                [r["recipe"], f"{r['aim']:g}", *(_numbers(r) if "speedup" in r else ["", "", "no result"])] for r in own
-            ],
+            [[r["recipe"], f"{r['aim']:g}", *(_numbers(r) if "speedup" in r else ["", "", "no result"])] for r in own],
             title=name,
         )
         for row in own:
             if row["why"]:
                 console.note(f"{row['recipe']} {row['aim']:g}: {row['why']}")
         slower = sum(r["high"] < 1 for r in own if r["recipe"] == OURS and "high" in r)
-        console.out(f"{name} had {next((r['original'] for r in own if 'original' in r), float('nan')):.4f}; {slower} of ours are slower than it")
+        console.out(
+            f"{name} had {next((r['original'] for r in own if 'original' in r), float('nan')):.4f}; {slower} of ours are slower than it"
+        )
         console.out(f"at the same speed ours is at least as good at: {compared(own)}")
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(document("pruning-curve", machine=this_machine().as_dict(), rows=rows), indent=1))
+        json_path.write_text(
+            json.dumps(document("pruning-curve", machine=this_machine().as_dict(), rows=rows), indent=1)
+        )
     console.out(this_machine().text())
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress.api.one_pass import quantize
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize.run import document
-from onnxpress.optimize.single import quantize
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.machine import machine_for, this_machine
 from onnxpress.runtime.session import Settings, all_cores, open_session
 
@@ -90,7 +90,12 @@ def main(zoo: Path | None, cases: str, split: str, json_path: Path) -> None:
             ("weights", "right"),
         ],
         [
-            [r["case"], *(f"{r[k]:.4f}" for k in ("float", "here", "precise", "avx2")), f"{r['size']:.2f}x", f"{r['weights']:.2f}x"]
+            [
+                r["case"],
+                *(f"{r[k]:.4f}" for k in ("float", "here", "precise", "avx2")),
+                f"{r['size']:.2f}x",
+                f"{r['weights']:.2f}x",
+            ]
             for r in rows
         ],
     )

@@ -21,10 +21,10 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.passes.attention import ATTENTION, sites
-from onnxpress.passes.quantize import quantizable, quantize
-from onnxpress.passes.ranges8 import RULES
-from onnxpress.passes.recipe8 import Recipe
+from onnxpress.passes.int8.calibration import RULES
+from onnxpress.passes.int8.quantization_recipe import Recipe
+from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.structure.attention import ATTENTION, sites
 from onnxpress.runtime.machine import this_machine
 
 os.environ["ONNXPRESS_CACHE"] = "off"
@@ -34,7 +34,9 @@ def forms(evidence: Evidence) -> dict[str, ir.Model]:
     """What is compared, by name."""
     chosen = quantizable(evidence)
     exact = evidence.machine.int8_exact
-    found = {f"int8, {rule}": quantize(evidence, chosen, Recipe(rule), True, exact).model for rule in RULES if rule != "auto"}
+    found = {
+        f"int8, {rule}": quantize(evidence, chosen, Recipe(rule), True, exact).model for rule in RULES if rule != "auto"
+    }
     names = [s.name for s in sites(evidence)[0]]
     several = {f"attention {i + 1} linear": [name] for i, name in enumerate(names)}
     if len(names) > 1:

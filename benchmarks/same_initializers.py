@@ -79,7 +79,17 @@ def run(output: Path, zoo: Path, cases: str) -> None:
                 if title in found.get(name, {}):
                     continue
                 start = time.perf_counter()
-                command = [sys.executable, "-m", "onnxpress", *arguments, str(case.model), "--data", str(data), "-o", str(made)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "onnxpress",
+                    *arguments,
+                    str(case.model),
+                    "--data",
+                    str(data),
+                    "-o",
+                    str(made),
+                ]
                 done = subprocess.run(
                     command, env={**os.environ, "ONNXPRESS_CACHE": "off"}, capture_output=True, text=True, check=False
                 )

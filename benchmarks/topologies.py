@@ -36,16 +36,16 @@ import onnx
 import onnx_ir as ir
 from topology_nets import TOPOLOGIES, Made, make
 
+from onnxpress.api.one_pass import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.model import channels as ch
 from onnxpress.model import edit, read
+from onnxpress.model.channels import groups as ch
 from onnxpress.model.signature import signature
-from onnxpress.optimize.run import document
-from onnxpress.optimize.single import prune, simplify
-from onnxpress.passes.allocate import SPREADS, Wish
-from onnxpress.passes.prune import PRUNE
+from onnxpress.passes.pruning.allocation import SPREADS, Wish
+from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import Settings, open_session, run
 
@@ -53,7 +53,18 @@ KEPT_AT_MOST, EXACT_AT_MOST = 0.35, 1e-5
 SECONDS = 600.0  # for the peer on one topology
 SEQUENCE = 8
 LAYERS = {*read.WEIGHTED, "LSTM", "Attention"}  # the last is what onnxsim makes of an attention
-STEERED = {"Reshape", "Expand", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Resize", "Pad", "ReduceMean"}  # by their other inputs
+STEERED = {
+    "Reshape",
+    "Expand",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "Gather",
+    "Resize",
+    "Pad",
+    "ReduceMean",
+}  # by their other inputs
 Feeds = Mapping[str, np.ndarray]
 
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
@@ -75,7 +86,12 @@ class Row:
 
     @property
     def reached(self) -> bool:
-        return self.kept is not None and self.kept <= KEPT_AT_MOST and self.exact is not None and self.exact <= EXACT_AT_MOST
+        return (
+            self.kept is not None
+            and self.kept <= KEPT_AT_MOST
+            and self.exact is not None
+            and self.exact <= EXACT_AT_MOST
+        )
 
     @property
     def why(self) -> str:
@@ -119,7 +135,9 @@ def prunable(model: onnx.ModelProto) -> int:
 def feeds_for(model: onnx.ModelProto, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     free = {"N": count, "L": SEQUENCE}
-    shapes = {v.name: [free.get(d.dim_param, d.dim_value) for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    shapes = {
+        v.name: [free.get(d.dim_param, d.dim_value) for d in v.type.tensor_type.shape.dim] for v in model.graph.input
+    }
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -228,16 +246,28 @@ def cells(row: Row) -> list[str]:
 
 def show(rows: Sequence[Row]) -> None:
     console.table(
-        [("topology", "left"), ("kept", "right"), ("exact", "right"), ("onnxsim", "right"), ("exact", "right"), ("refused", "left")],
+        [
+            ("topology", "left"),
+            ("kept", "right"),
+            ("exact", "right"),
+            ("onnxsim", "right"),
+            ("exact", "right"),
+            ("refused", "left"),
+        ],
         [cells(r) for r in rows],
     )
     missed = [r for r in rows if not r.reached]
     for row in missed:
         console.out(f"* {row.topology}: {row.why or 'nothing was refused'}")
-    console.out(f"{len(rows) - len(missed)} of {len(rows)} keep at most {KEPT_AT_MOST} and are exact to {EXACT_AT_MOST:g}")
+    console.out(
+        f"{len(rows) - len(missed)} of {len(rows)} keep at most {KEPT_AT_MOST} and are exact to {EXACT_AT_MOST:g}"
+    )
     peers = [r for r in rows if r.peer_kept is not None]
     if peers:
-        good = sum((r.peer_kept or 1) <= KEPT_AT_MOST and (r.peer_exact is not None and r.peer_exact <= EXACT_AT_MOST) for r in peers)
+        good = sum(
+            (r.peer_kept or 1) <= KEPT_AT_MOST and (r.peer_exact is not None and r.peer_exact <= EXACT_AT_MOST)
+            for r in peers
+        )
         console.out(f"onnxsim: {good} of {len(peers)}")
     for why in sorted({r.peer_error for r in rows if r.peer_error}):
         console.note(f"onnxsim's pruner did not run: {why}")
@@ -249,9 +279,13 @@ def show(rows: Sequence[Row]) -> None:
 @click.option("--spread", type=click.Choice(SPREADS), default="harm", show_default=True)
 @click.option("--samples", default=32, show_default=True)
 @click.option("--peer/--no-peer", "with_peer", default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/topologies.json"))
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/topologies.json")
+)
 @click.option("--child", "child_spec", hidden=True)
-def main(only: str, ratio: float, spread: str, samples: int, with_peer: bool, json_path: Path, child_spec: str | None) -> None:
+def main(
+    only: str, ratio: float, spread: str, samples: int, with_peer: bool, json_path: Path, child_spec: str | None
+) -> None:
     """Run the benchmark and print one table; exit code 1 where a topology misses the target."""
     if child_spec:
         folder, sparsity = child_spec.rsplit(",", 1)
@@ -270,7 +304,9 @@ def main(only: str, ratio: float, spread: str, samples: int, with_peer: bool, js
     json_path.parent.mkdir(parents=True, exist_ok=True)
     written = [asdict(r) | {"reached": r.reached} for r in rows]
     json_path.write_text(
-        json.dumps(document("topologies", machine=this_machine().as_dict(), ratio=ratio, spread=spread, rows=written), indent=1)
+        json.dumps(
+            document("topologies", machine=this_machine().as_dict(), ratio=ratio, spread=spread, rows=written), indent=1
+        )
     )
     sys.exit(0 if all(r.reached for r in rows) else 1)
 

@@ -21,23 +21,23 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress.api.distill import distill
+from onnxpress.api.distillation_session import Wish, cores
+from onnxpress.api.one_pass import quantize
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize.distill import distill
-from onnxpress.optimize.finals import Outcome
-from onnxpress.optimize.loop import optimize
-from onnxpress.optimize.plan import Plan, apply_plan
-from onnxpress.optimize.request import Request
-from onnxpress.optimize.run import document
-from onnxpress.optimize.search import allowed
-from onnxpress.optimize.shelf import Candidate, model_of
-from onnxpress.optimize.single import quantize
-from onnxpress.optimize.teach import Wish, cores
+from onnxpress.plan.candidate_store import Candidate, model_of
+from onnxpress.plan.plan import Plan, apply_plan
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
+from onnxpress.search.finalists import Outcome
+from onnxpress.search.optimize import optimize
+from onnxpress.search.request import Request
+from onnxpress.search.search import allowed
 from onnxpress.train.settings import Settings
 
 os.environ["ONNXPRESS_CACHE"] = "off"
@@ -65,7 +65,9 @@ def trained_form(outcome: Outcome) -> Candidate | None:
 
 def untrained(outcome: Outcome, max_drop: float, word: str = "") -> Candidate | None:
     """The fastest candidate, by its short timing, that needed no training; `word` must begin its name."""
-    some = [c for c in outcome.candidates if "trained" not in c.name and c.name.startswith(word) and allowed(c, max_drop)]
+    some = [
+        c for c in outcome.candidates if "trained" not in c.name and c.name.startswith(word) and allowed(c, max_drop)
+    ]
     return max(some, key=lambda c: c.quick or 0.0, default=None)
 
 
@@ -79,7 +81,10 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
     models: dict[str, ir.Model | bytes | str] = {"original": original}
     with tempfile.TemporaryDirectory() as folder:
         outcome = optimize(case.model, splits, request, output=Path(folder) / "out.onnx", report=_told(case.name))
-    for recipe, found in (("int8", untrained(outcome, 1.0, "int8")), ("no training", untrained(outcome, request.max_drop))):
+    for recipe, found in (
+        ("int8", untrained(outcome, 1.0, "int8")),
+        ("no training", untrained(outcome, request.max_drop)),
+    ):
         if found is not None:
             models[f"{recipe}: {found.name}"] = found.data
     models[f"chosen: {outcome.chosen}"] = outcome.data
@@ -90,7 +95,11 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
         steps = int(step.decisions[0]["settings"]["steps"])
         settings = Settings(loss="none", labels=1.0, features="none", threads=cores())
         alone = distill(start, original, labelled, Wish(settings, steps=steps), select=splits.select).model
-        forms = {"same student, closed form": start, "same student, labels alone": alone, "trained, float": model_of(float_form)}
+        forms = {
+            "same student, closed form": start,
+            "same student, labels alone": alone,
+            "trained, float": model_of(float_form),
+        }
         for name, model in forms.items():
             in_int8 = "int8" in outcome.chosen and name != "trained, float"
             models[name] = to_bytes(quantize(model, bare).model if in_int8 else model)
@@ -131,7 +140,9 @@ def show(rows: list[Row]) -> None:
 @click.option("--max-drop", default=0.01)
 @click.option("--time-budget", default=120.0, help="Seconds of search before training.")
 @click.option("--train-budget", default=600.0, help="Seconds of training.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/train_budget.json"))
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/train_budget.json")
+)
 def main(
     zoo: Path | None, name: str, max_drop: float, time_budget: float, train_budget: float, json_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional
 
 from onnxpress.cli import console
-from onnxpress.train.program import Program
+from onnxpress.train.graph.program import Program
 
 
 class Graph:

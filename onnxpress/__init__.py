@@ -17,73 +17,61 @@ __version__ = "0.1.0"
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _HOMES = {
-    "optimize": "onnxpress.optimize.loop",
-    "Request": "onnxpress.optimize.request",
-    "prune": "onnxpress.optimize.single",
-    "depth": "onnxpress.optimize.single",
-    "lowrank": "onnxpress.optimize.single",
-    "quantize": "onnxpress.optimize.single",
-    "share": "onnxpress.optimize.bits",
-    "weights": "onnxpress.optimize.bits",
-    "stream_weights": "onnxpress.optimize.streamed",
-    "sparsify": "onnxpress.optimize.bits",
-    "half": "onnxpress.optimize.bits",
-    "dynamic": "onnxpress.optimize.bits",
-    "simplify": "onnxpress.optimize.single",
-    "distill": "onnxpress.optimize.distill",
-    "apply": "onnxpress.optimize.single",
-    "bench": "onnxpress.optimize.bench",
-    "compare": "onnxpress.optimize.compared",
-    "inspect": "onnxpress.optimize.inspection",
+    "optimize": "onnxpress.search.optimize",
+    "Request": "onnxpress.search.request",
+    "prune": "onnxpress.api.one_pass",
+    "depth": "onnxpress.api.one_pass",
+    "lowrank": "onnxpress.api.one_pass",
+    "quantize": "onnxpress.api.one_pass",
+    "share": "onnxpress.api.weight_passes",
+    "weights": "onnxpress.api.weight_passes",
+    "stream_weights": "onnxpress.api.external_data_quantization",
+    "sparsify": "onnxpress.api.weight_passes",
+    "half": "onnxpress.api.weight_passes",
+    "dynamic": "onnxpress.api.weight_passes",
+    "simplify": "onnxpress.api.one_pass",
+    "distill": "onnxpress.api.distill",
+    "apply": "onnxpress.api.one_pass",
+    "bench": "onnxpress.evaluate.bench",
+    "compare": "onnxpress.evaluate.compare",
+    "inspect": "onnxpress.api.inspection",
     "load": "onnxpress.model.files",
     "save": "onnxpress.model.files",
     "Dataset": "onnxpress.data.dataset",
     "open_dataset": "onnxpress.data.dataset",
-    "report": "onnxpress.report.page",
+    "report": "onnxpress.reporting.page",
     "signature": "onnxpress.model.signature",
-    "Plan": "onnxpress.optimize.plan",
+    "Plan": "onnxpress.plan.plan",
 }
 
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from onnxpress.api.distill import distill as distill
+    from onnxpress.api.external_data_quantization import stream_weights as stream_weights
+    from onnxpress.api.inspection import inspect as inspect
+    from onnxpress.api.one_pass import apply as apply
+    from onnxpress.api.one_pass import depth as depth
+    from onnxpress.api.one_pass import lowrank as lowrank
+    from onnxpress.api.one_pass import prune as prune
+    from onnxpress.api.one_pass import quantize as quantize
+    from onnxpress.api.one_pass import simplify as simplify
+    from onnxpress.api.weight_passes import dynamic as dynamic
+    from onnxpress.api.weight_passes import half as half
+    from onnxpress.api.weight_passes import share as share
+    from onnxpress.api.weight_passes import sparsify as sparsify
+    from onnxpress.api.weight_passes import weights as weights
     from onnxpress.data.dataset import Dataset as Dataset
     from onnxpress.data.dataset import open_dataset as open_dataset
+    from onnxpress.evaluate.bench import bench as bench
+    from onnxpress.evaluate.compare import compare as compare
     from onnxpress.model.files import load as load
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature
-    from onnxpress.optimize.bench import bench as bench
-    from onnxpress.optimize.bits import dynamic as dynamic
-    from onnxpress.optimize.bits import half as half
-    from onnxpress.optimize.bits import share as share
-    from onnxpress.optimize.bits import sparsify as sparsify
-    from onnxpress.optimize.bits import weights as weights
-    from onnxpress.optimize.compared import compare as compare
-    from onnxpress.optimize.distill import distill as distill
-    from onnxpress.optimize.inspection import inspect as inspect
-    from onnxpress.optimize.loop import optimize as optimize
-    from onnxpress.optimize.plan import Plan as Plan
-    from onnxpress.optimize.request import Request as Request
-    from onnxpress.optimize.single import (
-        apply as apply,
-    )
-    from onnxpress.optimize.single import (
-        depth as depth,
-    )
-    from onnxpress.optimize.single import (
-        lowrank as lowrank,
-    )
-    from onnxpress.optimize.single import (
-        prune as prune,
-    )
-    from onnxpress.optimize.single import (
-        quantize as quantize,
-    )
-    from onnxpress.optimize.single import (
-        simplify as simplify,
-    )
-    from onnxpress.optimize.streamed import stream_weights as stream_weights
-    from onnxpress.report.page import report as report
+    from onnxpress.plan.plan import Plan as Plan
+    from onnxpress.reporting.page import report as report
+    from onnxpress.search.optimize import optimize as optimize
+    from onnxpress.search.request import Request as Request
 
 
 def __getattr__(name: str) -> Any:

@@ -15,12 +15,18 @@ import pytest
 
 if TYPE_CHECKING:
     from onnxpress.data.dataset import Dataset
-    from onnxpress.runtime.gate import Decision
+    from onnxpress.evaluate.slowdown import Decision
 
 
 class LatencyGate(Protocol):
     def __call__(
-        self, old: str | Path, new: str | Path, *, data: str | Path | Dataset | None = None, slower: float = 0.05, seconds: float = 10.0
+        self,
+        old: str | Path,
+        new: str | Path,
+        *,
+        data: str | Path | Dataset | None = None,
+        slower: float = 0.05,
+        seconds: float = 10.0,
     ) -> Decision: ...
 
 
@@ -33,13 +39,18 @@ def onnx_latency_gate() -> LatencyGate:
     """
 
     def gate(
-        old: str | Path, new: str | Path, *, data: str | Path | Dataset | None = None, slower: float = 0.05, seconds: float = 10.0
+        old: str | Path,
+        new: str | Path,
+        *,
+        data: str | Path | Dataset | None = None,
+        slower: float = 0.05,
+        seconds: float = 10.0,
     ) -> Decision:
         from onnxpress.data.dataset import open_dataset
+        from onnxpress.evaluate.bench import REBUILDS
+        from onnxpress.evaluate.gate import Gate, gated
         from onnxpress.model.files import load
         from onnxpress.model.signature import signature
-        from onnxpress.optimize.bench import REBUILDS
-        from onnxpress.optimize.bench_gate import Gate, gated
         from onnxpress.runtime.latency import Effort
 
         samples = open_dataset(str(data), signature(load(old))) if isinstance(data, (str, Path)) else data

@@ -129,7 +129,9 @@ def upward(net: Net, draw: st.DrawFn, x: str) -> str:
     weight = floats(net, net.widths[x], width // groups, 2, 2, gain=net.widths[x] ** -0.5)
     if net.widths[x] % groups:
         return plain(net, draw, x)
-    y = net.op("ConvTranspose", [x, weight, floats(net, width)], width, kernel_shape=[2, 2], strides=[2, 2], group=groups)
+    y = net.op(
+        "ConvTranspose", [x, weight, floats(net, width)], width, kernel_shape=[2, 2], strides=[2, 2], group=groups
+    )
     return net.op(draw(st.sampled_from(["AveragePool", "MaxPool"])), [y], width, kernel_shape=[2, 2], strides=[2, 2])
 
 
@@ -204,7 +206,12 @@ def attention(net: Net, draw: st.DrawFn, x: str) -> str:
     else:
         few = 1 if way == "shared" else heads
         q, k, v = (
-            net.op("Transpose", [net.op("Reshape", [dense(net, x, n * inner), ints(net, 0, 0, n, inner)], width)], width, perm=[0, 2, 1, 3])
+            net.op(
+                "Transpose",
+                [net.op("Reshape", [dense(net, x, n * inner), ints(net, 0, 0, n, inner)], width)],
+                width,
+                perm=[0, 2, 1, 3],
+            )
             for n in (heads, few, few)
         )
     scores = net.op("MatMul", [q, net.op("Transpose", [k], width, perm=[0, 1, 3, 2])], 0)
@@ -212,7 +219,12 @@ def attention(net: Net, draw: st.DrawFn, x: str) -> str:
     mixed = net.op("MatMul", [net.op("Softmax", [scores], 0, axis=-1), v], width)
     mixed = net.op("Transpose", [mixed], width, perm=[0, 2, 1, 3])
     if draw(st.booleans()):
-        made = net.op("Einsum", [mixed, floats(net, heads, inner, net.widths[x], gain=width**-0.5)], net.widths[x], equation="nlhd,hdm->nlm")
+        made = net.op(
+            "Einsum",
+            [mixed, floats(net, heads, inner, net.widths[x], gain=width**-0.5)],
+            net.widths[x],
+            equation="nlhd,hdm->nlm",
+        )
     else:
         made = dense(net, net.op("Reshape", [mixed, ints(net, 0, 0, width)], width), net.widths[x])
     return net.op("Add", [made, x], net.widths[x])
@@ -225,7 +237,13 @@ def recurrent(net: Net, draw: st.DrawFn, x: str) -> str:
     weights = [floats(net, sides, gates * hidden, n, gain=n**-0.5) for n in (fan, hidden)]
     y = net.op("Transpose", [x], fan, perm=[1, 0, 2])
     direction = "bidirectional" if both else "forward"
-    y = net.op(kind, [y, *weights, floats(net, sides, 2 * gates * hidden, gain=0.1)], hidden, hidden_size=hidden, direction=direction)
+    y = net.op(
+        kind,
+        [y, *weights, floats(net, sides, 2 * gates * hidden, gain=0.1)],
+        hidden,
+        hidden_size=hidden,
+        direction=direction,
+    )
     y = net.op("Transpose", [y], hidden, perm=[2, 0, 1, 3])  # batch, time, directions, hidden
     return net.op("Reshape", [y, ints(net, 0, 0, sides * hidden)], sides * hidden)
 

@@ -161,7 +161,9 @@ def transformer(seed: int = 0, width: int = 16, layers: int = 2, post: bool = Tr
 
     def dense(x: str, out: int) -> str:
         fan = net.widths[x]
-        y = net.op("MatMul", [x, net.constant((rng.standard_normal((fan, out)) / np.sqrt(fan)).astype(np.float32))], out)
+        y = net.op(
+            "MatMul", [x, net.constant((rng.standard_normal((fan, out)) / np.sqrt(fan)).astype(np.float32))], out
+        )
         return net.op("Add", [y, net.constant((rng.standard_normal(out) * 0.1).astype(np.float32), "b")], out)
 
     def norm(x: str) -> str:

@@ -23,7 +23,7 @@ def test_importing_costs_nothing() -> None:
 
 
 def test_optimize_can_be_called_after_its_floor_was_imported(tmp_path: Path) -> None:
-    from onnxpress.optimize.request import Request
+    from onnxpress.search.request import Request
 
     folder = calibration_folder() / "digits"
     model = onnxpress.load(folder / "digits.onnx")

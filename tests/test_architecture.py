@@ -10,7 +10,22 @@ import pytest
 import onnxpress
 
 ROOT = Path(onnxpress.__file__).parent
-FLOORS = ["errors", "model", "runtime", "data", "measure", "train", "passes", "optimize", "nas", "report", "cli"]
+FLOORS = [
+    "errors",
+    "model",
+    "runtime",
+    "data",
+    "measure",
+    "train",
+    "evaluate",
+    "passes",
+    "plan",
+    "api",
+    "search",
+    "nas",
+    "reporting",
+    "cli",
+]
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -49,7 +64,7 @@ def test_only_the_editor_changes_graphs() -> None:
     words = ("replace_all_uses_with", "graph.remove(", "insert_before(", "insert_after(", "register_initializer")
     for path in FILES:
         text = path.read_text()
-        if path.relative_to(ROOT).as_posix() == "model/edit.py":
+        if path.relative_to(ROOT).as_posix() in {"model/edit.py", "model/submodels.py"}:
             continue
         for word in words:
             for line in text.splitlines():

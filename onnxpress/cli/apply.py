@@ -25,10 +25,10 @@ def command(
     quiet: bool,
 ) -> None:
     """Replay PLAN on MODEL.  With the model and the samples it was made for, the bytes are the same."""
+    from onnxpress.api.one_pass import apply
     from onnxpress.cli.result import show
     from onnxpress.model.files import check_target
-    from onnxpress.optimize.plan import read_plan
-    from onnxpress.optimize.single import apply
+    from onnxpress.plan.plan import read_plan
 
     check_target(output, model, plan)
     steps = read_plan(plan)

@@ -12,8 +12,8 @@ from onnxpress.cli.options import DataChoice, Seconds, data_options, files_optio
 from onnxpress.errors import EXIT_OK, EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.bench import Ask, Conditions
-    from onnxpress.optimize.bench_gate import Gate
+    from onnxpress.evaluate.bench import Ask, Conditions
+    from onnxpress.evaluate.gate import Gate
 
 
 @click.command("bench")
@@ -53,10 +53,10 @@ def command(
     """
     from onnxpress.cli import bench_files, bench_tables, console
     from onnxpress.cli.junit import junit as as_junit
+    from onnxpress.evaluate.bench import REBUILDS
+    from onnxpress.evaluate.gate import gated
     from onnxpress.model.files import check_target, write_atomic
-    from onnxpress.optimize.bench import REBUILDS
-    from onnxpress.optimize.bench_gate import gated
-    from onnxpress.optimize.run import document
+    from onnxpress.plan.run_record import document
     from onnxpress.runtime.latency import Effort
     from onnxpress.runtime.machine import this_machine
 
@@ -78,7 +78,13 @@ def command(
     if as_json:
         verdicts = {r.name: r.verdict for r in result.ratios}
         decisions = [{**d.__dict__, "passed": d.passed, "why": d.why} for d in found.decisions]
-        body = {**result.__dict__, "verdicts": verdicts, "conditions": conditions, "decisions": decisions, "against": found.against}
+        body = {
+            **result.__dict__,
+            "verdicts": verdicts,
+            "conditions": conditions,
+            "decisions": decisions,
+            "against": found.against,
+        }
         console.emit_json(document("bench", machine=machine.as_dict(), **body))
         return EXIT_OK if found.passed else EXIT_UNMET
     for point in result.every:

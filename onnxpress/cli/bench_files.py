@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from onnxpress.cli.junit import Case
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.bench import Point
-    from onnxpress.runtime.gate import Decision
+    from onnxpress.evaluate.bench import Point
+    from onnxpress.evaluate.slowdown import Decision
 
 
 def cases(points: Sequence[Point], decisions: Sequence[Decision]) -> list[Case]:
@@ -44,8 +44,15 @@ def markdown(points: Sequence[Point], decisions: Sequence[Decision], machine: st
                 f"| {_cell(t.name)} | {t.median * 1e3:.4g} | [{low:.4g}, {high:.4g}] | {t.p90 * 1e3:.4g} | {t.cpu * 1e3:.4g} |"
             )
         if point.ratios:
-            lines += ["", f"| against {_cell(point.ratios[0].baseline)} | speed-up | 95 % interval | |", "|---|---:|---:|---|"]
-            lines += [f"| {_cell(r.name)} | {r.speedup:.3f} | [{r.low:.3f}, {r.high:.3f}] | {r.verdict} |" for r in point.ratios]
+            lines += [
+                "",
+                f"| against {_cell(point.ratios[0].baseline)} | speed-up | 95 % interval | |",
+                "|---|---:|---:|---|",
+            ]
+            lines += [
+                f"| {_cell(r.name)} | {r.speedup:.3f} | [{r.low:.3f}, {r.high:.3f}] | {r.verdict} |"
+                for r in point.ratios
+            ]
         lines += ["", *(f"Warning: {w}." for w in point.warnings), ""]
     lines += [f"- **{'pass' if d.passed else 'FAIL'}**: {_cell(d.why)} ({d.how})" for d in decisions]
     return "\n".join(lines).rstrip() + "\n"

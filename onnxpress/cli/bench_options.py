@@ -52,7 +52,9 @@ class Share(click.ParamType[float]):
         return share
 
 
-def _grouped(options: Sequence[Callable[[F], F]], names: Sequence[str], into: str, build: Callable[..., Any]) -> Callable[[F], F]:
+def _grouped(
+    options: Sequence[Callable[[F], F]], names: Sequence[str], into: str, build: Callable[..., Any]
+) -> Callable[[F], F]:
     """Options that reach the command as one argument, which build makes of their values."""
 
     def wrap(function: F) -> F:
@@ -94,7 +96,7 @@ def _conditions(
     session_config: tuple[str, ...],
     provider: str,
 ) -> Any:
-    from onnxpress.optimize.bench import Conditions
+    from onnxpress.evaluate.bench import Conditions
     from onnxpress.runtime.session import Settings, provider_named
 
     entries = tuple(_pair(text, "--session-config") for text in session_config)
@@ -109,7 +111,9 @@ def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         try:
             found[name] = tuple(int(size) for size in sizes.split(",")) if sizes.strip() else ()
         except ValueError:
-            raise InputProblem("cannot read --shape", text, "sizes are whole numbers", "as in --shape image=1,3,224,224") from None
+            raise InputProblem(
+                "cannot read --shape", text, "sizes are whole numbers", "as in --shape image=1,3,224,224"
+            ) from None
     return found
 
 
@@ -135,7 +139,7 @@ def ask_options(function: F) -> F:
 
 
 def _ask(profile: bool, cold: bool, memory: bool, throughput: bool, callers: int | None, self_check: bool) -> Any:
-    from onnxpress.optimize.bench import Ask
+    from onnxpress.evaluate.bench import Ask
 
     if callers and not throughput:
         raise InputProblem("--callers belongs to --throughput", "", "no --throughput was given", "add --throughput")
@@ -154,6 +158,6 @@ def gate_options(function: F) -> F:
 
 
 def _gate(fail_slower: float | None, baseline: Path | None, force: bool, save_baseline: Path | None) -> Any:
-    from onnxpress.optimize.bench_gate import Gate
+    from onnxpress.evaluate.gate import Gate
 
     return Gate(fail_slower, baseline, force, save_baseline)

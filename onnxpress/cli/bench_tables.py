@@ -11,11 +11,11 @@ from onnxpress.runtime.latency import SAME
 from onnxpress.runtime.session import CPU
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.bench import Conditions, Point
-    from onnxpress.runtime.fresh import Cold, Memory
-    from onnxpress.runtime.gate import Decision
+    from onnxpress.evaluate.bench import Conditions, Point
+    from onnxpress.evaluate.slowdown import Decision
     from onnxpress.runtime.latency import Ratio, Timing
     from onnxpress.runtime.profile import KernelTime, Profile
+    from onnxpress.runtime.subprocess_metrics import Cold, Memory
     from onnxpress.runtime.throughput import Throughput
 
 
@@ -40,7 +40,9 @@ def point(found: Point, conditions: Conditions, top: int, several: bool) -> None
 
 def self_check(found: Ratio) -> None:
     """A second session of the same bytes: what it seems to differ by is what this run cannot tell from nothing."""
-    console.out(f"self-check, {found.baseline} beside itself: {found.speedup:.3f}x {console.interval(found.low, found.high)}")
+    console.out(
+        f"self-check, {found.baseline} beside itself: {found.speedup:.3f}x {console.interval(found.low, found.high)}"
+    )
     if found.verdict != SAME:
         console.out("  that is not 1: believe no difference of this run that is not larger")
 
@@ -65,7 +67,13 @@ def decisions(found: Sequence[Decision]) -> None:
 
 
 def latency(timings: Sequence[Timing], title: str = "") -> None:
-    columns = [("median ms", "right"), ("95 % interval", "right"), ("p90 ms", "right"), ("CPU ms", "right"), ("runs", "right")]
+    columns = [
+        ("median ms", "right"),
+        ("95 % interval", "right"),
+        ("p90 ms", "right"),
+        ("CPU ms", "right"),
+        ("runs", "right"),
+    ]
     console.table(
         [("model", "left"), *columns],
         [
@@ -91,7 +99,13 @@ def ratios(found: Sequence[Ratio], what: str) -> None:
 
 
 def cold(found: Sequence[Cold], against: Sequence[Ratio]) -> None:
-    columns = [("cold start ms", "right"), ("95 % interval", "right"), ("load", "right"), ("first run", "right"), ("n", "right")]
+    columns = [
+        ("cold start ms", "right"),
+        ("95 % interval", "right"),
+        ("load", "right"),
+        ("first run", "right"),
+        ("n", "right"),
+    ]
     console.table(
         [("model", "left"), *columns],
         [
@@ -112,9 +126,23 @@ def cold(found: Sequence[Cold], against: Sequence[Ratio]) -> None:
 
 def memory(found: Sequence[Memory]) -> None:
     console.table(
-        [("model", "left"), ("peak MB", "right"), ("of children", "right"), ("loaded", "right"), ("after runs", "right"), ("process", "right")],
         [
-            [m.name, f"{m.peak:.1f}", console.interval(m.low, m.high, 1), f"{m.loaded:.1f}", f"{m.settled:.1f}", f"{m.process:.0f}"]
+            ("model", "left"),
+            ("peak MB", "right"),
+            ("of children", "right"),
+            ("loaded", "right"),
+            ("after runs", "right"),
+            ("process", "right"),
+        ],
+        [
+            [
+                m.name,
+                f"{m.peak:.1f}",
+                console.interval(m.low, m.high, 1),
+                f"{m.loaded:.1f}",
+                f"{m.settled:.1f}",
+                f"{m.process:.0f}",
+            ]
             for m in found
         ],
     )
@@ -122,7 +150,13 @@ def memory(found: Sequence[Memory]) -> None:
 
 def throughput(found: Sequence[Throughput], against: Sequence[Ratio]) -> None:
     console.table(
-        [("model", "left"), ("inferences/s", "right"), ("95 % interval", "right"), ("callers", "right"), ("slices", "right")],
+        [
+            ("model", "left"),
+            ("inferences/s", "right"),
+            ("95 % interval", "right"),
+            ("callers", "right"),
+            ("slices", "right"),
+        ],
         [
             [t.name, f"{t.per_second:,.1f}", console.interval(t.low, t.high, 1), str(t.callers), str(t.slices)]
             for t in found
@@ -158,7 +192,9 @@ def profile(found: Profile, top: int) -> None:
     )
     hidden = max(0, len(found.kernels) - top)
     more = f"; {hidden} more with --top" if hidden else ""
-    console.out(f"{len(found.kernels)} kernels add up to {found.covered:.0%} of the median over {found.runs} runs{more}")
+    console.out(
+        f"{len(found.kernels)} kernels add up to {found.covered:.0%} of the median over {found.runs} runs{more}"
+    )
     console.out(f"peak: {found.peak.gflops:.1f} GFLOP/s, {found.peak.kind}, measured now")
 
 

@@ -11,10 +11,20 @@ from onnxpress.cli.options import DataChoice, data_options, files_options, json_
 from onnxpress.errors import EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.compared import Compared
-    from onnxpress.optimize.differences import Difference
+    from onnxpress.evaluate.compare import Compared
+    from onnxpress.evaluate.tensor_differences import Difference
 
-METRICS = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman", "map")  # here, since --help must be fast
+METRICS = (
+    "top-1",
+    "top-5",
+    "agreement",
+    "f1",
+    "mse",
+    "mae",
+    "pearson",
+    "spearman",
+    "map",
+)  # here, since --help must be fast
 _NUMBERS = [("max abs", "right"), ("SQNR dB", "right"), ("cosine", "right")]
 _WALKED = 32  # samples whose inner values are compared
 _NAME = 32  # characters of a value's name that fit
@@ -24,11 +34,23 @@ _NAME = 32  # characters of a value's name that fit
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path))
 @data_options(required=True)
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help=f"{', '.join(METRICS)}, or module:function; may be repeated.")
-@click.option("--decode", metavar="MODULE:FUNCTION", help="Of --metric map: outputs of a sample -> rows x1, y1, x2, y2, score, class.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help=f"{', '.join(METRICS)}, or module:function; may be repeated.",
+)
+@click.option(
+    "--decode",
+    metavar="MODULE:FUNCTION",
+    help="Of --metric map: outputs of a sample -> rows x1, y1, x2, y2, score, class.",
+)
 @click.option("--worst", default=0, metavar="N", help="Name the N samples that fare worst.")
 @click.option("--max-drop", type=float, help="Exit 1 where OTHER loses more than this, in any --metric.")
-@click.option("--layers", is_flag=True, help="Walk the inner values that both have, to see where the difference begins.")
+@click.option(
+    "--layers", is_flag=True, help="Walk the inner values that both have, to see where the difference begins."
+)
 @files_options
 @json_option
 @quiet_option
@@ -53,10 +75,10 @@ def command(
     """
     from onnxpress.cli import compare_files, console
     from onnxpress.cli.junit import junit as as_junit
+    from onnxpress.evaluate.compare import compare
+    from onnxpress.evaluate.tensor_differences import along
     from onnxpress.model.files import check_target, load, write_atomic
-    from onnxpress.optimize.compared import compare
-    from onnxpress.optimize.differences import along
-    from onnxpress.optimize.run import document
+    from onnxpress.plan.run_record import document
     from onnxpress.runtime.machine import this_machine
 
     for target in (junit, markdown):
@@ -81,11 +103,19 @@ def _show(found: Compared, inner: list[Difference]) -> None:
     from onnxpress.cli import console
 
     if inner:
-        console.table([("value", "left"), ("made by", "left"), *_NUMBERS], [[_short(d.name), d.op, *_told(d)] for d in inner])
+        console.table(
+            [("value", "left"), ("made by", "left"), *_NUMBERS], [[_short(d.name), d.op, *_told(d)] for d in inner]
+        )
     console.table([("output", "left"), *_NUMBERS], [[d.name, *_told(d)] for d in found.outputs])
     if found.worst:
-        columns = [("worst samples", "left"), *((n, "right") for n in ("relative error", "answer", "original's", "label"))]
-        rows = [[_short(s.key), f"{s.error:.3g}", *("" if v is None else f"{v:g}" for v in (s.after, s.before, s.label))] for s in found.worst]
+        columns = [
+            ("worst samples", "left"),
+            *((n, "right") for n in ("relative error", "answer", "original's", "label")),
+        ]
+        rows = [
+            [_short(s.key), f"{s.error:.3g}", *("" if v is None else f"{v:g}" for v in (s.after, s.before, s.label))]
+            for s in found.worst
+        ]
         console.table(columns, rows)
     for m in found.measured:
         console.out(m.text())

@@ -25,8 +25,8 @@ def command(output: str, max_drop: float, time_budget: float, as_json: bool, qui
     from onnxpress.cli.options import splits_of
     from onnxpress.data.shipped import calibration_folder
     from onnxpress.model.files import check_target
-    from onnxpress.optimize.loop import optimize
-    from onnxpress.optimize.request import Request
+    from onnxpress.search.optimize import optimize
+    from onnxpress.search.request import Request
 
     folder = calibration_folder() / "digits"
     model = folder / "digits.onnx"

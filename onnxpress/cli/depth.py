@@ -22,7 +22,7 @@ from onnxpress.cli.lever import Asked, ending, lever
 @ending("Only take out; do not refit the rest.")
 def command(asked: Asked, keep: float | None, remove: int | None, max_drop: float | None, units: str) -> None:
     """Take whole residual blocks or layers out, those that harm least, and refit the rest by least squares."""
-    from onnxpress.optimize.single import depth
-    from onnxpress.passes.depth import Wish
+    from onnxpress.api.one_pass import depth
+    from onnxpress.passes.structure.depth import Wish
 
     asked.do("depth", depth, Wish(keep, remove, max_drop, units))

@@ -21,7 +21,7 @@ from onnxpress.cli.options import (
 from onnxpress.errors import EXIT_UNMET, InputProblem
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.distill import Distilled
+    from onnxpress.api.distill import Distilled
 
 _ROWS = 10  # of the selection curve
 
@@ -38,8 +38,15 @@ _ROWS = 10  # of the selection curve
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Training time: 90s, 10m, 1h.")
 @click.option("--minutes", type=float, help="The same in minutes.")
 @click.option("--steps", type=int, default=0, help="Updates, instead of a time budget.")
-@click.option("--batch", type=int, default=64, show_default=True, help="Samples a step; halved where the time allows few steps.")
-@click.option("--lr", type=float, default=None, help="Top of the learning rate's schedule.  [default: the fastest a short trial stands]")
+@click.option(
+    "--batch", type=int, default=64, show_default=True, help="Samples a step; halved where the time allows few steps."
+)
+@click.option(
+    "--lr",
+    type=float,
+    default=None,
+    help="Top of the learning rate's schedule.  [default: the fastest a short trial stands]",
+)
 @click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the steps.")
 @click.option("--weight-decay", "decay", type=float, default=1e-4, show_default=True)
 @click.option("--clip", type=float, default=1.0, show_default=True, help="Of the gradient's norm; 0: none.")
@@ -100,11 +107,11 @@ def command(
 
     Without STUDENT, --shrink 0.5 makes one with half of the teacher's channels.
     """
+    from onnxpress.api.distill import distill
+    from onnxpress.api.distillation_session import Wish, cores
     from onnxpress.cli import console
     from onnxpress.model.files import check_target
-    from onnxpress.optimize.distill import distill
-    from onnxpress.optimize.teach import Wish, cores
-    from onnxpress.train.match import parse_match
+    from onnxpress.train.distillation.feature_matching import parse_match
     from onnxpress.train.settings import Settings
 
     settings = Settings(
@@ -133,7 +140,7 @@ def command(
 def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
     from onnxpress.cli import console
     from onnxpress.model.read import parameters
-    from onnxpress.optimize.run import document
+    from onnxpress.plan.run_record import document
 
     if as_json:
         console.emit_json(
@@ -160,12 +167,13 @@ def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
         shown = [p for i, p in enumerate(done.curve, 1) if i % gap == 0 or p.step == done.best or i == len(done.curve)]
         console.table(
             [("step", "right"), ("loss", "right"), ("drop (select)", "right"), ("nmse", "right"), ("", "left")],
-            [[str(p.step), f"{p.loss:.4f}", f"{p.drop:+.4f}", f"{p.nmse:.4f}", "kept" if p.step == done.best else ""]
-             for p in shown],
+            [
+                [str(p.step), f"{p.loss:.4f}", f"{p.drop:+.4f}", f"{p.nmse:.4f}", "kept" if p.step == done.best else ""]
+                for p in shown
+            ],
         )
     console.out(f"before: {done.start.text()}")
     console.out(f"after:  {done.score.text()}" if done.improved else "after:  nothing better was found; as before")
     console.out(
         f"{output}: {console.size(done.before)} -> {console.size(done.after)}, {parameters(done.model):,} parameters"
     )
-

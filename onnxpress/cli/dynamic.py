@@ -34,9 +34,9 @@ def command(
 ) -> None:
     """Dynamic int8 of MatMul and Gemm: no samples are needed, ranges are looked at as inputs come.  Whether that is faster,
     `bench` measures; `quantize` (with samples) is for convolutions, and often faster."""
+    from onnxpress.api.weight_passes import dynamic
     from onnxpress.cli.result import show
     from onnxpress.model.files import check_target
-    from onnxpress.optimize.bits import dynamic
     from onnxpress.runtime.machine import machine_for
 
     machine = machine_for(target_cpu)

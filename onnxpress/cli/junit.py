@@ -26,7 +26,9 @@ def junit(name: str, cases: Sequence[Case], machine: str, seconds: float) -> byt
     facts = ElementTree.SubElement(suite, "properties")
     ElementTree.SubElement(facts, "property", name="machine", value=machine)
     for case in cases:
-        shown = ElementTree.SubElement(suite, "testcase", {"classname": case.group, "name": case.name, "time": f"{case.seconds:.9f}"})
+        shown = ElementTree.SubElement(
+            suite, "testcase", {"classname": case.group, "name": case.name, "time": f"{case.seconds:.9f}"}
+        )
         if case.failure:
             ElementTree.SubElement(shown, "failure", message=case.failure, type=case.kind).text = case.detail
         if case.said:

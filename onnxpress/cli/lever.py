@@ -21,7 +21,7 @@ from onnxpress.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.single import Result
+    from onnxpress.api.one_pass import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,10 +70,17 @@ def lever(function: F, data: bool = True) -> F:
     @functools.wraps(function)
     def command(**given: Any) -> Any:
         repair = not given.pop("no_repair") if "no_repair" in given else None
-        common = {name: given.pop(name) for name in ("model", "source", "output", "samples", "seed", "plan_path", "as_json", "quiet")}
+        common = {
+            name: given.pop(name)
+            for name in ("model", "source", "output", "samples", "seed", "plan_path", "as_json", "quiet")
+        }
         return function(asked=Asked(**common, repair=repair), **given)
 
-    for option in (output_option, data_options(required=data), click.argument("model", type=click.Path(path_type=Path))):
+    for option in (
+        output_option,
+        data_options(required=data),
+        click.argument("model", type=click.Path(path_type=Path)),
+    ):
         command = option(command)
     return cast(F, command)
 
@@ -82,8 +89,12 @@ def ending(no_repair: str = "") -> Callable[[F], F]:
     """Options behind a command's own.  no_repair: what --no-repair does; "": there is none."""
 
     def wrap(function: F) -> F:
-        options: list[Callable[[Any], Any]] = [click.option("--no-repair", is_flag=True, help=no_repair)] if no_repair else []
-        options.append(click.option("--samples", default=128, show_default=True, help="Samples at most that feed statistics."))
+        options: list[Callable[[Any], Any]] = (
+            [click.option("--no-repair", is_flag=True, help=no_repair)] if no_repair else []
+        )
+        options.append(
+            click.option("--samples", default=128, show_default=True, help="Samples at most that feed statistics.")
+        )
         options.append(click.option("--seed", default=0, show_default=True))
         for option in reversed((*options, plan_option, json_option, quiet_option)):
             function = option(function)

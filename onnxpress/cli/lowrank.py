@@ -22,7 +22,7 @@ from onnxpress.cli.lever import Asked, ending, lever
 @ending("Only factor; do not refit the second factors.")
 def command(asked: Asked, ratio: float | None, rank: int | None, energy: float | None, goal: str) -> None:
     """Write weights as products of two thinner ones, ranked by what your samples use of them."""
-    from onnxpress.optimize.single import lowrank
-    from onnxpress.passes.lowrank import Wish
+    from onnxpress.api.one_pass import lowrank
+    from onnxpress.passes.structure.lowrank import Wish
 
     asked.do("lowrank", lowrank, Wish(ratio, rank, energy, goal))

@@ -68,7 +68,9 @@ def command() -> None:
 @click.argument("space")
 @samples_options
 @click.option("--output", "-o", required=True, metavar="FOLDER", help="Of the study and the front's files.")
-@click.option("--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True)
+@click.option(
+    "--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True
+)
 @click.option("--proxy", default="capacity", show_default=True,
               help="Quality before training: capacity (work and weights), macs, parameters, naswot, zen, synflow, snip, grad-norm, jacobian, "
                    "training (a short one), or FILE.py:function.")  # fmt: skip
@@ -80,10 +82,21 @@ def command() -> None:
 @click.option("--memory-mb", type=float, default=math.inf, help="Inner values that are alive at once may take so much.")
 @click.option("--schedule", type=click.Choice(["halving", "hyperband"]), default="halving", show_default=True,
               help="How candidates share the time of training.")  # fmt: skip
-@click.option("--aim", "aims", multiple=True, type=click.Choice(["size", "memory"]), help="To be lowered besides latency; may be repeated.")
+@click.option(
+    "--aim",
+    "aims",
+    multiple=True,
+    type=click.Choice(["size", "memory"]),
+    help="To be lowered besides latency; may be repeated.",
+)
 @click.option("--pupils", default=8, show_default=True, help="Candidates whose training begins.")
 @click.option("--keep", default=2, show_default=True, help="Candidates trained to the end.")
-@click.option("--warm", multiple=True, metavar="FOLDER", help="Of an earlier search: its front is looked at first; may be repeated.")
+@click.option(
+    "--warm",
+    multiple=True,
+    metavar="FOLDER",
+    help="Of an earlier search: its front is looked at first; may be repeated.",
+)
 @click.option("--storage", default="", metavar="URL", help="Of the study; default: study.db in the folder.")
 @click.option("--role", type=click.Choice(["both", "train"]), default="both", show_default=True,
               help="train: times are left to `nas worker --role latency`.")  # fmt: skip
@@ -113,10 +126,10 @@ def search_command(
     """
     from onnxpress.cli import console
     from onnxpress.model.files import load
-    from onnxpress.nas.extra import require_optuna
+    from onnxpress.nas.optional_dependencies import require_optuna
 
     require_optuna("nas")
-    from onnxpress.nas.look import Look
+    from onnxpress.nas.evaluation.evaluator import Look
     from onnxpress.nas.report import searched, write_report
     from onnxpress.nas.request import Request
     from onnxpress.nas.search import search
@@ -148,7 +161,9 @@ def search_command(
 @speed_options
 @click.option("--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point.")
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True)
-@click.option("--train-budget", type=Seconds(), default="0s", show_default=True, help="On top: the closest are trained.")
+@click.option(
+    "--train-budget", type=Seconds(), default="0s", show_default=True, help="On top: the closest are trained."
+)
 @run_options
 @json_option
 @quiet_option
@@ -173,14 +188,19 @@ def inside_command(
     from onnxpress.cli.console import progress
     from onnxpress.cli.optimize import ended
     from onnxpress.model.files import check_target
+    from onnxpress.nas.in_model.in_model_search import inside
     from onnxpress.nas.report import packed, write_front, write_report
-    from onnxpress.nas.within import inside
-    from onnxpress.optimize.request import Request
     from onnxpress.runtime.machine import this_machine
+    from onnxpress.search.request import Request
 
     check_target(output, model)
     request = Request(
-        max_drop, time_budget=time_budget, seed=seed, train_budget=train_budget, speedup=speedup, latency=latency_ms / 1e3
+        max_drop,
+        time_budget=time_budget,
+        seed=seed,
+        train_budget=train_budget,
+        speedup=speedup,
+        latency=latency_ms / 1e3,
     )
     request.check()
     splits = splits_of(model, source, select, validate, quiet)
@@ -188,13 +208,17 @@ def inside_command(
         outcome = inside(model, splits, request, output, run_folder, report)
     folder = Path(run_folder or Path(output).with_suffix(".run"))
     write_front(outcome, folder)
-    write_report(folder, packed(outcome, this_machine(), shlex.quote(str(model)), shlex.join(_said(source, None, None))))
+    write_report(
+        folder, packed(outcome, this_machine(), shlex.quote(str(model)), shlex.join(_said(source, None, None)))
+    )
     return ended(outcome, output, as_json, strict)
 
 
 @command.command("worker")
 @samples_options
-@click.option("--storage", required=True, metavar="URL", help="Of the study: postgresql://USER@HOST/DATABASE, or a file.")
+@click.option(
+    "--storage", required=True, metavar="URL", help="Of the study: postgresql://USER@HOST/DATABASE, or a file."
+)
 @click.option("--study", default="", metavar="NAME", help="Of the search, or a part of it; default: the only one.")
 @click.option("--role", type=click.Choice(["both", "train", "latency"]), default="both", show_default=True,
               help="train: score candidates; latency: time those that others score.")  # fmt: skip
@@ -217,11 +241,11 @@ def worker_command(
     """Join a search that another process, here or elsewhere, has begun.  Give the files that it was begun with."""
     from onnxpress.cli import console
     from onnxpress.model.files import load
-    from onnxpress.nas.extra import require_optuna
+    from onnxpress.nas.optional_dependencies import require_optuna
 
     require_optuna("nas")
     from onnxpress.nas.worker import work
-    from onnxpress.optimize.run import document
+    from onnxpress.plan.run_record import document
 
     ports = _ports(teacher, like)
     splits = splits_of(ports, source, select, validate, quiet)
@@ -252,7 +276,7 @@ def build_command(
     """Make a candidate again from its RECORD (front/candidate-N.json): the same choices, trainings and bytes."""
     from onnxpress.cli import console
     from onnxpress.model.files import check_target, load, save
-    from onnxpress.nas.extra import require_optuna
+    from onnxpress.nas.optional_dependencies import require_optuna
 
     require_optuna("nas")
     from onnxpress.nas.rebuild import rebuilt
@@ -263,7 +287,10 @@ def build_command(
     done = rebuilt(record, load(ports), splits)
     save(done.model, output)
     if not done.same:
-        other = ", ".join(f"{name} was {version}" for name, version in done.versions.items()) or "another kind of CPU, or other threads"
+        other = (
+            ", ".join(f"{name} was {version}" for name, version in done.versions.items())
+            or "another kind of CPU, or other threads"
+        )
         console.note(f"note: not the bytes of the search: {other}")
     console.out(f"wrote {output}" + (", the bytes of the search" if done.same else ""))
     return 0
@@ -289,7 +316,7 @@ def _ports(teacher: Path | None, like: Path | None) -> Path:
 def _show(outcome: Outcome, output: str, as_json: bool) -> None:
     from onnxpress.cli import console
     from onnxpress.nas.search import summary
-    from onnxpress.optimize.run import document
+    from onnxpress.plan.run_record import document
 
     if as_json:
         console.emit_json(document("nas", output=output, **summary(outcome)))
@@ -305,5 +332,7 @@ def _show(outcome: Outcome, output: str, as_json: bool) -> None:
     )  # fmt: skip
     if outcome.found:
         score = outcome.found[0].score
-        console.out(f"* on the front; {score.metric} on {score.samples} validation samples, the original {score.reference:.4f}")
+        console.out(
+            f"* on the front; {score.metric} on {score.samples} validation samples, the original {score.reference:.4f}"
+        )
     console.out(f"speed-up: over the model whose ports are kept; files in {output}/front, `nas build` makes each again")

@@ -20,7 +20,7 @@ from onnxpress.cli.options import (
 from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.finals import Outcome
+    from onnxpress.search.finalists import Outcome
 
 
 @click.command("optimize")
@@ -75,8 +75,8 @@ def command(
     """
     from onnxpress.cli.console import progress
     from onnxpress.model.files import check_target
-    from onnxpress.optimize.loop import optimize
-    from onnxpress.optimize.request import Request
+    from onnxpress.search.optimize import optimize
+    from onnxpress.search.request import Request
 
     check_target(output, model)
     splits = splits_of(model, source, select_source, validate_source, quiet)
@@ -97,8 +97,8 @@ def ended(outcome: Outcome, output: str, as_json: bool, strict: bool) -> int:
 def show(outcome: Outcome, output: str, as_json: bool) -> None:
     """The table of candidates with the Pareto front, and the verdict in words."""
     from onnxpress.cli import console
-    from onnxpress.optimize.finals import summary
-    from onnxpress.optimize.run import document
+    from onnxpress.plan.run_record import document
+    from onnxpress.search.finalists import summary
 
     if as_json:
         console.emit_json(document("optimize", output=output, **summary(outcome)))

@@ -164,7 +164,7 @@ def splits_of(
 ) -> Splits:
     """Splits from one source, or from sources named part by part."""
     from onnxpress.data.dataset import Splits
-    from onnxpress.optimize.plan import SPLITS
+    from onnxpress.plan.plan import SPLITS
 
     main = need_data(source, model, quiet)
     select = need_data(source.at(select_source), model) if select_source else None

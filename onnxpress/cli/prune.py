@@ -16,8 +16,14 @@ from onnxpress.cli.lever import Asked, ending, lever
 @click.option("--macs", type=float, help="Share of the multiply-accumulates that is left, such as 0.6.")
 @click.option("--params", type=float, help="Share of the weights that is left.")
 @click.option("--speedup", type=float, help="Times as fast as the original, measured.")
-@click.option("--ignore", multiple=True, metavar="PATTERN", help="Nodes whose channels stay, such as 'stem*'; may be repeated.")
-@click.option("--granularity", type=click.IntRange(min=1), help="Channels go in multiples of it; default: as this CPU's kernels like.")
+@click.option(
+    "--ignore", multiple=True, metavar="PATTERN", help="Nodes whose channels stay, such as 'stem*'; may be repeated."
+)
+@click.option(
+    "--granularity",
+    type=click.IntRange(min=1),
+    help="Channels go in multiples of it; default: as this CPU's kernels like.",
+)
 @click.option(
     "--scope",
     type=click.Choice(["all", "hidden"]),
@@ -45,8 +51,8 @@ def command(asked: Asked, ignore: tuple[str, ...], granularity: int | None, **wi
 
     How much: one of --ratio, --macs, --params, --speedup.
     """
-    from onnxpress.optimize.single import prune
-    from onnxpress.passes.allocate import Wish
+    from onnxpress.api.one_pass import prune
+    from onnxpress.passes.pruning.allocation import Wish
     from onnxpress.runtime.machine import this_machine
 
     machine = replace(this_machine(), granularity=granularity or 0)

@@ -9,7 +9,12 @@ import click
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Where the report goes; without it, html: beside the run; else: shown.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Where the report goes; without it, html: beside the run; else: shown.",
+)
 @click.option(
     "--format",
     "kind",
@@ -22,8 +27,8 @@ def command(run: Path, output: Path | None, kind: str) -> None:
     """Show a run: RUN is the folder that optimize or nas left, or what a command printed with --json."""
     from onnxpress.cli import console
     from onnxpress.model.files import check_target, write_atomic
-    from onnxpress.report.page import rendered
-    from onnxpress.report.reading import page, read
+    from onnxpress.reporting.page import rendered
+    from onnxpress.reporting.reading import page, read
 
     if output is not None:
         check_target(output, run)

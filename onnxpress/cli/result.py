@@ -8,12 +8,12 @@ from onnxpress.cli import console
 from onnxpress.cli.options import tell
 
 if TYPE_CHECKING:
-    from onnxpress.optimize.single import Result
+    from onnxpress.api.one_pass import Result
 
 
 def show(kind: str, result: Result, output: str, as_json: bool, quiet: bool) -> None:
     from onnxpress.model.read import parameters
-    from onnxpress.optimize.run import document
+    from onnxpress.plan.run_record import document
 
     if as_json:
         console.emit_json(

@@ -9,7 +9,9 @@ from onnxpress.cli.lever import Asked, ending, lever
 
 @click.command("share")
 @lever
-@click.option("--centres", default=16, show_default=True, help="Values in a codebook: 16 (4 bits), 256 (8 bits), 8 or 4.")
+@click.option(
+    "--centres", default=16, show_default=True, help="Values in a codebook: 16 (4 bits), 256 (8 bits), 8 or 4."
+)
 @click.option(
     "--per",
     default="scaled",
@@ -32,7 +34,7 @@ from onnxpress.cli.lever import Asked, ending, lever
 def command(asked: Asked, centres: int, per: str, spare: float | None, smaller: float | None) -> None:
     """Keep weights as short codes and codebooks of few values, chosen by what your samples use of them.  The file shrinks;
     onnxruntime makes plain weights of them at load, so time and memory stay as they are."""
-    from onnxpress.optimize.bits import share
-    from onnxpress.passes.codebook import Wish
+    from onnxpress.api.weight_passes import share
+    from onnxpress.passes.weights.share import Wish
 
     asked.do("share", share, Wish(centres, per, spare, smaller))

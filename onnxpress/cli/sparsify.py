@@ -22,7 +22,7 @@ from onnxpress.cli.lever import Asked, ending, lever
 def command(asked: Asked, ratio: float, pattern: str, method: str) -> None:
     """Make weights zero, chosen by what your samples use of them.  Only the compressed file shrinks: onnxruntime multiplies zeros
     like other numbers, so time stays as it is.  To be faster, `prune` takes whole channels out."""
-    from onnxpress.optimize.bits import sparsify
-    from onnxpress.passes.sparsify import Wish
+    from onnxpress.api.weight_passes import sparsify
+    from onnxpress.passes.weights.sparsify import Wish
 
     asked.do("sparsify", sparsify, Wish(ratio, pattern, method))

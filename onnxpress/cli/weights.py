@@ -10,7 +10,7 @@ import click
 from onnxpress.cli.lever import Asked, ending, lever
 
 if TYPE_CHECKING:
-    from onnxpress.passes.weightonly import Wish
+    from onnxpress.passes.weights.weights import Wish
 
 
 @click.command("weights")
@@ -34,8 +34,8 @@ def command(asked: Asked, bits: int, block: int, spare: float | None, smaller: f
     shrinks; onnxruntime makes plain weights of them at load, so time and memory stay as they are.
 
     Without --data each row is rounded by itself, one weight in memory at a time: for files of any size."""
-    from onnxpress.optimize.bits import weights
-    from onnxpress.passes.weightonly import Wish
+    from onnxpress.api.weight_passes import weights
+    from onnxpress.passes.weights.weights import Wish
 
     wish = Wish(bits, block, spare, smaller)
     if asked.source.path is None:
@@ -45,11 +45,11 @@ def command(asked: Asked, bits: int, block: int, spare: float | None, smaller: f
 
 
 def _stream(asked: Asked, wish: Wish) -> None:
+    from onnxpress.api.external_data_quantization import stream_weights
     from onnxpress.cli import console
     from onnxpress.cli.options import tell
     from onnxpress.errors import InputProblem
-    from onnxpress.optimize.run import document
-    from onnxpress.optimize.streamed import stream_weights
+    from onnxpress.plan.run_record import document
 
     for option, given in (("--plan", asked.plan_path), ("--spare", wish.spare), ("--smaller", wish.smaller)):
         if given is not None:
@@ -61,4 +61,6 @@ def _stream(asked: Asked, wish: Wish) -> None:
                                    refused=done.refused))  # fmt: skip
         return
     tell(done.notes, asked.quiet)
-    console.out(f"{asked.output}: {console.size(done.before)} -> {console.size(done.after)} ({done.before / max(done.after, 1):.2f}x smaller)")
+    console.out(
+        f"{asked.output}: {console.size(done.before)} -> {console.size(done.after)} ({done.before / max(done.after, 1):.2f}x smaller)"
+    )

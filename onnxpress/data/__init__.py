@@ -1,1 +1,1 @@
-"""Samples: datasets, readers of every form, preprocessing recipes, synthetic inputs."""
+"""Samples: opened from files and Python objects, checked against a model's inputs, split and batched."""

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data import opening
-from onnxpress.data.arrays import from_mapping
 from onnxpress.data.checks import cast_note, conform
 from onnxpress.data.layout import Layout, layout
+from onnxpress.data.readers.arrays import from_mapping
 from onnxpress.data.source import Loaded, Source
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature

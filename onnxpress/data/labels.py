@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxpress.data import npfiles
 from onnxpress.data.checks import is_float
-from onnxpress.data.files import existing, unreadable
+from onnxpress.data.readers import npfiles
+from onnxpress.data.readers.files import existing, unreadable
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 

@@ -2,7 +2,7 @@
 
 .npz .npy                      arrays.py      folder of .npz/.npy     folders.py
 folder of images, one image    images.py      folder of .wav          audio.py
-test_data_set_N/input_M.pb     pb.py          .csv .tsv .parquet      tables.py
+test_data_set_N/input_M.pb     data/readers/protobuf.py          .csv .tsv .parquet      tables.py
 .txt .jsonl                    text.py        module:function         callables.py
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxpress.data import arrays, audio, callables, folders, images, pb, tables, text
 from onnxpress.data import labels as labelling
-from onnxpress.data.files import existing, listing, suffixes
 from onnxpress.data.layout import Layout
-from onnxpress.data.named import is_named
 from onnxpress.data.prepare import Prepare, prepare_arrays
-from onnxpress.data.recipes import recipe
+from onnxpress.data.preprocessing import recipe
+from onnxpress.data.readers import arrays, audio, callables, folders, images, protobuf, tables, text
+from onnxpress.data.readers.files import existing, listing, suffixes
+from onnxpress.data.readers.user_function import is_named
 from onnxpress.data.source import Loaded
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
@@ -147,10 +147,10 @@ def _path(path: Path, ask: Request) -> Loaded:
 
 def _folder(folder: Path, ask: Request) -> Loaded:
     """The one kind of samples that a folder holds.  Label files beside them are no samples."""
-    found = pb.sets(folder)
+    found = protobuf.sets(folder)
     if found:
         _no_key(ask, folder)
-        return pb.open_sets(found, folder.name, ask.layout)
+        return protobuf.open_sets(found, folder.name, ask.layout)
     leave = [ask.label_file] if ask.label_file is not None else []
     kinds = {
         "arrays": listing(folder, _ARRAYS, leave),

@@ -9,9 +9,9 @@ import numpy as np
 
 from onnxpress.data.checks import is_float
 from onnxpress.data.layout import Layout, Port
-from onnxpress.data.named import failed
-from onnxpress.data.pixels import normalise, picture, turned
-from onnxpress.data.recipes import Recipe
+from onnxpress.data.preprocessing import Recipe
+from onnxpress.data.readers.pixels import normalise, picture, turned
+from onnxpress.data.readers.user_function import failed
 from onnxpress.errors import InputProblem
 
 

@@ -133,7 +133,9 @@ def _symbols(where: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
 
 
 def _unfit(text: str, why: str) -> InputProblem:
-    return InputProblem("the shape does not fit the model", text, why, "give each input's whole shape, as in x=1,3,224,224")
+    return InputProblem(
+        "the shape does not fit the model", text, why, "give each input's whole shape, as in x=1,3,224,224"
+    )
 
 
 def _shape(port: Port, known: dict[str, int]) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Evidence: streams of inner values, ranges, Gram matrices, metrics, scores."""
+"""Evidence about one model on one set of samples: statistics of inner values, metrics and scores."""

@@ -69,7 +69,10 @@ def mean_average_precision(samples: Sequence[Matched]) -> float:
     scores = np.concatenate([s.scores for s in samples])
     matched = np.concatenate([s.matched for s in samples], axis=1)
     boxes = np.concatenate([s.boxes for s in samples])
-    found = [_average_precision(scores[classes == c], matched[:, classes == c], int((boxes == c).sum())) for c in np.unique(boxes)]
+    found = [
+        _average_precision(scores[classes == c], matched[:, classes == c], int((boxes == c).sum()))
+        for c in np.unique(boxes)
+    ]
     return float(np.mean(found)) if found else 0.0
 
 
@@ -83,5 +86,9 @@ def _average_precision(scores: np.ndarray, matched: np.ndarray, boxes: int) -> f
     total = 0.0
     for level in range(len(matched)):
         place = np.searchsorted(recall[level], _RECALLS - 1e-12, side="left")
-        total += float(np.where(place < len(order), best[level][np.minimum(place, max(len(order) - 1, 0))], 0.0).mean()) if len(order) else 0.0
+        total += (
+            float(np.where(place < len(order), best[level][np.minimum(place, max(len(order) - 1, 0))], 0.0).mean())
+            if len(order)
+            else 0.0
+        )
     return total / len(matched)

@@ -22,7 +22,7 @@ from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays, Cache, key_of, user_cache
 from onnxpress.model import edit
-from onnxpress.model.channels import Channels, analyse
+from onnxpress.model.channels.groups import Channels, analyse
 from onnxpress.model.files import model_hash
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
@@ -71,14 +71,20 @@ class Evidence:
     @cached_property
     def batchable(self) -> bool:
         """Whether the model gives two samples the same answers together as apart (a baked batch of 1 does not)."""
-        return takes_batches(self.model, self.probe, self.signature, self._other) if self.whole is None else self.whole.batchable
+        return (
+            takes_batches(self.model, self.probe, self.signature, self._other)
+            if self.whole is None
+            else self.whole.batchable
+        )
 
     def batchable_in(self, session: InferenceSession, names: Sequence[str]) -> bool:
         """The same, asked of a session that is open anyhow. names: of its outputs that are the model's."""
         if self.whole is not None:
             return self.whole.batchable_in(session, names)
         if "batchable" not in self.__dict__:
-            self.batchable = may_batch(self.signature) and agrees(session, self.probe, self.signature, self._other, names)
+            self.batchable = may_batch(self.signature) and agrees(
+                session, self.probe, self.signature, self._other, names
+            )
         return self.batchable
 
     @property
@@ -116,7 +122,9 @@ class Evidence:
         if count < 2:
             return None
         parts = (self.samples().select(range(start, count, 2)) for start in (0, 1))
-        first, second = (Evidence(self.model, part, self.machine, self.seed, cache=self.cache, whole=self) for part in parts)
+        first, second = (
+            Evidence(self.model, part, self.machine, self.seed, cache=self.cache, whole=self) for part in parts
+        )
         return first, second
 
     def samples(self) -> Dataset:

@@ -52,7 +52,9 @@ class Metric(ABC):
         for _ in range(self.resamples if count > 1 else 0):
             some = rng.integers(0, count, count)
             draws.append(sign * (self.total([first[i] for i in some]) - self.total([second[i] for i in some])))
-        low, high = (float(np.nanquantile(draws, q)) for q in (0.025, 0.975)) if draws else (float("-inf"), float("inf"))
+        low, high = (
+            (float(np.nanquantile(draws, q)) for q in (0.025, 0.975)) if draws else (float("-inf"), float("inf"))
+        )
         return Measured(self.name, value, reference, sign * (reference - value), low, high, count)
 
 
@@ -72,9 +74,18 @@ class _Classes(_Mean):
 
     def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> float:
         scores = _scores(self.name, outputs, self._answer)
-        true = _class(self.name, label, key) if self._by_label else int(_scores(self.name, original, self._answer).argmax())
+        true = (
+            _class(self.name, label, key)
+            if self._by_label
+            else int(_scores(self.name, original, self._answer).argmax())
+        )
         if scores.size < 2 * self._most and self._most > 1:
-            raise InputProblem(f"the metric {self.name} says nothing here", "--metric", f"there are {scores.size} classes", "take top-1")
+            raise InputProblem(
+                f"the metric {self.name} says nothing here",
+                "--metric",
+                f"there are {scores.size} classes",
+                "take top-1",
+            )
         return float(true in np.argsort(-scores, kind="stable")[: self._most])
 
 
@@ -87,7 +98,9 @@ class _F1(Metric):
 
     def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> tuple[int, int]:
         told = int(_scores(self.name, outputs, self._answer).argmax())
-        return _class(self.name, label, key) if self._by_label else int(_scores(self.name, original, self._answer).argmax()), told
+        return _class(self.name, label, key) if self._by_label else int(
+            _scores(self.name, original, self._answer).argmax()
+        ), told
 
     def total(self, facts: Sequence[Any]) -> float:
         true, told = np.array(facts).T
@@ -152,7 +165,9 @@ class _Detections(Metric):
         try:
             made = self._decode(outputs)
         except Exception as error:  # the user's code
-            raise InputProblem("the decoder failed", f"--decode, on {key}", f"{type(error).__name__}: {error}") from error
+            raise InputProblem(
+                "the decoder failed", f"--decode, on {key}", f"{type(error).__name__}: {error}"
+            ) from error
         return _rows(made, 6, f"what --decode gives for {key}")
 
     def total(self, facts: Sequence[Any]) -> float:
@@ -170,7 +185,9 @@ class _Own(_Mean):
         try:
             return float(self._function(outputs, label))
         except Exception as error:  # the user's code
-            raise InputProblem("the metric failed", f"{self.name}, on {key}", f"{type(error).__name__}: {error}") from error
+            raise InputProblem(
+                "the metric failed", f"{self.name}, on {key}", f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def metric(
@@ -188,7 +205,9 @@ def metric(
         return _Own(name, own)
     if name == "map":
         if decode is None:
-            raise InputProblem("map needs a function that makes boxes of outputs", "--metric map", "", "add --decode module:function")
+            raise InputProblem(
+                "map needs a function that makes boxes of outputs", "--metric map", "", "add --decode module:function"
+            )
         return _Detections(name, decode, by_label)
     if name in ("mse", "mae", "pearson", "spearman"):
         return _Numbers(name, by_label)
@@ -203,13 +222,20 @@ def metric(
 
 def _scores(name: str, outputs: Outputs, answer: str | None) -> np.ndarray:
     if answer is None:
-        raise InputProblem(f"the metric {name} needs scores of classes", "--metric", "no output has any", "take mse, mae or map")
+        raise InputProblem(
+            f"the metric {name} needs scores of classes", "--metric", "no output has any", "take mse, mae or map"
+        )
     return np.nan_to_num(outputs[answer].ravel(), nan=-np.inf)
 
 
 def _class(name: str, label: Any, key: str) -> int:
     if isinstance(label, str) or np.size(label) != 1 or not float(np.ravel(label)[0]).is_integer():
-        raise InputProblem(f"the metric {name} needs class numbers as labels", f"the label of {key}", repr(label)[:40], "take mse, mae or map")
+        raise InputProblem(
+            f"the metric {name} needs class numbers as labels",
+            f"the label of {key}",
+            repr(label)[:40],
+            "take mse, mae or map",
+        )
     return int(np.ravel(label)[0])
 
 
@@ -218,20 +244,30 @@ def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: st
     if label is None:
         able = [n for n, v in outputs.items() if v.dtype.kind in "fiub" and v.shape == original[n].shape]
         if not able:
-            raise InputProblem(f"the metric {name} cannot be taken", key, "no output has the original's shape", "take another metric")
+            raise InputProblem(
+                f"the metric {name} cannot be taken", key, "no output has the original's shape", "take another metric"
+            )
         found, true = (np.concatenate([np.ravel(o[n]).astype(np.float64) for n in able]) for o in (outputs, original))
         return found, true
     try:
         true = np.ravel(np.asarray(label, np.float64))
     except (TypeError, ValueError) as error:
         raise InputProblem(
-            f"the metric {name} needs numbers as labels", f"the label of {key}", repr(label)[:40], "take top-1, or no labels"
+            f"the metric {name} needs numbers as labels",
+            f"the label of {key}",
+            repr(label)[:40],
+            "take top-1, or no labels",
         ) from error
     same = next((v for v in outputs.values() if v.size == true.size and v.dtype.kind in "fiub"), None)
     if same is None:
         sizes = ", ".join(f"{n} {v.size}" for n, v in outputs.items())
         why = f"{true.size} numbers; outputs: {sizes}"
-        raise InputProblem(f"the metric {name} needs a label for every number", f"the label of {key}", why, "take another metric, or no labels")
+        raise InputProblem(
+            f"the metric {name} needs a label for every number",
+            f"the label of {key}",
+            why,
+            "take another metric, or no labels",
+        )
     return np.ravel(same).astype(np.float64), true
 
 
@@ -241,5 +277,7 @@ def _rows(value: Any, columns: int, where: str) -> np.ndarray:
         rows = np.asarray(value, np.float64).reshape(-1, columns)
     except (TypeError, ValueError) as error:
         form = "x1, y1, x2, y2, score, class" if columns == 6 else "x1, y1, x2, y2, class"
-        raise InputProblem("not a table of boxes", where, f"expected rows of {form}", "see `onnxpress compare --help`") from error
+        raise InputProblem(
+            "not a table of boxes", where, f"expected rows of {form}", "see `onnxpress compare --help`"
+        ) from error
     return rows[rows[:, -1] >= 0]

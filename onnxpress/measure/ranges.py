@@ -15,8 +15,8 @@ import numpy as np
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
-from onnxpress.measure.digest import Digest, digest_of, digests
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.tensor_summary import Digest, digest_of, digests
 
 BINS = 2048
 METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
@@ -117,7 +117,11 @@ def observe(
 
 
 def observe_parts(
-    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset], floors: Collection[str] = ()
+    evidence: Evidence,
+    tensors: Sequence[str],
+    axes: Mapping[str, int],
+    parts: Sequence[Dataset],
+    floors: Collection[str] = (),
 ) -> list[dict[str, Spread]]:
     """The same for each of some parts of the samples, in one pass."""
     if not tensors:
@@ -145,7 +149,9 @@ def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
     found = {}
     for i, name in enumerate(tensors):
         low, high, radius, finite, *sums, batches = (float(v) for v in arrays["ends"][i])
-        spread = Spread(low, high, radius, arrays["counts"][i], bool(finite), sums=(sums[0], sums[1]), batches=int(batches))
+        spread = Spread(
+            low, high, radius, arrays["counts"][i], bool(finite), sums=(sums[0], sums[1]), batches=int(batches)
+        )
         if f"channels {i}" in arrays:
             spread.channel_low, spread.channel_high = arrays[f"channels {i}"]
             spread.channel_square = arrays[f"squares {i}"]
@@ -154,7 +160,11 @@ def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
 
 
 def _observe(
-    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], parts: Sequence[Dataset], floors: Collection[str]
+    evidence: Evidence,
+    tensors: Sequence[str],
+    axes: Mapping[str, int],
+    parts: Sequence[Dataset],
+    floors: Collection[str],
 ) -> list[Spread]:
     """Of every tensor of the first part, then of the next."""
     spreads = [{name: Spread() for name in tensors} for _ in parts]

@@ -1,1 +1,1 @@
-"""A model as data: files, reading, editing, channels, counts. No runtime, no samples."""
+"""A model as data: files, reading, editing, shapes and counts. No runtime and no samples."""

@@ -22,8 +22,8 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
+from onnxpress.model.graph_index import Wires
 from onnxpress.model.trace import Trace
-from onnxpress.model.wires import Wires
 
 BRANCH, RUN, LINK, LAYER = "branch", "run", "link", "layer"
 # Twice is once: behind a branch they change nothing that the branch's own unit would not.
@@ -70,7 +70,10 @@ def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
         if block is not None and all((pair.source, pair.output) != (p.source, p.output) for p in kept):
             found[pair] = block
     order = {BRANCH: 0, RUN: 1, LINK: 2, LAYER: 3}
-    return sorted(_once(found.values(), costs), key=lambda b: (wires.maker[b.output], order[b.kind], wires.maker.get(b.source, -1)))
+    return sorted(
+        _once(found.values(), costs),
+        key=lambda b: (wires.maker[b.output], order[b.kind], wires.maker.get(b.source, -1)),
+    )
 
 
 def take_out(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:

@@ -13,8 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxpress.model.read import constant, constant_tensor
-from onnxpress.model.trace import Trace
+from onnxpress.model.read import constant
 
 _OWN_INITIALIZERS = 4  # IR version from which on initializers need not be inputs, too
 _WEIGHT = 256  # elements from which on an array of a sub-graph is a weight
@@ -51,7 +50,9 @@ def _lift_weights(model: ir.Model) -> None:
             if tensor is None or tensor.size < _WEIGHT or len(tensor.shape) < 2 or tensor.dtype != ir.DataType.FLOAT:
                 continue
             if not value.is_graph_output() and not value.is_graph_input():
-                value.replace_all_uses_with(add_constant(model, tensor.numpy(), name))  # tensors are shared with the given model
+                value.replace_all_uses_with(
+                    add_constant(model, tensor.numpy(), name)
+                )  # tensors are shared with the given model
                 del graph.initializers[name]
 
 
@@ -278,110 +279,6 @@ def set_attributes(node: ir.Node, attributes: Mapping[str, Any]) -> None:
     node.attributes.clear()
     for name, value in attributes.items():
         node.attributes[name] = ir.convenience.convert_attribute(name, value)
-
-
-def alone(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
-    """A model of one node with its constants: its first input, of any shape, becomes the graph's, its output the output."""
-    source = node.inputs[0]
-    if source is None or len(node.outputs) != 1:
-        raise ValueError(f"{node.name} cannot stand alone")
-    port = ir.Value(name="input", type=ir.TensorType(kind))
-    constants: list[ir.Value] = []
-    inputs: list[ir.Value | None] = [port]
-    for value in node.inputs[1:]:
-        array = constant(value)
-        if value is not None and array is None:
-            raise ValueError(f"{node.name} has another computed input")
-        if value is not None and array is not None:
-            tensor = ir.tensor(array, name=value.name)
-            constants.append(ir.Value(name=value.name, const_value=tensor, type=ir.TensorType(tensor.dtype)))
-            constants[-1].shape = ir.Shape(array.shape)
-        inputs.append(None if value is None else constants[-1])
-    copy = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()), name=node.name)
-    copy.outputs[0].name, copy.outputs[0].type = "output", ir.TensorType(kind)
-    graph = ir.Graph([port], copy.outputs, nodes=[copy], initializers=constants, opset_imports=dict(model.opset_imports))
-    graph.name = "alone"
-    return ir.Model(graph, ir_version=model.ir_version)
-
-
-def excerpt(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model:
-    """A model of some nodes with their constants, in the model's order: what they read from elsewhere are its inputs, what the
-    last one makes is given; sizes and types as in the trace and the file, float where the file tells no type."""
-    made: dict[int, ir.Value] = {}
-    inputs: list[ir.Value] = []
-    constants: list[ir.Value] = []
-
-    def taken(value: ir.Value | None) -> ir.Value | None:
-        if value is None:
-            return None
-        if id(value) not in made:
-            tensor = constant_tensor(value)
-            copy = ir.Value(name=value.name, type=ir.TensorType(value.dtype or ir.DataType.FLOAT))
-            shape = trace.shape(value.name) if tensor is None else tuple(tensor.shape.numpy())
-            copy.shape = None if shape is None else ir.Shape(shape)
-            if tensor is not None:
-                copy.const_value, copy.type = tensor, ir.TensorType(tensor.dtype)
-            (inputs if tensor is None else constants).append(copy)
-            made[id(value)] = copy
-        return made[id(value)]
-
-    copies = []
-    for node in nodes:
-        copy = ir.Node(node.domain, node.op_type, [taken(v) for v in node.inputs], list(node.attributes.values()),
-                       num_outputs=len(node.outputs), name=node.name)  # fmt: skip
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name, new.type = old.name, ir.TensorType(old.dtype or ir.DataType.FLOAT)
-            made[id(old)] = new
-        copies.append(copy)
-    graph = ir.Graph(inputs, [v for v in copies[-1].outputs if v.name], nodes=copies, initializers=constants,
-                     opset_imports=dict(model.opset_imports), name="excerpt")  # fmt: skip
-    return ir.Model(graph, ir_version=model.ir_version)
-
-
-def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A clone whose outputs are exactly the named values and that computes nothing else."""
-    clone = model.clone()
-    values = {v.name: v for v in (*clone.graph.inputs, *(v for n in clone.graph for v in n.outputs))}
-    return only_these(clone, [values[name] for name in names])
-
-
-def only_these(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
-    """The model itself, its outputs from now on exactly these values of it."""
-    model.graph.outputs.clear()
-    for value in values:
-        if value.producer() is None:  # a graph input: an output must be computed
-            node = ir.node("Identity", [value], name=f"{value.name}_tap")
-            node.outputs[0].name = f"{value.name}_tap"
-            model.graph.append(node)
-            value = node.outputs[0]
-        model.graph.outputs.append(value)
-    drop_dead(model)
-    return model
-
-
-def between(model: ir.Model, source: str, output: str) -> ir.Model:
-    """The part of a model from one value to a later one, as a model that has `source` as an input; inputs of the whole that
-    enter from the side remain its inputs.  Where both are one value it is an Identity.  A source whose type the file does not
-    tell is taken for float."""
-    clone = outputs_only(model, [output])
-    values = {v.name: v for n in clone.graph for v in n.outputs}
-    given = {v.name for v in clone.graph.inputs}
-    if source not in given:
-        old = values[source]
-        port = ir.Value(name=source, shape=old.shape, type=ir.TensorType(old.dtype or ir.DataType.FLOAT))
-        old.name = fresh(clone, f"{source}_inner")
-        if old.is_graph_output():  # nothing lies between
-            clone.graph.outputs.clear()
-            node = ir.node("Identity", [port], name=fresh(clone, "nothing"))
-            node.outputs[0].type, node.outputs[0].shape = port.type, port.shape
-            clone.graph.append(node)
-            clone.graph.outputs.append(node.outputs[0])
-        old.replace_all_uses_with(port)
-        clone.graph.inputs.append(port)
-        drop_dead(clone)
-    for value in [v for v in clone.graph.inputs if not list(v.uses())]:
-        clone.graph.inputs.remove(value)
-    return clone
 
 
 def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:

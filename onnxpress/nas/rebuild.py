@@ -13,12 +13,12 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import model_hash, write_atomic
-from onnxpress.nas.look import Look
+from onnxpress.nas.evaluation.candidate_training import finished
+from onnxpress.nas.evaluation.evaluator import Look
 from onnxpress.nas.request import Request
-from onnxpress.nas.schooling import finished
-from onnxpress.optimize.plan import versions_here
-from onnxpress.optimize.run import document
-from onnxpress.passes.base import Decision
+from onnxpress.passes.core.contract import Decision
+from onnxpress.plan.plan import versions_here
+from onnxpress.plan.run_record import document
 from onnxpress.runtime.machine import Machine, this_machine
 
 _KIND = "nas-candidate"
@@ -54,7 +54,9 @@ def rebuilt(record: str | Path, like: ir.Model, splits: Splits, machine: Machine
     look = Look(like, splits, Request(body["space"], seed=body["seed"]), body["teach"], machine or this_machine())
     wrong = [k for k, v in body["parts"].items() if k != "proxy" and look.parts.get(k) != v]
     if wrong:
-        raise InputProblem("these are not the search's files", record, f"other: {', '.join(wrong)}", "give those it had")
+        raise InputProblem(
+            "these are not the search's files", record, f"other: {', '.join(wrong)}", "give those it had"
+        )
     model = look.school.repeat(look.model(body["choices"]), body["lessons"])
     done = finished(model, look.learn.take(1), look.machine)
     here, there = _versions(), body.get("versions", {})
@@ -66,7 +68,12 @@ def earlier(folder: str | Path) -> list[Mapping[str, Any]]:
     """What the networks on an earlier search's front chose.  Raises InputProblem where the folder holds none."""
     records = sorted(Path(folder).glob("front/*.json"))
     if not records:
-        raise InputProblem("no earlier search is there", "--warm", str(folder), "give the folder that a search wrote, with front/ in it")
+        raise InputProblem(
+            "no earlier search is there",
+            "--warm",
+            str(folder),
+            "give the folder that a search wrote, with front/ in it",
+        )
     return [_read(r)["choices"] for r in records]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.model.files import write_atomic
-from onnxpress.nas import front
-from onnxpress.nas.look import Look
+from onnxpress.nas.evaluation.evaluator import Look
 from onnxpress.nas.search import Outcome
-from onnxpress.optimize.finals import Outcome as Packed
-from onnxpress.optimize.shelf import Candidate
+from onnxpress.nas.strategies import pareto
+from onnxpress.plan.candidate_store import Candidate
 from onnxpress.runtime.machine import Machine
+from onnxpress.search.finalists import Outcome as Packed
 
 FRONT, REPORT = "front", "report.md"
 _SAID = 12  # replacements that a row names
@@ -72,7 +72,15 @@ def packed(outcome: Packed, machine: Machine, model: str, samples: str) -> str:
         r = final.get(c.name)
         speed = f"{r.speedup:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else f"about {c.quick or 0:.2f}"
         fate = "chosen" if c.name == outcome.chosen else "; ".join(outcome.rejected.get(c.name, []))
-        rows.append([f"**{c.name}**" if c.name in best else c.name, speed, f"{c.score.drop:+.4f}", f"{c.size / 1e3:.0f} kB", fate])
+        rows.append(
+            [
+                f"**{c.name}**" if c.name in best else c.name,
+                speed,
+                f"{c.score.drop:+.4f}",
+                f"{c.size / 1e3:.0f} kB",
+                fate,
+            ]
+        )
     return "\n".join([
         f"# Search inside {model}",
         "",
@@ -114,7 +122,7 @@ def frontier(outcome: Packed) -> list[Candidate]:
     """By drop on the selection samples, and by speed: of the last timing where there was one."""
     final = {r.name: r.speedup for r in outcome.final.ratios} if outcome.final else {}
     timed = [(c, final.get(c.name, c.quick or 0.0)) for c in outcome.candidates]
-    return [timed[i][0] for i in front.front([(c.score.drop, -speed) for c, speed in timed])]
+    return [timed[i][0] for i in pareto.front([(c.score.drop, -speed) for c, speed in timed])]
 
 
 def stem(name: str) -> str:

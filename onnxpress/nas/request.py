@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from onnxpress.errors import InputProblem
-from onnxpress.nas import proxies
-from onnxpress.nas.extra import require_optuna
-from onnxpress.train.torch_extra import require_torch
+from onnxpress.nas.evaluation import proxies
+from onnxpress.nas.optional_dependencies import require_optuna
+from onnxpress.train.optional_torch import require_torch
 
 WORST = -1e9  # in the place of a quality that is no number
 SCHEDULES = ("halving", "hyperband")

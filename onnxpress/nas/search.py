@@ -18,16 +18,17 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import save, to_bytes
-from onnxpress.nas import front, worker
-from onnxpress.nas.look import Look
-from onnxpress.nas.proxies import TRAINING
+from onnxpress.nas import worker
+from onnxpress.nas.evaluation.candidate_training import SCHEDULE, Pupil, finished, rounds
+from onnxpress.nas.evaluation.evaluator import Look
+from onnxpress.nas.evaluation.proxies import TRAINING
 from onnxpress.nas.rebuild import earlier, write_record
 from onnxpress.nas.request import WORST, Request
-from onnxpress.nas.schooling import SCHEDULE, Pupil, finished, rounds
-from onnxpress.nas.storage import HEARTBEAT
-from onnxpress.nas.study import Entry, Study
-from onnxpress.optimize.run import Run
-from onnxpress.passes.base import Decision
+from onnxpress.nas.strategies import pareto
+from onnxpress.nas.strategies.storage import HEARTBEAT
+from onnxpress.nas.strategies.study import Entry, Study
+from onnxpress.passes.core.contract import Decision
+from onnxpress.plan.run_record import Run
 from onnxpress.runtime.latency import Comparison, Effort, compare_latency
 
 Tell = Callable[[str, float], None]
@@ -35,7 +36,9 @@ Form = tuple[tuple[str, str], ...]
 _LOOK_SHARE = 0.3  # of the time: proposing and timing
 _PACE_SHARE = 0.05  # of the time: how fast the promising train, as far as there are more than are trained
 _FINAL_SHARE = 0.05  # of the time: timing the trained ones together
-_SHORTEST = 6.0  # seconds of a training, below which what precedes its first step (rates tried, steps timed) is most of it
+_SHORTEST = (
+    6.0  # seconds of a training, below which what precedes its first step (rates tried, steps timed) is most of it
+)
 _PACED = 4  # times as many as are trained, of which it is measured how fast they train
 LEVEL = 0.7  # times the time of a level is that of the next, where time is limited
 
@@ -117,7 +120,9 @@ class _Job:
 
     def told(self, entry: Entry) -> None:
         share = min(self.used, _LOOK_SHARE)
-        self.tell(f"candidate {entry.number}: {self.request.proxy} {entry.quality:.4g}, {1e3 * entry.latency:.3g} ms", share)
+        self.tell(
+            f"candidate {entry.number}: {self.request.proxy} {entry.quality:.4g}, {1e3 * entry.latency:.3g} ms", share
+        )
 
     def train(self, study: Study) -> Outcome:
         """Train what the proxy and the clock promise most of, and time the last ones together."""
@@ -146,10 +151,20 @@ class _Job:
         for f in found:
             f.ms = 1e3 * final.timings[0].median / final.ratio(f.name).speedup
         kept = [f for f in found if f.ms <= 1e3 * request.latency]
-        for i in front.front([(f.select.drop, f.ms, *(getattr(f, fact) for fact in request.facts)) for f in kept or found]):
+        for i in pareto.front(
+            [(f.select.drop, f.ms, *(getattr(f, fact) for fact in request.facts)) for f in kept or found]
+        ):
             (kept or found)[i].on_front = True
-        late = [] if kept else ["timed together at the end, no candidate keeps the limit of --latency-ms: allow more, or ask for less"]
-        outcome = Outcome(sorted(found, key=lambda f: f.ms), study.entries(), final, time.monotonic() - self.begun, not late)
+        late = (
+            []
+            if kept
+            else [
+                "timed together at the end, no candidate keeps the limit of --latency-ms: allow more, or ask for less"
+            ]
+        )
+        outcome = Outcome(
+            sorted(found, key=lambda f: f.ms), study.entries(), final, time.monotonic() - self.begun, not late
+        )
         few = [f"time for {wish.pupils} of the {request.pupils} trainings only: give --time-budget more"]
         outcome.notes += [*late, *(few if wish.pupils < request.pupils else []), *final.warnings]
         return outcome
@@ -165,7 +180,12 @@ class _Job:
         for _, entry in some:
             if len(found) >= wish.pupils and self.used > _LOOK_SHARE + _PACE_SHARE:
                 break
-            found.append(replace(entry, quality=entry.quality - float(np.log(self.look.school.pace(self.look.model(entry.choices))[1]))))
+            found.append(
+                replace(
+                    entry,
+                    quality=entry.quality - float(np.log(self.look.school.pace(self.look.model(entry.choices))[1])),
+                )
+            )
         return found
 
     def _finished(self, pupil: Pupil, entry: Entry, judge: Judge) -> Found:
@@ -180,7 +200,9 @@ class _Job:
 
 def affordable(request: Request, seconds: float) -> Request:
     """With no more pupils than have a training of some use each in the first round."""
-    pupils = next(n for n in range(request.pupils, 0, -1) if n == 1 or rounds(n, request.keep)[0] * seconds / n >= _SHORTEST)
+    pupils = next(
+        n for n in range(request.pupils, 0, -1) if n == 1 or rounds(n, request.keep)[0] * seconds / n >= _SHORTEST
+    )
     return replace(request, pupils=pupils, keep=min(request.keep, pupils))
 
 
@@ -200,7 +222,7 @@ def promising(entries: list[Entry], request: Request) -> list[tuple[int, Entry]]
     if request.limited:
         return _by_levels(good, request)
     points = [[-e.quality, *lowered(e, request.facts)] for e in good]
-    order = front.best(np.array(points).reshape(len(good), 2 + len(request.facts)), request.pupils)
+    order = pareto.best(np.array(points).reshape(len(good), 2 + len(request.facts)), request.pupils)
     return [(0, good[i]) for i in order]
 
 

@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
-from onnxpress.nas.look import Look, clocked
-from onnxpress.nas.orders import SUFFIX, Orders
+from onnxpress.nas.evaluation.evaluator import Look, clocked
+from onnxpress.nas.evaluation.timing_queue import SUFFIX, Orders
 from onnxpress.nas.request import read_request
-from onnxpress.nas.storage import HEARTBEAT, names, shown
-from onnxpress.nas.study import Entry, Study
+from onnxpress.nas.strategies.storage import HEARTBEAT, names, shown
+from onnxpress.nas.strategies.study import Entry, Study
 from onnxpress.runtime.machine import Machine, this_machine
 
 ROLES = ("both", "train", "latency")
@@ -105,7 +105,9 @@ def work(
     look = Look(like, splits, request, bool(teach), machine or this_machine())
     wrong = [k for k, v in parts.items() if look.parts.get(k) != v]
     if wrong:
-        raise InputProblem("these are not the study's files", full, f"other: {', '.join(wrong)}", "give those it was begun with")
+        raise InputProblem(
+            "these are not the study's files", full, f"other: {', '.join(wrong)}", "give those it was begun with"
+        )
     scored = 0
 
     def tell(entry: Entry) -> None:
@@ -125,10 +127,14 @@ def work(
 
 def _found(storage: str, part: str) -> str:
     if "://" not in storage and not Path(storage).is_file():
-        raise InputProblem("no such study", storage, "the file does not exist", "give the study.db of a search, or an address")
+        raise InputProblem(
+            "no such study", storage, "the file does not exist", "give the study.db of a search, or an address"
+        )
     every = [n for n in names(storage) if n.startswith("nas ") and not n.endswith(SUFFIX)]
     some = [n for n in every if part in n]
     if len(some) != 1:
         what = "no search to join" if not some else "several searches could be meant"
-        raise InputProblem(what, shown(storage), ", ".join(some or every) or "it holds none", "begin one, or give --study NAME")
+        raise InputProblem(
+            what, shown(storage), ", ".join(some or every) or "it holds none", "begin one, or give --study NAME"
+        )
     return some[0]

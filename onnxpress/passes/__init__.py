@@ -1,1 +1,1 @@
-"""One file a lever: what could be done to which unit of a model, and doing it."""
+"""One folder a family, one file a pass: what could be done to which unit of a model, and doing it."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from onnxpress.errors import InputProblem
-from onnxpress.passes.attention import ATTENTION
-from onnxpress.passes.base import Pass
-from onnxpress.passes.codebook import SHARE
-from onnxpress.passes.depth import DEPTH
-from onnxpress.passes.distill import DISTILL
-from onnxpress.passes.dynamic import DYNAMIC
-from onnxpress.passes.equalize import EQUALIZE
-from onnxpress.passes.halfprec import HALF
-from onnxpress.passes.kernels import KERNELS
-from onnxpress.passes.lowrank import LOWRANK
-from onnxpress.passes.prune import PRUNE
-from onnxpress.passes.quantize import QUANTIZE
-from onnxpress.passes.reduce import REDUCE
-from onnxpress.passes.simplify import SIMPLIFY
-from onnxpress.passes.sparsify import SPARSIFY
-from onnxpress.passes.weightonly import WEIGHTS
+from onnxpress.passes.core.contract import Pass
+from onnxpress.passes.distillation.distill import DISTILL
+from onnxpress.passes.exact.reduce import REDUCE
+from onnxpress.passes.exact.simplify import SIMPLIFY
+from onnxpress.passes.int8.dynamic import DYNAMIC
+from onnxpress.passes.int8.equalize import EQUALIZE
+from onnxpress.passes.int8.quantize import QUANTIZE
+from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.passes.structure.attention import ATTENTION
+from onnxpress.passes.structure.depth import DEPTH
+from onnxpress.passes.structure.kernels import KERNELS
+from onnxpress.passes.structure.lowrank import LOWRANK
+from onnxpress.passes.weights.half import HALF
+from onnxpress.passes.weights.share import SHARE
+from onnxpress.passes.weights.sparsify import SPARSIFY
+from onnxpress.passes.weights.weights import WEIGHTS
 
 
 def find_pass(name: str) -> Pass:
@@ -33,7 +33,23 @@ def find_pass(name: str) -> Pass:
 
 def all_passes() -> dict[str, Pass]:
     """The built-in passes and those other packages register."""
-    own = (SIMPLIFY, REDUCE, PRUNE, DEPTH, KERNELS, ATTENTION, LOWRANK, EQUALIZE, QUANTIZE, DYNAMIC, SHARE, WEIGHTS, HALF, SPARSIFY, DISTILL)
+    own = (
+        SIMPLIFY,
+        REDUCE,
+        PRUNE,
+        DEPTH,
+        KERNELS,
+        ATTENTION,
+        LOWRANK,
+        EQUALIZE,
+        QUANTIZE,
+        DYNAMIC,
+        SHARE,
+        WEIGHTS,
+        HALF,
+        SPARSIFY,
+        DISTILL,
+    )
     found: dict[str, Pass] = {p.name: p for p in own}
     for entry in entry_points(group="onnxpress.passes"):
         if entry.name not in found:

@@ -1,1 +1,1 @@
-"""A model run on this machine: sessions, isolation, latency, machine facts."""
+"""A model run on this machine: sessions, isolation, latency, profiles and machine facts."""

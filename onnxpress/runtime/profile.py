@@ -29,8 +29,8 @@ from onnxpress.errors import Problem
 from onnxpress.model import edit
 from onnxpress.model.counts import node_macs
 from onnxpress.model.read import node_label
-from onnxpress.runtime.builtin import Peak, chain_model, measured_peak
-from onnxpress.runtime.fused import Kernel, kernels_of, stands_for
+from onnxpress.runtime.builtin_models import Peak, chain_model, measured_peak
+from onnxpress.runtime.kernel_to_node import Kernel, kernels_of, stands_for
 from onnxpress.runtime.session import Settings, open_session, run, temporary_folder, trace
 
 _SUFFIX = "_kernel_time"
@@ -120,7 +120,11 @@ def profile(
     rows = []
     for key, seen in parsed.items():
         taken = max(0.0, _midmean(seen.seconds - added.to(seen)))
-        rows.append(_row(key[0], seen.op, behind[key], taken, float(seen.calls.mean()), sum(work.get(n, 0) for n in behind[key])))
+        rows.append(
+            _row(
+                key[0], seen.op, behind[key], taken, float(seen.calls.mean()), sum(work.get(n, 0) for n in behind[key])
+            )
+        )
     total = sum(r.seconds for r in rows)
     shared = sorted((replace(r, share=r.seconds / total if total else 0.0) for r in rows), key=lambda r: -r.seconds)
     return Profile(
@@ -204,7 +208,9 @@ class Seen:
 
 def parse_profile(events: Sequence[Mapping[str, Any]], runs: int) -> dict[Key, Seen]:
     """The profiler's events of the last runs, by kernel: (name, which of that name), in order of first execution."""
-    whole = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["cat"] == "Session" and e["name"] == "model_run")[-runs:]
+    whole = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["cat"] == "Session" and e["name"] == "model_run")[
+        -runs:
+    ]
     begins = np.array([begin for begin, _ in whole])
     nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith(_SUFFIX) and e.get("ph") == "X"]
     nodes.sort(key=lambda e: (e["ts"], -e["dur"]))
@@ -221,7 +227,9 @@ def parse_profile(events: Sequence[Mapping[str, Any]], runs: int) -> dict[Key, S
         if identity not in keys:
             keys[identity] = (name, counts.get(name, 0))
             counts[name] = counts.get(name, 0) + 1
-        seen = found.setdefault(keys[identity], Seen(op, len(event["args"].get("input_type_shape", ())), *np.zeros((3, runs))))
+        seen = found.setdefault(
+            keys[identity], Seen(op, len(event["args"].get("input_type_shape", ())), *np.zeros((3, runs)))
+        )
         seen.seconds[position] += spent * 1e-6
         seen.calls[position] += 1
         seen.inner[position] += inner
@@ -340,7 +348,13 @@ def _by_operator(rows: Sequence[KernelTime]) -> tuple[OperatorTime, ...]:
         seconds, macs = sum(r.seconds for r in own), sum(r.macs for r in own)
         found.append(
             OperatorTime(
-                op, len(own), seconds, sum(r.calls for r in own), sum(r.share for r in own), macs, _gflops(macs, seconds)
+                op,
+                len(own),
+                seconds,
+                sum(r.calls for r in own),
+                sum(r.share for r in own),
+                macs,
+                _gflops(macs, seconds),
             )
         )
     return tuple(sorted(found, key=lambda o: -o.seconds))

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
-from onnxpress.model import edit
+from onnxpress.model import submodels
 from onnxpress.model.files import serialised
 from onnxpress.model.trace import Trace
 
@@ -96,7 +96,10 @@ def provider_named(word: str) -> str:
             return str(name)
     short = ", ".join(name.removesuffix("ExecutionProvider") for name in available)
     raise InputProblem(
-        "no such execution provider here", word, f"this onnxruntime has {short}", "name one of these, or install another build of onnxruntime"
+        "no such execution provider here",
+        word,
+        f"this onnxruntime has {short}",
+        "name one of these, or install another build of onnxruntime",
     )
 
 
@@ -138,7 +141,7 @@ def run(
 
 def tap(model: ir.Model, names: Sequence[str], settings: Settings | None = None) -> ort.InferenceSession:
     """A session that computes exactly the named inner values (in that order, as its outputs)."""
-    return open_session(edit.outputs_only(model, names), settings or all_cores())
+    return open_session(submodels.outputs_only(model, names), settings or all_cores())
 
 
 def trace(model: ir.Model, feeds: Feeds) -> Trace:
@@ -150,7 +153,9 @@ def trace(model: ir.Model, feeds: Feeds) -> Trace:
     found = dict(zip(names, run(tap(model, names, all_cores("none")), feeds), strict=True))
     every = {**feeds, **found}
     values = {name: array for name, array in found.items() if array.dtype.kind in "iub" and array.size <= 64}
-    floats = {n: bool(np.isnan(a.min())) for n, a in every.items() if a.dtype == np.float32 and a.size}  # which a minimum passes on
+    floats = {
+        n: bool(np.isnan(a.min())) for n, a in every.items() if a.dtype == np.float32 and a.size
+    }  # which a minimum passes on
     return Trace({name: tuple(array.shape) for name, array in every.items()}, values, floats)
 
 

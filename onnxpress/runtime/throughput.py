@@ -75,9 +75,7 @@ def throughput(
     return tuple(found), tuple(ratios)
 
 
-def _rate(
-    session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarray]], span: float, callers: int
-) -> float:
+def _rate(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarray]], span: float, callers: int) -> float:
     """Runs a second of all callers together: of each, its runs over the time until its last one was answered."""
     together = threading.Barrier(callers)
 

@@ -1,1 +1,1 @@
-"""An ONNX graph as a differentiable program, and training it (needs the extra `train`)."""
+"""An ONNX graph as a differentiable program, and training it (extra: train)."""

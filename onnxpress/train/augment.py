@@ -14,7 +14,7 @@ import numpy as np
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import layout
 from onnxpress.errors import InputProblem
-from onnxpress.train.changes import ALONE, Arrays, Field, mixed
+from onnxpress.train.augmentations import ALONE, Arrays, Field, mixed
 
 NAMES = ("flip", "shift", "stretch", "tone", "cutout", "noise", "tokens", "mixup", "cutmix")
 MIXING = ("mixup", "cutmix")

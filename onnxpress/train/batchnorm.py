@@ -13,9 +13,9 @@ import onnx_ir as ir
 from torch.nn import functional
 
 from onnxpress.model import read
-from onnxpress.train.compile import Override
-from onnxpress.train.registry import Builder, Run, Site
-from onnxpress.train.tensors import Tensor, to_torch
+from onnxpress.train.graph.compile import Override
+from onnxpress.train.graph.registry import Builder, Run, Site
+from onnxpress.train.graph.tensors import Tensor, to_torch
 
 _MOMENTUM = 0.05  # of a batch in the running statistics
 
@@ -32,7 +32,11 @@ def plan(nodes: Sequence[ir.Node], held: Mapping[str, ir.TensorProtocol]) -> Sta
     """The normalizations whose statistics are stored in the graph."""
     found = Statistics()
     for node in nodes:
-        if node.op_type != "BatchNormalization" or not read.standard(node) or read.int_attribute(node, "training_mode", 0):
+        if (
+            node.op_type != "BatchNormalization"
+            or not read.standard(node)
+            or read.int_attribute(node, "training_mode", 0)
+        ):
             continue
         names = [v.name or "" if v is not None else "" for v in node.inputs]
         if len(names) < 5 or not {names[3], names[4]} <= set(held):

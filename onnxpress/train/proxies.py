@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import signature
-from onnxpress.train.program import Program
-from onnxpress.train.tensors import Tensor, to_torch
+from onnxpress.train.graph.program import Program
+from onnxpress.train.graph.tensors import Tensor, to_torch
 
 _RIDGE = 1e-5  # added to the eigenvalues of a correlation
 
@@ -48,7 +48,9 @@ def _loss_gradients(model: ir.Model, batch: Arrays, seed: int) -> list[Tensor]:
     program = Program(model, from_scratch=True)
     scores = _answers(program, _feeds(batch))
     if scores.shape[1] < 2:
-        raise InputProblem("the proxy says nothing of this output", "snip, grad-norm", "one score", "choose another, or macs")
+        raise InputProblem(
+            "the proxy says nothing of this output", "snip, grad-norm", "one score", "choose another, or macs"
+        )
     labels = torch.from_numpy(np.random.default_rng(seed).integers(scores.shape[1], size=scores.shape[0]))
     functional.cross_entropy(scores, labels).backward()
     return [p for p in _trained(program) if p.grad is not None]
@@ -84,7 +86,9 @@ def _jacobian(model: ir.Model, batch: Arrays, seed: int) -> float:
     feeds = _feeds(batch)
     inputs = [t.requires_grad_() for t in feeds.values() if t.dtype.is_floating_point]
     if not inputs or len(inputs[0]) < 2:
-        raise InputProblem("the proxy says nothing of this input", "jacobian", "no floats, or one sample", "choose another, or macs")
+        raise InputProblem(
+            "the proxy says nothing of this input", "jacobian", "no floats, or one sample", "choose another, or macs"
+        )
     _answers(program, feeds).sum().backward()
     rows = torch.cat([t.grad.reshape(len(t), -1) for t in inputs if t.grad is not None], 1).numpy()
     values = np.linalg.eigvalsh(np.corrcoef(rows)) + _RIDGE

@@ -27,7 +27,7 @@ class Settings:
     labels: weight of hard labels; feature_weight: of matched inner values at first, feature_share: of the steps after which
     they (and the mse of a blend) no longer count; threads: of torch, which the last bits depend on;
     from_scratch: the student was never trained, so batch normalization goes by the batch; growing: pictures are small at first;
-    precision, layout: how it is computed (ways.py).
+    precision, layout: how it is computed (exec_mode.py).
     """
 
     steps: int = 1000

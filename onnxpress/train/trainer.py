@@ -69,7 +69,11 @@ class Course:
             return False
         lowest = min(p.drop for p in self.curve if p.sound)
         allowed = max(lowest, min(lowest + point.doubt, start))
-        if top is None or top.drop > allowed or (point.drop <= allowed and (point.nmse, point.drop) < (top.nmse, top.drop)):
+        if (
+            top is None
+            or top.drop > allowed
+            or (point.drop <= allowed and (point.nmse, point.drop) < (top.nmse, top.drop))
+        ):
             self.best = point.step
             return True
         return False
@@ -133,7 +137,9 @@ class Trainer:
             raise EnvironmentProblem(
                 "training diverged", f"step {self.done + 1}", "the loss is not finite", "lower the learning rate (--lr)"
             )
-        for p in self.parameters:  # the gradient through a mask of -inf is not a number; what does not pass it still learns
+        for (
+            p
+        ) in self.parameters:  # the gradient through a mask of -inf is not a number; what does not pass it still learns
             if p.grad is not None:
                 p.grad.nan_to_num_(0.0, 0.0, 0.0)
         if self.settings.clip:

@@ -17,8 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.cli.main import run
+from onnxpress.evaluate.baseline import fingerprint
 from onnxpress.model import files
-from onnxpress.optimize.baseline import fingerprint
 from onnxpress.train.settings import read_settings
 from tests import nets
 
@@ -247,7 +247,10 @@ def baseline(folder: Path, text: str, *options: str) -> list[str]:
 def kept(folder: Path, **machine: str) -> str:
     """A baseline of the good model, made here, but for some of the machine's facts."""
     usual = {"threads": [1], "batch": [], "shapes": {}, "pin": [], "graph optimizations": "all", "spinning": False}
-    facts = {"machine": {**fingerprint(), **machine}, "conditions": {**usual, "session entries": [], "inputs": "synthetic"}}
+    facts = {
+        "machine": {**fingerprint(), **machine},
+        "conditions": {**usual, "session entries": [], "inputs": "synthetic"},
+    }
     times = {"median": 1.0, "speed": 1.0, "low": 0.9, "high": 1.1, "path": str(good(folder)), "sha256": "0"}
     return json.dumps({"schema": 1, "kind": "bench baseline", **times, **facts})
 
@@ -460,17 +463,40 @@ ROWS = [
     Row("weights in no such bits", lambda d: weights(d, "--bits", "5"), ("--bits", "5")),
     Row("weights in blocks too short", lambda d: weights(d, "--block", "3"), ("--block", "3", "8")),
     Row("share for a larger file", lambda d: share(d, "--smaller", "0.5"), ("--smaller", "0.5")),
-    Row("share for a file smaller than can be", lambda d: share(d, "--smaller", "500"), ("--smaller", "kB is the least")),
-    Row("weights of a size and with a share", lambda d: weights(d, "--smaller", "4", "--spare", "0.1"), ("--smaller and --spare", "one")),
+    Row(
+        "share for a file smaller than can be", lambda d: share(d, "--smaller", "500"), ("--smaller", "kB is the least")
+    ),
+    Row(
+        "weights of a size and with a share",
+        lambda d: weights(d, "--smaller", "4", "--spare", "0.1"),
+        ("--smaller and --spare", "one"),
+    ),
     Row("weights that spare less than nothing", lambda d: weights(d, "--spare", "-1"), ("spare", "-1")),
-    Row("half of an unknown type", lambda d: ["half", *simplify(d, good(d))[1:], "--type", "float8"], ("float8", "bfloat16")),
+    Row(
+        "half of an unknown type",
+        lambda d: ["half", *simplify(d, good(d))[1:], "--type", "float8"],
+        ("float8", "bfloat16"),
+    ),
     Row("dynamic but for a ghost", lambda d: ["dynamic", *simplify(d, good(d))[1:], "--exclude", "ghost"], ("ghost",)),
-    Row("plan of a ghost in 16 bits", plan_step({"pass": "half", "decisions": [{"tensor": "ghost", "type": "float16"}]}), ("ghost",)),
-    Row("plan of an unknown type", plan_step({"pass": "half", "decisions": [{"tensor": "w1", "type": "float8"}]}), ("float8",)),
+    Row(
+        "plan of a ghost in 16 bits",
+        plan_step({"pass": "half", "decisions": [{"tensor": "ghost", "type": "float16"}]}),
+        ("ghost",),
+    ),
+    Row(
+        "plan of an unknown type",
+        plan_step({"pass": "half", "decisions": [{"tensor": "w1", "type": "float8"}]}),
+        ("float8",),
+    ),
     Row("plan of a ghost in int8", plan_step({"pass": "dynamic", "decisions": [{"node": "ghost"}]}), ("ghost",)),
     Row("share of few samples, a book for four rows", lambda d: share(d, "--per", "4", "--no-repair"), (), 0),
     Row("weights in two bits", lambda d: weights(d, "--bits", "2", "--block", "8"), (), 0),
-    Row("half of a model without large tensors", lambda d: ["half", *simplify(d, good(d))[1:], "--type", "bfloat16"], (), 0),
+    Row(
+        "half of a model without large tensors",
+        lambda d: ["half", *simplify(d, good(d))[1:], "--type", "bfloat16"],
+        (),
+        0,
+    ),
     Row("dynamic of a model without MatMul", lambda d: ["dynamic", *simplify(d, good(d))[1:], "-q"], (), 0),
     Row("plan of a weight that is not there", plan_bits({"weight": "ghost", "centres": 16}), ("ghost", "weight")),
     Row("plan of a weight in no bits", plan_bits({"bits": 5}), ("bits", "5")),
@@ -479,15 +505,29 @@ ROWS = [
     Row("budget of no unit", lambda d: optimize(d, good(d), None, "--time-budget", "soon"), ("soon",)),
     Row("budget too short", lambda d: optimize(d, good(d), None, "--time-budget", "1s"), ("time budget",)),
     Row("unknown goal", lambda d: optimize(d, good(d), None, "--goal", "beauty"), ("beauty",)),
-    Row("a range method that is none", lambda d: [*quantize(d, good(d)), "--ranges", "guess"], ("unknown range method", "weighted")),
+    Row(
+        "a range method that is none",
+        lambda d: [*quantize(d, good(d)), "--ranges", "guess"],
+        ("unknown range method", "weighted"),
+    ),
     Row(
         "16 bits as integer operators",
         lambda d: [*quantize(d, good(d)), "--activations", "16", "--format", "qoperator"],
         ("no integer operators of 16 bits", "--activations"),
     ),
-    Row("ranges in no folder", lambda d: [*quantize(d, good(d)), "--ranges", str(d / "no" / "r.json")], ("does not exist", "mkdir")),
-    Row("include an operator that is not there", lambda d: [*quantize(d, good(d)), "--include", "LSTM"], ("--include", "LSTM")),
-    Row("exclude by half an expression", lambda d: [*quantize(d, good(d)), "--exclude", "conv("], ("--exclude", "conv(")),
+    Row(
+        "ranges in no folder",
+        lambda d: [*quantize(d, good(d)), "--ranges", str(d / "no" / "r.json")],
+        ("does not exist", "mkdir"),
+    ),
+    Row(
+        "include an operator that is not there",
+        lambda d: [*quantize(d, good(d)), "--include", "LSTM"],
+        ("--include", "LSTM"),
+    ),
+    Row(
+        "exclude by half an expression", lambda d: [*quantize(d, good(d)), "--exclude", "conv("], ("--exclude", "conv(")
+    ),
     Row("a drop of all", lambda d: [*quantize(d, good(d)), "--max-drop", "1"], ("--max-drop", "got 1")),
     Row("exclude a node that is not there", lambda d: [*quantize(d, good(d)), "--exclude", "ghost"], ("ghost",)),
     Row("labels without data", lambda d: ["bench", str(good(d)), "--labels", "y"], ("--data",)),
@@ -496,16 +536,26 @@ ROWS = [
     Row("bench on too many threads", lambda d: bench(d, "--threads", "100000"), ("threads", "100000")),
     Row("bench for no time", lambda d: bench(d, "--seconds", "0"), ("time above 0",)),
     Row("bench of a batch the model does not take", fixed_batch, ("batch", "16", "1 only")),
-    Row("bench of more samples than there are", lambda d: bench(d, "-d", str(good_data(d)), "--batch", "64"), ("64", "samples")),
+    Row(
+        "bench of more samples than there are",
+        lambda d: bench(d, "-d", str(good_data(d)), "--batch", "64"),
+        ("64", "samples"),
+    ),
     Row("a shape without a name", lambda d: bench(d, "--shape", "1,3,8,8"), ("--shape", "1,3,8,8")),
     Row("a shape in words", lambda d: bench(d, "--shape", "image=1,3,H,W"), ("image=1,3,H,W", "whole numbers")),
     Row("a shape of no input", lambda d: bench(d, "--shape", "ghost=1,3"), ("ghost", "image")),
     Row("a shape of another rank", lambda d: bench(d, "--shape", "image=1,3,8"), ("image=1,3,8", "N,3,8,8")),
     Row("a shape with a batch twice", lambda d: bench(d, "--shape", "image=4,3,8,8", "--batch", "2"), ("4", "twice")),
-    Row("a shape with data", lambda d: bench(d, "--shape", "image=1,3,8,8", "-d", str(good_data(d))), ("--shape", "--data")),
+    Row(
+        "a shape with data",
+        lambda d: bench(d, "--shape", "image=1,3,8,8", "-d", str(good_data(d))),
+        ("--shape", "--data"),
+    ),
     Row("pinned to a CPU that is not there", lambda d: bench(d, "--pin", "4000"), ("4000", "CPU")),
     Row("pinned to no number", lambda d: bench(d, "--pin", "-1"), ("-1",)),
-    Row("a session entry without a value", lambda d: bench(d, "--session-config", "fast"), ("--session-config", "fast")),
+    Row(
+        "a session entry without a value", lambda d: bench(d, "--session-config", "fast"), ("--session-config", "fast")
+    ),
     Row("a provider that is not here", lambda d: bench(d, "--provider", "quantum"), ("quantum", "CPU")),
     Row("an unknown level of optimization", lambda d: bench(d, "--graph-opt", "most"), ("most",)),
     Row("callers of no throughput", lambda d: bench(d, "--callers", "2"), ("--callers", "--throughput")),
@@ -514,12 +564,32 @@ ROWS = [
     Row("a gate of 500 times", lambda d: bench(d, "--fail-slower", "500"), ("500", "5%")),
     Row("no such baseline", lambda d: bench(d, "--baseline", str(d / "b.json")), ("b.json", "--save-baseline")),
     Row("a baseline of another kind", lambda d: baseline(d, "[]"), ("baseline", "schema")),
-    Row("a damaged baseline", lambda d: baseline(d, '{"schema": 1, "kind": "bench baseline", "path": "x"}'), ("damaged",)),
-    Row("a baseline of another machine", lambda d: baseline(d, kept(d, arch="pdp11")), ("another machine", "pdp11", "--force")),
-    Row("a baseline of other conditions", lambda d: baseline(d, kept(d), "--threads", "2"), ("conditions", "threads", "2")),
+    Row(
+        "a damaged baseline",
+        lambda d: baseline(d, '{"schema": 1, "kind": "bench baseline", "path": "x"}'),
+        ("damaged",),
+    ),
+    Row(
+        "a baseline of another machine",
+        lambda d: baseline(d, kept(d, arch="pdp11")),
+        ("another machine", "pdp11", "--force"),
+    ),
+    Row(
+        "a baseline of other conditions",
+        lambda d: baseline(d, kept(d), "--threads", "2"),
+        ("conditions", "threads", "2"),
+    ),
     Row("force without a baseline", lambda d: bench(d, "--force"), ("--force", "--baseline")),
-    Row("a baseline of two models", lambda d: bench(d, str(good(d)), "--save-baseline", str(d / "b.json")), ("one model",)),
-    Row("a baseline of a sweep", lambda d: bench(d, "--threads", "1,2", "--save-baseline", str(d / "b.json")), ("one condition",)),
+    Row(
+        "a baseline of two models",
+        lambda d: bench(d, str(good(d)), "--save-baseline", str(d / "b.json")),
+        ("one model",),
+    ),
+    Row(
+        "a baseline of a sweep",
+        lambda d: bench(d, "--threads", "1,2", "--save-baseline", str(d / "b.json")),
+        ("one condition",),
+    ),
     Row("a report into no folder", lambda d: bench(d, "--junit", str(d / "no" / "j.xml")), ("folder", "no")),
     Row("a report over the model", lambda d: bench(d, "--markdown", str(good(d))), ("overwrite",)),
     Row("bench of models of other inputs", other_inputs, ("different inputs",)),

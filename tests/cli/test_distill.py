@@ -98,7 +98,7 @@ def test_a_killed_command_resumes(
                 raise KeyboardInterrupt
         return real(self)
 
-    monkeypatch.setattr("onnxpress.train.distillation.Distillation.step_seconds", lambda self: 1.0)
+    monkeypatch.setattr("onnxpress.train.distillation.runner.Distillation.step_seconds", lambda self: 1.0)
     monkeypatch.setattr(Trainer, "step", dying)
     (folder / "out.onnx").unlink()
     assert run(command(folder, *more)) == 130

@@ -21,7 +21,9 @@ def test_netron_gets_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(MODEL, ("localhost", 8123)), "waited"]
 
 
-def test_without_netron_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_netron_one_line_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "netron", None)
     assert cli(["view", MODEL]) == 3
     error = capsys.readouterr().err

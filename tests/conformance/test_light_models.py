@@ -9,14 +9,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnxpress.api.inspection import inspect
+from onnxpress.api.one_pass import prune, quantize, simplify
 from onnxpress.data.synthetic import synthetic
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize import contract
-from onnxpress.optimize.inspection import inspect
-from onnxpress.optimize.single import prune, quantize, simplify
-from onnxpress.passes.allocate import Wish
+from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.plan import result_contract
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 NAMES = sorted(p.stem.removeprefix("light_") for p in FOLDER.glob("*.onnx"))
@@ -37,7 +37,7 @@ def test_a_well_known_model_goes_through_the_levers(name: str) -> None:
     assert simple.model.opset_imports[""] >= 13
     int8 = quantize(model, data)
     for made in (simple, int8):
-        assert not contract.same_shape_behaviour(model, to_bytes(made.model), data)
+        assert not result_contract.same_shape_behaviour(model, to_bytes(made.model), data)
     makers = [n.inputs[1].producer() for n in int8.model.graph if n.op_type == "Conv" and n.inputs[1] is not None]
     assert len(makers) > 4
     assert all(m is not None and m.op_type == "DequantizeLinear" for m in makers)
@@ -51,7 +51,11 @@ def drawn(model: ir.Model) -> ir.Model:
         assert node.inputs[0] is not None and node.inputs[0].const_value is not None
         shape = tuple(node.inputs[0].const_value.numpy())
         fan = np.prod(shape[1:]) if len(shape) > 1 else 1.0
-        array = np.abs(rng.standard_normal(shape)) + 0.5 if len(shape) == 1 else rng.standard_normal(shape) * np.sqrt(2 / fan)
+        array = (
+            np.abs(rng.standard_normal(shape)) + 0.5
+            if len(shape) == 1
+            else rng.standard_normal(shape) * np.sqrt(2 / fan)
+        )
         edit.bypass(model, node, edit.add_constant(model, array.astype(np.float32), f"{node.outputs[0].name}_drawn"))
     return model
 
@@ -60,8 +64,10 @@ def test_equal_channels_of_a_well_known_model_are_one() -> None:
     """The wheel's weights are all one number: what is left answers the same."""
     model = load(FOLDER / "light_squeezenet.onnx")
     done = simplify(model)
-    assert read.parameters(done.model) < 0.1 * read.parameters(simplify(drawn(load(FOLDER / "light_squeezenet.onnx"))).model)
-    assert not contract.same_shape_behaviour(model, to_bytes(done.model), synthetic(signature(model), 2))
+    assert read.parameters(done.model) < 0.1 * read.parameters(
+        simplify(drawn(load(FOLDER / "light_squeezenet.onnx"))).model
+    )
+    assert not result_contract.same_shape_behaviour(model, to_bytes(done.model), synthetic(signature(model), 2))
 
 
 @pytest.mark.slow
@@ -70,7 +76,7 @@ def test_a_well_known_model_is_pruned(name: str) -> None:
     model = drawn(load(FOLDER / f"light_{name}.onnx"))
     data = synthetic(signature(model), 4)
     done = prune(model, data, Wish(0.3, spread="uniform"))
-    assert not contract.same_shape_behaviour(model, to_bytes(done.model), data)
+    assert not result_contract.same_shape_behaviour(model, to_bytes(done.model), data)
     assert len(to_bytes(done.model)) < 0.8 * len(to_bytes(simplify(model).model))
 
 

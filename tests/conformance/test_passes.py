@@ -17,15 +17,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
-from onnxpress.model import removal as rm
+from onnxpress.model.channels import removal as rm
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.optimize import contract
-from onnxpress.optimize.plan import apply_plan, new_plan
-from onnxpress.passes.base import Decision, Pass
-from onnxpress.passes.quantize import decisions_for, quantizable
+from onnxpress.passes.core.contract import Decision, Pass
+from onnxpress.passes.int8.quantize import decisions_for, quantizable
 from onnxpress.passes.registry import all_passes
+from onnxpress.plan import result_contract
+from onnxpress.plan.plan import apply_plan, new_plan
 from onnxpress.runtime.session import Settings, open_session
 from tests import nets
 
@@ -46,7 +46,12 @@ NETS: dict[str, Callable[[], ir.Model]] = {
     "minus-infinity": lambda: masked(),
 }
 PASSES = sorted(all_passes())
-_OFTEN = {"residual-bn", "mobile", "pre-norm", "int8"}  # nets of the fast tests where each costs as much as a whole command
+_OFTEN = {
+    "residual-bn",
+    "mobile",
+    "pre-norm",
+    "int8",
+}  # nets of the fast tests where each costs as much as a whole command
 HEAVY = [pytest.param(b, id=n, marks=() if n in _OFTEN else pytest.mark.slow) for n, b in NETS.items()]
 
 
@@ -118,7 +123,9 @@ def quantized() -> ir.Model:
     """An int8 model; made once, as no pass may change what it is given."""
     model = nets.residual(width=32, blocks=1)
     evidence = evidence_for(model, nets.samples(model, 8))
-    return all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
+    return (
+        all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
+    )
 
 
 def prepared(model: ir.Model, count: int = 12) -> Evidence:
@@ -141,7 +148,7 @@ def some(lever: Pass, evidence: Evidence) -> list[Decision]:
 def assert_sound(original: ir.Model, result: ir.Model, evidence: Evidence) -> None:
     data = to_bytes(result)
     onnx.checker.check_model(data, full_check=True)
-    assert not contract.same_shape_behaviour(original, data, evidence.samples())
+    assert not result_contract.same_shape_behaviour(original, data, evidence.samples())
     assert signature(result) == signature(original)
 
 
@@ -248,8 +255,10 @@ def with_identity(model: ir.Model, source: str, output: str) -> ir.Model:
 
 
 @pytest.mark.parametrize("build", NETS.values(), ids=NETS)
-def test_depth_before_repair_is_the_model_with_branches_masked_and_runs_passed_by(build: Callable[[], ir.Model]) -> None:
-    from onnxpress.passes.depth import removable
+def test_depth_before_repair_is_the_model_with_branches_masked_and_runs_passed_by(
+    build: Callable[[], ir.Model],
+) -> None:
+    from onnxpress.passes.structure.depth import removable
 
     evidence = prepared(build())
     data = evidence.samples()
@@ -308,7 +317,9 @@ def test_repair_brings_the_outputs_closer() -> None:
 def test_quantize_runs_as_its_fake_quantized_values() -> None:
     """The fused integer kernels must give what the Q/DQ graph means in float arithmetic."""
     evidence = prepared(nets.residual(width=32))
-    done = all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
+    done = (
+        all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
+    )
     data = evidence.samples()
     meant, fused = nets.outputs(done, data, "none"), nets.outputs(done, data, "all")
     wanted = nets.outputs(evidence.model, data)

@@ -11,7 +11,7 @@ import pytest
 from onnxpress.measure.cache import VARIABLE, Cache, user_cache
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.ranges import observe
-from onnxpress.passes.curves import curves
+from onnxpress.passes.pruning.error_curves import curves
 from tests import nets
 
 

@@ -66,7 +66,9 @@ def test_of_a_large_tensor_some_values_of_every_channel_are_looked_at(axis: int)
     np.testing.assert_array_equal(spread.channel_high, x.max(axis=others))
     np.testing.assert_allclose(spread.channel_square / spread.batches, wide**2, rtol=0.3)
     assert 2e4 < spread.counts.sum() < 2e5, "some of four million"
-    assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(float(np.mean(x**2)), rel=0.15)
+    assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(
+        float(np.mean(x**2)), rel=0.15
+    )
 
 
 def test_two_spreads_are_what_one_would_be() -> None:
@@ -181,7 +183,10 @@ def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, flo
 
     def error(low: float, high: float) -> float:
         inside = n[(x >= low) & (x <= high)].sum()
-        return float((n * (np.maximum(low - x, 0) + np.maximum(x - high, 0)) ** 2).sum() + inside * ((high - low) / 255) ** 2 / 12)
+        return float(
+            (n * (np.maximum(low - x, 0) + np.maximum(x - high, 0)) ** 2).sum()
+            + inside * ((high - low) / 255) ** 2 / 12
+        )
 
     low, high = min(spread.low, 0.0), max(spread.high, 0.0)
     found = clip_range(spread, "mse")
@@ -192,7 +197,9 @@ def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, flo
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-1.0, 6.0)]), st.sampled_from([60, 3000]))
+@given(
+    st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-1.0, 6.0)]), st.sampled_from([60, 3000])
+)
 def test_no_threshold_has_less_divergence(seed: int, ends: tuple[float, float], count: int) -> None:
     """By hand: KL of what is left of |x| from the same in as many levels as an integer has, one threshold after the other."""
     spread = Spread()
@@ -213,5 +220,9 @@ def test_no_threshold_has_less_divergence(seed: int, ends: tuple[float, float], 
             found[stop] = float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
     best = min(found.values())
     threshold = max(-min(clip_range(spread, "entropy")[0], 0), clip_range(spread, "entropy")[1])
-    allowed = [min(stop * spread.radius / half, max(-spread.low, spread.high)) for stop, kl in found.items() if kl <= best + 1e-9]
+    allowed = [
+        min(stop * spread.radius / half, max(-spread.low, spread.high))
+        for stop, kl in found.items()
+        if kl <= best + 1e-9
+    ]
     assert any(threshold == pytest.approx(a) for a in allowed)

@@ -16,7 +16,9 @@ from onnxpress.measure import metrics as mt
 from onnxpress.measure.detection import match, mean_average_precision, overlap
 
 
-def measured(name: str, original: Any, other: Any, labels: Any = None, answer: str | None = "y", **more: Any) -> mt.Measured:
+def measured(
+    name: str, original: Any, other: Any, labels: Any = None, answer: str | None = "y", **more: Any
+) -> mt.Measured:
     metric = mt.metric(name, answer, labels is not None, **more)
     for i, (a, b) in enumerate(zip(original, other, strict=True)):
         metric.add({"y": np.asarray(a)}, {"y": np.asarray(b)}, None if labels is None else labels[i], f"sample {i}")

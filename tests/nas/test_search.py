@@ -19,14 +19,15 @@ from onnxpress.cli.main import run as cli
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import load, to_bytes
-from onnxpress.model.structure import structural_hash
-from onnxpress.nas import front, proxies
-from onnxpress.nas.costs import costs
+from onnxpress.model.structural_hash import structural_hash
+from onnxpress.nas.evaluation import proxies
+from onnxpress.nas.evaluation.costs import costs
 from onnxpress.nas.request import Request, read_request
 from onnxpress.nas.search import affordable, promising
-from onnxpress.nas.spaces import space
-from onnxpress.nas.study import Entry, Study, fixed
-from onnxpress.nas.surrogate import Surrogate, volume
+from onnxpress.nas.spaces.registry import space
+from onnxpress.nas.strategies import pareto
+from onnxpress.nas.strategies.study import Entry, Study, fixed
+from onnxpress.nas.strategies.surrogate import Surrogate, volume
 from onnxpress.runtime.session import open_session, run
 from tests.nas import tasks
 from tests.nas.test_spaces import Drawn
@@ -34,15 +35,15 @@ from tests.nas.test_spaces import Drawn
 
 def test_ranks_by_hand() -> None:
     points = np.array([[1, 4], [2, 2], [4, 1], [3, 3], [4, 4], [2, 2]])
-    assert front.ranks(points).tolist() == [0, 0, 0, 1, 2, 0]
-    assert front.front(points.tolist()) == [0, 1, 5, 2]
-    assert set(front.best(points, 2)) <= {0, 1, 2, 5}
-    assert front.best(points, 6)[-1] == 4
-    assert front.front([]) == []
+    assert pareto.ranks(points).tolist() == [0, 0, 0, 1, 2, 0]
+    assert pareto.front(points.tolist()) == [0, 1, 5, 2]
+    assert set(pareto.best(points, 2)) <= {0, 1, 2, 5}
+    assert pareto.best(points, 6)[-1] == 4
+    assert pareto.front([]) == []
 
 
 def test_the_ends_of_a_front_stand_alone() -> None:
-    assert np.isinf(front.crowding(np.array([[0.0, 5], [1, 4], [5, 0]]))[[0, 2]]).all()
+    assert np.isinf(pareto.crowding(np.array([[0.0, 5], [1, 4], [5, 0]]))[[0, 2]]).all()
 
 
 LAND = Surrogate(0, edges=10)
@@ -167,7 +168,7 @@ def test_proxies_are_numbers_that_tell_networks_apart(name: str) -> None:
 
 def test_naswot_by_hand() -> None:
     """Two samples, three Relus: K counts the places where both are on or both are off."""
-    from onnxpress.nas.net import Net
+    from onnxpress.nas.spaces.network import Net
 
     net = Net()
     model = net.model({"y": net.activation(net.input("x", (3,)))})
@@ -176,7 +177,15 @@ def test_naswot_by_hand() -> None:
 
 
 DIGITS = calibration_folder() / "digits"
-COMMON = ["-d", str(DIGITS / "train.npz"), "--select", str(DIGITS / "select.npz"), "--validate", str(DIGITS / "validate.npz"), "-q"]
+COMMON = [
+    "-d",
+    str(DIGITS / "train.npz"),
+    "--select",
+    str(DIGITS / "select.npz"),
+    "--validate",
+    str(DIGITS / "validate.npz"),
+    "-q",
+]
 
 
 @pytest.mark.alone
@@ -203,14 +212,27 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
         assert "not the bytes of the search: onnx was 0.1" in capsys.readouterr().err
         assert cli([*build[:-1], "--seed", "1", "-o", str(again)]) == 2, "a record holds its seed"
     assert len(body["candidates"]) == 1
-    warm = [*command[:-1], str(tmp_path / "next"), "--warm", str(tmp_path / "out"), "--trials", "1", "--time-budget", "3s", "--json"]
+    warm = [
+        *command[:-1],
+        str(tmp_path / "next"),
+        "--warm",
+        str(tmp_path / "out"),
+        "--trials",
+        "1",
+        "--time-budget",
+        "3s",
+        "--json",
+    ]
     assert cli(warm) == 0
     assert json.loads(capsys.readouterr().out)["looked_at"] == 1
     (record,) = (tmp_path / "next" / "front").glob("*.json")
     assert json.loads(record.read_text())["choices"] == json.loads(files[0].with_suffix(".json").read_text())["choices"]
     report = (tmp_path / "out" / "report.md").read_text()
     for file in files:
-        assert f"onnxpress nas build front/{file.stem}.json --teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}" in report
+        assert (
+            f"onnxpress nas build front/{file.stem}.json --teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}"
+            in report
+        )
 
 
 @pytest.mark.parametrize(("seconds", "pupils", "keep"), [(5400, 8, 2), (300, 8, 2), (20, 2, 2), (2, 1, 1)])
@@ -243,7 +265,9 @@ def test_a_search_ends_near_its_time(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["image-small", "--storage", "postgresql://nobody@127.0.0.1:1/none"], "storage"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("torch")
     code = cli(["nas", *arguments, "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")])
     error = capsys.readouterr().err.strip().splitlines()
@@ -256,7 +280,11 @@ def test_a_record_of_another_search_is_refused(tmp_path: Path, capsys: pytest.Ca
     record = {"space": "image-small", "seed": 0, "teach": True, "parts": {"teacher": "x"}, "choices": {}, "lessons": []}
     (tmp_path / "r.json").write_text(json.dumps(record))
     (tmp_path / "s.json").write_text('{"space": "cell"}')
-    for name, said in (("r", "not the search's files.*teacher"), ("s", "no record of a candidate"), ("t", "no such record")):
+    for name, said in (
+        ("r", "not the search's files.*teacher"),
+        ("s", "no record of a candidate"),
+        ("t", "no such record"),
+    ):
         build = ["nas", "build", str(tmp_path / f"{name}.json"), "-t", str(DIGITS / "digits.onnx"), *COMMON]
         assert cli([*build, "-o", str(tmp_path / "again.onnx")]) == 2
         assert re.search(said, capsys.readouterr().err)
@@ -264,7 +292,9 @@ def test_a_record_of_another_search_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_proxy_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def depth(model, batch):\n    return len(model.graph)\n\ndef bad(model, batch): 1 / 0\n")
+    (tmp_path / "mine.py").write_text(
+        "def depth(model, batch):\n    return len(model.graph)\n\ndef bad(model, batch): 1 / 0\n"
+    )
     model = space("image-small")(Drawn(0), tasks.PICTURE)
     counted = costs(model, tasks.batch(tasks.PICTURE))
     assert proxies.proxy(f"{tmp_path / 'mine.py'}:depth", model, {}, counted) == len(model.graph)
@@ -302,16 +332,18 @@ def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Pa
 
     from onnxpress.data.dataset import Splits
     from onnxpress.model.files import save
-    from onnxpress.nas.look import Look
-    from onnxpress.nas.net import Net
+    from onnxpress.nas.evaluation.evaluator import Look
     from onnxpress.nas.search import search
+    from onnxpress.nas.spaces.network import Net
     from onnxpress.runtime.machine import this_machine
     from tests import nets
 
     net = Net()
     x = net.global_pool(net.conv_norm(net.input("image", (3, 8, 8)), 16))
     scores = net.dense(x, 5)
-    proto = onnx.load_from_string(to_bytes(net.model({"answer": net.op("Softmax", [scores.name], scores.shape, axis=-1)})))
+    proto = onnx.load_from_string(
+        to_bytes(net.model({"answer": net.op("Softmax", [scores.name], scores.shape, axis=-1)}))
+    )
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     del proto.graph.value_info[:]
@@ -344,7 +376,7 @@ def test_choices_that_build_nothing_are_passed_over() -> None:
 
 
 def test_structure_sees_resolution_and_sharing() -> None:
-    from onnxpress.nas.net import Net
+    from onnxpress.nas.spaces.network import Net
 
     def at(size: int) -> str:
         net = Net()

@@ -23,12 +23,12 @@ from optuna.trial import TrialState
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.nas import worker
-from onnxpress.nas.look import Look
-from onnxpress.nas.orders import Orders
+from onnxpress.nas.evaluation.evaluator import Look
+from onnxpress.nas.evaluation.timing_queue import Orders
 from onnxpress.nas.request import Request, read_request
-from onnxpress.nas.storage import connected
-from onnxpress.nas.study import Study
-from onnxpress.nas.surrogate import Surrogate
+from onnxpress.nas.strategies.storage import connected
+from onnxpress.nas.strategies.study import Study
+from onnxpress.nas.strategies.surrogate import Surrogate
 from onnxpress.runtime.machine import Machine, this_machine
 from tests import nets
 
@@ -85,8 +85,8 @@ def test_both_databases_give_the_same_trials(strategy: str, postgres: str, tmp_p
 WORKER = """
 import sys, time
 from tests.nas.test_workers import LAND
-from onnxpress.nas.storage import connected
-from onnxpress.nas.study import Study
+from onnxpress.nas.strategies.storage import connected
+from onnxpress.nas.strategies.study import Study
 
 def slow(trial):
     quality, seconds = LAND.ask(trial)
@@ -241,7 +241,7 @@ def test_who_joins_with_other_files_is_told(tmp_path: Path) -> None:
 
 
 def test_an_order_that_nobody_takes_ends_with_the_time(tmp_path: Path) -> None:
-    from onnxpress.nas.study import TimeOver
+    from onnxpress.nas.strategies.study import TimeOver
 
     orders = Orders(tmp_path / "study.db", "s")
     orders.place(3)
@@ -252,7 +252,7 @@ def test_an_order_that_nobody_takes_ends_with_the_time(tmp_path: Path) -> None:
 
 
 def test_an_order_whose_taker_failed_is_told(tmp_path: Path) -> None:
-    from onnxpress.nas.study import TimeOver
+    from onnxpress.nas.strategies.study import TimeOver
 
     def broken(number: int) -> float:
         raise ValueError("no such network")

@@ -14,7 +14,7 @@ def peaks() -> None:
     """Prints onnxruntime's and numpy's best rate of a float32 product, GFLOP/s, taken in turns."""
     import numpy as np
 
-    from onnxpress.runtime.builtin import measured_peak
+    from onnxpress.runtime.builtin_models import measured_peak
 
     side = 1024
     one, two = np.random.default_rng(0).standard_normal((2, side, side)).astype(np.float32)

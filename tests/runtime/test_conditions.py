@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.data.synthetic import synthetic, wished_shapes
+from onnxpress.evaluate.bench import Ask, Conditions, bench
 from onnxpress.model.files import to_bytes
-from onnxpress.model.vocabulary import index_limits
-from onnxpress.optimize.bench import Ask, Conditions, bench
-from onnxpress.runtime import fresh, latency, throughput
-from onnxpress.runtime.builtin import matmul_model
+from onnxpress.model.index_bounds import index_limits
+from onnxpress.runtime import latency, subprocess_metrics, throughput
+from onnxpress.runtime.builtin_models import matmul_model
 from onnxpress.runtime.intervals import independent, typical
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import pinned
@@ -44,7 +44,9 @@ def embedding(rows: int) -> ir.Model:
 def test_made_up_ids_stay_within_the_table() -> None:
     model = embedding(7)
     assert index_limits(model) == {"ids": 7}
-    found = bench({"m": model}, effort=SHORT, conditions=Conditions(shapes={"ids": (2, 33)}))  # out of range would not run
+    found = bench(
+        {"m": model}, effort=SHORT, conditions=Conditions(shapes={"ids": (2, 33)})
+    )  # out of range would not run
     assert (found.batch, found.timings[0].rounds > 3) == (2, True)
 
 
@@ -145,7 +147,7 @@ def request(folder: Path, runs: int) -> dict[str, float]:
     settings = {"threads": 1, "config": [["session.use_env_allocators", "0"]]}
     asked = {"model": str(folder / "m.onnx"), "feeds": {"image": str(folder / "x.npy")}, "texts": [], "runs": runs}
     (folder / "ask.json").write_text(json.dumps({**asked, "settings": settings}))
-    fresh.child(str(folder / "ask.json"), str(folder / "answer.json"))
+    subprocess_metrics.child(str(folder / "ask.json"), str(folder / "answer.json"))
     answer: dict[str, float] = json.loads((folder / "answer.json").read_text())
     return answer
 
@@ -161,10 +163,12 @@ def test_fresh_processes_tell_a_large_model_from_a_small_one() -> None:
     """64 MB of weights show in the peak, and in the time to load; the parent's own memory does not."""
     ballast = np.ones(40_000_000, np.float32)  # 160 MB here, of which the children must know nothing
     small, large = matmul_model(64), matmul_model(4096)
-    found = fresh.peak_memory({"large": large}, {"x": np.ones((4096, 4096), np.float32)})[0]
+    found = subprocess_metrics.peak_memory({"large": large}, {"x": np.ones((4096, 4096), np.float32)})[0]
     assert 64 < found.peak < 420
-    assert fresh.peak_memory({"small": small}, {"x": np.ones((64, 64), np.float32)})[0].peak < 30
-    starts, ratios = fresh.cold_starts({"a": small, "b": small}, {"x": np.ones((64, 64), np.float32)}, seconds=15)
+    assert subprocess_metrics.peak_memory({"small": small}, {"x": np.ones((64, 64), np.float32)})[0].peak < 30
+    starts, ratios = subprocess_metrics.cold_starts(
+        {"a": small, "b": small}, {"x": np.ones((64, 64), np.float32)}, seconds=15
+    )
     assert starts[0].children >= 6
     assert ratios[0].low < 1 < ratios[0].high
     assert ballast.sum() > 0

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load
-from onnxpress.runtime.builtin import Peak
-from onnxpress.runtime.fused import Kernel, stands_for
+from onnxpress.runtime.builtin_models import Peak
+from onnxpress.runtime.kernel_to_node import Kernel, stands_for
 from onnxpress.runtime.profile import parse_profile, profile
 from onnxpress.runtime.session import trace
 from tests import nets

@@ -10,7 +10,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature, TensorSpec
 from onnxpress.train import augment
 from onnxpress.train.augment import NAMES, automatic, change, fields, suitable
-from onnxpress.train.changes import Field
+from onnxpress.train.augmentations import Field
 
 RNG = np.random.default_rng(0)
 F = np.float32

@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from onnxpress.nas.net import Net  # noqa: E402
+from onnxpress.nas.spaces.network import Net  # noqa: E402
 from onnxpress.runtime.session import open_session, run  # noqa: E402
-from onnxpress.train.program import Program  # noqa: E402
+from onnxpress.train.graph.program import Program  # noqa: E402
 from onnxpress.train.settings import Settings  # noqa: E402
 from onnxpress.train.trainer import Trainer  # noqa: E402
 

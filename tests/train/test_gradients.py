@@ -14,8 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from onnxpress.train import operators  # noqa: E402
-from onnxpress.train.program import Program  # noqa: E402
-from onnxpress.train.registry import Operator  # noqa: E402
+from onnxpress.train.graph.program import Program  # noqa: E402
+from onnxpress.train.graph.registry import Operator  # noqa: E402
 from tests.train.graphs import Few, away, body, chain, one, positive, unit, whole  # noqa: E402
 
 MS = "com.microsoft"

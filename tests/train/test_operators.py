@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from benchmarks import backend_tests  # noqa: E402
 from onnxpress.runtime.session import Settings, open_session  # noqa: E402
-from onnxpress.train.program import Program  # noqa: E402
+from onnxpress.train.graph.program import Program  # noqa: E402
 from tests import nets  # noqa: E402
 
 # What differs from the standard's numbers, and why; a case that begins to agree must leave this list.

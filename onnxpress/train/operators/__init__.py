@@ -1,9 +1,9 @@
 """What every operator computes, by families.  Importing this package fills the registry."""
 
+from onnxpress.train.graph.registry import REGISTRY, find
 from onnxpress.train.operators import (
     activation,
     attention,
-    chance,
     contrib,
     control,
     conv,
@@ -15,6 +15,7 @@ from onnxpress.train.operators import (
     normalize,
     pool,
     quant,
+    random,
     recurrent,
     reduce,
     resize,
@@ -22,13 +23,11 @@ from onnxpress.train.operators import (
     shape,
     signal,
 )
-from onnxpress.train.registry import REGISTRY, find
 
 __all__ = [
     "REGISTRY",
     "activation",
     "attention",
-    "chance",
     "contrib",
     "control",
     "conv",
@@ -41,6 +40,7 @@ __all__ = [
     "normalize",
     "pool",
     "quant",
+    "random",
     "recurrent",
     "reduce",
     "resize",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.registry import Run, Site, operator, plain
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.tensors import Tensor
 
 plain("Relu", functional.relu)
 plain("Softplus", lambda x: functional.softplus(x, threshold=30.0))

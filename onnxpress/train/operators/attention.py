@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor, torch_type
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor, torch_type
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.tensors import Tensor
 from onnxpress.train.operators.conv import convolution
 from onnxpress.train.operators.linear import gemm, product
 from onnxpress.train.operators.normalize import layer_norm, rms_norm
-from onnxpress.train.registry import Run, Site, operator, plain
-from onnxpress.train.tensors import Tensor
 
 DOMAIN = "com.microsoft"
 plain("BiasGelu", lambda x, bias: functional.gelu(x + bias), domain=DOMAIN)

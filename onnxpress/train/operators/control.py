@@ -8,8 +8,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from onnxpress.train.registry import Run, Site, operator, plain
-from onnxpress.train.tensors import Tensor, torch_type
+from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.tensors import Tensor, torch_type
 
 
 @operator("If", data=None)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor
 from onnxpress.train.operators.windows import Window, padded, torch_pads, window
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor
 
 CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED: dict[int, Any] = {

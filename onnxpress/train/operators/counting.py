@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor
 
 
 def _pool(site: Site) -> dict[tuple[int, ...], int]:

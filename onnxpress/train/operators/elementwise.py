@@ -8,8 +8,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from onnxpress.train.registry import Run, Site, operator, plain
-from onnxpress.train.tensors import Tensor, torch_type
+from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.tensors import Tensor, torch_type
 
 # torch computes few things in these; int64 holds their arithmetic modulo 2^64.
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
@@ -257,7 +257,7 @@ def _cast_like(site: Site) -> Run:
     stated = site.node.inputs[1].dtype if site.node.inputs[1] is not None else None
     if stated is not None and stated != ir.DataType.STRING:
         return lambda x, like: convert(x, stated, saturate)
-    from onnxpress.train.tensors import ONNX
+    from onnxpress.train.graph.tensors import ONNX
 
     return lambda x, like: convert(x, ONNX[like.dtype], saturate)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.registry import Run, Site, operator, plain
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.tensors import Tensor
 
 
 def _positive(index: Tensor, size: int) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from onnxpress.train.registry import Run, Site, operator, plain
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.tensors import Tensor
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor
 
 
 def likelihood(scores: Tensor, labels: Tensor, weight: Tensor, ignored: int | None, reduction: str) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.tensors import Tensor
 from onnxpress.train.operators.conv import CONV
 from onnxpress.train.operators.windows import Window, padded, window
-from onnxpress.train.registry import Run, Site, operator, plain
-from onnxpress.train.tensors import Tensor
 
 _MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _MEAN: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}

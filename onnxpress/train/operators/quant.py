@@ -8,10 +8,10 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor, torch_type
 from onnxpress.train.operators.conv import convolution
 from onnxpress.train.operators.elementwise import convert
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor, torch_type
 
 FLOAT_CODES = ("FLOAT8", "FLOAT4")
 
@@ -31,7 +31,7 @@ def code_type(site: Site) -> ir.DataType:
     if site.integer("output_dtype"):
         return ir.DataType(site.integer("output_dtype"))
     if stated is None and site.constants.get(2) is not None:
-        from onnxpress.train.tensors import ONNX
+        from onnxpress.train.graph.tensors import ONNX
 
         return ONNX[site.constants[2].dtype]
     return stated or ir.DataType.UINT8

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor
 
 Reduce = Callable[[Tensor, list[int], bool], Tensor]
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor
 from onnxpress.train.operators.windows import torch_pads, window
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor
 
 
 @operator("GridSample")

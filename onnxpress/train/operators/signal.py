@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from onnxpress.train.registry import Run, Site, operator
-from onnxpress.train.tensors import Tensor, torch_type
+from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.tensors import Tensor, torch_type
 
 
 def _complex(x: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch.nn import functional
 
-from onnxpress.train.registry import Site
-from onnxpress.train.tensors import Tensor
+from onnxpress.train.graph.registry import Site
+from onnxpress.train.graph.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,189 @@
+"""distill as a function: a student, a teacher and samples become a better student, if the selection samples agree."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from onnxpress.api.distillation_session import Couple, Progress, Taught, Wish, refitted, taught
+from onnxpress.api.one_pass import ModelLike, Result, _exact, _finish, _opened
+from onnxpress.data.dataset import Dataset
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.score import Judge, Score
+from onnxpress.model.files import load, model_hash, must_fit, to_bytes
+from onnxpress.passes.distillation.distill import Source, teacher_evidence
+from onnxpress.passes.pruning.allocation import Wish as PruneWish
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, take_step
+from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.train.distillation.feature_matching import Kept
+from onnxpress.train.settings import Settings
+
+if TYPE_CHECKING:
+    from onnxpress.train.trainer import Point
+
+TRAIN_SPLIT = SPLITS[3]
+_POOR = 0.05  # drop of a student from which training starts from its closed form, if that is closer to the teacher
+
+
+@dataclass
+class Distilled(Result):
+    """start, score: on the selection samples, against the teacher; improved: whether the new weights were taken.
+
+    curve: looks at the selection samples; settings: as trained (None for the closed form); best: the step kept.
+    """
+
+    start: Score | None = None
+    score: Score | None = None
+    improved: bool = False
+    curve: list[Point] = field(default_factory=list)
+    settings: Settings | None = None
+    best: int = 0
+
+
+@dataclass
+class _Start:
+    """The student before: the plan so far, its model and what the plan's model is; what a removal left (kept)."""
+
+    original: ir.Model
+    plan: Plan
+    model: ir.Model
+    source: Source
+    notes: list[str]
+    kept: Kept | None = None
+
+
+def distill(
+    student: ModelLike | None,
+    teacher: ModelLike,
+    data: Dataset,
+    wish: Wish | None = None,
+    *,
+    select: Dataset | None = None,
+    output: str | Path | None = None,
+    plan_path: str | Path | None = None,
+    run_folder: str | Path | None = None,
+    resume: bool = False,
+    machine: Machine | None = None,
+    progress: Progress | None = None,
+) -> Distilled:
+    """Bring a student's answers to a teacher's on the given samples.
+
+    student: None makes one from the teacher (wish.shrink); select: samples that choose the weights to keep (default: a
+    fifth of data); run_folder: checkpoints and the record of the run (default: beside the output), which resume goes on from.
+    The result is the student as it was where nothing better was found (`improved` tells).  Raises Problem.
+    """
+    wish = wish or Wish()
+    wish.check()
+    if (student is None) == (wish.shrink is None):
+        raise InputProblem(
+            "there must be one student", "", "a student file, or --shrink to make one from the teacher",
+            "give STUDENT, or --shrink 0.5",
+        )  # fmt: skip
+    machine = machine or this_machine()
+    learn, judged = data, select
+    if judged is None:
+        parts = data.split(TRAIN_SPLIT)
+        learn, judged = parts.calibrate, parts.select
+    begin = _begin(student, teacher, learn, wish, output, machine)
+    now = evidence_for(begin.model, learn, machine, wish.settings.seed)
+    couple = Couple(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
+    judge = Judge(couple.teacher.model, judged)
+    first = judge.score(to_bytes(begin.model))
+    if wish.closed_form:
+        return _choose(begin, refitted(couple, wish), judge, first, output, plan_path, learn)
+    ahead = refitted(couple, wish) if student is not None and first.drop > _POOR else None
+    if ahead is not None and judge.score(to_bytes(ahead.model)).nmse < first.nmse:
+        couple = replace(couple, student=evidence_for(ahead.model, learn, machine, wish.settings.seed))
+    else:
+        ahead = None
+    made = taught(couple, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
+    if ahead is not None:
+        made.decisions, made.notes = ahead.decisions + made.decisions, ahead.notes + made.notes
+    return _choose(begin, made, judge, first, output, plan_path, learn)
+
+
+def _loaded(model: ModelLike) -> ir.Model:
+    opened = model if isinstance(model, ir.Model) else load(model)
+    must_fit(opened)
+    return opened
+
+
+def _folder(run_folder: str | Path | None, output: str | Path | None) -> Path | None:
+    if run_folder is not None:
+        return Path(run_folder)
+    return None if output is None else Path(output).with_suffix(".run")
+
+
+def _begin(
+    student: ModelLike | None,
+    teacher: ModelLike,
+    data: Dataset,
+    wish: Wish,
+    output: str | Path | None,
+    machine: Machine,
+) -> _Start:
+    seed = wish.settings.seed
+    if student is not None:
+        own = _opened(student, output)
+        master = _loaded(teacher)
+        source = Source(str(teacher) if not isinstance(teacher, ir.Model) else "in memory", model_hash(master))
+        return _Start(own, new_plan(own, data, seed), own, source, [])
+    own = _opened(teacher, output)
+    part = data.take(CALIBRATION)
+    plan, base, notes, evidence = _exact(own, part, machine, seed)
+    assert wish.shrink is not None
+    decisions = plan_pruning(evidence, PruneWish(wish.shrink))
+    if not decisions:
+        raise InputProblem(
+            "no channel group can be narrowed by this much", "--shrink", f"got {wish.shrink}", "try a larger share"
+        )
+    plan = plan.then("prune", [*decisions, {"repair": "least-squares"}])
+    done = take_step(plan.steps[-1], evidence, base)
+    steps = tuple(Step(s.pass_name, s.decisions, CALIBRATION) for s in plan.steps)
+    removal = {d["group"]: d["remove"] for d in decisions}
+    return _Start(
+        own,
+        replace(plan, steps=steps, data_hash=data.hash),
+        done.model,
+        Source(),
+        notes + done.notes,
+        lambda value: evidence.channels.kept(value, removal),
+    )
+
+
+def _choose(
+    begin: _Start,
+    made: Taught,
+    judge: Judge,
+    first: Score,
+    output: str | Path | None,
+    plan_path: str | Path | None,
+    data: Dataset,
+) -> Distilled:
+    """The new weights where the selection samples like them at least as well, else the student as it was."""
+    second = judge.score(to_bytes(made.model))
+    better = math.isfinite(second.nmse) and (second.drop, second.nmse) <= (first.drop, first.nmse)
+    notes = begin.notes + made.notes
+    model, plan, score = begin.model, begin.plan, first
+    if better:
+        model, score = made.model, second
+        plan = begin.plan.then("distill", made.decisions)
+    else:
+        notes.append(
+            f"the new weights are worse on the selection samples (drop {second.drop:+.4f}, before {first.drop:+.4f}):"
+            " the student stays as it was"
+        )
+    course = made.course
+    if course is not None and course.overfitted:
+        notes.append(f"it began to overfit: the weights of step {course.best} are kept")
+    done = _finish(begin.original, model, plan, notes, [], output, plan_path, data)
+    return Distilled(
+        done.model, done.plan, done.before, done.after, done.notes, start=first, score=score, improved=better,
+        curve=course.curve if course else [], settings=made.settings, best=course.best if course else 0,
+    )  # fmt: skip

@@ -1,0 +1,257 @@
+"""One student taught by one teacher: pairs matched, settings fixed, trained with looks at the selection samples.
+
+`distill` drives it for a file, `training` for the students of a search.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Judge
+from onnxpress.model.files import to_bytes, write_atomic
+from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
+from onnxpress.passes.pruning.allocation import Wish as PruneWish
+from onnxpress.plan.run_record import Run
+from onnxpress.train.distillation.feature_matching import Kept, Pair, chosen, pairs
+from onnxpress.train.distillation.teacher_batches import Memory
+from onnxpress.train.optional_torch import require_torch
+from onnxpress.train.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from onnxpress.train.distillation.runner import Distillation, Watch
+    from onnxpress.train.trainer import Course, Point
+
+SECONDS = 600.0  # of training where neither steps nor a budget are given
+_CLOSED_SAMPLES = 128
+_ENOUGH = 200  # steps: where the time does not allow them, batches are halved, down to _SMALLEST
+_SMALLEST = 16
+_TRIALS = 0.1  # of the steps, spent on trying learning rates
+_SEEN = (
+    30  # times that drawn weights must see a sample before mixed and distorted ones help more than they ask too much
+)
+_SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for.  settings: of the training; steps 0: as many as fit in `seconds`.
+
+    augment: auto, none, or names; match: (teacher value, student value); shrink: share of the channels to remove from
+    the teacher to make the student; closed_form: no training, layers refitted one by one.
+    """
+
+    settings: Settings = field(default_factory=lambda: Settings(threads=cores()))
+    steps: int = 0
+    seconds: float = SECONDS
+    augment: str = "auto"
+    match: tuple[tuple[str, str], ...] = ()
+    shrink: float | None = None
+    closed_form: bool = False
+
+    def check(self) -> None:
+        """Raises InputProblem; and EnvironmentProblem where training is asked for and torch is missing."""
+        if self.steps < 0:
+            raise InputProblem("the number of steps is negative", "--steps", f"got {self.steps}", "try 1000")
+        if self.seconds <= 0:
+            raise InputProblem("the time budget is nothing", "--time-budget", f"got {self.seconds:g} s", "try 10m")
+        self.settings.check()
+        if self.shrink is not None:
+            PruneWish(self.shrink).check()
+        if self.augment not in ("auto", "none"):
+            from onnxpress.train.augment import check
+
+            check([w.strip() for w in self.augment.split(",")])
+        if not self.closed_form:
+            require_torch("distill")
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Couple:
+    """student and teacher on the samples to learn from, ports under the same names; source: the teacher as a plan names
+    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; memory: shared
+    with other students of the teacher that learn from the same samples."""
+
+    student: Evidence
+    teacher: Evidence
+    source: Source
+    kept: Kept | None = None
+    memory: Memory | None = None
+
+    def matched(self, wish: Wish) -> list[Pair]:
+        """Inner values that are compared: as wished, or found."""
+        if wish.match:
+            return chosen(wish.match, self.student, self.teacher)
+        return pairs(self.student, self.teacher, self.kept)
+
+
+@dataclass
+class Taught:
+    """The student's model with its new weights, the decisions that make it, and how the training went."""
+
+    model: ir.Model
+    decisions: list[Decision]
+    notes: list[str]
+    course: Course | None = None
+    settings: Settings | None = None
+
+
+def refitted(couple: Couple, wish: Wish) -> Taught:
+    """In closed form: every layer with a twin by least squares, on a part of the samples."""
+    decision: Decision = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
+    part = couple.student.samples().take(_CLOSED_SAMPLES)
+    given = None
+    if wish.match:
+        given = chosen(wish.match, couple.student, couple.teacher)
+        decision["pairs"] = [p.plain() for p in given]
+    few = [evidence_for(e.model, part, e.machine, e.seed) for e in (couple.student, couple.teacher)]
+    model, fits = closed_form(few[0], few[1], given)
+    return Taught(model, [decision], [fitted(fits)])
+
+
+def taught(
+    couple: Couple,
+    wish: Wish,
+    judge: Judge,
+    start: float = math.inf,
+    folder: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Taught:
+    """By training.  start: the student's drop before; folder: of checkpoints and the record of the run (None: neither),
+    which `resume` goes on from."""
+    from onnxpress.train.distillation.runner import Distillation, Watch
+
+    say = progress or (lambda stage, share: None)
+    matched = couple.matched(wish)
+    notes = _pair_notes(matched, wish)
+    settings = _stored(folder) if resume else None
+    job = Distillation(
+        couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched, couple.memory
+    )
+    if settings is None:
+        job.settings = _settled(job, wish, judge, say)
+        notes.append(f"loss {job.settings.loss}, inner values {job.settings.features}, rate {job.settings.lr:g}")
+    watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
+    model, course = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
+    decision = training(job.settings, couple.source, matched, course.best)
+    return Taught(model, [decision], notes, course, job.settings)
+
+
+def _recorded(job: Distillation, watch: Watch, source: Source, folder: Path) -> tuple[ir.Model, Course]:
+    """Run with checkpoints, and a record, in the folder."""
+    from onnxpress.train.trainer import read_checkpoint
+
+    watch.checkpoint = folder / _CHECKPOINT
+    if watch.resume and job.settings.mode == "end-to-end":
+        read_checkpoint(watch.checkpoint, job.mark)  # one that is no good is refused before anything is written
+    run = Run(folder, command="distill", teacher=source.plain(), settings=job.settings.plain())
+    try:
+        write_atomic(folder / _SETTINGS, (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
+        model, course = job.run(watch)
+        run.set(curve=course.curve, best=course.best, ended=course.ended)
+        for left in folder.glob("checkpoint*"):
+            left.unlink()
+    finally:
+        run.close()
+    return model, course
+
+
+def begun(folder: Path) -> bool:
+    """Whether the folder holds a training run to resume."""
+    return (folder / _SETTINGS).is_file() and (folder / _CHECKPOINT).is_file()
+
+
+def _stored(folder: Path | None) -> Settings:
+    """The settings of the run that is resumed."""
+    path = None if folder is None else folder / _SETTINGS
+    if path is None or not path.is_file():
+        raise InputProblem("there is no run to resume", path or "", "", "run without --resume")
+    try:
+        body: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputProblem("the run's settings cannot be read", path, str(error), "run without --resume") from error
+    return read_settings(body)
+
+
+def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Settings:
+    """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
+    time of a step."""
+    from onnxpress.train.augment import GENTLE
+    from onnxpress.train.distillation import loss_selection
+    from onnxpress.train.distillation.runner import choose_augment
+
+    batch = min(wish.settings.batch, len(job.data))
+    settings = replace(wish.settings, batch=batch)
+    if settings.mode == "end-to-end":
+        settings = replace(settings, augment=choose_augment(wish.augment, job.data, job))
+    job.settings = settings
+    began = time.monotonic()
+    if wish.steps and settings.lr and "auto" not in (settings.loss, settings.features):
+        return replace(settings, steps=wish.steps)
+    while not wish.steps and settings.batch >= 2 * _SMALLEST and (fit := job.steps_in(wish.seconds)) < _ENOUGH:
+        least = math.ceil(
+            math.log2(_ENOUGH / fit)
+        )  # half a batch takes half of the time or more: so many halvings are needed
+        job.settings = settings = replace(settings, batch=max(_SMALLEST, settings.batch // 2**least))
+    steps = wish.steps or job.steps_in(wish.seconds)
+    if settings.from_scratch and wish.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
+        gentle = tuple(n for n in settings.augment if n in GENTLE)
+        job.settings = settings = replace(settings, augment=gentle)
+    if not settings.lr:
+        rate = job.find_rate(steps, _TRIALS, lambda share: say("trying learning rates", share))
+        job.settings = settings = replace(settings, lr=rate)
+    if settings.mode == "end-to-end":
+
+        def harm(model: ir.Model) -> float:
+            return judge.score(to_bytes(model)).nmse
+
+        job.settings = settings = loss_selection.chosen(job, steps, harm, lambda share: say("trying losses", share))
+    left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
+    return replace(settings, steps=wish.steps or job.steps_in(left))
+
+
+def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:
+    if wish.settings.features == "none" and wish.settings.mode == "end-to-end":
+        return []
+    narrow = sum(p.kept is not None for p in matched)
+    learned = sum(p.project for p in matched)
+    if not matched:
+        return ["no inner value of the student has a twin in the teacher: outputs alone are compared"]
+    return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
+
+
+def _look(judge: Judge, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
+    """(drop, nmse, value, one standard error of the drop); with labels alone closeness to the teacher is no aim."""
+
+    def look(model: ir.Model) -> tuple[float, float, float, float]:
+        score = judge.score(to_bytes(model))
+        doubt = 0.0 if labels_alone else (score.high - score.low) / 4
+        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value, doubt
+
+    return look
+
+
+def _teller(say: Progress, judge: Judge) -> Callable[[int, int, float, Point | None], None]:
+    def tell(step: int, steps: int, loss: float, point: Point | None) -> None:
+        metric = "" if point is None else f", {judge.metric} {point.value:.4f}"
+        say(f"loss {loss:.4f}{metric}", step / steps)
+
+    return tell

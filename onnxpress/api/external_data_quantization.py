@@ -1,0 +1,199 @@
+"""Weights in few bits without samples, one weight in memory at a time, so that files too large to be held can be made small.
+
+Numbers of a large model are read from its external data, rounded, and go at once into the data file of the result.
+Without samples nothing is known of the inputs: every row keeps the scale that loses least of it (8 bits: its largest weight's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.data.synthetic import synthetic
+from onnxpress.errors import EnvironmentProblem, InputProblem
+from onnxpress.model import edit
+from onnxpress.model.files import beside, check_target, load, opened, save, settle, to_bytes, weight_bytes, written
+from onnxpress.model.signature import signature
+from onnxpress.passes.core.contract import Refused
+from onnxpress.passes.core.weight_matrix import Stored, find_weights
+from onnxpress.passes.weights import codebook
+from onnxpress.passes.weights.bit_packing import Packer, bytes_of
+from onnxpress.passes.weights.codebook import Book
+from onnxpress.passes.weights.low_bit import GRIDS
+from onnxpress.passes.weights.weights import Wish
+from onnxpress.plan import result_contract
+
+_STRETCH = 4 * 2**20  # numbers at a time
+_PAGE = 4096  # where onnxruntime likes a tensor of external data to begin
+_INLINE = 1024  # bytes up to which a tensor stays in the file itself
+_SMALL = 256 * 2**20  # bytes of weights up to which a model is written as one file, and run
+
+Tell = Callable[[str, float], None]
+
+
+@dataclass
+class Streamed:
+    """before, after: bytes with external data; weights: how many were rounded."""
+
+    before: int
+    after: int
+    weights: int
+    notes: list[str] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+def stream_weights(
+    path: str | Path, output: str | Path, wish: Wish | None = None, tell: Tell | None = None
+) -> Streamed:
+    """Write `output`, and `output`.data beside it where the model is large.  Memory: about twice the largest weight.
+
+    Raises InputProblem on bad input.
+    """
+    wish = wish or Wish()
+    wish.check()
+    target = check_target(output, path)
+    model = opened(path)
+    before = Path(path).stat().st_size + _outside(model)
+    if weight_bytes(model) <= _SMALL:
+        model = load(path)
+        work, found = _written(edit.canonical(model), wish, None, tell)
+        problems = result_contract.same_shape_behaviour(model, to_bytes(work), synthetic(signature(model), 1))
+        if problems:
+            raise InputProblem(
+                "the result would not keep the model's behaviour",
+                "",
+                problems[0],
+                "report this model; nothing was written",
+            )
+        return replace(found, before=before, after=len(save(work, target)))
+    with beside(target) as (part, data_part):
+        try:
+            with data_part.open("wb") as stream:
+                work, found = _written(edit.canonical(model), wish, _Store(stream, data_part), tell)
+            part.write_bytes(written(work))
+            own = settle(target, part, data_part)
+        except OSError as error:
+            raise EnvironmentProblem(
+                "cannot write the file", target, str(error), "check space and permissions"
+            ) from error
+    after = len(own) + (target.parent / data_part.name).stat().st_size
+    return replace(
+        found,
+        before=before,
+        after=after,
+        notes=[*found.notes, "too large to be run here: the result was checked, but not run"],
+    )
+
+
+def _written(work: ir.Model, wish: Wish, store: _Store | None, tell: Tell | None) -> tuple[ir.Model, Streamed]:
+    """A model in canonical form with its weights rounded; numbers that are not rounded go to the store as they are."""
+    weights, refused = find_weights(work, look=False)
+    packer = Packer(work, hold=store.put if store is not None else None)
+    kept = 0
+    for done, weight in enumerate(weights):
+        if tell is not None:
+            tell(weight.name, done / len(weights))
+        book = _rounded(weight, _numbers(work.graph.initializers[weight.name].const_value), wish)
+        if book is None:
+            refused.append(Refused(weight.name, "its weight is not finite"))
+            continue
+        if bytes_of(weight, book) >= weight.array.nbytes:
+            refused.append(Refused(weight.name, "its weight is too small to be worth unpacking"))
+            continue
+        packer.put(weight, book)
+        work.graph.initializers.pop(weight.name)
+        kept += 1
+    for name, value in work.graph.initializers.items():
+        if (
+            store is not None
+            and isinstance(value.const_value, ir.ExternalTensor)
+            and not store.holds(value.const_value)
+        ):
+            value.const_value = store.put(_numbers(value.const_value), name)
+    edit.drop_dead(work)
+    edit.forget_floats(work)
+    return work, Streamed(
+        0, 0, kept, [f"{kept} weights in {wish.bits} bits, rounded one by one without samples"], refused
+    )
+
+
+def _outside(model: ir.Model) -> int:
+    """Bytes of external data."""
+    return sum(
+        v.const_value.nbytes for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
+    )
+
+
+@dataclass
+class _Store:
+    """The data file of the result, as it grows."""
+
+    stream: BinaryIO
+    path: Path
+
+    def holds(self, tensor: ir.ExternalTensor) -> bool:
+        return Path(tensor.path) == self.path
+
+    def put(self, array: np.ndarray, name: str) -> ir.TensorProtocol:
+        """An array's place in the file; what is small stays in memory."""
+        if array.nbytes <= _INLINE:
+            return ir.tensor(np.asarray(array), name=name)
+        self.stream.write(b"\0" * (-self.stream.tell() % _PAGE))
+        begin, flat = self.stream.tell(), array.reshape(-1)
+        for start in range(0, flat.size, _STRETCH):
+            self.stream.write(np.ascontiguousarray(flat[start : start + _STRETCH]).tobytes())
+        kind = ir.DataType.from_numpy(array.dtype)
+        return ir.ExternalTensor(
+            self.path.name,
+            begin,
+            array.nbytes,
+            kind,
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=str(self.path.parent),
+        )
+
+
+def _numbers(tensor: ir.TensorProtocol | None) -> np.ndarray:
+    """A tensor's numbers; external ones as a map of the file that is given back to the system with the array."""
+    assert tensor is not None
+    if not isinstance(tensor, ir.ExternalTensor):
+        return np.asarray(tensor.numpy())
+    return np.memmap(
+        tensor.path, tensor.dtype.numpy(), "r", tensor.offset or 0, tuple(int(d) for d in tensor.shape.numpy())
+    )
+
+
+def _rounded(weight: Stored, array: np.ndarray, wish: Wish) -> Book | None:
+    """None where a number is not finite."""
+    stored = Stored(weight.name, weight.readers, array, weight.lead)
+    rows = stored.rows  # [M, K]: a view where the rows come first, else a copy
+    most = max(1, _STRETCH // max(rows.shape[1], 1))
+    parts: list[Book] = []
+    for block in (rows[start : start + most] for start in range(0, len(rows), most)):
+        if not np.isfinite(block).all():
+            return None
+        parts.append(_in_8_bits(block) if wish.bits == 8 and not wish.block else _on_grid(stored, block, wish))
+    return Book(parts[0].centres, np.concatenate([p.codes for p in parts]), np.concatenate([p.scale for p in parts]))
+
+
+def _in_8_bits(rows: np.ndarray) -> Book:
+    levels = GRIDS[8]
+    top = np.abs(rows).max(axis=1, keepdims=True)
+    scale = np.where(top > 0, top / np.float32(levels[-1]), np.float32(1))
+    codes = (np.rint(rows / scale) - levels[0]).astype(np.uint8)
+    return Book(levels, codes, scale.astype(np.float64)).lean()
+
+
+def _on_grid(weight: Stored, rows: np.ndarray, wish: Wish) -> Book:
+    block = (
+        wish.block
+        if wish.block and rows.shape[1] % wish.block == 0 and rows.shape[1] > wish.block and weight.rows_apart
+        else 0
+    )
+    return codebook.on_grid(rows, None, GRIDS[wish.bits], block, polish=False).lean()

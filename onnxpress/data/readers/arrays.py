@@ -1,0 +1,273 @@
+"""Arrays by input name whose first axis is samples: .npz and .npy files, and arrays in memory.
+
+Values are checked when the set is opened where they are in memory, and as they are read where they are
+mapped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxpress.data import labels as labelling
+from onnxpress.data.checks import cast, fits, fitted, is_text, missing_inputs, refusal, text
+from onnxpress.data.layout import Layout, Port
+from onnxpress.data.readers import npfiles
+from onnxpress.data.source import Loaded, Source
+from onnxpress.errors import InputProblem
+from onnxpress.model.signature import Signature
+
+_CHUNK = 8 * 2**20  # bytes of values checked at once
+_WHAT = "cannot use the data"
+
+
+@dataclass(frozen=True)
+class Column:
+    """The values of one input.
+
+    count: how many samples it holds; None where one value is shared by all samples (a whole input given once)
+    batch: whether a row keeps an axis of size 1 in front (inputs whose rank the model does not state)
+    """
+
+    port: Port
+    array: np.ndarray
+    count: int | None
+    batch: bool = False
+
+    def row(self, index: int) -> np.ndarray:
+        if self.count is None:
+            return self.array
+        return self.array[index : index + 1] if self.batch else self.array[index]
+
+
+class Arrays(Source):
+    """Columns of equal length as samples."""
+
+    def __init__(self, columns: Sequence[Column], labels: Sequence[Any | None], name: str) -> None:
+        self._columns, self.labels, self._name = columns, labels, name
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        return {c.port.name: np.asarray(c.row(index)) for c in self._columns}
+
+    def key(self, index: int) -> str:
+        return f"{self._name}[{index}]"
+
+
+def column(array: np.ndarray, port: Port, where: str, checked: bool = True) -> Column:
+    """How an array holds the samples of an input, from its rank.
+
+    First axis samples, with or without a batch axis of 1 behind it; an array of one sample without any
+    batch axis, and one value of a whole input, are taken too.  checked: raise InputProblem where the
+    element type or the sizes do not fit; without, only the rank is looked at (a preprocessing may still
+    change the rest).
+    """
+    dims = port.dims
+    if checked:
+        reason = refusal(array.dtype, port.spec.dtype)
+        if reason:
+            raise InputProblem(_WHAT, where, reason, "convert the array and save it again")
+    if dims is None:
+        if array.ndim == 0:
+            return Column(port, array, None)
+        return Column(port, array, len(array), batch=True)
+    if port.axis != 0 and array.ndim == len(dims) and fits(array.shape, dims):
+        return Column(port, array, None)
+    inner = port.inner or ()
+    single = port.axis == 0 and not port.loose and array.ndim == len(inner)
+    if single and array.ndim and fits(array.shape, inner):
+        return Column(port, array[None], 1)
+    if single and array.ndim >= 2 and checked:
+        fitted(array.shape, port, where)  # its rows have too few axes: judged as the one sample it must be
+    if array.ndim == 0:
+        raise InputProblem(_WHAT, where, "found a single number, expected an array whose first axis is samples")
+    if checked and len(array):
+        fitted(array.shape[1:], port, where)
+    return Column(port, array, len(array))
+
+
+def lengths(columns: Sequence[Column], where: str) -> int:
+    """The common number of samples.  Raises InputProblem where the inputs disagree."""
+    counts = {c.port.name: c.count for c in columns if c.count is not None}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise InputProblem(_WHAT, where, f"the inputs differ in their number of samples: {found}")
+    return next(iter(counts.values())) if counts else 1
+
+
+def check_values(columns: Sequence[Column], name: str) -> None:
+    """Cast all values once, in pieces, so that a bad one is found before the work begins.  Raises
+    InputProblem."""
+    for each in columns:
+        if each.count is None:
+            cast(each.array, each.port.spec.dtype, f"{name}, input {each.port.name!r}")
+            continue
+        step = max(1, _CHUNK // max(each.array.nbytes // max(each.count, 1), 1))
+        for start in range(0, each.count, step):
+            piece = each.array[start : start + step]
+            try:
+                cast(piece, each.port.spec.dtype, name)
+            except InputProblem:
+                for index in range(start, min(start + step, each.count)):
+                    cast(
+                        np.asarray(each.row(index)),
+                        each.port.spec.dtype,
+                        f"{name}[{index}], input {each.port.name!r}",
+                    )
+                raise
+
+
+def build(
+    arrays: Mapping[str, np.ndarray],
+    layout: Layout,
+    name: str,
+    where: str,
+    labels: Any,
+    signature: Signature,
+    raw: bool = True,
+    mapped: bool = False,
+) -> Loaded:
+    """Arrays by input name as a source.
+
+    labels: a sequence, an array or None; raw: nothing is preprocessed, so that everything can be checked now;
+    mapped: the values are on disk and are checked as they are read.  Raises InputProblem.
+    """
+    columns = [column(arrays[p.name], p, f"{where}, input {p.name!r}", raw) for p in layout.ports]
+    count = lengths(columns, where)
+    notes = [f"{c.port.name!r} is the same for every sample" for c in columns if c.count is None]
+    if any(c.count == 1 and c.array.ndim and arrays[c.port.name].ndim < c.array.ndim for c in columns):
+        notes.append("the arrays are one sample without a batch axis")
+    if labels is None:
+        values: list[Any | None] = [None] * count
+    else:
+        values, more = labelling.tidy(labels, signature, where)
+        labelling.matched(values, count, where)
+        notes += more
+    if raw and not mapped and count:
+        check_values(columns, name)
+    return Loaded(Arrays(columns, values, name), name, notes)
+
+
+def rename_only(
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]], layout: Layout, label: str | None
+) -> tuple[dict[str, str], list[str]]:
+    """Key by input name, and notes: a single input takes the only array of a foreign name that could be
+    its."""
+    names = {port.name: port.name for port in layout.ports}
+    notes: list[str] = []
+    rest = [key for key in shapes if key not in names and key != label]
+    if len(layout.ports) == 1 and layout.ports[0].name not in shapes:
+        port = layout.ports[0]
+        usable = [k for k in rest if is_text(shapes[k][1]) == is_text(port.spec.dtype)]
+        if len(usable) == 1:
+            names[port.name] = usable[0]
+            rest.remove(usable[0])
+            notes.append(f"array {usable[0]!r} is input {port.name!r}")
+    if rest:
+        notes.append(f"not used: {', '.join(rest)}")
+    return names, notes
+
+
+def from_mapping(
+    given: Mapping[str, Any],
+    signature: Signature,
+    layout: Layout,
+    name: str,
+    labels: Any = None,
+    key: str | None = None,
+    raw: bool = True,
+) -> Loaded:
+    """Arrays in memory.  labels: values, which win over the key or a usual key of labels among the arrays."""
+    arrays: dict[str, np.ndarray] = {}
+    for each, value in given.items():
+        array = _array(value, f"{name}, {each!r}")
+        arrays[str(each)] = array
+    label = None if labels is not None else labelling.find_key(list(arrays), layout.names, key, name)
+    names, notes = rename_only({k: (a.shape, a.dtype) for k, a in arrays.items()}, layout, label)
+    missing = [n for n, k in names.items() if k not in arrays]
+    if missing:
+        raise missing_inputs(missing, arrays, layout, name)
+    values = labels if labels is not None else (arrays[label] if label else None)
+    loaded = build({n: arrays[k] for n, k in names.items()}, layout, name, name, values, signature, raw)
+    loaded.notes[:0] = notes
+    return loaded
+
+
+def _array(value: Any, where: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        # ValueError from ragged lists; whatever a foreign tensor's __array__ raises (TypeError,
+        # RuntimeError for a GPU tensor)
+        raise InputProblem(
+            _WHAT,
+            where,
+            f"it cannot be made an array ({str(error).splitlines()[0]})",
+            "give equal shapes, as numpy arrays",
+        ) from error
+
+
+def open_npz(path: Path, signature: Signature, layout: Layout, key: str | None, raw: bool, trust: bool) -> Loaded:
+    """An .npz file with a key per input; only the arrays that are needed are read, and mapped where stored
+    uncompressed."""
+    known = npfiles.headers(path, trust)
+    label = labelling.find_key(list(known), layout.names, key, str(path))
+    names, notes = rename_only({k: (h.shape, h.dtype) for k, h in known.items()}, layout, label)
+    missing = [n for n, k in names.items() if k not in known]
+    if missing:
+        raise missing_inputs(missing, known, layout, str(path))
+    if raw:
+        for name, found in names.items():  # wrong sizes are told before gigabytes are unpacked
+            stub = np.broadcast_to(np.zeros((), known[found].dtype), known[found].shape)
+            column(stub, layout.port(name), f"{path}, input {name!r}")
+    wanted = [*names.values()] + ([label] if label else [])
+    loaded = npfiles.load_npz(path, dict.fromkeys(wanted), lazy=True)
+    mapped = any(_is_mapped(loaded[k]) for k in names.values())
+    result = build(
+        {n: loaded[k] for n, k in names.items()},
+        layout,
+        path.name,
+        str(path),
+        loaded[label] if label else None,
+        signature,
+        raw,
+        mapped,
+    )
+    result.notes[:0] = notes
+    return result
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    return isinstance(array.base, np.memmap) or isinstance(array, np.memmap)
+
+
+def open_npy(path: Path, signature: Signature, layout: Layout, key: str | None, raw: bool) -> Loaded:
+    """An .npy file for a model with one input, mapped."""
+    port = only_port(layout, path, "an .npy file")
+    if key is not None:
+        raise InputProblem(
+            "cannot read the labels",
+            path,
+            f"an .npy file has no key {key!r}",
+            "name a label file, or use .npz",
+        )
+    array = npfiles.load_npy(path, lazy=True)
+    if math.prod(array.shape) == 0:
+        raise InputProblem(_WHAT, path, f"the array is empty: shape {text(array.shape)}")
+    return build({port.name: array}, layout, path.name, str(path), None, signature, raw, mapped=True)
+
+
+def only_port(layout: Layout, where: object, what: str) -> Port:
+    """The model's single input.  Raises InputProblem where it has several."""
+    if len(layout.ports) != 1:
+        raise InputProblem(
+            _WHAT,
+            where,
+            f"{what} feeds one input, the model has {len(layout.ports)}: {', '.join(layout.names)}",
+            "give an .npz with a key per input",
+        )
+    return layout.ports[0]

@@ -1,0 +1,239 @@
+"""Groups of channels that can be removed.
+
+`propagation.py` says which channel positions are one, `coupled_slices.py` what goes together where they lie on several axes; here they
+become groups: the removable channels that sit in the same places of the same weights.  `removal.py` takes them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxpress.model import read
+from onnxpress.model.channels.coupled_slices import Closure
+from onnxpress.model.channels.labels import Flow, varying
+from onnxpress.model.channels.propagation import propagate
+from onnxpress.model.trace import Trace
+
+_ATTENDING = 3
+Removal = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a group lies in a constant operand: positions[j] are those of channel j along the axis."""
+
+    node: str
+    operand: int
+    axis: int
+    role: str
+    positions: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """`size` channels that live in the same places.  name: the node that makes them, stable for one file.
+
+    bottleneck: narrower than both what its maker reads and what its readers make; sliced: each is a slice of several axes (a
+    head, a dimension of all heads, a group of a grouped convolution).
+    """
+
+    name: str
+    size: int
+    places: tuple[Place, ...]
+    bottleneck: bool = False
+    sliced: bool = False
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(p.node for p in self.places if p.role == "out"))
+
+    @property
+    def readers(self) -> tuple[Place, ...]:
+        return tuple(p for p in self.places if p.role == "in")
+
+    @property
+    def hidden(self) -> bool:
+        """An inner width of a block: one maker, and no bottleneck, or the slices that at most three layers share (query, key,
+        value).  More makers: a residual spine, where all must agree."""
+        return len(self.makers) <= (_ATTENDING if self.sliced else 1) and not self.bottleneck
+
+    @property
+    def block(self) -> int:
+        """Channels of a layer that one of these stands for."""
+        return max(len(p.positions[0]) for p in self.places if p.role == "out")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A weight-bearing node whose output channels stay, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The coupling of one model: removable groups, refusals, and what a removal needs to be carried out."""
+
+    groups: tuple[Group, ...]
+    refused: tuple[Refusal, ...]
+    flow: Flow = field(repr=False)
+    component: np.ndarray = field(repr=False)
+    members: dict[str, list[np.ndarray]] = field(repr=False)
+
+    def group(self, name: str) -> Group:
+        return next(g for g in self.groups if g.name == name)
+
+    def keep_mask(self, removal: Removal) -> np.ndarray:
+        """For every label whether its channel stays; indexed by label."""
+        gone = np.zeros(int(self.component.max()) + 1, bool)
+        for name, channels in removal.items():
+            for channel in channels:
+                gone[self.members[name][channel]] = True
+        return np.asarray(~gone[self.component])
+
+    def kept(self, value: str, removal: Removal) -> np.ndarray | None:
+        """Positions of a value's channel axis that stay; None where it has no removable channels, or several such axes."""
+        labels = self.flow.of.get(value)
+        if labels is None or len(varying(labels)) != 1:
+            return None
+        return np.flatnonzero(self.keep_mask(removal)[labels.reshape(-1)])
+
+
+def analyse(model: ir.Model, trace: Trace) -> Channels:
+    """Find the groups of a canonical model.  trace: shapes of one run (see runtime.session.trace)."""
+    flow = propagate(model, trace)
+    component = _components(flow)
+    closure = Closure(flow, component)
+    finder = _Finder(model, flow, component)
+    finder.single(~closure.bound)
+    for family in closure.families():
+        finder.sliced(family.units)
+    free = {s.layer for s in flow.slots if s.role == "out" and (s.node, s.operand, s.axis) in finder.cut}
+    return Channels(tuple(finder.groups), _refusals(model, flow, component, free), flow, component, finder.members)
+
+
+class _Finder:
+    """Collects groups: units (sets of components) that lie in the same places of the same weights."""
+
+    def __init__(self, model: ir.Model, flow: Flow, component: np.ndarray) -> None:
+        self.model, self.flow, self.component = model, flow, component
+        self.groups: list[Group] = []
+        self.members: dict[str, list[np.ndarray]] = {}
+        self.cut: set[tuple[str, int, int]] = set()  # axes of weights that make channels of a group
+        self._roots = [component[s.labels] for s in flow.slots]
+        self._summed = np.zeros(int(component.max()) + 1, bool)
+        for product in flow.products:
+            self._summed[component[product.labels]] = True
+
+    def single(self, able: np.ndarray) -> None:
+        """Components that are units by themselves.  able: by component."""
+        owner = np.where(able, np.arange(len(able)), -1)
+        owner[self.component[0]] = -1
+        self._add(owner, lambda root: np.array([root]), False)
+
+    def sliced(self, units: Sequence[np.ndarray]) -> None:
+        owner = np.full(int(self.component.max()) + 1, -1)
+        for number, unit in enumerate(units):
+            owner[unit] = number
+        self._add(owner, lambda number: units[number], True)
+
+    def _add(self, owner: np.ndarray, unit: Callable[[int], np.ndarray], sliced: bool) -> None:
+        """owner: by component the unit it belongs to, -1 for none."""
+        where: dict[int, list[tuple[int, np.ndarray]]] = {}
+        for index, roots in enumerate(self._roots):
+            mine = owner[roots]
+            if mine.ndim > 1:
+                mine = np.where((mine == mine[:, :1]).all(axis=1), mine[:, 0], -1)
+            if mine.max(initial=-1) < 0:
+                continue
+            order = np.argsort(mine, kind="stable")
+            numbers, starts = np.unique(mine[order], return_index=True)
+            for number, positions in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+                if number >= 0:
+                    where.setdefault(number, []).append((index, positions))
+        by_signature: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for number, found in where.items():
+            by_signature.setdefault(tuple((i, len(p)) for i, p in found), []).append(number)
+        for signature, alike in by_signature.items():
+            self._group(signature, alike, where, unit, sliced)
+
+    def _group(
+        self,
+        signature: tuple[tuple[int, int], ...],
+        numbers: list[int],
+        where: dict[int, list[tuple[int, np.ndarray]]],
+        unit: Callable[[int], np.ndarray],
+        sliced: bool,
+    ) -> None:
+        slots = self.flow.slots
+        read_ = any(slots[i].role == "in" for i, _ in signature) or bool(self._summed[unit(numbers[0])].any())
+        if not read_:
+            return  # nothing reads them through a weight: removal would change what leaves the analysed part
+        makers = [i for i, _ in signature if slots[i].role == "out"]
+        if not makers or any(count >= len(slots[i].labels) for i, count in signature):
+            return
+        first = makers[0]
+        numbers.sort(key=lambda n: int(next(p for i, p in where[n] if i == first)[0]))
+        name = slots[first].layer
+        if name in self.members:
+            name = f"{name}#{sum(g.name.split('#')[0] == name for g in self.groups)}"
+        self.members[name] = [unit(n) for n in numbers]
+        self.cut |= {(slots[i].node, slots[i].operand, slots[i].axis) for i in makers}
+        places = tuple(
+            Place(slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers))
+            for k, (i, _) in enumerate(signature)
+        )
+        narrow = not sliced and _narrowest(self.model, places, len(numbers))
+        self.groups.append(Group(name, len(numbers), places, narrow, sliced))
+
+
+def _narrowest(model: ir.Model, places: tuple[Place, ...], size: int) -> bool:
+    nodes = {n.name: n for n in model.graph}
+
+    def other_side(place: Place) -> int:
+        weight = read.constant(nodes[place.node].inputs[place.operand])
+        return size if weight is None or weight.ndim < 2 else weight.shape[1 - place.axis] if place.axis < 2 else size
+
+    sides = {role: [other_side(p) for p in places if p.role == role and p.operand == 1] for role in ("out", "in")}
+    return all(side and size < min(side) for side in sides.values())
+
+
+def _components(flow: Flow) -> np.ndarray:
+    pairs = np.concatenate(flow.edges) if flow.edges else np.empty((0, 2), np.int64)
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(flow.count, flow.count))
+    return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def _refusals(model: ir.Model, flow: Flow, component: np.ndarray, free: set[str]) -> tuple[Refusal, ...]:
+    reasons: dict[int, str] = {}
+    for labels, reason in (*flow.frozen, *flow.mixed):
+        for label in labels.tolist():
+            reasons.setdefault(label, reason)
+    makers = {s.layer: s for s in flow.slots if s.role == "out"}
+    passing = {s.layer for s in flow.slots if s.role == "along"} - set(makers)  # depthwise
+    refused = []
+    for node in model.graph:
+        weighted = node.op_type in read.WEIGHTED | read.RECURRENT
+        if not weighted or node.name in free | passing:
+            continue
+        slot = makers.get(node.name or "")
+        if slot is None:
+            if all(read.constant(v) is None for v in node.inputs[:2]):
+                reason = read.why_not_constant(node.inputs[1])
+                if reason == read.COMPUTED and node.op_type == "MatMul":
+                    continue  # of two computed tensors: it has no weight
+            else:
+                reason = f"{node.op_type} in a form whose channels are not known"
+        else:
+            own = next((reasons[label] for label in slot.labels.ravel().tolist() if label in reasons), None)
+            stays = bool((component[slot.labels] == component[0]).any())
+            reason = own or ("tied to channels that must stay" if stays else "nothing reads its channels by a weight")
+        refused.append(Refusal(node.name or "", reason))
+    return tuple(refused)

@@ -1,0 +1,143 @@
+"""The walk that sends labels through a graph: one rule an operator, and caution where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.model import read
+from onnxpress.model.channels import compute_rules, layout_rules, product_rules, recurrent_rules
+from onnxpress.model.channels.labels import Flow, opaque, unpacks, varying
+from onnxpress.model.trace import Trace
+
+_RULES = {**compute_rules.RULES, **layout_rules.RULES, **product_rules.RULES, **recurrent_rules.RULES}
+_PASS_SIZES = {"Unsqueeze", "Squeeze", "Reshape", "Identity", "Cast", "Slice", "Gather", "Concat"}
+_ASK_SIZES = {
+    "Cast",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Mod",
+}  # where a size becomes a number
+
+
+def propagate(model: ir.Model, trace: Trace) -> Flow:
+    """Walk the main graph once, in topological order.  The model must be canonical and its nodes named."""
+    flow = Flow(trace)
+    for value in model.graph.inputs:
+        flow.of[value.name or ""] = flow.blank(value)
+    for node in model.graph:
+        if unpacks(node):  # a weight, stored in integers
+            continue
+        rule = _RULES.get(node.op_type) if read.standard(node) and not read.has_subgraph(node) else None
+        if any(trace.shape(v.name) is None for v in node.outputs if v.name):
+            rule = None
+        if rule is None:
+            reason = f"{node.op_type} ({node.name}) is not known to keep channels apart"
+            opaque(flow, node, reason)
+        else:
+            rule(flow, node)
+        _follow_sizes(flow, node)
+        for name in sorted(read.captured(node)) if read.has_subgraph(node) else ():
+            flow.freeze(flow.of.get(name), f"read inside the sub-graph of {node.op_type} ({node.name})")
+    for value in model.graph.outputs:
+        flow.freeze(flow.read(value), f"graph output {value.name}")
+    _share_weights(model, flow)
+    return flow
+
+
+def _follow_sizes(flow: Flow, node: ir.Node) -> None:
+    """Sizes of values, on their way to where a number is made of them: a scale of 1/sqrt(d) must stay what it was, so the
+    channels it was told from go together or stay.  Sizes that only shape other values compute themselves anew."""
+    if not node.outputs:
+        return
+    output = node.outputs[0].name or ""
+    if node.op_type == "Shape" and node.inputs[0] is not None and read.standard(node):
+        source = node.inputs[0].name or ""
+        rank = flow.rank(node.inputs[0])
+        start, end = read.int_attribute(node, "start", 0), read.int_attribute(node, "end", rank)
+        flow.sizes[output] = [frozenset({(source, a)}) for a in range(rank)][start:end]
+        return
+    known = [flow.sizes.get(v.name or "", []) if v is not None else [] for v in node.inputs]
+    if not any(known):
+        return
+    every = frozenset().union(*(one for some in known for one in some))
+    if node.op_type in _ASK_SIZES and not _stays_whole(node):
+        for name, axis in sorted(every):
+            labels = flow.of.get(name)
+            if labels is not None and axis in varying(labels):
+                flow.mix(labels, (axis,), f"{node.op_type} ({node.name}) makes a number of the size of {name}")
+        return
+    shape = flow.shape(node.outputs[0])
+    count = int(np.prod(shape)) if shape is not None else 0
+    if node.op_type in _PASS_SIZES and count <= 64:
+        flow.sizes[output] = _moved_sizes(node, known, count, every)
+    elif node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32, None) and count <= 64:
+        flow.sizes[output] = [every] * count
+
+
+def _stays_whole(node: ir.Node) -> bool:
+    """Whether a Cast gives whole numbers."""
+    target = read.int_attribute(node, "to", 0) if node.op_type == "Cast" else 0
+    return target in (ir.DataType.INT64, ir.DataType.INT32)
+
+
+def _moved_sizes(
+    node: ir.Node, known: list[list[frozenset[tuple[str, int]]]], count: int, every: frozenset[tuple[str, int]]
+) -> list[frozenset[tuple[str, int]]]:
+    """What each element of the output was told from; everything, where that is not clear."""
+    first = known[0]
+    if node.op_type == "Gather" and (index := read.constant(node.inputs[1])) is not None:
+        return [first[int(i)] for i in index.ravel()]
+    if node.op_type == "Slice":
+        bounds = layout_rules.slice_bounds((len(first),), node)
+        return first[bounds[0]] if bounds and 0 in bounds else [every] * count
+    if node.op_type == "Concat":
+        parts = [k or [frozenset()] * _length(v) for k, v in zip(known, node.inputs, strict=True)]
+        flat = [one for part in parts for one in part]
+        return flat if len(flat) == count else [every] * count
+    return first if len(first) == count else [every] * count
+
+
+def _length(value: ir.Value | None) -> int:
+    constant = read.constant(value)
+    return 1 if constant is None else constant.size
+
+
+def _share_weights(model: ir.Model, flow: Flow) -> None:
+    """A weight with several readers (siamese branches, tied embeddings) is sliced once: its positions are one for all of
+    them.  Where a reader does not know its channels, or two disagree in the axes, each keeps a copy of its own."""
+    nodes = {n.name: n for n in model.graph}
+    slots: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+    for slot in flow.slots:
+        axes = slots.setdefault((slot.node, slot.operand), {})
+        other = axes.setdefault(slot.axis, slot.labels)
+        if other.shape == slot.labels.shape:  # of two layers behind one DequantizeLinear
+            flow.tie(other, slot.labels)
+        else:
+            flow.freeze(other, f"two layers read the weight of {slot.node} in different ways")
+            flow.freeze(slot.labels, f"two layers read the weight of {slot.node} in different ways")
+    for value in model.graph.initializers.values():
+        uses = [(u.node.name or "", u.idx) for u in value.uses()]
+        if (
+            len(uses) < 2
+            or value.const_value is None
+            or value.const_value.size < 2
+            or len(value.const_value.shape.numpy()) < 2
+        ):
+            continue
+        found = [slots.get(u) for u in uses]
+        first = found[0]
+        if (
+            first is None
+            or any(f is None or set(f) != set(first) for f in found)
+            or any(n not in nodes for n, _ in uses)
+        ):
+            continue
+        if all(f is not None and f[a].shape == first[a].shape for f in found for a in first):
+            for more in found[1:]:
+                for axis in first:
+                    assert more is not None
+                    flow.tie(first[axis], more[axis])

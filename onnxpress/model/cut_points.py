@@ -1,0 +1,68 @@
+"""A model cut where one value carries everything: parts that can be replaced one by one.
+
+Cuts lie on the main way, that of the input whose influence passes most such values; what other inputs say (a mask) may
+enter a section from the side.  A section holds one stretch of work and what follows it without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxpress.model.counts import macs
+from onnxpress.model.graph_index import Wires
+from onnxpress.model.trace import Trace
+
+
+@dataclass(frozen=True)
+class Section:
+    """From value `source` (an input of the model, or a cut) to value `output`.  nodes: its own, which no earlier section
+    needs; macs: theirs."""
+
+    name: str
+    source: str
+    output: str
+    nodes: frozenset[str]
+    macs: int
+
+
+def sections(model: ir.Model, trace: Trace) -> list[Section]:
+    """The sections of a canonical model, in order; their nodes are disjoint and hold all the work on the main way."""
+    wires = Wires(model)
+    costs = macs(model, trace)
+    source, way = wires.main_way()
+    found: list[Section] = []
+    before: set[str] = set()
+    held: frozenset[str] = frozenset()
+    work, output = 0, ""
+    for cut in (wires.single(i) for i in way):
+        if cut is None:
+            continue
+        needed = {wires.nodes[i].name or "" for i in _before(wires, wires.maker[cut])}
+        own = frozenset(needed - before)
+        more = sum(costs.get(n, 0) for n in own)
+        if more and work:
+            found.append(Section(output, source, output, held, work))
+            source, held, work = output, frozenset(), 0
+        held, work, output = held | own, work + more, cut
+        before |= needed
+    return [*found, Section(output, source, output, held, work)] if work else found
+
+
+def _before(wires: Wires, index: int) -> set[int]:
+    """A node and those whose values it depends on."""
+    seen: set[int] = set()
+    queue = [index]
+    while queue:
+        at = queue.pop()
+        if at not in seen:
+            seen.add(at)
+            queue += [wires.maker[n] for n in wires.reads[at] if n in wires.maker]
+    return seen
+
+
+def inside(nodes: Iterable[str], section: Section) -> bool:
+    """Whether a section holds all the nodes."""
+    return set(nodes) <= section.nodes

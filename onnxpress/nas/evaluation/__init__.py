@@ -1,0 +1,1 @@
+"""Evaluation of candidate networks: costs, zero-cost proxies, latency prediction and training."""

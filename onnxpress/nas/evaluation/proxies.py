@@ -1,0 +1,194 @@
+"""What an untrained network promises, by forward runs in onnxruntime alone; and which proxies there are.
+
+All are higher where a network should do better once trained.  Work and size are the baselines that the others must
+beat: they often do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxpress.errors import InputProblem
+from onnxpress.model import read
+from onnxpress.model.files import to_bytes
+from onnxpress.nas.evaluation.costs import Costs
+from onnxpress.nas.user_function import own_function
+from onnxpress.runtime.session import all_cores, open_session
+from onnxpress.train.optional_torch import require_torch
+
+FORWARD = ("naswot", "zen")
+GRADIENT = ("synflow", "snip", "grad-norm", "jacobian")
+COUNTED = ("macs", "parameters", "capacity")
+PROXIES = (*FORWARD, *GRADIENT, *COUNTED)
+TRAINING = "training"  # no proxy: a short training, see nas.look
+_STEP = 0.01  # of the perturbation of zen
+_TINY = 1e-12
+_SWITCHES = ("Relu", "Clip", "HardSwish", "Sigmoid", "Erf")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def check(name: str) -> None:
+    """Raises InputProblem for a proxy that does not exist."""
+    if ".py:" in name:
+        own_function(name, "proxy")
+    elif name not in (*PROXIES, TRAINING):
+        words = ", ".join((*PROXIES, TRAINING))
+        raise InputProblem("unknown proxy", name, "", f"one of {words}, or FILE.py:function")
+
+
+def proxy(name: str, model: ir.Model, batch: Arrays, counted: Costs, seed: int = 0) -> float:
+    """The proxy of a candidate.  batch: some samples (32 do).  Raises EnvironmentProblem where it needs torch and has none."""
+    if ".py:" in name:
+        return _own(name, model, batch)
+    check(name)
+    if name in COUNTED:
+        sizes = {"macs": float(counted.macs), "parameters": float(counted.parameters), "capacity": capacity(counted)}
+        return sizes[name]
+    if name == "naswot":
+        return naswot(model, batch)
+    if name == "zen":
+        return zen(model, batch, seed)
+    require_torch(f"the proxy {name}")
+    from onnxpress.train.proxies import gradient_proxy
+
+    return gradient_proxy(name, model, batch, seed)
+
+
+def _own(name: str, model: ir.Model, batch: Arrays) -> float:
+    """What the user's function says of (model, batch)."""
+    try:
+        return float(own_function(name, "proxy")(model, dict(batch)))
+    except InputProblem:
+        raise
+    except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line
+        raise InputProblem("the proxy failed", name, f"{type(error).__name__}: {error}") from error
+
+
+def capacity(counted: Costs) -> float:
+    """Work and weights together, log(MACs) + log(parameters): within a limit in time, what makes most of it.
+
+    The default: on CIFAR-10, of random networks of about one time, those that naswot, zen and synflow liked best learned least in a
+    short training (rank correlation -0.9, -0.5, -0.5; capacity +0.3: `benchmarks/proxies.py`).
+    """
+    return float(np.log(max(counted.macs, 1)) + np.log(max(counted.parameters, 1)))
+
+
+def naswot(model: ir.Model, batch: Arrays) -> float:
+    """How differently the samples switch the network's activations on (Mellor et al. 2021): log|det K| of the kernel of
+    equal codes, normalizations by the batch; minus infinity without activations."""
+    names = [n.inputs[0].name or "" for n in model.graph if n.op_type in _SWITCHES and n.inputs[0] is not None]
+    if not names:
+        return -np.inf
+    batch = _different(batch)
+    count = _rows(batch)
+    kernel = np.zeros((count, count))
+    norms = _norms(model)
+    statistics, _ = _settled(model, norms, batch)
+    for value in run_with(_open(model, norms, names), batch, statistics):
+        code = (value.reshape(count, -1) > 0).astype(np.float32)
+        kernel += code @ code.T + (1 - code) @ (1 - code).T
+    sign, size = np.linalg.slogdet(kernel)
+    return float(size) if sign > 0 else -np.inf
+
+
+def zen(model: ir.Model, batch: Arrays, seed: int = 0) -> float:
+    """How strongly features answer to a small change of a random input, normalizations' scales counted back (Lin et al.
+    2021): log E|f(x) - f(x + 0.01 e)|, summed over a sample's features, + sum over normalizations of log sqrt(mean variance).
+
+    The paper's weights have variance 1; those here have 2 / fan, which is counted back, too.
+    """
+    if not any(a.dtype.kind == "f" for a in batch.values()):
+        raise InputProblem(
+            "the proxy says nothing of this input", "zen", "no input of floats", "choose another, or macs"
+        )
+    rng = np.random.default_rng(seed)
+    noise = {n: rng.standard_normal(a.shape).astype(a.dtype) if a.dtype.kind == "f" else a for n, a in batch.items()}
+    moved = {
+        n: a + (_STEP * rng.standard_normal(a.shape)).astype(a.dtype) if a.dtype.kind == "f" else a
+        for n, a in noise.items()
+    }
+    norms = _norms(model)
+    statistics, scale = _settled(model, norms, noise)
+    features = _features(model)
+    session = _open(model, norms, [features])
+    first, second = (run_with(session, feeds, statistics)[0] for feeds in (noise, moved))
+    answer = np.abs(first - second).reshape(len(first), -1).sum(1).mean()
+    return float(np.log(answer + _TINY) + scale + sum(_drawn_scale(n) for n in norms))
+
+
+def _norms(model: ir.Model) -> list[ir.Node]:
+    return [n for n in model.graph if n.op_type == "BatchNormalization" and read.standard(n)]
+
+
+def _drawn_scale(norm: ir.Node) -> float:
+    """log of how much smaller the weights before a normalization were drawn than with variance 1."""
+    source = norm.inputs[0]
+    layer = source.producer() if source is not None else None
+    tensor = read.constant_tensor(layer.inputs[1]) if layer is not None and layer.op_type == "Conv" else None
+    return 0.0 if tensor is None else 0.5 * float(np.log(np.prod(tensor.shape.numpy()[1:]) / 2))
+
+
+def _different(batch: Arrays) -> dict[str, np.ndarray]:
+    """Each sample once: equal ones would make the kernel singular."""
+    rows = [b"".join(np.ascontiguousarray(a[i]).tobytes() for a in batch.values()) for i in range(_rows(batch))]
+    first = sorted({row: i for i, row in reversed(list(enumerate(rows)))}.values())
+    return {n: a[first] for n, a in batch.items()}
+
+
+def _features(model: ir.Model) -> str:
+    """The last value with positions, before they are averaged; else what enters the last layer."""
+    pools = [n for n in model.graph if n.op_type in ("GlobalAveragePool", "ReduceMean")]
+    last = pools[-1] if pools else [n for n in model.graph if n.op_type in read.WEIGHTED][-1]
+    assert last.inputs[0] is not None
+    return last.inputs[0].name or ""
+
+
+def _settled(model: ir.Model, norms: Sequence[ir.Node], feeds: Arrays) -> tuple[dict[str, np.ndarray], float]:
+    """Each normalization's statistics on the batch, given those before it; and the sum of log sqrt(mean variance)."""
+    if not norms:
+        return {}, 0.0
+    sources = [n.inputs[0].name or "" for n in norms if n.inputs[0] is not None]
+    session = _open(model, norms, sources)
+    found: dict[str, np.ndarray] = {}
+    total = 0.0
+    for node, source in zip(norms, sources, strict=True):
+        value = run_with(session, feeds, found, [source])[0]
+        axes = (0, *range(2, value.ndim))
+        mean, var = value.mean(axes), value.var(axes)
+        for place, number in zip(node.inputs[3:5], (mean, var), strict=True):
+            assert place is not None
+            found[place.name or ""] = number.astype(np.float32)
+        total += float(np.log(np.sqrt(var.mean()) + _TINY))
+    return found, total
+
+
+def _open(model: ir.Model, norms: Sequence[ir.Node], names: Sequence[str]) -> ort.InferenceSession:
+    """A session that gives the named values, and takes the normalizations' statistics as inputs with defaults."""
+    proto = onnx.load_from_string(to_bytes(model))
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(names))
+    for node in norms:
+        for value in node.inputs[3:5]:
+            assert value is not None and value.const_value is not None
+            shape = list(value.const_value.shape.numpy())
+            proto.graph.input.append(
+                onnx.helper.make_tensor_value_info(value.name or "", onnx.TensorProto.FLOAT, shape)
+            )
+    return open_session(proto.SerializeToString(), all_cores())
+
+
+def run_with(
+    session: ort.InferenceSession, feeds: Arrays, statistics: Arrays, names: Sequence[str] | None = None
+) -> list[np.ndarray]:
+    """One run with statistics in the place of the stored ones; names: of the outputs to compute (None: all)."""
+    return list(session.run(list(names) if names else None, {**feeds, **statistics}))
+
+
+def _rows(batch: Arrays) -> int:
+    return len(next(iter(batch.values())))

@@ -1,0 +1,164 @@
+"""What can stand in the place of a section, or of a width that several share: levers of the passes, as decisions that a plan can hold.
+
+Nothing (whole blocks), narrower, thinner factors, smaller and separable kernels, attention of linear cost; each made in closed form from what is
+there (the passes' repair), so that it needs no training to be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model.channels.groups import Group
+from onnxpress.model.cut_points import Section, inside
+from onnxpress.passes.core.contract import Decision, Option
+from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.passes.structure.attention import ATTENTION
+from onnxpress.passes.structure.depth import DEPTH, LOCAL, removable
+from onnxpress.passes.structure.kernels import KERNELS
+from onnxpress.passes.structure.lowrank import LOWRANK
+from onnxpress.plan.plan import Step
+
+ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
+_SHARES = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
+FULL = "least-squares"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """name: what is done; pass_name and decisions: how."""
+
+    name: str
+    pass_name: str
+    decisions: tuple[Decision, ...]
+
+    def step(self, repair: str = LOCAL) -> Step:
+        """Alone; repaired nearby, where the pass knows the difference, so that many can be looked at."""
+        return Step(self.pass_name, (*self.decisions, {"repair": _able(self.pass_name, repair)}))
+
+
+def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
+    """For every section its replacements; none for one that has none."""
+    narrow = PRUNE.options(evidence.model, evidence)
+    factored = LOWRANK.options(evidence.model, evidence)
+    kernels = KERNELS.options(evidence.model, evidence)
+    attentions = ATTENTION.options(evidence.model, evidence)
+    return [
+        [
+            *_blocks(evidence, section),
+            *_narrower(evidence, section, narrow),
+            *_kernels(section, kernels),
+            *_linear(section, attentions),
+            *_factored(section, factored, evidence),
+        ]
+        for section in found
+    ]
+
+
+def steps(chosen: Sequence[Replacement], repair: str = FULL) -> list[Step]:
+    """All of them as the steps of one plan.  repair: FULL, LOCAL or "none"."""
+    made = []
+    for name in ORDER:
+        decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
+        if decisions:
+            made.append(Step(name, (*decisions, {"repair": _able(name, repair)})))
+    return made
+
+
+def _able(pass_name: str, repair: str) -> str:
+    """Only behind blocks that are gone does much depend on how far the repair reaches."""
+    return FULL if repair == LOCAL and pass_name != DEPTH.name else repair
+
+
+def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
+    """The blocks of the section: each, the largest first."""
+    mine = [b for b in removable(evidence)[0] if b.nodes and inside(b.nodes, section)]
+    seen: set[frozenset[str]] = set()
+    for block in sorted(mine, key=lambda b: -b.macs):
+        if block.nodes not in seen:
+            seen.add(block.nodes)
+            yield Replacement(f"without {block.name}", DEPTH.name, ({"block": block.name},))
+
+
+def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
+    """Every width that several sections share, on the stretch from the first of them to the last."""
+    options = PRUNE.options(evidence.model, evidence)
+    made = []
+    for group in evidence.channels.groups:
+        nodes = {p.node for p in group.places}
+        touched = [i for i, s in enumerate(found) if nodes & s.nodes]
+        if len(touched) < 2:
+            continue
+        stretch = found[touched[0] : touched[-1] + 1]
+        whole = frozenset().union(*(s.nodes for s in stretch))
+        place = Section(group.name, stretch[0].source, stretch[-1].output, whole, sum(s.macs for s in stretch))
+        offers = list(_at_shares([group], options, f"of the width of {group.name}"))
+        if offers:
+            made.append((place, offers))
+    return made
+
+
+def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    """Every inner width at a share of what it is; and fewer heads, or groups, which lie across several axes."""
+    groups = [g for g in evidence.channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
+    yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
+    sliced = [g for g in groups if g.sliced]
+    largest = max((g.block for g in sliced), default=0)
+    yield from _at_shares([g for g in sliced if g.block == largest], options, "of the heads")
+
+
+def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) -> Iterator[Replacement]:
+    """All the groups at a share of their width, on the widths that this CPU likes."""
+    seen = set()
+    for share in _SHARES:
+        decisions = []
+        for group in groups:
+            able = [o for o in options if o.unit == group.name]
+            if able:
+                decisions.append(
+                    min(able, key=lambda o: abs(group.size - len(o.decision["remove"]) - share * group.size)).decision
+                )
+        key = str(decisions)
+        if decisions and key not in seen:
+            seen.add(key)
+            yield Replacement(f"{share:.0%} {what}", PRUNE.name, tuple(decisions))
+
+
+def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    for form in ("smaller", "separable"):
+        mine = [o for o in options if o.unit in section.nodes and o.decision["form"] == form]
+        if mine:
+            yield Replacement(f"{form} kernels", KERNELS.name, tuple(o.decision for o in mine))
+
+
+def _linear(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    mine = [o for o in options if o.unit in section.nodes]
+    if mine:
+        yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.decision for o in mine))
+
+
+def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -> Iterator[Replacement]:
+    """Every layer at a share of its work, in the form that loses least there."""
+    mine = [o for o in options if o.unit in section.nodes]
+    seen = set()
+    for share in _SHARES:
+        decisions = []
+        for unit in dict.fromkeys(o.unit for o in mine):
+            able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _work(o, evidence)]
+            if able:
+                decisions.append(min(able, key=lambda o: o.harm).decision)
+        key = str(decisions)
+        if decisions and key not in seen:
+            seen.add(key)
+            yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(decisions))
+
+
+def _work(option: Option, evidence: Evidence) -> float:
+    """Multiply-accumulates of the layer an option speaks of."""
+    from onnxpress.model.counts import node_macs
+
+    node = next(n for n in evidence.model.graph if n.name == option.unit)
+    return float(np.float64(node_macs(node, evidence.trace)))

@@ -1,0 +1,146 @@
+"""Cells of four nodes and six edges, each edge one of five operations (Dong and Yang 2020, NAS-Bench-201), in a fixed skeleton.
+
+A node is the sum of what its edges bring from the nodes before it.  Many of the 15,625 assignments mean the same
+function (a `none` cuts, a `skip` joins, sums do not care for order): `meaning` tells which, so that each is scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.nas.spaces.io_spec import Task, begin, ended
+from onnxpress.nas.spaces.network import Net, Value
+
+OPERATIONS = ("none", "skip", "conv1x1", "conv3x3", "avgpool3x3")
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (from, to), node 0 is the cell's input
+_NODES = 4
+
+Cell = tuple[str, ...]
+
+
+def every() -> Iterator[Cell]:
+    """All assignments of operations to EDGES."""
+    return product(OPERATIONS, repeat=len(EDGES))
+
+
+def unique() -> list[Cell]:
+    """One assignment for each meaning, the first in the order of `every`; the one that says nothing is left out."""
+    found: dict[str, Cell] = {}
+    for cell in every():
+        found.setdefault(meaning(cell), cell)
+    found.pop("", None)
+    return list(found.values())
+
+
+def meaning(cell: Cell) -> str:
+    """The function of a cell as an expression in which equal functions read alike; "" where nothing arrives.
+
+    An operation whose result is used several times is marked: it has one set of weights where two like it have two.
+    """
+    sums: list[list[_Term]] = [[("x", -1, ())]]
+    for node in range(1, _NODES):
+        terms: list[_Term] = []
+        for edge, ((source, target), operation) in enumerate(zip(EDGES, cell, strict=True)):
+            if target != node or operation == "none" or not sums[source]:
+                continue
+            terms += sums[source] if operation == "skip" else [(operation, edge, tuple(sums[source]))]
+        sums.append(terms)
+    times: dict[int, int] = {}
+    _counted(sums[-1], times)
+    return _written(sums[-1], times)
+
+
+_Term = tuple[str, int, tuple[Any, ...]]  # operation, the edge it stands on, what it is applied to
+
+
+def _counted(terms: Sequence[_Term], times: dict[int, int]) -> None:
+    for _, edge, inner in terms:
+        times[edge] = times.get(edge, 0) + 1
+        _counted(inner, times)
+
+
+def _written(terms: Sequence[_Term], times: Mapping[int, int]) -> str:
+    found = []
+    for operation, edge, inner in terms:
+        shared = f"#{times[edge]}" if inner and times[edge] > 1 else ""
+        found.append(f"{operation}{shared}({_written(inner, times)})" if inner else operation)
+    return "+".join(sorted(found))
+
+
+def space(trial: Any, task: Task) -> ir.Model:
+    """The cell, how often it stands in each of three stacks, and the first stack's width."""
+    cell = tuple(trial.suggest_categorical(f"edge{a}{b}", list(OPERATIONS)) for a, b in EDGES)
+    if not meaning(cell):  # nothing would arrive: the direct edge is opened
+        cell = tuple("skip" if edge == (0, _NODES - 1) else o for edge, o in zip(EDGES, cell, strict=True))
+    depth = trial.suggest_int("depth", 1, 3)
+    width = trial.suggest_int("width", task.grid, 2 * task.grid, step=task.grid)
+    return build(cell, task, depth, width)
+
+
+def build(cell: Cell, task: Task, depth: int = 1, width: int = 16) -> ir.Model:
+    """Three stacks of cells of one, two and four times the width, halved in size between.
+
+    Raises InputProblem for inputs that are neither pictures nor spectra, and for a cell that lets nothing through.
+    """
+    if task.kind not in ("picture", "spectrum"):
+        raise InputProblem("cells are for pictures and spectra", task.field.name, task.kind, "choose another space")
+    if not meaning(cell):
+        raise InputProblem("nothing passes this cell", " ".join(cell), "", "choose another cell")
+    net = Net()
+    x, _ = begin(net, task)
+    x = net.conv_norm(x, width, 3)
+    for stack in range(3):
+        if stack:
+            x = _halved(net, x, width * 2**stack)
+        for _ in range(depth):
+            x = _placed(net, x, cell)
+    return net.model({task.output: ended(net, net.dense(net.global_pool(x), task.classes), task)})
+
+
+def _placed(net: Net, x: Value, cell: Sequence[str]) -> Value:
+    """One cell; edges that lead nowhere are not written."""
+    nodes: list[Value | None] = [x]
+    needed = _needed(cell)
+    for node in range(1, _NODES):
+        total: Value | None = None
+        for (source, target), operation in zip(EDGES, cell, strict=True):
+            if target != node or operation == "none" or node not in needed:
+                continue
+            start = nodes[source]
+            if start is None:
+                continue
+            brought = _operation(net, start, operation)
+            total = brought if total is None else net.add(total, brought)
+        nodes.append(total)
+    last = nodes[-1]
+    assert last is not None
+    return last
+
+
+def _needed(cell: Sequence[str]) -> set[int]:
+    """The nodes that the last one depends on."""
+    needed = {_NODES - 1}
+    for (source, target), operation in reversed(list(zip(EDGES, cell, strict=True))):
+        if target in needed and operation != "none":
+            needed.add(source)
+    return needed
+
+
+def _operation(net: Net, x: Value, operation: str) -> Value:
+    if operation == "skip":
+        return x
+    if operation == "avgpool3x3":
+        return net.pool(x, 3, 1, "average")
+    return net.conv_norm(x, x.shape[0], 1 if operation == "conv1x1" else 3)
+
+
+def _halved(net: Net, x: Value, width: int) -> Value:
+    """A residual block of stride two between the stacks."""
+    y = net.conv_norm(net.conv_norm(x, width, 3, 2), width, 3, act="")
+    short = net.conv_norm(net.pool(x, 3, 2, "average"), width, 1, act="")
+    return net.activation(net.add(y, short))

@@ -1,0 +1,1 @@
+"""Knowledge distillation from one ONNX file to another."""

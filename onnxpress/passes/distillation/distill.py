@@ -1,0 +1,194 @@
+"""distill: a student's weights brought towards a teacher's answers, in closed form or by training.
+
+A decision holds all there is to it: the teacher ("original": the model the plan began with; or a file and its hash),
+which inner values are compared, and
+
+- {"mode": "closed-form", "samples": at most so many}: every linear layer refitted by least squares to its twin in the
+  teacher, front to back, with the error so far corrected (`passes/core/refit.py`; no torch);
+- {"mode": "end-to-end" | "blockwise", "settings": …, "stop": step}: training with so many steps, ended at `stop`, where the
+  selection samples liked it best.  A replay trains again to that step and needs no selection samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.linear import linear
+from onnxpress.model import edit
+from onnxpress.model.files import load, model_hash
+from onnxpress.passes.core.contract import Applied, Decision, Option
+from onnxpress.passes.core.refit import Fit, refit, target_of
+from onnxpress.train.distillation.feature_matching import Pair, all_pairs, pairs, read_pair
+from onnxpress.train.distillation.output_heads import compatible
+from onnxpress.train.optional_torch import has_torch, require_torch
+from onnxpress.train.settings import Settings, read_settings
+
+ORIGINAL = "original"
+CLOSED = "closed-form"
+_SHORT = 8  # steps of the option, an example that costs little
+
+
+@dataclass(frozen=True)
+class Source:
+    """The teacher as a plan names it: ORIGINAL, or a file with its hash."""
+
+    file: str = ORIGINAL
+    sha256: str = ""
+
+    def plain(self) -> str | dict[str, str]:
+        return ORIGINAL if self.file == ORIGINAL else {"file": self.file, "sha256": self.sha256}
+
+
+class Distill:
+    name = "distill"
+    exact = False
+    needs_data = True
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        """The closed form, and with torch a short training; nothing gets smaller by them."""
+        if evidence.data is None or not _distillable(evidence):
+            return []
+        found = [Option(self.name, "layers", {"mode": CLOSED, "teacher": ORIGINAL})]
+        if has_torch() and _trainable(evidence):
+            settings = Settings(steps=_SHORT, batch=16, lr=1e-4, features="none")
+            found.append(Option(self.name, "weights", training(settings, Source(), (), settings.steps)))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: as above, carried out one after the other."""
+        if not decisions:
+            return Applied(model.clone())
+        done = Applied(evidence.model.clone())
+        for decision in decisions:
+            data = evidence.samples()
+            data = data.take(int(decision["samples"])) if "samples" in decision else data
+            student = evidence_for(done.model, data, evidence.machine, evidence.seed, evidence.teacher)
+            teacher = teacher_of(decision, student)
+            if decision.get("mode") == CLOSED:
+                done.model, fits = closed_form(student, teacher, _given(decision))
+                done.notes.append(fitted(fits))
+            else:
+                done.model, note = _trained(student, teacher, decision)
+                done.notes.append(note)
+        edit.drop_dead(done.model)
+        return done
+
+
+def training(settings: Settings, source: Source, matched: Sequence[Pair], stop: int) -> Decision:
+    """The decision of a training run that was best at step `stop`."""
+    return {
+        "mode": settings.mode,
+        "teacher": source.plain(),
+        "settings": {k: v for k, v in settings.plain().items() if k != "mode"},
+        "pairs": [p.plain() for p in matched],
+        "stop": stop,
+    }
+
+
+def teacher_of(decision: Mapping[str, Any], evidence: Evidence) -> Evidence:
+    """The teacher's evidence, its inputs and outputs under the student's names.
+
+    Where evidence knows no original the model as it stands is its own teacher.  Raises InputProblem for a file that is
+    not there, is another one than the plan was made with, or does not take and give what the student does.
+    """
+    named = decision.get("teacher", ORIGINAL)
+    if named == ORIGINAL:
+        model = evidence.teacher if evidence.teacher is not None else evidence.model
+    elif isinstance(named, Mapping) and "file" in named:
+        model = load(Path(str(named["file"])))
+        if named.get("sha256") not in (None, "", model_hash(model)):
+            raise InputProblem(
+                "the teacher is another file than the plan was made with",
+                named["file"],
+                f"expected sha256 {str(named['sha256'])[:12]}…",
+                "use the teacher it was made with",
+            )
+    else:
+        raise InputProblem("the plan names no teacher", str(named), "", f'"{ORIGINAL}", or a file with its sha256')
+    return teacher_evidence(model, evidence)
+
+
+def teacher_evidence(model: ir.Model, student: Evidence) -> Evidence:
+    """Evidence of a teacher on the student's samples; raises InputProblem where the two do not fit."""
+    compatible(student.model, model)
+    found = evidence_for(model, student.data, student.machine, student.seed)
+    edit.rename_ports(
+        found.model,
+        [v.name or "" for v in student.model.graph.inputs],
+        [v.name or "" for v in student.model.graph.outputs],
+    )
+    return found
+
+
+def _given(decision: Mapping[str, Any]) -> list[Pair] | None:
+    return [read_pair(p) for p in decision["pairs"]] if "pairs" in decision else None
+
+
+def _distillable(evidence: Evidence) -> bool:
+    return any(v.dtype is not None and v.dtype.is_floating_point() for v in evidence.model.graph.outputs)
+
+
+def _trainable(evidence: Evidence) -> bool:
+    from onnxpress.train.graph.program import Program
+
+    try:
+        return bool(Program(evidence.model).names)
+    except InputProblem:
+        return False
+
+
+def closed_form(
+    student: Evidence, teacher: Evidence, matched: Sequence[Pair] | None = None
+) -> tuple[ir.Model, list[Fit]]:
+    """A clone of the student, each linear layer with a twin refitted to what the teacher's gives.
+
+    matched: values of the student and their twins (default: found by name and, where narrower, by correlation).
+    """
+    known = all_pairs(student, teacher) if matched is None else matched
+    twins = {p.student: p for p in known if not p.project}
+    roles = {s: p.teacher for s, p in twins.items() if p.teacher != s}
+    kept = {p.teacher: np.array(p.kept) for p in twins.values() if p.kept is not None}
+    changed = student.model.clone()
+    known_values = set(teacher.trace.shapes)
+    names = []
+    for node in changed.graph:
+        layer = linear(node)
+        if layer is not None and layer.output in twins and len(student.trace.shapes.get(layer.output, ())) >= 2:
+            target = target_of(node, teacher, kept.get, roles)
+            if {target.own, target.output} <= known_values:
+                names.append(layer.node)
+    return changed, refit(teacher, changed, names, kept.get, roles)
+
+
+def fitted(fits: Sequence[Fit]) -> str:
+    """What a closed form did, in one line."""
+    if not fits:
+        return "no layer of the student has a twin in the teacher: nothing was refitted"
+    before, after = (float(np.mean(v)) for v in ([f.before for f in fits], [f.after for f in fits]))
+    return f"{len(fits)} layers refitted to the teacher's, held-out error {before:.4f} -> {after:.4f}"
+
+
+def _trained(student: Evidence, teacher: Evidence, decision: Mapping[str, Any]) -> tuple[ir.Model, str]:
+    """Train again, to the recorded step."""
+    require_torch("distill")
+    from onnxpress.train.distillation.runner import Distillation, Watch
+
+    body = dict(decision.get("settings") or {})
+    settings = read_settings({**body, "mode": decision.get("mode", "end-to-end")})
+    given = _given(decision)
+    matched = pairs(student, teacher) if given is None else given
+    stop = int(decision.get("stop", settings.steps))
+    job = Distillation(student, teacher, student.samples(), settings, matched)
+    model, _ = job.run(Watch(stop=stop))
+    return model, f"distilled for {stop} of {settings.steps} steps"
+
+
+DISTILL = Distill()

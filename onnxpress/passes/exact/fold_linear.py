@@ -1,0 +1,123 @@
+"""Two linear layers with nothing between them become one, where that one costs less.
+
+y = W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2).  Of convolutions one must be 1x1; where it comes first and the second one pads,
+the first may have no bias, since what is padded is zero and not b1.  Cheaper means fewer multiply-accumulates and no more numbers:
+factors of low rank stay apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.model import edit, read
+from onnxpress.model.trace import Trace
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """weight: [out, in, *kernel] in 64 bits; bias: [out]; pointwise: it sees one position at a time; pads: whether it pads."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    pointwise: bool
+    pads: bool
+
+
+def fold_linear(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
+    """A Conv, Gemm or MatMul right behind another one that nobody else reads."""
+    source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    if source is None or not read.standard(source) or read.only_user(source.outputs[0]) is not node:
+        return False
+    kinds = {source.op_type, node.op_type}
+    if kinds != {"Conv"} and not kinds <= {"Gemm", "MatMul"}:
+        return False
+    first, second = _layer(source), _layer(node)
+    if first is None or second is None:
+        return False
+    if second.pointwise:
+        weight = np.einsum("om,m...->o...", second.weight.reshape(second.weight.shape[:2]), first.weight)
+        kept = source
+    elif first.pointwise and not (second.pads and first.bias.any()):
+        weight = np.einsum("om...,mi->oi...", second.weight, first.weight.reshape(first.weight.shape[:2]))
+        kept = node
+    else:
+        return False
+    bias = second.weight.reshape(*second.weight.shape[:2], -1).sum(2) @ first.bias + second.bias
+    if not _cheaper(trace, source, node, weight.size, first.weight.size, second.weight.size):
+        return False
+    if kinds == {"Conv"}:
+        _put_conv(model, source, node, kept, weight, bias)
+        return True
+    return _put_matrix(model, source, node, weight, bias, trace)
+
+
+def _cheaper(trace: Trace, source: ir.Node, node: ir.Node, size: int, one: int, two: int) -> bool:
+    before, after = (trace.shape(n.outputs[0].name) for n in (source, node))
+    if before is None or after is None or size > one + two:
+        return False
+    if source.op_type != "Conv":
+        return True
+    positions = [float(np.prod(shape[2:])) for shape in (before, after)]
+    return size * positions[1] < one * positions[0] + two * positions[1]
+
+
+def _layer(node: ir.Node) -> _Layer | None:
+    """What a node computes; None where it is no plain layer with stored weights."""
+    weight = read.constant(node.inputs[1])
+    if weight is None or weight.dtype != np.float32:
+        return None
+    exact = weight.astype(np.float64)
+    if node.op_type == "Conv":
+        bias = read.column_bias(node, weight.shape[0])
+        if bias is None or read.int_attribute(node, "group", 1) != 1:
+            return None
+        steps = [*read.ints_attribute(node, "strides"), *read.ints_attribute(node, "dilations")]
+        automatic = read.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET", "VALID", b"VALID")
+        pads = any(read.ints_attribute(node, "pads")) or automatic
+        alone = all(k == 1 for k in weight.shape[2:]) and all(s == 1 for s in steps) and not pads
+        return _Layer(exact, np.broadcast_to(bias.astype(np.float64), weight.shape[:1]), alone, pads)
+    if weight.ndim != 2:
+        return None
+    if node.op_type == "MatMul":
+        return _Layer(exact.T, np.zeros(weight.shape[1]), True, False)
+    if read.int_attribute(node, "transA", 0):
+        return None
+    matrix = (exact if read.int_attribute(node, "transB", 0) else exact.T) * read.float_attribute(node, "alpha", 1.0)
+    bias = read.column_bias(node, len(matrix))
+    if bias is None:
+        return None
+    return _Layer(matrix, np.broadcast_to(bias.astype(np.float64), (len(matrix),)), True, False)
+
+
+def _put_conv(
+    model: ir.Model, source: ir.Node, node: ir.Node, kept: ir.Node, weight: np.ndarray, bias: np.ndarray
+) -> None:
+    """The kept one of two convolutions becomes both."""
+    edit.set_input(model, kept, 1, weight.astype(np.float32), f"{kept.name}_weight")
+    edit.set_input(model, kept, 2, bias.astype(np.float32), f"{kept.name}_bias")
+    if kept is source:
+        edit.bypass(model, node, source.outputs[0])
+    else:
+        assert source.inputs[0] is not None
+        edit.bypass(model, source, source.inputs[0])
+
+
+def _put_matrix(
+    model: ir.Model, source: ir.Node, node: ir.Node, weight: np.ndarray, bias: np.ndarray, trace: Trace
+) -> bool:
+    """One MatMul in the place of both, or where there is a bias, which takes matrices, a Gemm."""
+    x = source.inputs[0]
+    assert x is not None
+    shape = trace.shape(x.name)
+    if bias.any() and (shape is None or len(shape) != 2):
+        return False
+    parts = [x, edit.add_constant(model, np.ascontiguousarray(weight.T).astype(np.float32), f"{node.name}_weight")]
+    if bias.any():
+        parts.append(edit.add_constant(model, bias.astype(np.float32), f"{node.name}_bias"))
+    one = edit.insert_before(model, node, "Gemm" if bias.any() else "MatMul", parts, f"{node.name}_merged")
+    edit.bypass(model, node, one)
+    model.graph.remove(source, safe=True)
+    return True

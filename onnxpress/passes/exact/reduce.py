@@ -1,0 +1,241 @@
+"""reduce: what can be taken out without changing the function, whatever the input.
+
+Foldings (`fold.py`) and channels that provably do not matter:
+
+* never read: every reader's weights for the channel are exactly zero;
+* dead: the channel is exactly zero for every input (zero weights and bias, and only operators with f(0) = 0 behind);
+* constant: the channel is the same number everywhere (zero weights, also behind depthwise convolutions) and its reader
+  takes it without zero padding, so that its share moves into the reader's bias;
+* repeated: it is another channel times a number, of which its readers then read more (`duplicate_channels.py`);
+* switched off: no input can bring it above zero in front of its Relu (`bounds.py`).
+
+As many go as leave a width on the CPU's kernel grid.
+
+The proof is algebra on the weights, not observation; only the order of additions changes (parity 1e-5).
+Also: sizes that are computed though they are known (`reshape_targets.py`).
+Also flushed: denormal weights (|w| < 1e-30), which cost a hundredfold in time and carry nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnx_ir as ir
+
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model import edit, read
+from onnxpress.model.channels import groups as ch
+from onnxpress.model.channels.removal import remove
+from onnxpress.passes.core.contract import Applied, Decision, Option, Saving
+from onnxpress.passes.exact.bounds import steady
+from onnxpress.passes.exact.duplicate_channels import merge_alike
+from onnxpress.passes.exact.fold import FOLDINGS, fold
+from onnxpress.passes.exact.inactive_channels import absorb, ignore, padded
+from onnxpress.passes.exact.reshape_targets import known_targets
+
+_UNARY = frozenset(
+    """Relu Clip LeakyRelu Elu Selu Celu Sigmoid Tanh HardSigmoid HardSwish Softplus Softsign Abs Neg Exp Identity
+    Gelu Mish Erf Sqrt""".split()
+)
+# Operators that hand a constant channel on as it is (averages leave their padding out unless told otherwise).
+_KEEPS_CONSTANTS = frozenset(
+    """GlobalAveragePool GlobalMaxPool MaxPool Flatten Reshape Squeeze Transpose ReduceMean""".split()
+)
+_TINY = 1e-30
+_TARGETS = "targets"
+
+
+class Reduce:
+    name = "reduce"
+    exact = True
+    needs_data = False
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        found = [Option(self.name, kind, {"fold": kind}) for kind in (*FOLDINGS, _TARGETS)]
+        found.append(Option(self.name, "denormals", {"flush": "denormals"}))
+        found.append(Option(self.name, "bounds", {"bounds": "relu"}))
+        found.append(Option(self.name, "alike", {"merge": "alike"}))
+        found.append(Option(self.name, "channels", {"remove": "idle"}, Saving()))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: [{"fold": kind} | {"flush": "denormals"} | {"bounds": "relu"} | {"merge": "alike"} | {"remove": "idle"}],
+        and what `inactive_channels.py` saw on samples, which is not exact."""
+        if not decisions:
+            return Applied(model.clone())
+        work = edit.canonical(model)
+        notes = []
+        kinds = {d["fold"] for d in decisions if "fold" in d}
+        if kinds:
+            done = fold(work, Evidence(work, evidence.data, evidence.machine).trace, kinds)
+            notes += [f"folded {count} x {kind}" for kind, count in done.items()]
+        if _TARGETS in kinds:
+            count = known_targets(work)
+            notes += [f"{count} computed Reshape targets are constants"] if count else []
+        if any(d.get("flush") == "denormals" for d in decisions):
+            count = flush_denormals(work)
+            notes += [f"flushed {count} denormal weights"] if count else []
+        if any(d.get("bounds") == "relu" for d in decisions):
+            dropped, silenced = steady(work, Evidence(work, evidence.data, evidence.machine).trace)
+            notes += [f"dropped {dropped} Relus of what is never negative"] if dropped else []
+            notes += [f"{silenced} channels are always zero behind their Relu"] if silenced else []
+        if any(d.get("merge") == "alike" for d in decisions):
+            count = merge_alike(work, Evidence(work, evidence.data, evidence.machine).channels)
+            notes += [f"{count} channels repeat others, which are read instead"] if count else []
+        notes += ignore(work, [d for d in decisions if "inactive" in d])
+        if any(d.get("remove") == "idle" for d in decisions):
+            work, removed = remove_idle(work, evidence)
+            notes += [f"removed {removed} idle channels"] if removed else []
+        edit.forget_shapes(work)
+        return Applied(work, notes)
+
+
+def flush_denormals(model: ir.Model) -> int:
+    """Set weights |w| < 1e-30 of Conv, Gemm and MatMul to zero in place; how many there were.
+
+    Other constants are left alone: a tiny number may guard a division.
+    """
+    total = 0
+    weights = {n.inputs[1] for n in model.graph if n.op_type in read.WEIGHTED and read.standard(n)}
+    for value in model.graph.initializers.values():
+        array = read.constant(value)
+        if value not in weights or array is None or array.dtype != np.float32 or array.ndim < 2:
+            continue
+        tiny = (np.abs(array) < _TINY) & (array != 0)
+        if tiny.any():
+            total += int(tiny.sum())
+            edit.set_constant(value, np.where(tiny, np.float32(0), array))
+    return total
+
+
+def remove_idle(model: ir.Model, evidence: Evidence) -> tuple[ir.Model, int]:
+    """Remove never-read, dead and constant channels until none is left; the new model and how many went."""
+    total = 0
+    while True:
+        facts = Evidence(model, evidence.data, evidence.machine).channels
+        nodes: dict[str, ir.Node] = {n.name or "": n for n in model.graph}
+        removal: dict[str, list[int]] = {}
+        for group in facts.groups:
+            idle = sorted(set(_never_read(group, nodes)) | set(_constant(model, group, nodes)))
+            count = group.size - _on_grid(group.size - len(idle), group.size, evidence)
+            if count > 0:
+                removal[group.name] = idle[:count]
+        removal = _leave_some(facts, removal)
+        if not removal:
+            return model, total
+        total += sum(len(v) for v in removal.values())
+        model = remove(model, facts, removal)
+
+
+def _on_grid(needed: int, size: int, evidence: Evidence) -> int:
+    """The least width on the kernel grid that holds the needed channels: an odd width would run slower than the full one."""
+    step = evidence.machine.grid(max(needed, 1))
+    return min(size, max(1, -(-max(needed, 1) // step)) * step)
+
+
+def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Spare a channel where a removal would empty an axis that several groups share."""
+    keep = facts.keep_mask(removal)
+    for slot in facts.flow.slots:
+        if not slot.stays(keep).any():
+            return {}
+    return removal
+
+
+def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+    weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
+    if not weights:  # what two computed tensors are multiplied over is read without a weight
+        return []
+    return [
+        j
+        for j in range(group.size)
+        if all(w is not None and not np.take(w, p.positions[j], axis=p.axis).any() for p, w in weights)
+    ]
+
+
+def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+    """Channels that are one constant for every input when they reach the group's only reader, and can go.
+
+    The number is followed from the maker (zero weights leave the bias) through unary operators and depthwise
+    convolutions.  A constant other than zero is moved into the reader's bias here; that alone changes nothing either,
+    as the reader's weights for the channel become zero at once.
+    """
+    if not group.hidden or len(group.readers) != 1:
+        return []
+    maker = nodes[group.makers[0]]
+    place = next(p for p in group.places if p.role == "out")
+    if maker.op_type not in read.WEIGHTED or any(len(p) != 1 for p in place.positions):
+        return []
+    own = np.array([int(p[0]) for p in place.positions])
+    weight = read.constant(maker.inputs[1])
+    if weight is None:
+        return []
+    numbers = _after_weights(maker, weight, place.axis, np.full(weight.shape[place.axis], np.nan))
+    reached = _follow(model, maker.outputs[0], numbers)
+    if reached is None or reached[0].name != group.readers[0].node:
+        return []
+    reader, final = reached
+    known = np.flatnonzero(np.isfinite(final[own])).tolist()
+    place = group.readers[0]
+    values = {j: np.full(len(place.positions[j]), final[own][j]) for j in known}
+    return absorb(model, reader, place, values)
+
+
+def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.ndarray) -> np.ndarray:
+    """Constants behind a weighted node, per output channel (NaN: not constant).
+
+    numbers: constants in front of a depthwise Conv, one a channel; all NaN for a node that mixes channels.
+    """
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    bias = np.zeros(len(rows)) if node.op_type == "MatMul" else read.column_bias(node, len(rows))
+    if bias is None:
+        return np.full(len(rows), np.nan)
+    shift = bias.astype(np.float64)
+    zero = ~rows.any(axis=1) | (numbers == 0)
+    flat = shift + (0.0 if padded(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
+    steady = np.isfinite(numbers) & (not padded(node))
+    return np.where(zero, shift, np.where(steady, flat, np.nan))
+
+
+def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.Node, np.ndarray] | None:
+    """Send the channels' constants through unary operators and depthwise convolutions up to the one reader."""
+    while True:
+        node = read.only_user(value)
+        if node is None or not read.standard(node):
+            return None
+        if read.is_depthwise(node):
+            weight = read.constant(node.inputs[1])
+            if weight is None or weight.shape[0] != len(numbers):
+                return None
+            numbers = _after_weights(node, weight, 0, numbers)
+        elif node.op_type in read.WEIGHTED:
+            return node, numbers
+        elif node.op_type in _UNARY and all(read.constant(v) is not None for v in node.inputs[1:] if v is not None):
+            numbers = _evaluate(model, node, numbers.astype(np.float32)).astype(np.float64)
+        elif node.op_type not in _KEEPS_CONSTANTS and not _plain_average(node):
+            return None
+        value = node.outputs[0]
+
+
+def _plain_average(node: ir.Node) -> bool:
+    return node.op_type == "AveragePool" and not (read.int_attribute(node, "count_include_pad", 0) and padded(node))
+
+
+def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray:
+    """The operator on a vector, by the onnx reference implementation."""
+    names = [(v.name or "") if v is not None else "" for v in node.inputs]
+    proto = ir.to_proto(node)
+    given = {n: a for n, v in zip(names[1:], node.inputs[1:], strict=True) if (a := read.constant(v)) is not None}
+    inputs = [onnx.helper.make_tensor_value_info(names[0], onnx.TensorProto.FLOAT, [len(numbers)])]
+    tensors = [onnx.numpy_helper.from_array(a, n) for n, a in given.items()]
+    output = onnx.helper.make_tensor_value_info(node.outputs[0].name or "", onnx.TensorProto.FLOAT, [len(numbers)])
+    graph = onnx.helper.make_graph([proto], "one", inputs, [output], tensors)
+    small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.opset(model))])
+    results = onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})
+    return np.asarray(next(iter(results)), np.float32)
+
+
+REDUCE = Reduce()

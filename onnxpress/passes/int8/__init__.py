@@ -1,0 +1,1 @@
+"""Integer arithmetic: static and dynamic int8, its calibration and the choice of nodes."""

@@ -1,0 +1,191 @@
+"""dynamic: MatMul and Gemm in int8 without calibration: the range of each input is looked at as it comes.
+
+Plain ONNX that onnxruntime fuses: DynamicQuantizeLinear, MatMulInteger, then a Cast and a Mul by both scales (and the bias).  Weights
+are s8 with a scale a column, found with rounding to nearest.  On a CPU whose u8 x s8 products saturate a column is as fine as its
+heaviest pair allows (`runtime.pairs`).  Whether it is faster depends on the sizes: `bench` tells.  Convolutions have no such kernel
+that is worth it: `quantize` is for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model import edit, read
+from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
+from onnxpress.runtime import vpmaddubsw_saturation
+from onnxpress.runtime.vpmaddubsw_saturation import TOP
+
+_OPSET = 11
+_TINY = 1e-30
+PRODUCTS = ("exact", "saturating")
+
+
+class Dynamic:
+    name = "dynamic"
+    exact = False
+    needs_data = False
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        """Each MatMul and Gemm with a constant weight. harm: lost share of the weight's squares."""
+        found = []
+        for node in evidence.model.graph:
+            if node.op_type not in ("MatMul", "Gemm") or why_not(node) is not None:
+                continue
+            columns = _columns(node)
+            codes, scale = rounded(columns, evidence.machine.int8_exact)
+            lost = float(((codes * scale - columns) ** 2).sum() / max(float((columns**2).sum()), _TINY))
+            saving = Saving(0.0, 3.0 * columns.size - 4 * len(scale)) if _alone(node) else Saving()
+            found.append(Option(self.name, node.name or "", {"node": node.name}, saving, lost))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: [{"node": name}, …] and optionally {"products": "exact" | "saturating"} (default: what the evidence's
+        machine does)."""
+        names = {str(d["node"]) for d in decisions if "node" in d}
+        if not names:
+            return Applied(model.clone())
+        products = next((d["products"] for d in decisions if "products" in d), products_of(evidence))
+        if products not in PRODUCTS:
+            raise InputProblem("unknown kind of products", str(products), "", f"one of {', '.join(PRODUCTS)}")
+        work = evidence.model.clone()
+        nodes = {n.name: n for n in work.graph}
+        for name in sorted(names):
+            reason = why_not(nodes[name]) if name in nodes else "the model does not have it"
+            if reason is not None:
+                raise InputProblem(
+                    "the plan names a node that cannot run in dynamic int8", name, reason,
+                    "use the plan with the model it was made for",
+                )  # fmt: skip
+        writer = _Writer(work, products == "exact")
+        for node in list(work.graph):
+            if node.name in names:
+                writer.put(node)
+        edit.drop_dead(work)
+        edit.forget_shapes(work)
+        kept = "" if products == "exact" else ", weights as large as pairs of products hold"
+        return Applied(work, [f"{len(names)} nodes in dynamic int8{kept}"], refusals(evidence))
+
+
+def plan_dynamic(evidence: Evidence, exclude: Sequence[str] = ()) -> list[Decision]:
+    """Decisions for every MatMul and Gemm that can, but the excluded names."""
+    found: list[Decision] = [
+        {"node": n.name} for n in evidence.model.graph
+        if n.op_type in ("MatMul", "Gemm") and n.name not in exclude and why_not(n) is None
+    ]  # fmt: skip
+    return [*found, {"products": products_of(evidence)}] if found else []
+
+
+def products_of(evidence: Evidence) -> str:
+    return PRODUCTS[0] if evidence.machine.int8_exact else PRODUCTS[1]
+
+
+def refusals(evidence: Evidence) -> list[Refused]:
+    """Weighted nodes that stay in float, and why."""
+    return [
+        Refused(n.name or "", why)
+        for n in evidence.model.graph
+        if n.op_type in read.WEIGHTED and (why := why_not(n)) is not None
+    ]
+
+
+def why_not(node: ir.Node) -> str | None:
+    """None where a node can run in dynamic int8; else why not."""
+    if node.op_type not in ("MatMul", "Gemm") or not read.standard(node):
+        return f"{node.op_type} has no dynamic integer kernel worth it"
+    weight = read.constant(node.inputs[1])
+    if weight is None or node.inputs[0] is None or read.constant(node.inputs[0]) is not None:
+        return read.why_not_constant(node.inputs[1]) if weight is None else "its input is a constant"
+    if weight.dtype != np.float32 or node.inputs[0].dtype not in (None, ir.DataType.FLOAT):
+        return f"its weight is {weight.dtype.name}" if weight.dtype != np.float32 else "its input is not float32"
+    if weight.ndim != 2 or not weight.size:
+        return "its weight is not a matrix"
+    if not np.isfinite(weight).all():
+        return "its weight is not finite"
+    if read.node_opset(node) < _OPSET:
+        return f"operator set below {_OPSET} has no DynamicQuantizeLinear"
+    if node.op_type == "Gemm":
+        if read.int_attribute(node, "transA", 0) or read.float_attribute(node, "alpha", 1.0) != 1.0:
+            return "its Gemm flags have no integer kernel"
+        if read.column_bias(node, weight.shape[0 if read.int_attribute(node, "transB", 0) else 1]) is None:
+            return "its bias is not one constant a column"
+    return None
+
+
+def _columns(node: ir.Node) -> np.ndarray:
+    """The weight [K, N]."""
+    weight = read.constant(node.inputs[1])
+    assert weight is not None
+    return weight.T if node.op_type == "Gemm" and read.int_attribute(node, "transB", 0) else weight
+
+
+def _alone(node: ir.Node) -> bool:
+    value = node.inputs[1]
+    return value is not None and len(list(value.uses())) == 1
+
+
+def rounded(columns: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(s8 codes [K, N], scale [N]) of a weight [K, N], each column to its own largest. exact: products do not saturate."""
+    rows, peaks = columns.T.astype(np.float64), np.full(len(columns), 255.0)  # an input's range is used whole
+    top = np.maximum(np.abs(rows).max(axis=1), _TINY)
+    most = (
+        np.full(len(rows), float(TOP))
+        if exact
+        else vpmaddubsw_saturation.levels(np.rint(rows / (top / TOP)[:, None]), peaks)
+    )
+    scale = (top / most).astype(np.float32)
+    codes = np.clip(np.rint(rows / scale[:, None]), -most[:, None], most[:, None])
+    return (codes if exact else vpmaddubsw_saturation.relieved(codes, peaks)).T.astype(np.int8), scale
+
+
+@dataclass
+class _Writer:
+    """Writes nodes into one model; inputs that several read are quantized once, and weights that several share once."""
+
+    work: ir.Model
+    exact: bool
+    inputs: dict[str, Sequence[ir.Value]] = field(default_factory=dict)
+    weights: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
+
+    def put(self, node: ir.Node) -> None:
+        source = node.inputs[0]
+        assert source is not None
+        bias = read.column_bias(node, _columns(node).shape[1]) if node.op_type == "Gemm" else None
+        codes, scale, zero = self._input(node, source)
+        weight, factor, origin = self._weight(node)
+        stem = node.name or "matmul"
+        whole = edit.insert_before(self.work, node, "MatMulInteger", [codes, weight, zero, origin], f"{stem}_int")
+        real = edit.insert_before(self.work, node, "Cast", [whole], f"{stem}_cast", {"to": ir.DataType.FLOAT.value})
+        both = edit.insert_before(self.work, node, "Mul", [scale, factor], f"{stem}_scales")
+        made = edit.insert_before(self.work, node, "Mul", [real, both], f"{stem}_scaled")
+        if bias is not None and bias.any():
+            add = edit.add_constant(self.work, bias.astype(np.float32), f"{stem}_bias")
+            made = edit.insert_before(self.work, node, "Add", [made, add], f"{stem}_biased")
+        edit.take_over(self.work, node.outputs[0], made)
+
+    def _input(self, node: ir.Node, source: ir.Value) -> Sequence[ir.Value]:
+        name = source.name or ""
+        if name not in self.inputs:
+            self.inputs[name] = edit.insert_many(
+                self.work, node, "DynamicQuantizeLinear", [source], f"{name}_dynamic", 3
+            )
+        return self.inputs[name]
+
+    def _weight(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+        value = node.inputs[1]
+        assert value is not None
+        key = f"{value.name} {read.int_attribute(node, 'transB', 0) if node.op_type == 'Gemm' else 0}"
+        if key not in self.weights:
+            codes, scale = rounded(_columns(node), self.exact)
+            parts = {"int8": codes, "scale": scale, "zero": np.zeros((), np.int8)}
+            made = [edit.add_constant(self.work, a, f"{value.name}_{kind}") for kind, a in parts.items()]
+            self.weights[key] = (made[0], made[1], made[2])
+        return self.weights[key]
+
+
+DYNAMIC = Dynamic()

@@ -1,0 +1,193 @@
+"""quantize: static int8 in QDQ form, as onnxruntime's CPU kernels want it.
+
+Activations are u8 with a zero point (0 behind a Relu, so that the Relu fuses), weights s8 per output channel, biases
+int32.  How ranges are found, whether channels are brought to like ranges first and how weights are rounded is a recipe
+(`quantization_recipe.py`), chosen by measured harm.  The mean error that rounding leaves on each output channel is taken back through the
+bias.  Where pairs stand: `qdq.py`; how they are written: `qdq_write.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model import edit, read
+from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
+from onnxpress.passes.int8 import calibration, embedding_tables, qdq, subgraph_weights
+from onnxpress.passes.int8.bias_compaction import compact
+from onnxpress.passes.int8.bias_correction import correct_bias
+from onnxpress.passes.int8.qdq_write import rewrite, spreads_for
+from onnxpress.passes.int8.qoperator import to_operators
+from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, choose, equalized
+
+FORMATS = ("qdq", "qoperator")
+_FEW = 12  # layers whose bias is corrected while recipes are compared, too
+
+
+class Quantize:
+    name = "quantize"
+    exact = False
+    needs_data = True
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        """One option a node with an integer kernel: run it, and what it takes along, in int8."""
+        found = []
+        for node in evidence.model.graph:
+            if node.op_type in qdq.COMPUTE and qdq.eligible(node, evidence.trace) is None:
+                weight = read.constant(node.inputs[1])
+                saving = Saving(0.0, 3.0 * weight.size if weight is not None else 0.0)
+                found.append(Option(self.name, node.name or "", {"nodes": [node.name]}, saving, 0.0))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
+        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output"},
+        {"activations": 8 | 16}, {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
+        {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
+        nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
+        looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
+        inside = [str(n) for d in decisions for n in d.get("inner", [])]
+        if not nodes and not looked_up and not inside:
+            return Applied(model.clone())
+        correct = next((d["correct"] for d in decisions if "correct" in d), "bias")
+        exact = next((d["products"] == "exact" for d in decisions if "products" in d), evidence.machine.int8_exact)
+        form = next((d["format"] for d in decisions if "format" in d), FORMATS[0])
+        if form not in FORMATS:
+            raise InputProblem("unknown format", str(form), "", f"one of {', '.join(FORMATS)}")
+        done = quantize(evidence, frozenset(nodes), Recipe.said(decisions), correct == "bias", exact, looked_up, inside)
+        if form == "qoperator" and Recipe.said(decisions).bits > 8:
+            raise InputProblem("no integer operators of 16 bits", form, "", "use pairs for them")
+        if form == "qoperator":
+            count = to_operators(done.model, frozenset(nodes))
+            done.notes.append(f"{count} of {len(nodes)} nodes as integer operators, the others between pairs")
+        elif short := compact(done.model):
+            done.notes.append(
+                f"biases of {short} layers said shortly: their scales are products, their integers have 16 bits"
+            )
+        return done
+
+
+def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
+    """Every node worth an integer kernel, whose values are finite on the samples and that is not excluded."""
+    unfit = {name for name, spread in spreads_for(evidence).items() if not spread.finite}
+    out = set(exclude)
+    for node in evidence.model.graph:
+        touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}
+        if touched & unfit or any(v.name in unfit for v in qdq.final_outputs(node)):
+            out.add(node.name or "")
+    return qdq.whole(evidence.model, evidence.trace, out)
+
+
+def decisions_for(
+    chosen: frozenset[str],
+    evidence: Evidence,
+    wish: Wish | None = None,
+    correct: bool = True,
+    looked_up: Sequence[str] = (),
+) -> list[Decision]:
+    """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups and the weights of bodies so;
+    what the wish leaves open of the recipe is decided here, by measuring."""
+    inside = subgraph_weights.inner(evidence.model)
+    if not chosen and not looked_up and not inside:
+        return []
+    recipe = recipe_for(evidence, chosen, wish or Wish()) if chosen else Recipe()
+    return [
+        {"nodes": sorted(chosen)},
+        *([{"tables": list(looked_up)}] if looked_up else []),
+        *([{"inner": inside}] if inside else []),
+        *recipe.decisions(),
+        {"correct": "bias" if correct else "none"},
+        {"products": "exact" if evidence.machine.int8_exact else "saturating"},
+    ]
+
+
+def recipe_for(evidence: Evidence, chosen: frozenset[str], wish: Wish) -> Recipe:
+    """The recipe with the least harm when these nodes are in int8; measured once for each wish.
+
+    With the bias corrected, as in the end, where few layers make that cheap.
+    """
+    known: dict[str, tuple[Wish, Recipe]] = evidence.kept.setdefault("recipes", {})
+    if str(wish) not in known:
+        few = sum(n.name in chosen and n.op_type in qdq.COMPUTE for n in evidence.model.graph) <= _FEW
+        exact = evidence.machine.int8_exact
+        settled = choose(evidence, wish, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
+        known[str(wish)] = settled, settled.on(evidence)
+    evidence.kept["settled"], evidence.kept["recipe"] = known[
+        str(wish)
+    ]  # what models of other nodes are made by while mixes are sought
+    return known[str(wish)][1]
+
+
+def refusals(evidence: Evidence) -> list[Refused]:
+    """Weight-bearing nodes that have no integer kernel, and why."""
+    return [
+        Refused(n.name or "", why)
+        for n in evidence.model.graph
+        if n.op_type in read.WEIGHTED and (why := qdq.eligible(n, evidence.trace)) is not None
+    ] + embedding_tables.refusals(evidence.model)
+
+
+def quantize(
+    evidence: Evidence,
+    chosen: frozenset[str],
+    recipe: Recipe,
+    correct: bool,
+    exact: bool,
+    looked_up: Sequence[str] = (),
+    inside: Sequence[str] = (),
+) -> Applied:
+    """The model with the chosen nodes in int8, the tables of these look-ups, and these weights of bodies."""
+    evidence = equalized(evidence, recipe)
+    source = evidence.model
+    known = {n.name for n in source.graph}
+    missing = sorted((chosen | set(looked_up)) - known)
+    if missing:
+        raise InputProblem(
+            "the plan names nodes the model does not have",
+            missing[0],
+            f"{len(missing)} in all",
+            "use the plan with the model it was made for",
+        )
+    bad: list[tuple[str | None, str]] = [
+        (n.name, why) for n in source.graph if n.name in chosen and (why := qdq.eligible(n, evidence.trace))
+    ]
+    rows = [n for n in source.graph if n.name in looked_up]
+    bad += [(n.name, why or "it looks nothing up") for n in rows if (why := embedding_tables.why_not(n)) is not None]
+    if bad:
+        raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
+    plan = qdq.layout(source, chosen)
+    for name in plan.tensors:
+        if not spreads_for(evidence)[name].finite:
+            raise InputProblem(
+                "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
+            )
+    grids = calibration.grids(evidence, recipe.ranges, plan, recipe.bits)
+    work = source.clone()
+    by = f"by {recipe.ranges}" if isinstance(recipe.ranges, str) else "as given"
+    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {by}"]
+    if recipe.equalized:
+        notes.append(f"channels of {len(recipe.equalized)} tensors brought to like ranges")
+    if recipe.bits > 8:
+        notes.append(
+            "activations in 16 bits: for runtimes with kernels for them, onnxruntime's CPU computes them in float"
+        )
+    narrow = rewrite(work, plan, grids, evidence, exact or recipe.bits > 8, recipe.rounding == "output")
+    if looked_up:
+        notes.append(f"{embedding_tables.write(work, looked_up)} embedding tables in int8")
+    if inside:
+        notes.append(f"{subgraph_weights.write(work, inside)} weights of sub-graphs in int8, computed with in float")
+    if narrow:
+        notes.append(
+            f"weights of {narrow} output channels in fewer than 8 bits: in pairs they would saturate without VNNI"
+        )
+    if correct:
+        notes.append(f"bias corrected on {correct_bias(evidence, work, plan)} layers")
+    edit.drop_dead(work)
+    edit.forget_shapes(work)
+    return Applied(work, notes, refusals(evidence))
+
+
+QUANTIZE = Quantize()

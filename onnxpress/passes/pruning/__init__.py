@@ -1,0 +1,1 @@
+"""Structured pruning: importance, allocation, removal and refit of channels."""

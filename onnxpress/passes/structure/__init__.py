@@ -1,0 +1,1 @@
+"""Changes of the architecture: depth, low rank, cheaper convolutions and attention."""

@@ -1,0 +1,294 @@
+"""depth: whole residual branches, and whole layers, taken out; what remains is refitted to the original's values.
+
+Units are blocks (`model/blocks.py`) whose ends have equal type and shape at two input sizes.  Which go is decided by the
+measured rise of the outputs' error on calibration samples, greedily, measured again after each removal, for the
+multiply-accumulates that go.  The layers in front of a gap learn to say what the missing block said (its part is
+theirs to play now), those behind it to read what they get (`repair.refit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, repeated
+from onnxpress.measure.score import Judge
+from onnxpress.model import blocks as bl
+from onnxpress.model import read
+from onnxpress.model.blocks import Block
+from onnxpress.model.counts import macs
+from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
+from onnxpress.passes.core.refit import Fit, refit, target_of
+from onnxpress.runtime.session import all_cores, run, tap
+
+UNITS = ("all", "branches", "layers")
+_SLACK = 0.02  # of the removable work: a goal missed by less is met
+LOCAL = "local"  # repair: of the layers next to a gap alone, a small part of the cost; to look at many
+_REPAIRS = ("least-squares", LOCAL, "none")
+_NEAR = 2  # layers behind a gap that a local repair refits
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for: `keep`, the share of the removable blocks' multiply-accumulates to keep, or `remove`, how
+    many blocks to take out.
+
+    max_drop: stop before the repaired model loses more than this on the samples; units: "branches" (and the runs with their
+    normalization), "layers" (the largest that repeat; branches where nothing repeats), or "all" of them.
+    """
+
+    keep: float | None = None
+    remove: int | None = None
+    max_drop: float | None = None
+    units: str = "all"
+
+    def check(self) -> None:
+        if (self.keep is None) == (self.remove is None):
+            raise InputProblem(
+                "say how much to take out", "--keep, --remove", "exactly one is needed", "try --keep 0.5"
+            )
+        if self.keep is not None and not 0 <= self.keep < 1:
+            raise InputProblem("the share to keep must lie between 0 and 1", "--keep", f"got {self.keep}", "try 0.5")
+        if self.remove is not None and self.remove < 1:
+            raise InputProblem("the number of blocks must be at least 1", "--remove", f"got {self.remove}", "try 1")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise InputProblem("the drop must lie between 0 and 1", "--max-drop", f"got {self.max_drop}", "try 0.01")
+        if self.units not in UNITS:
+            raise InputProblem("unknown kind of unit", self.units, "", f"one of {', '.join(UNITS)}")
+
+
+class Depth:
+    name = "depth"
+    exact = False
+    needs_data = True
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        """One option a block. harm: nmse of the outputs without it, unrepaired (0 without samples); saving: MACs, weights."""
+        judge = None if evidence.data is None else Judge(evidence.model, evidence.samples())
+        found = []
+        for block in removable(evidence)[0]:
+            harm = 0.0 if judge is None else judge.score(_cut(evidence, [block])).nmse
+            saving = Saving(float(block.macs), float(block.weight_bytes))
+            found.append(Option(self.name, block.name, {"block": block.name}, saving, harm))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: [{"block": name}, …, {"repair": "least-squares" | "local" | "none"}]."""
+        if not decisions:
+            return Applied(model.clone())
+        known, refused = removable(evidence)
+        gone = _named(known, decisions)
+        if not gone:
+            return Applied(evidence.model.clone(), [], refused)
+        mode = next((d["repair"] for d in decisions if "repair" in d), _REPAIRS[0])
+        if mode not in _REPAIRS:
+            raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(_REPAIRS)}")
+        near = _NEAR if mode == LOCAL else None
+        result, fits = without(evidence, gone, mode != "none" and evidence.data is not None, near)
+        before, after = (sum(macs(m, evidence.trace).values()) for m in (evidence.model, result))
+        notes = [f"took out {', '.join(b.name for b in gone)}", f"{1 - after / before:.0%} of the work is gone"]
+        if fits:
+            notes.append(
+                f"refitted {len(fits)} layers, held-out error "
+                f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}"
+            )
+        return Applied(result, notes, refused)
+
+
+def _named(known: Sequence[Block], decisions: Sequence[Decision]) -> list[Block]:
+    by_name = {b.name: b for b in known}
+    names = list(dict.fromkeys(d["block"] for d in decisions if "block" in d))
+    for name in names:
+        if name not in by_name:
+            raise InputProblem(
+                "the plan names a block the model does not have",
+                str(name),
+                "",
+                "use the plan with the model it was made for",
+            )
+    return [by_name[n] for n in names]
+
+
+def removable(evidence: Evidence) -> tuple[list[Block], list[Refused]]:
+    """The blocks whose two ends agree in type and shape at two input sizes; and those that do not."""
+    if "blocks" not in evidence.kept:
+        evidence.kept["blocks"] = _removable(evidence)
+    found: tuple[list[Block], list[Refused]] = evidence.kept["blocks"]
+    return found
+
+
+def _removable(evidence: Evidence) -> tuple[list[Block], list[Refused]]:
+    found = bl.find_blocks(evidence.model, evidence.trace)
+    names = list(dict.fromkeys(n for b in found for n in (b.source, b.output)))
+    looks = _looks(evidence, names) if names else {}
+    good = [b for b in found if looks.get(b.source) == looks.get(b.output)]
+    reason = "its two ends differ in type, or in shape at another input size"
+    return good, [Refused(b.name, reason) for b in found if b not in good]
+
+
+def _looks(evidence: Evidence, names: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(type, shape) of values at another size than the trace's; empty where the model runs at one size only."""
+    session = tap(evidence.model, names, all_cores("none"))
+    types = [o.type for o in session.get_outputs()]
+    for feeds in _other_sizes(evidence):
+        try:
+            values = run(session, feeds)
+        except InputProblem:
+            continue
+        return {n: (t, v.shape) for n, t, v in zip(names, types, values, strict=True)}
+    return {}
+
+
+def _other_sizes(evidence: Evidence) -> Iterator[dict[str, np.ndarray]]:
+    """Feeds at sizes to try: free axes halved (those of size 1: doubled) and the batch doubled, either, neither."""
+    resized = {}
+    for spec in evidence.signature.inputs:
+        value = evidence.probe[spec.name]
+        for axis, dim in enumerate((spec.shape or ())[: value.ndim]):
+            if axis and isinstance(dim, str):
+                size = value.shape[axis]
+                value = np.take(value, np.arange((size + 1) // 2) if size > 1 else [0, 0], axis=axis)
+        resized[spec.name] = value
+    for feeds in (resized, evidence.probe):
+        for count in (2, 1):
+            yield repeated(feeds, evidence.signature, count)
+
+
+def without(
+    evidence: Evidence, gone: Sequence[Block], repair: bool, near: int | None = None
+) -> tuple[ir.Model, list[Fit]]:
+    """The model without the blocks; with `repair` the layers around the gaps are refitted to the original's values.
+
+    near: so many layers behind each gap at most (None: all that depend on it).
+    """
+    result = bl.take_out(evidence.model, gone)
+    if not repair:
+        return result, []
+    roles = _roles(evidence.model, gone)
+    names = _behind_gaps(result, set(roles)) if near is None else {
+        name for source in roles for name in _behind_gaps(result, {source}, near)
+    }  # fmt: skip
+    for node in result.graph:
+        target = target_of(node, evidence, lambda _: None, roles) if node.op_type in read.WEIGHTED else None
+        if target is not None and {target.own, target.output} & set(roles.values()):
+            names.add(node.name or "")
+    fits = refit(evidence, result, names, None, roles)
+    return result, fits
+
+
+def _roles(model: ir.Model, gone: Sequence[Block]) -> dict[str, str]:
+    """What stands before a gap -> the value of the original that stood behind it.
+
+    Where that value went through an operator that does nothing twice (Relu), what stands before the operator plays, too.
+    """
+    order = {v.name or "": i for i, n in enumerate(model.graph) for v in n.outputs}
+    values = {v.name or "": v for n in model.graph for v in n.outputs}
+    roles: dict[str, str] = {}
+    for output, source in sorted(bl.resolve(model, gone).items(), key=lambda pair: order[pair[0]]):
+        roles[source] = output
+        made = values[source].producer() if source in values else None
+        readers = {u.node.op_type for u in values[output].uses()}
+        ends = values[output].producer()
+        if made is None or made.op_type not in ("Relu", "Clip") or made.inputs[0] is None:
+            continue
+        if made.op_type == "Relu" and readers == {"Relu"}:
+            roles[made.inputs[0].name or ""] = output
+        elif ends is not None and ends.op_type == made.op_type and ends.inputs[0] is not None:
+            roles[made.inputs[0].name or ""] = ends.inputs[0].name or ""
+    return roles
+
+
+def _behind_gaps(model: ir.Model, sources: set[str], most: int | None = None) -> set[str]:
+    """Layers with weights or statistics whose inputs depend on what stands before a gap: all, or the first of them."""
+    reached = set(sources)
+    names = set[str]()
+    for node in model.graph:
+        if most is not None and len(names) >= most:
+            break
+        if node.op_type in ("Shape", "Size") or not any(v is not None and v.name in reached for v in node.inputs):
+            continue
+        reached.update(v.name for v in node.outputs if v.name)
+        if node.op_type in read.WEIGHTED or node.op_type == "BatchNormalization":
+            names.add(node.name or "")
+    return names
+
+
+def plan_depth(evidence: Evidence, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> list[Decision]:
+    """Decisions that carry out a wish, in the order of removal; empty where nothing can go.
+
+    more_time: asked before every block; without, what was found by then.
+    """
+    wish.check()
+    candidates = _candidates(removable(evidence)[0], wish.units)
+    if not candidates:
+        return []
+    judge = Judge(evidence.model, evidence.samples())
+    order = _greedy(evidence, judge, candidates, wish, more_time)
+    if wish.max_drop is not None:
+        order = order[: _longest(evidence, judge, order, wish.max_drop)]
+    return [{"block": b.name} for b in order]
+
+
+def _candidates(blocks: Sequence[Block], units: str) -> list[Block]:
+    layers = [b for b in blocks if b.kind == bl.LAYER]
+    if units == "all" or (units == "layers" and not layers):
+        return list(blocks)
+    return layers if units == "layers" else [b for b in blocks if b.kind != bl.LAYER]
+
+
+def _greedy(
+    evidence: Evidence, judge: Judge, candidates: Sequence[Block], wish: Wish, more_time: Callable[[], bool]
+) -> list[Block]:
+    """Block by block what harms least for the work it saves, until enough is gone.
+
+    The harm of a candidate is measured on top of those already gone; what was measured before an earlier removal only
+    orders the candidates, and the first whose new value still leads is taken.
+    """
+    costs = macs(evidence.model, evidence.trace)
+
+    def work(blocks: Sequence[Block]) -> int:
+        return sum(costs.get(n, 0) for n in bl.dying(evidence.model, blocks))
+
+    whole = work(candidates)
+    goal = whole * (1 - wish.keep) if wish.keep is not None else float(whole)
+    taken: list[Block] = []
+    base, saved = 0.0, 0
+    price = dict.fromkeys((b.name for b in candidates), -1.0)  # harm for the saved work, as last measured; -1: never
+    left = list(candidates)
+    while saved < goal - _SLACK * whole and (wish.remove is None or len(taken) < wish.remove):
+        fresh: dict[str, tuple[float, int]] = {}
+        left = [b for b in left if work([*taken, b]) > saved]
+        if not left or not more_time():
+            break
+        while (best := min(left, key=lambda b: price[b.name])).name not in fresh:
+            total = work([*taken, best])
+            harm = judge.score(_cut(evidence, [*taken, best])).nmse
+            fresh[best.name] = harm, total
+            price[best.name] = max(harm - base, 1e-9) / min(total - saved, max(goal - saved, 1.0))
+        base, saved = fresh[best.name]
+        taken.append(best)
+        left.remove(best)
+    return taken
+
+
+def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
+    """The model without the blocks, as its harm is measured: where a skip remains it speaks for itself, a chain that lost a
+    link does only once it is refitted."""
+    return without(evidence, gone, not all(b.skip for b in gone))[0]
+
+
+def _longest(evidence: Evidence, judge: Judge, order: Sequence[Block], allowed: float) -> int:
+    """How many of the removals, in order, the repaired model bears; found by bisection."""
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high + 1) // 2
+        drop = judge.score(without(evidence, order[:middle], True)[0]).drop
+        low, high = (middle, high) if drop <= allowed + 1e-9 else (low, middle - 1)
+    return low
+
+
+DEPTH = Depth()

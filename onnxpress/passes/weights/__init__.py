@@ -1,0 +1,1 @@
+"""Smaller files: codebooks, weight-only integers, 16-bit floats and zeros."""

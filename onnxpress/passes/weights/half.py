@@ -1,0 +1,137 @@
+"""half: weights kept as float16 or bfloat16, half the bytes; a Cast that onnxruntime folds at load makes float32 of them.
+
+The arithmetic stays float32: onnxruntime's CPU kernels gain nothing from 16 bits (it computes them as float32 between Casts), so
+that only the file gets smaller.  A tensor whose values 16 bits cannot hold stays as it is: float16 ends at 65504 and holds nothing
+below 6e-8; bfloat16 reaches as far as float32 but has 8 bits of precision, where float16 has 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.model import edit, read
+from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
+
+TYPES: dict[str, np.dtype] = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_PRECISION = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+_OPSET = {"float16": 6, "bfloat16": 13}  # from which on Cast knows the type
+_LEAST = 64  # elements from which a Cast costs less than it saves
+_NODE = 80  # bytes of a Cast and its names
+
+
+class HalfPrecision:
+    name = "half"
+    exact = False
+    needs_data = False
+
+    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
+        """Each tensor that the type holds, in float16 and in bfloat16. harm: lost share of its squares."""
+        found = []
+        for kind in TYPES:
+            for value in halvable(evidence.model, kind)[0]:
+                array = _array(value)
+                decision = {"tensor": value.name, "type": kind}
+                saving = Saving(0.0, array.nbytes / 2 - _NODE)
+                found.append(Option(self.name, value.name or "", decision, saving, _lost(array, kind)))
+        return found
+
+    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
+        """decisions: [{"tensor": initializer name, "type": "float16" | "bfloat16"}, …]; the last for a tensor counts."""
+        if not decisions:
+            return Applied(model.clone())
+        wanted = {str(d.get("tensor")): str(d.get("type")) for d in decisions}
+        work = evidence.model.clone()
+        able = {
+            kind: {v.name for v in halvable(evidence.model, kind)[0]} for kind in set(wanted.values()) & TYPES.keys()
+        }
+        first = next(iter(work.graph))
+        for name, kind in wanted.items():
+            if kind not in TYPES:
+                raise InputProblem("unknown type", name, kind, f"one of {', '.join(TYPES)}")
+            if name not in able[kind]:
+                raise InputProblem(
+                    f"the plan names a tensor that the model does not have, or that {kind} cannot hold", name, "",
+                    "use the plan with the model it was made for",
+                )  # fmt: skip
+            value = work.graph.initializers[name]
+            short = edit.add_constant(work, _array(value).astype(TYPES[kind]), "half")
+            wide = edit.insert_before(work, first, "Cast", [short], "wide", {"to": ir.DataType.FLOAT.value})
+            edit.reroute(work, value, wide)
+        edit.drop_dead(work)
+        edit.forget_floats(work)
+        kinds = ", ".join(
+            f"{list(wanted.values()).count(kind)} tensors in {kind}" for kind in sorted(set(wanted.values()))
+        )
+        refused = halvable(evidence.model, next(iter(wanted.values())))[1]
+        return Applied(work, [f"{kinds}; the arithmetic stays float32 (the CPU gains no speed from 16 bits)"], refused)
+
+
+def plan_half(evidence: Evidence, kind: str) -> tuple[list[Decision], list[Refused]]:
+    """Decisions for every tensor that the type holds, and those left in float32 with the reason."""
+    if kind not in TYPES:
+        raise InputProblem("unknown type", "--type", kind, f"one of {', '.join(TYPES)}")
+    able, refused = halvable(evidence.model, kind)
+    return [{"tensor": v.name, "type": kind} for v in able], refused
+
+
+def halvable(model: ir.Model, kind: str) -> tuple[list[ir.Value], list[Refused]]:
+    """The float32 initializers that can be kept in a type, in the model's order, and the large ones that cannot."""
+    inner = {name for node in model.graph if read.has_subgraph(node) for name in read.captured(node)}
+    found, refused = [], []
+    for value in model.graph.initializers.values():
+        tensor = read.constant_tensor(value)
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST:
+            continue
+        reason = _why_not(value, inner, kind)
+        if reason is None:
+            found.append(value)
+        else:
+            refused.append(Refused(value.name or "", reason))
+    return found, refused
+
+
+def _why_not(value: ir.Value, inner: set[str], kind: str) -> str | None:
+    nodes = [use.node for use in value.uses()]
+    if not nodes or value.is_graph_output():
+        return "it is an output"
+    if value.name in inner or any(read.has_subgraph(n) for n in nodes):
+        return "it is read by a sub-graph"
+    if read.node_opset(nodes[0]) < _OPSET[kind]:
+        return f"operator set below {_OPSET[kind]} has no Cast from {kind}"
+    if any("Quantize" in n.op_type or n.op_type.startswith("QLinear") for n in nodes):
+        return "it is a scale, which kernels want to see as it is"
+    array = _array(value)
+    with np.errstate(over="ignore"):
+        short = array.astype(TYPES[kind]).astype(np.float64)
+    if not np.isfinite(short).all():
+        return f"{kind} cannot hold its values, which reach {np.abs(array).max():.1e}"
+    gap, size = np.abs(short - array), np.abs(array).astype(np.float64)
+    summed = all(use.node.op_type in read.WEIGHTED and use.idx == 1 for use in value.uses())
+    looked_up = all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
+    if array.ndim > 1 and summed:  # what is added up may be small beside the rest of its row or column
+        others = [tuple(a for a in range(array.ndim) if a != axis) for axis in (0, 1)]
+        size = np.minimum(*(size.max(axis=axes, keepdims=True) for axes in others))
+    elif array.ndim > 1 and looked_up:  # … of the vector it belongs to
+        size = size.max(axis=-1, keepdims=True)
+    if (gap > _PRECISION[kind] * size).any():
+        return f"{kind} would lose its smallest values"
+    return None
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _lost(array: np.ndarray, kind: str) -> float:
+    gap = array.astype(TYPES[kind]).astype(np.float64) - array
+    return float((gap * gap).sum() / max(float((array.astype(np.float64) ** 2).sum()), 1e-30))
+
+
+HALF = HalfPrecision()

@@ -1,0 +1,113 @@
+"""The contract of a result: what must hold of a file before it is called an optimized one (design section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxpress.data.dataset import Dataset
+from onnxpress.errors import InputProblem, Problem
+from onnxpress.measure.dynamic_shape_variants import Feeds, variations
+from onnxpress.measure.score import Score
+from onnxpress.model.files import serialised
+from onnxpress.model.signature import Signature, signature
+from onnxpress.runtime.latency import Ratio
+from onnxpress.runtime.session import all_cores, open_session, run
+
+Shape = tuple[int | None, ...]
+_SAMPLES = 3  # that are run at every size
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """accepted, and if not every reason why; score is on the validation samples."""
+
+    accepted: bool
+    reasons: tuple[str, ...]
+    score: Score | None = None
+    speedup: Ratio | None = None
+
+
+def same_shape_behaviour(original: ir.Model, result: ir.Model | bytes, samples: Dataset) -> list[str]:
+    """What of (a) fails: checker, load, signature, and every batch size and free axis the original runs at."""
+    if isinstance(result, bytes):
+        return _failures(original, result, samples)
+    with serialised(result) as data:
+        return _failures(original, data, samples)
+
+
+def _failures(original: ir.Model, data: bytes | Path, samples: Dataset) -> list[str]:
+    try:
+        onnx.checker.check_model(str(data) if isinstance(data, Path) else data)
+        model: ir.Model = ir.load(data) if isinstance(data, Path) else ir.from_proto(onnx.load_from_string(data))
+        sig = signature(original)
+        if sig != signature(model):
+            return ["its signature differs from the original's"]
+        # One after the other: two sessions of a large model, each with the memory of its largest run, may not fit.
+        wanted, found = _behaviour(original, samples, sig), _behaviour(data, samples, sig)
+    except (Problem, onnx.checker.ValidationError) as error:
+        return [f"it does not load: {str(error).splitlines()[0]}"]
+    problems = []
+    for what, shapes in wanted.items():
+        now = found[what]
+        if isinstance(shapes, InputProblem):
+            continue  # the original does not run at this size either
+        if isinstance(now, InputProblem):
+            problems.append(f"it fails at {what}: {now.why}")
+        elif not all(_agree(w, f) for w, f in zip(shapes, now, strict=True)):
+            problems.append(f"at {what} its output shapes are {now}, the original's {shapes}")
+    return problems
+
+
+def _behaviour(
+    model: ir.Model | bytes | Path, samples: Dataset, sig: Signature
+) -> dict[str, list[Shape] | InputProblem]:
+    """By size: the shapes of a model's outputs, or why it does not run.  Raises Problem where it does not load."""
+    session = open_session(model, all_cores())
+    found: dict[str, list[Shape] | InputProblem] = {}
+    for what, several in _varied(samples, sig):
+        try:
+            found[what] = _shapes(session, several)
+        except InputProblem as error:
+            found[what] = error
+    return found
+
+
+def _varied(samples: Dataset, sig: Signature) -> Iterator[tuple[str, list[Feeds]]]:
+    """A few samples of one shape, at every size of `variations`."""
+    first = [dict(batch.inputs) for batch in samples.take(_SAMPLES).batches(1)]
+    alike = [f for f in first if all(f[k].shape == v.shape for k, v in first[0].items())]
+    for several in zip(*(variations(feeds, sig) for feeds in alike), strict=True):
+        yield several[0][0], [feeds for _, feeds in several]
+
+
+def _shapes(session: ort.InferenceSession, several: list[Feeds]) -> list[Shape]:
+    """The shape of each output; None for a size that depends on the values (as behind NonMaxSuppression)."""
+    runs = [[a.shape for a in run(session, feeds)] for feeds in several]
+    return [
+        tuple(s[0] if len(set(s)) == 1 else None for s in zip(*shapes, strict=True))
+        if len({len(s) for s in shapes}) == 1
+        else ()
+        for shapes in zip(*runs, strict=True)
+    ]
+
+
+def _agree(wanted: Shape, found: Shape) -> bool:
+    return len(wanted) == len(found) and all(w is None or w == f for w, f in zip(wanted, found, strict=True))
+
+
+def judge(score: Score, speedup: Ratio | None, max_drop: float, goal: str, problems: list[str]) -> Verdict:
+    """(b) and (c): the drop on validation samples, and the interval of the speed-up."""
+    reasons = list(problems)
+    if not score.drop <= max_drop + 1e-9:
+        reasons.append(f"it loses {score.drop:.4f} {score.metric} on the validation samples (allowed {max_drop:g})")
+    if speedup is not None and speedup.high < 1.0:
+        reasons.append(f"it is slower: {speedup.speedup:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]")
+    elif speedup is not None and goal == "latency" and speedup.low <= 1.0:
+        reasons.append(f"it is not measurably faster: {speedup.speedup:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]")
+    return Verdict(not reasons, tuple(reasons), score, speedup)

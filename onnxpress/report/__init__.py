@@ -1,1 +1,0 @@
-"""Pictures of what was measured: a run's record as one HTML file, Markdown or JSON."""

@@ -1,0 +1,118 @@
+"""What a run of `optimize` (or of `distill`) shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from onnxpress.reporting.facts import (
+    Chart,
+    Document,
+    Headline,
+    Page,
+    Point,
+    Table,
+    against,
+    drop_of,
+    latencies,
+    machine,
+    name_of,
+    refusals,
+    sides,
+    size,
+    smaller,
+    strings,
+)
+
+_SAID = 3  # notes of a candidate
+
+
+def optimized(body: Document) -> Page:
+    """A record without an outcome is of a run that was stopped, or goes on: what it knows so far is shown."""
+    found = body.get("outcome") or (body if "chosen" in body else {})
+    made = Page(_title(found), name_of(body))
+    made.headlines = [*_speed(found.get("speedup")), *smaller(found.get("original_bytes"), found.get("bytes")),
+                      *_quality(found.get("validate")), *_seconds(found)]  # fmt: skip
+    made.charts = [
+        _candidates(body, found),
+        *latencies(found.get("timings") or []),
+        *sides(found.get("sides")),
+        _training(body),
+    ]
+    made.tables = [_table(body, found), _plan(body), refusals(found.get("refused") or []), machine(body)]
+    made.remarks = [*strings(found, "reasons"), *(f"try: {a}" for a in strings(found, "advice")), *_rejected(found),
+                    *(f"{name} failed: {why}" for name, why in (body.get("failed") or {}).items()),
+                    *strings(found, "notes"), *strings(found, "warnings")]  # fmt: skip
+    return made
+
+
+def _title(found: Document) -> str:
+    if not found:
+        return "Not finished"
+    title = "Optimized" if found.get("met") else "No result that keeps the wish"
+    return f"{title} (interrupted)" if found.get("interrupted") else title
+
+
+def _speed(ratio: Document | None) -> list[Headline]:
+    return [Headline("faster", f"{ratio['speedup']:.2f}x", against(ratio))] if ratio else []
+
+
+def _quality(score: Document | None) -> list[Headline]:
+    if not score or score.get("value") is None:
+        return []
+    note = f"original {score['reference']:.4f}; drop {drop_of(score)}, {score['samples']} samples"
+    return [Headline(str(score["metric"]), f"{score['value']:.4f}", note)]
+
+
+def _seconds(found: Document) -> list[Headline]:
+    return [Headline("time taken", f"{found['seconds']:.0f} s")] if found.get("seconds") else []
+
+
+def _candidates(body: Document, found: Document) -> Chart:
+    several = [
+        c
+        for c in body.get("candidates", [])
+        if c.get("quick_speedup") and (c.get("select") or {}).get("drop") is not None
+    ]
+    largest = max((c["size"] for c in several), default=1)
+    chosen = found.get("chosen")
+    points = tuple(
+        Point(c["name"], c["quick_speedup"], c["select"]["drop"], c["select"].get("low"), c["select"].get("high"),
+              c["size"] / largest, c["name"] == chosen)
+        for c in several
+    )  # fmt: skip
+    marked = " Orange: what was taken." if any(p.chosen for p in points) else ""
+    note = f"Lower and to the right is better; the mark's size is the file's; lines: 95 % intervals.{marked}"
+    return Chart("scatter", "Candidates", "times as fast (first timing)", "drop on the selection samples", points, note)
+
+
+def _table(body: Document, found: Document) -> Table:
+    rows = []
+    for c in body.get("candidates", []):
+        speed, notes = c.get("quick_speedup"), strings(c, "notes")
+        said = "; ".join(notes[:_SAID]) + (f"; and {len(notes) - _SAID} more" if len(notes) > _SAID else "")
+        name = f"{c['name']} (taken)" if c["name"] == found.get("chosen") else c["name"]
+        rows.append((name, f"{speed:.2f}x" if speed else "", drop_of(c.get("select")), size(c["size"]), said))
+    return Table("Candidates", ("name", "faster", "drop", "size", "notes"), tuple(rows))
+
+
+def _training(body: Document) -> Chart:
+    curve = [p for p in body.get("curve", []) if p.get("drop") is not None]
+    points = tuple(Point(f"step {p['step']}", float(p["step"]), p["drop"], size=0.2, group="drop") for p in curve)
+    return Chart("lines", "Training", "step", "drop on the selection samples", points)
+
+
+def _plan(body: Document) -> Table:
+    steps = (body.get("plan") or {}).get("steps") or []
+    rows = [(str(s.get("pass")), f"{len(s.get('decisions', []))}", _brief(s.get("decisions", []))) for s in steps]
+    return Table("Plan", ("pass", "decisions", "first"), tuple(rows))
+
+
+def _brief(decisions: Sequence[Any]) -> str:
+    text = json.dumps(decisions[0]) if decisions else ""
+    return text if len(text) <= 120 else f"{text[:117]}…"
+
+
+def _rejected(found: Document) -> list[str]:
+    return [f"{name} was rejected: {'; '.join(map(str, why))}" for name, why in (found.get("rejected") or {}).items()]

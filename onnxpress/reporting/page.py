@@ -1,0 +1,92 @@
+"""A page as HTML in one file, or as Markdown.
+
+The HTML holds its style, its script and the chart library (page/README.md), asks for nothing on the network, and gets all that was
+measured as JSON in which nothing can end the script it stands in: names of nodes and files are other people's.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxpress.errors import missing_extra
+from onnxpress.model.files import check_target, write_atomic
+from onnxpress.plan.run_record import plain
+from onnxpress.reporting.facts import Page, Table
+from onnxpress.reporting.reading import page, read
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FORMATS = ("html", "md", "json")
+_ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def report(run: str | Path, output: str | Path | None = None, kind: str = "html") -> Page:
+    """What a run's record holds, ready to be shown; written to `output` where that is given, in one of FORMATS.
+
+    Raises InputProblem where there is no such record, EnvironmentProblem where jinja2 is missing, which HTML needs.
+    """
+    made = page(read(run))
+    if output is not None:
+        check_target(output, run)
+        write_atomic(Path(output), rendered(made, kind).encode())
+    return made
+
+
+def rendered(shown: Page, kind: str) -> str:
+    """The page in one of FORMATS.  Raises EnvironmentProblem where jinja2 is missing, which HTML needs."""
+    if kind == "html":
+        return html(shown)
+    return markdown(shown) if kind == "md" else json.dumps(plain(shown), indent=1) + "\n"
+
+
+def html(shown: Page) -> str:
+    """One self-contained file."""
+    folder = files("onnxpress.reporting") / "page"
+    style, script, library = ((folder / name).read_text() for name in ("page.css", "page.js", "chart.umd.js"))
+    template = _environment().from_string((folder / "page.html").read_text())
+    return template.render(page=shown, data=embedded(plain(shown.charts)), style=style, script=script, library=library)
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise missing_extra("jinja2", "report", "HTML reports") from error
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def embedded(value: object) -> str:
+    """JSON that can stand within a script element, whatever the strings in it say."""
+    text = json.dumps(value)
+    for character, escaped in _ESCAPED.items():
+        text = text.replace(character, escaped)
+    return text
+
+
+def markdown(shown: Page) -> str:
+    """The numbers without the pictures."""
+    parts = [f"# {_cell(shown.title)}", *([_cell(shown.subtitle)] if shown.subtitle else [])]
+    if shown.headlines:
+        parts.append(
+            "\n".join(
+                f"- **{_cell(h.value)}** {_cell(h.label)}{': ' + _cell(h.note) if h.note else ''}"
+                for h in shown.headlines
+            )
+        )
+    parts += [_table(t) for t in shown.tables]
+    if shown.remarks:
+        parts.append("## Remarks\n\n" + "\n".join(f"- {_cell(r)}" for r in shown.remarks))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+    lines = [" | ".join(_cell(c) for c in row) for row in (table.columns, ("---",) * len(table.columns), *table.rows)]
+    return f"## {_cell(table.title)}\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

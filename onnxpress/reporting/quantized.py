@@ -1,0 +1,88 @@
+"""What `quantize --report` shows."""
+
+from __future__ import annotations
+
+from onnxpress.reporting.facts import (
+    MOST_BARS,
+    Chart,
+    Document,
+    Headline,
+    Page,
+    Point,
+    Table,
+    name_of,
+    refusals,
+    sides,
+    smaller,
+    strings,
+)
+
+_COLUMNS = (
+    "layer",
+    "operator",
+    "types",
+    "low",
+    "high",
+    "SQNR in",
+    "SQNR out",
+    "cut",
+    "alone",
+    "back",
+    "µs",
+    "µs now",
+    "why",
+)
+
+
+def quantized(body: Document) -> Page:
+    made = Page("Quantized", name_of(body))
+    layers = body.get("layers") or []
+    made.headlines = smaller(body.get("bytes_before"), body.get("bytes_after"))
+    made.headlines += (
+        [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
+    )
+    harms = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
+    harm = tuple(Point(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in harms)
+    wide = tuple(_distribution(x) for x in harms if x["high"] > x["low"])
+    marked = "Orange: layers that stay in float." if any(p.chosen for p in harm) else ""
+    made.charts = [
+        Chart("bars", "What each layer harms", "nmse of the model with only this layer in int8", "", harm, marked),
+        Chart(
+            "spans",
+            "How outputs are distributed",
+            "values on the samples, in units of the layer's largest magnitude",
+            "",
+            wide,
+            "The darker, the more values lie there; int8 has 255 steps for a row.",
+        ),
+        *sides(body.get("sides")),
+    ]
+    made.tables = [Table("Layers", _COLUMNS, tuple(_row(x) for x in layers)), refusals(body.get("refused") or [])]
+    made.remarks = strings(body, "notes")
+    return made
+
+
+def _distribution(x: Document) -> Point:
+    largest = max(abs(x["low"]), abs(x["high"]))
+    return Point(
+        x["node"],
+        x["high"] / largest,
+        0.0,
+        x["low"] / largest,
+        x["high"] / largest,
+        density=tuple(x.get("density") or ()),
+    )
+
+
+def _row(x: Document) -> tuple[str, ...]:
+    def told(name: str, form: str, factor: float = 1.0) -> str:
+        return "" if x.get(name) is None else format(factor * x[name], form)
+
+    ends = (
+        (told("low", ".3g"), told("high", ".3g")) if x["high"] > x["low"] else ("", "")
+    )  # what leaves at once is not observed
+    return (
+        x["node"], x["op"], str(x.get("types") or ("int8" if x["int8"] else "float")), *ends,
+        told("sqnr_in", ".0f"), told("sqnr", ".0f"), told("cut", ".2%"), told("alone", ".1e"), told("back", ".1e"),
+        told("before", ".3g", 1e6), told("after", ".3g", 1e6), str(x.get("why", "")),
+    )  # fmt: skip

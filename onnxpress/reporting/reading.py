@@ -1,0 +1,78 @@
+"""From the record of a command to the page that shows it.
+
+Read are a run folder of `optimize` or `nas` (or its run.json), and what `bench`, `quantize`, `optimize` and `nas` print with --json.
+Nothing is computed that was not measured there; a part without numbers is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from onnxpress.errors import InputProblem
+from onnxpress.plan.run_record import SCHEMA
+from onnxpress.reporting.benched import benched
+from onnxpress.reporting.facts import Document, Page
+from onnxpress.reporting.optimized import optimized
+from onnxpress.reporting.quantized import quantized
+from onnxpress.reporting.searched import searched
+
+
+def read(path: str | Path) -> Document:
+    """The record at a path: a run folder or a JSON file.  Raises InputProblem where there is none, or it is another thing."""
+    where = Path(path)
+    file = where / "run.json" if where.is_dir() else where
+    try:
+        text = file.read_text()
+    except FileNotFoundError as error:
+        raise InputProblem(
+            "there is no run to report", file, "", "name a run folder, or a file written with --json"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputProblem(
+            "the run cannot be read", file, str(error), "name a run folder, or a file written with --json"
+        ) from error
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputProblem("the run's record is damaged", file, str(error), "run the command again") from error
+    kind = body.get("kind") if isinstance(body, dict) else None
+    if not isinstance(kind, str) or kind not in _PAGES or body.get("schema") != SCHEMA:
+        raise InputProblem(
+            "this is no record of a run", file, "", f"a report can be made of {', '.join(sorted(_PAGES))}"
+        )
+    plan = where / "plan.json"
+    if where.is_dir() and plan.is_file():
+        try:
+            body["plan"] = json.loads(plan.read_text())
+        except (OSError, ValueError, RecursionError):
+            body["plan"] = {}
+    return dict(body)
+
+
+def page(body: Document) -> Page:
+    """What to show of a record.  Raises InputProblem where the record lacks what its kind has."""
+    try:
+        made = _PAGES[body["kind"]](body)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise InputProblem(
+            "the run's record is not complete", str(body.get("kind")), problem, "run the command again"
+        ) from error
+    made.charts = [c for c in made.charts if c.points]
+    made.tables = [t for t in made.tables if t.rows]
+    return made
+
+
+def _run(body: Document) -> Page:
+    return (
+        searched(body)
+        if body.get("command") == "nas" or "candidates" in (body.get("outcome") or {})
+        else optimized(body)
+    )
+
+
+_PAGES: dict[str, Callable[[Document], Page]] = {
+    "run": _run, "optimize": optimized, "nas": searched, "bench": benched, "quantize": quantized
+}  # fmt: skip

@@ -1,0 +1,196 @@
+"""What only a fresh process can show: how long a cold start takes, and how much memory a model needs at its peak.
+
+Every measurement is a child process of its own.  Cold start: building the session and the first run, after Python and
+onnxruntime are there (the file itself is in the system's cache from the second child on).  Memory: the kernel's own mark of the
+most resident memory (VmHWM), set back just before the model is loaded; a child's ru_maxrss would hold its parent's peak.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxpress.errors import EnvironmentProblem
+from onnxpress.runtime import isolate
+from onnxpress.runtime.intervals import independent
+from onnxpress.runtime.latency import Ratio
+from onnxpress.runtime.session import Settings, open_session, run, temporary_folder
+
+_FEWEST_CHILDREN, _LEAST_CHILDREN, _MOST_CHILDREN = 3, 6, 40  # six are the fewest whose extremes bound a median by 95 %
+_MEMORY_CHILDREN = 3
+_RUNS = 3
+_LIMIT = 600.0  # seconds that one child may take
+
+
+@dataclass(frozen=True)
+class Cold:
+    """Median seconds from a file to the first answer, with 95 % interval, and its parts: building the session, first run."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    load: float
+    first_run: float
+    children: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Megabytes (10^6 bytes) that a model adds to a process: at its peak, after loading, after some runs; medians of children.
+
+    low, high: the least and greatest peak of the children; process: the whole process at its peak.
+    """
+
+    name: str
+    peak: float
+    low: float
+    high: float
+    loaded: float
+    settled: float
+    process: float
+    children: int
+
+
+def cold_starts(
+    models: Mapping[str, bytes | str],
+    feeds: Mapping[str, np.ndarray],
+    settings: Settings | None = None,
+    seconds: float = 10.0,
+    seed: int = 0,
+) -> tuple[tuple[Cold, ...], tuple[Ratio, ...]]:
+    """Cold starts of models, child by child in turns, and ratios to the first model.
+
+    At least six children a model, or three where these took twice the wished seconds.
+    """
+    rng = np.random.default_rng(seed)
+    with temporary_folder() as folder:
+        asked = _asked(folder, models, feeds, settings or Settings(), 1)
+        names = list(models)
+        seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        begun, rounds = time.perf_counter(), 0
+        while rounds < _MOST_CHILDREN:
+            spent = time.perf_counter() - begun
+            if spent > (seconds if rounds >= _LEAST_CHILDREN else 2 * seconds) and rounds >= _FEWEST_CHILDREN:
+                break
+            for index in rng.permutation(len(names)):
+                seen[names[index]].append(asked[names[index]]())
+            rounds += 1
+    totals = {name: np.array([a["load"] + a["first"] for a in answers]) for name, answers in seen.items()}
+    found = []
+    for name, answers in seen.items():
+        middle, low, high = independent(totals[name])
+        load, first = (float(np.median([a[key] for a in answers])) for key in ("load", "first"))
+        found.append(Cold(name, middle, max(0.0, low), high, load, first, len(answers)))
+    ratios = [
+        Ratio(name, names[0], *(float(np.exp(v)) for v in independent(np.log(totals[names[0]] / totals[name]))))
+        for name in names[1:]
+    ]
+    return tuple(found), tuple(ratios)
+
+
+def peak_memory(
+    models: Mapping[str, bytes | str], feeds: Mapping[str, np.ndarray], settings: Settings | None = None
+) -> tuple[Memory, ...]:
+    """What each model adds to a fresh process's memory.  Raises EnvironmentProblem where the system does not tell."""
+    if "VmHWM" not in _status():
+        raise EnvironmentProblem("cannot measure peak memory", "", "/proc/self/status has no VmHWM", "run it on Linux")
+    found = []
+    with temporary_folder() as folder:
+        for name, ask in _asked(folder, models, feeds, settings or Settings(), _RUNS).items():
+            answers = [ask() for _ in range(_MEMORY_CHILDREN)]
+            peaks = [a["peak"] - a["base"] for a in answers]
+            loaded, settled = (float(np.median([a[key] - a["base"] for a in answers])) for key in ("loaded", "settled"))
+            whole = float(np.median([a["peak"] for a in answers]))
+            found.append(
+                Memory(name, float(np.median(peaks)), min(peaks), max(peaks), loaded, settled, whole, len(peaks))
+            )
+    return tuple(found)
+
+
+def _asked(
+    folder: Path, models: Mapping[str, bytes | str], feeds: Mapping[str, np.ndarray], settings: Settings, runs: int
+) -> dict[str, Callable[[], dict[str, float]]]:
+    """By model: a call that starts a child and returns its answer."""
+    texts = [name for name, array in feeds.items() if np.asarray(array).dtype == object]
+    for index, (name, array) in enumerate(feeds.items()):
+        np.save(folder / f"input{index}.npy", np.asarray(array).astype(str) if name in texts else array)
+    calls = {}
+    for index, (name, model) in enumerate(models.items()):
+        path = folder / f"{index}.onnx"
+        if isinstance(model, bytes):
+            path.write_bytes(model)
+        request = {
+            "model": str(path) if isinstance(model, bytes) else model,
+            "feeds": {feed: str(folder / f"input{i}.npy") for i, feed in enumerate(feeds)},
+            "texts": texts,
+            "settings": asdict(settings),
+            "runs": runs,
+        }
+        (folder / f"{index}.json").write_text(json.dumps(request))
+        calls[name] = _Call(name, folder / f"{index}.json", folder / f"{index}.answer.json")
+    return dict(calls)
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    request: Path
+    answer: Path
+
+    def __call__(self) -> dict[str, float]:
+        done = isolate.call(
+            "onnxpress.runtime.subprocess_metrics:child", str(self.request), str(self.answer), seconds=_LIMIT
+        )
+        if not done.ok:
+            raise EnvironmentProblem(
+                "a fresh process with the model failed", self.name, f"{done.reason}: {done.detail}"
+            )
+        answer: dict[str, float] = json.loads(self.answer.read_text())
+        return answer
+
+
+def child(request: str, answer: str) -> None:
+    """In the child process: load, run, say how long it took (seconds) and what memory it took (megabytes)."""
+    asked: dict[str, Any] = json.loads(Path(request).read_text())
+    feeds = {name: np.load(path) for name, path in asked["feeds"].items()}
+    feeds = {name: a.astype(object) if name in asked["texts"] else a for name, a in feeds.items()}
+    settings = Settings(**{**asked["settings"], "config": tuple((k, v) for k, v in asked["settings"]["config"])})
+    _reset_peak()
+    base = _status().get("VmRSS", 0.0)
+    start = time.perf_counter()
+    session = open_session(asked["model"], settings)
+    built = time.perf_counter()
+    loaded = _status().get("VmRSS", 0.0)
+    ready = time.perf_counter()
+    run(session, feeds)
+    done = time.perf_counter()
+    for _ in range(asked["runs"] - 1):
+        run(session, feeds)
+    now = _status()
+    told = {"load": built - start, "first": done - ready, "base": base, "loaded": loaded}
+    told |= {"settled": now.get("VmRSS", 0.0), "peak": now.get("VmHWM", 0.0)}
+    Path(answer).write_text(json.dumps(told))
+
+
+def _reset_peak() -> None:
+    """Set the mark of the most resident memory back to what is resident now, where the system lets us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # the mark then holds the imports' peak, which is hardly above what stays of them
+        return
+
+
+def _status() -> dict[str, float]:
+    """The memory lines of /proc/self/status in megabytes; empty where there is none."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return {}
+    rows = (line.split() for line in path.read_text().splitlines() if line.endswith(" kB"))
+    return {row[0].rstrip(":"): int(row[1]) * 1024e-6 for row in rows}

@@ -1,0 +1,82 @@
+"""What single units of a model take: a layer with what onnxruntime fuses into it, or any other operator, timed alone.
+
+Alone a unit takes longer than among others, whose layout it could share: such times compare units and rank what could be
+saved; they are no basis of a claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import Problem
+from onnxpress.model import read, submodels
+from onnxpress.model.structural_hash import structural_hash
+from onnxpress.model.trace import Trace
+from onnxpress.runtime.latency import quick_seconds
+
+_FUSED = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu"}
+
+
+def units(model: ir.Model) -> Iterator[list[ir.Node]]:
+    """The nodes of each unit, in the model's order."""
+    taken: set[int] = set()
+    for node in model.graph:
+        if id(node) in taken:
+            continue
+        nodes = [node]
+        if read.standard(node) and node.op_type in read.WEIGHTED:
+            while (follower := _only_reader(nodes[-1])) is not None and follower.op_type in _FUSED:
+                nodes.append(follower)
+        taken.update(map(id, nodes))
+        yield nodes
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    uses = list(node.outputs[0].uses())
+    alone = len(uses) == 1 and len(node.outputs) == 1 and uses[0].idx == 0 and not node.outputs[0].is_graph_output()
+    return uses[0].node if alone and read.standard(uses[0].node) else None
+
+
+class UnitTimes:
+    """Seconds of units on this machine, by structure and sizes: each is timed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def seconds(self, model: ir.Model, nodes: Sequence[ir.Node], sizes: Trace) -> float:
+        """Of one unit; nothing where it cannot stand alone (what only computes shapes costs nearly nothing)."""
+        part = submodels.excerpt(model, nodes, sizes)
+        key = f"{structural_hash(part, named=False)} {[sizes.shape(v.name) for v in part.graph.inputs]}"
+        if key not in self._known:
+            self._known[key] = _timed(part, sizes)
+        return self._known[key]
+
+
+def node_seconds(model: ir.Model, sizes: Trace) -> dict[str, float]:
+    """Seconds by node name: a unit's time stands at its first node."""
+    times = UnitTimes()
+    return {nodes[0].name or "": times.seconds(model, nodes, sizes) for nodes in units(model)}
+
+
+def _timed(part: ir.Model, sizes: Trace) -> float:
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for value in part.graph.inputs:
+        name, shape = value.name or "", sizes.shape(value.name) or ()
+        dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+        if name in sizes.values:
+            feeds[name] = sizes.values[name]
+        elif dtype.kind == "f":
+            feeds[name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            feeds[name] = np.zeros(shape, dtype)
+    try:
+        return quick_seconds(part, feeds)
+    except Problem:
+        return 0.0

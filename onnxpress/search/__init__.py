@@ -1,0 +1,1 @@
+"""The search behind optimize: candidates, timings, finalists and the choice among them."""

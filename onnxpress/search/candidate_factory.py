@@ -1,0 +1,351 @@
+"""Makes candidates: each a plan, the model it gives, and its score on the selection samples.
+
+The workshop keeps the evidence of the exact-reduced model, from which int8 and pruned models are built, so that every
+candidate costs its own work only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.api.distillation_session import Couple, Progress, Wish, begun, cores, taught
+from onnxpress.data.dataset import Dataset
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Judge
+from onnxpress.model.counts import macs
+from onnxpress.model.files import to_bytes
+from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.distillation.distill import Source, teacher_evidence
+from onnxpress.passes.exact.reduce import REDUCE
+from onnxpress.passes.int8 import node_selection, qdq
+from onnxpress.passes.int8.embedding_tables import tables
+from onnxpress.passes.int8.quantization_recipe import Wish as RecipeWish
+from onnxpress.passes.int8.quantize import decisions_for, quantizable, recipe_for
+from onnxpress.passes.pruning.allocation import Wish as PruneWish
+from onnxpress.passes.structure.depth import Wish as DepthWish
+from onnxpress.passes.structure.depth import plan_depth
+from onnxpress.passes.weights.share import Wish as ShareWish
+from onnxpress.passes.weights.share import plan_sharing
+from onnxpress.passes.weights.weights import Wish as WeightsWish
+from onnxpress.passes.weights.weights import plan_weights
+from onnxpress.plan.candidate_store import Candidate, Shelf, model_of
+from onnxpress.plan.plan import CALIBRATION, Plan, Step, new_plan, take_step
+from onnxpress.runtime.latency import Effort, compare_latency
+from onnxpress.runtime.machine import Machine
+from onnxpress.search.pruning_base import Ground
+from onnxpress.train.distillation.feature_matching import Kept
+from onnxpress.train.settings import Settings
+
+_SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
+_SKETCH_SAMPLES = 8
+_QUICK = RecipeWish("mse", False, "nearest")  # for what is only timed
+Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model cut but not repaired: it tells work and time, not quality.  macs: for one sample; cut: makes the model
+    (many are planned, few are held), on a few samples."""
+
+    macs: int
+    cut: Callable[[], Evidence]
+
+
+class Workshop:
+    """original: as the user gave it; calibrate: is trained on, and a part of it feeds statistics; judge: scores on the
+    selection samples."""
+
+    def __init__(
+        self,
+        original: ir.Model,
+        calibrate: Dataset,
+        judge: Judge,
+        machine: Machine,
+        seed: int = 0,
+        shelf: Shelf | None = None,
+    ) -> None:
+        self.original, self.judge, self.machine, self.seed = original, judge, machine, seed
+        self.shelf = shelf or Shelf()
+        self.learn = calibrate
+        self.calibrate = calibrate.take(CALIBRATION)
+        self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
+        self._plan = new_plan(original, calibrate, seed)
+        self._grounds: dict[int, Ground] = {}
+        self.exact_evidence: Evidence | None = None
+        self.exact_plan = self._plan
+
+    def exact(self) -> Candidate:
+        """simplify and reduce: the base of everything else."""
+        return self._as_base(self._candidate("exact", self._reduce))
+
+    def bare(self) -> Candidate:
+        """The base where the exact passes fail: onnx-ir's clean-ups alone."""
+        return self._as_base(self._candidate("exact", self._clean_up))
+
+    def _as_base(self, candidate: Candidate) -> Candidate:
+        self.exact_plan, self.exact_evidence = candidate.plan, self.evidence(candidate)
+        return candidate
+
+    def _reduce(self) -> Made:
+        plan, model = self._plan, self.original
+        notes: list[str] = []
+        reductions = [o.decision for o in REDUCE.options(model, self._evidence(model))]
+        for step in (Step("simplify", ({"tool": "onnxsim"},)), Step("reduce", tuple(reductions))):
+            done = take_step(step, self._evidence(model), model)
+            plan, model, notes = plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, notes + done.notes
+        return plan, model, notes
+
+    def _clean_up(self) -> Made:
+        step = Step("simplify", ({"tool": "onnx-ir"},))
+        done = take_step(step, self._evidence(self.original), self.original)
+        return self._plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
+
+    def changed(self, name: str, steps: Sequence[Step], said: Sequence[str] = ()) -> Candidate:
+        """The exact model after some steps, each on what the one before it made.  said: notes to begin with."""
+
+        def make() -> Made:
+            plan, evidence = self.exact_plan, self.base
+            notes = [*said]
+            for step in steps:
+                done = take_step(step, evidence, evidence.model)
+                plan = plan.then(step.pass_name, step.decisions, CALIBRATION)
+                evidence = evidence_for(done.model, self.calibrate, self.machine, self.seed, self.original)
+                notes += done.notes
+            return plan, evidence.model, notes
+
+        return self._candidate(name, make)
+
+    @property
+    def base(self) -> Evidence:
+        assert self.exact_evidence is not None
+        return self.exact_evidence
+
+    @property
+    def _recipe(self) -> RecipeWish:
+        """How int8 is made, settled on the exact model: of those that come of it in the same way."""
+        known = self.shelf.fact("recipe of int8")
+        if known is None:
+            recipe_for(self.base, quantizable(self.base), RecipeWish())
+            found: RecipeWish = self.base.kept["settled"]
+            known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
+            self.shelf.note("recipe of int8", known)
+        some = known["equalize"]
+        return RecipeWish(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
+
+    def evidence(self, candidate: Candidate) -> Evidence:
+        """What is known of a candidate's model from the calibration samples."""
+        return self._evidence(model_of(candidate))
+
+    def _evidence(self, model: ir.Model) -> Evidence:
+        return evidence_for(model, self.calibrate, self.machine, self.seed)
+
+    def _candidate(self, name: str, make: Callable[[], Made]) -> Candidate:
+        """The candidate from the shelf, where a run before this one finished it; else made, scored and put there."""
+        known = self.shelf.recall(name)
+        if known is not None:
+            return known
+        start = time.perf_counter()
+        plan, model, notes = make()
+        data = to_bytes(model)
+        made = Candidate(name, plan, data, self.judge.score(data), notes, None, time.perf_counter() - start)
+        self.shelf.keep(made)
+        return made
+
+    def int8_nodes(self, evidence: Evidence | None = None) -> frozenset[str]:
+        """All nodes worth an integer kernel, times unknown."""
+        where = evidence or self.base
+        return quantizable(where)
+
+    def int8(
+        self, name: str, chosen: frozenset[str], pruned: Candidate | None = None, evidence: Evidence | None = None
+    ) -> Candidate:
+        """The chosen nodes in int8, on the exact model or on a pruned one (with its evidence)."""
+        where = evidence or self.base
+        plan = self.exact_plan if pruned is None else pruned.plan
+
+        def make() -> Made:
+            step = _to_int8(where, chosen, self._recipe)
+            done = take_step(step, where, where.model)
+            return plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
+
+        return self._candidate(name, make)
+
+    def fewer_bits(self, bits: int) -> Candidate:
+        """The exact model with its weights as codebooks of 16 values (4), or as integers (8): smaller, not faster."""
+
+        def make() -> Made:
+            name = "share" if bits == 4 else "weights"
+            plan = plan_sharing(self.base, ShareWish()) if bits == 4 else plan_weights(self.base, WeightsWish(bits))
+            done = take_step(Step(name, tuple(plan[0])), self.base, self.base.model)
+            return self.exact_plan.then(name, plan[0], CALIBRATION), done.model, done.notes
+
+        return self._candidate(f"weights in {bits} bits", make)
+
+    def fastest_int8(
+        self, start: frozenset[str], more_time: Callable[[], bool], candidate: Candidate | None = None
+    ) -> tuple[frozenset[str], str]:
+        """The subset of int8 nodes that the clock prefers, and how it was found; of the exact model or of a candidate."""
+        fact = "fastest int8" + (f" of {candidate.name}" if candidate is not None else "")
+        known = self.shelf.fact(fact)
+        if known is None:
+            where = self.base if candidate is None else self.evidence(candidate)
+            found, tried = node_selection.fastest(
+                where, self.feeds, qdq.trim(where.model, _able(where, start)), more_time
+            )
+            how = f"{tried.count} windows timed, {tried.kept} put back to float"
+            known = {"nodes": sorted(found), "how": how}
+            self.shelf.note(fact, known)
+        return frozenset(known["nodes"]), known["how"]
+
+    def safest_int8(self, start: frozenset[str], allowed: float, more_time: Callable[[], bool]) -> frozenset[str]:
+        """The subset of int8 nodes whose drop on the selection samples is allowed."""
+        known = self.shelf.fact("safest int8")
+        if known is None:
+            known = sorted(node_selection.safest(self.base, self.judge, start, allowed, more_time)[0])
+            self.shelf.note("safest int8", known)
+        return frozenset(known)
+
+    def removal_order(self, more_time: Callable[[], bool] | None = None) -> list[Decision]:
+        """Blocks that can go, the least harmful for its work first: as far as was found when it was last asked, unless
+        there is `more_time` and some may be missing."""
+        known = self.shelf.fact("order of blocks")
+        if known is None or (more_time is not None and not known["whole"]):
+            more_time = more_time or (lambda: True)
+            order = plan_depth(self.base, DepthWish(keep=_SHALLOWEST, units="layers"), more_time)
+            if known is None or len(order) > len(known["order"]):
+                known = {"order": order, "whole": more_time()}
+                self.shelf.note("order of blocks", known)
+        found: list[Decision] = known["order"]
+        return found
+
+    def shallower(self, count: int) -> Candidate:
+        """The first `count` blocks of the order taken out, and the rest refitted."""
+
+        def make() -> Made:
+            steps = [*self.removal_order()[:count], {"repair": "least-squares"}]
+            done = take_step(Step("depth", tuple(steps)), self.base, self.base.model)
+            return self.exact_plan.then("depth", steps, CALIBRATION), done.model, done.notes
+
+        return self._candidate(blocks_name(count), make)
+
+    def ground(self, count: int = 0) -> Ground:
+        """What is pruned: the exact model, or the one with so many blocks out."""
+        if count not in self._grounds:
+            cut = self.shallower(count) if count else None
+            where = (self.exact_plan, self.base) if cut is None else (cut.plan, self.evidence(cut))
+            self._grounds[count] = Ground(*where)
+        return self._grounds[count]
+
+    def pruned(
+        self, name: str, wish: PruneWish, more_time: Callable[[], bool] = lambda: True, count: int = 0
+    ) -> Candidate | None:
+        """Channels removed and repaired, behind `count` blocks taken out; None where the wish removes nothing on this CPU's
+        widths."""
+        ground = self.ground(count)
+        decisions = ground.decisions(wish, more_time)
+        if not decisions:
+            return None
+
+        def make() -> Made:
+            steps = [*decisions, {"repair": "least-squares"}]
+            done = take_step(Step("prune", tuple(steps)), ground.evidence, ground.evidence.model)
+            return ground.plan.then("prune", steps, CALIBRATION), done.model, done.notes
+
+        return self._candidate(name, make)
+
+    def macs(self, candidate: Candidate) -> int:
+        """Multiply-accumulates for one sample."""
+        return _cost(self.evidence(candidate))
+
+    def narrowed(self, wish: PruneWish, count: int = 0) -> Sketch:
+        """What a wish would leave behind `count` blocks taken out; that model itself where it removes nothing."""
+        ground = self.ground(count)
+        return self._sketch("prune", ground.decisions(wish), ground.evidence)
+
+    def without(self, count: int) -> Sketch:
+        """What is left when so many blocks of the order are gone."""
+        return self._sketch("depth", self.removal_order()[:count], self.base)
+
+    def _sketch(self, name: str, decisions: Sequence[Decision], ground: Evidence) -> Sketch:
+        step = Step(name, (*decisions, {"repair": "none"}))
+
+        def cut() -> Evidence:
+            model = take_step(step, ground, ground.model).model if decisions else ground.model
+            return evidence_for(model, self.calibrate.take(_SKETCH_SAMPLES), self.machine, self.seed)
+
+        return Sketch(_cost(cut()), cut)
+
+    def pace(self, name: str, sketch: Sketch, chosen: frozenset[str], seconds: float = 0.8) -> float:
+        """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower.
+
+        seconds: of timing."""
+        known = self.shelf.fact(f"pace of {name}")
+        if known is None:
+            known = self._paced(sketch, chosen, seconds)
+            self.shelf.note(f"pace of {name}", known)
+        return float(known)
+
+    def _paced(self, sketch: Sketch, chosen: frozenset[str], seconds: float) -> float:
+        cut = sketch.cut()
+        models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
+        if chosen:
+            models["cut, int8"] = take_step(_to_int8(cut, chosen, _QUICK), cut, cut.model).model
+        effort = Effort(seconds=seconds, precision=0.01, rebuilds=1, resamples=100)
+        return min(1 / r.speedup for r in compare_latency(models, self.feeds, effort).ratios)
+
+    def taught(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:
+        """A candidate trained towards the original's answers for so long, its best weights on the selection samples."""
+
+        def make() -> Made:
+            now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
+            couple = Couple(now, teacher_evidence(self.original, now), Source(), self._kept(student))
+            wish = Wish(Settings(threads=cores(), seed=self.seed, features="auto"), seconds=seconds)
+            folder = self.shelf.room(name)
+            done = taught(
+                couple, wish, self.judge, student.score.drop, folder, folder is not None and begun(folder), report
+            )
+            plan = student.plan.then("distill", done.decisions)
+            curve = done.course.curve if done.course is not None else []
+            notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
+            return plan, done.model, student.notes + done.notes + notes
+
+        return self._candidate(name, make)
+
+    def _kept(self, student: Candidate) -> Kept:
+        """For a value of the original the channels that a pruned student has left."""
+        own = student.plan.steps[len(self.exact_plan.steps) :]
+        evidence, removal = self.base, dict[str, list[int]]()
+        for step in own:
+            if step.pass_name == "prune":
+                removal = {d["group"]: list(d["remove"]) for d in step.decisions if "group" in d}
+                break
+            if step.pass_name != "distill":  # what stands before it decides what its groups are called
+                bare = Step(step.pass_name, (*(d for d in step.decisions if "repair" not in d), {"repair": "none"}))
+                evidence = self._evidence(take_step(bare, evidence, evidence.model).model)
+        channels = evidence.channels
+        return lambda value: channels.kept(value, removal)
+
+
+def blocks_name(count: int) -> str:
+    """A candidate's name with so many blocks out."""
+    return f"{count} block{'s' * (count > 1)} out"
+
+
+def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeWish) -> Step:
+    """The chosen nodes, as far as the model has them and they can be, in int8."""
+    nodes = qdq.trim(evidence.model, _able(evidence, chosen))
+    return Step("quantize", tuple(decisions_for(nodes, evidence, wish, looked_up=tables(evidence.model))))
+
+
+def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:
+    """Those of the chosen nodes that the model has and that can be in int8."""
+    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.eligible(n, evidence.trace) is None}
+
+
+def _cost(evidence: Evidence) -> int:
+    return sum(macs(evidence.model, evidence.trace).values())

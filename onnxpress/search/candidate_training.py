@@ -1,0 +1,187 @@
+"""Training in the search: students faster than repair alone allows, brought back to the original's answers.
+
+A ladder of levels of time is searched by bisection.  At a level stand students of each kind (inner channels, all channels,
+whole blocks, blocks and channels), as thin as the level needs in the form that would be written; the one whose repair comes closest to the
+original is trained for an equal share of the budget and put into int8; where that loses too much though the float student
+does not, the int8 student is trained as well.  Where the allowed drop holds on the selection samples a lower level is
+next, else a higher one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.plan.candidate_store import Candidate
+from onnxpress.search.candidate_factory import Sketch, blocks_name
+from onnxpress.search.search import SEARCH_ENDS, Report, Search, allowed, wish_name
+
+_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+# Of the time of the fastest that the selection samples allow without training.  At its own time, too: few samples may
+# allow what others would not, and training brings it closer to the original.
+_LEVELS = (1.0, 0.85, 0.75, 0.65, 0.55, 0.45, 0.35)
+_TRIES = 3
+_PREPARE = 0.15  # of the training time, at most: finding the order in which blocks go
+_MIX = 0.15  # of a student's time: finding which of its nodes run faster in float
+_NEAR = 0.8  # a student may take this share of its level's time at least
+_NEARLY = 0.02  # more than what is allowed: training brings it back
+_PACE, _PACE_SHARE = 0.8, 0.01  # seconds of timing a student, and at most this share of the training time
+_TIMED = 3  # students of a kind that are timed; the others' times lie on the line between
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way down: its name, what it would leave, and how the student is made."""
+
+    name: str
+    sketch: Sketch
+    make: Callable[[], Candidate | None]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A way down and the share of the original's time that it leads to."""
+
+    way: Way
+    time: float
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A level of time (a share of the original's) and the students near it, of each kind the slowest."""
+
+    level: float
+    students: tuple[Student, ...]
+
+
+def train(search: Search, seconds: float, report: Report) -> None:
+    """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
+    begun = time.monotonic()
+    pace = min(_PACE, _PACE_SHARE * seconds)
+    ladder = (
+        search.attempt("students", lambda: rungs(search, lambda: time.monotonic() - begun < _PREPARE * seconds, pace))
+        or []
+    )
+    tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
+    seconds = max(seconds - (time.monotonic() - begun), 0.5 * seconds)
+    low, high = 0, len(ladder)
+    for number in range(tries):
+        if low >= high:
+            return
+        middle = (low + high) // 2
+        say = told_within(report, number, tries)
+        if _holds(search, ladder[middle], seconds / tries, say):
+            low = middle + 1
+        else:
+            high = middle
+
+
+def rungs(search: Search, more_time: Callable[[], bool] | None = None, pace: float = _PACE) -> list[Rung]:
+    """Levels at and below what holds without training, slowest first, where there is a student near.
+
+    more_time: for the order of the blocks, where the search before had not enough; pace: seconds of timing a student.
+    """
+    search.say("preparing students", SEARCH_ENDS)
+    search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
+    start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
+    ways = [_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search)]
+    ways += [_pruned(search, "hidden", count) for count in _counts(search)]
+    kinds = [timed(search, some, pace) for some in ways]
+    ladder: list[Rung] = []
+    for level in (start * share for share in _LEVELS):
+        near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
+        students = tuple(max(some, key=lambda s: s.time) for some in near if some)
+        if students and (not ladder or students != ladder[-1].students):
+            ladder.append(Rung(level, students))
+    return ladder
+
+
+def timed(search: Search, ways: list[Way], pace: float = _PACE) -> list[Student]:
+    """Students of one kind with their times: some measured, the others' between those by their multiply-accumulates."""
+    ways = sorted(ways, key=lambda w: w.sketch.macs)
+    if not ways:
+        return []
+    marks = sorted({round(i) for i in np.linspace(0, len(ways) - 1, _TIMED)})
+    work = [ways[i].sketch.macs for i in marks]
+    times = [search.shop.pace(ways[i].name, ways[i].sketch, search.chosen, pace) for i in marks]
+    return [Student(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
+
+
+def _pruned(search: Search, scope: str, count: int = 0) -> list[Way]:
+    """Narrower, behind `count` blocks taken out."""
+    shop, before = search.shop, f"{blocks_name(count)}, " if count else ""
+    ground = shop.ground(count)
+    wishes = [w for w in (Wish(ratio, scope) for ratio in _RATIOS) if ground.can_prune and ground.decisions(w)]
+    return [
+        Way(n := before + wish_name(w), shop.narrowed(w, count), partial(shop.pruned, n, w, count=count))
+        for w in wishes
+    ]
+
+
+def _counts(search: Search) -> list[int]:
+    """How many blocks are out where both levers work together: as many as can be without training, or nearly, and half."""
+    limit = search.max_drop + _NEARLY
+    able = [n for n in range(1, len(search.shop.removal_order()) + 1) if _drop(search, blocks_name(n)) <= limit]
+    most = max(able, default=0)
+    return sorted({n for n in (most, most // 2) if n})
+
+
+def _drop(search: Search, name: str) -> float:
+    """Of a candidate that was looked at; infinite for another."""
+    return next((c.score.drop for c in search.found if c.name == name), math.inf)
+
+
+def _shallow(search: Search) -> list[Way]:
+    shop = search.shop
+    counts = range(1, len(shop.removal_order()) + 1)
+    return [Way(blocks_name(n), shop.without(n), partial(shop.shallower, n)) for n in counts]
+
+
+def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
+    """Train the best student of a level; whether one of its forms holds the allowed drop."""
+    made = [c for s in rung.students if (c := search.attempt(s.way.name, s.way.make)) is not None]
+    if not made:
+        return False
+    student = min(made, key=lambda c: (c.score.drop, c.score.nmse))
+    known = [c for c in search.found if c.name.startswith(f"{student.name}, trained")]
+    if known:  # the best at another level, too
+        return any(allowed(c, search.max_drop) for c in known)
+    return teach(search, student, seconds, say)
+
+
+def teach(search: Search, student: Candidate, seconds: float, say: Report) -> bool:
+    """Train a student, keep it and its int8 forms; whether one of them holds the allowed drop."""
+    shop = search.shop
+    name = f"{student.name}, trained"
+    taught = search.attempt(name, lambda: search.keep(shop.taught(name, student, seconds, say)))
+    if taught is None:
+        return False
+    good = allowed(taught, search.max_drop)
+    if not search.chosen:
+        return good
+    whole = f"{name} + int8"
+    evidence = shop.evidence(taught)
+    nodes = _mix(search, taught, _MIX * seconds) if good and search.goal == "latency" else search.chosen
+    int8 = search.attempt(whole, lambda: search.keep(shop.int8(whole, nodes, taught, evidence)))
+    if int8 is None or allowed(int8, search.max_drop) or not good:
+        return good or (int8 is not None and allowed(int8, search.max_drop))
+    last = f"{whole}, trained"
+    search.attempt(last, lambda: search.keep(shop.taught(last, int8, seconds / 3, say)))
+    return True
+
+
+def _mix(search: Search, student: Candidate, seconds: float) -> frozenset[str]:
+    """Nodes that the clock prefers in int8 on this student, whose layers are thinner than those it was found for."""
+    begun = time.monotonic()
+    return search.shop.fastest_int8(search.chosen, lambda: time.monotonic() - begun < seconds, student)[0]
+
+
+def told_within(report: Report, number: int, of: int) -> Report:
+    """Progress of one student as a part of the whole."""
+    return lambda stage, share: report(f"student {number + 1} of {of}: {stage}", (number + share) / of)

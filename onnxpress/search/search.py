@@ -1,0 +1,199 @@
+"""The search for candidates: which levers are tried, in which order, and when to stop.
+
+Exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix that harms
+least; where size is the goal, weights in fewer bits; blocks taken out and channels pruned, more while the samples allow it;
+int8 of those models.  A lever that fails on a model is recorded with its reason, and the search goes on without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from onnxpress.errors import Problem
+from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.plan.candidate_store import Candidate
+from onnxpress.plan.run_record import Run
+from onnxpress.runtime.latency import Effort, compare_latency
+from onnxpress.search.candidate_factory import Workshop
+
+T = TypeVar("T")
+Report = Callable[[str, float], None]
+SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
+_BLOCKS_END, _PRUNING_BEGINS = 0.64, 0.68  # no further block is taken out then; no pruning begins that could not end
+_RATIOS = (0.1, 0.2, 0.35, 0.5)
+_FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
+
+
+@dataclass
+class Clock:
+    """Shares out a time budget in seconds."""
+
+    budget: float
+    start: float = field(default_factory=time.perf_counter)
+
+    @property
+    def used(self) -> float:
+        return time.perf_counter() - self.start
+
+    def until(self, share: float) -> Callable[[], bool]:
+        """A question: is less than this share of the budget used?"""
+        return lambda: self.used < share * self.budget
+
+
+def allowed(candidate: Candidate, max_drop: float) -> bool:
+    """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
+    changed = 0.0 if candidate.score.agreement is None else 1 - candidate.score.agreement
+    return candidate.score.drop <= max_drop + 1e-9 and changed <= 6 * max(max_drop, 0.002)
+
+
+def wish_name(wish: Wish) -> str:
+    """A pruned candidate's name."""
+    return f"prune {wish.ratio:.0%}" + ("" if wish.scope == "hidden" else " all")
+
+
+@dataclass
+class Search:
+    """found: candidates in the order they were made; failed: levers that broke on this model, and why; chosen: nodes that
+    are worth an integer kernel; target: times the original's speed that are enough (0: none are)."""
+
+    shop: Workshop
+    max_drop: float
+    goal: str
+    clock: Clock
+    say: Report
+    run: Run | None
+    found: list[Candidate] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    chosen: frozenset[str] = frozenset()
+    target: float = 0.0
+
+    def go(self) -> None:
+        if not self.based():
+            return
+        self.chosen = self.attempt("int8", self.int8) or frozenset()
+        if self.goal == "size":
+            self.say("weights in fewer bits", 0.3)
+            for bits in (4, 8):
+                self.attempt(f"weights in {bits} bits", partial(self.fewer_bits, bits))
+        self.attempt("blocks", self.blocks)
+        self.attempt("pruning", self.pruning)
+
+    def based(self) -> bool:
+        """Make the base of everything else; whether there is one."""
+        if self.attempt("exact reductions", lambda: self.keep(self.shop.exact())) is None:
+            self.attempt("clean-up", lambda: self.keep(self.shop.bare()))
+        return self.shop.exact_evidence is not None
+
+    def attempt(self, name: str, work: Callable[[], T]) -> T | None:
+        """The result of a piece of work; None where it failed, which is recorded."""
+        try:
+            return work()
+        except _FAILURES as error:
+            self.failed[name] = error.line() if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+            if self.run is not None:
+                self.run.set(failed=self.failed)
+            return None
+
+    def keep(self, candidate: Candidate, seconds: float = 0.8) -> Candidate:
+        """Time a candidate shortly, and record it."""
+        effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
+        models: dict[str, ir.Model | bytes | str] = {"original": self.shop.original, "candidate": candidate.data}
+        candidate.quick = compare_latency(models, self.shop.feeds, effort).ratios[0].speedup
+        self.found.append(candidate)
+        if self.run is not None:
+            self.run.add(
+                {
+                    "name": candidate.name,
+                    "size": candidate.size,
+                    "select": candidate.score,
+                    "notes": candidate.notes,
+                    "quick_speedup": candidate.quick,
+                    "seconds": candidate.seconds,
+                }
+            )
+        return candidate
+
+    def int8(self, until: float = 0.42) -> frozenset[str]:
+        """int8 candidates; the set of nodes that later int8 models start from.  until: share of the time budget that may be
+        used when the mix is found."""
+        self.say("int8 of everything", 0.08)
+        whole = self.shop.int8_nodes()
+        if not whole:
+            return whole
+        first = self.keep(self.shop.int8("int8", whole))
+        best = whole
+        if self.goal == "latency":
+            self.say("which nodes gain from int8", 0.15)
+            best, how = self.shop.fastest_int8(whole, self.clock.until(until))
+            if best != whole:
+                first = self.keep(self.shop.int8("int8 mixed", best))
+                first.notes.append(how)
+        if not allowed(first, self.max_drop):
+            self.say("which nodes lose too much", 0.4)
+            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(until + 0.13))
+            if safe and safe != best:
+                self.keep(self.shop.int8("int8 careful", safe))
+                best = safe
+        return best
+
+    def fewer_bits(self, bits: int) -> Candidate:
+        """The exact model with its weights as codebooks of 16, or in 8 bits: a smaller file of the same speed."""
+        return self.keep(self.shop.fewer_bits(bits))
+
+    def blocks(self) -> None:
+        """Whole blocks taken out, more of them while the samples allow it."""
+        self.say("which blocks can go", 0.4)
+        self.attempt("blocks out", lambda: self._descend(self._shallower()))
+
+    def _shallower(self) -> Iterator[Candidate]:
+        order = self.shop.removal_order(self.clock.until(0.54))
+        count = 1
+        while count <= len(order) and self.clock.until(_BLOCKS_END)():
+            self._tell(f"without {count} blocks")
+            yield self.shop.shallower(count)
+            count = max(count + 1, count * 3 // 2)
+
+    def pruning(self) -> None:
+        """Channels pruned, more of them while the samples allow it: inner widths, then all."""
+        if not self.shop.ground().can_prune or not self.clock.until(_PRUNING_BEGINS)():
+            return
+        for scope in ("hidden", "all"):
+            self._descend(self._narrower(scope))
+
+    def _narrower(self, scope: str) -> Iterator[Candidate]:
+        for ratio in _RATIOS:
+            if not self.clock.until(SEARCH_ENDS)():
+                return
+            self._tell(f"pruning {ratio:.0%} of the channels")
+            wish = Wish(ratio, scope)
+            made = self.shop.pruned(wish_name(wish), wish, self.clock.until(0.65))
+            if made is not None and made.plan.to_json() not in {c.plan.to_json() for c in self.found}:
+                yield made
+
+    def _descend(self, candidates: Iterator[Candidate]) -> None:
+        """Keep candidates with more and more taken out until the samples no longer allow it, and the thinnest that they
+        do in int8 (where that loses too much, the one before it)."""
+        good: list[Candidate] = []
+        for candidate in candidates:
+            self.keep(candidate)
+            if allowed(candidate, self.max_drop):
+                good.append(candidate)
+            elif candidate.score.drop > 2 * self.max_drop + 0.005:
+                break
+        for candidate in reversed(good[-2:] if self.chosen else []):
+            int8 = self.attempt(f"{candidate.name} + int8", partial(self._in_int8, candidate))
+            if int8 is None or allowed(int8, self.max_drop):
+                return
+
+    def _in_int8(self, candidate: Candidate) -> Candidate:
+        evidence = self.shop.evidence(candidate)
+        return self.keep(self.shop.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence))
+
+    def _tell(self, stage: str) -> None:
+        self.say(stage, min(SEARCH_ENDS, self.clock.used / self.clock.budget))

@@ -1,0 +1,1 @@
+"""Training of one student towards one teacher."""

@@ -1,0 +1,140 @@
+"""compare: metrics, gates and the samples that fare worst."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from onnxpress.api.one_pass import prune, quantize
+from onnxpress.cli.main import run as cli
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.shipped import calibration_folder
+from onnxpress.errors import InputProblem
+from onnxpress.evaluate.compare import compare
+from onnxpress.model.files import load, save
+from onnxpress.model.signature import signature
+from onnxpress.passes.pruning.allocation import Wish
+from tests import nets
+
+DIGITS = calibration_folder() / "digits"
+MODEL, SELECT = str(DIGITS / "digits.onnx"), str(DIGITS / "select.npz")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that lost much."""
+    target = tmp_path_factory.mktemp("cut") / "cut.onnx"
+    data = nets.samples(load(MODEL), 8)
+    save(prune(MODEL, data, Wish(0.8, criterion="magnitude", spread="uniform"), repair=False).model, target)
+    return str(target)
+
+
+def test_worst_samples_come_first(cut: str) -> None:
+    from onnxpress.data.dataset import open_dataset
+
+    data = open_dataset(SELECT, signature(load(MODEL)))
+    found = compare(
+        MODEL,
+        cut,
+        data,
+        metrics=["top-1", "f1", lambda out, label: float(next(iter(out.values())).argmax() == label)],
+        worst=4,
+    )
+    top1, f1, own = found.metrics
+    assert top1.drop == pytest.approx(own.drop) == pytest.approx(found.score.drop)
+    assert own.metric == "<lambda>"
+    assert 0 < f1.low <= f1.drop <= f1.high
+    assert len(found.worst) == 4
+    assert all(s.before == s.label != s.after for s in found.worst), "those that were right come first"
+    assert [s.error for s in found.worst] == sorted((s.error for s in found.worst), reverse=True)
+    assert found.drops == {m.metric: m.drop for m in found.metrics}
+    assert set(compare(MODEL, cut, data).drops) == {"top-1"}
+
+
+def test_the_command_shows_and_writes_them(cut: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.py").write_text(
+        "def kept(outputs, label):\n    return float(list(outputs.values())[0].argmax() == label)\n"
+    )
+    command = [
+        "compare",
+        MODEL,
+        cut,
+        "-d",
+        SELECT,
+        "-q",
+        "--metric",
+        "top-1",
+        "--metric",
+        f"{tmp_path / 'own.py'}:kept",
+        "--worst",
+        "2",
+    ]
+    files = ["--junit", str(tmp_path / "j.xml"), "--markdown", str(tmp_path / "m.md")]
+    assert cli([*command, *files, "--max-drop", "0.01"]) == 1
+    out = capsys.readouterr().out
+    assert "worst samples" in out
+    assert max(len(line) for line in out.splitlines() if "drop" not in line) <= 80
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "2")
+    assert (tmp_path / "m.md").read_text().count("FAIL") == 2
+    assert "| worst sample |" in (tmp_path / "m.md").read_text()
+    assert cli([*command, "--max-drop", "1", "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert [m["metric"] for m in body["metrics"]] == ["top-1", f"{tmp_path / 'own.py'}:kept"]
+    assert len(body["worst"]) == 2
+
+
+def test_a_model_beside_itself_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman")
+    data = Dataset.from_arrays(
+        {n: np.stack([s.inputs[n][0] for s in nets.samples(load(MODEL), 12)]) for n in ("image",)},
+        signature(load(MODEL)),
+    )
+    found = compare(MODEL, MODEL, data, metrics=names, worst=1)
+    assert all((m.drop, m.low, m.high) == (0, 0, 0) for m in found.metrics)
+    assert [m.value for m in found.metrics] == [1, 1, 1, 1, 0, 0, 1, 1]
+    assert found.worst[0].error == 0
+
+
+def test_detectors_are_judged_through_a_function() -> None:
+    """Boxes are read off a net's numbers; without labels the original's sure ones are true."""
+    model = nets.residual(width=16)
+    data = nets.samples(model, 12)
+
+    def decode(outputs: dict[str, np.ndarray]) -> np.ndarray:
+        y = next(iter(outputs.values())).ravel()
+        best = int(y.argmax())
+        return np.array([[0, 0, 10 + best, 10, 0.9, best]])
+
+    same = compare(model, model, data, metrics=["map"], decode=decode).metrics[0]
+    assert (same.value, same.reference) == (1.0, 1.0)
+    other = compare(
+        model, prune(model, data, Wish(0.6), repair=False).model, data, metrics=["map"], decode=decode
+    ).metrics[0]
+    assert other.value < 1.0
+    with pytest.raises(InputProblem, match="--decode"):
+        compare(model, quantize(model, data).model, data, metrics=["map"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--metric", "rouge"], "no such metric"),
+        (["--metric", "map"], "--decode"),
+        (["--metric", "absent.py:f"], "absent.py"),
+        (["--metric", "map", "--decode", "nothing:here"], "nothing"),
+        (["--metric", "mse"], "a label for every number"),
+        (["--junit", MODEL], "digits.onnx"),
+    ],
+)
+def test_bad_input_is_one_line(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path(MODEL).read_bytes()
+    assert cli(["compare", MODEL, MODEL, "-d", SELECT, "-q", *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert said in error[0]
+    assert Path(MODEL).read_bytes() == before

@@ -1,0 +1,96 @@
+"""The gate: decided by the interval, with reasons; kept baselines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from onnxpress.cli.main import run
+from onnxpress.evaluate.baseline import Baseline, against
+from onnxpress.evaluate.slowdown import decide
+from onnxpress.model import files
+from onnxpress.runtime.latency import Ratio
+from tests import nets
+
+
+@pytest.mark.parametrize(
+    ("speedup", "low", "high", "passed", "decided", "why"),
+    [
+        (0.90, 0.88, 0.92, False, True, "above the allowed 1.050"),
+        (0.90, 0.80, 1.01, True, False, "decides nothing"),
+        (0.99, 0.97, 1.01, True, True, "no significant difference"),
+        (0.98, 0.97, 0.99, True, True, "below the allowed 1.050"),
+        (1.50, 1.40, 1.60, True, True, "below the allowed 1.050"),
+        (1.00, 0.0, 3.0, True, False, "decides nothing"),
+    ],
+)
+def test_decided_by_the_interval(
+    speedup: float, low: float, high: float, passed: bool, decided: bool, why: str
+) -> None:
+    found = decide(Ratio("new", "old", speedup, low, high), 0.05)
+    assert (found.passed, found.decided) == (passed, decided)
+    assert why in found.why
+    assert "new takes" in found.why
+
+
+def test_two_runs_are_less_certain_than_one() -> None:
+    """Half as fast as the baseline in units of the reference; the interval is wider than either run's."""
+    kept = Baseline("m.onnx", "0", 1e-3, 2.0, 1.98, 2.02, {}, {})
+    found = against(kept, Ratio("new", "reference", 1.0, 0.99, 1.01))
+    assert found.speedup == pytest.approx(0.5)
+    assert found.high / found.speedup > 1.05
+    assert found.verdict == "slower"
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    """A small model, and one that takes several times as long."""
+    paths = tmp_path / "small.onnx", tmp_path / "large.onnx"
+    files.save(nets.residual(width=8, blocks=1), paths[0])
+    files.save(nets.residual(width=64, blocks=2), paths[1])
+    return str(paths[0]), str(paths[1])
+
+
+@pytest.mark.alone
+def test_a_slower_model_fails_and_the_reports_say_so(pair: tuple[str, str], tmp_path: Path) -> None:
+    small, large = pair
+    reports = ["--junit", str(tmp_path / "j.xml"), "--markdown", str(tmp_path / "m.md")]
+    usual = ["--seconds", "0.2", "--fail-slower", "20%", "-q"]
+    assert run(["bench", small, large, *usual, *reports]) == 1
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    failed = [case for case in suite.iter("testcase") if case.find("failure") is not None]
+    assert [case.get("name") for case in failed] == ["large.onnx"]
+    assert "**FAIL**" in (tmp_path / "m.md").read_text()
+    assert run(["bench", large, small, *usual]) == 0
+
+
+def test_a_kept_baseline_by_file_and_by_reference(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the old file is there it is timed anew; when it is gone, its ratio to the built-in model stands in."""
+    small, large = pair
+    kept = str(tmp_path / "b.json")
+    assert run(["bench", small, "--seconds", "0.2", "-q", "--save-baseline", kept]) == 0
+    usual = ["--baseline", kept, "--seconds", "0.2", "-q", "--json", "--fail-slower", "20%"]
+    for how in ("timed beside", "reference"):
+        capsys.readouterr()
+        code = run(["bench", large, *usual])
+        decision = json.loads(capsys.readouterr().out)["decisions"][0]
+        assert how in decision["how"]
+        assert decision["times"] > 1.5
+        assert code == (0 if decision["passed"] else 1)
+        Path(small).unlink(missing_ok=True)
+
+
+def test_a_forced_baseline_of_another_machine(pair: tuple[str, str], tmp_path: Path) -> None:
+    small, kept = pair[0], tmp_path / "b.json"
+    assert run(["bench", small, "--seconds", "0.1", "-q", "--save-baseline", str(kept)]) == 0
+    body = json.loads(kept.read_text())
+    body["machine"]["model"] = "another"
+    kept.write_text(json.dumps(body))
+    assert run(["bench", small, "--seconds", "0.1", "-q", "--baseline", str(kept)]) == 2
+    assert run(["bench", small, "--seconds", "0.1", "-q", "--baseline", str(kept), "--force"]) == 0

@@ -1,0 +1,96 @@
+"""Models above protobuf's 2 GB, which is lowered here: levers run them from a file with its weights beside it, and write such files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxpress.api import one_pass, weight_passes
+from onnxpress.api.distill import distill
+from onnxpress.api.one_pass import Result
+from onnxpress.errors import InputProblem
+from onnxpress.evaluate.compare import compare
+from onnxpress.model import files
+from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.structure.depth import Wish as DepthWish
+from onnxpress.passes.structure.lowrank import Wish as LowRankWish
+from onnxpress.plan.plan import apply_plan, read_plan
+from onnxpress.search.optimize import optimize
+from tests import nets
+
+LEVERS: dict[str, Callable[..., Result]] = {
+    "simplify": lambda m, d, **to: one_pass.simplify(m, **to),
+    "prune": lambda m, d, **to: one_pass.prune(m, d, Wish(0.5), **to),
+    "depth": lambda m, d, **to: one_pass.depth(m, d, DepthWish(remove=1), **to),
+    "lowrank": lambda m, d, **to: one_pass.lowrank(m, d, LowRankWish(0.5), **to),
+    "quantize": lambda m, d, **to: one_pass.quantize(m, d, **to),
+    "sparsify": lambda m, d, **to: weight_passes.sparsify(m, d, **to),
+    "share": lambda m, d, **to: weight_passes.share(m, d, **to),
+    "weights": lambda m, d, **to: weight_passes.weights(m, d, **to),
+    "half": lambda m, d, **to: weight_passes.half(m, **to),
+}
+
+
+@pytest.fixture
+def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_INLINE_LIMIT", 10_000)
+
+
+def build() -> ir.Model:
+    return nets.residual(width=32, blocks=2)
+
+
+@pytest.mark.parametrize("name", LEVERS)
+def test_a_lever_writes_weights_beside_the_file(name: str, low_limit: None, tmp_path: Path) -> None:
+    source = tmp_path / "in.onnx"
+    files.save(build(), source)
+    assert (tmp_path / "in.onnx.data").exists(), "the limit is lowered"
+    data, target = nets.samples(build(), 12), tmp_path / "out.onnx"
+    to: dict[str, Any] = {"output": target, "plan_path": tmp_path / "plan.json"}
+    done = LEVERS[name](source, data, **to)
+    sizes = (target.stat().st_size, (tmp_path / "out.onnx.data").stat().st_size)
+    assert done.after == pytest.approx(sum(sizes), rel=0.2)
+    assert sizes[0] < sizes[1]
+    written = files.load(target)
+    np.testing.assert_allclose(nets.outputs(written, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-6)
+    again = apply_plan(read_plan(tmp_path / "plan.json"), files.load(source), data).model
+    assert files.model_hash(again) == files.model_hash(done.model)
+
+
+def test_the_hash_knows_every_weight(low_limit: None) -> None:
+    from onnxpress.model import edit, read
+
+    model = build()
+    assert files.model_hash(model) == files.model_hash(model.clone())
+    changed = model.clone()
+    node = next(n for n in changed.graph if n.op_type == "Conv")
+    weight = np.array(read.constant(node.inputs[1]))
+    weight.flat[-1] += 1
+    edit.set_input(changed, node, 1, weight, "w")
+    assert files.model_hash(changed) != files.model_hash(model)
+
+
+def test_what_cannot_be_done_says_so_at_once(low_limit: None, tmp_path: Path) -> None:
+    data, target = nets.samples(build(), 24), tmp_path / "out.onnx"
+    asked: list[Callable[[], object]] = [
+        lambda: optimize(build(), data, output=target), lambda: distill(build(), build(), data, output=target), lambda: files.to_bytes(build()),
+    ]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(InputProblem, match="too large for this"):
+            ask()
+    assert not list(tmp_path.iterdir()), "nothing is written, no run begun"
+
+
+def test_a_large_model_is_compared_and_its_compressed_size_told(
+    low_limit: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = nets.samples(build(), 8)
+    assert compare(build(), build(), data).score.drop == 0
+    large = files.compressed_size(build())
+    monkeypatch.setattr(files, "_INLINE_LIMIT", 10**9)
+    assert large == pytest.approx(files.compressed_size(build()), rel=0.1)

@@ -1,0 +1,179 @@
+"""Spaces: what they build is valid, runs, and says its own shapes rightly; descriptions and users' files are read or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxpress.errors import InputProblem
+from onnxpress.model.files import to_bytes
+from onnxpress.nas.evaluation.costs import costs, declared
+from onnxpress.nas.spaces import blocks, toml_space
+from onnxpress.nas.spaces.io_spec import Task
+from onnxpress.nas.spaces.network import ACTIVATIONS, Net
+from onnxpress.nas.spaces.registry import READY, space
+from onnxpress.runtime.session import open_session, run, trace
+from tests.nas import tasks
+
+KINDS = {
+    "image-small": [tasks.PICTURE, tasks.LAST],
+    "image-mobile": [tasks.PICTURE],
+    "keyword-1d": [tasks.SPECTRUM, tasks.ROWS],
+    "tabular-mlp": [tasks.VECTOR],
+    "text-encoder": [tasks.TOKENS, tasks.BARE],
+    "cell": [tasks.PICTURE, tasks.SPECTRUM],
+}
+
+
+class Drawn:
+    """A trial that draws; what it was asked stands in `params`."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.params: dict[str, object] = {}
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        value = int(self.rng.choice(np.arange(low, high + 1, step)))
+        self.params[name] = value
+        return value
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def suggest_categorical(self, name: str, choices: list[object]) -> object:
+        value = choices[int(self.rng.integers(len(choices)))]
+        self.params[name] = value
+        return value
+
+
+CASES = [(name, task) for name in READY for task in KINDS[name]]
+
+
+@pytest.mark.parametrize(("name", "task"), CASES, ids=[f"{n}-{t.kind}{len(t.shape)}" for n, t in CASES])
+def test_ready_spaces_build_what_runs(name: str, task: Task) -> None:
+    for seed in range(5):
+        model = space(name)(Drawn(seed), task)
+        onnx.checker.check_model(onnx.load_from_string(to_bytes(model)), full_check=True)
+        session = open_session(model)
+        together = run(session, tasks.batch(task, 3))[0]
+        assert together.shape == (3, task.classes)
+        assert np.isfinite(together).all()
+        first = {n: v[:1] for n, v in tasks.batch(task, 3).items()}
+        np.testing.assert_allclose(run(session, first)[0], together[:1], rtol=2e-3, atol=2e-3 * np.abs(together).max())
+
+
+@pytest.mark.parametrize("task", [tasks.PICTURE, tasks.SPECTRUM, tasks.VECTOR], ids=lambda t: t.kind)
+def test_declared_shapes_are_those_of_a_run(task: Task) -> None:
+    name = {"picture": "image-small", "spectrum": "keyword-1d", "vector": "tabular-mlp"}[task.kind]
+    for seed in range(4):
+        model = space(name)(Drawn(seed), task)
+        said = declared(model, tasks.batch(task))
+        assert said is not None
+        seen = trace(model, tasks.batch(task))
+        assert {n: said.shapes[n] for n in seen.shapes} == seen.shapes
+
+
+def test_tokens_of_any_length_and_masked_ones_do_not_count() -> None:
+    model = space("text-encoder")(Drawn(1), tasks.TOKENS)
+    session = open_session(model)
+    short = tasks.batch(tasks.TOKENS, 2, length=7)
+    padded = {n: np.pad(v, ((0, 0), (0, 5))) for n, v in short.items()}
+    np.testing.assert_allclose(run(session, short)[0], run(session, padded)[0], rtol=1e-4, atol=1e-5)
+    assert costs(model, short).macs < costs(model, padded).macs
+
+
+@pytest.mark.parametrize("name", sorted(blocks.BLOCKS))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_blocks_keep_to_width_and_size(name: str, stride: int) -> None:
+    net = Net()
+    flat = name in ("mlp", "encoder")
+    x = net.input("x", (10, 24) if flat else (24, 9, 7))
+    y = blocks.block(name)(net, x, 32, stride)
+    model = net.model({"y": y})
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, *x.shape)).astype(np.float32)}
+    assert run(open_session(model), feeds)[0].shape == (2, *y.shape)
+    assert y.width == 32
+    if not flat:
+        assert y.shape[1:] == ((5, 4) if stride == 2 else (9, 7))
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations(kind: str) -> None:
+    net = Net()
+    model = net.model({"y": net.activation(net.input("x", (50,)), kind)})
+    x = np.linspace(-7, 7, 50, dtype=np.float32)[None]
+    gate = {"relu": x > 0, "relu6": x > 0, "hardswish": np.clip(x / 6 + 0.5, 0, 1), "silu": 1 / (1 + np.exp(-x))}.get(
+        kind
+    )
+    y = run(open_session(model), {"x": x})[0]
+    if gate is not None:
+        np.testing.assert_allclose(y, np.minimum(x * gate, 6 if kind == "relu6" else 99), atol=1e-5)
+    else:
+        assert abs(y[0, -1] - 7) < 1e-3 and abs(y).min() < 0.1 and y.min() > -0.2
+
+
+def test_a_seed_draws_the_same_weights_and_another_others() -> None:
+    def bytes_of(seed: int) -> bytes:
+        net = Net(seed)
+        return to_bytes(net.model({"y": net.dense(net.conv(net.input("x", (4, 9)), 8), 3)}))
+
+    assert bytes_of(1) == bytes_of(1) != bytes_of(2)
+
+
+def test_a_range_on_the_grid_follows_the_cpu() -> None:
+    choice = toml_space.choice({"from": 16, "to": 64, "step": "grid"}, "")
+    for task in (tasks.PICTURE, tasks.LAST):
+        seen = {choice.ask(Drawn(s), "w", task) for s in range(60)}
+        assert seen == set(range(16, 65, task.grid))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[stage]]\nblock = 'residual'\nwidth = 16\nkernal = 3", "kernal"),
+        ("[[stage]]\nblock = 'transformer'\nwidth = 16", "transformer"),
+        ("[[stage]]\nblock = 'residual'", "width"),
+        ("[[stage]]\nblock = 'residual'\nwidth = {from = 64, to = 16}", "range"),
+        ("[[stage]]\nblock = 'residual'\nwidth = {from = 16, to = 64, step = 0}", "range"),
+        ("[[stage]]\nblock = 'residual'\nwidth = []", "choice"),
+        ("[stem]\nwidth = 8", "stages"),
+        ("stem = ", "TOML"),
+        ("[tail]\n[[stage]]\nblock = 'vgg'\nwidth = 8", "tail"),
+    ],
+)
+def test_descriptions_that_are_not_understood(text: str, said: str) -> None:
+    with pytest.raises(InputProblem, match=said):
+        toml_space.read(text, "own.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("text-encoder", tasks.PICTURE), ("image-small", tasks.VECTOR), ("tabular-mlp", tasks.SPECTRUM)]
+)
+def test_spaces_for_another_kind_of_input(name: str, task: Task) -> None:
+    with pytest.raises(InputProblem, match="choose another space"):
+        space(name)(Drawn(0), task)
+
+
+def test_users_spaces(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from onnxpress.nas.spaces.network import Net\nfrom onnxpress.nas.spaces.io_spec import begin\n\n\n"
+        "def tiny(trial, task):\n    net = Net()\n    x, _ = begin(net, task)\n"
+        "    x = net.conv_norm(x, trial.suggest_int('width', 8, 16, step=8))\n"
+        "    return net.model({task.output: net.dense(net.global_pool(x), task.classes)})\n"
+    )
+    model = space(f"{tmp_path / 'own.py'}:tiny")(Drawn(0), tasks.PICTURE)
+    assert run(open_session(model), tasks.batch(tasks.PICTURE))[0].shape == (1, 10)
+    (tmp_path / "bad.py").write_text("1 / 0")
+    for name, said in (
+        ("own.py:huge", "no such function"),
+        ("bad.py:x", "ZeroDivision"),
+        ("none.py:x", "no such"),
+        ("x.toml", "no such"),
+    ):
+        with pytest.raises(InputProblem, match=said):
+            space(str(tmp_path / name))
+    with pytest.raises(InputProblem, match="image-small"):
+        space("image-huge")

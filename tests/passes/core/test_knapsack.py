@@ -1,0 +1,39 @@
+"""Multiple choice under a budget, against all the choices there are."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxpress.passes.core.knapsack import choose
+
+NUMBERS = st.floats(0, 10, allow_nan=False).map(lambda v: round(v, 2))
+SETS = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SETS, st.floats(0.5, 30))
+def test_no_choice_within_the_budget_is_better(sets: list[list[tuple[float, float]]], budget: float) -> None:
+    harms, costs = ([[o[i] for o in options] for options in sets] for i in (0, 1))
+    found = choose(harms, costs, budget)
+    every = [
+        (sum(h[i] for h, i in zip(harms, choice, strict=True)), sum(c[i] for c, i in zip(costs, choice, strict=True)))
+        for choice in product(*(range(len(o)) for o in sets))
+    ]
+    within = [harm for harm, cost in every if cost <= budget]
+    if found is None:
+        assert not within
+        return
+    harm, cost = (sum(v[i] for v, i in zip(values, found, strict=True)) for values in (harms, costs))
+    assert cost <= budget * (1 + 1e-5) + 1e-6
+    assert harm <= min(within) + 1e-3
+
+
+def test_nothing_to_choose() -> None:
+    assert choose([], [], 1.0) == []
+    assert choose([[0.0, 1.0]], [[5.0, 4.0]], 3.0) is None
+    assert choose([[0.0, 1.0]], [[5.0, 4.0]], 4.5) == [1]
+    assert choose([[0.0, 1.0], [0.0, 1.0]], [[5.0, 4.0], [9.0, 3.0]], 7.0) == [1, 1], "a budget of just the cheapest"
+    assert choose([[0.0, 1.0]], [[5.0, 4.0]], 5.0) == [0]

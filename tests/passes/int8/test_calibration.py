@@ -1,0 +1,163 @@
+"""Ranges a tensor: the weighted choice, ranges as given, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxpress.api.one_pass import quantize
+from onnxpress.data.dataset import Dataset
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.ranges import Spread, clip_range
+from onnxpress.model import edit, read
+from onnxpress.model.files import to_bytes
+from onnxpress.model.signature import signature
+from onnxpress.passes.int8 import calibration
+from onnxpress.passes.int8.qdq_write import grid, spreads_for
+from onnxpress.plan.plan import apply_plan
+from tests import nets
+
+
+def outlying(weight_of_outlier: float) -> Evidence:
+    """A network whose input has one channel a hundred times as wide as the others, mostly near zero; how much its reader minds it."""
+    net = nets.image_net()
+    model = net.model(net.head(net.relu(net.conv("image", 8))), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, None)
+    node = next(n for n in evidence.model.graph if n.op_type == "Conv")
+    weight = np.array(read.constant(node.inputs[1]))
+    weight[:, 0] *= weight_of_outlier
+    edit.set_input(evidence.model, node, 1, weight, "w")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 3, 8, 8)).astype(np.float32)
+    x[:, 0] = np.where(rng.random((64, 8, 8)) < 1e-3, 100 * x[:, 0], 0.01 * x[:, 0])
+    return evidence_for(evidence.model, Dataset.from_arrays({"image": x}, signature(evidence.model)))
+
+
+def width(evidence: Evidence, rule: calibration.Rule) -> float:
+    low, high = calibration.ranges(evidence, rule, ["image"])["image"]
+    return high - low
+
+
+def test_what_a_reader_does_not_mind_is_cut() -> None:
+    """An outlier's channel with no weight may be cut to the others' range; with all the weight it may not."""
+    ignored, minded = outlying(0.0), outlying(100.0)
+    assert width(ignored, "weighted") < 0.5 * width(ignored, "minmax")
+    assert width(minded, "weighted") >= 0.5 * width(minded, "minmax")
+
+
+def test_it_is_the_best_of_the_rules_for_the_reader() -> None:
+    """Against the error of the layer's outputs, about their mean, measured by itself."""
+    evidence = outlying(1.0)
+    node = next(n for n in evidence.model.graph if n.op_type == "Conv")
+    weight = np.array(read.constant(node.inputs[1]), np.float64)
+    x = evidence.samples().take(32).batches(32)
+    values = np.moveaxis(next(iter(x)).inputs["image"], 1, -1).reshape(-1, 3).astype(np.float64)
+
+    def harm(ends: tuple[float, float]) -> float:
+        g = grid(*ends)
+        error = (g.codes(values) - g.zero) * float(g.scale) - values
+        return float((error.var(axis=0) * (weight**2).sum(axis=(0, 2, 3))).sum())
+
+    spread = spreads_for(evidence)["image"]
+    offers = [clip_range(spread, m) for m in ("minmax", "percentile", "mse", "entropy")]
+    chosen = calibration.ranges(evidence, "weighted", ["image"])["image"]
+    assert chosen in offers
+    assert harm(chosen) == pytest.approx(min(map(harm, offers)), rel=0.02)
+
+
+def test_the_average_lies_within_the_extremes() -> None:
+    spread = Spread()
+    for peak in (1.0, 2.0, 9.0):
+        spread.add(np.array([-peak, peak / 2], np.float32))
+    assert clip_range(spread, "average") == (-4.0, 2.0)
+    assert clip_range(spread, "minmax") == (-9.0, 4.5)
+
+
+@pytest.mark.parametrize("rule", ["average", "weighted", "entropy"])
+def test_every_rule_quantizes_and_replays(rule: str) -> None:
+    model = nets.residual(width=16, blocks=1)
+    data = nets.samples(model, 16)
+    done = quantize(model, data, method=rule)
+    assert {"ranges": rule} in done.plan.steps[-1].decisions
+    assert to_bytes(apply_plan(done.plan, model, data).model) == to_bytes(done.model)
+
+
+def scales(model: ir.Model, tensor: str) -> np.ndarray:
+    node = next(
+        n
+        for n in model.graph
+        if n.op_type == "QuantizeLinear" and n.inputs[0] is not None and n.inputs[0].name == tensor
+    )
+    return np.asarray(read.constant(node.inputs[1]))
+
+
+def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
+    model = nets.residual(width=16)
+    data, path = nets.samples(model, 16), tmp_path / "ranges.json"
+    first = quantize(model, data, method=path)
+    body = json.loads(path.read_text())
+    other = quantize(model, nets.samples(model, 16, seed=5), method=path)
+    assert (
+        scales(other.model, "image")
+        == scales(first.model, "image")
+        != scales(quantize(model, nets.samples(model, 16, seed=5)).model, "image")
+    )
+    again = quantize(model, data, method=path)
+    np.testing.assert_allclose(nets.outputs(again.model, data), nets.outputs(first.model, data), atol=1e-5)
+    body["ranges"]["image"] = [-51.0, 51.0]
+    path.write_text(json.dumps(body))
+    edited = quantize(model, data, method=path)
+    assert scales(edited.model, "image") == pytest.approx(102 / 255)
+    assert json.loads(path.read_text()) == body, "what is there is not written over"
+    assert to_bytes(apply_plan(edited.plan, model, data).model) == to_bytes(edited.model), "the plan holds them"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not readable JSON"),
+        ("[]", "not a file of ranges"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [2, 1]}}', "not a range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": ["a", 1]}}', "not a range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": 3}}', "not a range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [0, NaN]}}', "not a range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"stranger": [0, 1]}}', "a tensor the model does not have"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_stays(text: str, said: str, tmp_path: Path) -> None:
+    model, path = nets.residual(width=16), tmp_path / "ranges.json"
+    path.write_text(text)
+    with pytest.raises(InputProblem, match=said):
+        quantize(model, nets.samples(model, 8), method=path)
+    assert path.read_text() == text
+
+
+def test_an_unknown_method_is_told_before_anything_is_read() -> None:
+    model = nets.residual(width=16)
+    with pytest.raises(InputProblem, match="unknown range method"):
+        quantize(model, nets.samples(model, 8), method="guess")
+
+
+def test_wide_leaves_room_only_where_values_can_go_further() -> None:
+    net = nets.image_net()
+    bounds = [net.constant(np.float32(v).reshape(()), n) for v, n in ((0, "low"), (6, "high"))]
+    moved = net.op("Transpose", ["image"], 3, perm=[0, 1, 3, 2])
+    open_end = net.relu(net.conv(moved, 8))
+    capped = net.op("Clip", [net.conv(open_end, 8), *bounds], 8)
+    share = net.op("Sigmoid", [net.conv(capped, 8)], 8)
+    model = net.model(net.head(net.relu(net.conv(share, 8))), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, nets.samples(model, 8))
+    seen = spreads_for(evidence)
+    found = calibration.ranges(evidence, "wide", ["image", moved, open_end, capped, share])
+    for name in ("image", moved):
+        assert found[name] == (seen[name].low, seen[name].high), "pictures are integers already"
+    assert found[open_end] == pytest.approx((0.0, 1.4 * seen[open_end].high))
+    assert found[capped][0] == 0
+    assert found[capped][1] == pytest.approx(min(6.0, 1.4 * seen[capped].high))
+    assert found[share][1] == pytest.approx(min(1.0, 1.4 * seen[share].high))
+    assert found[share][1] <= 1.0

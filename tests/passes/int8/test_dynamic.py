@@ -1,0 +1,75 @@
+"""Dynamic int8: fused by onnxruntime, near the original without samples, shared inputs and weights written once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.api.weight_passes import dynamic
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.model import edit
+from onnxpress.passes.int8.dynamic import DYNAMIC, plan_dynamic, why_not
+from onnxpress.runtime import vpmaddubsw_saturation
+from onnxpress.runtime.machine import machine_for
+from tests import nets
+from tests.passes.test_packing import everything, operators
+
+
+def made(model: ir.Model, cpu: str = "vnni") -> ir.Model:
+    evidence = evidence_for(model, None, machine_for(cpu))
+    return DYNAMIC.apply(evidence.model, plan_dynamic(evidence), evidence).model
+
+
+def test_near_the_original_and_fused(tmp_path: Path) -> None:
+    model = nets.transformer(width=32)
+    done = dynamic(model)
+    data = nets.samples(model, 8)
+    wanted = nets.outputs(model, data)
+    assert ((nets.outputs(done.model, data, "all") - wanted) ** 2).mean() < 0.01 * (wanted**2).mean()
+    assert done.after < 0.6 * done.before
+    ran = operators(done.model, tmp_path)
+    assert not ran["MatMulInteger"], ran
+    assert ran["DynamicQuantizeMatMul"] + ran["MatMulIntegerToFloat"] == 13
+
+
+def test_both_layouts_of_gemm_and_a_bias() -> None:
+    model = everything()
+    data = nets.samples(model, 8)
+    done = made(model)
+    wanted = nets.outputs(model, data)
+    assert ((nets.outputs(done, data) - wanted) ** 2).mean() < 0.01 * (wanted**2).mean()
+    kinds = Counter(n.op_type for n in done.graph)
+    assert kinds["MatMulInteger"] == 3 and not kinds["Gemm"] and not kinds["MatMul"] and kinds["Conv"] == 1
+
+
+def test_what_several_read_is_quantized_once() -> None:
+    net = nets.Net()
+    weight = net.constant(np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32))
+    other = net.constant(np.random.default_rng(1).standard_normal((16, 16)).astype(np.float32))
+    x = net.op("Add", [net.op("MatMul", ["rows", weight], 16), net.op("MatMul", ["rows", other], 16)], 16)
+    model = net.model(net.op("MatMul", [x, weight], 16), {"rows": ["N", 16]}, ["N", 16])
+    done = made(model)
+    assert sum(n.op_type == "DynamicQuantizeLinear" for n in done.graph) == 2
+    assert sum(v.const_value.size == 256 for v in done.graph.initializers.values()) == 2
+
+
+def test_weights_are_as_large_as_products_allow() -> None:
+    model = everything()
+    for cpu in ("avx2", "vnni"):
+        constants = made(model, cpu).graph
+        codes = [v.const_value.numpy() for v in constants.initializers.values() if v.const_value.dtype.name == "INT8"]
+        for columns in (c for c in codes if c.size > 1):
+            tops = np.abs(columns.astype(int)).max(axis=0)
+            heavy = vpmaddubsw_saturation.load(columns.T, np.full(len(columns), 255)) > 1
+            assert not heavy.any() and 64 <= tops.min() < 127 if cpu == "avx2" else heavy.any() and (tops == 127).all()
+
+
+def test_convolutions_and_computed_weights_are_refused() -> None:
+    model = edit.canonical(nets.transformer())
+    reasons = {n.op_type: why_not(n) for n in model.graph if why_not(n) is not None and n.op_type == "MatMul"}
+    assert "computed" in str(reasons["MatMul"])
+    conv = next(n for n in nets.residual().graph if n.op_type == "Conv")
+    assert "Conv" in str(why_not(conv))

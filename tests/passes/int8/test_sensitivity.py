@@ -1,0 +1,169 @@
+"""Which layers int8 harms, and how few must stay in float."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxpress.api.one_pass import quantize
+from onnxpress.cli.main import run as cli
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.shipped import calibration_folder
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.score import Judge
+from onnxpress.model import edit, read
+from onnxpress.model.files import to_bytes
+from onnxpress.passes.int8 import qdq
+from onnxpress.passes.int8.qdq_write import grid, spreads_for
+from onnxpress.passes.int8.quantization_recipe import Wish
+from onnxpress.passes.int8.sensitivity import candidates, matching, sensitivity
+from onnxpress.runtime.machine import machine_for, this_machine
+from tests import nets
+
+
+def fragile() -> tuple[ir.Model, Dataset, list[str]]:
+    """A chain with one value that int8 cannot hold: a channel is a thousand times as large as the others, and it is the others that
+    are read.  Both the layer that makes it and the one that reads it must be in float for it to be."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    y = net.relu(net.conv(x, 16, k=1))
+    model = net.model(net.head(net.relu(net.conv(y, 16))), nets.IMAGE, ["N", 10])
+    model = edit.canonical(model)
+    convs = [n for n in model.graph if n.op_type == "Conv"]
+    weight = np.array(read.constant(convs[1].inputs[1]))
+    weight[0] *= 1000
+    edit.set_input(model, convs[1], 1, weight, "w")
+    reader = np.array(read.constant(convs[2].inputs[1]))
+    reader[:, 0] = 0
+    edit.set_input(model, convs[2], 1, reader, "r")
+    return model, nets.samples(model, 64), [n.name or "" for n in convs[1:3]]
+
+
+def test_the_fragile_layers_are_found() -> None:
+    model, data, names = fragile()
+    evidence = evidence_for(model, data)
+    found = sensitivity(evidence, candidates(evidence, (), ())[0])
+    alone = {layer.node: layer.alone for layer in found.layers}
+    assert sorted(alone, key=lambda n: -alone[n])[:2] == sorted(names, key=lambda n: -alone[n])
+    assert min(alone[n] for n in names) > 100 * max(v for n, v in alone.items() if n not in names)
+    assert [layer.back for layer in found.layers] == sorted(layer.back for layer in found.layers)
+    assert all(layer.int8 for layer in found.layers)
+
+
+def test_as_few_as_need_be_stay_in_float() -> None:
+    model, data, names = fragile()
+    evidence = evidence_for(model, data)
+    chosen = candidates(evidence, (), ())[0]
+    assert sensitivity(evidence, chosen).drop > 0.05
+    found = sensitivity(evidence, chosen, 0.05)
+    assert found.drop <= 0.05
+    floats = [layer for layer in found.layers if not layer.int8]
+    assert {layer.node for layer in floats} == set(names)
+    assert all("keep the drop" in layer.why for layer in floats)
+    assert sensitivity(evidence, chosen, 0.99).chosen == chosen, "nothing goes back that need not"
+
+
+def test_where_only_float_keeps_the_drop_the_file_stays_in_float() -> None:
+    """Every layer of a net whose answers are nearly equal harms: all go back, which is said."""
+    model, data, _ = fragile()
+    evidence = evidence_for(model, data)
+    (head,) = [n.name or "" for n in evidence.model.graph if n.op_type == "Gemm"]
+    chosen = candidates(evidence, (), (head,))[0]
+    found = sensitivity(evidence, chosen, 0.0)
+    done = quantize(model, data, max_drop=0.0, exclude=(head,))
+    assert found.drop <= 0.0
+    assert Judge(model, data).score(to_bytes(done.model)).drop <= 0.0
+    assert any("layers stay in float" in n for n in done.notes)
+    assert not any("no operator" in n for n in done.notes)
+
+
+def test_the_command_s_function_keeps_the_drop_and_notes_it() -> None:
+    model, data, _ = fragile()
+    done = quantize(model, data, max_drop=0.05)
+    assert Judge(model, data).score(to_bytes(done.model)).drop <= 0.05
+    assert any("layers stay in float" in n for n in done.notes)
+    assert len(done.layers) >= 3
+    assert not quantize(model, data).layers, "what was not asked for is not measured"
+
+
+def test_rounding_is_told_by_the_histogram() -> None:
+    """The told signal-to-noise ratio is that of rounding the tensor's values on its grid."""
+    model, data, _ = fragile()
+    evidence = evidence_for(model, data)
+    found = sensitivity(evidence, candidates(evidence, (), ())[0], wish=Wish("minmax", False, "nearest"))
+    layer = next(x for x in found.layers if x.node == found.layers[-1].node and x.op == "Conv")
+    node = next(n for n in evidence.model.graph if n.name == layer.node)
+    name = qdq.final_output(node).name or ""
+    values = np.concatenate([v[name].ravel() for v in evidence.stream([name])]).astype(np.float64)
+    ends = grid(spreads_for(evidence)[name].low, spreads_for(evidence)[name].high)
+    rounded = (ends.codes(values) - ends.zero) * float(ends.scale)
+    true = 10 * np.log10((values**2).sum() / ((values - rounded) ** 2).sum())
+    assert layer.sqnr == pytest.approx(true, abs=3.0)
+    assert layer.types == "u8 x s8 -> u8"
+    assert (layer.low, layer.high, layer.cut) == (pytest.approx(values.min()), pytest.approx(values.max()), 0), (
+        "minmax cuts nothing"
+    )
+    shares, _ = np.histogram(values, len(layer.density), (layer.low, layer.high))
+    assert np.abs(np.array(layer.density) - shares / len(values)).max() < 0.02
+    assert sum(layer.density) == pytest.approx(1.0, abs=0.01)
+
+
+def test_times_before_and_after_are_told() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 64))
+    model = net.model(
+        net.head(net.relu(net.conv(x, 64))), nets.IMAGE, ["N", 10]
+    )  # each far above what the profiler itself takes
+    data = nets.samples(model, 32)
+    done = quantize(model, data, report=True)
+    assert done.sides is not None
+    assert {p.name for p in done.sides.operators} >= {"Conv", "QLinearConv"}
+    assert all(
+        x.before is not None and x.after is not None and x.before > 0 and x.after > 0
+        for x in done.layers
+        if x.op == "Conv"
+    )
+    assert [p.before == p.after for p in done.sides.widths] == [True] * len(done.sides.widths)
+    other = quantize(model, data, report=True, machine=machine_for("avx2" if this_machine().int8_exact else "vnni"))
+    assert all(x.after is None for x in other.layers), "times are of this machine"
+
+
+def test_patterns_mean_names_operators_or_expressions() -> None:
+    names, ops = ["stem", "block.1.conv", "block.2.conv", "head"], ["Conv", "Conv", "Conv", "Gemm"]
+    assert matching(names, ops, ("head",), "--exclude") == {"head"}
+    assert matching(names, ops, ("Gemm", "stem"), "--exclude") == {"head", "stem"}
+    assert matching(names, ops, (r"block\.\d\..*",), "--exclude") == {"block.1.conv", "block.2.conv"}
+    with pytest.raises(InputProblem, match="no node is meant"):
+        matching(names, ops, ("block",), "--exclude")
+    with pytest.raises(InputProblem, match="regular expression"):
+        matching(names, ops, ("(",), "--exclude")
+
+
+def test_only_what_is_included_runs_in_int8() -> None:
+    model, data, (name, _) = fragile()
+    evidence = evidence_for(model, data)
+    kernels = {n.name for n in evidence.model.graph if n.op_type in ("Conv", "Gemm")}
+    assert candidates(evidence, (name,), ())[0] & kernels == {name}
+    assert name not in candidates(evidence, (), (name,))[0]
+    assert candidates(evidence, ("Conv",), ("Conv",))[0] & kernels == frozenset()
+
+
+def test_the_report_is_a_table_of_80_columns(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = calibration_folder() / "digits"
+    command = [
+        "quantize",
+        str(digits / "digits.onnx"),
+        "-d",
+        str(digits / "train.npz"),
+        "-o",
+        f"{tmp_path}/o.onnx",
+        "--samples",
+        "32",
+    ]
+    assert cli([*command, "--report"]) == 0
+    out = capsys.readouterr().out
+    assert "most harmful first" in out
+    assert "int8" in out
+    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80

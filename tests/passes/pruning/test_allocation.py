@@ -1,0 +1,91 @@
+"""From a wish to decisions: goals that are counted, goals that are timed, criteria, and what stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.model.counts import macs
+from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.cost_model import counted
+from onnxpress.passes.pruning.error_curves import CRITERIA, curves
+from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.passes.pruning.prune_to_speedup import fast_enough
+from onnxpress.runtime.machine import this_machine
+from tests import nets
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    model = nets.residual(width=16, blocks=2)
+    return evidence_for(model, nets.samples(model, 16), replace(this_machine(), granularity=4))
+
+
+def left(evidence: Evidence, decisions: list[dict[str, object]], what: str) -> float:
+    """The share of a cost that is left, recounted on the pruned file."""
+    done = evidence_for(PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model, None)
+    if what == "macs":
+        return sum(macs(done.model, done.trace).values()) / sum(macs(evidence.model, evidence.trace).values())
+    return sum(counted(done)["params"].values()) / sum(counted(evidence)["params"].values())
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+@pytest.mark.parametrize("spread", ["harm", "uniform"])
+def test_what_may_be_left_is_left(evidence: Evidence, what: str, spread: str) -> None:
+    decisions = plan_pruning(evidence, Wish(spread=spread, **{what: 0.6}))
+    assert 0.45 < left(evidence, decisions, what) <= 0.63
+
+
+def test_ignored_nodes_keep_their_channels(evidence: Evidence) -> None:
+    names = [g.name for g in evidence.channels.groups]
+    kept = plan_pruning(evidence, Wish(0.5, spread="uniform", ignore=(names[1],)))
+    assert {d["group"] for d in kept} == set(names) - {names[1]}
+    assert not plan_pruning(evidence, Wish(0.5, ignore=("*",)))
+
+
+def test_widths_keep_to_the_granularity(evidence: Evidence) -> None:
+    for decision in plan_pruning(evidence, Wish(0.3, spread="uniform")):
+        assert len(decision["remove"]) % 4 == 0
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_orders_all_but_one(evidence: Evidence, criterion: str) -> None:
+    for name, curve in curves(evidence, criterion=criterion).items():
+        assert sorted({*curve.order, *range(evidence.channels.group(name).size)}) == list(
+            range(evidence.channels.group(name).size)
+        )
+        assert len(curve.order) == len(set(curve.order)) == evidence.channels.group(name).size - 1
+        assert np.all(np.diff(curve.error) >= -1e-12)
+
+
+def test_a_silent_channel_goes_first() -> None:
+    """One that is made of nothing (magnitude), read by nothing (activation), or twice the same (fpgm)."""
+    from onnxpress.model import edit, read
+
+    model = nets.residual(width=16, blocks=1)
+    conv, reader = [n for n in model.graph if n.op_type == "Conv"][1:3]
+    made, read_ = (np.array(read.constant(n.inputs[1])) for n in (conv, reader))
+    made[3] = 0
+    made[5] = made.mean(0)
+    read_[:, 7] = 0
+    edit.set_input(model, conv, 1, made, "made")
+    edit.set_input(model, reader, 1, read_, "read")
+    found = evidence_for(model, nets.samples(model, 16))
+    first = {c: curves(found, criterion=c)[conv.name or ""].order[:2] for c in CRITERIA}
+    assert first["magnitude"][0] == first["magnitude-l1"][0] == 3
+    assert 7 in first["activation"] and 7 in first["second-order"]
+    assert set(first["fpgm"]) == {3, 5}
+
+
+@pytest.mark.alone
+def test_a_wish_for_speed_is_measured() -> None:
+    evidence = evidence_for(nets.residual(width=64, blocks=2), None)
+    notes: list[str] = []
+    decisions = fast_enough(evidence, Wish(speedup=1.3), evidence.model, notes)
+    assert decisions and "speed before repair" in notes[0]
+    assert left(evidence, decisions, "macs") < 0.95
+    fast_enough(evidence, Wish(speedup=1000.0), evidence.model, notes)
+    assert "out of reach" in notes[1]

@@ -1,0 +1,234 @@
+"""Weights as products: exact at full rank, optimal for the inputs seen, written as the operators mean them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.model import read
+from onnxpress.model.counts import macs
+from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.structure import lowrank as lr
+from onnxpress.passes.structure.factors import MATRIX, POINTWISE, SPATIAL, find_sites
+from onnxpress.passes.structure.lowrank import LOWRANK, Wish, known_curves, plan_lowrank
+from tests import nets
+
+NONE = {"repair": "none"}
+
+
+def prepared(model: ir.Model, count: int = 24) -> Evidence:
+    return evidence_for(model, nets.samples(model, count))
+
+
+def full(evidence: Evidence, form: str | None = None) -> list[Decision]:
+    """Every layer at its full rank, in one form where it has several."""
+    found = {n: (f, c.full) for (n, f), c in known_curves(evidence).items() if form in (None, f)}
+    return [{"node": n, "rank": r, "form": f} for n, (f, r) in found.items()]
+
+
+def assert_same(evidence: Evidence, decisions: list[Decision]) -> None:
+    assert decisions
+    done = LOWRANK.apply(evidence.model, [*decisions, NONE], evidence).model
+    fresh = nets.samples(evidence.model, 5, seed=9)
+    wanted = nets.outputs(evidence.model, fresh)
+    np.testing.assert_allclose(nets.outputs(done, fresh), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+def dense_net(**flags: object) -> ir.Model:
+    """Gemm with the given flags, Relu, MatMul on rows."""
+    net = nets.Net()
+    rng = net.rng
+    shape = (32, 48) if flags.get("transB") else (48, 32)
+    inputs = ["rows", net.constant((rng.standard_normal(shape) / 6).astype(np.float32))]
+    inputs.append(net.constant(rng.standard_normal(32).astype(np.float32), "b"))
+    x = net.relu(net.op("Gemm", inputs, 32, **flags))
+    out = net.op("MatMul", [x, net.constant((rng.standard_normal((32, 40)) / 6).astype(np.float32))], 40)
+    return net.model(out, {"rows": ["N", 48]}, ["N", 40])
+
+
+def conv_net(**attributes: object) -> ir.Model:
+    net = nets.image_net(channels=3)
+    x = net.relu(net.conv("image", 12))
+    weight = net.constant((net.rng.standard_normal((16, 12, 3, 3)) / 8).astype(np.float32))
+    bias = net.constant(net.rng.standard_normal(16).astype(np.float32), "b")
+    x = net.relu(net.op("Conv", [x, weight, bias], 16, kernel_shape=[3, 3], **attributes))
+    return net.model(net.head(x), nets.IMAGE, ["N", 10])
+
+
+@pytest.mark.parametrize("flags", [{}, {"transB": 1}, {"alpha": 0.5, "beta": 2.0, "transB": 1}, {"alpha": -3.0}])
+def test_gemm_flags_are_kept(flags: dict[str, object]) -> None:
+    evidence = prepared(dense_net(**flags))
+    assert_same(evidence, full(evidence))
+
+
+@pytest.mark.parametrize("form", [POINTWISE, SPATIAL])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"pads": [1, 1, 1, 1]},
+        {"pads": [0, 1, 2, 0], "strides": [2, 1]},
+        {"pads": [2, 1, 2, 1], "dilations": [2, 1]},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        {"auto_pad": "SAME_LOWER", "strides": [1, 2]},
+        {"auto_pad": "VALID"},
+    ],
+)
+def test_conv_attributes_are_shared_out_rightly(form: str, attributes: dict[str, object]) -> None:
+    evidence = prepared(conv_net(**attributes))
+    decisions = [d for d in full(evidence, form) if d["form"] == form]
+    assert_same(evidence, decisions)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(nets.random_nets(), st.sampled_from([POINTWISE, SPATIAL, MATRIX, None]))
+def test_full_rank_is_the_model_itself(model: ir.Model, form: str | None) -> None:
+    evidence = prepared(model, 6)
+    decisions = full(evidence, form) or full(evidence)
+    assert_same(evidence, decisions)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 12])
+def test_the_lost_power_is_what_the_curve_says(rank: int) -> None:
+    """Squared error of the layer's product with its inputs, bias apart, as a share of the product's own power."""
+    net = nets.Net(3)
+    mixed = (net.rng.standard_normal((24, 24)) @ np.diag(1.0 / np.arange(1, 25))).astype(np.float32)
+    x = net.op("MatMul", ["rows", net.constant(mixed)], 24)
+    out = net.op("MatMul", [x, net.constant((net.rng.standard_normal((24, 16)) / 5).astype(np.float32))], 16)
+    evidence = prepared(net.model(out, {"rows": ["N", 24]}, ["N", 16]), 200)
+    name = f"n_{out}"
+    curve = known_curves(evidence)[name, MATRIX]
+    done = LOWRANK.apply(evidence.model, [{"node": name, "rank": rank, "form": MATRIX}, NONE], evidence).model
+    now, then = (nets.outputs(m, evidence.samples()).astype(np.float64) for m in (done, evidence.model))
+    found = ((now - then) ** 2).sum() / (then**2).sum()
+    assert found == pytest.approx(curve.error[rank], rel=1e-2, abs=1e-5)
+    weight = read.constant(next(n for n in evidence.model.graph if n.name == name).inputs[1])
+    assert weight is not None
+    u, s, v = np.linalg.svd(weight, full_matrices=False)
+    plain = (u[:, :rank] * s[:rank]) @ v[:rank]
+    rows = np.concatenate([b[x] for b in evidence.stream([x])]).astype(np.float64)
+    blind = ((rows @ plain - rows @ weight) ** 2).sum() / (then**2).sum()
+    assert found < blind * (1 + 1e-6), "whitening must not lose to the plain singular values"
+
+
+def test_repair_does_not_harm_unseen_outputs() -> None:
+    evidence = prepared(nets.residual(width=32), 48)
+    decisions = [
+        {"node": n, "rank": max(1, c.full // 4), "form": f}
+        for (n, f), c in known_curves(evidence).items()
+        if f == POINTWISE
+    ]
+    fresh = nets.samples(evidence.model, 24, seed=5)
+    wanted = nets.outputs(evidence.model, fresh)
+    error = {}
+    for mode in ("none", "least-squares"):
+        done = LOWRANK.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        error[mode] = float(((nets.outputs(done, fresh) - wanted) ** 2).mean())
+    assert error["least-squares"] < error["none"]
+
+
+def test_shared_weights_are_factored_for_all_users_and_stay_shared() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    weight = net.constant((net.rng.standard_normal((32, 32, 3, 3)) / 17).astype(np.float32))
+    for stride in (1, 2):
+        x = net.relu(net.op("Conv", [x, weight], 32, kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2))
+    evidence = prepared(net.model(net.head(x), nets.IMAGE, ["N", 10]))
+    site = next(s for s in find_sites(evidence.model)[0] if len(s.nodes) == 2)
+    assert_same(evidence, [{"node": site.name, "rank": 32, "form": POINTWISE}])
+    done = LOWRANK.apply(evidence.model, [{"node": site.name, "rank": 8, "form": POINTWISE}], evidence).model
+    users = [n for n in done.graph if n.name in site.nodes]
+    assert users[0].inputs[1] is users[1].inputs[1]
+    assert weight not in done.graph.initializers
+
+
+def test_a_weight_that_is_read_otherwise_too_is_refused() -> None:
+    """As where an embedding is also the last layer's weight."""
+    net = nets.Net()
+    table = net.constant(np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32))
+    x = net.op("Add", [net.op("MatMul", ["rows", table], 24), net.op("ReduceMean", [table], 24, axes=[0])], 24)
+    sites, refused = find_sites(prepared(net.model(x, {"rows": ["N", 40]}, ["N", 24])).model)
+    assert not sites
+    assert "shared" in refused[0].reason
+
+
+def test_grouped_and_computed_are_refused_with_reasons() -> None:
+    net = nets.image_net()
+    x = net.conv(net.relu(net.conv("image", 8)), 8, group=2)
+    y = net.op("MatMul", [x, x], 8)
+    reasons = {r.reason for r in find_sites(prepared(net.model(net.head(y), nets.IMAGE, ["N", 10])).model)[1]}
+    assert reasons == {"grouped convolution", "its weight is not a constant"}
+
+
+def test_size_saves_the_share_of_the_weights_that_is_asked_for() -> None:
+    evidence = prepared(nets.residual(width=32, blocks=2))
+    decisions, _ = plan_lowrank(evidence, Wish(ratio=0.4, goal="size"))
+    sizes = {s.name: s.weight.size for s in find_sites(evidence.model)[0]}
+    done = LOWRANK.apply(evidence.model, [*decisions, NONE], evidence).model
+    saved = read.parameters(evidence.model) - read.parameters(done)
+    assert 0.4 * sum(sizes.values()) <= saved <= 0.6 * sum(sizes.values())
+
+
+def test_energy_and_rank_hold_for_every_layer() -> None:
+    evidence = prepared(nets.residual(width=32, blocks=2))
+    curves = known_curves(evidence)
+    decisions, _ = plan_lowrank(evidence, Wish(energy=0.9, goal="size"))
+    assert decisions
+    for d in decisions:
+        assert curves[d["node"], d["form"]].error[d["rank"]] <= 0.1
+    decisions, refused = plan_lowrank(evidence, Wish(rank=8, goal="size"))
+    assert decisions and all(d["rank"] == 8 for d in decisions)
+    assert {r.unit for r in refused} | {d["node"] for d in decisions} == {n for n, _ in curves}
+
+
+def test_for_latency_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = prepared(nets.residual(width=32, blocks=1))
+    monkeypatch.setattr(lr.Clock, "faster", lambda self, curve, rank: curve.form == SPATIAL and rank <= 16)
+    decisions, _ = plan_lowrank(evidence, Wish(ratio=0.2))
+    assert decisions
+    assert all(d["form"] == SPATIAL and d["rank"] <= 16 for d in decisions)
+    monkeypatch.setattr(lr.Clock, "faster", lambda self, curve, rank: False)
+    assert not plan_lowrank(evidence, Wish(ratio=0.2))[0]
+
+
+def test_the_clock_measures_a_layer_alone() -> None:
+    """A product of 512 by 512 at rank 8 is faster by any clock, at rank 500 by none."""
+    net = nets.Net()
+    weight = (net.rng.standard_normal((512, 512)) / 22).astype(np.float32)
+    out = net.op("MatMul", ["tokens", net.constant(weight)], 512)
+    evidence = evidence_for(
+        model := net.model(out, {"tokens": ["N", "L", 512]}, ["N", "L", 512]), nets.samples(model, 4, sequence=64)
+    )
+    curve = known_curves(evidence)[f"n_{out}", MATRIX]
+    clock = lr.Clock(evidence)
+    assert clock.faster(curve, 8)
+    assert not clock.faster(curve, 500)
+    assert clock.up_to(curve, [8, 16, 500])[-1] < 500
+
+
+def test_savings_are_what_a_recount_finds() -> None:
+    evidence = prepared(conv_net(pads=[1, 1, 1, 1], strides=[2, 1]))
+    before = sum(macs(evidence.model, evidence.trace).values())
+    options = LOWRANK.options(evidence.model, evidence)
+    assert {o.decision["form"] for o in options} >= {POINTWISE, SPATIAL}
+    for option in options:
+        done = evidence_for(LOWRANK.apply(evidence.model, [option.decision], evidence).model, evidence.data)
+        assert before - sum(macs(done.model, done.trace).values()) == option.saving.macs
+        assert 4 * (read.parameters(evidence.model) - read.parameters(done.model)) == option.saving.weight_bytes
+
+
+def test_a_plan_that_cannot_be_is_refused() -> None:
+    evidence = prepared(nets.residual(width=8, blocks=1))
+    name = find_sites(evidence.model)[0][0].name
+    for decision in (
+        {"node": "ghost", "rank": 1, "form": POINTWISE},
+        {"node": name, "rank": 1, "form": MATRIX},
+        {"node": name, "rank": 10_000, "form": POINTWISE},
+        {"node": name, "rank": "many", "form": POINTWISE},
+    ):
+        with pytest.raises(InputProblem):
+            LOWRANK.apply(evidence.model, [decision], evidence)

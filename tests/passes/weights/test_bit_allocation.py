@@ -1,0 +1,80 @@
+"""A file of the size asked for, at the least harm: the size is kept, bits go where they matter, and what cannot be is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxpress.api.one_pass import simplify
+from onnxpress.api.weight_passes import ShareWish, WeightsWish, share, weights
+from onnxpress.errors import InputProblem
+from onnxpress.measure.score import Judge
+from onnxpress.model.files import to_bytes
+from tests import nets
+
+
+@pytest.mark.parametrize("lever", ["share", "weights"])
+def test_the_file_is_as_small_as_asked_for_and_hardly_smaller(lever: str) -> None:
+    model = nets.residual(width=32, blocks=3)
+    data = nets.samples(model, 24)
+    done = (
+        share(model, data, ShareWish(smaller=4.5))
+        if lever == "share"
+        else weights(model, data, WeightsWish(smaller=4.5))
+    )
+    assert 4.5 <= done.before / done.after < 1.12 * 4.5
+    wanted, found = nets.outputs(model, data), nets.outputs(done.model, data)
+    assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
+
+
+def test_bits_go_where_they_matter() -> None:
+    """Of three layers like each other two hardly reach the output: they get fewer bits, and the file is better than one of 4 for all."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    loud, *faint = (net.conv(x, 32) for _ in range(3))
+    small = net.constant(np.full((1, 32, 1, 1), 0.01, np.float32))
+    for branch in faint:
+        loud = net.add(loud, net.op("Mul", [branch, small], 32))
+    model = net.model(net.op("GlobalAveragePool", [loud], 32), {"image": ["N", 3, 16, 16]}, ["N", 32, 1, 1])
+    data = nets.samples(model, 24)
+    even = weights(model, data, WeightsWish(4, spare=0.0))
+    chosen = weights(model, data, WeightsWish(smaller=even.before / even.after))
+    assert chosen.after <= even.after
+    judge = Judge(model, nets.samples(model, 24, seed=5))
+    assert judge.score(to_bytes(chosen.model)).nmse < 0.5 * judge.score(to_bytes(even.model)).nmse
+
+
+def test_what_cannot_be_made_so_small_says_how_small_it_can_be() -> None:
+    model = nets.residual(width=16, blocks=1)
+    with pytest.raises(InputProblem, match="so small") as caught:
+        share(model, nets.samples(model, 8), ShareWish(smaller=50))
+    line = caught.value.line()
+    least = float(line.split(" kB is the least")[0].split()[-1].strip("(:"))
+    assert "--smaller" in line and least < 0.5 * len(to_bytes(model)) / 1e3
+
+
+def test_what_is_added_is_no_weight_but_float16_where_that_holds_it() -> None:
+    """A detector's grid of places, which nobody may round to a few values, looks like learned positions; a bias goes the same way."""
+    net = nets.Net(seed=3)
+    net.widths["rows"] = 64
+    grid = net.constant((np.arange(12 * 64, dtype=np.float32) + np.float32(0.5)).reshape(1, 12, 64))
+    weight = net.constant((net.rng.standard_normal((64, 64)) / 8).astype(np.float32))
+    bias = net.constant(net.rng.standard_normal(64).astype(np.float32))
+    x = net.op("Add", [net.op("MatMul", ["rows", weight], 64), bias], 64)
+    model = net.model(net.op("Add", [x, grid], 64), {"rows": ["N", 12, 64]}, ["N", 12, 64])
+    data = nets.samples(model, 16)
+    for done in (share(model, data), weights(model, data)):
+        assert {d["weight"] for s in done.plan.steps for d in s.decisions if "weight" in d} == {weight}
+        kinds = [(tuple(t.dims), t.data_type) for t in onnx.load_from_string(to_bytes(done.model)).graph.initializer]
+        assert ((1, 12, 64), onnx.TensorProto.FLOAT16) in kinds and ((64,), onnx.TensorProto.FLOAT16) in kinds
+        assert np.abs(nets.outputs(done.model, data) - nets.outputs(model, data)).max() < 1.0, (
+            "places are where they were"
+        )
+
+
+def test_files_hold_nothing_twice_and_no_tool_s_diary() -> None:
+    model = nets.residual(width=16, blocks=1)
+    proto = onnx.load_from_string(to_bytes(simplify(model).model))
+    assert not {v.name for v in proto.graph.value_info} & {t.name for t in proto.graph.initializer}
+    assert not [p.key for p in proto.metadata_props if p.key.startswith("onnxsim")]

@@ -1,0 +1,118 @@
+"""Codebooks: the inputs decide, polishing pays, budgets are kept, and what cannot be shared says why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxpress.api.weight_passes import share
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.gram import Moments
+from onnxpress.model import edit
+from onnxpress.model.files import to_bytes
+from onnxpress.passes.core.rounding import damped, minded
+from onnxpress.passes.core.weight_matrix import find_weights
+from onnxpress.passes.weights.codebook import cluster, error, kmeans, on_grid
+from onnxpress.passes.weights.low_bit import GRIDS
+from onnxpress.passes.weights.share import SHARE, Wish, plan_sharing
+from tests import nets
+
+
+def prepared(model: ir.Model, count: int = 16) -> Evidence:
+    return evidence_for(model, nets.samples(model, count))
+
+
+def gram(columns: int, seed: int = 0) -> np.ndarray:
+    """Of inputs that go together, as activations do."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((400, 6)) @ rng.standard_normal((6, columns)) + 0.3 * rng.standard_normal((400, columns))
+    return np.asarray(x.T @ x / 400)
+
+
+def test_centres_go_where_the_weights_and_their_mass_are() -> None:
+    values = np.concatenate([np.full(50, -1.0), np.full(50, 0.5), np.full(50, 0.52), np.full(50, 3.0)])
+    np.testing.assert_allclose(kmeans(values, np.ones(200), 3), [-1, 0.51, 3])
+    heavy = np.where(values == 0.52, 99.0, 1.0)
+    assert 0.519 < kmeans(values, heavy, 3)[1] < 0.52
+    np.testing.assert_allclose(kmeans(np.array([2.0, 2.0, -2.0]), np.ones(3), 16), [-2, 2])
+
+
+@pytest.mark.parametrize("kind", ["free", "grid"])
+def test_knowing_the_inputs_loses_less_than_half(kind: str) -> None:
+    weights = np.random.default_rng(1).standard_normal((24, 40)) * np.linspace(0.1, 3, 24)[:, None]
+    h = gram(40)
+
+    def lost(seen: np.ndarray | None) -> float:
+        book = cluster(weights, seen, 16, True) if kind == "free" else on_grid(weights, seen, GRIDS[4])
+        return error(book.rows - weights, damped(h))
+
+    assert lost(h) < 0.5 * lost(np.diag(h))
+
+
+def test_a_share_of_the_bytes_goes_to_the_weights_that_lose_most() -> None:
+    evidence = prepared(nets.mobile(width=16))
+    lean, spent = (plan_sharing(evidence, Wish(spare=s))[0] for s in (0.0, 0.3))
+    small, upgraded = ({d["weight"] for d in plan if d.get("bits") == 8} for plan in (lean, spent))
+    assert small < upgraded and len(upgraded) < len(spent)
+    sizes = [len(to_bytes(SHARE.apply(evidence.model, d, evidence).model)) for d in (lean, spent)]
+    assert sizes[0] < sizes[1] < 1.3 * sizes[0]
+
+
+def test_eight_times_smaller_weights_and_the_same_answers() -> None:
+    model = nets.residual(width=48, blocks=1)
+    data = nets.samples(model, 24)
+    done = share(model, data, Wish(spare=0.0))
+    weights = sum(w.array.nbytes for w in find_weights(edit.canonical(model))[0])
+    rest = done.before - weights
+    assert weights / (done.after - rest) > 6.5
+    other = nets.samples(model, 24, seed=7)
+    wanted, found = nets.outputs(model, other), nets.outputs(done.model, other)
+    assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
+
+
+def test_bias_takes_the_mean_error_back() -> None:
+    evidence = prepared(nets.residual(width=16), 24)
+    decisions = plan_sharing(evidence, Wish(spare=0.0))[0]
+    wanted = nets.outputs(evidence.model, evidence.samples())
+    error = {}
+    for mode in ("none", "bias"):
+        done = SHARE.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        error[mode] = float(((nets.outputs(done, evidence.samples()) - wanted) ** 2).mean())
+    assert error["bias"] < error["none"]
+
+
+def test_what_else_reads_a_weight_and_small_ones_are_refused() -> None:
+    net = nets.Net()
+    table = net.constant(np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32))
+    small = net.constant(np.ones((24, 4), np.float32))
+    x = net.op("Add", [net.op("MatMul", ["rows", table], 24), net.op("ReduceMean", [table], 24, axes=[0])], 24)
+    model = net.model(net.op("MatMul", [x, small], 4), {"rows": ["N", 40]}, ["N", 4])
+    weights, refused = find_weights(prepared(model).model)
+    assert not weights
+    assert "ReduceMean" in refused[0].reason and "small" in refused[1].reason
+
+
+def test_rounding_by_few_samples_holds_on_others() -> None:
+    """20 samples of 60 inputs: what is added to the diagonal is seen on halves, and helps on samples of which nothing was known."""
+    rng = np.random.default_rng(3)
+    mix = rng.standard_normal((8, 60))
+    weights = rng.standard_normal((40, 60))
+
+    def seen(count: int) -> Moments:
+        found = Moments.empty(60, 0)
+        found.add(rng.standard_normal((count, 8)) @ mix + rng.standard_normal((count, 60)))
+        return found
+
+    few = (seen(10), seen(10))
+    known, fresh = replace(few[0] + few[1], parts=few), seen(5000).centred(False)[0]
+    plain, raised = (
+        error(on_grid(weights, g, GRIDS[4]).rows - weights, fresh)
+        for g in (known.centred(False)[0], minded(known, weights, False))
+    )
+    assert raised < 0.8 * plain
+    many = (seen(4000), seen(4000))
+    sure = replace(many[0] + many[1], parts=many)
+    np.testing.assert_allclose(minded(sure, weights, False), damped(sure.centred(False)[0]))

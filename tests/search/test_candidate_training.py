@@ -1,0 +1,88 @@
+"""--train-budget: students in the loop, on a small network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxpress.data.dataset import Splits
+from onnxpress.errors import EnvironmentProblem
+from onnxpress.model.files import to_bytes
+from onnxpress.plan.plan import apply_plan
+from onnxpress.search.candidate_training import rungs
+from onnxpress.search.finalists import Outcome
+from onnxpress.search.optimize import optimize
+from onnxpress.search.request import Request
+from onnxpress.train import optional_torch
+from tests import nets
+
+
+def splits() -> Splits:
+    model = nets.residual(width=32)
+    return Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((96, 48, 48))))
+
+
+def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(optional_torch, "has_torch", lambda: False)
+    with pytest.raises(EnvironmentProblem, match="onnxpress\\[train\\]"):
+        optimize(nets.residual(width=32), splits(), Request(train_budget=60), output=tmp_path / "o.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained() -> Outcome:
+    pytest.importorskip("torch")
+    return optimize(nets.residual(width=32), splits(), Request(max_drop=0.3, time_budget=6, train_budget=1.5))
+
+
+def test_students_are_trained_and_quantized(trained: Outcome) -> None:
+    names = [c.name for c in trained.candidates]
+    students = [n for n in names if n.endswith(", trained") and "int8" not in n]
+    assert students
+    assert all(f"{n} + int8" in names for n in students)
+    assert len(students) == len(set(students)) <= 3
+
+
+def test_the_selection_curve_is_told(trained: Outcome) -> None:
+    student = next(c for c in trained.candidates if c.name.endswith(", trained") and "int8" not in c.name)
+    assert any("on the selection samples" in note for note in student.notes)
+
+
+def test_a_trained_candidate_replays_to_the_same_bytes(trained: Outcome) -> None:
+    student = next(c for c in trained.candidates if c.name.endswith(", trained + int8"))
+    again = apply_plan(student.plan, nets.residual(width=32), splits().calibrate)
+    assert to_bytes(again.model) == student.data
+
+
+def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are taken for multiply-accumulates here, so that the machine's other work says nothing."""
+    from onnxpress.data.dataset import Dataset
+    from onnxpress.measure.score import Judge
+    from onnxpress.runtime.machine import this_machine
+    from onnxpress.search.candidate_factory import Workshop
+    from onnxpress.search.search import Clock, Search
+
+    model = nets.residual(width=64)
+    data: Dataset = nets.samples(model, 24)
+    shop = Workshop(model, data, Judge(model, data), this_machine())
+    search = Search(shop, 0.05, "latency", Clock(60), lambda stage, share: None, None)
+    search.keep(shop.exact(), seconds=0.05)
+    search.keep(shop.shallower(1), seconds=0.05)
+    whole = shop.macs(search.found[0])
+    monkeypatch.setattr(shop, "pace", lambda name, sketch, chosen, seconds: sketch.macs / whole)
+    search.found[0].quick = 1.0
+    search.found[-1].score = replace(search.found[-1].score, drop=0.06)  # nearly allowed: the levers work together
+    ladder = rungs(search)
+    assert len(ladder) >= 3
+    levels = [r.level for r in ladder]
+    assert levels == sorted(levels, reverse=True)
+    assert {len(r.students) for r in ladder} <= {1, 2, 3, 4}
+    assert any(s.way.name.startswith("1 block out, prune") for r in ladder for s in r.students)
+    for rung in ladder:
+        assert all(0.8 * rung.level <= s.time <= rung.level for s in rung.students)
+    for student in (s for r in ladder[-2:] for s in r.students):
+        made = student.way.make()
+        assert made is not None
+        assert shop.macs(made) == student.way.sketch.macs
