@@ -37,8 +37,8 @@ import onnx
 import onnx_ir as ir
 import torch
 from known_architectures import BATCHES, FAMILIES, VOCABULARY, Architecture, brief, catalogue, exported, far
-
 from onnxpress.api.one_pass import simplify
+
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
@@ -51,7 +51,7 @@ from onnxpress.model.signature import signature
 from onnxpress.passes.pruning.allocation import Wish, plan_pruning
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.plan import result_contract
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime import isolate
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import open_session, run
@@ -77,7 +77,7 @@ def measure(path: Path, ratio: float) -> dict[str, Any]:
     wish = Wish(ratio, spread="uniform", criterion="magnitude")
     decisions = plan_pruning(evidence, wish)
     removal = {d["group"]: d["remove"] for d in decisions}
-    pruned = PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}] if decisions else [], evidence).model
+    pruned = PRUNE.apply(evidence, [*decisions, {"refit": "none"}] if decisions else []).model
     original, simplified, after = (read.parameters(m) for m in (edit.canonical(model), evidence.model, pruned))
     before = min(original, simplified)
     row = {

@@ -17,17 +17,17 @@ from typing import Any
 
 import click
 import onnx_ir as ir
-from zoo import dataset, zoo_module
-
 from onnxpress.api.one_pass import Result
 from onnxpress.api.weight_passes import ShareWish, WeightsWish, dynamic, half, share, weights
+from zoo import dataset, zoo_module
+
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 

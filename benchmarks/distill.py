@@ -23,11 +23,11 @@ from typing import Any
 import click
 import onnx
 import onnx_ir as ir
+from onnxpress.api.one_pass import quantize, simplify
 from zoo import dataset, zoo_module
 
 from onnxpress.api.distill import Distilled, distill
 from onnxpress.api.distillation_session import Wish
-from onnxpress.api.one_pass import quantize, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -39,7 +39,7 @@ from onnxpress.model.signature import signature
 from onnxpress.passes.pruning.allocation import Wish as PruneWish
 from onnxpress.passes.pruning.allocation import plan_pruning
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.train.settings import Settings
@@ -77,7 +77,7 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     evidence = evidence_for(simplify(path).model, data)
     weights = None if by_harm else {}
     decisions = plan_pruning(evidence, PruneWish(macs=share, scope=scope), weights=weights)
-    return PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares"}], evidence).model
+    return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model
 
 
 def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Model | str:

@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 import numpy as np
+from onnxpress.api.one_pass import prune, simplify
 from zoo import dataset, zoo_module
 
-from onnxpress.api.one_pass import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
@@ -30,11 +30,11 @@ from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.read import parameters
 from onnxpress.model.signature import signature
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.allocation import Wish
 from onnxpress.passes.pruning.error_curves import curves
 from onnxpress.passes.pruning.prune import PRUNE, decision
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
@@ -96,15 +96,13 @@ def transformer(model: Any, data: Dataset, criterion: str, repaired: bool) -> An
     """Shares of the units of all feed-forward layers, and of the heads."""
     evidence = evidence_for(simplify(model).model, data)
     found = curves(evidence, criterion=criterion)
-    decisions: list[Decision] = []
+    decisions: list[Action] = []
     for group in evidence.channels.groups:
         heads = group.sliced and any(p.role == "in" for p in group.places) and len(group.makers) > 1
         share = _HEADS if heads else 0.0 if group.sliced else _FEED_FORWARD
         if share and group.hidden:
             decisions.append(decision(found[group.name], round(share * group.size)))
-    return PRUNE.apply(
-        evidence.model, [*decisions, {"repair": "least-squares" if repaired else "none"}], evidence
-    ).model
+    return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares" if repaired else "none"}]).model
 
 
 def small_residual() -> dict[str, Any]:

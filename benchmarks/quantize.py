@@ -17,14 +17,14 @@ from typing import Any
 import click
 import numpy as np
 import onnx_ir as ir
+from onnxpress.api.one_pass import quantize
 from zoo import dataset, zoo_module
 
-from onnxpress.api.one_pass import quantize
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.machine import machine_for, this_machine
 from onnxpress.runtime.session import Settings, all_cores, open_session
 

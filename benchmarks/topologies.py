@@ -34,9 +34,9 @@ import click
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnxpress.api.one_pass import prune, simplify
 from topology_nets import TOPOLOGIES, Made, make
 
-from onnxpress.api.one_pass import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
@@ -45,7 +45,7 @@ from onnxpress.model.channels import groups as ch
 from onnxpress.model.signature import signature
 from onnxpress.passes.pruning.allocation import SPREADS, Wish
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import Settings, open_session, run
 
@@ -171,7 +171,7 @@ def exactness(model: ir.Model, feeds: Feeds) -> tuple[float | None, int]:
     removal = {g.name: list(range(1, g.size, 2)) for g in plain.channels.groups if g.size > 1}
     dead = evidence_for(silenced(plain.model, plain.channels, removal), None)
     decisions = [{"group": name, "remove": gone} for name, gone in removal.items()]
-    cut = PRUNE.apply(dead.model, [*decisions, {"repair": "none"}], dead).model
+    cut = PRUNE.apply(dead, [*decisions, {"refit": "none"}]).model
     return difference(dead.model, cut, feeds) if removal else None, len(removal)
 
 

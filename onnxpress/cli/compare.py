@@ -78,7 +78,7 @@ def command(
     from onnxpress.evaluate.compare import compare
     from onnxpress.evaluate.tensor_differences import along
     from onnxpress.model.files import check_target, load, write_atomic
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
     for target in (junit, markdown):

@@ -91,6 +91,11 @@ def files_options(function: F) -> F:
     return function
 
 
+def flag_text(text: str) -> str:
+    """A help text or message in which arguments in backticks are written as flags of the command line."""
+    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda m: "--" + m[1].replace("_", "-"), text)
+
+
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
@@ -104,9 +109,7 @@ def output_option(function: F) -> F:
 
 
 def plan_option(function: F) -> F:
-    return click.option("--plan", "plan_path", metavar="FILE", help="Also write the plan, for `onnxpress apply`.")(
-        function
-    )
+    return click.option("--plan", metavar="FILE", help="Also write the plan, for `onnxpress apply`.")(function)
 
 
 class Seconds(click.ParamType[float]):

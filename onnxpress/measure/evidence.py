@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -30,13 +30,24 @@ from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
 _STREAM_BYTES = 48 * 2**20  # of tapped values held at once
+T = TypeVar("T")
+
+
+class EvidenceKey(Generic[T]):
+    """The typed name of something that is derived from evidence and kept with it; a constant of the module that derives it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"EvidenceKey({self.name!r})"
 
 
 @dataclass
 class Evidence:
     """model: canonical; data: samples that feed statistics (None: only exact passes can run).
 
-    teacher: the model a plan began with, as the user gave it, for passes that bring a changed model back towards it.
+    original: the model a plan began with, as the user gave it, for passes that refer to it.
     whole: the evidence whose samples these are a part of.
     """
 
@@ -46,8 +57,9 @@ class Evidence:
     seed: int = 0
     kept: dict[str, Any] = field(default_factory=dict)  # what rooms above derived from it, by their own keys
     cache: Cache = field(default_factory=user_cache)
-    teacher: ir.Model | None = None
+    original: ir.Model | None = None
     whole: Evidence | None = None
+    _derived: dict[EvidenceKey[Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def signature(self) -> Signature:
@@ -100,6 +112,20 @@ class Evidence:
         machine = f"{self.machine.model} {self.machine.arch} {self.machine.isa} {self.machine.onnxruntime}"
         data = self.data.hash if self.data is not None else "none"
         return key_of(model_hash(self.model), data, str(self.seed), machine)
+
+    def derive(self, key: EvidenceKey[T], make: Callable[[], T]) -> T:
+        """What is kept under a key; made by `make` when it is first asked for."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return cast(T, self._derived[key])
+
+    def put(self, key: EvidenceKey[T], value: T) -> None:
+        """Keep a value under a key."""
+        self._derived[key] = value
+
+    def get(self, key: EvidenceKey[T]) -> T | None:
+        """What is kept under a key, or None."""
+        return cast("T | None", self._derived.get(key))
 
     def observed(self, what: str, measure: Callable[[], Arrays]) -> Arrays:
         """Arrays that `measure` gathers from the samples, or the same ones from the user's cache.
@@ -218,7 +244,7 @@ def evidence_for(
     data: Dataset | None,
     machine: Machine | None = None,
     seed: int = 0,
-    teacher: ir.Model | None = None,
+    original: ir.Model | None = None,
 ) -> Evidence:
     """Evidence of a model in canonical form (the form passes edit)."""
-    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, teacher=teacher)
+    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, original=original)

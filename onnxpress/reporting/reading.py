@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onnxpress.errors import InputProblem
-from onnxpress.plan.run_record import SCHEMA
 from onnxpress.reporting.benched import benched
 from onnxpress.reporting.facts import Document, Page
 from onnxpress.reporting.optimized import optimized
 from onnxpress.reporting.quantized import quantized
 from onnxpress.reporting.searched import searched
+from onnxpress.result import SCHEMA
 
 
 def read(path: str | Path) -> Document:

@@ -122,11 +122,11 @@ def test_another_teacher_than_the_plan_s_is_refused(tmp_path: Path) -> None:
     student, _, _ = cut(teacher())
     path = tmp_path / "teacher.onnx"
     files.save(teacher(), path)
-    decision = {"mode": "closed-form", "teacher": {"file": str(path), "sha256": "0" * 64}}
+    action = {"mode": "closed-form", "teacher": {"file": str(path), "sha256": "0" * 64}}
     with pytest.raises(InputProblem, match="another file"):
-        DISTILL.apply(student, [decision], evidence_for(student, data()))
+        DISTILL.apply(evidence_for(student, data()), [action])
     with pytest.raises(InputProblem, match="names no teacher"):
-        DISTILL.apply(student, [{"mode": "closed-form", "teacher": 3}], evidence_for(student, data()))
+        DISTILL.apply(evidence_for(student, data()), [{"mode": "closed-form", "teacher": 3}])
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -183,7 +183,7 @@ def test_a_learning_rate_is_found_that_does_no_harm() -> None:
     done = train(data(), student, lr=0.0)
     assert done.settings.lr in (1e-4, 3e-4, 1e-3, 3e-3)
     assert done.improved
-    assert done.plan.steps[-1].decisions[-1]["settings"]["lr"] == done.settings.lr
+    assert done.plan.steps[-1].actions[-1]["settings"]["lr"] == done.settings.lr
 
 
 def test_rates_are_tried_until_one_is_too_fast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_shrink_learns_from_the_plan_s_original(tmp_path: Path) -> None:
         select=nets.samples(model, 30, seed=4),
     )
     assert [s.pass_name for s in done.plan.steps][-2:] == ["prune", "distill"]
-    assert done.plan.steps[-1].decisions[0]["teacher"] == "original"
+    assert done.plan.steps[-1].actions[0]["teacher"] == "original"
     assert done.after < done.before / 2
     (tmp_path / "p.json").write_text(done.plan.to_json())
     again: Plan = read_plan(tmp_path / "p.json")

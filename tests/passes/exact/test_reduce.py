@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from onnxpress.api.one_pass import quantize, simplify
+
 from onnxpress.data.synthetic import synthetic
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
@@ -26,7 +26,7 @@ from tests import grammar, nets
 
 def reduced(model: ir.Model) -> tuple[ir.Model, list[str]]:
     evidence = evidence_for(model, nets.samples(model, 2))
-    done = REDUCE.apply(model, [o.decision for o in REDUCE.options(model, evidence)], evidence)
+    done = REDUCE.apply(evidence, [o.action for o in REDUCE.options(model, evidence)])
     return done.model, done.notes
 
 
@@ -173,7 +173,7 @@ def test_simplify_says_when_onnxsim_was_not_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("onnxpress.passes.exact.simplify.onnxsim", lambda data: "crash: killed by signal 11")
     model = nets.residual()
     evidence = evidence_for(model, None)
-    done = SIMPLIFY.apply(model, [{"tool": "onnxsim"}], evidence)
+    done = SIMPLIFY.apply(evidence, [{"tool": "onnxsim"}])
     assert "killed by signal 11" in done.notes[0]
     assert_same(model, done.model)
 
@@ -183,7 +183,7 @@ def test_simplify_refuses_a_result_that_answers_otherwise(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("onnxpress.passes.exact.simplify.onnxsim", lambda data: to_bytes(nets.residual(seed=9)))
     model = nets.residual()
-    done = SIMPLIFY.apply(model, [{"tool": "onnxsim"}], evidence_for(model, None))
+    done = SIMPLIFY.apply(evidence_for(model, None), [{"tool": "onnxsim"}])
     assert "changed the answers" in done.notes[0]
     assert_same(model, done.model)
 
@@ -252,7 +252,7 @@ def test_bytes_into_a_layer_bound_what_comes_out() -> None:
 
     model = changed(model, 0, signed)
     evidence = evidence_for(model, synthetic(signature(model), 2))
-    applied = REDUCE.apply(model, [o.decision for o in REDUCE.options(model, evidence)], evidence)
+    applied = REDUCE.apply(evidence, [o.action for o in REDUCE.options(model, evidence)])
     done, notes = applied.model, applied.notes
     assert any("16 channels are always zero" in n for n in notes)
     assert any("16 idle" in n for n in notes)
@@ -354,7 +354,7 @@ def test_repeated_channels_of_random_nets_go_rightly(model: ir.Model, factor: fl
                 f"{place.node}_{place.operand}_same",
             )
     again = evidence_for(work, evidence.data)
-    done = REDUCE.apply(work, [{"merge": "alike"}, {"remove": "idle"}], again)
+    done = REDUCE.apply(again, [{"merge": "alike"}, {"remove": "idle"}])
     found = nets.outputs(work, evidence.data), nets.outputs(done.model, evidence.data)
     np.testing.assert_allclose(
         *found, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(found[0]).max()))
@@ -404,7 +404,7 @@ def test_a_bound_that_is_computed_bounds_nothing() -> None:
         net.op("MatMul", [net.op("Relu", [clipped], 8), weight], 4), {"x": ["N", 8], "y": ["M", 1]}, ["N", 4]
     )
     evidence = evidence_for(model, None)
-    done = REDUCE.apply(evidence.model, [{"fold": "relu"}, {"bounds": "relu"}], evidence)
+    done = REDUCE.apply(evidence, [{"fold": "relu"}, {"bounds": "relu"}])
     feed = {"x": np.ones((2, 8), np.float32), "y": np.full((2, 1), -3, np.float32)}
     one, two = (run(open_session(m), feed)[0] for m in (model, done.model))
     np.testing.assert_array_equal(one, two)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from onnxpress.api.one_pass import quantize
+
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -83,7 +83,7 @@ def test_every_rule_quantizes_and_replays(rule: str) -> None:
     model = nets.residual(width=16, blocks=1)
     data = nets.samples(model, 16)
     done = quantize(model, data, method=rule)
-    assert {"ranges": rule} in done.plan.steps[-1].decisions
+    assert {"ranges": rule} in done.plan.steps[-1].actions
     assert to_bytes(apply_plan(done.plan, model, data).model) == to_bytes(done.model)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-
 from onnxpress.api.weight_passes import dynamic
+
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.passes.int8.dynamic import DYNAMIC, plan_dynamic, why_not
@@ -20,7 +20,7 @@ from tests.passes.test_packing import everything, operators
 
 def made(model: ir.Model, cpu: str = "vnni") -> ir.Model:
     evidence = evidence_for(model, None, machine_for(cpu))
-    return DYNAMIC.apply(evidence.model, plan_dynamic(evidence), evidence).model
+    return DYNAMIC.apply(evidence, plan_dynamic(evidence)).model
 
 
 def test_near_the_original_and_fused(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
 from onnxpress.api.one_pass import apply, quantize
+
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
@@ -115,13 +115,13 @@ def test_a_plan_that_names_another_node_is_refused() -> None:
     evidence = evidence_for(model, samples(model))
     for name in ("add", "absent"):
         with pytest.raises(InputProblem):
-            QUANTIZE.apply(evidence.model, [{"nodes": []}, {"tables": [name]}], evidence)
+            QUANTIZE.apply(evidence, [{"nodes": []}, {"tables": [name]}])
 
 
 def test_plans_from_before_tables_mean_what_they_did() -> None:
     model = encoder(table())
     evidence = evidence_for(model, samples(model))
-    done = QUANTIZE.apply(evidence.model, [{"nodes": ["project"]}, {"ranges": "mse"}], evidence).model
+    done = QUANTIZE.apply(evidence, [{"nodes": ["project"]}, {"ranges": "mse"}]).model
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.graph if n.op_type == "Gather")
 
 

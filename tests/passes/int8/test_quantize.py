@@ -20,7 +20,7 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.passes.int8 import qdq
 from onnxpress.passes.int8.qdq_write import grid
 from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.int8.weight_quantization import quantize_weight
 from onnxpress.plan.plan import apply_plan
 from onnxpress.runtime.machine import machine_for

@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
 from onnxpress.api.one_pass import quantize
 from onnxpress.api.weight_passes import weights
+
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
@@ -152,7 +152,7 @@ def test_only_the_bodies_weights_where_nothing_else_can_be_int8() -> None:
 def test_a_plan_for_another_model_is_one_line() -> None:
     evidence = evidence_for(nets.mlp(), nets.samples(nets.mlp(), 8))
     with pytest.raises(InputProblem, match="no body of the model reads"):
-        QUANTIZE.apply(evidence.model, [{"inner": ["w"]}], evidence)
+        QUANTIZE.apply(evidence, [{"inner": ["w"]}])
 
 
 def test_files_of_it_are_smaller(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def test_a_goal_is_not_overshot() -> None:
     model = nets.residual(width=64, blocks=3)
     evidence = evidence_for(model, nets.samples(model, 16))
     for goal in (0.9, 0.7, 0.5):
-        decisions = plan_pruning(evidence, Wish(macs=goal))
-        gone = {d["group"]: len(d["remove"]) for d in decisions}
+        actions = plan_pruning(evidence, Wish(macs=goal))
+        gone = {d["group"]: len(d["remove"]) for d in actions}
         whole = float(sum(macs(evidence.model, evidence.trace).values()))
         left = really(evidence, gone)["macs"] / whole
         assert left <= 1.002 * goal

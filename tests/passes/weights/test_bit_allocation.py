@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-
 from onnxpress.api.one_pass import simplify
 from onnxpress.api.weight_passes import ShareWish, WeightsWish, share, weights
+
 from onnxpress.errors import InputProblem
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import to_bytes
@@ -65,7 +65,7 @@ def test_what_is_added_is_no_weight_but_float16_where_that_holds_it() -> None:
     model = net.model(net.op("Add", [x, grid], 64), {"rows": ["N", 12, 64]}, ["N", 12, 64])
     data = nets.samples(model, 16)
     for done in (share(model, data), weights(model, data)):
-        assert {d["weight"] for s in done.plan.steps for d in s.decisions if "weight" in d} == {weight}
+        assert {d["weight"] for s in done.plan.steps for d in s.actions if "weight" in d} == {weight}
         kinds = [(tuple(t.dims), t.data_type) for t in onnx.load_from_string(to_bytes(done.model)).graph.initializer]
         assert ((1, 12, 64), onnx.TensorProto.FLOAT16) in kinds and ((64,), onnx.TensorProto.FLOAT16) in kinds
         assert np.abs(nets.outputs(done.model, data) - nets.outputs(model, data)).max() < 1.0, (

@@ -19,7 +19,7 @@ from tests.passes.test_packing import everything, operators
 def test_half_the_bytes_and_the_same_operators(kind: str, near: float, tmp_path: Path) -> None:
     model = everything()
     evidence = evidence_for(model, None)
-    done = HALF.apply(evidence.model, plan_half(evidence, kind)[0], evidence).model
+    done = HALF.apply(evidence, plan_half(evidence, kind)[0]).model
     weights = sum(4 * v.const_value.size for v in halvable(edit.canonical(model), kind)[0])
     assert len(to_bytes(model)) - len(to_bytes(done)) > 0.4 * weights
     data = nets.samples(model, 6)

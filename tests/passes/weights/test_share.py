@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from onnxpress.api.weight_passes import share
+
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.gram import Moments
 from onnxpress.model import edit
@@ -57,7 +57,7 @@ def test_a_share_of_the_bytes_goes_to_the_weights_that_lose_most() -> None:
     lean, spent = (plan_sharing(evidence, Wish(spare=s))[0] for s in (0.0, 0.3))
     small, upgraded = ({d["weight"] for d in plan if d.get("bits") == 8} for plan in (lean, spent))
     assert small < upgraded and len(upgraded) < len(spent)
-    sizes = [len(to_bytes(SHARE.apply(evidence.model, d, evidence).model)) for d in (lean, spent)]
+    sizes = [len(to_bytes(SHARE.apply(evidence, d).model)) for d in (lean, spent)]
     assert sizes[0] < sizes[1] < 1.3 * sizes[0]
 
 
@@ -75,11 +75,11 @@ def test_eight_times_smaller_weights_and_the_same_answers() -> None:
 
 def test_bias_takes_the_mean_error_back() -> None:
     evidence = prepared(nets.residual(width=16), 24)
-    decisions = plan_sharing(evidence, Wish(spare=0.0))[0]
+    actions = plan_sharing(evidence, Wish(spare=0.0))[0]
     wanted = nets.outputs(evidence.model, evidence.samples())
     error = {}
     for mode in ("none", "bias"):
-        done = SHARE.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        done = SHARE.apply(evidence, [*actions, {"refit": mode}]).model
         error[mode] = float(((nets.outputs(done, evidence.samples()) - wanted) ** 2).mean())
     assert error["bias"] < error["none"]
 

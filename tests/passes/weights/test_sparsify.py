@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from onnxpress.api.weight_passes import sparsify
+
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
@@ -84,8 +84,8 @@ def test_what_is_left_makes_up_for_the_zeros() -> None:
     evidence = evidence_for(model, learn.take(64))
     lost = {}
     for method in METHODS:
-        decisions = [{"weight": w.name, "ratio": 0.7, "method": method} for w in find_weights(evidence.model)[0]]
-        made = SPARSIFY.apply(evidence.model, decisions, evidence).model
+        actions = [{"weight": w.name, "ratio": 0.7, "method": method} for w in find_weights(evidence.model)[0]]
+        made = SPARSIFY.apply(evidence, actions).model
         lost[method] = Judge(model, judge).score(to_bytes(made)).nmse
     assert lost["update"] < 0.7 * lost["activation"]
     assert lost["update"] < 0.7 * lost["magnitude"]
@@ -109,7 +109,7 @@ def test_a_plan_replays_and_a_wrong_one_is_refused() -> None:
     assert to_bytes(apply_plan(done.plan, model, data).model) == to_bytes(done.model)
     evidence = evidence_for(model, data)
     with pytest.raises(InputProblem, match="a weight the model does not have"):
-        SPARSIFY.apply(evidence.model, [{"weight": "nobody", "ratio": 0.5, "method": "update"}], evidence)
+        SPARSIFY.apply(evidence, [{"weight": "nobody", "ratio": 0.5, "method": "update"}])
 
 
 @pytest.mark.parametrize("wish", [Wish(0.0), Wish(1.0), Wish(method="luck"), Wish(pattern="4:2"), Wish(pattern="half")])
