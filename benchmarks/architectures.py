@@ -37,8 +37,8 @@ import onnx
 import onnx_ir as ir
 import torch
 from known_architectures import BATCHES, FAMILIES, VOCABULARY, Architecture, brief, catalogue, exported, far
-from onnxpress.api.one_pass import simplify
 
+from onnxpress import simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
@@ -48,7 +48,8 @@ from onnxpress.model import edit, read
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.plan import result_contract
 from onnxpress.result import document
@@ -74,7 +75,7 @@ def measure(path: Path, ratio: float) -> dict[str, Any]:
     start = time.perf_counter()
     facts = evidence.channels
     seconds = time.perf_counter() - start
-    wish = Wish(ratio, spread="uniform", criterion="magnitude")
+    wish = PruneOptions(ratio, allocation="uniform", criterion="magnitude")
     decisions = plan_pruning(evidence, wish)
     removal = {d["group"]: d["remove"] for d in decisions}
     pruned = PRUNE.apply(evidence, [*decisions, {"refit": "none"}] if decisions else []).model

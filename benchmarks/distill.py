@@ -23,9 +23,9 @@ from typing import Any
 import click
 import onnx
 import onnx_ir as ir
-from onnxpress.api.one_pass import quantize, simplify
 from zoo import dataset, zoo_module
 
+from onnxpress import quantize, simplify
 from onnxpress.api.distill import Distilled, distill
 from onnxpress.api.distillation_session import Wish
 from onnxpress.cli import console
@@ -36,8 +36,8 @@ from onnxpress.model.counts import macs
 from onnxpress.model.edit import canonical
 from onnxpress.model.files import load, save, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish as PruneWish
 from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
@@ -76,7 +76,7 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     """
     evidence = evidence_for(simplify(path).model, data)
     weights = None if by_harm else {}
-    decisions = plan_pruning(evidence, PruneWish(macs=share, scope=scope), weights=weights)
+    decisions = plan_pruning(evidence, PruneOptions(macs=share, scope=scope), weights=weights)
     return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model
 
 

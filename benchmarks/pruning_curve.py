@@ -22,9 +22,9 @@ import click
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnxpress.api.one_pass import simplify
 from zoo import dataset, zoo_module
 
+from onnxpress import simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
@@ -34,7 +34,8 @@ from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
@@ -60,7 +61,7 @@ def points(original: ir.Model, train: Dataset) -> Iterator[tuple[str, float, ir.
         before: list[Action] = []
         for share in SHARES:
             try:
-                decisions = plan_pruning(evidence, Wish(macs=share, criterion=criterion, spread=spread))
+                decisions = plan_pruning(evidence, PruneOptions(macs=share, criterion=criterion, allocation=spread))
                 if decisions == before:
                     continue
                 before = decisions

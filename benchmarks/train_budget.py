@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 import onnx_ir as ir
-from onnxpress.api.one_pass import quantize
 from zoo import dataset, zoo_module
 
+from onnxpress import quantize
 from onnxpress.api.distill import distill
 from onnxpress.api.distillation_session import Wish, cores
 from onnxpress.cli import console

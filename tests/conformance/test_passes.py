@@ -21,7 +21,7 @@ from onnxpress.model.channels import removal as rm
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.core.contract import Action, Pass
+from onnxpress.passes.core.contract import Action, Pass, proposals
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
 from onnxpress.passes.registry import all_passes
 from onnxpress.plan import result_contract
@@ -138,7 +138,7 @@ def at_home(name: str) -> ir.Model:
 def some(lever: Pass, evidence: Evidence) -> list[Action]:
     """Decisions a user could take: of every unit the middle option."""
     by_unit: dict[str, list[Action]] = {}
-    for option in lever.propose(evidence):
+    for option in proposals(lever, evidence):
         by_unit.setdefault(option.unit, []).append(option.action)
     return [found[len(found) // 2] for found in by_unit.values()]
 
@@ -185,7 +185,7 @@ def test_every_option_applies_alone(name: str) -> None:
     model = at_home(name)
     evidence = prepared(model)
     lever = all_passes()[name]
-    options = lever.propose(evidence)
+    options = proposals(lever, evidence)
     assert options
     for option in options:
         assert_sound(model, lever.apply(evidence, [option.action]).model, evidence)
@@ -211,7 +211,7 @@ def test_savings_agree_in_sign_with_a_recount(name: str) -> None:
     evidence = prepared(at_home(name))
     lever = all_passes()[name]
     before = sum(macs(evidence.model, evidence.trace).values())
-    for option in lever.propose(evidence):
+    for option in proposals(lever, evidence):
         done = evidence_for(lever.apply(evidence, [option.action]).model, evidence.data)
         if option.saving.macs > 0:
             assert sum(macs(done.model, done.trace).values()) < before
@@ -336,8 +336,8 @@ def test_float16_is_refused_with_reasons() -> None:
     half = ir.from_proto(proto)
     evidence = evidence_for(half, nets.samples_like(half, np.float16))
     quantize = all_passes()["quantize"]
-    assert not quantize.propose(evidence)
-    done = all_passes()["reduce"].apply(evidence, [{"fold": "batchnorm"}])
+    assert not proposals(quantize, evidence)
+    done = all_passes()["simplify"].apply(evidence, [{"fold": "batchnorm"}])
     open_session(done.model, Settings(level="none"))
 
 

@@ -111,7 +111,7 @@ def test_closed_form_replays_to_the_same_bytes(tmp_path: Path) -> None:
     samples = data()
     done = distill(
         student, tmp_path / "teacher.onnx", samples, Wish(closed_form=True), select=nets.samples(teacher(), 20, seed=4),
-        output=tmp_path / "out.onnx", plan_path=tmp_path / "plan.json",
+        output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
     again = apply_plan(read_plan(tmp_path / "plan.json"), student, samples)
@@ -254,7 +254,7 @@ def test_a_trained_plan_replays_to_the_same_bytes(mode: str, tmp_path: Path) -> 
     settings = Settings(**{**FAST.plain(), "augment": (), "mode": mode})
     done = distill(
         student, tmp_path / "teacher.onnx", samples, Wish(settings, steps=40), select=nets.samples(teacher(), 30, seed=4),
-        output=tmp_path / "out.onnx", plan_path=tmp_path / "plan.json",
+        output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
     first = (tmp_path / "out.onnx").read_bytes()
@@ -313,7 +313,7 @@ def test_shrink_learns_from_the_plan_s_original(tmp_path: Path) -> None:
     )
     assert [s.pass_name for s in done.plan.steps][-2:] == ["prune", "distill"]
     assert done.plan.steps[-1].actions[0]["teacher"] == "original"
-    assert done.after < done.before / 2
+    assert done.bytes_after < done.bytes_before / 2
     (tmp_path / "p.json").write_text(done.plan.to_json())
     again: Plan = read_plan(tmp_path / "p.json")
     assert to_bytes(apply_plan(again, model, samples).model) == to_bytes(done.model)

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxpress.api.one_pass import apply, quantize
 
+from onnxpress import apply, quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
@@ -62,13 +62,13 @@ def samples(model: ir.Model, count: int = 24) -> Dataset:
 def test_a_table_is_kept_as_codes(shown: bool, tmp_path: Path) -> None:
     model = encoder(table(), shown=shown)
     data = samples(model)
-    done = quantize(model, data, output=tmp_path / "o.onnx", plan_path=tmp_path / "plan.json")
+    done = quantize(model, data, output=tmp_path / "o.onnx", plan=tmp_path / "plan.json")
     assert "1 embedding tables in int8" in done.notes
     onnx.checker.check_model(onnx.load(tmp_path / "o.onnx"), full_check=True)
     codes = [n.inputs[0].const_value for n in done.model.graph if n.op_type == "Gather"]
     assert [c.dtype for c in codes] == [ir.DataType.INT8] * 2
     assert codes[0] is codes[1], "the table is written once"
-    assert done.after < 0.45 * done.before
+    assert done.bytes_after < 0.45 * done.bytes_before
     wanted, found = nets.outputs(model, data), nets.outputs(done.model, data)
     assert ((found - wanted) ** 2).mean() < 1e-3 * (wanted**2).mean()
     again = apply(done.plan, model, data)

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
-from onnxpress.api.one_pass import quantize
 
+from onnxpress import quantize
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model.files import load, to_bytes
@@ -131,11 +131,11 @@ def test_movers_move_integers(kind: str) -> None:
 def test_the_command_writes_it_and_its_plan_again(tmp_path: Path) -> None:
     model = nets.mobile(width=32)
     data, target = nets.samples(model, 8), tmp_path / "q.onnx"
-    done = quantize(model, data, form="qoperator", output=target, plan_path=tmp_path / "plan.json")
+    done = quantize(model, data, format="qoperator", output=target, plan=tmp_path / "plan.json")
     assert kinds(load(target))["QLinearConv"] > 0
     again = apply_plan(read_plan(tmp_path / "plan.json"), model, data).model
     assert to_bytes(again) == to_bytes(done.model)
-    nothing = quantize(model, data, form="qoperator", exclude=("Conv", "Gemm"))
+    nothing = quantize(model, data, format="qoperator", exclude=("Conv", "Gemm"))
     assert kinds(nothing.model)["QLinearConv"] == 0
 
 

@@ -10,6 +10,7 @@ import scipy.special
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.counts import macs
+from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.structure.attention import ATTENTION, sites
 from tests import nets
 
@@ -57,8 +58,8 @@ def test_what_it_computes() -> None:
     nearest = min(grid, key=lambda pair: float(((linear(*pair) - wanted) ** 2).sum()))
     np.testing.assert_allclose(nets.outputs(done.model, evidence.samples()), linear(*nearest), rtol=1e-4, atol=1e-5)
     lost = ((linear(*nearest) - wanted) ** 2).sum() / (wanted**2).sum()
-    (option,) = ATTENTION.propose(evidence)
-    assert option.harm == pytest.approx(float(lost), rel=1e-3)
+    (option,) = proposals(ATTENTION, evidence)
+    assert option.loss == pytest.approx(float(lost), rel=1e-3)
 
 
 @pytest.mark.parametrize("order", ["scaled first", "scaled last"])
@@ -116,7 +117,7 @@ def test_the_newer_exporter_s_form(rows: bool) -> None:
     evidence = evidence_of(model, 8)
     (site,) = sites(evidence)[0]
     done = ATTENTION.apply(evidence, [{"attention": site.name}])
-    assert ATTENTION.propose(evidence)
+    assert proposals(ATTENTION, evidence)
     inputs = dict(next(iter(evidence.samples().batches(4))).inputs)
     inputs["m"] = np.where(np.arange(LONG) < np.array([[0], [1], [20], [LONG]]), 0, 2).astype(np.float32)[:, None, None]
     from onnxpress.runtime.session import open_session
@@ -130,7 +131,7 @@ def test_the_newer_exporter_s_form(rows: bool) -> None:
 def test_it_costs_less_and_its_readers_make_up_for_it() -> None:
     model = nets.transformer(width=8)
     evidence = evidence_of(model)
-    options = ATTENTION.propose(evidence)
+    options = proposals(ATTENTION, evidence)
     assert len(options) == 2
     actions = [o.action for o in options]
     plain = ATTENTION.apply(evidence, [*actions, {"refit": "none"}])
@@ -150,13 +151,13 @@ def test_no_option_where_sequences_are_shorter_than_heads_are_wide() -> None:
     model = nets.transformer(width=16)
     evidence = evidence_for(model, nets.samples(model, 8, sequence=5))
     assert len(sites(evidence)[0]) == 2
-    assert not ATTENTION.propose(evidence)
+    assert not proposals(ATTENTION, evidence)
 
 
 def refused(model: ir.Model) -> str:
     evidence = evidence_of(model, 4)
     able, found = sites(evidence)
-    assert not able and not ATTENTION.propose(evidence)
+    assert not able and not proposals(ATTENTION, evidence)
     return " ".join(r.reason for r in found)
 
 
@@ -185,4 +186,4 @@ def test_a_plan_for_another_model_is_one_line() -> None:
         ATTENTION.apply(evidence, [{"attention": "no such"}])
     name = sites(evidence)[0][0].name
     with pytest.raises(InputProblem, match="unknown repair"):
-        ATTENTION.apply(evidence, [{"attention": name}, {"refit": "prayer"}])
+        ATTENTION.apply(evidence, [{"attention": name}, {"refit": "unknown"}])

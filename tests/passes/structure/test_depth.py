@@ -18,7 +18,7 @@ from onnxpress.model import blocks as bl
 from onnxpress.model import edit, read, submodels
 from onnxpress.model.counts import macs
 from onnxpress.model.signature import signature
-from onnxpress.passes.structure.depth import DEPTH, Wish, plan_depth, removable
+from onnxpress.passes.structure.depth import DEPTH, DepthOptions, plan_depth, removable
 from tests import nets
 
 
@@ -50,14 +50,14 @@ def test_the_weakest_block_goes_first() -> None:
     blocks = removable(prepared(model))[0]
     for block in blocks:
         evidence = prepared(weakened(model, block, 1e-3))
-        assert taken(plan_depth(evidence, Wish(remove=1))) == [block.name]
+        assert taken(plan_depth(evidence, DepthOptions(remove=1))) == [block.name]
 
 
 def test_keep_takes_the_share_of_the_removable_work() -> None:
     evidence = prepared(nets.residual(width=8, blocks=4))
     blocks = removable(evidence)[0]
     for keep, count in ((0.75, 1), (0.5, 2), (0.0, 4)):
-        actions = plan_depth(evidence, Wish(keep=keep))
+        actions = plan_depth(evidence, DepthOptions(keep=keep))
         assert len(actions) == count
         done = DEPTH.apply(evidence, [*actions, {"refit": "none"}]).model
         assert work(evidence.model, evidence) - work(done, evidence) == count * blocks[0].macs
@@ -65,34 +65,34 @@ def test_keep_takes_the_share_of_the_removable_work() -> None:
 
 def test_more_than_there_is_takes_all() -> None:
     evidence = prepared(nets.residual(width=8, blocks=2))
-    assert len(plan_depth(evidence, Wish(remove=9))) == 2
+    assert len(plan_depth(evidence, DepthOptions(remove=9))) == 2
 
 
 def test_max_drop_takes_fewer() -> None:
     evidence = prepared(nets.transformer(layers=2), 48)
-    free = plan_depth(evidence, Wish(keep=0.0))
+    free = plan_depth(evidence, DepthOptions(keep=0.0))
     judge = Judge(evidence.model, evidence.samples())
     drops = [judge.score(DEPTH.apply(evidence, free[:end]).model).drop for end in range(1, len(free) + 1)]
-    bound = plan_depth(evidence, Wish(keep=0.0, max_drop=drops[0] + 1e-6))
+    bound = plan_depth(evidence, DepthOptions(keep=0.0, max_drop=drops[0] + 1e-6))
     assert 1 <= len(bound) < len(free)
     assert bound == free[: len(bound)]
     assert drops[len(bound) - 1] <= drops[0] + 1e-6
-    assert not plan_depth(evidence, Wish(keep=0.0, max_drop=0.0))
+    assert not plan_depth(evidence, DepthOptions(keep=0.0, max_drop=0.0))
 
 
 def test_layers_go_whole() -> None:
     evidence = prepared(nets.transformer(layers=4))
-    (action,) = plan_depth(evidence, Wish(remove=1, units="layers"))
+    (action,) = plan_depth(evidence, DepthOptions(remove=1, units="layers"))
     block = next(b for b in removable(evidence)[0] if b.name == action["block"])
     assert block.kind == bl.LAYER
-    only = plan_depth(evidence, Wish(remove=2, units="branches"))
+    only = plan_depth(evidence, DepthOptions(remove=2, units="branches"))
     kinds = {b.kind for b in removable(evidence)[0] if b.name in taken(only)}
     assert bl.LAYER not in kinds
 
 
 def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
     evidence = prepared(nets.transformer(layers=2))
-    actions = plan_depth(evidence, Wish(keep=0.0))
+    actions = plan_depth(evidence, DepthOptions(keep=0.0))
     blocks = {b.name: b for b in removable(evidence)[0]}
     left = len(bl.dying(evidence.model, []))
     for end in range(1, len(actions) + 1):
@@ -105,7 +105,7 @@ def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
 def test_repair_brings_unseen_outputs_closer(build: Callable[[], ir.Model]) -> None:
     model = build()
     evidence = prepared(model, 64)
-    actions = plan_depth(evidence, Wish(keep=0.6))
+    actions = plan_depth(evidence, DepthOptions(keep=0.6))
     judge = Judge(evidence.model, nets.samples(model, 32, seed=7))
     found = {
         mode: judge.score(DEPTH.apply(evidence, [*actions, {"refit": mode}]).model).nmse
@@ -153,7 +153,7 @@ def test_a_plan_of_another_model_is_refused() -> None:
         DEPTH.apply(evidence, [{"block": "ghost"}])
     name = removable(evidence)[0][0].name
     with pytest.raises(InputProblem, match="refit"):
-        DEPTH.apply(evidence, [{"block": name}, {"refit": "prayer"}])
+        DEPTH.apply(evidence, [{"block": name}, {"refit": "unknown"}])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

@@ -12,6 +12,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
+from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.structure.kernels import KERNELS, sites
 from tests import nets
 
@@ -89,7 +90,7 @@ def test_the_separable_kernel_loses_least() -> None:
     node = next(n for n in model.graph if n.op_type == "Conv")
     edit.set_input(model, node, 1, np.einsum("oi,ihw->oihw", mixing, spatial).astype(np.float32), "w")
     evidence = evidence_for(model, nets.samples(model, 8))
-    harms = {o.action["form"]: o.harm for o in KERNELS.propose(evidence)}
+    harms = {o.action["form"]: o.loss for o in proposals(KERNELS, evidence)}
     assert harms["separable"] == pytest.approx(0, abs=1e-6)
     assert harms["smaller"] > 0.1
 
@@ -109,4 +110,4 @@ def test_a_plan_for_another_model_is_refused() -> None:
     with pytest.raises(InputProblem, match="does not have"):
         KERNELS.apply(evidence, [{"node": "nobody", "form": "smaller"}])
     with pytest.raises(InputProblem, match="unknown repair"):
-        KERNELS.apply(evidence, [{"node": "nobody", "form": "smaller"}, {"refit": "magic"}])
+        KERNELS.apply(evidence, [{"node": "nobody", "form": "smaller"}, {"refit": "unknown"}])

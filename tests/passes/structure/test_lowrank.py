@@ -12,10 +12,10 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import read
 from onnxpress.model.counts import macs
-from onnxpress.passes.core.contract import Action
+from onnxpress.passes.core.contract import Action, proposals
 from onnxpress.passes.structure import lowrank as lr
 from onnxpress.passes.structure.factors import MATRIX, POINTWISE, SPATIAL, find_sites
-from onnxpress.passes.structure.lowrank import LOWRANK, Wish, known_curves, plan_lowrank
+from onnxpress.passes.structure.lowrank import LOWRANK, LowRankOptions, known_curves, plan_lowrank
 from tests import nets
 
 NONE = {"refit": "none"}
@@ -166,7 +166,7 @@ def test_grouped_and_computed_are_refused_with_reasons() -> None:
 
 def test_size_saves_the_share_of_the_weights_that_is_asked_for() -> None:
     evidence = prepared(nets.residual(width=32, blocks=2))
-    actions, _ = plan_lowrank(evidence, Wish(ratio=0.4, goal="size"))
+    actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.4, goal="size"))
     sizes = {s.name: s.weight.size for s in find_sites(evidence.model)[0]}
     done = LOWRANK.apply(evidence, [*actions, NONE]).model
     saved = read.parameters(evidence.model) - read.parameters(done)
@@ -176,11 +176,11 @@ def test_size_saves_the_share_of_the_weights_that_is_asked_for() -> None:
 def test_energy_and_rank_hold_for_every_layer() -> None:
     evidence = prepared(nets.residual(width=32, blocks=2))
     curves = known_curves(evidence)
-    actions, _ = plan_lowrank(evidence, Wish(energy=0.9, goal="size"))
+    actions, _ = plan_lowrank(evidence, LowRankOptions(energy=0.9, goal="size"))
     assert actions
     for d in actions:
         assert curves[d["node"], d["form"]].error[d["rank"]] <= 0.1
-    actions, refused = plan_lowrank(evidence, Wish(rank=8, goal="size"))
+    actions, refused = plan_lowrank(evidence, LowRankOptions(rank=8, goal="size"))
     assert actions and all(d["rank"] == 8 for d in actions)
     assert {r.unit for r in refused} | {d["node"] for d in actions} == {n for n, _ in curves}
 
@@ -188,11 +188,11 @@ def test_energy_and_rank_hold_for_every_layer() -> None:
 def test_for_latency_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = prepared(nets.residual(width=32, blocks=1))
     monkeypatch.setattr(lr.Clock, "faster", lambda self, curve, rank: curve.form == SPATIAL and rank <= 16)
-    actions, _ = plan_lowrank(evidence, Wish(ratio=0.2))
+    actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.2))
     assert actions
     assert all(d["form"] == SPATIAL and d["rank"] <= 16 for d in actions)
     monkeypatch.setattr(lr.Clock, "faster", lambda self, curve, rank: False)
-    assert not plan_lowrank(evidence, Wish(ratio=0.2))[0]
+    assert not plan_lowrank(evidence, LowRankOptions(ratio=0.2))[0]
 
 
 def test_the_clock_measures_a_layer_alone() -> None:
@@ -213,7 +213,7 @@ def test_the_clock_measures_a_layer_alone() -> None:
 def test_savings_are_what_a_recount_finds() -> None:
     evidence = prepared(conv_net(pads=[1, 1, 1, 1], strides=[2, 1]))
     before = sum(macs(evidence.model, evidence.trace).values())
-    options = LOWRANK.propose(evidence)
+    options = proposals(LOWRANK, evidence)
     assert {o.action["form"] for o in options} >= {POINTWISE, SPATIAL}
     for option in options:
         done = evidence_for(LOWRANK.apply(evidence, [option.action]).model, evidence.data)

@@ -12,7 +12,7 @@ from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.weights.half import HALF, halvable, plan_half
 from tests import nets
-from tests.passes.test_packing import everything, operators
+from tests.passes.weights.test_bit_packing import everything, operators
 
 
 @pytest.mark.parametrize(("kind", "near"), [("float16", 2e-3), ("bfloat16", 2e-2)])
