@@ -25,7 +25,7 @@ from onnxpress.api.one_pass import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.read import parameters
@@ -63,7 +63,7 @@ def prune_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     model = load(case.model)
     sig = signature(model)
     train = dataset(case, "train", sig).take(samples)
-    judge = Judge(model, dataset(case, split, sig))
+    judge = Scorer(model, dataset(case, split, sig))
     goal, allowed = GOALS[case.name]
     made, rows = {"original": model}, []
     for name, (criterion, spread, repaired) in RECIPES.items():

@@ -47,7 +47,7 @@ from onnxpress.passes.pruning.allocation import SPREADS, Wish
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.plan.run_record import document
 from onnxpress.runtime.machine import this_machine
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.runtime.session import SessionSettings, open_session, run
 
 KEPT_AT_MOST, EXACT_AT_MOST = 0.35, 1e-5
 SECONDS = 600.0  # for the peer on one topology
@@ -143,7 +143,7 @@ def feeds_for(model: onnx.ModelProto, count: int, seed: int = 0) -> dict[str, np
 
 def difference(one: ir.Model, other: ir.Model, feeds: Feeds) -> float:
     """Largest difference of an output over its largest value, without onnxruntime's own rewrites."""
-    wanted, found = (run(open_session(m, Settings(level="none")), feeds) for m in (one, other))
+    wanted, found = (run(open_session(m, SessionSettings(level="none")), feeds) for m in (one, other))
     scales = [max(float(np.abs(a).max()), 1e-30) for a in wanted]
     return max(float(np.abs(a - b).max()) / s for a, b, s in zip(wanted, found, scales, strict=True))
 

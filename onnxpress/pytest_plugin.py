@@ -15,7 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from onnxpress.data.dataset import Dataset
-    from onnxpress.evaluate.slowdown import Decision
+    from onnxpress.evaluate.slowdown import SlowdownDecision
 
 
 class LatencyGate(Protocol):
@@ -27,7 +27,7 @@ class LatencyGate(Protocol):
         data: str | Path | Dataset | None = None,
         slower: float = 0.05,
         seconds: float = 10.0,
-    ) -> Decision: ...
+    ) -> SlowdownDecision: ...
 
 
 @pytest.fixture
@@ -45,17 +45,19 @@ def onnx_latency_gate() -> LatencyGate:
         data: str | Path | Dataset | None = None,
         slower: float = 0.05,
         seconds: float = 10.0,
-    ) -> Decision:
+    ) -> SlowdownDecision:
         from onnxpress.data.dataset import open_dataset
         from onnxpress.evaluate.bench import REBUILDS
-        from onnxpress.evaluate.gate import Gate, gated
+        from onnxpress.evaluate.gate import GateOptions, run_gate
         from onnxpress.model.files import load
         from onnxpress.model.signature import signature
         from onnxpress.runtime.latency import Effort
 
         samples = open_dataset(str(data), signature(load(old))) if isinstance(data, (str, Path)) else data
         models = {str(old): old, str(new) if str(new) != str(old) else f"{new} (again)": new}
-        found = gated(models, samples, Effort(seconds=seconds, rebuilds=REBUILDS), gate=Gate(fail_slower=slower))
+        found = run_gate(
+            models, samples, Effort(seconds=seconds, rebuilds=REBUILDS), gate=GateOptions(fail_slower=slower)
+        )
         (decision,) = found.decisions
         if not decision.passed:
             pytest.fail(decision.why, pytrace=False)

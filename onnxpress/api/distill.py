@@ -14,8 +14,8 @@ from onnxpress.api.one_pass import ModelLike, Result, _exact, _finish, _opened
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge, Score
-from onnxpress.model.files import load, model_hash, must_fit, to_bytes
+from onnxpress.measure.score import Score, Scorer
+from onnxpress.model.files import check_size, load, model_hash, to_bytes
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.pruning.allocation import Wish as PruneWish
 from onnxpress.passes.pruning.allocation import plan_pruning
@@ -93,7 +93,7 @@ def distill(
     begin = _begin(student, teacher, learn, wish, output, machine)
     now = evidence_for(begin.model, learn, machine, wish.settings.seed)
     couple = Couple(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
-    judge = Judge(couple.teacher.model, judged)
+    judge = Scorer(couple.teacher.model, judged)
     first = judge.score(to_bytes(begin.model))
     if wish.closed_form:
         return _choose(begin, refitted(couple, wish), judge, first, output, plan_path, learn)
@@ -110,7 +110,7 @@ def distill(
 
 def _loaded(model: ModelLike) -> ir.Model:
     opened = model if isinstance(model, ir.Model) else load(model)
-    must_fit(opened)
+    check_size(opened)
     return opened
 
 
@@ -160,7 +160,7 @@ def _begin(
 def _choose(
     begin: _Start,
     made: Taught,
-    judge: Judge,
+    judge: Scorer,
     first: Score,
     output: str | Path | None,
     plan_path: str | Path | None,

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
-from onnxpress.evaluate.profile_comparison import Sides, side_by_side
+from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import check_target, load, model_size, save
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Decision, Refused
@@ -56,7 +56,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
-    sides: Sides | None = None
+    sides: ProfileComparison | None = None
 
 
 def _opened(model: ModelLike, output: str | Path | None) -> ir.Model:
@@ -125,7 +125,7 @@ def simplify(
         if idle:
             decisions = [*idle, {"remove": "idle"}]
             done = take_step(Step("reduce", tuple(decisions)), evidence, result)
-            far = Judge(result, used).score(done.model).nmse
+            far = Scorer(result, used).score(done.model).nmse
             plan, result = plan.then("reduce", decisions), done.model
             notes = [
                 *notes,
@@ -305,7 +305,7 @@ def quantize(
     if found is not None:
         result.layers = found.layers
     if report and machine in (None, this_machine()):
-        result.sides = side_by_side(original, result.model, next(iter(used.batches(1))).inputs, _PROFILED)
+        result.sides = profile_compare(original, result.model, next(iter(used.batches(1))).inputs, _PROFILED)
         spent = {p.name: p for p in result.sides.layers}
         result.layers = [
             replace(x, before=spent[x.node].before or None, after=spent[x.node].after or None) if x.node in spent else x

@@ -12,8 +12,8 @@ from onnxpress.cli.options import DataChoice, Seconds, data_options, files_optio
 from onnxpress.errors import EXIT_OK, EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.evaluate.bench import Ask, Conditions
-    from onnxpress.evaluate.gate import Gate
+    from onnxpress.evaluate.bench import BenchConditions, BenchOptions
+    from onnxpress.evaluate.gate import GateOptions
 
 
 @click.command("bench")
@@ -34,9 +34,9 @@ def command(
     source: DataChoice,
     seconds: float,
     precision: float,
-    conditions: Conditions,
-    ask: Ask,
-    gate: Gate,
+    conditions: BenchConditions,
+    ask: BenchOptions,
+    gate: GateOptions,
     junit: Path | None,
     markdown: Path | None,
     top: int,
@@ -54,7 +54,7 @@ def command(
     from onnxpress.cli import bench_files, bench_tables, console
     from onnxpress.cli.junit import junit as as_junit
     from onnxpress.evaluate.bench import REBUILDS
-    from onnxpress.evaluate.gate import gated
+    from onnxpress.evaluate.gate import run_gate
     from onnxpress.model.files import check_target, write_atomic
     from onnxpress.plan.run_record import document
     from onnxpress.runtime.latency import Effort
@@ -68,7 +68,7 @@ def command(
         console.note("note: no --data: inputs are synthetic")
     effort = Effort(seconds=seconds, precision=precision, rebuilds=REBUILDS, seed=seed)
     with console.progress(quiet or as_json) as report:
-        found = gated(_names(models), samples, effort, lambda done: report("timing", done), ask, conditions, gate)
+        found = run_gate(_names(models), samples, effort, lambda done: report("timing", done), ask, conditions, gate)
     result, machine = found.bench, this_machine()
     if junit is not None:
         cases = bench_files.cases(result.every, found.decisions)
@@ -83,14 +83,14 @@ def command(
             "verdicts": verdicts,
             "conditions": conditions,
             "decisions": decisions,
-            "against": found.against,
+            "baseline_ratio": found.baseline_ratio,
         }
         console.emit_json(document("bench", machine=machine.as_dict(), **body))
         return EXIT_OK if found.passed else EXIT_UNMET
     for point in result.every:
         bench_tables.point(point, conditions, top, several=len(result.every) > 1)
-    if found.against:
-        bench_tables.ratios([found.against], "speed-up")
+    if found.baseline_ratio:
+        bench_tables.ratios([found.baseline_ratio], "speed-up")
     bench_tables.decisions(found.decisions)
     console.out(machine.text())
     for warning in dict.fromkeys(w for point in result.every for w in point.warnings):

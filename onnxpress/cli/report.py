@@ -27,12 +27,12 @@ def command(run: Path, output: Path | None, kind: str) -> None:
     """Show a run: RUN is the folder that optimize or nas left, or what a command printed with --json."""
     from onnxpress.cli import console
     from onnxpress.model.files import check_target, write_atomic
-    from onnxpress.reporting.page import rendered
+    from onnxpress.reporting.page import render
     from onnxpress.reporting.reading import page, read
 
     if output is not None:
         check_target(output, run)
-    text = rendered(page(read(run)), kind)
+    text = render(page(read(run)), kind)
     if output is None and kind != "html":
         console.out(text.rstrip("\n"))
         return

@@ -13,14 +13,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnxpress.data.layout import Layout, Port
+from onnxpress.data.layout import BatchLayout, Port
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Dim
 
 _WHAT = "cannot use the data"
 
 
-def conform(raw: Mapping[str, np.ndarray], layout: Layout, key: str) -> dict[str, np.ndarray]:
+def conform(raw: Mapping[str, np.ndarray], layout: BatchLayout, key: str) -> dict[str, np.ndarray]:
     """The feeds of one sample: every input present, of the model's element type and rank, read-only.
 
     raw: arrays by input name, each with or without its batch axis.  Raises InputProblem.
@@ -39,7 +39,7 @@ def conform(raw: Mapping[str, np.ndarray], layout: Layout, key: str) -> dict[str
 
 
 def missing_inputs(
-    missing: Sequence[str], found: Mapping[str, object] | Sequence[str], layout: Layout, where: str
+    missing: Sequence[str], found: Mapping[str, object] | Sequence[str], layout: BatchLayout, where: str
 ) -> InputProblem:
     """The error for inputs that the data do not name."""
     names = ", ".join(sorted(found)) or "nothing"

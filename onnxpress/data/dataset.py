@@ -18,9 +18,9 @@ import numpy as np
 
 from onnxpress.data import opening
 from onnxpress.data.checks import cast_note, conform
-from onnxpress.data.layout import Layout, layout
+from onnxpress.data.layout import BatchLayout, layout
 from onnxpress.data.readers.arrays import from_mapping
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
@@ -62,19 +62,19 @@ class Splits:
 class _Store:
     """A source with all that its views share: the layout, the preprocessing, the digests so far."""
 
-    source: Source
-    layout: Layout
+    source: SampleSource
+    layout: BatchLayout
     prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None
     digests: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
     def sample(self, index: int, raw: dict[str, np.ndarray]) -> Sample:
         key = self.source.key(index)
-        return Sample(checked(raw, self.layout, key, self.prepare), self.source.labels[index], key)
+        return Sample(preprocess_and_check(raw, self.layout, key, self.prepare), self.source.labels[index], key)
 
 
-def checked(
+def preprocess_and_check(
     raw: dict[str, np.ndarray],
-    where: Layout,
+    where: BatchLayout,
     key: str,
     prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None,
 ) -> dict[str, np.ndarray]:
@@ -105,7 +105,7 @@ class Dataset:
     ) -> Dataset:
         """A dataset over arrays in memory: first axis samples.  Raises InputProblem."""
         where = layout(signature)
-        return wrap(from_mapping(inputs, signature, where, name, labels=labels), signature, where, None)
+        return dataset_from_source(from_mapping(inputs, signature, where, name, labels=labels), signature, where, None)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -182,7 +182,7 @@ class Dataset:
         size = 1 if where.alone else (where.batch or size)
         group: list[Sample] = []
         for sample in self:
-            if group and (len(group) == size or not _alike(group[-1], sample, where)):
+            if group and (len(group) == size or not _can_stack(group[-1], sample, where)):
                 yield _stack(group, where, rows)
                 group = []
             group.append(sample)
@@ -250,17 +250,17 @@ def open_dataset(
     if isinstance(source, Dataset):
         if source.signature == signature and labels is None and preprocess is None:
             return source
-        loaded = Loaded(_View(source), source.name, list(source.assumed))
+        loaded = LoadedSource(_View(source), source.name, list(source.assumed))
         if labels is not None:
             opening.attach_labels(loaded, labels, signature)
-        return wrap(loaded, signature, where, opening.array_recipe(preprocess, where))
-    ask = opening.Request(signature, where, labels, preprocess, tokenizer, trust)
-    prepare = opening.array_recipe(preprocess, where)
-    loaded = opening.load(source, ask, lambda raw, key: checked(raw, where, key, prepare))
-    return wrap(loaded, signature, where, None if loaded.ready else prepare)
+        return dataset_from_source(loaded, signature, where, opening.array_preprocessing(preprocess, where))
+    ask = opening.OpenRequest(signature, where, labels, preprocess, tokenizer, trust)
+    prepare = opening.array_preprocessing(preprocess, where)
+    loaded = opening.load(source, ask, lambda raw, key: preprocess_and_check(raw, where, key, prepare))
+    return dataset_from_source(loaded, signature, where, None if loaded.ready else prepare)
 
 
-class _View(Source):
+class _View(SampleSource):
     """A dataset as a source, for reading one set's samples under another signature."""
 
     def __init__(self, data: Dataset) -> None:
@@ -279,7 +279,9 @@ class _View(Source):
             yield index, sample.inputs
 
 
-def wrap(loaded: Loaded, signature: Signature, where: Layout, prepare: opening.Prepare | None) -> Dataset:
+def dataset_from_source(
+    loaded: LoadedSource, signature: Signature, where: BatchLayout, prepare: opening.ArrayPreprocessing | None
+) -> Dataset:
     if not len(loaded.source):
         raise InputProblem("cannot read the data", loaded.name, "there are no samples in it")
     store = _Store(loaded.source, where, prepare)
@@ -296,7 +298,7 @@ def wrap(loaded: Loaded, signature: Signature, where: Layout, prepare: opening.P
     return Dataset(loaded.name, signature, store, range(len(loaded.source)), tuple(dict.fromkeys(notes)))
 
 
-def _alike(one: Sample, other: Sample, where: Layout) -> bool:
+def _can_stack(one: Sample, other: Sample, where: BatchLayout) -> bool:
     """Whether two samples may stand in one batch: equal shapes, and equal values of the inputs that are
     not batched."""
     for port in where.ports:
@@ -310,7 +312,7 @@ def _alike(one: Sample, other: Sample, where: Layout) -> bool:
     return True
 
 
-def _stack(group: list[Sample], where: Layout, rows: int) -> Batch:
+def _stack(group: list[Sample], where: BatchLayout, rows: int) -> Batch:
     """The batch of a group; filled up to rows by repeating its last sample."""
     fill = group + [group[-1]] * (rows - len(group))
     inputs: dict[str, np.ndarray] = {}

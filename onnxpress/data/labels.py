@@ -94,7 +94,7 @@ def _read_text(path: Path, keys: Sequence[str] | None) -> tuple[list[Any | None]
     if all(len(row) == 1 for row in rows):
         if rows[0][0].lower() in _CLASS_COLUMNS:
             rows = rows[1:]
-        return [cell(row[0]) for row in rows], []
+        return [parse_cell(row[0]) for row in rows], []
     return _table(rows, path, keys)
 
 
@@ -120,8 +120,8 @@ def _table(rows: list[list[str]], path: Path, keys: Sequence[str] | None) -> tup
             f"row {short + 1} has {len(rows[short])} columns, expected {max(label, name or 0) + 1} or more",
         )
     if keys is None or name is None:
-        return [cell(row[label]) for row in rows], []
-    return _by_name({row[name]: cell(row[label]) for row in rows}, path, keys)
+        return [parse_cell(row[label]) for row in rows], []
+    return _by_name({row[name]: parse_cell(row[label]) for row in rows}, path, keys)
 
 
 def _by_name(given: Mapping[str, Any], path: Path, keys: Sequence[str]) -> tuple[list[Any | None], list[str]]:
@@ -163,7 +163,7 @@ def _match(name: str, index: Mapping[str, int | None]) -> int | None:
     return index.get(name.replace("\\", "/").removeprefix("./"))
 
 
-def cell(text: str) -> Any | None:
+def parse_cell(text: str) -> Any | None:
     """A cell of text as int, float, string, or None where empty."""
     text = text.strip()
     if not text:
@@ -176,7 +176,7 @@ def cell(text: str) -> Any | None:
     return text
 
 
-def matched(labels: Sequence[Any], count: int, where: object) -> None:
+def check_label_count(labels: Sequence[Any], count: int, where: object) -> None:
     """Raise InputProblem unless there is one label a sample."""
     if len(labels) != count:
         raise InputProblem(
@@ -184,14 +184,14 @@ def matched(labels: Sequence[Any], count: int, where: object) -> None:
         )
 
 
-def tidy(values: Any, signature: Signature, where: object = "") -> tuple[list[Any | None], list[str]]:
+def normalize_labels(values: Any, signature: Signature, where: object = "") -> tuple[list[Any | None], list[str]]:
     """Labels in their common form, and notes.
 
     NaN, "" and, for classifiers with integer labels, -1 mean unlabelled; names of classes become their
     index in sorted order; [1]-shaped arrays become scalars.  Raises InputProblem for labels that are
     neither numbers nor names.
     """
-    labels = [_plain(v, where) for v in (list(values) if not isinstance(values, np.ndarray) else _rows(values))]
+    labels = [_plain_label(v, where) for v in (list(values) if not isinstance(values, np.ndarray) else _rows(values))]
     notes: list[str] = []
     named = [v for v in labels if isinstance(v, str)]
     if named:
@@ -215,7 +215,7 @@ def tidy(values: Any, signature: Signature, where: object = "") -> tuple[list[An
     return labels, notes
 
 
-def _plain(value: Any, where: object) -> Any | None:
+def _plain_label(value: Any, where: object) -> Any | None:
     if value is None or isinstance(value, str):
         return value or None
     array = np.asarray(value)

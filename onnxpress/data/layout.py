@@ -45,7 +45,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """batch: the size the model bakes in, None where free; alone: samples of this model can never be
     stacked."""
 
@@ -61,7 +61,7 @@ class Layout:
         return tuple(port.name for port in self.ports)
 
 
-def layout(signature: Signature) -> Layout:
+def layout(signature: Signature) -> BatchLayout:
     """The layout of a model's inputs.
 
     A free first axis is the batch, unless another axis names itself one ("batch") or shares the batch's
@@ -75,7 +75,7 @@ def layout(signature: Signature) -> Layout:
     batch = None if free else _fixed(wide, signature.outputs)
     ports = tuple(_port(s, bool(free), symbols, batch, bool(wide)) for s in signature.inputs)
     alone = any(p.axis is None and len(p.spec.shape or ()) >= 2 for p in ports)
-    return Layout(ports, None if alone else batch, alone)
+    return BatchLayout(ports, None if alone else batch, alone)
 
 
 def _named_axis(spec: TensorSpec) -> int | None:

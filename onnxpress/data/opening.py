@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.data import labels as labelling
-from onnxpress.data.layout import Layout
-from onnxpress.data.prepare import Prepare, prepare_arrays
-from onnxpress.data.preprocessing import recipe
+from onnxpress.data.layout import BatchLayout
+from onnxpress.data.prepare import ArrayPreprocessing, array_preprocessing_for
+from onnxpress.data.preprocessing import read_preprocessing
 from onnxpress.data.readers import arrays, audio, callables, folders, images, protobuf, tables, text
 from onnxpress.data.readers.files import existing, listing, suffixes
-from onnxpress.data.readers.user_function import is_named
-from onnxpress.data.source import Loaded
+from onnxpress.data.readers.user_function import names_function
+from onnxpress.data.source import LoadedSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
-__all__ = ["SUPPORTED", "Prepare", "Request", "array_recipe", "attach_labels", "load"]
+__all__ = ["SUPPORTED", "ArrayPreprocessing", "OpenRequest", "array_preprocessing", "attach_labels", "load"]
 
 _ARRAYS = (".npz", ".npy")
 SUPPORTED = (
@@ -38,11 +38,11 @@ _WHAT = "cannot read the data"
 
 
 @dataclass(frozen=True)
-class Request:
+class OpenRequest:
     """What open_dataset was asked for; see there."""
 
     signature: Signature
-    layout: Layout
+    layout: BatchLayout
     labels: str | None
     preprocess: str | None
     tokenizer: str | Path | None
@@ -62,15 +62,17 @@ class Request:
         return self.preprocess in (None, "raw")
 
 
-def array_recipe(preprocess: str | None, layout: Layout) -> Prepare | None:
+def array_preprocessing(preprocess: str | None, layout: BatchLayout) -> ArrayPreprocessing | None:
     """The preprocessing of arrays that --preprocess names; None for none.  Raises InputProblem."""
-    return None if preprocess is None else prepare_arrays(recipe(preprocess), layout)
+    return None if preprocess is None else array_preprocessing_for(read_preprocessing(preprocess), layout)
 
 
-def load(source: str | Path | Mapping[str, Any] | Iterable[Any], ask: Request, check: callables.Check) -> Loaded:
+def load(
+    source: str | Path | Mapping[str, Any] | Iterable[Any], ask: OpenRequest, check: callables.Check
+) -> LoadedSource:
     """The samples of any form, unchecked where reading them all would be long.  Raises InputProblem."""
-    if isinstance(source, str) and is_named(source):
-        loaded = callables.open_named(source, ask.signature, ask.layout, ask.label_key, check)
+    if isinstance(source, str) and names_function(source):
+        loaded = callables.open_function(source, ask.signature, ask.layout, ask.label_key, check)
     elif isinstance(source, (str, Path)):
         loaded = _path(existing(Path(source)), ask)
     elif isinstance(source, Mapping):
@@ -89,12 +91,12 @@ def load(source: str | Path | Mapping[str, Any] | Iterable[Any], ask: Request, c
     return loaded
 
 
-def _took_labels(loaded: Loaded) -> bool:
+def _took_labels(loaded: LoadedSource) -> bool:
     """Whether the reader matched the label file to file names itself."""
     return isinstance(loaded.source, (images.Images, audio.Sounds))
 
 
-def attach_labels(loaded: Loaded, labels: str, signature: Signature) -> None:
+def attach_labels(loaded: LoadedSource, labels: str, signature: Signature) -> None:
     """Give a source the labels of a file, one a sample in order (or by file name, for folders of arrays).
     Raises InputProblem."""
     if not labelling.is_file(labels):
@@ -111,12 +113,12 @@ def attach_labels(loaded: Loaded, labels: str, signature: Signature) -> None:
         else None
     )
     values, notes = labelling.read_file(path, keys)
-    labelling.matched(values, len(loaded.source), path)
-    loaded.source.labels, more = labelling.tidy(values, signature, path)
+    labelling.check_label_count(values, len(loaded.source), path)
+    loaded.source.labels, more = labelling.normalize_labels(values, signature, path)
     loaded.notes += [f"labels from {path.name}", *notes, *more]
 
 
-def _path(path: Path, ask: Request) -> Loaded:
+def _path(path: Path, ask: OpenRequest) -> LoadedSource:
     if path.is_dir():
         return _folder(path, ask)
     suffix = path.suffix.lower()
@@ -145,7 +147,7 @@ def _path(path: Path, ask: Request) -> Loaded:
     )
 
 
-def _folder(folder: Path, ask: Request) -> Loaded:
+def _folder(folder: Path, ask: OpenRequest) -> LoadedSource:
     """The one kind of samples that a folder holds.  Label files beside them are no samples."""
     found = protobuf.sets(folder)
     if found:
@@ -185,7 +187,7 @@ def _folder(folder: Path, ask: Request) -> Loaded:
     )
 
 
-def _no_key(ask: Request, folder: Path) -> None:
+def _no_key(ask: OpenRequest, folder: Path) -> None:
     if ask.label_key is not None:
         raise InputProblem(
             "cannot read the labels",

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxpress.data.checks import is_float
-from onnxpress.data.layout import Layout, Port
-from onnxpress.data.preprocessing import Recipe
-from onnxpress.data.readers.pixels import normalise, picture, turned
-from onnxpress.data.readers.user_function import failed
+from onnxpress.data.layout import BatchLayout, Port
+from onnxpress.data.preprocessing import Preprocessing
+from onnxpress.data.readers.pixels import image_spec, normalize, relayout
+from onnxpress.data.readers.user_function import user_code_problem
 from onnxpress.errors import InputProblem
 
 
 @dataclass(frozen=True)
-class Prepare:
+class ArrayPreprocessing:
     """recipe, applied to the inputs it concerns: the only one, else the pictures, else all of float type."""
 
-    recipe: Recipe
+    recipe: Preprocessing
     ports: tuple[Port, ...]
 
     def __call__(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -31,32 +31,32 @@ class Prepare:
             return run_function(self.recipe, value)
         if value.dtype.kind not in "biuf" and not is_float(value.dtype):
             return value
-        wanted = picture(port, self.recipe) if value.ndim >= 3 else None
+        wanted = image_spec(port, self.recipe) if value.ndim >= 3 else None
         axis = -1
         if wanted is not None:
-            other = turned(value, wanted)
+            other = relayout(value, wanted)
             value = value if other is None else other
             axis = -3 if wanted.order == "NCHW" else -1
-        return normalise(value, self.recipe, f"input {port.name!r}", axis)
+        return normalize(value, self.recipe, f"input {port.name!r}", axis)
 
     def notes(self, raw: dict[str, np.ndarray]) -> list[str]:
         """What is assumed, from the first sample."""
         found = [self.recipe.values()]
         for port in self.ports:
             value = np.asarray(raw[port.name])
-            wanted = picture(port, self.recipe) if value.ndim >= 3 and self.recipe.function is None else None
-            if wanted is not None and turned(value, wanted) is not None:
+            wanted = image_spec(port, self.recipe) if value.ndim >= 3 and self.recipe.function is None else None
+            if wanted is not None and relayout(value, wanted) is not None:
                 other = "NHWC" if wanted.order == "NCHW" else "NCHW"
                 found.append(f"arrays turned from {other} to {wanted.order}, the layout of the model's input")
         return found
 
 
-def prepare_arrays(recipe: Recipe, layout: Layout) -> Prepare | None:
+def array_preprocessing_for(recipe: Preprocessing, layout: BatchLayout) -> ArrayPreprocessing | None:
     """The preprocessing of arrays; None where the recipe leaves them as they are."""
     if recipe.name == "raw" and recipe.plain:
         return None
     if len(layout.ports) == 1:
-        return Prepare(recipe, layout.ports)
+        return ArrayPreprocessing(recipe, layout.ports)
     if recipe.function is not None:
         raise InputProblem(
             "cannot use the preprocessing",
@@ -66,16 +66,16 @@ def prepare_arrays(recipe: Recipe, layout: Layout) -> Prepare | None:
         )
     floats = tuple(p for p in layout.ports if is_float(p.spec.dtype))
     pictures = tuple(p for p in floats if len(p.spec.shape or ()) == 4)
-    return Prepare(recipe, pictures or floats)
+    return ArrayPreprocessing(recipe, pictures or floats)
 
 
-def run_function(recipe: Recipe, value: np.ndarray) -> np.ndarray:
+def run_function(recipe: Preprocessing, value: np.ndarray) -> np.ndarray:
     """The user's function on one array.  Raises InputProblem where it raises or gives nothing."""
     assert recipe.function is not None
     try:
         result = recipe.function(value)
     except Exception as error:
-        raise failed(recipe.name, error, "cannot use the preprocessing") from error
+        raise user_code_problem(recipe.name, error, "cannot use the preprocessing") from error
     if result is None:
         raise InputProblem("cannot use the preprocessing", recipe.name, "the function returned None, expected an array")
     return np.asarray(result)

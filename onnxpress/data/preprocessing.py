@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data.readers.files import existing
-from onnxpress.data.readers.user_function import find, is_named
+from onnxpress.data.readers.user_function import load_function, names_function
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 
@@ -44,7 +44,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preprocessing:
     """See the file's head for the meaning of each key.  function: given instead of everything else."""
 
     name: str
@@ -96,13 +96,13 @@ def names() -> list[str]:
     return sorted(p.stem for p in (calibration_folder() / "recipes").glob("*.toml"))
 
 
-def recipe(text: str) -> Recipe:
+def read_preprocessing(text: str) -> Preprocessing:
     """The recipe that --preprocess names.  Raises InputProblem."""
-    if is_named(text):
-        function = find(text, _WHAT)
+    if names_function(text):
+        function = load_function(text, _WHAT)
         if not callable(function):
             raise InputProblem(_WHAT, text, f"it is a {type(function).__name__}, expected a function (array -> array)")
-        return Recipe(text, function=function)
+        return Preprocessing(text, function=function)
     if text.lower().endswith(".toml"):
         return load(existing(Path(text), _WHAT))
     known = names()
@@ -117,7 +117,7 @@ def recipe(text: str) -> Recipe:
     )
 
 
-def load(path: Path) -> Recipe:
+def load(path: Path) -> Preprocessing:
     """A recipe from a TOML file.  Raises InputProblem with file and line."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -176,7 +176,7 @@ def _channels(value: Any) -> tuple[float, ...]:
     return found
 
 
-def _spread(value: Any) -> tuple[float, ...]:
+def _deviations(value: Any) -> tuple[float, ...]:
     found = _channels(value)
     if min(found) <= 0:
         raise ValueError("expected numbers above 0")
@@ -207,7 +207,7 @@ _SECTIONS: dict[str, dict[str, _Check]] = {
     "normalize": {
         "scale": _positive,
         "mean": _channels,
-        "std": _spread,
+        "std": _deviations,
         "layout": _one_of("auto", "nchw", "nhwc"),
     },
     "text": {"max_length": _pixels, "special_tokens": _flag},
@@ -220,7 +220,7 @@ class _Reader:
     def __init__(self, path: Path, text: str) -> None:
         self._path, self._lines = path, text.splitlines()
 
-    def recipe(self, given: dict[str, Any]) -> Recipe:
+    def recipe(self, given: dict[str, Any]) -> Preprocessing:
         values: dict[str, Any] = {}
         for name, table in given.items():
             if name == "description" and isinstance(table, str):
@@ -230,7 +230,7 @@ class _Reader:
             else:
                 for key, value in table.items():
                     values[key] = self._value(name, key, value)
-        return Recipe(self._path.stem, **values)
+        return Preprocessing(self._path.stem, **values)
 
     def _value(self, section: str, key: str, value: Any) -> Any:
         checks = _SECTIONS[section]

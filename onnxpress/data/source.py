@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 
-class Source(ABC):
+class SampleSource(ABC):
     """Random access to raw samples.  Reading the same index twice gives the same values.
 
     labels: one a sample, None where unlabelled.  All of them are held; the inputs need not be.
@@ -36,14 +36,14 @@ class Source(ABC):
 
 
 @dataclass
-class Loaded:
+class LoadedSource:
     """source with the clauses of what was assumed.
 
     ready: the reader applied the preprocessing recipe itself (images, text); otherwise it is applied to
     the arrays.
     """
 
-    source: Source
+    source: SampleSource
     name: str
     notes: list[str] = field(default_factory=list)
     ready: bool = False

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data.checks import integer_limits, is_float, is_integer, is_text
-from onnxpress.data.dataset import Dataset, wrap
-from onnxpress.data.layout import Layout, Port, layout
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.dataset import Dataset, dataset_from_source
+from onnxpress.data.layout import BatchLayout, Port, layout
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Dim, Signature
 
@@ -25,11 +25,11 @@ _CHANNELS = 3
 _VOCABULARY = 100
 
 
-class Synthetic(Source):
+class Synthetic(SampleSource):
     """Samples drawn from (seed, index), so that each is the same whenever it is read."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, ...]], where: Layout, count: int, seed: int, limits: Mapping[str, int]
+        self, shapes: dict[str, tuple[int, ...]], where: BatchLayout, count: int, seed: int, limits: Mapping[str, int]
     ) -> None:
         self._shapes, self._layout, self._seed, self._limits = shapes, where, seed, limits
         self.labels = [None] * count
@@ -87,10 +87,10 @@ def synthetic(
         found[port.name] = given[port.name] if port.name in given else _shape(port, known)
     bounds = {port.name: (limits or {}).get(port.name, vocabulary or _VOCABULARY) for port in where.ports}
     source = Synthetic(found, where, count, seed, bounds)
-    return wrap(Loaded(source, "synthetic", ["synthetic values"]), signature, where, None)
+    return dataset_from_source(LoadedSource(source, "synthetic", ["synthetic values"]), signature, where, None)
 
 
-def wished_shapes(
+def sample_shapes(
     signature: Signature, wished: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], int | None]:
     """Whole input shapes as a user wrote them, as shapes of one sample and the batch size that they name (None: none does).
@@ -103,18 +103,18 @@ def wished_shapes(
     for name, shape in wished.items():
         text = f"{name}={','.join(str(s) for s in shape)}"
         if name not in where.names:
-            raise _unfit(text, f"the model's inputs are {', '.join(where.names)}")
+            raise _shape_problem(text, f"the model's inputs are {', '.join(where.names)}")
         port = where.port(name)
         own = port.spec.shape
         if min(shape, default=1) < 1:
-            raise _unfit(text, "sizes must be 1 or more")
+            raise _shape_problem(text, "sizes must be 1 or more")
         if own is not None and (
             len(own) != len(shape) or any(isinstance(d, int) and d != s for d, s in zip(own, shape, strict=True))
         ):
-            raise _unfit(text, f"the model takes {port.spec.text()}")
+            raise _shape_problem(text, f"the model takes {port.spec.text()}")
         if port.axis is not None and own is not None and not port.loose:
             if batch not in (None, shape[port.axis]) or (where.alone and shape[port.axis] != 1):
-                raise _unfit(text, f"its batch is {shape[port.axis]}, others' is {batch or 1}")
+                raise _shape_problem(text, f"its batch is {shape[port.axis]}, others' is {batch or 1}")
             batch = shape[port.axis]
             shape = tuple(1 if i == port.axis else s for i, s in enumerate(shape))
         samples[name] = shape
@@ -122,17 +122,19 @@ def wished_shapes(
     return samples, batch
 
 
-def _symbols(where: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _symbols(where: BatchLayout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Sizes of free dimensions by symbol that whole shapes settle."""
     known: dict[str, int] = {}
     for name, shape in shapes.items():
         for dim, size in zip(where.port(name).dims or (), shape, strict=False):
             if isinstance(dim, str) and dim and known.setdefault(dim, size) != size:
-                raise _unfit(f"{name}={','.join(str(s) for s in shape)}", f"{dim} is {known[dim]} in another input")
+                raise _shape_problem(
+                    f"{name}={','.join(str(s) for s in shape)}", f"{dim} is {known[dim]} in another input"
+                )
     return known
 
 
-def _unfit(text: str, why: str) -> InputProblem:
+def _shape_problem(text: str, why: str) -> InputProblem:
     return InputProblem(
         "the shape does not fit the model", text, why, "give each input's whole shape, as in x=1,3,224,224"
     )

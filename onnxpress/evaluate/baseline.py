@@ -59,7 +59,7 @@ class Baseline:
         return path if path.is_file() and file_hash(path) == self.sha256 else None
 
 
-def fingerprint() -> dict[str, Any]:
+def machine_fingerprint() -> dict[str, Any]:
     """What must be the same for times to be comparable at all."""
     own = this_machine().as_dict()
     return {key: own[key] for key in ("model", "arch", "isa", "system", "onnxruntime")}
@@ -106,7 +106,7 @@ def read_baseline(path: Path) -> Baseline:
 
 def check_baseline(found: Baseline, path: Path, conditions: dict[str, Any], force: bool) -> None:
     """Raises InputProblem where the baseline is of another machine (unless forced), or of other conditions."""
-    here = fingerprint()
+    here = machine_fingerprint()
     other = [key for key in here if found.machine.get(key) != here[key]]
     if other and not force:
         key = other[0]
@@ -121,7 +121,7 @@ def check_baseline(found: Baseline, path: Path, conditions: dict[str, Any], forc
         raise InputProblem("the baseline's reference model is of another version", path, "", "make it anew")
 
 
-def against(found: Baseline, own: Ratio) -> Ratio:
+def ratio_to_baseline(found: Baseline, own: Ratio) -> Ratio:
     """The new model's speed against the baseline's, both in units of the reference model's, of two runs.
 
     own: the new model against the reference model.  Errors of both and of two runs add up in squares.

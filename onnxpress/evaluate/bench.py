@@ -15,29 +15,29 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import layout
-from onnxpress.data.synthetic import synthetic, wished_shapes
+from onnxpress.data.synthetic import sample_shapes, synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import load, to_bytes
-from onnxpress.model.index_bounds import index_limits
+from onnxpress.model.index_bounds import index_bounds
 from onnxpress.model.signature import Signature, signature
 from onnxpress.runtime.builtin_models import measured_peak, reference_feeds, reference_model
-from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
+from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.machine import pinned, this_machine
 from onnxpress.runtime.profile import Profile, profile
-from onnxpress.runtime.session import Settings
-from onnxpress.runtime.subprocess_metrics import Cold, Memory, cold_starts, peak_memory
+from onnxpress.runtime.session import SessionSettings
+from onnxpress.runtime.subprocess_metrics import ColdStart, PeakMemory, cold_starts, peak_memory
 from onnxpress.runtime.throughput import Throughput, throughput
 
 ModelLike = str | Path | ir.Model
-AGAIN = " (again)"  # the name of a model's second session in a self-check
-REFERENCE = "the built-in reference"
+SELF_CHECK_SUFFIX = " (again)"  # the name of a model's second session in a self-check
+REFERENCE_NAME = "the built-in reference"
 REBUILDS = 6  # of sessions: enough for the differences between them to count in the interval
 _PROFILE_SECONDS = 4.0
 _MOST_THREADS = 512
 
 
 @dataclass(frozen=True)
-class Ask:
+class BenchOptions:
     """What to look at besides the latency.
 
     profile: where the time goes; cold: loading and the first run; memory: the peak (both in fresh processes); callers: how many
@@ -54,7 +54,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class BenchConditions:
     """Under which conditions models run.
 
     threads, batches: every combination of them is measured; no threads: the effort's number
@@ -67,7 +67,7 @@ class Conditions:
     batches: tuple[int, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pin: tuple[int, ...] = ()
-    settings: Settings = field(default_factory=Settings)
+    settings: SessionSettings = field(default_factory=SessionSettings)
 
     def check(self) -> None:
         """Raises InputProblem for numbers that cannot be."""
@@ -78,7 +78,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Point(Comparison):
+class BenchPoint(LatencyComparison):
     """What was measured with one number of threads and one batch size.
 
     reference: the first model's speed in units of the built-in reference model's.
@@ -89,21 +89,21 @@ class Point(Comparison):
     self_check: Ratio | None = None
     reference: Ratio | None = None
     profiles: tuple[Profile, ...] = ()
-    cold: tuple[Cold, ...] = ()
+    cold: tuple[ColdStart, ...] = ()
     cold_ratios: tuple[Ratio, ...] = ()
-    memory: tuple[Memory, ...] = ()
+    memory: tuple[PeakMemory, ...] = ()
     throughput: tuple[Throughput, ...] = ()
     throughput_ratios: tuple[Ratio, ...] = ()
 
 
 @dataclass(frozen=True)
-class Bench(Point):
+class BenchResult(BenchPoint):
     """The first point, and all of them where there are several."""
 
-    points: tuple[Point, ...] = ()
+    points: tuple[BenchPoint, ...] = ()
 
     @property
-    def every(self) -> tuple[Point, ...]:
+    def every(self) -> tuple[BenchPoint, ...]:
         return self.points or (self,)
 
 
@@ -112,14 +112,18 @@ def bench(
     data: Dataset | None = None,
     effort: Effort | None = None,
     progress: Callable[[float], None] | None = None,
-    ask: Ask | None = None,
-    conditions: Conditions | None = None,
-) -> Bench:
+    ask: BenchOptions | None = None,
+    conditions: BenchConditions | None = None,
+) -> BenchResult:
     """Latency of one model, or of several against the first, on the same inputs in one interleaved run.
 
     Raises InputProblem where the models take different inputs, or what is asked for cannot be.
     """
-    effort, ask, conditions = effort or Effort(rebuilds=REBUILDS), ask or Ask(), conditions or Conditions()
+    effort, ask, conditions = (
+        effort or Effort(rebuilds=REBUILDS),
+        ask or BenchOptions(),
+        conditions or BenchConditions(),
+    )
     conditions.check()
     if not models or effort.seconds <= 0 or effort.precision <= 0:
         raise InputProblem("nothing to measure", "", "there must be a model, a time above 0 and a precision above 0")
@@ -128,7 +132,7 @@ def bench(
         sources = {name: to_bytes(m) if isinstance(m, ir.Model) else str(m) for name, m in models.items()}
         first = _same_inputs(opened)
         wanted = _feeds(opened, first, data, conditions)
-        points: list[Point] = []
+        points: list[BenchPoint] = []
         parts = len(wanted) * len(conditions.threads or (1,))
         for threads in conditions.threads or (effort.threads,):
             settings = replace(conditions.settings, threads=threads, profile="", dump="")
@@ -137,8 +141,8 @@ def bench(
                 points.append(
                     _point(opened, sources, feeds, batch, replace(effort, threads=threads), settings, ask, share)
                 )
-    own = {f.name: getattr(points[0], f.name) for f in fields(Point)}
-    return Bench(**own, points=tuple(points) if len(points) > 1 else ())
+    own = {f.name: getattr(points[0], f.name) for f in fields(BenchPoint)}
+    return BenchResult(**own, points=tuple(points) if len(points) > 1 else ())
 
 
 def _share(progress: Callable[[float], None] | None, done: int, parts: int) -> Callable[[float], None] | None:
@@ -152,24 +156,24 @@ def _point(
     feeds: list[dict[str, np.ndarray]],
     batch: int,
     effort: Effort,
-    settings: Settings,
-    ask: Ask,
+    settings: SessionSettings,
+    ask: BenchOptions,
     progress: Callable[[float], None] | None,
-) -> Point:
+) -> BenchPoint:
     first = next(iter(sources))
     timed: dict[str, ir.Model | bytes | str] = dict(sources)
     if ask.self_check:
-        timed[first + AGAIN] = sources[first]
+        timed[first + SELF_CHECK_SUFFIX] = sources[first]
     if ask.reference:
-        timed[REFERENCE] = reference_model()
-    seen = compare_latency(timed, feeds, effort, settings, progress, {REFERENCE: [reference_feeds()]})
-    found = Point(**seen.__dict__, threads=settings.threads, batch=batch)
+        timed[REFERENCE_NAME] = reference_model()
+    seen = compare_latency(timed, feeds, effort, settings, progress, {REFERENCE_NAME: [reference_feeds()]})
+    found = BenchPoint(**seen.__dict__, threads=settings.threads, batch=batch)
     found = replace(found, ratios=tuple(r for r in seen.ratios if r.name in sources))
     if ask.self_check:
-        found = replace(found, self_check=seen.ratio(first + AGAIN))
+        found = replace(found, self_check=seen.ratio(first + SELF_CHECK_SUFFIX))
     if ask.reference:
-        turned = seen.ratio(REFERENCE)
-        speed = Ratio(first, REFERENCE, 1 / turned.speedup, 1 / turned.high, 1 / turned.low)
+        turned = seen.ratio(REFERENCE_NAME)
+        speed = Ratio(first, REFERENCE_NAME, 1 / turned.speedup, 1 / turned.high, 1 / turned.low)
         found = replace(found, reference=speed)
     if ask.profile:
         peak, seconds = measured_peak(settings), min(effort.seconds, _PROFILE_SECONDS)
@@ -206,13 +210,13 @@ def _same_inputs(opened: Mapping[str, ir.Model]) -> Signature:
 
 
 def _feeds(
-    opened: Mapping[str, ir.Model], first: Signature, data: Dataset | None, conditions: Conditions
+    opened: Mapping[str, ir.Model], first: Signature, data: Dataset | None, conditions: BenchConditions
 ) -> dict[int, list[dict[str, np.ndarray]]]:
     """Inputs by batch size.  Raises InputProblem where the model or the data do not give that batch."""
     where = layout(first)
     if data is not None and conditions.shapes:
         raise InputProblem("--shape belongs to synthetic inputs", "", "--data gives inputs of its own", "leave one out")
-    shapes, named = wished_shapes(first, conditions.shapes)
+    shapes, named = sample_shapes(first, conditions.shapes)
     if named not in (None, 1) and conditions.batches and conditions.batches != (named,):
         raise InputProblem(
             "the batch is said twice", f"{named} in --shape", f"--batch says {conditions.batches}", "say it once"
@@ -226,7 +230,7 @@ def _feeds(
             )
     limits: dict[str, int] = {}
     for model in opened.values():
-        for name, limit in index_limits(model).items():
+        for name, limit in index_bounds(model).items():
             limits[name] = min(limit, limits.get(name, limit))
     found = {}
     for batch in batches:

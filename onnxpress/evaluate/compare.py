@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Batch, Dataset
 from onnxpress.data.readers import user_function
 from onnxpress.errors import InputProblem
-from onnxpress.evaluate.tensor_differences import Difference, differences
-from onnxpress.measure.metrics import Metric, Outputs, metric
-from onnxpress.measure.score import Judge, Measured, Score, difference
+from onnxpress.evaluate.tensor_differences import TensorDifference, tensor_differences
+from onnxpress.measure.metrics import Metric, Outputs, make_metric
+from onnxpress.measure.score import MetricResult, Score, Scorer, output_error
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 
@@ -23,7 +23,7 @@ ModelLike = str | Path | ir.Model
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleScore:
     """How a sample fares.  error: relative, of the output that differs most; before, after: the classes answered, where an output
     has scores of classes; label: where there is one that is a number."""
 
@@ -35,16 +35,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Compared:
+class CompareResult:
     """score: what `optimize` goes by; outputs: numbers of each; metrics: those asked for; worst: samples, the worst first."""
 
     score: Score
-    outputs: list[Difference]
-    metrics: list[Measured] = field(default_factory=list)
-    worst: list[Sample] = field(default_factory=list)
+    outputs: list[TensorDifference]
+    metrics: list[MetricResult] = field(default_factory=list)
+    worst: list[SampleScore] = field(default_factory=list)
 
     @property
-    def measured(self) -> Sequence[Measured]:
+    def measured(self) -> Sequence[MetricResult]:
         """The metrics that were asked for, else the score."""
         return self.metrics or [self.score]
 
@@ -62,7 +62,7 @@ def compare(
     metrics: Sequence[str | Callable[[Outputs, Any], Any]] = (),
     decode: str | Callable[[Outputs], Any] | None = None,
     worst: int = 0,
-) -> Compared:
+) -> CompareResult:
     """The other model against the original on samples.
 
     metrics: names (measure/metrics.py NAMES), "module:function", or functions of (outputs of a sample by name, its label) that give
@@ -74,18 +74,18 @@ def compare(
         raise InputProblem("the models take different inputs", str(other), "", "compare models with the same inputs")
     if [s.name for s in signature(first).outputs] != [s.name for s in signature(second).outputs]:
         raise InputProblem("the models give different outputs", str(other), "", "compare models with the same outputs")
-    judge = Judge(first, data)
+    judge = Scorer(first, data)
     answer = judge.names[judge.answer] if judge.answer is not None else None
     by_label = bool(data.labelled) and all(x is not None for x in data.labels)
-    boxes = user_function.find(decode, "cannot use --decode") if isinstance(decode, str) else decode
+    boxes = user_function.load_function(decode, "cannot use --decode") if isinstance(decode, str) else decode
     asked = [_metric(m, answer, by_label, boxes) for m in metrics]
     score = judge.score(second)
-    samples = _walked(judge, second, answer, asked) if asked or worst else []
-    return Compared(
+    samples = _score_samples(judge, second, answer, asked) if asked or worst else []
+    return CompareResult(
         score,
-        differences(first, second, judge.names, data),
+        tensor_differences(first, second, judge.names, data),
         [m.measured() for m in asked],
-        sorted(samples, key=lambda s: (not _lost(s), s.before == s.after, -s.error))[:worst],
+        sorted(samples, key=lambda s: (not _regressed(s), s.before == s.after, -s.error))[:worst],
     )
 
 
@@ -98,25 +98,25 @@ def _metric(
     own = (
         given
         if callable(given)
-        else user_function.find(given, "cannot use --metric")
-        if user_function.is_named(given)
+        else user_function.load_function(given, "cannot use --metric")
+        if user_function.names_function(given)
         else None
     )
     name = given if isinstance(given, str) else getattr(given, "__name__", "metric")
-    return metric(name, answer, by_label, decode, own)
+    return make_metric(name, answer, by_label, decode, own)
 
 
-def _walked(judge: Judge, model: ir.Model, answer: str | None, asked: Sequence[Metric]) -> list[Sample]:
+def _score_samples(judge: Scorer, model: ir.Model, answer: str | None, asked: Sequence[Metric]) -> list[SampleScore]:
     """Every sample, for the metrics and for what is told of it."""
-    found: list[Sample] = []
+    found: list[SampleScore] = []
     for batch, kept, new in judge.pairs(model):
-        errors = np.max([difference(a, b, batch.count) for a, b in zip(kept, new, strict=True)], axis=0)
+        errors = np.max([output_error(a, b, batch.count) for a, b in zip(kept, new, strict=True)], axis=0)
         for i in range(batch.count):
             one, two = (_row(judge.names, values, i, batch) for values in (kept, new))
             for each in asked:
                 each.add(one, two, batch.labels[i], batch.keys[i])
             before, after = (None if answer is None else int(o[answer].argmax()) for o in (one, two))
-            found.append(Sample(batch.keys[i], float(errors[i]), before, after, _number(batch.labels[i])))
+            found.append(SampleScore(batch.keys[i], float(errors[i]), before, after, _number(batch.labels[i])))
     return found
 
 
@@ -129,6 +129,6 @@ def _number(label: Any) -> float | None:
     return float(label) if np.ndim(label) == 0 and isinstance(label, (int, float, np.number)) else None
 
 
-def _lost(sample: Sample) -> bool:
+def _regressed(sample: SampleScore) -> bool:
     """Whether the original was right and the other is not."""
     return sample.label is not None and sample.before == sample.label and sample.after != sample.label

@@ -13,21 +13,21 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.evaluate.baseline import (
     Baseline,
-    against,
     check_baseline,
     file_hash,
-    fingerprint,
+    machine_fingerprint,
+    ratio_to_baseline,
     read_baseline,
     write_baseline,
 )
-from onnxpress.evaluate.bench import REBUILDS, Ask, Bench, Conditions, ModelLike, bench
-from onnxpress.evaluate.slowdown import BESIDE, BY_REFERENCE, Decision, decide
+from onnxpress.evaluate.bench import REBUILDS, BenchConditions, BenchOptions, BenchResult, ModelLike, bench
+from onnxpress.evaluate.slowdown import BESIDE, BY_REFERENCE, SlowdownDecision, decide_slowdown
 from onnxpress.model.files import check_target
 from onnxpress.runtime.latency import Effort, Ratio
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateOptions:
     """fail_slower: how much longer than the baseline a model may take (0.05: 5 %), None for no decision.
 
     baseline: a file that `save` wrote in an earlier run, force: also from another machine.
@@ -38,7 +38,7 @@ class Gate:
     force: bool = False
     save: Path | None = None
 
-    def check(self, models: Mapping[str, ModelLike], conditions: Conditions) -> None:
+    def check(self, models: Mapping[str, ModelLike], conditions: BenchConditions) -> None:
         """Raises InputProblem where the parts do not go together."""
         alone = self.baseline or self.save
         if self.baseline and self.save:
@@ -63,74 +63,74 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Gated:
+class GateResult:
     """bench: what was measured; against: the model against a baseline whose file is gone; decisions: one a ratio."""
 
-    bench: Bench
-    decisions: tuple[Decision, ...] = ()
-    against: Ratio | None = None
+    bench: BenchResult
+    decisions: tuple[SlowdownDecision, ...] = ()
+    baseline_ratio: Ratio | None = None
 
     @property
     def passed(self) -> bool:
         return all(d.passed for d in self.decisions)
 
 
-def gated(
+def run_gate(
     models: Mapping[str, ModelLike],
     data: Dataset | None = None,
     effort: Effort | None = None,
     progress: Callable[[float], None] | None = None,
-    ask: Ask | None = None,
-    conditions: Conditions | None = None,
-    gate: Gate | None = None,
-) -> Gated:
+    ask: BenchOptions | None = None,
+    conditions: BenchConditions | None = None,
+    gate: GateOptions | None = None,
+) -> GateResult:
     """Measure as `bench` does, then decide.  Raises InputProblem; a gate that is not met is no error but a decision."""
     effort, ask, conditions, gate = (
         effort or Effort(rebuilds=REBUILDS),
-        ask or Ask(),
-        conditions or Conditions(),
-        gate or Gate(),
+        ask or BenchOptions(),
+        conditions or BenchConditions(),
+        gate or GateOptions(),
     )
     gate.check(models, conditions)
-    known = _facts(conditions, effort, data) if gate.baseline or gate.save else {}
+    known = _conditions_record(conditions, effort, data) if gate.baseline or gate.save else {}
     if gate.baseline:
         kept = read_baseline(gate.baseline)
         check_baseline(kept, gate.baseline, known, gate.force)
-        return _against(kept, models, data, effort, progress, ask, conditions, gate)
+        return _run_against_baseline(kept, models, data, effort, progress, ask, conditions, gate)
     if gate.save:
         ask = replace(ask, reference=True)
     found = bench(models, data, effort, progress, ask, conditions)
     if gate.save:
-        _save(found, models, known, gate.save)
+        _save_baseline(found, models, known, gate.save)
     ratios = [r for point in found.every for r in point.ratios]
-    return Gated(found, _decided(ratios, gate, BESIDE))
+    return GateResult(found, _decisions(ratios, gate, BESIDE))
 
 
-def _against(
+def _run_against_baseline(
     kept: Baseline,
     models: Mapping[str, ModelLike],
     data: Dataset | None,
     effort: Effort,
     progress: Callable[[float], None] | None,
-    ask: Ask,
-    conditions: Conditions,
-    gate: Gate,
-) -> Gated:
+    ask: BenchOptions,
+    conditions: BenchConditions,
+    gate: GateOptions,
+) -> GateResult:
     old = kept.same_file()
     if old is not None:
         found = bench({kept.name: old, **models}, data, effort, progress, ask, conditions)
-        return Gated(found, _decided(found.ratios, gate, BESIDE))
+        return GateResult(found, _decisions(found.ratios, gate, BESIDE))
     found = bench(models, data, effort, progress, replace(ask, reference=True), conditions)
     assert found.reference is not None
-    ratio = against(kept, found.reference)
-    return Gated(found, _decided([ratio], gate, BY_REFERENCE), ratio)
+    ratio = ratio_to_baseline(kept, found.reference)
+    return GateResult(found, _decisions([ratio], gate, BY_REFERENCE), ratio)
 
 
-def _decided(ratios: list[Ratio] | tuple[Ratio, ...], gate: Gate, how: str) -> tuple[Decision, ...]:
-    return () if gate.fail_slower is None else tuple(decide(r, gate.fail_slower, how) for r in ratios)
+def _decisions(ratios: list[Ratio] | tuple[Ratio, ...], gate: GateOptions, how: str) -> tuple[SlowdownDecision, ...]:
+    return () if gate.fail_slower is None else tuple(decide_slowdown(r, gate.fail_slower, how) for r in ratios)
 
 
-def _facts(conditions: Conditions, effort: Effort, data: Dataset | None) -> dict[str, Any]:
+def _conditions_record(conditions: BenchConditions, effort: Effort, data: Dataset | None) -> dict[str, Any]:
     """What must be the same for two runs' ratios to be comparable."""
     settings = conditions.settings
     return {
@@ -146,7 +146,7 @@ def _facts(conditions: Conditions, effort: Effort, data: Dataset | None) -> dict
     }
 
 
-def _save(found: Bench, models: Mapping[str, ModelLike], known: dict[str, Any], target: Path) -> None:
+def _save_baseline(found: BenchResult, models: Mapping[str, ModelLike], known: dict[str, Any], target: Path) -> None:
     model = next(iter(models.values()))
     if isinstance(model, ir.Model):
         raise InputProblem(
@@ -155,6 +155,6 @@ def _save(found: Bench, models: Mapping[str, ModelLike], known: dict[str, Any], 
     assert found.reference is not None
     path, own = Path(model).resolve(), found.reference
     kept = Baseline(
-        str(path), file_hash(path), found.timings[0].median, own.speedup, own.low, own.high, fingerprint(), known
+        str(path), file_hash(path), found.timings[0].median, own.speedup, own.low, own.high, machine_fingerprint(), known
     )  # fmt: skip
     write_baseline(kept, target)

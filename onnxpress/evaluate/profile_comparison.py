@@ -13,15 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import edit, read
-from onnxpress.runtime.builtin_models import Peak
+from onnxpress.runtime.builtin_models import PeakRate
 from onnxpress.runtime.profile import Profile, profile
-from onnxpress.runtime.session import Settings
+from onnxpress.runtime.session import SessionSettings
 
-_UNKNOWN = Peak(0.0, 0)  # rates are not asked for: no time for the machine's peak
+_UNKNOWN = PeakRate(0.0, 0)  # rates are not asked for: no time for the machine's peak
 
 
 @dataclass(frozen=True)
-class Pair:
+class BeforeAfter:
     """What something was before and is after: seconds of a run, or channels; 0: it is not there."""
 
     name: str
@@ -30,30 +30,34 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Sides:
+class ProfileComparison:
     """operators: seconds of a run in all kernels that onnxruntime calls so; layers: seconds of a run in the kernel that computes
     a layer, with what is fused into it; widths: channels that layers give; layers and widths in the order of the graph."""
 
-    operators: tuple[Pair, ...] = ()
-    layers: tuple[Pair, ...] = ()
-    widths: tuple[Pair, ...] = ()
+    operators: tuple[BeforeAfter, ...] = ()
+    layers: tuple[BeforeAfter, ...] = ()
+    channel_widths: tuple[BeforeAfter, ...] = ()
 
 
-def side_by_side(
-    before: ir.Model, after: ir.Model, feeds: Mapping[str, np.ndarray], seconds: float, settings: Settings | None = None
-) -> Sides:
+def profile_compare(
+    before: ir.Model,
+    after: ir.Model,
+    feeds: Mapping[str, np.ndarray],
+    seconds: float,
+    settings: SessionSettings | None = None,
+) -> ProfileComparison:
     """Both models on one input, profiled for about so long together.  Raises InputProblem where one does not run."""
     old, new = (_named(m) for m in (before, after))
     first, second = (profile(m, feeds, settings, seconds / 2, peak=_UNKNOWN) for m in (old, new))
-    return Sides(_operators(first, second), _layers(old, first, second), widths(old, new))
+    return ProfileComparison(_operators(first, second), _layers(old, first, second), channel_widths(old, new))
 
 
-def widths(before: ir.Model, after: ir.Model) -> tuple[Pair, ...]:
+def channel_widths(before: ir.Model, after: ir.Model) -> tuple[BeforeAfter, ...]:
     """Channels that each weighted node gives, where it is in both models or in the first alone."""
     old, new = (
         {read.node_label(n): _width(n) for n in _named(m).graph if n.op_type in read.WEIGHTED} for m in (before, after)
     )
-    return tuple(Pair(name, width, new.get(name, 0)) for name, width in old.items() if width)
+    return tuple(BeforeAfter(name, width, new.get(name, 0)) for name, width in old.items() if width)
 
 
 def _named(model: ir.Model) -> ir.Model:
@@ -62,16 +66,18 @@ def _named(model: ir.Model) -> ir.Model:
     return named
 
 
-def _operators(first: Profile, second: Profile) -> tuple[Pair, ...]:
+def _operators(first: Profile, second: Profile) -> tuple[BeforeAfter, ...]:
     old, new = ({o.op: o.seconds for o in p.operators} for p in (first, second))
-    pairs = [Pair(op, old.get(op, 0.0), new.get(op, 0.0)) for op in {**old, **new}]
+    pairs = [BeforeAfter(op, old.get(op, 0.0), new.get(op, 0.0)) for op in {**old, **new}]
     return tuple(sorted(pairs, key=lambda p: -max(p.before, p.after)))
 
 
-def _layers(model: ir.Model, first: Profile, second: Profile) -> tuple[Pair, ...]:
+def _layers(model: ir.Model, first: Profile, second: Profile) -> tuple[BeforeAfter, ...]:
     names = [read.node_label(n) for n in model.graph if n.op_type in read.WEIGHTED]
     old, new = (_seconds(p, set(names)) for p in (first, second))
-    return tuple(Pair(name, old.get(name, 0.0), new.get(name, 0.0)) for name in names if name in old or name in new)
+    return tuple(
+        BeforeAfter(name, old.get(name, 0.0), new.get(name, 0.0)) for name in names if name in old or name in new
+    )
 
 
 def _seconds(found: Profile, layers: set[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ BY_REFERENCE = "by ratios to the built-in reference model, of two runs"
 
 
 @dataclass(frozen=True)
-class Decision:
+class SlowdownDecision:
     """Of one model: how many times the baseline's time it takes, with 95 % interval, what was allowed, and what follows.
 
     how: what the times were compared by; decided: whether the interval lies on one side of what is allowed.
@@ -52,8 +52,8 @@ class Decision:
         return f"{found}: the whole interval lies below the allowed {self.allowed:.3f}"
 
 
-def decide(ratio: Ratio, allowed_slower: float, how: str = BESIDE) -> Decision:
+def decide_slowdown(ratio: Ratio, allowed_slower: float, how: str = BESIDE) -> SlowdownDecision:
     """allowed_slower: 0.05 lets the new model take 5 % longer."""
-    return Decision(
+    return SlowdownDecision(
         ratio.name, ratio.baseline, 1 / ratio.speedup, 1 / ratio.high, 1 / ratio.low if ratio.low > 0 else float("inf"), 1 + allowed_slower, how
     )  # fmt: skip

@@ -14,14 +14,14 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.runtime.session import Settings, tap
+from onnxpress.runtime.session import SessionSettings, tap
 
 _TINY = 1e-30
 _AT_ONCE = 64 * 2**20  # bytes of inner values of one sample held at once
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """One value, over all samples.  max_abs: the largest difference; sqnr_db: its power over the difference's; op: what makes it."""
 
     name: str
@@ -31,9 +31,11 @@ class Difference:
     op: str = ""
 
 
-def differences(first: ir.Model, second: ir.Model, names: Sequence[str], data: Dataset) -> list[Difference]:
+def tensor_differences(
+    first: ir.Model, second: ir.Model, names: Sequence[str], data: Dataset
+) -> list[TensorDifference]:
     """The named values, which both models have, in this order; those that are no numbers or of another shape count as equal."""
-    level = Settings()
+    level = SessionSettings()
     one, two = tap(first, names, level), tap(second, names, level)
     top, sums = np.zeros(len(names)), np.zeros((len(names), 4))
     for batch in data.batches(1):
@@ -46,7 +48,7 @@ def differences(first: ir.Model, second: ir.Model, names: Sequence[str], data: D
             sums[i] += ((x * x).sum(), (y * y).sum(), (x * y).sum(), ((x - y) ** 2).sum())
     makers = {v.name: n.op_type for n in first.graph for v in n.outputs}
     return [
-        Difference(
+        TensorDifference(
             name, float(top[i]), float(10 * np.log10(max(s[0], _TINY) / max(s[3], _TINY))),
             float(s[2] / max(np.sqrt(s[0] * s[1]), _TINY)), makers.get(name, ""),
         )
@@ -54,7 +56,7 @@ def differences(first: ir.Model, second: ir.Model, names: Sequence[str], data: D
     ]  # fmt: skip
 
 
-def along(first: ir.Model, second: ir.Model, data: Dataset) -> list[Difference]:
+def intermediate_differences(first: ir.Model, second: ir.Model, data: Dataset) -> list[TensorDifference]:
     """Inner values that both have with one shape, in the first model's order."""
     ours, theirs = (evidence_for(m, data) for m in (first, second))
     names, sizes = [], []
@@ -64,9 +66,9 @@ def along(first: ir.Model, second: ir.Model, data: Dataset) -> list[Difference]:
             if value.name and shape is not None and shape == theirs.trace.shape(value.name):
                 names.append(value.name)
                 sizes.append(8 * int(np.prod(shape)))
-    found: list[Difference] = []
+    found: list[TensorDifference] = []
     while names:
         count = max(1, int(np.searchsorted(np.cumsum(sizes), _AT_ONCE)))
-        found += differences(ours.model, theirs.model, names[:count], data)
+        found += tensor_differences(ours.model, theirs.model, names[:count], data)
         names, sizes = names[count:], sizes[count:]
     return found

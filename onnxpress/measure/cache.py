@@ -24,7 +24,7 @@ import onnxpress
 from onnxpress.errors import Problem
 from onnxpress.model.files import write_atomic
 
-VARIABLE = "ONNXPRESS_CACHE"
+CACHE_VARIABLE = "ONNXPRESS_CACHE"
 _LIMIT = 512 * 2**20  # bytes
 Arrays = dict[str, np.ndarray]
 
@@ -82,12 +82,12 @@ class Cache:
 
 def user_cache() -> Cache:
     """The cache of this user, wherever the platform keeps caches."""
-    named = os.environ.get(VARIABLE, "")
+    named = os.environ.get(CACHE_VARIABLE, "")
     if named == "off":
         return Cache(None)
     return Cache(Path(named) if named else Path(platformdirs.user_cache_dir("onnxpress")) / "measured")
 
 
-def key_of(*parts: str) -> str:
+def cache_key(*parts: str) -> str:
     """One key for everything a result depends on, this version of onnxpress included."""
     return hashlib.sha256("\n".join((onnxpress.__version__, *parts)).encode()).hexdigest()

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-OVERLAPS = np.arange(0.5, 1.0, 0.05)
+IOU_THRESHOLDS = np.arange(0.5, 1.0, 0.05)
 _RECALLS = np.linspace(0, 1, 101)
 _MOST = 100  # detections of a class in a sample that count
 
 
 @dataclass(frozen=True)
-class Matched:
+class MatchedDetections:
     """A sample.  classes, scores: [n] of its detections, matched: [overlaps, n] whether each took a box; boxes: classes of the true
     boxes."""
 
@@ -28,23 +28,23 @@ class Matched:
     boxes: np.ndarray
 
 
-def match(found: np.ndarray, true: np.ndarray) -> Matched:
+def match_detections(found: np.ndarray, true: np.ndarray) -> MatchedDetections:
     """found: [n, 6]; true: [m, 5]."""
     kept, hits = [], []
     for one in np.unique(found[:, 5]):
         own = found[found[:, 5] == one]
         own = own[np.argsort(-own[:, 4], kind="stable")][:_MOST]
         kept.append(own)
-        hits.append(_taken(overlap(own[:, :4], true[true[:, 4] == one][:, :4])))
+        hits.append(_taken(box_iou(own[:, :4], true[true[:, 4] == one][:, :4])))
     rows = np.concatenate(kept) if kept else np.zeros((0, 6))
-    taken = np.concatenate(hits, axis=1) if hits else np.zeros((len(OVERLAPS), 0), bool)
-    return Matched(rows[:, 5], rows[:, 4], taken, true[:, 4])
+    taken = np.concatenate(hits, axis=1) if hits else np.zeros((len(IOU_THRESHOLDS), 0), bool)
+    return MatchedDetections(rows[:, 5], rows[:, 4], taken, true[:, 4])
 
 
 def _taken(overlaps: np.ndarray) -> np.ndarray:
     """overlaps: [n, m], the best detection first -> [overlaps, n] whether a detection takes a box that none before it took."""
-    taken = np.zeros((len(OVERLAPS), len(overlaps)), bool)
-    for level, least in enumerate(OVERLAPS):
+    taken = np.zeros((len(IOU_THRESHOLDS), len(overlaps)), bool)
+    for level, least in enumerate(IOU_THRESHOLDS):
         free = np.ones(overlaps.shape[1], bool)
         for i, row in enumerate(overlaps):
             able = np.where(free, row, -1.0)
@@ -54,7 +54,7 @@ def _taken(overlaps: np.ndarray) -> np.ndarray:
     return taken
 
 
-def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """[n, 4], [m, 4] -> [n, m] intersection over union."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
@@ -63,7 +63,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(common / np.maximum(sizes[0][:, None] + sizes[1][None, :] - common, 1e-12))
 
 
-def mean_average_precision(samples: Sequence[Matched]) -> float:
+def mean_average_precision(samples: Sequence[MatchedDetections]) -> float:
     """Over the classes that have a true box; 0 where none has."""
     classes = np.concatenate([s.classes for s in samples])
     scores = np.concatenate([s.scores for s in samples])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from onnxpress.data.layout import layout
-from onnxpress.measure.evidence import repeated
+from onnxpress.measure.evidence import repeat_feeds
 from onnxpress.model.signature import Signature
 
 Feeds = dict[str, np.ndarray]
@@ -19,15 +19,15 @@ Axis = tuple[str, int]  # input, axis
 BATCHES = (1, 2, 3)
 
 
-def variations(feeds: Mapping[str, np.ndarray], sig: Signature) -> Iterator[tuple[str, Feeds]]:
+def dynamic_shape_variants(feeds: Mapping[str, np.ndarray], sig: Signature) -> Iterator[tuple[str, Feeds]]:
     """(what was varied, feeds): the sample at a few batch sizes, then at half and one and a half of each free axis."""
     for size in BATCHES:
-        yield f"batch {size}", repeated(feeds, sig, size)
+        yield f"batch {size}", repeat_feeds(feeds, sig, size)
     for name, axes in free_axes(sig).items():
         old = max((feeds[port].shape[axis] for port, axis in axes), default=0)
         for size in dict.fromkeys((max(old // 2, 1), old + (old + 1) // 2)):
             if old and size != old:
-                yield f"{name} {size}", resized(feeds, axes, size)
+                yield f"{name} {size}", resize_axes(feeds, axes, size)
 
 
 def free_axes(sig: Signature) -> dict[str, list[Axis]]:
@@ -41,7 +41,7 @@ def free_axes(sig: Signature) -> dict[str, list[Axis]]:
     return found
 
 
-def resized(feeds: Mapping[str, np.ndarray], axes: list[Axis], size: int) -> Feeds:
+def resize_axes(feeds: Mapping[str, np.ndarray], axes: list[Axis], size: int) -> Feeds:
     """The feeds with the given axes cut, or filled up by starting over."""
     out = dict(feeds)
     for name, axis in axes:

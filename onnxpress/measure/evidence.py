@@ -20,9 +20,9 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import layout
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
-from onnxpress.measure.cache import Arrays, Cache, key_of, user_cache
+from onnxpress.measure.cache import Arrays, Cache, cache_key, user_cache
 from onnxpress.model import edit
-from onnxpress.model.channels.groups import Channels, analyse
+from onnxpress.model.channels.groups import Channels, find_channel_groups
 from onnxpress.model.files import model_hash
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
@@ -66,13 +66,13 @@ class Evidence:
 
     @cached_property
     def channels(self) -> Channels:
-        return analyse(self.model, self.trace)
+        return find_channel_groups(self.model, self.trace)
 
     @cached_property
     def batchable(self) -> bool:
         """Whether the model gives two samples the same answers together as apart (a baked batch of 1 does not)."""
         return (
-            takes_batches(self.model, self.probe, self.signature, self._other)
+            supports_batching(self.model, self.probe, self.signature, self._other)
             if self.whole is None
             else self.whole.batchable
         )
@@ -82,7 +82,7 @@ class Evidence:
         if self.whole is not None:
             return self.whole.batchable_in(session, names)
         if "batchable" not in self.__dict__:
-            self.batchable = may_batch(self.signature) and agrees(
+            self.batchable = signature_allows_batching(self.signature) and batching_agrees(
                 session, self.probe, self.signature, self._other, names
             )
         return self.batchable
@@ -99,7 +99,7 @@ class Evidence:
         """What everything observed depends on: model, samples, seed and the machine that ran them."""
         machine = f"{self.machine.model} {self.machine.arch} {self.machine.isa} {self.machine.onnxruntime}"
         data = self.data.hash if self.data is not None else "none"
-        return key_of(model_hash(self.model), data, str(self.seed), machine)
+        return cache_key(model_hash(self.model), data, str(self.seed), machine)
 
     def observed(self, what: str, measure: Callable[[], Arrays]) -> Arrays:
         """Arrays that `measure` gathers from the samples, or the same ones from the user's cache.
@@ -108,7 +108,7 @@ class Evidence:
         """
         if self.cache.folder is None:  # nothing needs a name, which takes a look at every sample
             return measure()
-        key = key_of(self.identity, what)
+        key = cache_key(self.identity, what)
         found = self.cache.get(key)
         if found is None:
             found = measure()
@@ -145,25 +145,25 @@ class Evidence:
         return int(max(1, min(16, _STREAM_BYTES // max(each, 1))))
 
 
-def takes_batches(
+def supports_batching(
     model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature, other: dict[str, np.ndarray] | None = None
 ) -> bool:
     """Run two samples (one and itself without `other`) alone and together; batches are allowed where answers agree."""
-    if not may_batch(sig):
+    if not signature_allows_batching(sig):
         return False
     try:
-        return agrees(open_session(model, all_cores()), feeds, sig, other)
+        return batching_agrees(open_session(model, all_cores()), feeds, sig, other)
     except InputProblem:
         return False
 
 
-def may_batch(sig: Signature) -> bool:
+def signature_allows_batching(sig: Signature) -> bool:
     """Whether the declared shapes have room for more than one sample."""
     where = layout(sig)
     return where.batch is None and not where.alone and any(p.axis is not None for p in where.ports)
 
 
-def agrees(
+def batching_agrees(
     session: InferenceSession,
     feeds: dict[str, np.ndarray],
     sig: Signature,
@@ -174,7 +174,7 @@ def agrees(
     second = other if other is not None and all(other[k].shape == v.shape for k, v in feeds.items()) else feeds
     try:
         alone = [run(session, feeds, names), run(session, second, names)]
-        both = run(session, together(feeds, second, sig), names)
+        both = run(session, stack_feeds(feeds, second, sig), names)
     except InputProblem:
         return False
     return all(_equal(np.concatenate([a, b]) if a.ndim else a, c) for a, b, c in zip(*alone, both, strict=True))
@@ -188,13 +188,13 @@ def _equal(wanted: np.ndarray, found: np.ndarray) -> bool:
     return bool(np.array_equal(wanted, found))
 
 
-def together(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], sig: Signature) -> dict[str, np.ndarray]:
+def stack_feeds(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], sig: Signature) -> dict[str, np.ndarray]:
     """Two samples along each input's batch axis."""
     axes = {p.name: p.axis for p in layout(sig).ports}
     return {k: v if axes[k] is None else np.concatenate([v, two[k]], axis=axes[k]) for k, v in one.items()}
 
 
-def repeated(feeds: Mapping[str, np.ndarray], sig: Signature, count: int) -> dict[str, np.ndarray]:
+def repeat_feeds(feeds: Mapping[str, np.ndarray], sig: Signature, count: int) -> dict[str, np.ndarray]:
     """One sample `count` times along each input's batch axis."""
     axes = {p.name: p.axis for p in layout(sig).ports}
     return {k: v if axes[k] is None else np.concatenate([v] * count, axis=axes[k]) for k, v in feeds.items()}

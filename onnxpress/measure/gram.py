@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.linear import Linear, input_rows, linear, output_rows, positions
+from onnxpress.measure.linear import LinearLayer, input_rows, linear, output_rows, positions
 from onnxpress.model import read
 
 ROWS_PER_COLUMN = 32
@@ -71,7 +71,7 @@ class Moments:
         return self.xx / n - np.outer(mx, mx), self.yx / n - np.outer(my, mx)
 
 
-def picks_for(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: int, batch: int) -> np.ndarray | None:
+def sampled_rows(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: int, batch: int) -> np.ndarray | None:
     """Which rows of a batch to use: spread at random but the same every time; None: all of them."""
     total = positions(node, y_shape)
     budget = max(MIN_ROWS, ROWS_PER_COLUMN * columns)
@@ -84,14 +84,14 @@ def picks_for(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: in
 
 def input_moments(
     evidence: Evidence, nodes: Sequence[ir.Node], blocks: Mapping[str, int] | None = None
-) -> Iterator[tuple[str, Linear, Moments]]:
+) -> Iterator[tuple[str, LinearLayer, Moments]]:
     """(node name, layer, Gram matrix of its input), in streams that hold about _PASS_BYTES of them at once.
 
     Nodes that are not linear are left out.  blocks: neighbouring columns that belong to one channel, for layers behind a
     Flatten.  A layer of more than WIDE columns is treated as its taps apart: columns are channels, rows (row, tap); one
     that is too wide even so is left out.
     """
-    part: list[tuple[ir.Node, Linear]] = []
+    part: list[tuple[ir.Node, LinearLayer]] = []
     size = 0
     for node in nodes:
         layer = linear(node)
@@ -111,18 +111,20 @@ def input_moments(
         yield from _one_pass(evidence, part)
 
 
-def _columns(layer: Linear) -> int:
+def _columns(layer: LinearLayer) -> int:
     total = int(layer.weight.shape[1])
     return layer.channels if total > WIDE and layer.taps > 1 else total
 
 
-def by_tap(layer: Linear) -> np.ndarray:
+def weight_by_tap(layer: LinearLayer) -> np.ndarray:
     """The weight with taps moved to the rows: [M * taps, channels]."""
     m = layer.weight.shape[0]
     return layer.weight.reshape(m, layer.channels, layer.taps).transpose(0, 2, 1).reshape(m * layer.taps, -1)
 
 
-def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> Iterator[tuple[str, Linear, Moments]]:
+def _one_pass(
+    evidence: Evidence, part: Sequence[tuple[ir.Node, LinearLayer]]
+) -> Iterator[tuple[str, LinearLayer, Moments]]:
     halves = {layer.node: tuple(Moments.empty(_columns(layer), 0) for _ in range(2)) for _, layer in part}
     names = list(dict.fromkeys(layer.source for _, layer in part))
     shapes = evidence.trace.shapes
@@ -136,7 +138,7 @@ def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> Ite
             elif x.shape[2:] != shapes[layer.source][2:]:
                 y_shape = _conv_shape(node, layer, x)
             kernel = _kernel(node)
-            rows = input_rows(node, x, kernel, picks_for(node, y_shape, layer.weight.shape[1], samples, index))
+            rows = input_rows(node, x, kernel, sampled_rows(node, y_shape, layer.weight.shape[1], samples, index))
             if _columns(layer) != rows.shape[1]:
                 rows = (
                     rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
@@ -156,14 +158,14 @@ def _kernel(node: ir.Node) -> tuple[int, ...]:
     return tuple(weight.shape[2:]) if node.op_type == "Conv" else ()
 
 
-def _conv_shape(node: ir.Node, layer: Linear, x: np.ndarray) -> tuple[int, ...]:
+def _conv_shape(node: ir.Node, layer: LinearLayer, x: np.ndarray) -> tuple[int, ...]:
     rows = input_rows(node, x[:1, :1], _kernel(node), None)
     return (x.shape[0], layer.weight.shape[0], len(rows))
 
 
 def fit_moments(
-    node: ir.Node, layer: Linear, x: np.ndarray, y: np.ndarray, samples: int, batch: int, into: Moments
+    node: ir.Node, layer: LinearLayer, x: np.ndarray, y: np.ndarray, samples: int, batch: int, into: Moments
 ) -> None:
     """Add one batch of (input, wished output) of a layer."""
-    picks = picks_for(node, y.shape, layer.weight.shape[1], samples, batch)
+    picks = sampled_rows(node, y.shape, layer.weight.shape[1], samples, batch)
     into.add(input_rows(node, x, _kernel(node), picks), output_rows(node, y, picks))

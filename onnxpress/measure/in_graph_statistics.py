@@ -47,7 +47,7 @@ def on_grid(shape: tuple[int, ...], apart: int) -> int:
     return -(-shape[2] // apart) * -(-shape[3] // apart)
 
 
-class Asking:
+class StatsGraph:
     """A copy of a model with nodes that answer questions.
 
     onnxruntime walks back from the nodes whose outputs no node reads, the last in the file first.  So the questions to the first tensor
@@ -62,14 +62,14 @@ class Asking:
         self._late = read.opset(model) >= 18  # a reduction's axes are an input from there on
         self._numbers: dict[tuple[int, ...], ir.Value] = {}
 
-    def answering(self, questions: Mapping[str, Callable[[ir.Value], Sequence[ir.Value]]]) -> Answers:
+    def answering(self, questions: Mapping[str, Callable[[ir.Value], Sequence[ir.Value]]]) -> StatsSession:
         """The model opened; a question adds nodes behind the tensor of its name and gives what is handed out of it."""
         made = {name: list(ask(self._values[name])) for name, ask in reversed(list(questions.items()))}
         asked = [value for name in questions for value in made[name]]
         for value in asked:
             value.type = ir.TensorType(ir.DataType.FLOAT)
-        model = submodels.only_these(self._work, [*asked, *self._work.graph.outputs])
-        return Answers(model, {name: len(made[name]) for name in questions})
+        model = submodels.set_outputs(self._work, [*asked, *self._work.graph.outputs])
+        return StatsSession(model, {name: len(made[name]) for name in questions})
 
     def extreme(self, op: str, value: ir.Value, over: Sequence[int]) -> ir.Value:
         """ReduceMin or ReduceMax over some axes."""
@@ -108,7 +108,7 @@ class Asking:
         return self._numbers[key]
 
 
-class Answers:
+class StatsSession:
     """A session that gives what was asked, and the model's own outputs."""
 
     def __init__(self, model: ir.Model, counts: Mapping[str, int]) -> None:

@@ -16,7 +16,7 @@ from onnxpress.model import edit, read
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearLayer:
     """One weighted node as a matrix. weight: [M, K]; bias: [M] or None; taps: columns per input channel."""
 
     node: str
@@ -32,7 +32,7 @@ class Linear:
         return int(self.weight.shape[1]) // self.taps
 
 
-def linear(node: ir.Node) -> Linear | None:
+def linear(node: ir.Node) -> LinearLayer | None:
     """The node as a matrix; None where it is not one (grouped, transposed, computed weight, odd flags)."""
     if not read.standard(node) or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
@@ -59,7 +59,7 @@ def linear(node: ir.Node) -> Linear | None:
     flat = read.column_bias(node, len(matrix)) if given and node.op_type != "MatMul" else None
     if given and flat is None:
         return None
-    return Linear(node.name or "", node.op_type, source.name or "", output.name or "", matrix, flat, taps)
+    return LinearLayer(node.name or "", node.op_type, source.name or "", output.name or "", matrix, flat, taps)
 
 
 def _scales(node: ir.Node) -> tuple[float, float]:

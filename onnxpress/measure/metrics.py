@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.detection import Matched, match, mean_average_precision
-from onnxpress.measure.score import Measured
+from onnxpress.measure.detection import MatchedDetections, match_detections, mean_average_precision
+from onnxpress.measure.score import MetricResult
 
 Outputs = Mapping[str, np.ndarray]
-NAMES = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman", "map")
-LOWER = ("mse", "mae")  # is better
+METRIC_NAMES = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman", "map")
+LOWER_IS_BETTER = ("mse", "mae")  # is better
 _RESAMPLES, _FEW = 1000, 200
 _SURE = 0.5  # score of a detection of the original that counts as true where there are no labels
 
@@ -43,10 +43,10 @@ class Metric(ABC):
     @abstractmethod
     def total(self, facts: Sequence[Any]) -> float: ...
 
-    def measured(self) -> Measured:
+    def measured(self) -> MetricResult:
         first, second = ([pair[i] for pair in self._facts] for i in (0, 1))
         reference, value = self.total(first), self.total(second)
-        sign = -1.0 if self.name in LOWER else 1.0
+        sign = -1.0 if self.name in LOWER_IS_BETTER else 1.0
         rng, count = np.random.default_rng(0), len(first)
         draws = []
         for _ in range(self.resamples if count > 1 else 0):
@@ -55,7 +55,7 @@ class Metric(ABC):
         low, high = (
             (float(np.nanquantile(draws, q)) for q in (0.025, 0.975)) if draws else (float("-inf"), float("inf"))
         )
-        return Measured(self.name, value, reference, sign * (reference - value), low, high, count)
+        return MetricResult(self.name, value, reference, sign * (reference - value), low, high, count)
 
 
 class _Mean(Metric):
@@ -110,7 +110,7 @@ class _F1(Metric):
         return float((2 * right[both > 0] / both[both > 0]).mean())
 
 
-class _Numbers(Metric):
+class _RegressionMetric(Metric):
     """Numbers against numbers: mean squared and absolute error, correlations.
 
     A correlation is over samples where a sample has one number, else the mean of those within samples.
@@ -122,7 +122,7 @@ class _Numbers(Metric):
 
     def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Any:
         found, true = _numbers(self.name, outputs, original, label if self._by_label else None, key)
-        if self.name in LOWER:
+        if self.name in LOWER_IS_BETTER:
             off = found - true
             return float((off**2).mean() if self.name == "mse" else np.abs(off).mean())
         return (float(found[0]), float(true[0])) if found.size == 1 else self._correlation(found, true)
@@ -153,13 +153,13 @@ class _Detections(Metric):
         super().__init__(name)
         self._decode, self._by_label = decode, by_label
 
-    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Matched:
+    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> MatchedDetections:
         if self._by_label:
             true = _rows(label, 5, f"the label of {key}")
         else:
             sure = self._decoded(original, key)
             true = sure[sure[:, 4] >= _SURE][:, [0, 1, 2, 3, 5]]
-        return match(self._decoded(outputs, key), true)
+        return match_detections(self._decoded(outputs, key), true)
 
     def _decoded(self, outputs: Outputs, key: str) -> np.ndarray:
         try:
@@ -174,7 +174,7 @@ class _Detections(Metric):
         return mean_average_precision(facts)
 
 
-class _Own(_Mean):
+class _UserMetric(_Mean):
     """A function of the user's: (outputs of a sample by name, label) -> a number, more is better."""
 
     def __init__(self, name: str, function: Callable[[Outputs, Any], Any]) -> None:
@@ -190,7 +190,7 @@ class _Own(_Mean):
             ) from error
 
 
-def metric(
+def make_metric(
     name: str,
     answer: str | None,
     by_label: bool,
@@ -202,7 +202,7 @@ def metric(
     Raises InputProblem where something is missing.
     """
     if own is not None:
-        return _Own(name, own)
+        return _UserMetric(name, own)
     if name == "map":
         if decode is None:
             raise InputProblem(
@@ -210,14 +210,14 @@ def metric(
             )
         return _Detections(name, decode, by_label)
     if name in ("mse", "mae", "pearson", "spearman"):
-        return _Numbers(name, by_label)
+        return _RegressionMetric(name, by_label)
     if name == "f1":
         return _F1(name, answer, by_label)
     if name == "agreement":
         return _Classes(name, answer, 1, False)
-    if name in NAMES:
+    if name in METRIC_NAMES:
         return _Classes(name, answer, 5 if name == "top-5" else 1, by_label)
-    raise InputProblem("no such metric", "--metric", name, f"one of {', '.join(NAMES)}, or module:function")
+    raise InputProblem("no such metric", "--metric", name, f"one of {', '.join(METRIC_NAMES)}, or module:function")
 
 
 def _scores(name: str, outputs: Outputs, answer: str | None) -> np.ndarray:

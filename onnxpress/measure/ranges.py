@@ -16,7 +16,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.tensor_summary import Digest, digest_of, digests
+from onnxpress.measure.tensor_summary import TensorSummary, summarize, summarize_tensors
 
 BINS = 2048
 METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
@@ -25,7 +25,7 @@ _PERCENTILE = 1e-4  # share of values that may be clipped at each end
 
 
 @dataclass
-class Spread:
+class Histogram:
     """What was seen of one tensor. low, high: extremes; sums: of the extremes of each batch; batches: their number; radius: of the
     histogram; channel_low/high: along `axis`; channel_square: sums over batches of mean squares along it.
 
@@ -46,9 +46,9 @@ class Spread:
     def add(self, x: np.ndarray, axis: int | None = None) -> None:
         """Add a batch of values; axis: keep extremes of each position of it as well."""
         if x.size:
-            self.take(digest_of(x, axis))
+            self.take(summarize(x, axis))
 
-    def take(self, batch: Digest) -> None:
+    def take(self, batch: TensorSummary) -> None:
         """Add what is known of a batch.  What is not finite is noted, not added."""
         low, high = float(batch.low.min()), float(batch.high.max())
         if not np.isfinite([low, high]).all() or not (np.isfinite(batch.some.sum()) or np.isfinite(batch.some).all()):
@@ -74,14 +74,14 @@ class Spread:
             self.channel_high = np.maximum(self.channel_high, highs)
             self.channel_square = self.channel_square + squares
 
-    def __add__(self, other: Spread) -> Spread:
+    def __add__(self, other: Histogram) -> Histogram:
         """What was seen of both."""
-        both = Spread(self.low, self.high, self.radius, self.counts.copy(), self.finite and other.finite)
+        both = Histogram(self.low, self.high, self.radius, self.counts.copy(), self.finite and other.finite)
         both.low, both.high = min(self.low, other.low), max(self.high, other.high)
         both.sums = self.sums[0] + other.sums[0], self.sums[1] + other.sums[1]
         both.batches = self.batches + other.batches
         both._widen(other.radius)
-        again = Spread(radius=other.radius, counts=other.counts.copy())
+        again = Histogram(radius=other.radius, counts=other.counts.copy())
         again._widen(both.radius)
         both.counts += again.counts
         for one in (self, other):
@@ -108,21 +108,21 @@ class Spread:
         return (np.arange(BINS) + 0.5) * width - self.radius
 
 
-def observe(
+def collect_histograms(
     evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None, floors: Collection[str] = ()
-) -> dict[str, Spread]:
+) -> dict[str, Histogram]:
     """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept; floors: tensors with
     nothing below 0, whose lowest value is said to be 0 without a look."""
-    return observe_parts(evidence, tensors, axes or {}, [evidence.samples()], floors)[0]
+    return collect_histograms_by_part(evidence, tensors, axes or {}, [evidence.samples()], floors)[0]
 
 
-def observe_parts(
+def collect_histograms_by_part(
     evidence: Evidence,
     tensors: Sequence[str],
     axes: Mapping[str, int],
     parts: Sequence[Dataset],
     floors: Collection[str] = (),
-) -> list[dict[str, Spread]]:
+) -> list[dict[str, Histogram]]:
     """The same for each of some parts of the samples, in one pass."""
     if not tensors:
         return [{} for _ in parts]
@@ -132,7 +132,7 @@ def observe_parts(
     return [{name: known[f"{place} {name}"] for name in tensors} for place in range(len(parts))]
 
 
-def _packed(every: Sequence[Spread]) -> Arrays:
+def _packed(every: Sequence[Histogram]) -> Arrays:
     """One array a field; per-channel extremes under the spread's position."""
     arrays = {
         "ends": np.array([(s.low, s.high, s.radius, s.finite, *s.sums, s.batches) for s in every], np.float64),
@@ -145,11 +145,11 @@ def _packed(every: Sequence[Spread]) -> Arrays:
     return arrays
 
 
-def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
+def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Histogram]:
     found = {}
     for i, name in enumerate(tensors):
         low, high, radius, finite, *sums, batches = (float(v) for v in arrays["ends"][i])
-        spread = Spread(
+        spread = Histogram(
             low, high, radius, arrays["counts"][i], bool(finite), sums=(sums[0], sums[1]), batches=int(batches)
         )
         if f"channels {i}" in arrays:
@@ -165,16 +165,16 @@ def _observe(
     axes: Mapping[str, int],
     parts: Sequence[Dataset],
     floors: Collection[str],
-) -> list[Spread]:
+) -> list[Histogram]:
     """Of every tensor of the first part, then of the next."""
-    spreads = [{name: Spread() for name in tensors} for _ in parts]
-    for part, batch in digests(evidence, tensors, axes, parts, floors):
+    spreads = [{name: Histogram() for name in tensors} for _ in parts]
+    for part, batch in summarize_tensors(evidence, tensors, axes, parts, floors):
         for name, digest in batch.items():
             spreads[part][name].take(digest)
     return [spread for found in spreads for spread in found.values()]
 
 
-def clip_range(spread: Spread, method: str = "auto") -> tuple[float, float]:
+def clip_range(spread: Histogram, method: str = "auto") -> tuple[float, float]:
     """(low, high) to quantize to 256 levels; holds 0.  "auto" is mse here; `quantize` chooses by measured harm."""
     low, high = min(spread.low, 0.0), max(spread.high, 0.0)
     total = int(spread.counts.sum())
@@ -194,7 +194,7 @@ def clip_range(spread: Spread, method: str = "auto") -> tuple[float, float]:
     raise InputProblem("unknown range method", method, "", f"one of {', '.join(METHODS)}")
 
 
-def _percentile(spread: Spread, low: float, high: float) -> tuple[float, float]:
+def _percentile(spread: Histogram, low: float, high: float) -> tuple[float, float]:
     share = np.cumsum(spread.counts) / spread.counts.sum()
     width = 2 * spread.radius / BINS
     first = int(np.searchsorted(share, _PERCENTILE, side="right"))
@@ -202,7 +202,7 @@ def _percentile(spread: Spread, low: float, high: float) -> tuple[float, float]:
     return max(low, min(0.0, -spread.radius + first * width)), min(high, max(0.0, -spread.radius + (last + 1) * width))
 
 
-def _mse(spread: Spread, low: float, high: float) -> tuple[float, float]:
+def _mse(spread: Histogram, low: float, high: float) -> tuple[float, float]:
     """The pair of shrinkages with the least expected squared error (rounding inside, clipping outside)."""
     x, n = spread.centres, spread.counts.astype(np.float64)
     x, n = x[n > 0], n[n > 0]
@@ -220,7 +220,7 @@ def _mse(spread: Spread, low: float, high: float) -> tuple[float, float]:
     return float(lows[best // len(highs)]), float(highs[best % len(highs)])
 
 
-def _entropy(spread: Spread, low: float, high: float) -> tuple[float, float]:
+def _entropy(spread: Histogram, low: float, high: float) -> tuple[float, float]:
     """The threshold whose quantized version of |x| has the least KL divergence (TensorRT's calibration).
 
     p: counts up to the threshold, what is beyond it in the last bin; q: each of the levels' mean over its bins that are not empty.

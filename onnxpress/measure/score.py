@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnxpress.data.dataset import Batch, Dataset
 from onnxpress.data.layout import layout
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import takes_batches
+from onnxpress.measure.evidence import supports_batching
 from onnxpress.model import edit
 from onnxpress.model.signature import signature
 from onnxpress.runtime.session import all_cores, open_session, run
@@ -32,7 +32,7 @@ _SCORE_NAMES = ("logit", "prob", "score", "class", "softmax", "dense", "label")
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricResult:
     """One metric.  value: of the other model, reference: of the original; drop: how much worse the other is, with its 95 % interval
     [low, high]."""
 
@@ -50,14 +50,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Score(Measured):
+class Score(MetricResult):
     """What candidates are judged by: top-1, agreement, relative error or changed elements."""
 
     agreement: float | None
     nmse: float
 
 
-class Judge:
+class Scorer:
     """Scores candidates against one original on one dataset.
 
     The original's outputs are kept when they are small, and recomputed beside the candidate's when not, so memory
@@ -73,7 +73,7 @@ class Judge:
         self._batch = _BATCH
         first = next(iter(data.batches(1)))
         last = next(iter(data.select([len(data) - 1]).batches(1))).inputs
-        if isinstance(original, ir.Model) and not takes_batches(original, first.inputs, signature(original), last):
+        if isinstance(original, ir.Model) and not supports_batching(original, first.inputs, signature(original), last):
             self._batch = 1
         outputs = run(self._original, first.inputs, where=first.keys[0])
         if not any(o.dtype.kind in "fiub" for o in outputs):
@@ -157,7 +157,7 @@ class Judge:
             if self.doubtful and self.answer is not None:
                 weights[self.answer] = _DOUBT
             if weights:
-                parts = [w * difference(kept[i], found[i], batch.count) for i, w in weights.items()]
+                parts = [w * output_error(kept[i], found[i], batch.count) for i, w in weights.items()]
                 others.append(np.max(parts, axis=0))
             sums.append([_moments(a, b) for a, b in zip(kept, found, strict=True)])
         error, first, second, number = np.moveaxis(np.sum(sums, axis=0), -1, 0)
@@ -199,7 +199,7 @@ def _probabilities(row: np.ndarray) -> bool:
     return bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
 
 
-def difference(old: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
+def output_error(old: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
     """Per sample: relative error of a float output (mean over the channels of axis 1 of maps, which may differ in scale),
     share of changed elements of any other; infinite where the shape changed."""
     if old.shape != new.shape:
@@ -239,7 +239,7 @@ def _interval(loss: np.ndarray) -> tuple[float, float]:
     return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
 
 
-def before_softmax(model: ir.Model) -> ir.Model:
+def logits_model(model: ir.Model) -> ir.Model:
     """A copy that gives what a last Softmax is given, wherever an output is one's."""
     work = model.clone()
     for position, value in enumerate(work.graph.outputs):

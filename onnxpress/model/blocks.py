@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
-from onnxpress.model.graph_index import Wires
+from onnxpress.model.graph_index import GraphIndex
 from onnxpress.model.trace import Trace
 
 BRANCH, RUN, LINK, LAYER = "branch", "run", "link", "layer"
@@ -46,7 +46,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class _Endpoints:
     kind: str
     source: str
     output: str
@@ -58,7 +58,7 @@ def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
 
     Shapes are compared at the trace only; see `passes.depth` for the second size.
     """
-    wires = Wires(model)
+    wires = GraphIndex(model)
     branches = _branches(wires, trace)
     runs = _runs(wires, trace, branches)
     costs = macs(model, trace)
@@ -71,12 +71,12 @@ def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
             found[pair] = block
     order = {BRANCH: 0, RUN: 1, LINK: 2, LAYER: 3}
     return sorted(
-        _once(found.values(), costs),
+        _without_duplicates(found.values(), costs),
         key=lambda b: (wires.maker[b.output], order[b.kind], wires.maker.get(b.source, -1)),
     )
 
 
-def take_out(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:
+def remove_blocks(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:
     """A clone without the blocks; what nothing needs any more is gone."""
     clone = model.clone()
     values: dict[str, ir.Value] = {v.name: v for v in clone.graph.inputs if v.name}
@@ -93,7 +93,7 @@ def resolve(model: ir.Model, blocks: Iterable[Block]) -> dict[str, str]:
     return _resolved({v.name or "": i for i, n in enumerate(model.graph) for v in n.outputs}, blocks)
 
 
-def _resolved(maker: Mapping[str, int], blocks: Iterable[Block | _Pair]) -> dict[str, str]:
+def _resolved(maker: Mapping[str, int], blocks: Iterable[Block | _Endpoints]) -> dict[str, str]:
     nearest: dict[str, str] = {}
     for block in blocks:
         known = nearest.get(block.output)
@@ -108,13 +108,13 @@ def _resolved(maker: Mapping[str, int], blocks: Iterable[Block | _Pair]) -> dict
     return {output: last(source) for output, source in nearest.items()}
 
 
-def dying(model: ir.Model, blocks: Iterable[Block]) -> frozenset[str]:
+def dead_nodes(model: ir.Model, blocks: Iterable[Block]) -> frozenset[str]:
     """Names of the nodes that nothing needs once the blocks are gone."""
-    wires = Wires(model)
+    wires = GraphIndex(model)
     return wires.dying(_resolved(wires.maker, blocks))
 
 
-def _branches(wires: Wires, trace: Trace) -> list[_Pair]:
+def _branches(wires: GraphIndex, trace: Trace) -> list[_Endpoints]:
     found = []
     for index in sorted(wires.all):
         node = wires.nodes[index]
@@ -127,7 +127,7 @@ def _branches(wires: Wires, trace: Trace) -> list[_Pair]:
             continue
         for skip, branch in (names, names[::-1]):
             if skip in wires.reads[index] and wires.depends(branch, skip):
-                found.append(_Pair(BRANCH, skip, out))
+                found.append(_Endpoints(BRANCH, skip, out))
     return found
 
 
@@ -137,7 +137,7 @@ def _role(node: ir.Node) -> tuple[object, ...]:
     return node.domain, node.op_type, constants
 
 
-def _runs(wires: Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
+def _runs(wires: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
     parent = wires.post_dominators()
     joins = {wires.maker[b.output]: wires.maker.get(b.source, -1) for b in branches}
     sources = {b.source for b in branches}
@@ -158,13 +158,13 @@ def _runs(wires: Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
             same = trace.shape(source) == trace.shape(output) and _role(wires.nodes[start]) == _role(wires.nodes[at])
             if through and same:
                 if between and (source in sources or at in joins):
-                    found.append(_Pair(RUN, source, output))
+                    found.append(_Endpoints(RUN, source, output))
                 break
             at = parent[at]
     return found
 
 
-def _links(wires: Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]:
+def _links(wires: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
     """For every value that all the inputs' influence passes the nearest later one of equal shape and maker, unless there is
     a branch between."""
     spine = wires.spine()
@@ -179,12 +179,12 @@ def _links(wires: Wires, trace: Trace, branches: Sequence[_Pair]) -> list[_Pair]
             between = between or wires.nodes[at].op_type not in _IDEMPOTENT
             same = trace.shape(source) == trace.shape(output) and _role(wires.nodes[start]) == _role(wires.nodes[at])
             if between and same:
-                found.append(_Pair(LINK, source, output, skip=False))
+                found.append(_Endpoints(LINK, source, output, skip=False))
                 break
     return found
 
 
-def _once(blocks: Iterable[Block], costs: Mapping[str, int]) -> list[Block]:
+def _without_duplicates(blocks: Iterable[Block], costs: Mapping[str, int]) -> list[Block]:
     """Without the links that take the same work out as another block: from convolution to convolution is from activation to
     activation."""
     seen: set[frozenset[str]] = set()
@@ -197,7 +197,9 @@ def _once(blocks: Iterable[Block], costs: Mapping[str, int]) -> list[Block]:
     return kept
 
 
-def _layers(wires: Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pair, Block]) -> list[_Pair]:
+def _layers(
+    wires: GraphIndex, kind: str, pairs: Sequence[_Endpoints], known: Mapping[_Endpoints, Block]
+) -> list[_Endpoints]:
     """Groups of neighbours that repeat: the shortest period, above one, of what the chain's links consist of."""
     following = {p.source: p for p in reversed(pairs) if p.kind == kind}
     ends = {p.output for p in following.values()}
@@ -212,17 +214,17 @@ def _layers(wires: Wires, kind: str, pairs: Sequence[_Pair], known: Mapping[_Pai
         period = next((p for p in range(1, len(chain) // 2 + 1) if kinds[p:] == kinds[:-p]), 1)
         if period > 1:
             groups = [chain[i : i + period] for i in range(0, len(chain) - period + 1, period)]
-            found += [_Pair(LAYER, g[0].source, g[-1].output, kind != LINK) for g in groups]
+            found += [_Endpoints(LAYER, g[0].source, g[-1].output, kind != LINK) for g in groups]
     return found
 
 
-def _contents(wires: Wires, block: Block) -> tuple[object, ...]:
+def _contents(wires: GraphIndex, block: Block) -> tuple[object, ...]:
     """Operators with weights and their shapes."""
     nodes = (n for n in wires.nodes if n.name in block.nodes and n.op_type in read.WEIGHTED)
     return tuple(_role(n) for n in nodes)
 
 
-def _block(wires: Wires, pair: _Pair, costs: Mapping[str, int]) -> Block | None:
+def _block(wires: GraphIndex, pair: _Endpoints, costs: Mapping[str, int]) -> Block | None:
     gone = wires.dying({pair.output: pair.source})
     saved = sum(costs.get(n, 0) for n in gone)
     if not saved:
@@ -234,7 +236,7 @@ def _block(wires: Wires, pair: _Pair, costs: Mapping[str, int]) -> Block | None:
     return Block(name, pair.kind, pair.source, pair.output, gone, saved, _weights(wires, gone), pair.skip)
 
 
-def _weights(wires: Wires, gone: frozenset[str]) -> int:
+def _weights(wires: GraphIndex, gone: frozenset[str]) -> int:
     """Bytes of constants that only these nodes read."""
     total = 0
     for value in wires.model.graph.initializers.values():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxpress.model.counts import macs
-from onnxpress.model.graph_index import Wires
+from onnxpress.model.graph_index import GraphIndex
 from onnxpress.model.trace import Trace
 
 
@@ -30,7 +30,7 @@ class Section:
 
 def sections(model: ir.Model, trace: Trace) -> list[Section]:
     """The sections of a canonical model, in order; their nodes are disjoint and hold all the work on the main way."""
-    wires = Wires(model)
+    wires = GraphIndex(model)
     costs = macs(model, trace)
     source, way = wires.main_way()
     found: list[Section] = []
@@ -51,7 +51,7 @@ def sections(model: ir.Model, trace: Trace) -> list[Section]:
     return [*found, Section(output, source, output, held, work)] if work else found
 
 
-def _before(wires: Wires, index: int) -> set[int]:
+def _before(wires: GraphIndex, index: int) -> set[int]:
     """A node and those whose values it depends on."""
     seen: set[int] = set()
     queue = [index]
@@ -63,6 +63,6 @@ def _before(wires: Wires, index: int) -> set[int]:
     return seen
 
 
-def inside(nodes: Iterable[str], section: Section) -> bool:
+def section_holds(nodes: Iterable[str], section: Section) -> bool:
     """Whether a section holds all the nodes."""
     return set(nodes) <= section.nodes

@@ -91,7 +91,7 @@ def forget_floats(model: ir.Model) -> None:
                 value.type, value.shape = None, None
 
 
-def fresh(model: ir.Model, stem: str) -> str:
+def unique_name(model: ir.Model, stem: str) -> str:
     """A value name that neither the graph nor a sub-graph uses yet."""
     taken = model.meta.get("onnxpress.names")
     if taken is None:
@@ -108,7 +108,7 @@ def fresh(model: ir.Model, stem: str) -> str:
 
 def add_constant(model: ir.Model, array: np.ndarray, stem: str) -> ir.Value:
     """A new initializer holding the array (zero-rank arrays stay zero-rank)."""
-    name = fresh(model, stem)
+    name = unique_name(model, stem)
     contiguous = np.ascontiguousarray(array).reshape(np.shape(array))
     value = ir.Value(name=name, shape=ir.Shape(contiguous.shape), const_value=ir.tensor(contiguous, name=name))
     value.type = ir.TensorType(ir.DataType.from_numpy(contiguous.dtype))
@@ -167,9 +167,9 @@ def insert_many(
     model: ir.Model, anchor: ir.Node, op: str, inputs: Sequence[ir.Value | None], stem: str, count: int
 ) -> list[ir.Value]:
     """A new standard node of several outputs in front of the anchor; returns its outputs."""
-    node = ir.node(op, list(inputs), num_outputs=count, name=fresh(model, stem))
+    node = ir.node(op, list(inputs), num_outputs=count, name=unique_name(model, stem))
     for index, value in enumerate(node.outputs):
-        value.name = fresh(model, f"{stem}_{index}")
+        value.name = unique_name(model, f"{stem}_{index}")
     model.graph.insert_before(anchor, node)
     return list(node.outputs)
 
@@ -197,7 +197,7 @@ def _make(
     attributes: Mapping[str, object] | None,
     domain: str,
 ) -> ir.Node:
-    name = fresh(model, stem)
+    name = unique_name(model, stem)
     node = ir.node(op, list(inputs), dict(attributes or {}), domain=domain, name=name)  # type: ignore[arg-type]
     node.outputs[0].name = name
     return node
@@ -214,10 +214,10 @@ def bypass(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
         if source.producer() is None or source.is_graph_output() or source.is_initializer():
             replacement = ir.node("Identity", [source], name=node.name)
             model.graph.insert_before(node, replacement)
-            take_over(model, output, replacement.outputs[0])
+            replace_value(model, output, replacement.outputs[0])
             model.graph.remove(node, safe=True)
             return
-        take_over(model, output, source)
+        replace_value(model, output, source)
     else:
         output.replace_all_uses_with(source)
     model.graph.remove(node, safe=True)
@@ -232,28 +232,28 @@ def reroute(model: ir.Model, old: ir.Value, source: ir.Value) -> None:
         made = old.producer()
         if made is None:
             raise ValueError(f"{old.name} is not computed")
-        relay = ir.node("Identity", [source], name=fresh(model, f"{made.name}_skipped"))
+        relay = ir.node("Identity", [source], name=unique_name(model, f"{made.name}_skipped"))
         model.graph.insert_after(made, relay)
-        take_over(model, old, relay.outputs[0])
+        replace_value(model, old, relay.outputs[0])
         return
     old.replace_all_uses_with(source)
 
 
-def take_over(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
+def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     """Let `new` be read wherever `old` was; a graph output's name, type and shape go with it."""
     if old.is_graph_output():
         name, kind, shape = old.name, old.type, old.shape
-        old.name = fresh(model, f"{name}_old")
+        old.name = unique_name(model, f"{name}_old")
         new.name, new.type, new.shape = name, kind, shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
-def hand_over_output(model: ir.Model, value: ir.Value, back: ir.Value) -> None:
+def replace_output(model: ir.Model, value: ir.Value, back: ir.Value) -> None:
     """A graph output becomes `back`, under the old name; what else reads `value` still does."""
     outputs = model.graph.outputs
     position = next(i for i, v in enumerate(outputs) if v is value)
     name, kind, shape = value.name, value.type, value.shape
-    value.name = fresh(model, f"{name}_float")
+    value.name = unique_name(model, f"{name}_float")
     back.name, back.type, back.shape = name, kind, shape
     outputs[position] = back
 
@@ -292,7 +292,7 @@ def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str])
     inner = [v for n in model.graph.all_nodes() for v in n.outputs] + list(model.graph.initializers.values())
     for value in inner:
         if value.name in wanted and id(value) not in own:
-            value.name = fresh(model, f"{value.name}_inner")
+            value.name = unique_name(model, f"{value.name}_inner")
     for value, name in pairs:
         value.name = name
     model.meta.pop("onnxpress.names", None)

@@ -38,14 +38,14 @@ _STANDARD_DOMAINS = {
 
 def load(path: str | Path) -> ir.Model:
     """Read and check one ONNX file; raises InputProblem with one line on anything that is wrong with it."""
-    model = opened(path)
+    model = open_model(path)
     _check_weights(model, Path(path))
     if weight_bytes(model) <= _INLINE_LIMIT:
         ir.external_data.load_to_model(model)
     return model
 
 
-def opened(path: str | Path) -> ir.Model:
+def open_model(path: str | Path) -> ir.Model:
     """A file of any size, checked, with the numbers of external weights still on the disk and not looked at.
 
     Raises InputProblem as `load` does.
@@ -232,7 +232,7 @@ def is_large(model: ir.Model) -> bool:
     return weight_bytes(model) > _INLINE_LIMIT
 
 
-def must_fit(model: ir.Model) -> None:
+def check_size(model: ir.Model) -> None:
     """Raises InputProblem where the model is large, for what needs it in one piece."""
     if is_large(model):
         size, able = f"{weight_bytes(model) / 1e9:.1f} GB of weights", "bench, compare, and every lever but distill"
@@ -241,16 +241,16 @@ def must_fit(model: ir.Model) -> None:
 
 def to_bytes(model: ir.Model) -> bytes:
     """The model's deterministic serialisation, all weights inline.  Raises InputProblem where that is more than protobuf's 2 GB."""
-    must_fit(model)
+    check_size(model)
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
         model = model.clone()  # a part of a large one, whose other parts still lie in the file
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
-    return written(model)
+    return serialize_graph(model)
 
 
-def written(model: ir.Model) -> bytes:
+def serialize_graph(model: ir.Model) -> bytes:
     """The model's deterministic serialisation; external data stays where it is."""
     proto = ir.to_proto(model)
     known = {tensor.name for tensor in proto.graph.initializer}  # which say their type and shape themselves
@@ -262,7 +262,7 @@ def written(model: ir.Model) -> bytes:
 
 
 @contextmanager
-def serialised(model: ir.Model) -> Iterator[bytes | Path]:
+def serialized(model: ir.Model) -> Iterator[bytes | Path]:
     """The model as others read it: its bytes, or of a large one a file, with its weights beside it, that is gone in the end."""
     if not is_large(model):
         yield to_bytes(model)
@@ -360,19 +360,19 @@ def save(model: ir.Model, target: str | Path) -> bytes:
 
 
 def _save_external(model: ir.Model, target: Path) -> bytes:
-    with beside(target) as (part, data_part):
+    with staging_files(target) as (part, data_part):
         ir.save(model, part, external_data=data_part.name)
-        return settle(target, part, data_part)
+        return commit_staged(target, part, data_part)
 
 
 @contextmanager
-def beside(target: Path) -> Iterator[tuple[Path, Path]]:
+def staging_files(target: Path) -> Iterator[tuple[Path, Path]]:
     """Where a file and its data can grow: of the same names, in a hidden folder beside the target that is gone in the end."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         yield Path(folder) / target.name, Path(folder) / f"{target.name}.data"
 
 
-def settle(target: Path, part: Path, data_part: Path) -> bytes:
+def commit_staged(target: Path, part: Path, data_part: Path) -> bytes:
     """Check what grew there and put it in its place, the data first; returns the bytes of the file itself."""
     onnx.checker.check_model(str(part))
     data_part.replace(target.parent / data_part.name)

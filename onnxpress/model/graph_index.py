@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from onnxpress.model import read
 
-_ASKS_SHAPE = frozenset({"Shape", "Size"})
+_SHAPE_OPS = frozenset({"Shape", "Size"})
 
 
-class Wires:
+class GraphIndex:
     """Who makes and who reads which value, by name; nodes by their place in the (topological) graph."""
 
     def __init__(self, model: ir.Model) -> None:
@@ -32,7 +32,7 @@ class Wires:
 
     def data(self, index: int) -> tuple[str, ...]:
         """Values whose contents a node reads."""
-        return () if self.nodes[index].op_type in _ASKS_SHAPE else self.reads[index]
+        return () if self.nodes[index].op_type in _SHAPE_OPS else self.reads[index]
 
     def _needed(self, instead: Mapping[str, str]) -> set[int]:
         seen: set[int] = set()

@@ -16,7 +16,7 @@ _LOOKUPS = {
 }
 
 
-def index_limits(model: ir.Model) -> dict[str, int]:
+def index_bounds(model: ir.Model) -> dict[str, int]:
     """By input: the number that every index must stay below, for those integer inputs whose table's size is known."""
     found: dict[str, int] = {}
     for value in model.graph.inputs:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxpress.model import read
 
 _COMMUTATIVE = {"Add", "Mul", "Sum", "Max", "Min", "Mean", "And", "Or", "Xor", "Equal"}
-_STEERED = {"Resize", "Upsample", "Clip", "Pad"}  # operators that small floats steer, too
+_SMALL_FLOAT_OPS = {"Resize", "Upsample", "Clip", "Pad"}  # operators that small floats steer, too
 _SMALL = 64  # numbers of an integer constant that count by value: shapes, axes, pads
 
 
@@ -28,7 +28,7 @@ def _outputs(graph: ir.Graph, outer: Mapping[int, str], named: bool = True) -> l
     for place, value in enumerate(graph.inputs):
         known[id(value)] = _hash("input", value.name if named else place, value.dtype, value.shape)
     for value in graph.initializers.values():
-        known[id(value)] = _held(value)
+        known[id(value)] = _initializer_hash(value)
     for node in graph:
         inputs = ["" if v is None else known.get(id(v), "unknown") for v in node.inputs]
         if read.standard(node) and node.op_type in _COMMUTATIVE:
@@ -40,12 +40,12 @@ def _outputs(graph: ir.Graph, outer: Mapping[int, str], named: bool = True) -> l
     return [_hash(v.name if named else "", known.get(id(v), "unknown")) for v in graph.outputs]
 
 
-def _held(value: ir.Value) -> str:
+def _initializer_hash(value: ir.Value) -> str:
     """Of an initializer; a shared one differs from two that look alike by its number of readers."""
     tensor = value.const_value
     if tensor is None:
         return _hash("weight", value.dtype, value.shape)
-    steered = any(u.node.op_type in _STEERED and u.idx > 0 for u in value.uses())
+    steered = any(u.node.op_type in _SMALL_FLOAT_OPS and u.idx > 0 for u in value.uses())
     steers = (steered or np.dtype(tensor.dtype.numpy()).kind in "iub") and tensor.size <= _SMALL
     if steers or tensor.size <= 1:
         return _hash("constant", tensor.dtype, tensor.shape, tensor.numpy().tolist())

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxpress.model.edit import drop_dead, fresh
+from onnxpress.model.edit import drop_dead, unique_name
 from onnxpress.model.read import constant, constant_tensor
 from onnxpress.model.trace import Trace
 
 
-def alone(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
+def single_node_model(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
     """A model of one node with its constants: its first input, of any shape, becomes the graph's, its output the output."""
     source = node.inputs[0]
     if source is None or len(node.outputs) != 1:
@@ -37,7 +37,7 @@ def alone(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
     return ir.Model(graph, ir_version=model.ir_version)
 
 
-def excerpt(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model:
+def extract_nodes(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model:
     """A model of some nodes with their constants, in the model's order: what they read from elsewhere are its inputs, what the
     last one makes is given; sizes and types as in the trace and the file, float where the file tells no type."""
     made: dict[int, ir.Value] = {}
@@ -75,10 +75,10 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A clone whose outputs are exactly the named values and that computes nothing else."""
     clone = model.clone()
     values = {v.name: v for v in (*clone.graph.inputs, *(v for n in clone.graph for v in n.outputs))}
-    return only_these(clone, [values[name] for name in names])
+    return set_outputs(clone, [values[name] for name in names])
 
 
-def only_these(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
+def set_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     """The model itself, its outputs from now on exactly these values of it."""
     model.graph.outputs.clear()
     for value in values:
@@ -102,10 +102,10 @@ def between(model: ir.Model, source: str, output: str) -> ir.Model:
     if source not in given:
         old = values[source]
         port = ir.Value(name=source, shape=old.shape, type=ir.TensorType(old.dtype or ir.DataType.FLOAT))
-        old.name = fresh(clone, f"{source}_inner")
+        old.name = unique_name(clone, f"{source}_inner")
         if old.is_graph_output():  # nothing lies between
             clone.graph.outputs.clear()
-            node = ir.node("Identity", [port], name=fresh(clone, "nothing"))
+            node = ir.node("Identity", [port], name=unique_name(clone, "nothing"))
             node.outputs[0].type, node.outputs[0].shape = port.type, port.shape
             clone.graph.append(node)
             clone.graph.outputs.append(node.outputs[0])

@@ -7,26 +7,26 @@ from collections.abc import Callable, Iterable
 from onnxpress.reporting.facts import (
     MOST_BARS,
     Chart,
+    ChartPoint,
     Document,
     Headline,
     Page,
-    Point,
-    Table,
-    against,
-    latencies,
-    machine,
-    strings,
+    ReportTable,
+    latency_charts,
+    machine_table,
+    ratio_note,
+    string_list,
 )
 
 
-def benched(body: Document) -> Page:
+def bench_page(body: Document) -> Page:
     points = body.get("points") or [body]
     several = len(points) > 1
     made = Page("Latency", ", ".join(str(t["name"]) for t in points[0].get("timings") or []))
     for point in points:
         where = _where(point) if several else ""
         made.headlines += _headlines(point, where)
-        made.charts += [*latencies(point.get("timings") or [], where), *_profiles(point, where)]
+        made.charts += [*latency_charts(point.get("timings") or [], where), *_profiles(point, where)]
         if point.get("self_check"):
             check = point["self_check"]
             made.remarks.append(
@@ -37,16 +37,16 @@ def benched(body: Document) -> Page:
             made.remarks.append(
                 f"in units of the built-in reference model{_behind(where)}: {speed['speedup']:.3g}, {_ends(speed, 3)}"
             )
-        made.remarks += [f"{text}{_behind(where)}" for text in strings(point, "warnings")]
+        made.remarks += [f"{text}{_behind(where)}" for text in string_list(point, "warnings")]
     if several:
         made.charts.insert(0, _sweep(points))
     made.tables = [
         *(t(points) for t in (_timings, _ratios, _cold, _memory, _throughput)),
         _decisions(body),
         _conditions(body),
-        machine(body),
+        machine_table(body),
     ]
-    made.remarks += [] if several else strings(body, "notes")
+    made.remarks += [] if several else string_list(body, "notes")
     return made
 
 
@@ -61,7 +61,8 @@ def _behind(where: str) -> str:
 
 def _headlines(point: Document, where: str) -> list[Headline]:
     found = [
-        Headline(f"{r['name']}{_behind(where)}", f"{r['speedup']:.2f}x", against(r)) for r in point.get("ratios") or []
+        Headline(f"{r['name']}{_behind(where)}", f"{r['speedup']:.2f}x", ratio_note(r))
+        for r in point.get("ratios") or []
     ]
     timings = point.get("timings") or []
     if timings and not found:
@@ -73,14 +74,16 @@ def _headlines(point: Document, where: str) -> list[Headline]:
 
 def _sweep(points: list[Document]) -> Chart:
     """Samples a second over the batch, a line for each model and number of threads."""
-    marks = tuple(
-        Point(_where(p), float(p.get("batch", 1)), p.get("batch", 1) / t["median"], p.get("batch", 1) / t["high"], p.get("batch", 1) / t["low"],
-              0.3, group=f"{t['name']}, {p.get('threads', 1)} thr.")
-        for p in points
-        for t in p.get("timings") or []
-    )  # fmt: skip
+    marks = []
+    for p in points:
+        batch = p.get("batch", 1)
+        for t in p.get("timings") or []:
+            rates = (batch / t[key] for key in ("median", "high", "low"))
+            marks.append(
+                ChartPoint(_where(p), float(batch), *rates, 0.3, group=f"{t['name']}, {p.get('threads', 1)} thr.")
+            )
     return Chart(
-        "lines", "Sweep", "batch", "samples a second", marks, "One run after the other; lines: 95 % intervals."
+        "lines", "Sweep", "batch", "samples a second", tuple(marks), "One run after the other; lines: 95 % intervals."
     )
 
 
@@ -89,7 +92,7 @@ def _profiles(point: Document, where: str) -> list[Chart]:
     charts = []
     for one in point.get("profiles") or []:
         kernels = sorted(one["kernels"], key=lambda k: -k["seconds"])[:MOST_BARS]
-        points = tuple(Point(_kernel(k), 1e6 * k["seconds"], 0.0) for k in kernels)
+        points = tuple(ChartPoint(_kernel(k), 1e6 * k["seconds"], 0.0) for k in kernels)
         left = len(one["kernels"]) - len(kernels)
         note = f"The kernels cover {one['covered']:.0%} of a run." + (
             f" {left} faster ones are left out." if left else ""
@@ -117,11 +120,13 @@ def _rows(points: list[Document], part: str, row: Callable[[Document], tuple[str
     return tuple(((_where(p),) if several else ()) + row(x) for p in points for x in p.get(part) or [])
 
 
-def _table(points: list[Document], title: str, columns: Iterable[str], rows: tuple[tuple[str, ...], ...]) -> Table:
-    return Table(title, (*(("under",) if len(points) > 1 else ()), *columns), rows)
+def _table(
+    points: list[Document], title: str, columns: Iterable[str], rows: tuple[tuple[str, ...], ...]
+) -> ReportTable:
+    return ReportTable(title, (*(("under",) if len(points) > 1 else ()), *columns), rows)
 
 
-def _timings(points: list[Document]) -> Table:
+def _timings(points: list[Document]) -> ReportTable:
     def row(t: Document) -> tuple[str, ...]:
         return (
             t["name"],
@@ -137,7 +142,7 @@ def _timings(points: list[Document]) -> Table:
     )
 
 
-def _ratios(points: list[Document]) -> Table:
+def _ratios(points: list[Document]) -> ReportTable:
     def row(r: Document) -> tuple[str, ...]:
         return r["name"], r["baseline"], f"{r['speedup']:.3f}x", f"{r['low']:.3f} to {r['high']:.3f}"
 
@@ -146,7 +151,7 @@ def _ratios(points: list[Document]) -> Table:
     )
 
 
-def _cold(points: list[Document]) -> Table:
+def _cold(points: list[Document]) -> ReportTable:
     def row(c: Document) -> tuple[str, ...]:
         return (
             c["name"],
@@ -158,7 +163,7 @@ def _cold(points: list[Document]) -> Table:
     return _table(points, "Cold start", columns, _rows(points, "cold", row))
 
 
-def _memory(points: list[Document]) -> Table:
+def _memory(points: list[Document]) -> ReportTable:
     def row(m: Document) -> tuple[str, ...]:
         return (m["name"], *(f"{m[k]:.1f}" for k in ("peak", "low", "high", "loaded", "settled", "process")))
 
@@ -166,7 +171,7 @@ def _memory(points: list[Document]) -> Table:
     return _table(points, "Memory in a process of its own", columns, _rows(points, "memory", row))
 
 
-def _throughput(points: list[Document]) -> Table:
+def _throughput(points: list[Document]) -> ReportTable:
     def row(t: Document) -> tuple[str, ...]:
         return t["name"], f"{t['per_second']:.4g}", _ends(t, 0), str(t["callers"])
 
@@ -178,16 +183,16 @@ def _throughput(points: list[Document]) -> Table:
     )
 
 
-def _decisions(body: Document) -> Table:
+def _decisions(body: Document) -> ReportTable:
     rows = tuple(("pass" if d["passed"] else "fail", str(d["why"]), str(d["how"])) for d in body.get("decisions") or [])
-    return Table("Gate", ("", "why", "how"), rows)
+    return ReportTable("Gate", ("", "why", "how"), rows)
 
 
-def _conditions(body: Document) -> Table:
+def _conditions(body: Document) -> ReportTable:
     """The session's settings that are not empty."""
     found = body.get("conditions") or {}
     told = {**{k: v for k, v in found.items() if k != "settings"}, **(found.get("settings") or {})}
-    return Table(
+    return ReportTable(
         "Conditions", ("", ""), tuple((k, str(v)) for k, v in told.items() if v not in ("", None, [], {}, 0, False))
     )
 

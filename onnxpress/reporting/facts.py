@@ -20,7 +20,7 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Point:
+class ChartPoint:
     """One mark of a chart.
 
     low, high: the interval of y (of a bar: of its length); size: of the mark, 0 to 1; chosen: drawn in the other colour
@@ -48,7 +48,7 @@ class Chart:
     title: str
     x: str
     y: str
-    points: tuple[Point, ...]
+    points: tuple[ChartPoint, ...]
     note: str = ""
 
     @property
@@ -58,7 +58,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -72,7 +72,7 @@ class Page:
     subtitle: str = ""
     headlines: list[Headline] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    tables: list[ReportTable] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -80,17 +80,17 @@ def name_of(body: Document) -> str:
     return str(body.get("model") or body.get("output") or "")
 
 
-def against(ratio: Document) -> str:
+def ratio_note(ratio: Document) -> str:
     return f"95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}, against {ratio['baseline']}"
 
 
-def smaller(before: float | None, after: float | None) -> list[Headline]:
+def size_headline(before: float | None, after: float | None) -> list[Headline]:
     if not before or not after:
         return []
     return [Headline("smaller", f"{before / after:.2f}x", f"{size(before)} to {size(after)}")]
 
 
-def drop_of(score: Document | None) -> str:
+def drop_text(score: Document | None) -> str:
     """A drop with its interval; "" where there is none."""
     if not score or score.get("drop") is None:
         return ""
@@ -98,14 +98,14 @@ def drop_of(score: Document | None) -> str:
     return f"{score['drop']:+.4f}" + ("" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]")
 
 
-def latencies(timings: Sequence[Document], where: str = "") -> list[Chart]:
+def latency_charts(timings: Sequence[Document], where: str = "") -> list[Chart]:
     """Medians with intervals, and how the runs are spread, where that is recorded.  where: under which conditions."""
     behind = f", {where}" if where else ""
-    medians = tuple(Point(t["name"], 1e3 * t["median"], 0.0, 1e3 * t["low"], 1e3 * t["high"]) for t in timings)
+    medians = tuple(ChartPoint(t["name"], 1e3 * t["median"], 0.0, 1e3 * t["low"], 1e3 * t["high"]) for t in timings)
     runs = tuple(
-        Point(f"{share:.0%} of the runs", 1e3 * seconds, 100 * share, group=t["name"], size=0.0)
+        ChartPoint(f"{share:.0%} of the runs", 1e3 * seconds, 100 * share, group=t["name"], size=0.0)
         for t in timings
-        for share, seconds in _spread(t.get("quantiles") or [])
+        for share, seconds in _cumulative(t.get("quantiles") or [])
     )
     return [
         Chart("bars", f"Latency in one interleaved run{behind}", "milliseconds (median)", "", medians, "Lines: 95 % intervals of the medians."),
@@ -114,23 +114,23 @@ def latencies(timings: Sequence[Document], where: str = "") -> list[Chart]:
     ]  # fmt: skip
 
 
-def _spread(quantiles: Sequence[float]) -> Iterable[tuple[float, float]]:
+def _cumulative(quantiles: Sequence[float]) -> Iterable[tuple[float, float]]:
     """(share of the runs, what they took at most), without the slowest 5 %, which would press the rest together."""
     shares = [i / max(len(quantiles) - 1, 1) for i in range(len(quantiles))]
     return [(share, seconds) for share, seconds in zip(shares, quantiles, strict=True) if share <= 0.95]
 
 
-def sides(found: Document | None) -> list[Chart]:
+def profile_charts(found: Document | None) -> list[Chart]:
     """Where the time goes before and after, and how wide layers are."""
     found = found or {}
 
-    def pairs(name: str, factor: float, changed: bool = False) -> tuple[Point, ...]:
+    def pairs(name: str, factor: float, changed: bool = False) -> tuple[ChartPoint, ...]:
         some = [p for p in found.get(name) or [] if not changed or p["before"] != p["after"]]
         if len(some) > MOST_BARS:  # the largest, in their order
             least = sorted((max(p["before"], p["after"]) for p in some), reverse=True)[MOST_BARS - 1]
             some = [p for p in some if max(p["before"], p["after"]) >= least][:MOST_BARS]
         return tuple(
-            Point(p["name"], factor * p[when], 0.0, group=when, chosen=when == "after")
+            ChartPoint(p["name"], factor * p[when], 0.0, group=when, chosen=when == "after")
             for p in some
             for when in ("before", "after")
         )
@@ -144,21 +144,21 @@ def sides(found: Document | None) -> list[Chart]:
     ]  # fmt: skip
 
 
-def refusals(found: Sequence[Document]) -> Table:
-    return Table("Left alone", ("node", "why"), tuple((str(r["unit"]), str(r["reason"])) for r in found))
+def refusal_table(found: Sequence[Document]) -> ReportTable:
+    return ReportTable("Left alone", ("node", "why"), tuple((str(r["unit"]), str(r["reason"])) for r in found))
 
 
-def machine(body: Document) -> Table:
+def machine_table(body: Document) -> ReportTable:
     facts = body.get("machine") or {}
     known = [
         (k.replace("_", " "), " ".join(map(str, v)) if isinstance(v, list) else str(v))
         for k, v in facts.items()
         if v not in ("", None, 0)
     ]
-    return Table("Machine", ("", ""), tuple(known))
+    return ReportTable("Machine", ("", ""), tuple(known))
 
 
-def strings(body: Document, name: str) -> list[str]:
+def string_list(body: Document, name: str) -> list[str]:
     return [str(s) for s in body.get(name) or []]
 
 

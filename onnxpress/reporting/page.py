@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from onnxpress.errors import missing_extra
 from onnxpress.model.files import check_target, write_atomic
 from onnxpress.plan.run_record import plain
-from onnxpress.reporting.facts import Page, Table
+from onnxpress.reporting.facts import Page, ReportTable
 from onnxpress.reporting.reading import page, read
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def report(run: str | Path, output: str | Path | None = None, kind: str = "html"
     made = page(read(run))
     if output is not None:
         check_target(output, run)
-        write_atomic(Path(output), rendered(made, kind).encode())
+        write_atomic(Path(output), render(made, kind).encode())
     return made
 
 
-def rendered(shown: Page, kind: str) -> str:
+def render(shown: Page, kind: str) -> str:
     """The page in one of FORMATS.  Raises EnvironmentProblem where jinja2 is missing, which HTML needs."""
     if kind == "html":
         return html(shown)
@@ -48,7 +48,9 @@ def html(shown: Page) -> str:
     folder = files("onnxpress.reporting") / "page"
     style, script, library = ((folder / name).read_text() for name in ("page.css", "page.js", "chart.umd.js"))
     template = _environment().from_string((folder / "page.html").read_text())
-    return template.render(page=shown, data=embedded(plain(shown.charts)), style=style, script=script, library=library)
+    return template.render(
+        page=shown, data=script_json(plain(shown.charts)), style=style, script=script, library=library
+    )
 
 
 def _environment() -> Environment:
@@ -59,7 +61,7 @@ def _environment() -> Environment:
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def embedded(value: object) -> str:
+def script_json(value: object) -> str:
     """JSON that can stand within a script element, whatever the strings in it say."""
     text = json.dumps(value)
     for character, escaped in _ESCAPED.items():
@@ -83,7 +85,7 @@ def markdown(shown: Page) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> str:
+def _table(table: ReportTable) -> str:
     lines = [" | ".join(_cell(c) for c in row) for row in (table.columns, ("---",) * len(table.columns), *table.rows)]
     return f"## {_cell(table.title)}\n\n" + "\n".join(f"| {line} |" for line in lines)
 

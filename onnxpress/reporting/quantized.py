@@ -5,16 +5,16 @@ from __future__ import annotations
 from onnxpress.reporting.facts import (
     MOST_BARS,
     Chart,
+    ChartPoint,
     Document,
     Headline,
     Page,
-    Point,
-    Table,
+    ReportTable,
     name_of,
-    refusals,
-    sides,
-    smaller,
-    strings,
+    profile_charts,
+    refusal_table,
+    size_headline,
+    string_list,
 )
 
 _COLUMNS = (
@@ -34,15 +34,15 @@ _COLUMNS = (
 )
 
 
-def quantized(body: Document) -> Page:
+def quantize_page(body: Document) -> Page:
     made = Page("Quantized", name_of(body))
     layers = body.get("layers") or []
-    made.headlines = smaller(body.get("bytes_before"), body.get("bytes_after"))
+    made.headlines = size_headline(body.get("bytes_before"), body.get("bytes_after"))
     made.headlines += (
         [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
     )
     harms = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
-    harm = tuple(Point(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in harms)
+    harm = tuple(ChartPoint(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in harms)
     wide = tuple(_distribution(x) for x in harms if x["high"] > x["low"])
     marked = "Orange: layers that stay in float." if any(p.chosen for p in harm) else ""
     made.charts = [
@@ -55,16 +55,19 @@ def quantized(body: Document) -> Page:
             wide,
             "The darker, the more values lie there; int8 has 255 steps for a row.",
         ),
-        *sides(body.get("sides")),
+        *profile_charts(body.get("sides")),
     ]
-    made.tables = [Table("Layers", _COLUMNS, tuple(_row(x) for x in layers)), refusals(body.get("refused") or [])]
-    made.remarks = strings(body, "notes")
+    made.tables = [
+        ReportTable("Layers", _COLUMNS, tuple(_row(x) for x in layers)),
+        refusal_table(body.get("refused") or []),
+    ]
+    made.remarks = string_list(body, "notes")
     return made
 
 
-def _distribution(x: Document) -> Point:
+def _distribution(x: Document) -> ChartPoint:
     largest = max(abs(x["low"]), abs(x["high"]))
-    return Point(
+    return ChartPoint(
         x["node"],
         x["high"] / largest,
         0.0,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from onnxpress.errors import InputProblem
 from onnxpress.plan.run_record import SCHEMA
-from onnxpress.reporting.benched import benched
+from onnxpress.reporting.benched import bench_page
 from onnxpress.reporting.facts import Document, Page
-from onnxpress.reporting.optimized import optimized
-from onnxpress.reporting.quantized import quantized
-from onnxpress.reporting.searched import searched
+from onnxpress.reporting.optimized import optimize_page
+from onnxpress.reporting.quantized import quantize_page
+from onnxpress.reporting.searched import search_page
 
 
 def read(path: str | Path) -> Document:
@@ -67,12 +67,12 @@ def page(body: Document) -> Page:
 
 def _run(body: Document) -> Page:
     return (
-        searched(body)
+        search_page(body)
         if body.get("command") == "nas" or "candidates" in (body.get("outcome") or {})
-        else optimized(body)
+        else optimize_page(body)
     )
 
 
 _PAGES: dict[str, Callable[[Document], Page]] = {
-    "run": _run, "optimize": optimized, "nas": searched, "bench": benched, "quantize": quantized
+    "run": _run, "optimize": optimize_page, "nas": search_page, "bench": bench_page, "quantize": quantize_page
 }  # fmt: skip

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from onnxpress.reporting.facts import Chart, Document, Headline, Page, Point, Table, drop_of, machine, size, strings
+from onnxpress.reporting.facts import (
+    Chart,
+    ChartPoint,
+    Document,
+    Headline,
+    Page,
+    ReportTable,
+    drop_text,
+    machine_table,
+    size,
+    string_list,
+)
 
 
-def searched(body: Document) -> Page:
+def search_page(body: Document) -> Page:
     """A record without an outcome is of a search that was stopped, or goes on."""
     request = body.get("request") or {}
     found = body.get("outcome") or body
     if "looked_at" not in found:
-        return Page("Search: not finished", str(request.get("space", "")), tables=[machine(body)])
+        return Page("Search: not finished", str(request.get("space", "")), tables=[machine_table(body)])
     title = "Search" if found.get("met", True) else "Search: no candidate keeps the limit"
     trained = found["candidates"]
     made = Page(title, str(request.get("space", "")))
@@ -21,21 +32,21 @@ def searched(body: Document) -> Page:
     metric = trained[0]["score"]["metric"] if trained else ""
     made.charts = [_front(trained, metric)]
     rows = tuple(
-        (c["name"], f"{c['ms']:.3f}", _faster(ratios.get(c["name"])), f"{c['score']['value']:.4f}", drop_of(c["score"]),
+        (c["name"], f"{c['ms']:.3f}", _faster(ratios.get(c["name"])), f"{c['score']['value']:.4f}", drop_text(c["score"]),
          f"{c['macs'] / 1e6:.1f} M", f"{c['parameters'] / 1e3:.0f} k", size(c["bytes"]), "yes" if c.get("on_front") else "",
          ", ".join(f"{k} {v}" for k, v in (c.get("choices") or {}).items()))
         for c in trained
     )  # fmt: skip
     columns = ("name", "ms", "faster", metric, "drop", "MACs", "weights", "size", "front", "choices")
-    made.tables = [Table("Trained candidates", columns, rows), machine(body)]
-    made.remarks = strings(found, "notes")
+    made.tables = [ReportTable("Trained candidates", columns, rows), machine_table(body)]
+    made.remarks = string_list(found, "notes")
     return made
 
 
 def _front(trained: list[Document], metric: str) -> Chart:
     largest = max((c["bytes"] for c in trained), default=1)
     points = tuple(
-        Point(
+        ChartPoint(
             c["name"], c["ms"], c["score"]["value"], *_ends(c["score"]), c["bytes"] / largest, bool(c.get("on_front"))
         )
         for c in trained

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session
 
 REFERENCE_VERSION = 1  # of reference_model: ratios to another version cannot be compared
 _OPSET, _IR = 17, 8
@@ -22,7 +22,7 @@ _SIDES = (512, 1024)
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakRate:
     """The most float32 work a second that this machine showed, in GFLOP/s (2 a multiply-accumulate), with so many threads."""
 
     gflops: float
@@ -30,9 +30,9 @@ class Peak:
     kind: str = "float32 MatMul in onnxruntime"
 
 
-def measured_peak(settings: Settings | None = None, seconds: float = 0.6) -> Peak:
+def measured_peak(settings: SessionSettings | None = None, seconds: float = 0.6) -> PeakRate:
     """The best rate of large float32 products: what noise takes away only ever lowers it, so the best counts."""
-    settings = replace(settings or Settings(), level="all", profile="")
+    settings = replace(settings or SessionSettings(), level="all", profile="")
     best = 0.0
     for side in _SIDES:
         session = open_session(matmul_model(side), settings)
@@ -44,7 +44,7 @@ def measured_peak(settings: Settings | None = None, seconds: float = 0.6) -> Pea
             session.run(None, feeds)
             best = max(best, 2e-9 * side**3 / (time.perf_counter() - start))
             count += 1
-    return Peak(best, settings.threads)
+    return PeakRate(best, settings.threads)
 
 
 def matmul_model(side: int) -> bytes:

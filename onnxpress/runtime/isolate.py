@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ChildResult:
     """ok, or why not: "time" (seconds exceeded), "crash" (killed by a signal), "error" (the last line it said)."""
 
     ok: bool
@@ -21,7 +21,7 @@ class Outcome:
     detail: str = ""
 
 
-def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> Outcome:
+def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> ChildResult:
     """Run `module:function(*args)` in a child.  memory_mb bounds its address space (0: unbounded)."""
     command = [sys.executable, "-m", "onnxpress.runtime.isolate", function, str(memory_mb), *args]
     try:
@@ -29,13 +29,13 @@ def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> Outco
             command, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        return Outcome(False, "time", f"no answer within {seconds:g} s")
+        return ChildResult(False, "time", f"no answer within {seconds:g} s")
     if done.returncode == 0:
-        return Outcome(True)
+        return ChildResult(True)
     last = (done.stderr.strip().splitlines() or [""])[-1][:200]
     if done.returncode < 0:
-        return Outcome(False, "crash", f"killed by signal {-done.returncode}")
-    return Outcome(False, "error", last)
+        return ChildResult(False, "crash", f"killed by signal {-done.returncode}")
+    return ChildResult(False, "error", last)
 
 
 def _child(argv: list[str]) -> int:

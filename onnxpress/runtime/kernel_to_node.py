@@ -40,7 +40,7 @@ class Kernel:
     operands: int = 0
 
 
-def kernels_of(optimized: onnx.ModelProto) -> list[Kernel]:
+def optimized_kernels(optimized: onnx.ModelProto) -> list[Kernel]:
     """The kernels of a graph as onnxruntime wrote it after its rewrites, in its order; those of sub-graphs follow."""
     found: list[Kernel] = []
     counts: dict[str, int] = {}
@@ -56,7 +56,7 @@ def kernels_of(optimized: onnx.ModelProto) -> list[Kernel]:
     return found
 
 
-def stands_for(model: ir.Model, kernels: Sequence[Kernel]) -> dict[tuple[str, int], tuple[str, ...]]:
+def nodes_of_kernels(model: ir.Model, kernels: Sequence[Kernel]) -> dict[tuple[str, int], tuple[str, ...]]:
     """The labels of the file's nodes behind each kernel, in the file's order; () where none can be told.
 
     model's nodes are named; a node is behind one kernel at most.

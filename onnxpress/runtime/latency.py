@@ -25,14 +25,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxpress.model.files import serialised
-from onnxpress.runtime.intervals import GROUPS, typical
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.model.files import serialized
+from onnxpress.runtime.intervals import MIN_GROUPS, median_interval
+from onnxpress.runtime.session import SessionSettings, open_session, run
 
 _BLOCK_SECONDS = 2e-3
 _RESAMPLES = 800
 _QUANTILES = 41
-_MIN_ROUNDS, _FEWEST = 12, 3
+_MIN_ROUNDS, _MIN_ROUNDS_SLOW = 12, 3
 _OVERTIME = 10.0  # seconds that the least rounds may take beyond the wished time; or half of that, if it is more
 _OPENING = 0.3  # of the wished time may go into building sessions, or half the overtime, if it is more
 _LONG = 0.25  # a run of so many seconds finds its caches by itself: no untimed run before it
@@ -79,7 +79,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LatencyComparison:
     """Timings of all models, ratios against the first, and what made the measurement less certain."""
 
     timings: tuple[Timing, ...]
@@ -111,11 +111,11 @@ class Effort:
 
 
 @dataclass
-class _Arm:
+class _TimedModel:
     name: str
     source: bytes | str
     feeds: Sequence[Mapping[str, np.ndarray]]
-    settings: Settings
+    settings: SessionSettings
     session: ort.InferenceSession | None = None
     repeat: int = 1
     times: list[float] = field(default_factory=list)
@@ -161,19 +161,19 @@ def compare_latency(
     models: Mapping[str, ir.Model | bytes | str],
     feeds: Sequence[Mapping[str, np.ndarray]],
     effort: Effort | None = None,
-    settings: Settings | None = None,
+    settings: SessionSettings | None = None,
     progress: Callable[[float], None] | None = None,
     own_feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]] | None = None,
-) -> Comparison:
+) -> LatencyComparison:
     """Time the models against the first one.  feeds: cycled round by round, the same for every model without own_feeds.
 
     Raises InputProblem where a model does not load or run.
     """
     effort = effort or Effort()
-    settings = settings or Settings(threads=effort.threads)
+    settings = settings or SessionSettings(threads=effort.threads)
     rng = np.random.default_rng(effort.seed)
     plain, own = _contiguous(feeds), {name: _contiguous(some) for name, some in (own_feeds or {}).items()}
-    reference, start = _Reference(), time.perf_counter()
+    reference, start = _MachineMonitor(), time.perf_counter()
 
     def tell() -> None:
         reference.look()
@@ -181,9 +181,11 @@ def compare_latency(
             progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
 
     with ExitStack() as files:
-        arms = [_Arm(name, _source(model, files), own.get(name, plain), settings) for name, model in models.items()]
+        arms = [
+            _TimedModel(name, _source(model, files), own.get(name, plain), settings) for name, model in models.items()
+        ]
         _measure(arms, effort, settings, rng, tell)
-    return Comparison(
+    return LatencyComparison(
         tuple(_timing(a, effort) for a in arms),
         tuple(_ratio(arms[0], a, effort) for a in arms[1:]),
         reference.warnings(),
@@ -195,12 +197,16 @@ def _source(model: ir.Model | bytes | str, files: ExitStack) -> bytes | str:
     """What a session is made of, again and again; of a large model in memory a file that lasts as long as `files`."""
     if not isinstance(model, ir.Model):
         return model
-    found = files.enter_context(serialised(model))
+    found = files.enter_context(serialized(model))
     return found if isinstance(found, bytes) else str(found)
 
 
 def _measure(
-    arms: list[_Arm], effort: Effort, settings: Settings, rng: np.random.Generator, tell: Callable[[], None]
+    arms: list[_TimedModel],
+    effort: Effort,
+    settings: SessionSettings,
+    rng: np.random.Generator,
+    tell: Callable[[], None],
 ) -> None:
     """Build the sessions again and again, and time rounds with each; tell is called after every round."""
     calm = settings.spinning and settings.threads > 1 and len(arms) > 1
@@ -220,15 +226,15 @@ def _measure(
         while rounds < least or time.perf_counter() < deadline:
             for index in rng.permutation(len(arms)):
                 if calm:
-                    _settle()
+                    _wait_until_idle()
                 arms[index].block()
             tell()
             rounds += 1
             total = len(arms[0].times)
             due = rounds % max(8, total // 64 * 8) == 0 and rounds * (build + 1) >= 40 // builds
-            if due and rounds >= enough and _narrow(arms, effort):
+            if due and rounds >= enough and _precise_enough(arms, effort):
                 break
-        if builds >= GROUPS and build == 0:
+        if builds >= MIN_GROUPS and build == 0:
             enough = rounds  # builds are compared with each other, so that each gets as many rounds as the first
         build += 1
 
@@ -237,13 +243,13 @@ def _contiguous(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.
     return [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
 
 
-def _least_rounds(arms: list[_Arm], seconds: float, spent: float) -> int:
+def _least_rounds(arms: list[_TimedModel], seconds: float, spent: float) -> int:
     """How many rounds there must be: 12, but of slow models what fits into the wished time and overtime, and 3."""
     left = seconds + max(_OVERTIME, 0.5 * seconds) - spent
-    return max(_FEWEST, min(_MIN_ROUNDS, int(left / sum(arm.cost() for arm in arms))))
+    return max(_MIN_ROUNDS_SLOW, min(_MIN_ROUNDS, int(left / sum(arm.cost() for arm in arms))))
 
 
-def _settle() -> None:
+def _wait_until_idle() -> None:
     """Wait until no thread of this process computes: the pool of the session that ran last spins on for a while."""
     start = time.perf_counter()
     while time.perf_counter() - start < _PATIENCE:
@@ -269,7 +275,7 @@ def quick_seconds(model: ir.Model, feeds: Mapping[str, np.ndarray], seconds: flo
     return float(np.median(times))
 
 
-def _narrow(arms: list[_Arm], effort: Effort) -> bool:
+def _precise_enough(arms: list[_TimedModel], effort: Effort) -> bool:
     if len(arms[0].times) < 40:
         return False
     quick = replace(effort, resamples=200)
@@ -281,28 +287,28 @@ def _narrow(arms: list[_Arm], effort: Effort) -> bool:
     )
 
 
-def _timing(arm: _Arm, effort: Effort) -> Timing:
+def _timing(arm: _TimedModel, effort: Effort) -> Timing:
     values = np.array(arm.times)
-    median, low, high = _in_logs(np.log(values), arm, effort)
+    median, low, high = _log_interval(np.log(values), arm, effort)
     p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(arm.cpus))
     quantiles = tuple(float(v) for v in np.quantile(values, np.linspace(0.0, 1.0, _QUANTILES)))
     return Timing(arm.name, median, p90, least, low, high, len(values), arm.repeat, cpu, quantiles)
 
 
-def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:
+def _ratio(base: _TimedModel, arm: _TimedModel, effort: Effort) -> Ratio:
     logs = np.log(np.array(base.times) / np.array(arm.times))
-    median, low, high = _in_logs(logs, arm, effort)
+    median, low, high = _log_interval(logs, arm, effort)
     return Ratio(arm.name, base.name, median, low, high)
 
 
-def _in_logs(logs: np.ndarray, arm: _Arm, effort: Effort) -> tuple[float, float, float]:
+def _log_interval(logs: np.ndarray, arm: _TimedModel, effort: Effort) -> tuple[float, float, float]:
     """Median and 95 % interval of a positive quantity from its logarithms, round by round."""
-    found = typical(logs, effort.resamples, effort.seed, np.array(arm.builds))
+    found = median_interval(logs, effort.resamples, effort.seed, np.array(arm.builds))
     median, low, high = (float(np.exp(min(v, 700.0))) for v in found)
     return median, low, high
 
 
-class _Reference:
+class _MachineMonitor:
     """A fixed piece of work timed every round: what it shows is the machine, not the models."""
 
     def __init__(self) -> None:

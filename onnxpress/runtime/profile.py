@@ -29,9 +29,9 @@ from onnxpress.errors import Problem
 from onnxpress.model import edit
 from onnxpress.model.counts import node_macs
 from onnxpress.model.read import node_label
-from onnxpress.runtime.builtin_models import Peak, chain_model, measured_peak
-from onnxpress.runtime.kernel_to_node import Kernel, kernels_of, stands_for
-from onnxpress.runtime.session import Settings, open_session, run, temporary_folder, trace
+from onnxpress.runtime.builtin_models import PeakRate, chain_model, measured_peak
+from onnxpress.runtime.kernel_to_node import Kernel, nodes_of_kernels, optimized_kernels
+from onnxpress.runtime.session import SessionSettings, open_session, run, temporary_folder, trace
 
 _SUFFIX = "_kernel_time"
 _MOST_EVENTS = 30_000  # a kilobyte each in the profiler's file
@@ -89,34 +89,34 @@ class Profile:
     covered: float
     overhead: float
     runs: int
-    peak: Peak
+    peak: PeakRate
 
 
 def profile(
     model: ir.Model,
     feeds: Mapping[str, np.ndarray],
-    settings: Settings | None = None,
+    settings: SessionSettings | None = None,
     seconds: float = 3.0,
     name: str = "",
-    peak: Peak | None = None,
+    peak: PeakRate | None = None,
 ) -> Profile:
     """Profile a model on one input for about so long.  Raises InputProblem where it does not load or run."""
-    settings = replace(settings or Settings(), profile="")
+    settings = replace(settings or SessionSettings(), profile="")
     named = model.clone()
     edit.name_nodes(named)
     with temporary_folder() as folder:
         dump = folder / "optimized.onnx"
         plain = open_session(named, settings, name)
         watched = open_session(named, replace(settings, profile=str(folder / "profile"), dump=str(dump)), name)
-        kernels = _dumped(dump)
-        chains = {k: _Chain(k, settings, folder) for k in (_FEW, _MANY)}
-        times = _take_turns(plain, watched, feeds, seconds, chains.values(), len(kernels), name)
+        kernels = _dumped_kernels(dump)
+        chains = {k: _OverheadChain(k, settings, folder) for k in (_FEW, _MANY)}
+        times = _interleaved_runs(plain, watched, feeds, seconds, chains.values(), len(kernels), name)
         parsed = parse_profile(_events(watched), len(times))
-        added = _Added.of({k: chain.overhead() for k, chain in chains.items()})
+        added = _ProfilerOverhead.of({k: chain.overhead() for k, chain in chains.items()})
     latency = float(np.median(times))
     added = added.fitted(parsed.values(), latency - _call_seconds(settings))
-    behind = stands_for(named, [_known(key, seen.op, kernels) for key, seen in parsed.items()])
-    work = _work(model, feeds)
+    behind = nodes_of_kernels(named, [_kernel_by_key(key, seen.op, kernels) for key, seen in parsed.items()])
+    work = _macs_by_label(model, feeds)
     rows = []
     for key, seen in parsed.items():
         taken = max(0.0, _midmean(seen.seconds - added.to(seen)))
@@ -139,12 +139,12 @@ def profile(
     )
 
 
-def _take_turns(
+def _interleaved_runs(
     plain: Any,
     watched: Any,
     feeds: Mapping[str, np.ndarray],
     seconds: float,
-    chains: Iterable[_Chain],
+    chains: Iterable[_OverheadChain],
     kernels: int,
     name: str,
 ) -> list[float]:
@@ -180,8 +180,8 @@ def _take_turns(
     return times
 
 
-def _dumped(path: Path) -> list[Kernel]:
-    return kernels_of(onnx.load(path, load_external_data=False)) if path.exists() else []
+def _dumped_kernels(path: Path) -> list[Kernel]:
+    return optimized_kernels(onnx.load(path, load_external_data=False)) if path.exists() else []
 
 
 def _events(session: Any) -> list[dict[str, Any]]:
@@ -190,13 +190,13 @@ def _events(session: Any) -> list[dict[str, Any]]:
     return events
 
 
-def _known(key: Key, op: str, kernels: Sequence[Kernel]) -> Kernel:
+def _kernel_by_key(key: Key, op: str, kernels: Sequence[Kernel]) -> Kernel:
     """The kernel as the rewritten graph shows it; with nothing but its name where it is not in there."""
     return next((k for k in kernels if k.key == key), Kernel(key, op))
 
 
 @dataclass
-class Seen:
+class KernelEvents:
     """A kernel's own seconds and calls in each of the runs, and how many kernels it ran inside; operands: tensors it reads."""
 
     op: str
@@ -206,7 +206,7 @@ class Seen:
     inner: np.ndarray
 
 
-def parse_profile(events: Sequence[Mapping[str, Any]], runs: int) -> dict[Key, Seen]:
+def parse_profile(events: Sequence[Mapping[str, Any]], runs: int) -> dict[Key, KernelEvents]:
     """The profiler's events of the last runs, by kernel: (name, which of that name), in order of first execution."""
     whole = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["cat"] == "Session" and e["name"] == "model_run")[
         -runs:
@@ -217,7 +217,7 @@ def parse_profile(events: Sequence[Mapping[str, Any]], runs: int) -> dict[Key, S
     own = _own_times([(e["ts"], e["dur"]) for e in nodes])
     keys: dict[tuple[str, str, str], Key] = {}
     counts: dict[str, int] = {}
-    found: dict[Key, Seen] = {}
+    found: dict[Key, KernelEvents] = {}
     for event, (spent, inner) in zip(nodes, own, strict=True):
         position = int(np.searchsorted(begins, event["ts"], side="right")) - 1
         if position < 0:
@@ -228,7 +228,7 @@ def parse_profile(events: Sequence[Mapping[str, Any]], runs: int) -> dict[Key, S
             keys[identity] = (name, counts.get(name, 0))
             counts[name] = counts.get(name, 0) + 1
         seen = found.setdefault(
-            keys[identity], Seen(op, len(event["args"].get("input_type_shape", ())), *np.zeros((3, runs)))
+            keys[identity], KernelEvents(op, len(event["args"].get("input_type_shape", ())), *np.zeros((3, runs)))
         )
         seen.seconds[position] += spent * 1e-6
         seen.calls[position] += 1
@@ -250,10 +250,10 @@ def _own_times(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(spent, count) for spent, count in own]
 
 
-class _Chain:
+class _OverheadChain:
     """A chain of kernels of next to no work, with and without the profiler: what the profiler adds to each."""
 
-    def __init__(self, operands: int, settings: Settings, folder: Path) -> None:
+    def __init__(self, operands: int, settings: SessionSettings, folder: Path) -> None:
         bare = replace(settings, level="none")
         chain = chain_model(_CHAIN, operands)
         self._plain = open_session(chain, bare)
@@ -280,7 +280,7 @@ class _Chain:
 
 
 @dataclass(frozen=True)
-class _Added:
+class _ProfilerOverhead:
     """The profiler's work, seconds a kernel: of one operand, for each operand more, and before the next kernel begins."""
 
     few: float
@@ -288,24 +288,24 @@ class _Added:
     between: float
 
     @classmethod
-    def of(cls, chains: Mapping[int, tuple[float, float]]) -> _Added:
+    def of(cls, chains: Mapping[int, tuple[float, float]]) -> _ProfilerOverhead:
         few, many = chains[_FEW][0], chains[_MANY][0]
         return cls(few, max(0.0, many - few) / (_MANY - _FEW), float(np.mean([after for _, after in chains.values()])))
 
-    def to(self, seen: Seen) -> np.ndarray:
+    def to(self, seen: KernelEvents) -> np.ndarray:
         """What a kernel's seconds in each run hold of it."""
         each = self.few + self.more * (min(seen.operands, _MANY + 1) - _FEW)
         return np.asarray(each * seen.calls + self.between * seen.inner)
 
-    def fitted(self, parsed: Collection[Seen], left: float) -> _Added:
+    def fitted(self, parsed: Collection[KernelEvents], left: float) -> _ProfilerOverhead:
         """Scaled to what the kernels show beyond the seconds that are left for them in a plain run, within a factor of 2."""
         beyond = sum(_midmean(seen.seconds) for seen in parsed) - left
         known = sum(_midmean(self.to(seen)) for seen in parsed)
         scale = min(2.0, max(0.5, beyond / known)) if known > 0 else 1.0
-        return _Added(self.few * scale, self.more * scale, self.between * scale)
+        return _ProfilerOverhead(self.few * scale, self.more * scale, self.between * scale)
 
 
-def _call_seconds(settings: Settings) -> float:
+def _call_seconds(settings: SessionSettings) -> float:
     """What a run costs that does next to nothing: the call from Python and onnxruntime's way to the first kernel."""
     session, feeds = open_session(chain_model(1, 1), settings), {"x": np.zeros(4, np.float32)}
     times = []
@@ -323,7 +323,7 @@ def _midmean(values: np.ndarray) -> float:
     return float(ordered[quarter : len(ordered) - quarter].mean())
 
 
-def _work(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _macs_by_label(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Multiply-accumulates by node label; empty where onnxruntime cannot hand out the inner values."""
     named = edit.canonical(model)
     try:

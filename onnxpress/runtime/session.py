@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import submodels
-from onnxpress.model.files import serialised
+from onnxpress.model.files import serialized
 from onnxpress.model.trace import Trace
 
 Feeds = Mapping[str, np.ndarray]
@@ -34,7 +34,7 @@ CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
-class Settings:
+class SessionSettings:
     """threads: intra-op threads; level: none, basic or all graph optimizations; config: session config entries.
 
     spinning: whether idle threads of the pool wait in a loop (faster, but they disturb whoever runs next).
@@ -51,18 +51,18 @@ class Settings:
     provider: str = CPU
 
 
-def all_cores(level: str = "all") -> Settings:
+def all_cores(level: str = "all") -> SessionSettings:
     """Settings for work whose result matters and whose time does not."""
-    return Settings(
+    return SessionSettings(
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, level=level
     )
 
 
 def open_session(
-    model: ir.Model | bytes | str | Path, settings: Settings | None = None, where: object = ""
+    model: ir.Model | bytes | str | Path, settings: SessionSettings | None = None, where: object = ""
 ) -> ort.InferenceSession:
     """A CPU session.  Raises InputProblem where onnxruntime cannot run the model, EnvironmentProblem without memory."""
-    settings = settings or Settings()
+    settings = settings or SessionSettings()
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
@@ -80,12 +80,12 @@ def open_session(
             "session.optimized_model_external_initializers_file_name", f"{Path(settings.dump).name}.data"
         )
     if isinstance(model, ir.Model):
-        with serialised(model) as source:
+        with serialized(model) as source:
             return _create(str(source) if isinstance(source, Path) else source, options, settings.provider, where)
     return _create(str(model) if isinstance(model, Path) else model, options, settings.provider, where)
 
 
-def provider_named(word: str) -> str:
+def find_provider(word: str) -> str:
     """The full name of a provider that this onnxruntime has: `cpu` and `CPUExecutionProvider` are the same.
 
     Raises InputProblem for another.
@@ -139,7 +139,7 @@ def run(
         ) from error
 
 
-def tap(model: ir.Model, names: Sequence[str], settings: Settings | None = None) -> ort.InferenceSession:
+def tap(model: ir.Model, names: Sequence[str], settings: SessionSettings | None = None) -> ort.InferenceSession:
     """A session that computes exactly the named inner values (in that order, as its outputs)."""
     return open_session(submodels.outputs_only(model, names), settings or all_cores())
 

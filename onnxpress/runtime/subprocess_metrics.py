@@ -18,9 +18,9 @@ import numpy as np
 
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.runtime import isolate
-from onnxpress.runtime.intervals import independent
+from onnxpress.runtime.intervals import order_statistic_interval
 from onnxpress.runtime.latency import Ratio
-from onnxpress.runtime.session import Settings, open_session, run, temporary_folder
+from onnxpress.runtime.session import SessionSettings, open_session, run, temporary_folder
 
 _FEWEST_CHILDREN, _LEAST_CHILDREN, _MOST_CHILDREN = 3, 6, 40  # six are the fewest whose extremes bound a median by 95 %
 _MEMORY_CHILDREN = 3
@@ -29,7 +29,7 @@ _LIMIT = 600.0  # seconds that one child may take
 
 
 @dataclass(frozen=True)
-class Cold:
+class ColdStart:
     """Median seconds from a file to the first answer, with 95 % interval, and its parts: building the session, first run."""
 
     name: str
@@ -42,7 +42,7 @@ class Cold:
 
 
 @dataclass(frozen=True)
-class Memory:
+class PeakMemory:
     """Megabytes (10^6 bytes) that a model adds to a process: at its peak, after loading, after some runs; medians of children.
 
     low, high: the least and greatest peak of the children; process: the whole process at its peak.
@@ -61,17 +61,17 @@ class Memory:
 def cold_starts(
     models: Mapping[str, bytes | str],
     feeds: Mapping[str, np.ndarray],
-    settings: Settings | None = None,
+    settings: SessionSettings | None = None,
     seconds: float = 10.0,
     seed: int = 0,
-) -> tuple[tuple[Cold, ...], tuple[Ratio, ...]]:
+) -> tuple[tuple[ColdStart, ...], tuple[Ratio, ...]]:
     """Cold starts of models, child by child in turns, and ratios to the first model.
 
     At least six children a model, or three where these took twice the wished seconds.
     """
     rng = np.random.default_rng(seed)
     with temporary_folder() as folder:
-        asked = _asked(folder, models, feeds, settings or Settings(), 1)
+        asked = _child_calls(folder, models, feeds, settings or SessionSettings(), 1)
         names = list(models)
         seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         begun, rounds = time.perf_counter(), 0
@@ -85,37 +85,45 @@ def cold_starts(
     totals = {name: np.array([a["load"] + a["first"] for a in answers]) for name, answers in seen.items()}
     found = []
     for name, answers in seen.items():
-        middle, low, high = independent(totals[name])
+        middle, low, high = order_statistic_interval(totals[name])
         load, first = (float(np.median([a[key] for a in answers])) for key in ("load", "first"))
-        found.append(Cold(name, middle, max(0.0, low), high, load, first, len(answers)))
+        found.append(ColdStart(name, middle, max(0.0, low), high, load, first, len(answers)))
     ratios = [
-        Ratio(name, names[0], *(float(np.exp(v)) for v in independent(np.log(totals[names[0]] / totals[name]))))
+        Ratio(
+            name,
+            names[0],
+            *(float(np.exp(v)) for v in order_statistic_interval(np.log(totals[names[0]] / totals[name]))),
+        )
         for name in names[1:]
     ]
     return tuple(found), tuple(ratios)
 
 
 def peak_memory(
-    models: Mapping[str, bytes | str], feeds: Mapping[str, np.ndarray], settings: Settings | None = None
-) -> tuple[Memory, ...]:
+    models: Mapping[str, bytes | str], feeds: Mapping[str, np.ndarray], settings: SessionSettings | None = None
+) -> tuple[PeakMemory, ...]:
     """What each model adds to a fresh process's memory.  Raises EnvironmentProblem where the system does not tell."""
     if "VmHWM" not in _status():
         raise EnvironmentProblem("cannot measure peak memory", "", "/proc/self/status has no VmHWM", "run it on Linux")
     found = []
     with temporary_folder() as folder:
-        for name, ask in _asked(folder, models, feeds, settings or Settings(), _RUNS).items():
+        for name, ask in _child_calls(folder, models, feeds, settings or SessionSettings(), _RUNS).items():
             answers = [ask() for _ in range(_MEMORY_CHILDREN)]
             peaks = [a["peak"] - a["base"] for a in answers]
             loaded, settled = (float(np.median([a[key] - a["base"] for a in answers])) for key in ("loaded", "settled"))
             whole = float(np.median([a["peak"] for a in answers]))
             found.append(
-                Memory(name, float(np.median(peaks)), min(peaks), max(peaks), loaded, settled, whole, len(peaks))
+                PeakMemory(name, float(np.median(peaks)), min(peaks), max(peaks), loaded, settled, whole, len(peaks))
             )
     return tuple(found)
 
 
-def _asked(
-    folder: Path, models: Mapping[str, bytes | str], feeds: Mapping[str, np.ndarray], settings: Settings, runs: int
+def _child_calls(
+    folder: Path,
+    models: Mapping[str, bytes | str],
+    feeds: Mapping[str, np.ndarray],
+    settings: SessionSettings,
+    runs: int,
 ) -> dict[str, Callable[[], dict[str, float]]]:
     """By model: a call that starts a child and returns its answer."""
     texts = [name for name, array in feeds.items() if np.asarray(array).dtype == object]
@@ -134,12 +142,12 @@ def _asked(
             "runs": runs,
         }
         (folder / f"{index}.json").write_text(json.dumps(request))
-        calls[name] = _Call(name, folder / f"{index}.json", folder / f"{index}.answer.json")
+        calls[name] = _ChildCall(name, folder / f"{index}.json", folder / f"{index}.answer.json")
     return dict(calls)
 
 
 @dataclass(frozen=True)
-class _Call:
+class _ChildCall:
     name: str
     request: Path
     answer: Path
@@ -161,7 +169,7 @@ def child(request: str, answer: str) -> None:
     asked: dict[str, Any] = json.loads(Path(request).read_text())
     feeds = {name: np.load(path) for name, path in asked["feeds"].items()}
     feeds = {name: a.astype(object) if name in asked["texts"] else a for name, a in feeds.items()}
-    settings = Settings(**{**asked["settings"], "config": tuple((k, v) for k, v in asked["settings"]["config"])})
+    settings = SessionSettings(**{**asked["settings"], "config": tuple((k, v) for k, v in asked["settings"]["config"])})
     _reset_peak()
     base = _status().get("VmRSS", 0.0)
     start = time.perf_counter()

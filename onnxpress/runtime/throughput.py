@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from onnxpress.runtime.intervals import typical
+from onnxpress.runtime.intervals import median_interval
 from onnxpress.runtime.latency import Ratio
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.runtime.session import SessionSettings, open_session, run
 
 _SLICE = 0.25
 _LEAST_SLICES = 3
@@ -40,14 +40,14 @@ class Throughput:
 def throughput(
     models: Mapping[str, bytes | str],
     feeds: Sequence[Mapping[str, np.ndarray]],
-    settings: Settings | None = None,
+    settings: SessionSettings | None = None,
     seconds: float = 10.0,
     callers: int = 1,
     batch: int = 1,
     seed: int = 0,
 ) -> tuple[tuple[Throughput, ...], tuple[Ratio, ...]]:
     """Rates of models, and ratios to the first.  batch: samples that one run holds."""
-    settings = settings or Settings()
+    settings = settings or SessionSettings()
     rng = np.random.default_rng(seed)
     values = [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
     sessions = {name: open_session(model, settings, name) for name, model in models.items()}
@@ -65,12 +65,12 @@ def throughput(
             rates[names[index]].append(batch * _rate(sessions[names[index]], values, span, callers))
     found = []
     for name, seen in rates.items():
-        middle, low, high = (float(np.exp(v)) for v in typical(np.log(seen), _RESAMPLES, seed))
+        middle, low, high = (float(np.exp(v)) for v in median_interval(np.log(seen), _RESAMPLES, seed))
         found.append(Throughput(name, middle, low, high, callers, slices))
     base = np.array(rates[names[0]])
     ratios = []
     for name in names[1:]:
-        middle, low, high = typical(np.log(np.array(rates[name]) / base), _RESAMPLES, seed)
+        middle, low, high = median_interval(np.log(np.array(rates[name]) / base), _RESAMPLES, seed)
         ratios.append(Ratio(name, names[0], *(float(np.exp(v)) for v in (middle, low, high))))
     return tuple(found), tuple(ratios)
 

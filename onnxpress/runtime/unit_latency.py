@@ -20,7 +20,7 @@ from onnxpress.runtime.latency import quick_seconds
 _FUSED = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu"}
 
 
-def units(model: ir.Model) -> Iterator[list[ir.Node]]:
+def fused_units(model: ir.Model) -> Iterator[list[ir.Node]]:
     """The nodes of each unit, in the model's order."""
     taken: set[int] = set()
     for node in model.graph:
@@ -40,7 +40,7 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     return uses[0].node if alone and read.standard(uses[0].node) else None
 
 
-class UnitTimes:
+class UnitLatencies:
     """Seconds of units on this machine, by structure and sizes: each is timed once."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class UnitTimes:
 
     def seconds(self, model: ir.Model, nodes: Sequence[ir.Node], sizes: Trace) -> float:
         """Of one unit; nothing where it cannot stand alone (what only computes shapes costs nearly nothing)."""
-        part = submodels.excerpt(model, nodes, sizes)
+        part = submodels.extract_nodes(model, nodes, sizes)
         key = f"{structural_hash(part, named=False)} {[sizes.shape(v.name) for v in part.graph.inputs]}"
         if key not in self._known:
             self._known[key] = _timed(part, sizes)
@@ -60,8 +60,8 @@ class UnitTimes:
 
 def node_seconds(model: ir.Model, sizes: Trace) -> dict[str, float]:
     """Seconds by node name: a unit's time stands at its first node."""
-    times = UnitTimes()
-    return {nodes[0].name or "": times.seconds(model, nodes, sizes) for nodes in units(model)}
+    times = UnitLatencies()
+    return {nodes[0].name or "": times.seconds(model, nodes, sizes) for nodes in fused_units(model)}
 
 
 def _timed(part: ir.Model, sizes: Trace) -> float:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-TOP = 127
-SAFE = 64  # any two of these fit
+MAX_WEIGHT = 127
+MAX_SAFE_WEIGHT = 64  # any two of these fit
 _FREE = 120  # a row that reaches this was not held back, or hardly: rounding may have moved its largest from 127
 _MOST, _LEAST = 32767, -32768
 _CODE = 255  # the largest there is
@@ -23,18 +23,20 @@ def kernel_order(shape: tuple[int, ...]) -> np.ndarray:
     return np.arange(int(np.prod(shape[1:]))).reshape(shape[1] if len(shape) > 1 else 1, -1).T.ravel()
 
 
-def load(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+def pair_load(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
     """[M]: the heaviest pair of each row, 1 being as much as fits."""
     return np.asarray(_loads(rows, peaks).max(axis=1, initial=0.0))
 
 
-def levels(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+def max_weight_codes(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
     """[M]: the largest weight that each of these rows of 127 levels can have, so that after rounding nearly all pairs fit."""
-    heavy = load(rows, peaks)
-    return np.asarray(np.where(heavy > 1, np.maximum(np.floor(TOP / np.maximum(heavy, 1)), SAFE), TOP))
+    heavy = pair_load(rows, peaks)
+    return np.asarray(
+        np.where(heavy > 1, np.maximum(np.floor(MAX_WEIGHT / np.maximum(heavy, 1)), MAX_SAFE_WEIGHT), MAX_WEIGHT)
+    )
 
 
-def relieved(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+def clamp_pairs(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
     """The same rows, weights of pairs that do not fit moved towards 0 until they do; of two, the one that meets more."""
     rows = rows.copy()
     while True:
@@ -48,7 +50,7 @@ def relieved(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
         rows[at, which] -= np.sign(rows[at, which])
 
 
-def room(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weight_headroom(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How far down and up, each [M, K], weights may move so that no pair gets heavier than fits any activations, or than it is.
 
     Rows that were not held back may use all of int8.
@@ -60,10 +62,12 @@ def room(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         odd = parts.shape[1] % 2
         two = np.pad(parts, [(0, 0), (0, odd)]).reshape(len(parts), -1, 2)
         spare = np.maximum(_MOST // _CODE - two.sum(axis=2, keepdims=True), 0) // 2
-        held = np.minimum((two + spare).reshape(len(parts), -1)[:, : parts.shape[1]], TOP)
-        return np.asarray(np.where(peak >= _FREE, most, np.where(peak <= SAFE, SAFE, held)))
+        held = np.minimum((two + spare).reshape(len(parts), -1)[:, : parts.shape[1]], MAX_WEIGHT)
+        return np.asarray(np.where(peak >= _FREE, most, np.where(peak <= MAX_SAFE_WEIGHT, MAX_SAFE_WEIGHT, held)))
 
-    return -one_way(np.maximum(-rows.astype(np.int64), 0), TOP + 1), one_way(np.maximum(rows.astype(np.int64), 0), TOP)
+    return -one_way(np.maximum(-rows.astype(np.int64), 0), MAX_WEIGHT + 1), one_way(
+        np.maximum(rows.astype(np.int64), 0), MAX_WEIGHT
+    )
 
 
 def _loads(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:

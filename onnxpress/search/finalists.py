@@ -14,16 +14,16 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import Problem
-from onnxpress.evaluate.profile_comparison import Sides, side_by_side
-from onnxpress.measure.score import Judge, Score
+from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.core.contract import Refused
 from onnxpress.passes.int8.quantize import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
-from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
-from onnxpress.runtime.session import Settings
+from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
+from onnxpress.runtime.session import SessionSettings
 from onnxpress.search.candidate_factory import Workshop
 from onnxpress.search.request import Request
 from onnxpress.search.search import Search, allowed
@@ -50,7 +50,7 @@ class Outcome:
     original_size: int
     score: Score | None
     speedup: Ratio | None
-    final: Comparison | None
+    final: LatencyComparison | None
     candidates: list[Candidate]
     rejected: dict[str, list[str]]
     looks: int
@@ -58,7 +58,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     interrupted: bool = False
-    sides: Sides | None = None
+    sides: ProfileComparison | None = None
     refused: list[Refused] = field(default_factory=list)
 
 
@@ -81,7 +81,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
     speeds = {c.name: final.ratio(c.name).low if search.target else final.ratio(c.name).speedup for c in finalists}
     order = _ranked(finalists, speeds, request.goal, search.target)
     say("validating", 0.92)
-    judge = Judge(original, splits.validate, "validation samples")
+    judge = Scorer(original, splits.validate, "validation samples")
     rejected: dict[str, list[str]] = {}
     looks = 0
     outcome: Outcome | None = None
@@ -158,11 +158,13 @@ def _refused(shop: Workshop) -> list[Refused]:
     return whole + [Refused(r.node, f"pruning: {r.reason}") for r in narrow]
 
 
-def _sides(original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: Request) -> Sides | None:
+def _sides(
+    original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: Request
+) -> ProfileComparison | None:
     """For the record alone: a model that cannot be profiled is as good, whatever the profiler stumbles over."""
-    settings = Settings(threads=request.threads)
+    settings = SessionSettings(threads=request.threads)
     try:
-        return side_by_side(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
+        return profile_compare(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
     except Exception:
         return None
 
@@ -179,7 +181,7 @@ def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: 
     return reached + [c for c in fast if c not in reached]
 
 
-def _exact_meets(candidate: Candidate, final: Comparison, original: ir.Model, request: Request) -> bool:
+def _exact_meets(candidate: Candidate, final: LatencyComparison, original: ir.Model, request: Request) -> bool:
     if request.goal == "size":
         return candidate.size < len(to_bytes(original))
     return final.ratio(candidate.name).low > 1.0

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.api.one_pass import depth, prune, quantize
-from onnxpress.evaluate.profile_comparison import side_by_side, widths
+from onnxpress.evaluate.profile_comparison import channel_widths, profile_compare
 from onnxpress.model import edit
 from onnxpress.passes.pruning.allocation import Wish
 from onnxpress.passes.structure.depth import Wish as DepthWish
@@ -20,7 +20,7 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
 def test_every_layer_has_its_time_on_both_sides() -> None:
     model = edit.canonical(nets.residual(width=32))
     done = quantize(model, nets.samples(model, 8)).model
-    found = side_by_side(model, done, feeds(model), 0.4)
+    found = profile_compare(model, done, feeds(model), 0.4)
     weighted = [n.name for n in model.graph if n.op_type in ("Conv", "Gemm")]
     assert [p.name for p in found.layers] == weighted == [p.name for p in found.widths]
     assert all(p.before > 0 and p.after > 0 for p in found.layers)
@@ -33,13 +33,13 @@ def test_every_layer_has_its_time_on_both_sides() -> None:
 def test_widths_follow_pruning_and_what_went() -> None:
     model = nets.residual(width=64, blocks=3)
     data = nets.samples(model, 8)
-    narrow = widths(model, prune(model, data, Wish(0.5, spread="uniform")).model)
+    narrow = channel_widths(model, prune(model, data, Wish(0.5, spread="uniform")).model)
     assert any(p.after < p.before for p in narrow)
     assert all(p.after > 0 for p in narrow)
-    shallow = widths(model, depth(model, data, DepthWish(remove=1)).model)
+    shallow = channel_widths(model, depth(model, data, DepthWish(remove=1)).model)
     assert sum(p.after == 0 for p in shallow) == 2, "a block of two convolutions"
     assert all(p.after in (0, p.before) for p in shallow)
-    assert widths(model, quantize(model, data).model) == widths(model, model), "integers are as wide"
+    assert channel_widths(model, quantize(model, data).model) == channel_widths(model, model), "integers are as wide"
 
 
 def test_a_layer_fused_from_two_nodes_keeps_its_name() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.ranges import Spread, observe
-from onnxpress.measure.tensor_summary import digests, some_rows
+from onnxpress.measure.ranges import Histogram, collect_histograms
+from onnxpress.measure.tensor_summary import sample_rows, summarize_tensors
 from onnxpress.model.signature import signature
-from onnxpress.passes.int8.qdq_write import spreads_for
+from onnxpress.passes.int8.qdq_write import histograms_for
 from tests import nets
 
 
@@ -33,8 +33,8 @@ def test_what_is_taken_inside_the_graph_is_what_the_values_say(opset: int, side:
     names = [v.name or "" for n in evidence.model.graph for v in n.outputs]
     axes = dict.fromkeys(names[: len(names) // 2 + 1], 1)
     relus = {n.outputs[0].name or "" for n in evidence.model.graph if n.op_type == "Relu"}
-    found: dict[str, Spread] = {n: Spread() for n in names}
-    for _, taken in digests(evidence, names, axes, floors=relus):
+    found: dict[str, Histogram] = {n: Histogram() for n in names}
+    for _, taken in summarize_tensors(evidence, names, axes, floors=relus):
         for name, digest in taken.items():
             found[name].take(digest)
     everything = {n: np.concatenate([v[n] for v in evidence.stream([n])]) for n in names}
@@ -67,7 +67,7 @@ def test_rows_of_channels_are_rows_of_the_tensor(opset: int, side: int) -> None:
         next(n.outputs[0].name or "" for n in evidence.model.graph if n.op_type == op) for op in ("Conv", "Gemm")
     )
     rows: dict[str, list[np.ndarray]] = {}
-    for taken in some_rows(evidence, [conv, last, "image"], {conv: 1, last: -1}, 5, 2048):
+    for taken in sample_rows(evidence, [conv, last, "image"], {conv: 1, last: -1}, 5, 2048):
         for name, values in taken.items():
             rows.setdefault(name, []).append(values)
     maps, scores, numbers = (np.concatenate(rows[name]) for name in (conv, last, "image"))
@@ -88,7 +88,7 @@ def test_channels_in_the_middle_become_rows() -> None:
     x = net.op("Conv", ["sound", weight], 8, pads=[1, 1])
     model = net.model(net.op("GlobalMaxPool", [x], 8), {"sound": ["N", 6, 500]}, ["N", 8, 1])
     evidence = evidence_for(model, nets.samples(model, 3))
-    rows = np.concatenate([taken[x] for taken in some_rows(evidence, [x], {x: 1}, 3, 1000)])
+    rows = np.concatenate([taken[x] for taken in sample_rows(evidence, [x], {x: 1}, 3, 1000)])
     whole = np.concatenate([v[x] for v in evidence.stream([x])])
     assert rows.shape[1] == 8 and 1000 <= rows.size <= 3300
     np.testing.assert_allclose(np.square(rows).mean(axis=0), np.square(whole).mean(axis=(0, 2)), rtol=0.3)
@@ -98,8 +98,8 @@ def test_whether_samples_may_be_together_is_asked_once_for_the_halves(monkeypatc
     model = wide_net(13, 8)
     evidence = evidence_for(model, nets.samples(model, 6))
     asked = []
-    monkeypatch.setattr("onnxpress.measure.evidence.agrees", lambda *_: asked.append(1) or True)
-    spreads_for(evidence)
+    monkeypatch.setattr("onnxpress.measure.evidence.batching_agrees", lambda *_: asked.append(1) or True)
+    histograms_for(evidence)
     assert evidence.halves is not None
     assert [half.batchable for half in evidence.halves] == [True, True] and evidence.batchable and len(asked) == 1
     assert evidence.halves[0].trace is evidence.trace
@@ -109,7 +109,7 @@ def test_sequences_of_any_length_are_looked_at_inside_the_graph() -> None:
     model = nets.transformer()
     evidence = evidence_for(model, nets.samples(model, 6, sequence=9))
     name = next(n.outputs[0].name or "" for n in evidence.model.graph if n.op_type == "LayerNormalization")
-    spread = observe(evidence, [name], {name: -1})[name]
+    spread = collect_histograms(evidence, [name], {name: -1})[name]
     values = [v[name].reshape(-1, v[name].shape[-1]) for v in evidence.stream([name])]
     assert spread.channel_high is not None
     np.testing.assert_allclose(spread.channel_high, np.concatenate(values).max(axis=0), rtol=1e-5)
@@ -124,4 +124,4 @@ def test_what_is_not_a_number_is_found(count: int) -> None:
     x.reshape(2, -1)[:, 1 : 1 + count] = 0
     wide = net.model(net.head(net.relu(net.conv(ratio, 8))), {"image": ["N", 3, 160, 160]}, ["N", 10])
     evidence = evidence_for(wide, Dataset.from_arrays({"image": x}, signature(wide)))
-    assert not observe(evidence, [ratio], {ratio: 1})[ratio].finite
+    assert not collect_histograms(evidence, [ratio], {ratio: 1})[ratio].finite

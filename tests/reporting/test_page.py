@@ -16,7 +16,7 @@ from onnxpress.cli.main import run as cli
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 from onnxpress.reporting.facts import Page
-from onnxpress.reporting.page import embedded, html, markdown, rendered
+from onnxpress.reporting.page import html, markdown, render, script_json
 from onnxpress.reporting.reading import page, read
 
 pytest.importorskip("jinja2")
@@ -178,7 +178,7 @@ def test_names_cannot_break_out(tmp_path: Path) -> None:
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text.replace("https://www.chartjs.org", "")), (
         "nothing is fetched"
     )
-    assert "\u2028" not in embedded("\u2028")
+    assert "\u2028" not in script_json("\u2028")
 
 
 def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
     assert "| name | faster | drop | size | notes |" in text
     assert "| int8 (taken) | 2.00x | +0.0040 [-0.0060, +0.0140] |" in text
     assert "&lt;/script>" in text
-    assert json.loads(rendered(made, "json"))["headlines"][0]["value"] == "2.00x"
+    assert json.loads(render(made, "json"))["headlines"][0]["value"] == "2.00x"
 
 
 def test_a_part_without_numbers_is_left_out() -> None:

@@ -16,9 +16,9 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import cast, fits, fitted, is_text, missing_inputs, refusal, text
-from onnxpress.data.layout import Layout, Port
+from onnxpress.data.layout import BatchLayout, Port
 from onnxpress.data.readers import npfiles
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
@@ -45,7 +45,7 @@ class Column:
         return self.array[index : index + 1] if self.batch else self.array[index]
 
 
-class Arrays(Source):
+class Arrays(SampleSource):
     """Columns of equal length as samples."""
 
     def __init__(self, columns: Sequence[Column], labels: Sequence[Any | None], name: str) -> None:
@@ -123,14 +123,14 @@ def check_values(columns: Sequence[Column], name: str) -> None:
 
 def build(
     arrays: Mapping[str, np.ndarray],
-    layout: Layout,
+    layout: BatchLayout,
     name: str,
     where: str,
     labels: Any,
     signature: Signature,
     raw: bool = True,
     mapped: bool = False,
-) -> Loaded:
+) -> LoadedSource:
     """Arrays by input name as a source.
 
     labels: a sequence, an array or None; raw: nothing is preprocessed, so that everything can be checked now;
@@ -144,16 +144,16 @@ def build(
     if labels is None:
         values: list[Any | None] = [None] * count
     else:
-        values, more = labelling.tidy(labels, signature, where)
-        labelling.matched(values, count, where)
+        values, more = labelling.normalize_labels(labels, signature, where)
+        labelling.check_label_count(values, count, where)
         notes += more
     if raw and not mapped and count:
         check_values(columns, name)
-    return Loaded(Arrays(columns, values, name), name, notes)
+    return LoadedSource(Arrays(columns, values, name), name, notes)
 
 
-def rename_only(
-    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]], layout: Layout, label: str | None
+def match_names(
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]], layout: BatchLayout, label: str | None
 ) -> tuple[dict[str, str], list[str]]:
     """Key by input name, and notes: a single input takes the only array of a foreign name that could be
     its."""
@@ -175,19 +175,19 @@ def rename_only(
 def from_mapping(
     given: Mapping[str, Any],
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     name: str,
     labels: Any = None,
     key: str | None = None,
     raw: bool = True,
-) -> Loaded:
+) -> LoadedSource:
     """Arrays in memory.  labels: values, which win over the key or a usual key of labels among the arrays."""
     arrays: dict[str, np.ndarray] = {}
     for each, value in given.items():
         array = _array(value, f"{name}, {each!r}")
         arrays[str(each)] = array
     label = None if labels is not None else labelling.find_key(list(arrays), layout.names, key, name)
-    names, notes = rename_only({k: (a.shape, a.dtype) for k, a in arrays.items()}, layout, label)
+    names, notes = match_names({k: (a.shape, a.dtype) for k, a in arrays.items()}, layout, label)
     missing = [n for n, k in names.items() if k not in arrays]
     if missing:
         raise missing_inputs(missing, arrays, layout, name)
@@ -211,12 +211,14 @@ def _array(value: Any, where: str) -> np.ndarray:
         ) from error
 
 
-def open_npz(path: Path, signature: Signature, layout: Layout, key: str | None, raw: bool, trust: bool) -> Loaded:
+def open_npz(
+    path: Path, signature: Signature, layout: BatchLayout, key: str | None, raw: bool, trust: bool
+) -> LoadedSource:
     """An .npz file with a key per input; only the arrays that are needed are read, and mapped where stored
     uncompressed."""
     known = npfiles.headers(path, trust)
     label = labelling.find_key(list(known), layout.names, key, str(path))
-    names, notes = rename_only({k: (h.shape, h.dtype) for k, h in known.items()}, layout, label)
+    names, notes = match_names({k: (h.shape, h.dtype) for k, h in known.items()}, layout, label)
     missing = [n for n, k in names.items() if k not in known]
     if missing:
         raise missing_inputs(missing, known, layout, str(path))
@@ -245,9 +247,9 @@ def _is_mapped(array: np.ndarray) -> bool:
     return isinstance(array.base, np.memmap) or isinstance(array, np.memmap)
 
 
-def open_npy(path: Path, signature: Signature, layout: Layout, key: str | None, raw: bool) -> Loaded:
+def open_npy(path: Path, signature: Signature, layout: BatchLayout, key: str | None, raw: bool) -> LoadedSource:
     """An .npy file for a model with one input, mapped."""
-    port = only_port(layout, path, "an .npy file")
+    port = single_port(layout, path, "an .npy file")
     if key is not None:
         raise InputProblem(
             "cannot read the labels",
@@ -261,7 +263,7 @@ def open_npy(path: Path, signature: Signature, layout: Layout, key: str | None, 
     return build({port.name: array}, layout, path.name, str(path), None, signature, raw, mapped=True)
 
 
-def only_port(layout: Layout, where: object, what: str) -> Port:
+def single_port(layout: BatchLayout, where: object, what: str) -> Port:
     """The model's single input.  Raises InputProblem where it has several."""
     if len(layout.ports) != 1:
         raise InputProblem(

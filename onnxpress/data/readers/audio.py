@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import is_float
-from onnxpress.data.layout import Layout, Port
-from onnxpress.data.readers.arrays import only_port
+from onnxpress.data.layout import BatchLayout, Port
+from onnxpress.data.readers.arrays import single_port
 from onnxpress.data.readers.files import classes, relative, unreadable
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
@@ -25,7 +25,7 @@ _WHAT = "cannot use the sound"
 
 
 @dataclass(frozen=True)
-class Wave:
+class WaveformSpec:
     """How an input takes a waveform.  axis: of time, in a sample without batch axis; length: in frames,
     None where free."""
 
@@ -34,10 +34,12 @@ class Wave:
     length: int | None
 
 
-class Sounds(Source):
+class Sounds(SampleSource):
     """Sound files as samples of one input, read when asked for."""
 
-    def __init__(self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], form: Wave) -> None:
+    def __init__(
+        self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], form: WaveformSpec
+    ) -> None:
         self._files, self._keys, self.labels, self._form = files, keys, labels, form
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -51,9 +53,9 @@ class Sounds(Source):
         return self._keys[index]
 
 
-def waveform(layout: Layout, where: object) -> Wave:
+def waveform_spec(layout: BatchLayout, where: object) -> WaveformSpec:
     """How the model's only input takes a waveform.  Raises InputProblem where it takes none."""
-    port = only_port(layout, where, "a folder of .wav files")
+    port = single_port(layout, where, "a folder of .wav files")
     inner = (port.dims if port.loose else port.inner) or ()
     if 1 <= len(inner) <= 2:
         time = [i for i, d in enumerate(inner) if d != 1]
@@ -62,7 +64,7 @@ def waveform(layout: Layout, where: object) -> Wave:
             axis = time[0] if time else 0
             size = inner[axis]
             if not isinstance(size, int) or size >= 256:  # fewer fixed values are features, no sound
-                return Wave(port, axis, size if isinstance(size, int) else None)
+                return WaveformSpec(port, axis, size if isinstance(size, int) else None)
     raise InputProblem(
         _WHAT,
         where,
@@ -72,10 +74,10 @@ def waveform(layout: Layout, where: object) -> Wave:
 
 
 def open_sounds(
-    folder: Path, files: Sequence[Path], signature: Signature, layout: Layout, label_file: Path | None
-) -> Loaded:
+    folder: Path, files: Sequence[Path], signature: Signature, layout: BatchLayout, label_file: Path | None
+) -> LoadedSource:
     """Sounds as samples; the header of every file is read now.  Raises InputProblem."""
-    form = waveform(layout, folder)
+    form = waveform_spec(layout, folder)
     rates: dict[int, Path] = {}
     channels = 1
     for path in files:
@@ -93,8 +95,8 @@ def open_sounds(
     keys = relative(folder, files)
     if label_file is not None:
         values, notes = labelling.read_file(label_file, keys)
-        labelling.matched(values, len(files), label_file)
-        labels, more = labelling.tidy(values, signature, label_file)
+        labelling.check_label_count(values, len(files), label_file)
+        labels, more = labelling.normalize_labels(values, signature, label_file)
         notes = [f"labels from {label_file.name}", *notes, *more]
     else:
         indices, notes = classes(folder, files)
@@ -106,7 +108,7 @@ def open_sounds(
         assumed.append("channels averaged to mono")
     if form.length is not None:
         assumed.append(f"cut (centre) or padded with silence (end) to {form.length} frames")
-    return Loaded(Sounds(files, keys, labels, form), folder.name, [*assumed, *notes])
+    return LoadedSource(Sounds(files, keys, labels, form), folder.name, [*assumed, *notes])
 
 
 def header(path: Path) -> wave._wave_params:
@@ -115,7 +117,7 @@ def header(path: Path) -> wave._wave_params:
         with wave.open(str(path), "rb") as stream:
             found = stream.getparams()
     except (wave.Error, EOFError, OSError, RuntimeError) as error:
-        raise _no_wave(path, error) from error
+        raise _not_pcm(path, error) from error
     if found.sampwidth not in (1, 2, 3, 4) or found.nchannels < 1:
         raise InputProblem(
             _WHAT,
@@ -133,7 +135,7 @@ def header(path: Path) -> wave._wave_params:
     return found
 
 
-def _no_wave(path: Path, error: BaseException) -> InputProblem:
+def _not_pcm(path: Path, error: BaseException) -> InputProblem:
     why = str(error)
     if "unknown format" in why:
         return InputProblem(
@@ -153,7 +155,7 @@ def load(path: Path, floats: bool, length: int | None) -> np.ndarray:
             stream.setpos(start)
             data = stream.readframes(count)
     except (wave.Error, EOFError, OSError) as error:
-        raise _no_wave(path, error) from error
+        raise _not_pcm(path, error) from error
     values = _decoded(data, found.sampwidth).reshape(-1, found.nchannels)
     if found.nchannels > 1:
         mixed = values.mean(axis=1, dtype=np.float64)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data import labels as labelling
-from onnxpress.data.layout import Layout
+from onnxpress.data.layout import BatchLayout
 from onnxpress.data.readers import user_function
-from onnxpress.data.readers.arrays import only_port
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.readers.arrays import single_port
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem, Problem
 from onnxpress.model.signature import Signature
 
@@ -25,10 +25,12 @@ _CALLS = 3  # a function may give a function that gives the iterable; deeper nes
 Check = Callable[[dict[str, np.ndarray], str], object]
 
 
-class Stream(Source):
+class IterableSource(SampleSource):
     """Samples of an iterable that can be begun again; an index is reached by reading up to it."""
 
-    def __init__(self, begin: Callable[[], Iterator[Any]], name: str, layout: Layout, label_key: str | None) -> None:
+    def __init__(
+        self, begin: Callable[[], Iterator[Any]], name: str, layout: BatchLayout, label_key: str | None
+    ) -> None:
         self._begin, self._name, self._layout, self._label_key = begin, name, layout, label_key
         self.labels: list[Any | None] = []
 
@@ -48,7 +50,7 @@ class Stream(Source):
         except GeneratorExit:
             raise
         except Exception as error:
-            raise user_function.failed(self._name, error, _WHAT) from error
+            raise user_function.user_code_problem(self._name, error, _WHAT) from error
 
     def _parts(self, item: Any, index: int) -> tuple[dict[str, np.ndarray], Any | None]:
         where, label = self.key(index), None
@@ -69,7 +71,7 @@ class Stream(Source):
         else:
             if item is None or isinstance(item, (set, frozenset)) or callable(item):
                 raise InputProblem(_WHAT, where, f"expected an array or a dict of arrays, found {type(item).__name__}")
-            found = {only_port(self._layout, where, "an array").name: item}
+            found = {single_port(self._layout, where, "an array").name: item}
         return {
             name: self._array(value, f"{where}, input {name!r}")
             for name, value in found.items()
@@ -114,9 +116,11 @@ class Stream(Source):
             yield index, self._parts(item, index)[0]
 
 
-def open_named(text: str, signature: Signature, layout: Layout, label_key: str | None, check: Check) -> Loaded:
+def open_function(
+    text: str, signature: Signature, layout: BatchLayout, label_key: str | None, check: Check
+) -> LoadedSource:
     """Samples of "module:function" or "file.py:function".  Raises InputProblem."""
-    found = user_function.find(text, _WHAT)
+    found = user_function.load_function(text, _WHAT)
     if isinstance(found, Mapping) or not (callable(found) or isinstance(found, Iterable)):
         raise InputProblem(
             _WHAT, text, f"it is a {type(found).__name__}, expected a function or an iterable of samples"
@@ -127,8 +131,8 @@ def open_named(text: str, signature: Signature, layout: Layout, label_key: str |
 
 
 def open_iterable(
-    given: Iterable[Any], name: str, signature: Signature, layout: Layout, label_key: str | None, check: Check
-) -> Loaded:
+    given: Iterable[Any], name: str, signature: Signature, layout: BatchLayout, label_key: str | None, check: Check
+) -> LoadedSource:
     """Samples of an iterable; one that can be read once only (a generator) is held in memory.  Raises
     InputProblem."""
     notes: list[str] = []
@@ -136,7 +140,7 @@ def open_iterable(
         try:
             given = list(given)
         except Exception as error:
-            raise user_function.failed(name, error, _WHAT) from error
+            raise user_function.user_code_problem(name, error, _WHAT) from error
         notes.append("held in memory: the iterable can be read once only")
     return _stream(lambda: iter(given), name, signature, layout, label_key, check, notes)
 
@@ -161,12 +165,12 @@ def _stream(
     begin: Callable[[], Iterator[Any]],
     name: str,
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     label_key: str | None,
     check: Check,
     notes: list[str],
-) -> Loaded:
-    source = Stream(begin, name, layout, label_key)
+) -> LoadedSource:
+    source = IterableSource(begin, name, layout, label_key)
     source.first_pass(check)
-    source.labels, more = labelling.tidy(source.labels, signature, name)
-    return Loaded(source, name, notes + more)
+    source.labels, more = labelling.normalize_labels(source.labels, signature, name)
+    return LoadedSource(source, name, notes + more)

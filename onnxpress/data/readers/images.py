@@ -12,13 +12,13 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import is_float
-from onnxpress.data.layout import Layout
+from onnxpress.data.layout import BatchLayout
 from onnxpress.data.prepare import run_function
-from onnxpress.data.preprocessing import Recipe, recipe
-from onnxpress.data.readers.arrays import only_port
+from onnxpress.data.preprocessing import Preprocessing, read_preprocessing
+from onnxpress.data.readers.arrays import single_port
 from onnxpress.data.readers.files import classes, relative, unreadable
-from onnxpress.data.readers.pixels import Picture, arrange, normalise, picture, takes_no_picture
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.readers.pixels import ImageSpec, image_spec, normalize, not_an_image_input, to_input_layout
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem, missing_extra
 from onnxpress.model.signature import Signature
 
@@ -31,7 +31,7 @@ _PIXELS = 2**28  # larger pictures need --trust: a small file can decode to any 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-class Images(Source):
+class Images(SampleSource):
     """Pictures as samples of one input, decoded at each reading."""
 
     def __init__(
@@ -39,8 +39,8 @@ class Images(Source):
         files: Sequence[Path],
         keys: Sequence[str],
         labels: Sequence[Any | None],
-        wanted: Picture,
-        how: Recipe,
+        wanted: ImageSpec,
+        how: Preprocessing,
         trust: bool,
     ) -> None:
         self._files, self._keys, self.labels = files, keys, labels
@@ -57,21 +57,21 @@ def open_images(
     folder: Path,
     files: Sequence[Path],
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     label_file: Path | None,
     preprocess: str | None,
     trust: bool,
-) -> Loaded:
+) -> LoadedSource:
     """Images as samples; the header of every file is read now.  Raises InputProblem, or EnvironmentProblem
     without pillow."""
     _pillow()
-    port = only_port(layout, folder, "a folder of images")
-    how = recipe(preprocess or ("unit" if is_float(port.spec.dtype) else "raw"))
-    wanted = picture(port, how)
+    port = single_port(layout, folder, "a folder of images")
+    how = read_preprocessing(preprocess or ("unit" if is_float(port.spec.dtype) else "raw"))
+    wanted = image_spec(port, how)
     if wanted is None and how.function is not None:  # a function may make anything of a picture
-        wanted = Picture(port, "NHWC", 3, None, None)
+        wanted = ImageSpec(port, "NHWC", 3, None, None)
     if wanted is None:
-        raise takes_no_picture(port, folder)
+        raise not_an_image_input(port, folder)
     for path in files:
         check(path, trust)
     keys = relative(folder, files)
@@ -80,20 +80,20 @@ def open_images(
         label_file = inside
     if label_file is not None:
         values, notes = labelling.read_file(label_file, keys)
-        labelling.matched(values, len(files), label_file)
-        labels, more = labelling.tidy(values, signature, label_file)
+        labelling.check_label_count(values, len(files), label_file)
+        labels, more = labelling.normalize_labels(values, signature, label_file)
         notes = [f"labels from {label_file.name}", *notes, *more]
     else:
         indices, notes = classes(folder, files)
         labels = list(indices) if indices is not None else [None] * len(files)
-    assumed = [how.values(), *([] if how.function else [wanted.note]), *_geometry(wanted, how), *notes]
-    return Loaded(Images(files, keys, labels, wanted, how, trust), folder.name, assumed, ready=True)
+    assumed = [how.values(), *([] if how.function else [wanted.note]), *_geometry_notes(wanted, how), *notes]
+    return LoadedSource(Images(files, keys, labels, wanted, how, trust), folder.name, assumed, ready=True)
 
 
-def _geometry(wanted: Picture, how: Recipe) -> list[str]:
+def _geometry_notes(wanted: ImageSpec, how: Preprocessing) -> list[str]:
     if how.function is not None:
         return []
-    height, width = target(wanted, how)
+    height, width = target_size(wanted, how)
     if height is None and width is None and not isinstance(how.resize, int):
         return ["pictures keep their own size"]
     size = f"{height or 'own'} x {width or 'own'}"
@@ -150,7 +150,7 @@ def _too_large(path: Path, why: str) -> InputProblem:
     )
 
 
-def load(path: Path, wanted: Picture, how: Recipe, trust: bool = False) -> np.ndarray:
+def load(path: Path, wanted: ImageSpec, how: Preprocessing, trust: bool = False) -> np.ndarray:
     """One picture as the input's array without batch axis.  Raises InputProblem."""
     from PIL import Image, ImageOps
 
@@ -160,21 +160,21 @@ def load(path: Path, wanted: Picture, how: Recipe, trust: bool = False) -> np.nd
             warnings.simplefilter("ignore")  # odd metadata and large sizes are not the user's concern here
             with Image.open(path) as opened:
                 opened.load()
-                image = _mode(ImageOps.exif_transpose(opened), wanted, how)
+                image = _to_mode(ImageOps.exif_transpose(opened), wanted, how)
     except InputProblem:
         raise
     except Exception as error:
         raise _no_image(path, error) from error
     if how.function is not None:
         return run_function(how, np.asarray(image))
-    values = np.asarray(_sized(image, wanted, how))
+    values = np.asarray(_resize_and_crop(image, wanted, how))
     values = values[:, :, None] if values.ndim == 2 else values
     if how.mode == "gray" and wanted.channels == 3:
         values = np.repeat(values[:, :, :1], 3, axis=2)
-    return arrange(normalise(values, how, path.name), wanted)
+    return to_input_layout(normalize(values, how, path.name), wanted)
 
 
-def _mode(image: Image, wanted: Picture, how: Recipe) -> Image:
+def _to_mode(image: Image, wanted: ImageSpec, how: Preprocessing) -> Image:
     """In 8 bits and the input's channels."""
     from PIL import Image as Images
 
@@ -191,16 +191,16 @@ def _mode(image: Image, wanted: Picture, how: Recipe) -> Image:
     return image.convert("L" if how.mode == "gray" else _MODES[wanted.channels])
 
 
-def target(wanted: Picture, how: Recipe) -> tuple[int | None, int | None]:
+def target_size(wanted: ImageSpec, how: Preprocessing) -> tuple[int | None, int | None]:
     """Height and width that a picture gets; None where it keeps its own."""
     if wanted.height is None and wanted.width is None and how.size is not None:
         return how.size, how.size
     return wanted.height, wanted.width
 
 
-def _sized(image: Image, wanted: Picture, how: Recipe) -> Image:
+def _resize_and_crop(image: Image, wanted: ImageSpec, how: Preprocessing) -> Image:
     """Resized and cropped.  Sizes round as torchvision's do, so that its recipes give the same pixels."""
-    height, width = target(wanted, how)
+    height, width = target_size(wanted, how)
     own_width, own_height = image.size
     if height is None and width is not None:
         height = max(1, round(own_height * width / own_width))
@@ -208,12 +208,12 @@ def _sized(image: Image, wanted: Picture, how: Recipe) -> Image:
         width = max(1, round(own_width * height / own_height))
     size: tuple[int, int] | None = None  # width, height
     if isinstance(how.resize, int):
-        size = _short(own_width, own_height, how.resize, how.resize)
+        size = _cover_size(own_width, own_height, how.resize, how.resize)
     elif height is not None and width is not None:
         if how.resize == "stretch":
             size = (width, height)
         elif how.resize == "cover":
-            size = _short(own_width, own_height, round(width / how.ratio), round(height / how.ratio))
+            size = _cover_size(own_width, own_height, round(width / how.ratio), round(height / how.ratio))
     if size is not None and size != image.size:
         from PIL import Image as Images
 
@@ -230,7 +230,7 @@ def _sized(image: Image, wanted: Picture, how: Recipe) -> Image:
     return image
 
 
-def _short(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int]:
+def _cover_size(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int]:
     """The smallest size of the same aspect that covers to_width x to_height; the longer side is cut to a
     whole number."""
     if width * to_height <= height * to_width:

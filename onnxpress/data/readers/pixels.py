@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxpress.data.checks import fits
 from onnxpress.data.layout import Port
-from onnxpress.data.preprocessing import Recipe
+from onnxpress.data.preprocessing import Preprocessing
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Dim
 
@@ -19,7 +19,7 @@ _CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSpec:
     """What picture an input takes.
 
     order: "NCHW", "NHWC", or "NHW" (gray without a channel axis); channels: 1, 3 or 4; height, width: None
@@ -38,13 +38,13 @@ class Picture:
         return f"layout {self.order} {self.origin}"
 
 
-def picture(port: Port, recipe: Recipe) -> Picture | None:
+def image_spec(port: Port, recipe: Preprocessing) -> ImageSpec | None:
     """What picture an input takes; None where it takes none (its rank or number of channels is not one's)."""
     inner = port.inner
     if inner is None:
         return None
     if len(inner) == 2 and port.axis is not None:
-        return Picture(port, "NHW", 1, _size(inner[0]), _size(inner[1]))
+        return ImageSpec(port, "NHW", 1, _size(inner[0]), _size(inner[1]))
     if len(inner) != 3:
         return None
     first, last = _channel(inner[0]), _channel(inner[2])
@@ -64,7 +64,7 @@ def picture(port: Port, recipe: Recipe) -> Picture | None:
         return None
     if isinstance(channel, str) and recipe.mode == "gray":
         count = 1
-    return Picture(port, order, count, _size(height), _size(width), origin)
+    return ImageSpec(port, order, count, _size(height), _size(width), origin)
 
 
 def _channel(dim: Dim) -> int:
@@ -75,7 +75,7 @@ def _size(dim: Dim) -> int | None:
     return dim if isinstance(dim, int) else None
 
 
-def normalise(values: np.ndarray, recipe: Recipe, where: str = "", axis: int = -1) -> np.ndarray:
+def normalize(values: np.ndarray, recipe: Preprocessing, where: str = "", axis: int = -1) -> np.ndarray:
     """(value * scale - mean) / std, as float32; mean and std of several numbers run along axis.  Raises
     InputProblem."""
     if recipe.plain:
@@ -105,14 +105,14 @@ def normalise(values: np.ndarray, recipe: Recipe, where: str = "", axis: int = -
     return out
 
 
-def arrange(values: np.ndarray, wanted: Picture) -> np.ndarray:
+def to_input_layout(values: np.ndarray, wanted: ImageSpec) -> np.ndarray:
     """[H,W,C] in the axes of the input, without batch axis."""
     if wanted.order == "NCHW":
         return np.ascontiguousarray(values.transpose(2, 0, 1))
     return values[:, :, 0] if wanted.order == "NHW" else values
 
 
-def turned(values: np.ndarray, wanted: Picture) -> np.ndarray | None:
+def relayout(values: np.ndarray, wanted: ImageSpec) -> np.ndarray | None:
     """A sample array in the other layout turned into the input's; None where the layout is right or is not
     the reason.
 
@@ -122,20 +122,20 @@ def turned(values: np.ndarray, wanted: Picture) -> np.ndarray | None:
     if wanted.order == "NHW" or values.ndim not in (3, 4):
         return None
     body = values[0] if values.ndim == 4 and values.shape[0] == 1 else values
-    if body.ndim != 3 or (fits(body.shape, inner) and not _doubtful(body.shape, wanted)):
+    if body.ndim != 3 or (fits(body.shape, inner) and not _looks_like_other_layout(body.shape, wanted)):
         return None
     other = body.transpose(2, 0, 1) if wanted.order == "NCHW" else body.transpose(1, 2, 0)
     return other if fits(other.shape, inner) else None
 
 
-def _doubtful(shape: tuple[int, ...], wanted: Picture) -> bool:
+def _looks_like_other_layout(shape: tuple[int, ...], wanted: ImageSpec) -> bool:
     """Whether a shape that fits (free sizes fit all) still shows the other layout: channels at the wrong
     end."""
     right, wrong = (shape[0], shape[2]) if wanted.order == "NCHW" else (shape[2], shape[0])
     return right != wanted.channels and wrong == wanted.channels
 
 
-def takes_no_picture(port: Port, where: object) -> InputProblem:
+def not_an_image_input(port: Port, where: object) -> InputProblem:
     """The error for images given to an input that takes none."""
     return InputProblem(
         "cannot use the data",

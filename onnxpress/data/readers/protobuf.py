@@ -18,9 +18,9 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from onnxpress.data.layout import Layout
+from onnxpress.data.layout import BatchLayout
 from onnxpress.data.readers.files import unreadable
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 
 _WHAT = "cannot use the data"
@@ -39,10 +39,10 @@ def _number(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-class ProtoSets(Source):
+class ProtoSets(SampleSource):
     """Test sets, one file an input, rows of a file as samples.  Files are read when their samples are."""
 
-    def __init__(self, folders: Sequence[Path], counts: Sequence[int], layout: Layout) -> None:
+    def __init__(self, folders: Sequence[Path], counts: Sequence[int], layout: BatchLayout) -> None:
         self._folders, self._counts, self._layout = folders, counts, layout
         self._ends = list(accumulate(counts))
         self.labels: Sequence[Any | None] = [None] * sum(counts)
@@ -70,16 +70,16 @@ def _row(value: np.ndarray, axis: int | None, row: int, loose: bool) -> np.ndarr
     return value if axis is None or loose else np.take(value, [row], axis=axis)
 
 
-def open_sets(folders: Sequence[Path], name: str, layout: Layout) -> Loaded:
+def open_sets(folders: Sequence[Path], name: str, layout: BatchLayout) -> LoadedSource:
     """Test sets as samples.  Every file is read once now, to count its rows.  Raises InputProblem."""
     counts = [_rows(load(folder, layout), layout, folder) for folder in folders]
     notes = ["inputs in the order of the graph"]
     if max(counts) > 1:
         notes.append("rows along the batch axis are samples")
-    return Loaded(ProtoSets(folders, counts, layout), name, notes)
+    return LoadedSource(ProtoSets(folders, counts, layout), name, notes)
 
 
-def load(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
+def load(folder: Path, layout: BatchLayout) -> dict[str, np.ndarray]:
     """The inputs of one test set by name.  Raises InputProblem."""
     values: dict[str, np.ndarray] = {}
     for number, port in enumerate(layout.ports):
@@ -122,7 +122,7 @@ def _tensor(path: Path) -> np.ndarray:
         raise unreadable(path, error, "expected a TensorProto as onnx.save_tensor writes") from error
 
 
-def _rows(values: dict[str, np.ndarray], layout: Layout, folder: Path) -> int:
+def _rows(values: dict[str, np.ndarray], layout: BatchLayout, folder: Path) -> int:
     """How many samples a set holds: the common size along the batch axes of those inputs that have their
     full rank."""
     counts: dict[str, int] = {}

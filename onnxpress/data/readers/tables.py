@@ -19,10 +19,10 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import fits, is_text, text
-from onnxpress.data.layout import Layout, Port
+from onnxpress.data.layout import BatchLayout, Port
 from onnxpress.data.readers.arrays import build
 from onnxpress.data.readers.files import unreadable
-from onnxpress.data.source import Loaded
+from onnxpress.data.source import LoadedSource
 from onnxpress.errors import InputProblem, missing_extra
 from onnxpress.model.signature import Signature
 
@@ -32,7 +32,7 @@ _ROWS = 10_000  # parsed at once: cells as Python strings are twenty times large
 _TRUTH = {"true": 1, "false": 0}
 
 
-def open_table(path: Path, signature: Signature, layout: Layout, label: str | None, raw: bool) -> Loaded:
+def open_table(path: Path, signature: Signature, layout: BatchLayout, label: str | None, raw: bool) -> LoadedSource:
     """Rows as samples.  Raises InputProblem, or EnvironmentProblem without pyarrow for .parquet."""
     notes: list[str] = []
     if path.suffix.lower() == ".parquet":
@@ -51,7 +51,9 @@ def open_table(path: Path, signature: Signature, layout: Layout, label: str | No
     return loaded
 
 
-def assign(columns: Mapping[str, np.ndarray], layout: Layout, path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def assign(
+    columns: Mapping[str, np.ndarray], layout: BatchLayout, path: Path
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """An array by input name from columns (all of one length), and notes.  Raises InputProblem."""
     arrays: dict[str, np.ndarray] = {}
     used: set[str] = set()
@@ -139,7 +141,7 @@ def _delimited(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[str]]
             if first is None:
                 raise InputProblem(_WHAT, path, "the file is empty")
             head = [cell.strip() for cell in first[1]]
-            if all(isinstance(labelling.cell(cell), (int, float)) for cell in head):
+            if all(isinstance(labelling.parse_cell(cell), (int, float)) for cell in head):
                 notes.append("no header: columns are numbered")
                 names = [str(i) for i in range(len(head))]
                 pieces.append(_parse([first], names, path))

@@ -13,10 +13,10 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import is_integer, is_text
-from onnxpress.data.layout import Layout, Port
-from onnxpress.data.preprocessing import Recipe, recipe
+from onnxpress.data.layout import BatchLayout, Port
+from onnxpress.data.preprocessing import Preprocessing, read_preprocessing
 from onnxpress.data.readers.files import existing, unreadable
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem, missing_extra
 from onnxpress.model.signature import Signature
 
@@ -31,7 +31,7 @@ _SECOND = ("text_b", "sentence2", "text_pair")
 _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
-class Lines(Source):
+class Lines(SampleSource):
     """Lines of a file by their place in it; only places and labels are held."""
 
     def __init__(
@@ -92,14 +92,14 @@ class Encoder:
 def open_text(
     path: Path,
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     column: str | None,
     tokenizer: str | Path | None,
     preprocess: str | None,
-) -> Loaded:
+) -> LoadedSource:
     """The lines of a text file as samples.  Raises InputProblem, or EnvironmentProblem without the package
     tokenizers."""
-    how = recipe(preprocess) if preprocess else Recipe("raw")
+    how = read_preprocessing(preprocess) if preprocess else Preprocessing("raw")
     if len(layout.ports) == 1 and is_text(layout.ports[0].spec.dtype) and tokenizer is None:
         encode: Encoder | Strings = Strings(layout.ports[0])
         notes = ["lines fed as strings"]
@@ -108,17 +108,19 @@ def open_text(
     places, values, fields, cut = (
         _scan_jsonl(path, column) if path.suffix.lower() == ".jsonl" else _scan_txt(path, column)
     )
-    labels, more = labelling.tidy(values, signature, path)
+    labels, more = labelling.normalize_labels(values, signature, path)
     if fields is not None:
         notes.append(f"text from {fields[0]!r}" + (f" and {fields[1]!r}" if fields[1] else ""))
-    return Loaded(Lines(path, places, fields, cut, labels, encode), path.name, notes + more, ready=True)
+    return LoadedSource(Lines(path, places, fields, cut, labels, encode), path.name, notes + more, ready=True)
 
 
 # --- tokenizer
 # -----------------------------------------------------------------------------------------------------
 
 
-def _encoder(layout: Layout, given: str | Path | None, how: Recipe, path: Path) -> tuple[Encoder, list[str]]:
+def _encoder(
+    layout: BatchLayout, given: str | Path | None, how: Preprocessing, path: Path
+) -> tuple[Encoder, list[str]]:
     if given is None:
         raise InputProblem(_WHAT, path, "text needs a tokenizer", "add --tokenizer tokenizer.json")
     try:
@@ -156,7 +158,7 @@ def _encoder(layout: Layout, given: str | Path | None, how: Recipe, path: Path) 
     return Encoder(tokenizer, roles, how.special_tokens), [f"text cut at {longest} tokens, {size}"]
 
 
-def _roles(layout: Layout, path: Path) -> dict[str, str]:
+def _roles(layout: BatchLayout, path: Path) -> dict[str, str]:
     roles: dict[str, str] = {}
     for port in layout.ports:
         name = port.name.lower()
@@ -188,7 +190,7 @@ def _roles(layout: Layout, path: Path) -> dict[str, str]:
     return roles
 
 
-def _length(layout: Layout, path: Path) -> int | None:
+def _length(layout: BatchLayout, path: Path) -> int | None:
     """The number of tokens that the model fixes, None where free."""
     lengths = {port.name: port.inner[-1] for port in layout.ports if port.inner}
     fixed = {d for d in lengths.values() if isinstance(d, int)}
@@ -220,7 +222,7 @@ def _scan_txt(path: Path, column: str | None) -> tuple[Sequence[int], list[Any |
         places.append(place)
         tails.append(line.rsplit("\t", 1)[1] if "\t" in line else None)
     cut = bool(tails) and all(t is not None and len(t) < 100 for t in tails)
-    return places, [labelling.cell(t) if cut and t else None for t in tails], None, cut
+    return places, [labelling.parse_cell(t) if cut and t else None for t in tails], None, cut
 
 
 def _scan_jsonl(path: Path, column: str | None) -> tuple[Sequence[int], list[Any | None], tuple[str, str | None], bool]:

@@ -20,12 +20,12 @@ from onnxpress.errors import InputProblem
 _FORM = re.compile(r"(?P<place>.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
 
-def is_named(text: str) -> bool:
+def names_function(text: str) -> bool:
     """Whether text has the form of a named object (and is no file that happens to look so)."""
     return len(text) < 1000 and _FORM.fullmatch(text) is not None and not Path(text).exists()
 
 
-def find(text: str, what: str) -> Any:
+def load_function(text: str, what: str) -> Any:
     """The object that text names.  what: the clause for errors ("cannot read the data").  Raises
     InputProblem."""
     match = _FORM.fullmatch(text)
@@ -58,7 +58,7 @@ def _from_file(path: Path, text: str, what: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[alias]
-        raise failed(text, error, what) from error
+        raise user_code_problem(text, error, what) from error
     return module
 
 
@@ -77,15 +77,15 @@ def _from_name(place: str, text: str, what: str) -> ModuleType:
                 f"there is no module {error.name!r}",
                 "run from its folder, or name the file: path/to/file.py:function",
             ) from None
-        raise failed(text, error, what) from error
+        raise user_code_problem(text, error, what) from error
     except Exception as error:
-        raise failed(text, error, what) from error
+        raise user_code_problem(text, error, what) from error
     finally:
         if added:
             sys.path.remove(here)
 
 
-def failed(text: str, error: BaseException, what: str) -> InputProblem:
+def user_code_problem(text: str, error: BaseException, what: str) -> InputProblem:
     """The error for user code that raised."""
     said = str(error).strip().splitlines()
     return InputProblem(

@@ -14,18 +14,18 @@ import numpy as np
 
 from onnxpress.model.channels.labels import Flow, Labels, compact, varying
 
-_MOST = 200_000  # labels that a closure may hold, before it is given up
+_MAX_LABELS = 200_000  # labels that a closure may hold, before it is given up
 
 
 @dataclass(frozen=True)
-class Family:
+class SliceFamily:
     """Units of one kind: the slices of one box along one axis.  units: disjoint sets of components, in the axis' order."""
 
     units: list[np.ndarray]
 
 
 @dataclass
-class Closure:
+class CoupledSliceClosure:
     """Boxes and links by the components they hold.  component: of every label; component 0's label is frozen."""
 
     flow: Flow
@@ -66,7 +66,7 @@ class Closure:
             self.boxes.append(box)
         seen |= keys
 
-    def families(self) -> Iterator[Family]:
+    def families(self) -> Iterator[SliceFamily]:
         """Every kind of unit that can go; each set of components once."""
         known: set[bytes] = set()
         for box in self.boxes:
@@ -81,7 +81,7 @@ class Closure:
                     taken |= set(unit.tolist())
                     found.append(unit)
                 if len(found) > 1:
-                    yield Family(found)
+                    yield SliceFamily(found)
 
     def closed(self, seed: np.ndarray) -> np.ndarray | None:
         """The least set around the seed that leaves boxes and satisfies the links; None where it touches what must stay."""
@@ -102,7 +102,7 @@ class Closure:
                 more |= set(_missing(self.boxes[number], gone).tolist())
             if more:
                 gone[list(more)] = True
-            if gone[self._frozen] or gone.sum() > _MOST:
+            if gone[self._frozen] or gone.sum() > _MAX_LABELS:
                 return None
             waiting = list(more)
         return np.flatnonzero(gone)

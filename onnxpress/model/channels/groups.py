@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxpress.model import read
-from onnxpress.model.channels.coupled_slices import Closure
+from onnxpress.model.channels.coupled_slices import CoupledSliceClosure
 from onnxpress.model.channels.labels import Flow, varying
 from onnxpress.model.channels.propagation import propagate
 from onnxpress.model.trace import Trace
@@ -25,7 +25,7 @@ Removal = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Place:
+class ChannelSlice:
     """Where a group lies in a constant operand: positions[j] are those of channel j along the axis."""
 
     node: str
@@ -36,7 +36,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """`size` channels that live in the same places.  name: the node that makes them, stable for one file.
 
     bottleneck: narrower than both what its maker reads and what its readers make; sliced: each is a slice of several axes (a
@@ -45,7 +45,7 @@ class Group:
 
     name: str
     size: int
-    places: tuple[Place, ...]
+    places: tuple[ChannelSlice, ...]
     bottleneck: bool = False
     sliced: bool = False
 
@@ -54,7 +54,7 @@ class Group:
         return tuple(dict.fromkeys(p.node for p in self.places if p.role == "out"))
 
     @property
-    def readers(self) -> tuple[Place, ...]:
+    def readers(self) -> tuple[ChannelSlice, ...]:
         return tuple(p for p in self.places if p.role == "in")
 
     @property
@@ -81,13 +81,13 @@ class Refusal:
 class Channels:
     """The coupling of one model: removable groups, refusals, and what a removal needs to be carried out."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ChannelGroup, ...]
     refused: tuple[Refusal, ...]
     flow: Flow = field(repr=False)
     component: np.ndarray = field(repr=False)
     members: dict[str, list[np.ndarray]] = field(repr=False)
 
-    def group(self, name: str) -> Group:
+    def group(self, name: str) -> ChannelGroup:
         return next(g for g in self.groups if g.name == name)
 
     def keep_mask(self, removal: Removal) -> np.ndarray:
@@ -106,12 +106,12 @@ class Channels:
         return np.flatnonzero(self.keep_mask(removal)[labels.reshape(-1)])
 
 
-def analyse(model: ir.Model, trace: Trace) -> Channels:
+def find_channel_groups(model: ir.Model, trace: Trace) -> Channels:
     """Find the groups of a canonical model.  trace: shapes of one run (see runtime.session.trace)."""
     flow = propagate(model, trace)
     component = _components(flow)
-    closure = Closure(flow, component)
-    finder = _Finder(model, flow, component)
+    closure = CoupledSliceClosure(flow, component)
+    finder = _GroupFinder(model, flow, component)
     finder.single(~closure.bound)
     for family in closure.families():
         finder.sliced(family.units)
@@ -119,12 +119,12 @@ def analyse(model: ir.Model, trace: Trace) -> Channels:
     return Channels(tuple(finder.groups), _refusals(model, flow, component, free), flow, component, finder.members)
 
 
-class _Finder:
+class _GroupFinder:
     """Collects groups: units (sets of components) that lie in the same places of the same weights."""
 
     def __init__(self, model: ir.Model, flow: Flow, component: np.ndarray) -> None:
         self.model, self.flow, self.component = model, flow, component
-        self.groups: list[Group] = []
+        self.groups: list[ChannelGroup] = []
         self.members: dict[str, list[np.ndarray]] = {}
         self.cut: set[tuple[str, int, int]] = set()  # axes of weights that make channels of a group
         self._roots = [component[s.labels] for s in flow.slots]
@@ -187,17 +187,19 @@ class _Finder:
         self.members[name] = [unit(n) for n in numbers]
         self.cut |= {(slots[i].node, slots[i].operand, slots[i].axis) for i in makers}
         places = tuple(
-            Place(slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers))
+            ChannelSlice(
+                slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers)
+            )
             for k, (i, _) in enumerate(signature)
         )
         narrow = not sliced and _narrowest(self.model, places, len(numbers))
-        self.groups.append(Group(name, len(numbers), places, narrow, sliced))
+        self.groups.append(ChannelGroup(name, len(numbers), places, narrow, sliced))
 
 
-def _narrowest(model: ir.Model, places: tuple[Place, ...], size: int) -> bool:
+def _narrowest(model: ir.Model, places: tuple[ChannelSlice, ...], size: int) -> bool:
     nodes = {n.name: n for n in model.graph}
 
-    def other_side(place: Place) -> int:
+    def other_side(place: ChannelSlice) -> int:
         weight = read.constant(nodes[place.node].inputs[place.operand])
         return size if weight is None or weight.ndim < 2 else weight.shape[1 - place.axis] if place.axis < 2 else size
 

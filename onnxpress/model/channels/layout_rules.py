@@ -24,12 +24,16 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
     if not varying(labels):
         return flow.write(node.outputs[0], np.broadcast_to(labels.reshape(()), (1,) * len(shape)).copy())
     moved = compact(np.broadcast_to(labels, source).reshape(shape))
-    if node.op_type == "Reshape" and read.constant(node.inputs[1]) is None and not _follows(flow, node, moved):
+    if (
+        node.op_type == "Reshape"
+        and read.constant(node.inputs[1]) is None
+        and not _target_follows_channels(flow, node, moved)
+    ):
         return opaque(flow, node, f"Reshape ({node.name}) to a computed shape")
     return flow.write(node.outputs[0], moved)
 
 
-def _follows(flow: Flow, node: ir.Node, moved: Labels) -> bool:
+def _target_follows_channels(flow: Flow, node: ir.Node, moved: Labels) -> bool:
     """Whether a computed target follows the channels by itself: where the axis is left open (-1), kept (0), or told from the size
     of a value with the same channels."""
     target = node.inputs[1]

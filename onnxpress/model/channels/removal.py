@@ -57,14 +57,14 @@ def _slice(
         for axis, positions in axes.items():
             array = np.take(array, positions, axis=axis)
         users = [(u.node.name or "", u.idx) for u in value.uses()]
-        if value.is_initializer() and all(_alike(cuts.get(u), axes) for u in users):
+        if value.is_initializer() and all(_same_cuts(cuts.get(u), axes) for u in users):
             edit.set_constant(value, array)
             done.add(id(value))
         else:
             edit.set_input(model, node, operand, array, f"{name}_in{operand}")
 
 
-def _alike(one: dict[int, np.ndarray] | None, two: dict[int, np.ndarray]) -> bool:
+def _same_cuts(one: dict[int, np.ndarray] | None, two: dict[int, np.ndarray]) -> bool:
     return one is not None and set(one) == set(two) and all(np.array_equal(one[a], two[a]) for a in two)
 
 

@@ -145,7 +145,7 @@ def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, 
     return removal
 
 
-def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+def _never_read(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> list[int]:
     weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
     if not weights:  # what two computed tensors are multiplied over is read without a weight
         return []
@@ -156,7 +156,7 @@ def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
     ]
 
 
-def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+def _constant(model: ir.Model, group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> list[int]:
     """Channels that are one constant for every input when they reach the group's only reader, and can go.
 
     The number is followed from the maker (zero weights leave the bias) through unary operators and depthwise

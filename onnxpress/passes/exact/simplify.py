@@ -18,7 +18,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit
 from onnxpress.model.files import is_large, to_bytes
 from onnxpress.passes.core.contract import Applied, Decision, Option
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.runtime.session import SessionSettings, open_session, run
 from onnxpress.runtime.simplifier import onnxsim
 
 _DIARY = "onnxsim."  # under what the tool notes in the file what it did: kilobytes of names that nobody reads
@@ -73,7 +73,7 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
 
 
 def _same(model: ir.Model, done: ir.Model, evidence: Evidence) -> bool:
-    plain = Settings(level="basic")
+    plain = SessionSettings(level="basic")
     old, new = (run(open_session(m, plain), evidence.probe) for m in (model, done))
     return all(
         a.shape == b.shape and (a.dtype.kind not in "fiub" or np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))

@@ -82,7 +82,7 @@ def _behind(work: ir.Model, node: ir.Node, scale: ir.Value) -> None:
     for use in readers:
         use.node.replace_input_with(use.idx, back)
     if output.is_graph_output():
-        edit.hand_over_output(work, output, back)
+        edit.replace_output(work, output, back)
     output.type = ir.TensorType(ir.DataType.INT8)
 
 

@@ -26,7 +26,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
 from onnxpress.passes.core.contract import Applied, Decision, Option
-from onnxpress.passes.int8.qdq_write import spreads_for
+from onnxpress.passes.int8.qdq_write import histograms_for
 
 # f(s x) = s f(x) for s > 0, each channel by itself, and no axis moves
 _KEEPS_FACTORS = frozenset("Relu LeakyRelu Identity MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
@@ -306,7 +306,7 @@ def _matrices(place: Place, weight: np.ndarray) -> np.ndarray:
 
 def _seen(evidence: Evidence, site: Site) -> Seen | None:
     """What a site's readers are given on the samples; None where that is not finite, or not read in integers."""
-    spreads = [spreads_for(evidence).get(name) for name in site.given]
+    spreads = [histograms_for(evidence).get(name) for name in site.given]
     low, high, power, count = np.zeros(site.channels), np.zeros(site.channels), np.zeros(site.channels), 0
     for spread in spreads:
         if (

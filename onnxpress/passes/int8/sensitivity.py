@@ -16,10 +16,10 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import Spread
-from onnxpress.measure.score import Judge
+from onnxpress.measure.ranges import Histogram
+from onnxpress.measure.score import Scorer
 from onnxpress.passes.int8 import calibration, node_selection, qdq
-from onnxpress.passes.int8.calibration import spread_of
+from onnxpress.passes.int8.calibration import histogram_of
 from onnxpress.passes.int8.embedding_tables import tables
 from onnxpress.passes.int8.qdq_write import grid
 from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, equalized
@@ -78,7 +78,7 @@ class _Model:
 
     def __init__(self, evidence: Evidence, chosen: Chosen, looked_up: Sequence[str]) -> None:
         self.evidence, self.chosen, self.looked_up = evidence, chosen, list(looked_up)
-        self.judge = Judge(evidence.model, evidence.samples().take(_JUDGED))
+        self.judge = Scorer(evidence.model, evidence.samples().take(_JUDGED))
         self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in qdq.COMPUTE]
         self._known: dict[Chosen, tuple[float, float]] = {}
 
@@ -142,7 +142,7 @@ def _layer(
         (node.inputs[0].name if node.inputs[0] is not None else "") or "",
         qdq.final_output(node).name or "",
     )
-    leaving = spread_of(evidence, target)
+    leaving = histogram_of(evidence, target)
     kind = f"u{recipe.bits}"
     types = f"{kind} x s8 -> {kind if target in rounded else 'f32'}" if int8 else "f32"
     (sqnr_in, _), (sqnr, cut) = (_rounding(evidence, recipe, tensor) for tensor in (source, target))
@@ -153,7 +153,7 @@ def _layer(
     )  # fmt: skip
 
 
-def _density(spread: Spread) -> tuple[float, ...]:
+def _density(spread: Histogram) -> tuple[float, ...]:
     total = float(spread.counts.sum())
     if not (spread.finite and spread.high > spread.low and total > 0):
         return ()
@@ -182,7 +182,7 @@ def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, f
 def _rounding(evidence: Evidence, recipe: Recipe, tensor: str) -> tuple[float, float]:
     """Of a tensor put on its grid, from its histogram: SQNR in dB (rounding is uniform in a step, what lies beyond is cut), and
     the share that is cut."""
-    spread = spread_of(evidence, tensor)
+    spread = histogram_of(evidence, tensor)
     power, total = float((spread.counts * spread.centres**2).sum()), float(spread.counts.sum())
     if power <= 0 or not spread.finite:
         return float("inf"), 0.0

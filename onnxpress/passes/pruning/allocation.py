@@ -16,7 +16,7 @@ import numpy as np
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
 from onnxpress.passes.core.contract import Decision
@@ -188,11 +188,11 @@ class _LazyJudge:
     """Scores the model with some channels removed and repaired, on the calibration samples."""
 
     evidence: Evidence
-    judge: Judge | None = None
+    judge: Scorer | None = None
 
     def harm(self, removal: Mapping[str, list[int]]) -> Arrays:
         evidence = self.evidence
-        self.judge = self.judge or Judge(evidence.model, evidence.samples())
+        self.judge = self.judge or Scorer(evidence.model, evidence.samples())
         pruned = remove(evidence.model, evidence.channels, dict(removal))
         repair(evidence, pruned, evidence.channels, dict(removal))
         return {"nmse": np.asarray(self.judge.score(pruned).nmse)}

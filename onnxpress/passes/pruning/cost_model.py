@@ -48,7 +48,7 @@ class _Touch:
 class Ledger:
     """costs: what is left of them by kind and node; gone: channels of each group taken so far."""
 
-    groups: Mapping[str, ch.Group]
+    groups: Mapping[str, ch.ChannelGroup]
     costs: dict[str, dict[str, float]]
     gone: dict[str, int]
     _whole: Costs

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence, repeated
-from onnxpress.measure.score import Judge
+from onnxpress.measure.evidence import Evidence, repeat_feeds
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import read
 from onnxpress.model.blocks import Block
@@ -68,7 +68,7 @@ class Depth:
 
     def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
         """One option a block. harm: nmse of the outputs without it, unrepaired (0 without samples); saving: MACs, weights."""
-        judge = None if evidence.data is None else Judge(evidence.model, evidence.samples())
+        judge = None if evidence.data is None else Scorer(evidence.model, evidence.samples())
         found = []
         for block in removable(evidence)[0]:
             harm = 0.0 if judge is None else judge.score(_cut(evidence, [block])).nmse
@@ -155,7 +155,7 @@ def _other_sizes(evidence: Evidence) -> Iterator[dict[str, np.ndarray]]:
         resized[spec.name] = value
     for feeds in (resized, evidence.probe):
         for count in (2, 1):
-            yield repeated(feeds, evidence.signature, count)
+            yield repeat_feeds(feeds, evidence.signature, count)
 
 
 def without(
@@ -165,7 +165,7 @@ def without(
 
     near: so many layers behind each gap at most (None: all that depend on it).
     """
-    result = bl.take_out(evidence.model, gone)
+    result = bl.remove_blocks(evidence.model, gone)
     if not repair:
         return result, []
     roles = _roles(evidence.model, gone)
@@ -226,7 +226,7 @@ def plan_depth(evidence: Evidence, wish: Wish, more_time: Callable[[], bool] = l
     candidates = _candidates(removable(evidence)[0], wish.units)
     if not candidates:
         return []
-    judge = Judge(evidence.model, evidence.samples())
+    judge = Scorer(evidence.model, evidence.samples())
     order = _greedy(evidence, judge, candidates, wish, more_time)
     if wish.max_drop is not None:
         order = order[: _longest(evidence, judge, order, wish.max_drop)]
@@ -241,7 +241,7 @@ def _candidates(blocks: Sequence[Block], units: str) -> list[Block]:
 
 
 def _greedy(
-    evidence: Evidence, judge: Judge, candidates: Sequence[Block], wish: Wish, more_time: Callable[[], bool]
+    evidence: Evidence, judge: Scorer, candidates: Sequence[Block], wish: Wish, more_time: Callable[[], bool]
 ) -> list[Block]:
     """Block by block what harms least for the work it saves, until enough is gone.
 
@@ -251,7 +251,7 @@ def _greedy(
     costs = macs(evidence.model, evidence.trace)
 
     def work(blocks: Sequence[Block]) -> int:
-        return sum(costs.get(n, 0) for n in bl.dying(evidence.model, blocks))
+        return sum(costs.get(n, 0) for n in bl.dead_nodes(evidence.model, blocks))
 
     whole = work(candidates)
     goal = whole * (1 - wish.keep) if wish.keep is not None else float(whole)
@@ -281,7 +281,7 @@ def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
     return without(evidence, gone, not all(b.skip for b in gone))[0]
 
 
-def _longest(evidence: Evidence, judge: Judge, order: Sequence[Block], allowed: float) -> int:
+def _longest(evidence: Evidence, judge: Scorer, order: Sequence[Block], allowed: float) -> int:
     """How many of the removals, in order, the repaired model bears; found by bisection."""
     low, high = 0, len(order)
     while low < high:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge, class_count
+from onnxpress.measure.score import Scorer, class_count
 from onnxpress.model import read
 from onnxpress.model.signature import signature
 
@@ -39,7 +39,7 @@ class Head:
     teacher_log: bool = False
 
 
-def heads(student: ir.Model, teacher: ir.Model, judge: Judge) -> list[Head]:
+def heads(student: ir.Model, teacher: ir.Model, judge: Scorer) -> list[Head]:
     """The outputs of two models with the same signature; raises InputProblem where none is a float."""
     first = next(iter(judge.data.batches(1)))
     from onnxpress.runtime.session import open_session, run

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import layout
-from onnxpress.measure.evidence import takes_batches
+from onnxpress.measure.evidence import supports_batching
 from onnxpress.model.signature import signature
 from onnxpress.runtime.session import run, tap
 from onnxpress.train.augment import change
@@ -107,7 +107,7 @@ class Teacher:
         sig = signature(model)
         first = data[0].inputs
         other = data[len(data) - 1].inputs
-        self.batches = takes_batches(model, first, sig, other)
+        self.batches = supports_batching(model, first, sig, other)
         self.axes = {p.name: p.axis for p in layout(sig).ports}
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:

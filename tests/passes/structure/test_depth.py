@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import edit, read, submodels
 from onnxpress.model.counts import macs
@@ -71,7 +71,7 @@ def test_more_than_there_is_takes_all() -> None:
 def test_max_drop_takes_fewer() -> None:
     evidence = prepared(nets.transformer(layers=2), 48)
     free = plan_depth(evidence, Wish(keep=0.0))
-    judge = Judge(evidence.model, evidence.samples())
+    judge = Scorer(evidence.model, evidence.samples())
     drops = [
         judge.score(DEPTH.apply(evidence.model, free[:end], evidence).model).drop for end in range(1, len(free) + 1)
     ]
@@ -96,9 +96,9 @@ def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
     evidence = prepared(nets.transformer(layers=2))
     decisions = plan_depth(evidence, Wish(keep=0.0))
     blocks = {b.name: b for b in removable(evidence)[0]}
-    left = len(bl.dying(evidence.model, []))
+    left = len(bl.dead_nodes(evidence.model, []))
     for end in range(1, len(decisions) + 1):
-        gone = len(bl.dying(evidence.model, [blocks[n] for n in taken(decisions[:end])]))
+        gone = len(bl.dead_nodes(evidence.model, [blocks[n] for n in taken(decisions[:end])]))
         assert gone > left
         left = gone
 
@@ -108,7 +108,7 @@ def test_repair_brings_unseen_outputs_closer(build: Callable[[], ir.Model]) -> N
     model = build()
     evidence = prepared(model, 64)
     decisions = plan_depth(evidence, Wish(keep=0.6))
-    judge = Judge(evidence.model, nets.samples(model, 32, seed=7))
+    judge = Scorer(evidence.model, nets.samples(model, 32, seed=7))
     found = {
         mode: judge.score(DEPTH.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model).nmse
         for mode in ("none", "least-squares")
@@ -168,7 +168,7 @@ def test_any_blocks_of_random_nets_go_and_save_what_is_said(model: ir.Model, dat
     gone = data.draw(st.lists(st.sampled_from(blocks), min_size=1, unique=True))
     decisions = [{"block": b.name} for b in gone]
     done = DEPTH.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
-    left = {n.name for n in evidence.model.graph} - bl.dying(evidence.model, gone)
+    left = {n.name for n in evidence.model.graph} - bl.dead_nodes(evidence.model, gone)
     assert {n.name for n in done.graph} == left
     zeroed = evidence.model.clone()
     for node in list(zeroed.graph):

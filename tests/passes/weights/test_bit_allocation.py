@@ -9,7 +9,7 @@ import pytest
 from onnxpress.api.one_pass import simplify
 from onnxpress.api.weight_passes import ShareWish, WeightsWish, share, weights
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import to_bytes
 from tests import nets
 
@@ -41,7 +41,7 @@ def test_bits_go_where_they_matter() -> None:
     even = weights(model, data, WeightsWish(4, spare=0.0))
     chosen = weights(model, data, WeightsWish(smaller=even.before / even.after))
     assert chosen.after <= even.after
-    judge = Judge(model, nets.samples(model, 24, seed=5))
+    judge = Scorer(model, nets.samples(model, 24, seed=5))
     assert judge.score(to_bytes(chosen.model)).nmse < 0.5 * judge.score(to_bytes(even.model)).nmse
 
 
