@@ -36,7 +36,7 @@ class ProfileComparison:
 
     operators: tuple[BeforeAfter, ...] = ()
     layers: tuple[BeforeAfter, ...] = ()
-    channel_widths: tuple[BeforeAfter, ...] = ()
+    widths: tuple[BeforeAfter, ...] = ()
 
 
 def profile_compare(
