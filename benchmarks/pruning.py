@@ -98,9 +98,9 @@ def transformer(model: Any, data: Dataset, criterion: str, repaired: bool) -> An
     found = curves(evidence, criterion=criterion)
     decisions: list[Decision] = []
     for group in evidence.channels.groups:
-        heads = group.sliced and any(p.role == "in" for p in group.places) and len(group.makers) > 1
+        heads = group.sliced and any(p.role == "in" for p in group.slices) and len(group.producers) > 1
         share = _HEADS if heads else 0.0 if group.sliced else _FEED_FORWARD
-        if share and group.hidden:
+        if share and group.internal:
             decisions.append(decision(found[group.name], round(share * group.size)))
     return PRUNE.apply(
         evidence.model, [*decisions, {"repair": "least-squares" if repaired else "none"}], evidence

@@ -153,7 +153,7 @@ def silenced(model: ir.Model, facts: ch.Channels, removal: ch.Removal) -> ir.Mod
     clone = model.clone()
     nodes = {n.name: n for n in clone.graph}
     for name, gone in removal.items():
-        for place in facts.group(name).places:
+        for place in facts.group(name).slices:
             node = nodes[place.node]
             if place.role == "in" or node.op_type == "Div":  # 0 / 0
                 continue

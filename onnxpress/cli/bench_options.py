@@ -124,7 +124,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def ask_options(function: F) -> F:
+def measurement_options(function: F) -> F:
     """What to look at besides the latency; the command gets `ask: Ask`."""
     options = (
         click.option("--profile", is_flag=True, help="Where the time goes, operator by operator, node by node."),
@@ -135,10 +135,12 @@ def ask_options(function: F) -> F:
         click.option("--self-check", is_flag=True, help="Time a second session of the first model: its ratio ought to be 1."),
     )  # fmt: skip
     names = ("profile", "cold", "memory", "throughput", "callers", "self_check")
-    return _grouped(options, names, "ask", _ask)(function)
+    return _grouped(options, names, "options", _bench_options)(function)
 
 
-def _ask(profile: bool, cold: bool, memory: bool, throughput: bool, callers: int | None, self_check: bool) -> Any:
+def _bench_options(
+    profile: bool, cold: bool, memory: bool, throughput: bool, callers: int | None, self_check: bool
+) -> Any:
     from onnxpress.evaluate.bench import BenchOptions
 
     if callers and not throughput:

@@ -36,7 +36,6 @@ _NAME = 32  # characters of a value's name that fit
 @data_options(required=True)
 @click.option(
     "--metric",
-    "metrics",
     multiple=True,
     metavar="NAME",
     help=f"{', '.join(METRICS)}, or module:function; may be repeated.",
@@ -58,7 +57,7 @@ def command(
     original: Path,
     other: Path,
     source: DataChoice,
-    metrics: tuple[str, ...],
+    metric: tuple[str, ...],
     decode: str | None,
     worst: int,
     max_drop: float | None,
@@ -85,7 +84,7 @@ def command(
         if target is not None:
             check_target(target, original, other)
     samples = need_data(source, original, quiet)
-    found = compare(original, other, samples, metrics=metrics, decode=decode, worst=worst)
+    found = compare(original, other, samples, metric=metric, decode=decode, worst=worst)
     inner = intermediate_differences(load(original), load(other), samples.take(_WALKED)) if layers else []
     if junit is not None:
         cases = compare_files.cases(found, other.name, max_drop)

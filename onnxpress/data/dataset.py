@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxpress.data import opening
 from onnxpress.data.checks import cast_note, conform
-from onnxpress.data.layout import BatchLayout, layout
+from onnxpress.data.layout import BatchLayout, batch_layout
 from onnxpress.data.readers.arrays import from_mapping
 from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
@@ -74,7 +74,7 @@ class _Store:
 
 def preprocess_and_check(
     raw: dict[str, np.ndarray],
-    where: BatchLayout,
+    layout: BatchLayout,
     key: str,
     prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None,
 ) -> dict[str, np.ndarray]:
@@ -86,7 +86,7 @@ def preprocess_and_check(
             raise InputProblem(
                 problem.what, f"{key}, {problem.where}" if problem.where else key, problem.why, problem.hint
             ) from problem
-    return conform(raw, where, key)
+    return conform(raw, layout, key)
 
 
 class Dataset:
@@ -104,8 +104,10 @@ class Dataset:
         cls, inputs: Mapping[str, np.ndarray], signature: Signature, labels: Any = None, name: str = "arrays"
     ) -> Dataset:
         """A dataset over arrays in memory: first axis samples.  Raises InputProblem."""
-        where = layout(signature)
-        return dataset_from_source(from_mapping(inputs, signature, where, name, labels=labels), signature, where, None)
+        layout = batch_layout(signature)
+        return dataset_from_source(
+            from_mapping(inputs, signature, layout, name, labels=labels), signature, layout, None
+        )
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -177,17 +179,17 @@ class Dataset:
         """
         if size < 1:
             raise InputProblem("cannot make batches", self.name, f"the batch size is {size}", "use 1 or more")
-        where = self._store.layout
-        rows = where.batch or 1
-        size = 1 if where.alone else (where.batch or size)
+        layout = self._store.layout
+        rows = layout.batch or 1
+        size = 1 if layout.alone else (layout.batch or size)
         group: list[Sample] = []
         for sample in self:
-            if group and (len(group) == size or not _can_stack(group[-1], sample, where)):
-                yield _stack(group, where, rows)
+            if group and (len(group) == size or not _can_stack(group[-1], sample, layout)):
+                yield _stack(group, layout, rows)
                 group = []
             group.append(sample)
         if group:
-            yield _stack(group, where, rows)
+            yield _stack(group, layout, rows)
 
     def split(self, fractions: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Splits:
         """Three disjoint parts by the content of the samples' inputs: reordering the set changes nothing, and
@@ -221,7 +223,7 @@ class Dataset:
             "cannot split the data",
             self.name,
             f"three parts (calibrate, select, validate) need at least 3 distinct samples, found {count}",
-            "give more samples, or name the parts with --select and --validate",
+            "give more samples, or name the parts with `select` and `validate`",
         )
 
 
@@ -244,7 +246,7 @@ def open_dataset(
 
     Raises InputProblem (wrong data) or EnvironmentProblem (a missing extra, no memory).
     """
-    where = layout(signature)
+    layout = batch_layout(signature)
     if not signature.inputs:
         raise InputProblem("cannot read the data", "", "the model has no inputs")
     if isinstance(source, Dataset):
@@ -253,11 +255,11 @@ def open_dataset(
         loaded = LoadedSource(_View(source), source.name, list(source.assumed))
         if labels is not None:
             opening.attach_labels(loaded, labels, signature)
-        return dataset_from_source(loaded, signature, where, opening.array_preprocessing(preprocess, where))
-    ask = opening.OpenRequest(signature, where, labels, preprocess, tokenizer, trust)
-    prepare = opening.array_preprocessing(preprocess, where)
-    loaded = opening.load(source, ask, lambda raw, key: preprocess_and_check(raw, where, key, prepare))
-    return dataset_from_source(loaded, signature, where, None if loaded.ready else prepare)
+        return dataset_from_source(loaded, signature, layout, opening.array_preprocessing(preprocess, layout))
+    request = opening.OpenRequest(signature, layout, labels, preprocess, tokenizer, trust)
+    prepare = opening.array_preprocessing(preprocess, layout)
+    loaded = opening.load(source, request, lambda raw, key: preprocess_and_check(raw, layout, key, prepare))
+    return dataset_from_source(loaded, signature, layout, None if loaded.ready else prepare)
 
 
 class _View(SampleSource):
@@ -280,28 +282,28 @@ class _View(SampleSource):
 
 
 def dataset_from_source(
-    loaded: LoadedSource, signature: Signature, where: BatchLayout, prepare: opening.ArrayPreprocessing | None
+    loaded: LoadedSource, signature: Signature, layout: BatchLayout, prepare: opening.ArrayPreprocessing | None
 ) -> Dataset:
     if not len(loaded.source):
         raise InputProblem("cannot read the data", loaded.name, "there are no samples in it")
-    store = _Store(loaded.source, where, prepare)
+    store = _Store(loaded.source, layout, prepare)
     raw = loaded.source.read(0)
     store.sample(0, raw)
     notes = list(loaded.notes)
     if prepare is not None:
         notes += prepare.notes(raw)
         raw = prepare(raw)
-    for port in where.ports:
+    for port in layout.ports:
         note = cast_note(np.asarray(raw[port.name]).dtype, port.spec.dtype, port.name)
         if note:
             notes.append(note)
     return Dataset(loaded.name, signature, store, range(len(loaded.source)), tuple(dict.fromkeys(notes)))
 
 
-def _can_stack(one: Sample, other: Sample, where: BatchLayout) -> bool:
+def _can_stack(one: Sample, other: Sample, layout: BatchLayout) -> bool:
     """Whether two samples may stand in one batch: equal shapes, and equal values of the inputs that are
     not batched."""
-    for port in where.ports:
+    for port in layout.ports:
         a, b = one.inputs[port.name], other.inputs[port.name]
         if a.shape != b.shape:
             return False
@@ -312,11 +314,11 @@ def _can_stack(one: Sample, other: Sample, where: BatchLayout) -> bool:
     return True
 
 
-def _stack(group: list[Sample], where: BatchLayout, rows: int) -> Batch:
+def _stack(group: list[Sample], layout: BatchLayout, rows: int) -> Batch:
     """The batch of a group; filled up to rows by repeating its last sample."""
     fill = group + [group[-1]] * (rows - len(group))
     inputs: dict[str, np.ndarray] = {}
-    for port in where.ports:
+    for port in layout.ports:
         values = [s.inputs[port.name] for s in fill]
         if port.axis is None or len(values) == 1:
             inputs[port.name] = np.array(values[0], order="C")

@@ -61,7 +61,7 @@ def read_file(path: Path, keys: Sequence[str] | None = None) -> tuple[list[Any |
         arrays = npfiles.headers(path)
         key = find_key(list(arrays), (), None, str(path)) or (next(iter(arrays)) if len(arrays) == 1 else None)
         if key is None:
-            raise InputProblem(_WHAT, path, f"found several arrays: {', '.join(arrays)}", "name the right one `labels`")
+            raise InputProblem(_WHAT, path, f"found several arrays: {', '.join(arrays)}", "name the right one 'labels'")
         return _rows(npfiles.load_npz(path, [key])[key]), []
     if suffix in (".csv", ".tsv", ".txt"):
         return _read_text(path, keys)

@@ -61,7 +61,7 @@ class BatchLayout:
         return tuple(port.name for port in self.ports)
 
 
-def layout(signature: Signature) -> BatchLayout:
+def batch_layout(signature: Signature) -> BatchLayout:
     """The layout of a model's inputs.
 
     A free first axis is the batch, unless another axis names itself one ("batch") or shares the batch's

@@ -68,17 +68,19 @@ def array_preprocessing(preprocess: str | None, layout: BatchLayout) -> ArrayPre
 
 
 def load(
-    source: str | Path | Mapping[str, Any] | Iterable[Any], ask: OpenRequest, check: callables.Check
+    source: str | Path | Mapping[str, Any] | Iterable[Any], request: OpenRequest, check: callables.Check
 ) -> LoadedSource:
     """The samples of any form, unchecked where reading them all would be long.  Raises InputProblem."""
     if isinstance(source, str) and names_function(source):
-        loaded = callables.open_function(source, ask.signature, ask.layout, ask.label_key, check)
+        loaded = callables.open_function(source, request.signature, request.layout, request.label_key, check)
     elif isinstance(source, (str, Path)):
-        loaded = _path(existing(Path(source)), ask)
+        loaded = _path(existing(Path(source)), request)
     elif isinstance(source, Mapping):
-        loaded = arrays.from_mapping(source, ask.signature, ask.layout, "arrays", key=ask.label_key, raw=ask.raw)
+        loaded = arrays.from_mapping(
+            source, request.signature, request.layout, "arrays", key=request.label_key, raw=request.raw
+        )
     elif isinstance(source, Iterable) and not isinstance(source, bytes):
-        loaded = callables.open_iterable(source, "samples", ask.signature, ask.layout, ask.label_key, check)
+        loaded = callables.open_iterable(source, "samples", request.signature, request.layout, request.label_key, check)
     else:
         raise InputProblem(
             _WHAT,
@@ -86,8 +88,8 @@ def load(
             f"found a {type(source).__name__}",
             f"give {', '.join(SUPPORTED)}, a dict of arrays or an iterable",
         )
-    if ask.label_file is not None and not _took_labels(loaded):
-        attach_labels(loaded, str(ask.label_file), ask.signature)
+    if request.label_file is not None and not _took_labels(loaded):
+        attach_labels(loaded, str(request.label_file), request.signature)
     return loaded
 
 
@@ -118,20 +120,22 @@ def attach_labels(loaded: LoadedSource, labels: str, signature: Signature) -> No
     loaded.notes += [f"labels from {path.name}", *notes, *more]
 
 
-def _path(path: Path, ask: OpenRequest) -> LoadedSource:
+def _path(path: Path, request: OpenRequest) -> LoadedSource:
     if path.is_dir():
-        return _folder(path, ask)
+        return _folder(path, request)
     suffix = path.suffix.lower()
     if path.stat().st_size == 0 and path.is_file():
         raise InputProblem(_WHAT, path, "the file is empty")
     if suffix == ".npz":
-        return arrays.open_npz(path, ask.signature, ask.layout, ask.label_key, ask.raw, ask.trust)
+        return arrays.open_npz(path, request.signature, request.layout, request.label_key, request.raw, request.trust)
     if suffix == ".npy":
-        return arrays.open_npy(path, ask.signature, ask.layout, ask.label_key, ask.raw)
+        return arrays.open_npy(path, request.signature, request.layout, request.label_key, request.raw)
     if suffix in tables.SUFFIXES:
-        return tables.open_table(path, ask.signature, ask.layout, ask.label_key, ask.raw)
+        return tables.open_table(path, request.signature, request.layout, request.label_key, request.raw)
     if suffix in text.SUFFIXES:
-        return text.open_text(path, ask.signature, ask.layout, ask.label_key, ask.tokenizer, ask.preprocess)
+        return text.open_text(
+            path, request.signature, request.layout, request.label_key, request.tokenizer, request.preprocess
+        )
     if suffix in images.SUFFIXES or suffix in audio.SUFFIXES or suffix == ".pb":
         raise InputProblem(
             _WHAT,
@@ -147,13 +151,13 @@ def _path(path: Path, ask: OpenRequest) -> LoadedSource:
     )
 
 
-def _folder(folder: Path, ask: OpenRequest) -> LoadedSource:
+def _folder(folder: Path, request: OpenRequest) -> LoadedSource:
     """The one kind of samples that a folder holds.  Label files beside them are no samples."""
     found = protobuf.sets(folder)
     if found:
-        _no_key(ask, folder)
-        return protobuf.open_sets(found, folder.name, ask.layout)
-    leave = [ask.label_file] if ask.label_file is not None else []
+        _no_key(request, folder)
+        return protobuf.open_sets(found, folder.name, request.layout)
+    leave = [request.label_file] if request.label_file is not None else []
     kinds = {
         "arrays": listing(folder, _ARRAYS, leave),
         "images": listing(folder, images.SUFFIXES),
@@ -165,16 +169,22 @@ def _folder(folder: Path, ask: OpenRequest) -> LoadedSource:
         raise InputProblem(_WHAT, folder, f"it holds {counts}", "give a folder of one kind")
     if "arrays" in kinds:
         return folders.open_folder(
-            folder, kinds["arrays"], ask.signature, ask.layout, ask.label_key, ask.raw, ask.trust
+            folder, kinds["arrays"], request.signature, request.layout, request.label_key, request.raw, request.trust
         )
     if "images" in kinds:
-        _no_key(ask, folder)
+        _no_key(request, folder)
         return images.open_images(
-            folder, kinds["images"], ask.signature, ask.layout, ask.label_file, ask.preprocess, ask.trust
+            folder,
+            kinds["images"],
+            request.signature,
+            request.layout,
+            request.label_file,
+            request.preprocess,
+            request.trust,
         )
     if ".wav files" in kinds:
-        _no_key(ask, folder)
-        return audio.open_sounds(folder, kinds[".wav files"], ask.signature, ask.layout, ask.label_file)
+        _no_key(request, folder)
+        return audio.open_sounds(folder, kinds[".wav files"], request.signature, request.layout, request.label_file)
     others = suffixes(folder)
     if not others:
         raise InputProblem(_WHAT, folder, "the folder is empty")
@@ -187,11 +197,11 @@ def _folder(folder: Path, ask: OpenRequest) -> LoadedSource:
     )
 
 
-def _no_key(ask: OpenRequest, folder: Path) -> None:
-    if ask.label_key is not None:
+def _no_key(request: OpenRequest, folder: Path) -> None:
+    if request.label_key is not None:
         raise InputProblem(
             "cannot read the labels",
-            ask.label_key,
+            request.label_key,
             f"{folder} has no keys or columns",
             f"name a label file ({', '.join(labelling.FILES)})",
         )

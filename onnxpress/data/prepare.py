@@ -19,7 +19,7 @@ from onnxpress.errors import InputProblem
 class ArrayPreprocessing:
     """recipe, applied to the inputs it concerns: the only one, else the pictures, else all of float type."""
 
-    recipe: Preprocessing
+    preprocessing: Preprocessing
     ports: tuple[Port, ...]
 
     def __call__(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -27,55 +27,61 @@ class ArrayPreprocessing:
         return raw | {p.name: self._one(np.asarray(raw[p.name]), p) for p in self.ports if p.name in raw}
 
     def _one(self, value: np.ndarray, port: Port) -> np.ndarray:
-        if self.recipe.function is not None:
-            return run_function(self.recipe, value)
+        if self.preprocessing.function is not None:
+            return run_function(self.preprocessing, value)
         if value.dtype.kind not in "biuf" and not is_float(value.dtype):
             return value
-        wanted = image_spec(port, self.recipe) if value.ndim >= 3 else None
+        wanted = image_spec(port, self.preprocessing) if value.ndim >= 3 else None
         axis = -1
         if wanted is not None:
             other = relayout(value, wanted)
             value = value if other is None else other
             axis = -3 if wanted.order == "NCHW" else -1
-        return normalize(value, self.recipe, f"input {port.name!r}", axis)
+        return normalize(value, self.preprocessing, f"input {port.name!r}", axis)
 
     def notes(self, raw: dict[str, np.ndarray]) -> list[str]:
         """What is assumed, from the first sample."""
-        found = [self.recipe.values()]
+        found = [self.preprocessing.values()]
         for port in self.ports:
             value = np.asarray(raw[port.name])
-            wanted = image_spec(port, self.recipe) if value.ndim >= 3 and self.recipe.function is None else None
+            wanted = (
+                image_spec(port, self.preprocessing)
+                if value.ndim >= 3 and self.preprocessing.function is None
+                else None
+            )
             if wanted is not None and relayout(value, wanted) is not None:
                 other = "NHWC" if wanted.order == "NCHW" else "NCHW"
                 found.append(f"arrays turned from {other} to {wanted.order}, the layout of the model's input")
         return found
 
 
-def array_preprocessing_for(recipe: Preprocessing, layout: BatchLayout) -> ArrayPreprocessing | None:
+def array_preprocessing_for(preprocessing: Preprocessing, layout: BatchLayout) -> ArrayPreprocessing | None:
     """The preprocessing of arrays; None where the recipe leaves them as they are."""
-    if recipe.name == "raw" and recipe.plain:
+    if preprocessing.name == "raw" and preprocessing.plain:
         return None
     if len(layout.ports) == 1:
-        return ArrayPreprocessing(recipe, layout.ports)
-    if recipe.function is not None:
+        return ArrayPreprocessing(preprocessing, layout.ports)
+    if preprocessing.function is not None:
         raise InputProblem(
             "cannot use the preprocessing",
-            recipe.name,
+            preprocessing.name,
             f"a function takes one array, the model has {len(layout.ports)} inputs",
-            "preprocess inside a module:function given as --data",
+            "give a module:function as `data`, which preprocesses the arrays itself",
         )
     floats = tuple(p for p in layout.ports if is_float(p.spec.dtype))
     pictures = tuple(p for p in floats if len(p.spec.shape or ()) == 4)
-    return ArrayPreprocessing(recipe, pictures or floats)
+    return ArrayPreprocessing(preprocessing, pictures or floats)
 
 
-def run_function(recipe: Preprocessing, value: np.ndarray) -> np.ndarray:
+def run_function(preprocessing: Preprocessing, value: np.ndarray) -> np.ndarray:
     """The user's function on one array.  Raises InputProblem where it raises or gives nothing."""
-    assert recipe.function is not None
+    assert preprocessing.function is not None
     try:
-        result = recipe.function(value)
+        result = preprocessing.function(value)
     except Exception as error:
-        raise user_code_problem(recipe.name, error, "cannot use the preprocessing") from error
+        raise user_code_problem(preprocessing.name, error, "cannot use the preprocessing") from error
     if result is None:
-        raise InputProblem("cannot use the preprocessing", recipe.name, "the function returned None, expected an array")
+        raise InputProblem(
+            "cannot use the preprocessing", preprocessing.name, "the function returned None, expected an array"
+        )
     return np.asarray(result)

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxpress.data.checks import integer_limits, is_float, is_integer, is_text
 from onnxpress.data.dataset import Dataset, dataset_from_source
-from onnxpress.data.layout import BatchLayout, Port, layout
+from onnxpress.data.layout import BatchLayout, Port, batch_layout
 from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Dim, Signature
@@ -29,9 +29,9 @@ class Synthetic(SampleSource):
     """Samples drawn from (seed, index), so that each is the same whenever it is read."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, ...]], where: BatchLayout, count: int, seed: int, limits: Mapping[str, int]
+        self, shapes: dict[str, tuple[int, ...]], layout: BatchLayout, count: int, seed: int, limits: Mapping[str, int]
     ) -> None:
-        self._shapes, self._layout, self._seed, self._limits = shapes, where, seed, limits
+        self._shapes, self._layout, self._seed, self._limits = shapes, layout, seed, limits
         self.labels = [None] * count
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -77,34 +77,34 @@ def synthetic(
     wrong = {name: size for name, size in (sizes or {}).items() if size < 1}
     if wrong:
         raise InputProblem("cannot make synthetic samples", "", f"sizes must be 1 or more, found {wrong}")
-    where = layout(signature)
+    layout = batch_layout(signature)
     given = dict(shapes or {})
-    known: dict[str, int] = {**_symbols(where, given), **(sizes or {})}
+    known: dict[str, int] = {**_symbols(layout, given), **(sizes or {})}
     found = {}
     for port in sorted(
-        where.ports, key=lambda p: len(p.spec.shape or ())
+        layout.ports, key=lambda p: len(p.spec.shape or ())
     ):  # a sequence's symbol is settled by its ids, not by a 4-D mask
         found[port.name] = given[port.name] if port.name in given else _shape(port, known)
-    bounds = {port.name: (limits or {}).get(port.name, vocabulary or _VOCABULARY) for port in where.ports}
-    source = Synthetic(found, where, count, seed, bounds)
-    return dataset_from_source(LoadedSource(source, "synthetic", ["synthetic values"]), signature, where, None)
+    bounds = {port.name: (limits or {}).get(port.name, vocabulary or _VOCABULARY) for port in layout.ports}
+    source = Synthetic(found, layout, count, seed, bounds)
+    return dataset_from_source(LoadedSource(source, "synthetic", ["synthetic values"]), signature, layout, None)
 
 
 def sample_shapes(
-    signature: Signature, wished: Mapping[str, tuple[int, ...]]
+    signature: Signature, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], int | None]:
     """Whole input shapes as a user wrote them, as shapes of one sample and the batch size that they name (None: none does).
 
     Raises InputProblem where a name, a rank or a fixed size is not the model's, or two inputs contradict each other.
     """
-    where = layout(signature)
+    layout = batch_layout(signature)
     samples: dict[str, tuple[int, ...]] = {}
     batch: int | None = None
-    for name, shape in wished.items():
+    for name, shape in shapes.items():
         text = f"{name}={','.join(str(s) for s in shape)}"
-        if name not in where.names:
-            raise _shape_problem(text, f"the model's inputs are {', '.join(where.names)}")
-        port = where.port(name)
+        if name not in layout.names:
+            raise _shape_problem(text, f"the model's inputs are {', '.join(layout.names)}")
+        port = layout.port(name)
         own = port.spec.shape
         if min(shape, default=1) < 1:
             raise _shape_problem(text, "sizes must be 1 or more")
@@ -113,20 +113,20 @@ def sample_shapes(
         ):
             raise _shape_problem(text, f"the model takes {port.spec.text()}")
         if port.axis is not None and own is not None and not port.loose:
-            if batch not in (None, shape[port.axis]) or (where.alone and shape[port.axis] != 1):
+            if batch not in (None, shape[port.axis]) or (layout.alone and shape[port.axis] != 1):
                 raise _shape_problem(text, f"its batch is {shape[port.axis]}, others' is {batch or 1}")
             batch = shape[port.axis]
             shape = tuple(1 if i == port.axis else s for i, s in enumerate(shape))
         samples[name] = shape
-    _symbols(where, samples)
+    _symbols(layout, samples)
     return samples, batch
 
 
-def _symbols(where: BatchLayout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _symbols(layout: BatchLayout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Sizes of free dimensions by symbol that whole shapes settle."""
     known: dict[str, int] = {}
     for name, shape in shapes.items():
-        for dim, size in zip(where.port(name).dims or (), shape, strict=False):
+        for dim, size in zip(layout.port(name).dims or (), shape, strict=False):
             if isinstance(dim, str) and dim and known.setdefault(dim, size) != size:
                 raise _shape_problem(
                     f"{name}={','.join(str(s) for s in shape)}", f"{dim} is {known[dim]} in another input"

@@ -1,4 +1,4 @@
-"""compare: how far a model is from another on samples, by task metrics, by numbers, and sample by sample."""
+"""Comparison of a model with the original on samples: task metrics, numerical differences, and results by sample."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ ModelLike = str | Path | ir.Model
 
 @dataclass(frozen=True)
 class SampleScore:
-    """How a sample fares.  error: relative, of the output that differs most; before, after: the classes answered, where an output
-    has scores of classes; label: where there is one that is a number."""
+    """The result on one sample.
+
+    key:           of the sample
+    error:         relative error of the output that differs most
+    before, after: class predicted by the original and by the other model; None where no output has class scores
+    label:         None where there is none, or where it is not a number
+    """
 
     key: str
     error: float
@@ -36,7 +41,13 @@ class SampleScore:
 
 @dataclass(frozen=True)
 class CompareResult:
-    """score: what `optimize` goes by; outputs: numbers of each; metrics: those asked for; worst: samples, the worst first."""
+    """The result of `compare`.
+
+    score:   the score by which `optimize` accepts a candidate
+    outputs: differences of each output
+    metrics: results of the requested metrics
+    worst:   the samples with the worst results, worst first
+    """
 
     score: Score
     outputs: list[TensorDifference]
@@ -45,12 +56,12 @@ class CompareResult:
 
     @property
     def measured(self) -> Sequence[MetricResult]:
-        """The metrics that were asked for, else the score."""
+        """The requested metrics; without any, the score."""
         return self.metrics or [self.score]
 
     @property
     def drops(self) -> dict[str, float]:
-        """By metric."""
+        """The drop by name of the metric."""
         return {m.metric: m.drop for m in self.measured}
 
 
@@ -59,69 +70,74 @@ def compare(
     other: ModelLike,
     data: Dataset,
     *,
-    metrics: Sequence[str | Callable[[Outputs, Any], Any]] = (),
+    metric: Sequence[str | Callable[[Outputs, Any], Any]] = (),
     decode: str | Callable[[Outputs], Any] | None = None,
     worst: int = 0,
 ) -> CompareResult:
-    """The other model against the original on samples.
+    """Compare a model with the original on samples.
 
-    metrics: names (measure/metrics.py NAMES), "module:function", or functions of (outputs of a sample by name, its label) that give
-    a number, more is better; decode: of outputs of a sample, gives rows (x1, y1, x2, y2, score, class), for "map"; worst: how
-    many samples to name.  Raises InputProblem where the models differ in inputs or outputs, or a metric does not fit.
+    metric: names (METRIC_NAMES in measure/metrics.py), "module:function", or functions (outputs of one sample by name,
+            its label) -> number, higher is better
+    decode: for the metric "map": function, or "module:function", (outputs of one sample by name) -> rows (x1, y1, x2,
+            y2, score, class)
+    worst:  number of samples to report
+
+    Raises InputProblem where the models differ in inputs or outputs, or where a metric does not fit the outputs or
+    labels.
     """
     first, second = (m if isinstance(m, ir.Model) else load(m) for m in (original, other))
     if [s.name for s in signature(first).inputs] != [s.name for s in signature(second).inputs]:
-        raise InputProblem("the models take different inputs", str(other), "", "compare models with the same inputs")
+        raise InputProblem("the models have different inputs", str(other), "", "compare models with the same inputs")
     if [s.name for s in signature(first).outputs] != [s.name for s in signature(second).outputs]:
-        raise InputProblem("the models give different outputs", str(other), "", "compare models with the same outputs")
-    judge = Scorer(first, data)
-    answer = judge.names[judge.answer] if judge.answer is not None else None
+        raise InputProblem("the models have different outputs", str(other), "", "compare models with the same outputs")
+    scorer = Scorer(first, data)
+    class_output = scorer.output_names[scorer.class_output] if scorer.class_output is not None else None
     by_label = bool(data.labelled) and all(x is not None for x in data.labels)
-    boxes = user_function.load_function(decode, "cannot use --decode") if isinstance(decode, str) else decode
-    asked = [_metric(m, answer, by_label, boxes) for m in metrics]
-    score = judge.score(second)
-    samples = _score_samples(judge, second, answer, asked) if asked or worst else []
+    decoder = user_function.load_function(decode, "cannot use `decode`") if isinstance(decode, str) else decode
+    metrics = [_metric(m, class_output, by_label, decoder) for m in metric]
+    score = scorer.score(second)
+    samples = _score_samples(scorer, second, class_output, metrics) if metrics or worst else []
     return CompareResult(
         score,
-        tensor_differences(first, second, judge.names, data),
-        [m.measured() for m in asked],
+        tensor_differences(first, second, scorer.output_names, data),
+        [m.result() for m in metrics],
         sorted(samples, key=lambda s: (not _regressed(s), s.before == s.after, -s.error))[:worst],
     )
 
 
 def _metric(
     given: str | Callable[[Outputs, Any], Any],
-    answer: str | None,
+    class_output: str | None,
     by_label: bool,
     decode: Callable[[Outputs], Any] | None,
 ) -> Metric:
-    own = (
-        given
-        if callable(given)
-        else user_function.load_function(given, "cannot use --metric")
-        if user_function.names_function(given)
-        else None
-    )
+    function: Callable[[Outputs, Any], Any] | None = None
+    if callable(given):
+        function = given
+    elif user_function.names_function(given):
+        function = user_function.load_function(given, "cannot use `metric`")
     name = given if isinstance(given, str) else getattr(given, "__name__", "metric")
-    return make_metric(name, answer, by_label, decode, own)
+    return make_metric(name, class_output, by_label, decode, function)
 
 
-def _score_samples(judge: Scorer, model: ir.Model, answer: str | None, asked: Sequence[Metric]) -> list[SampleScore]:
-    """Every sample, for the metrics and for what is told of it."""
+def _score_samples(
+    scorer: Scorer, model: ir.Model, class_output: str | None, metrics: Sequence[Metric]
+) -> list[SampleScore]:
+    """Scores of every sample; adds every sample to the metrics."""
     found: list[SampleScore] = []
-    for batch, kept, new in judge.pairs(model):
-        errors = np.max([output_error(a, b, batch.count) for a, b in zip(kept, new, strict=True)], axis=0)
+    for batch, expected, actual in scorer.paired_outputs(model):
+        errors = np.max([output_error(a, b, batch.count) for a, b in zip(expected, actual, strict=True)], axis=0)
         for i in range(batch.count):
-            one, two = (_row(judge.names, values, i, batch) for values in (kept, new))
-            for each in asked:
+            one, two = (_row(scorer.output_names, values, i, batch) for values in (expected, actual))
+            for each in metrics:
                 each.add(one, two, batch.labels[i], batch.keys[i])
-            before, after = (None if answer is None else int(o[answer].argmax()) for o in (one, two))
+            before, after = (None if class_output is None else int(o[class_output].argmax()) for o in (one, two))
             found.append(SampleScore(batch.keys[i], float(errors[i]), before, after, _number(batch.labels[i])))
     return found
 
 
 def _row(names: Sequence[str], values: Sequence[np.ndarray], index: int, batch: Batch) -> dict[str, np.ndarray]:
-    """A sample's outputs; one that has no batch axis is everybody's."""
+    """The outputs of one sample by name; an output without batch axis is the same for all samples."""
     return {n: v[index] if v.ndim and v.shape[0] == batch.count else v for n, v in zip(names, values, strict=True)}
 
 
@@ -130,5 +146,5 @@ def _number(label: Any) -> float | None:
 
 
 def _regressed(sample: SampleScore) -> bool:
-    """Whether the original was right and the other is not."""
+    """Whether the original's prediction is right and the other model's is wrong."""
     return sample.label is not None and sample.before == sample.label and sample.after != sample.label

@@ -1,7 +1,7 @@
-"""A model before and after, layer by layer: how wide layers are, and where the time goes.
+"""Profiles of a model before and after optimization, layer by layer: channels and time.
 
-Layers are nodes with weights that keep their names.  Times are pictures of where they went, from one profile each (the profiler's
-own work taken off), not a comparison: that is what `compare_latency` is for.
+Layers are nodes with weights that keep their names.  The times come from one profile each (with the profiler's overhead
+subtracted) and show where time is spent; use `compare_latency` for a comparison of the models.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from onnxpress.runtime.builtin_models import PeakRate
 from onnxpress.runtime.profile import Profile, profile
 from onnxpress.runtime.session import SessionSettings
 
-_UNKNOWN = PeakRate(0.0, 0)  # rates are not asked for: no time for the machine's peak
+_UNKNOWN = PeakRate(0.0, 0)  # rates are not reported, so the peak is not measured
 
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """What something was before and is after: seconds of a run, or channels; 0: it is not there."""
+    """A quantity before and after: seconds per run, or channels; 0 where the layer or operator is absent."""
 
     name: str
     before: float
@@ -31,8 +31,12 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class ProfileComparison:
-    """operators: seconds of a run in all kernels that onnxruntime calls so; layers: seconds of a run in the kernel that computes
-    a layer, with what is fused into it; widths: channels that layers give; layers and widths in the order of the graph."""
+    """Profiles of two models.
+
+    operators: seconds per run in all kernels of an operator, as onnxruntime names it
+    layers:    seconds per run in the kernel of a layer, fused operators included, in the order of the graph
+    widths:    output channels of layers, in the order of the graph
+    """
 
     operators: tuple[BeforeAfter, ...] = ()
     layers: tuple[BeforeAfter, ...] = ()
@@ -46,14 +50,20 @@ def profile_compare(
     seconds: float,
     settings: SessionSettings | None = None,
 ) -> ProfileComparison:
-    """Both models on one input, profiled for about so long together.  Raises InputProblem where one does not run."""
+    """Profile both models on one input.
+
+    feeds:   by input name
+    seconds: profiling time of both models together
+
+    Raises InputProblem where a model does not run.
+    """
     old, new = (_named(m) for m in (before, after))
     first, second = (profile(m, feeds, settings, seconds / 2, peak=_UNKNOWN) for m in (old, new))
     return ProfileComparison(_operators(first, second), _layers(old, first, second), channel_widths(old, new))
 
 
 def channel_widths(before: ir.Model, after: ir.Model) -> tuple[BeforeAfter, ...]:
-    """Channels that each weighted node gives, where it is in both models or in the first alone."""
+    """Output channels of each weighted node of the first model; 0 after where the second model does not have it."""
     old, new = (
         {read.node_label(n): _width(n) for n in _named(m).graph if n.op_type in read.WEIGHTED} for m in (before, after)
     )
@@ -81,7 +91,7 @@ def _layers(model: ir.Model, first: Profile, second: Profile) -> tuple[BeforeAft
 
 
 def _seconds(found: Profile, layers: set[str]) -> dict[str, float]:
-    """Seconds of a run by layer: a kernel that stands for several nodes counts for the first layer among them."""
+    """Seconds per run by layer.  A kernel that implements several nodes counts for the first layer among them."""
     spent: dict[str, float] = {}
     for kernel in found.kernels:
         layer = next((n for n in kernel.nodes if n in layers), None)
@@ -91,7 +101,7 @@ def _seconds(found: Profile, layers: set[str]) -> dict[str, float]:
 
 
 def _width(node: ir.Node) -> int:
-    """0 where the weight is computed."""
+    """Number of output channels; 0 where the weight is computed."""
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     maker = weight.producer() if weight is not None else None
     if maker is not None and maker.op_type == "DequantizeLinear":

@@ -1,8 +1,9 @@
-"""Task metrics of two models side by side, on the same samples, with the difference's 95 % interval.
+"""Task metrics of two models on the same samples, and the 95 % confidence interval of their difference.
 
-A metric reduces each sample to a few numbers for each model (`facts`), and a set of samples to one number (`total`); the interval
-comes from drawing samples anew, the same ones for both models.  What is true is the label; without labels it is the original's
-answer, so that the original is perfect and what is measured is how much of it is kept.
+A metric reduces each sample to a few numbers per model (`sample_values`), and a set of samples to one number
+(`aggregate`).  The interval comes from a bootstrap that draws the same samples for both models.  The label is the
+ground truth; without labels the original's output is, so that the original is perfect and the metric measures how much
+of it is preserved.
 """
 
 from __future__ import annotations
@@ -25,33 +26,41 @@ _SURE = 0.5  # score of a detection of the original that counts as true where th
 
 
 class Metric(ABC):
-    """One sample goes in at a time, for both models; `measured` ends it."""
+    """A metric of two models: `add` every sample, then `result`."""
 
     resamples = _RESAMPLES
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._facts: list[tuple[Any, Any]] = []
+        self._sample_values: list[tuple[Any, Any]] = []
 
     def add(self, original: Outputs, other: Outputs, label: Any, key: str) -> None:
-        """Outputs of one sample, without the batch axis.  Raises InputProblem where they or the label do not fit the metric."""
-        self._facts.append((self.facts(original, original, label, key), self.facts(other, original, label, key)))
+        """Add the outputs of one sample, without the batch axis.  Raises InputProblem where they or the label do not
+        fit the metric.
+        """
+        self._sample_values.append(
+            (self.sample_values(original, original, label, key), self.sample_values(other, original, label, key))
+        )
 
     @abstractmethod
-    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Any: ...
+                                                                                               """What the aggregate
+                                                                                               needs of one model and
+                                                                                               sample.
+                                                                                               """
+    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Any: ...
 
     @abstractmethod
-    def total(self, facts: Sequence[Any]) -> float: ...
+    def aggregate(self, sample_values: Sequence[Any]) -> float: ...
 
-    def measured(self) -> MetricResult:
-        first, second = ([pair[i] for pair in self._facts] for i in (0, 1))
-        reference, value = self.total(first), self.total(second)
+    def result(self) -> MetricResult:
+        first, second = ([pair[i] for pair in self._sample_values] for i in (0, 1))
+        reference, value = self.aggregate(first), self.aggregate(second)
         sign = -1.0 if self.name in LOWER_IS_BETTER else 1.0
         rng, count = np.random.default_rng(0), len(first)
         draws = []
         for _ in range(self.resamples if count > 1 else 0):
             some = rng.integers(0, count, count)
-            draws.append(sign * (self.total([first[i] for i in some]) - self.total([second[i] for i in some])))
+            draws.append(sign * (self.aggregate([first[i] for i in some]) - self.aggregate([second[i] for i in some])))
         low, high = (
             (float(np.nanquantile(draws, q)) for q in (0.025, 0.975)) if draws else (float("-inf"), float("inf"))
         )
@@ -61,30 +70,30 @@ class Metric(ABC):
 class _Mean(Metric):
     """One number a sample, and their mean."""
 
-    def total(self, facts: Sequence[Any]) -> float:
-        return float(np.mean(facts))
+    def aggregate(self, sample_values: Sequence[Any]) -> float:
+        return float(np.mean(sample_values))
 
 
 class _Classes(_Mean):
     """Whether the true class is among the `most` best scores."""
 
-    def __init__(self, name: str, answer: str | None, most: int, by_label: bool) -> None:
+    def __init__(self, name: str, class_output: str | None, most: int, by_label: bool) -> None:
         super().__init__(name)
-        self._answer, self._most, self._by_label = answer, most, by_label
+        self._class_output, self._most, self._by_label = class_output, most, by_label
 
-    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> float:
-        scores = _scores(self.name, outputs, self._answer)
+    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> float:
+        scores = _scores(self.name, outputs, self._class_output)
         true = (
             _class(self.name, label, key)
             if self._by_label
-            else int(_scores(self.name, original, self._answer).argmax())
+            else int(_scores(self.name, original, self._class_output).argmax())
         )
         if scores.size < 2 * self._most and self._most > 1:
             raise InputProblem(
-                f"the metric {self.name} says nothing here",
-                "--metric",
+                f"the metric {self.name} is meaningless for this model",
+                "`metric`",
                 f"there are {scores.size} classes",
-                "take top-1",
+                "use top-1",
             )
         return float(true in np.argsort(-scores, kind="stable")[: self._most])
 
@@ -92,21 +101,21 @@ class _Classes(_Mean):
 class _F1(Metric):
     """Mean over the classes of the harmonic mean of precision and recall."""
 
-    def __init__(self, name: str, answer: str | None, by_label: bool) -> None:
+    def __init__(self, name: str, class_output: str | None, by_label: bool) -> None:
         super().__init__(name)
-        self._answer, self._by_label = answer, by_label
+        self._class_output, self._by_label = class_output, by_label
 
-    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> tuple[int, int]:
-        told = int(_scores(self.name, outputs, self._answer).argmax())
+    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> tuple[int, int]:
+        predicted = int(_scores(self.name, outputs, self._class_output).argmax())
         return _class(self.name, label, key) if self._by_label else int(
-            _scores(self.name, original, self._answer).argmax()
-        ), told
+            _scores(self.name, original, self._class_output).argmax()
+        ), predicted
 
-    def total(self, facts: Sequence[Any]) -> float:
-        true, told = np.array(facts).T
-        size = int(max(true.max(), told.max())) + 1
-        right = np.bincount(true[true == told], minlength=size)
-        both = np.bincount(true, minlength=size) + np.bincount(told, minlength=size)
+    def aggregate(self, sample_values: Sequence[Any]) -> float:
+        true, predicted = np.array(sample_values).T
+        size = int(max(true.max(), predicted.max())) + 1
+        right = np.bincount(true[true == predicted], minlength=size)
+        both = np.bincount(true, minlength=size) + np.bincount(predicted, minlength=size)
         return float((2 * right[both > 0] / both[both > 0]).mean())
 
 
@@ -120,18 +129,18 @@ class _RegressionMetric(Metric):
         super().__init__(name)
         self._by_label = by_label
 
-    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Any:
+    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Any:
         found, true = _numbers(self.name, outputs, original, label if self._by_label else None, key)
         if self.name in LOWER_IS_BETTER:
             off = found - true
             return float((off**2).mean() if self.name == "mse" else np.abs(off).mean())
         return (float(found[0]), float(true[0])) if found.size == 1 else self._correlation(found, true)
 
-    def total(self, facts: Sequence[Any]) -> float:
-        if facts and isinstance(facts[0], tuple):
-            found, true = np.array(facts).T
+    def aggregate(self, sample_values: Sequence[Any]) -> float:
+        if sample_values and isinstance(sample_values[0], tuple):
+            found, true = np.array(sample_values).T
             return self._correlation(found, true)
-        return float(np.mean(facts))
+        return float(np.mean(sample_values))
 
     def _correlation(self, found: np.ndarray, true: np.ndarray) -> float:
         """1 between constants, which are alike, 0 where one is constant."""
@@ -153,7 +162,7 @@ class _Detections(Metric):
         super().__init__(name)
         self._decode, self._by_label = decode, by_label
 
-    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> MatchedDetections:
+    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> MatchedDetections:
         if self._by_label:
             true = _rows(label, 5, f"the label of {key}")
         else:
@@ -166,12 +175,12 @@ class _Detections(Metric):
             made = self._decode(outputs)
         except Exception as error:  # the user's code
             raise InputProblem(
-                "the decoder failed", f"--decode, on {key}", f"{type(error).__name__}: {error}"
+                "the decoder failed", f"`decode`, on {key}", f"{type(error).__name__}: {error}"
             ) from error
-        return _rows(made, 6, f"what --decode gives for {key}")
+        return _rows(made, 6, f"result of `decode` for {key}")
 
-    def total(self, facts: Sequence[Any]) -> float:
-        return mean_average_precision(facts)
+    def aggregate(self, sample_values: Sequence[Any]) -> float:
+        return mean_average_precision(sample_values)
 
 
 class _UserMetric(_Mean):
@@ -181,7 +190,7 @@ class _UserMetric(_Mean):
         super().__init__(name)
         self._function = function
 
-    def facts(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> float:
+    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> float:
         try:
             return float(self._function(outputs, label))
         except Exception as error:  # the user's code
@@ -192,7 +201,7 @@ class _UserMetric(_Mean):
 
 def make_metric(
     name: str,
-    answer: str | None,
+    class_output: str | None,
     by_label: bool,
     decode: Callable[[Outputs], Any] | None = None,
     own: Callable[[Outputs, Any], Any] | None = None,
@@ -206,26 +215,29 @@ def make_metric(
     if name == "map":
         if decode is None:
             raise InputProblem(
-                "map needs a function that makes boxes of outputs", "--metric map", "", "add --decode module:function"
+                "map needs a function that decodes outputs into boxes",
+                "`metric` map",
+                "",
+                "give `decode` as module:function",
             )
         return _Detections(name, decode, by_label)
     if name in ("mse", "mae", "pearson", "spearman"):
         return _RegressionMetric(name, by_label)
     if name == "f1":
-        return _F1(name, answer, by_label)
+        return _F1(name, class_output, by_label)
     if name == "agreement":
-        return _Classes(name, answer, 1, False)
+        return _Classes(name, class_output, 1, False)
     if name in METRIC_NAMES:
-        return _Classes(name, answer, 5 if name == "top-5" else 1, by_label)
-    raise InputProblem("no such metric", "--metric", name, f"one of {', '.join(METRIC_NAMES)}, or module:function")
+        return _Classes(name, class_output, 5 if name == "top-5" else 1, by_label)
+    raise InputProblem("no such metric", "`metric`", name, f"one of {', '.join(METRIC_NAMES)}, or module:function")
 
 
-def _scores(name: str, outputs: Outputs, answer: str | None) -> np.ndarray:
-    if answer is None:
+def _scores(name: str, outputs: Outputs, class_output: str | None) -> np.ndarray:
+    if class_output is None:
         raise InputProblem(
-            f"the metric {name} needs scores of classes", "--metric", "no output has any", "take mse, mae or map"
+            f"the metric {name} needs class scores", "`metric`", "no output has class scores", "use mse, mae or map"
         )
-    return np.nan_to_num(outputs[answer].ravel(), nan=-np.inf)
+    return np.nan_to_num(outputs[class_output].ravel(), nan=-np.inf)
 
 
 def _class(name: str, label: Any, key: str) -> int:
@@ -234,7 +246,7 @@ def _class(name: str, label: Any, key: str) -> int:
             f"the metric {name} needs class numbers as labels",
             f"the label of {key}",
             repr(label)[:40],
-            "take mse, mae or map",
+            "use mse, mae or map",
         )
     return int(np.ravel(label)[0])
 
@@ -245,7 +257,10 @@ def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: st
         able = [n for n, v in outputs.items() if v.dtype.kind in "fiub" and v.shape == original[n].shape]
         if not able:
             raise InputProblem(
-                f"the metric {name} cannot be taken", key, "no output has the original's shape", "take another metric"
+                f"the metric {name} cannot be computed",
+                key,
+                "no output has the shape of the original's",
+                "use another metric",
             )
         found, true = (np.concatenate([np.ravel(o[n]).astype(np.float64) for n in able]) for o in (outputs, original))
         return found, true
@@ -256,7 +271,7 @@ def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: st
             f"the metric {name} needs numbers as labels",
             f"the label of {key}",
             repr(label)[:40],
-            "take top-1, or no labels",
+            "use top-1, or no labels",
         ) from error
     same = next((v for v in outputs.values() if v.size == true.size and v.dtype.kind in "fiub"), None)
     if same is None:
@@ -266,18 +281,18 @@ def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: st
             f"the metric {name} needs a label for every number",
             f"the label of {key}",
             why,
-            "take another metric, or no labels",
+            "use another metric, or no labels",
         )
     return np.ravel(same).astype(np.float64), true
 
 
-def _rows(value: Any, columns: int, where: str) -> np.ndarray:
+def _rows(value: Any, width: int, where: str) -> np.ndarray:
     """[n, columns]; rows of class -1 pad."""
     try:
-        rows = np.asarray(value, np.float64).reshape(-1, columns)
+        rows = np.asarray(value, np.float64).reshape(-1, width)
     except (TypeError, ValueError) as error:
-        form = "x1, y1, x2, y2, score, class" if columns == 6 else "x1, y1, x2, y2, class"
+        columns = "x1, y1, x2, y2, score, class" if width == 6 else "x1, y1, x2, y2, class"
         raise InputProblem(
-            "not a table of boxes", where, f"expected rows of {form}", "see `onnxpress compare --help`"
+            "not an array of boxes", where, f"expected rows of {columns}", "check the shape of the array"
         ) from error
     return rows[rows[:, -1] >= 0]

@@ -58,21 +58,21 @@ def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
 
     Shapes are compared at the trace only; see `passes.depth` for the second size.
     """
-    wires = GraphIndex(model)
-    branches = _branches(wires, trace)
-    runs = _runs(wires, trace, branches)
+    graph_index = GraphIndex(model)
+    branches = _branches(graph_index, trace)
+    runs = _runs(graph_index, trace, branches)
     costs = macs(model, trace)
-    pairs = [*branches, *runs, *_links(wires, trace, branches)]
-    found = {pair: block for pair in pairs if (block := _block(wires, pair, costs)) is not None}
+    pairs = [*branches, *runs, *_links(graph_index, trace, branches)]
+    found = {pair: block for pair in pairs if (block := _block(graph_index, pair, costs)) is not None}
     kept = [pair for pair in pairs if pair in found]
-    for pair in [p for kind in (BRANCH, RUN, LINK) for p in _layers(wires, kind, kept, found)]:
-        block = _block(wires, pair, costs)
+    for pair in [p for kind in (BRANCH, RUN, LINK) for p in _layers(graph_index, kind, kept, found)]:
+        block = _block(graph_index, pair, costs)
         if block is not None and all((pair.source, pair.output) != (p.source, p.output) for p in kept):
             found[pair] = block
     order = {BRANCH: 0, RUN: 1, LINK: 2, LAYER: 3}
     return sorted(
         _without_duplicates(found.values(), costs),
-        key=lambda b: (wires.maker[b.output], order[b.kind], wires.maker.get(b.source, -1)),
+        key=lambda b: (graph_index.producer[b.output], order[b.kind], graph_index.producer.get(b.source, -1)),
     )
 
 
@@ -93,11 +93,11 @@ def resolve(model: ir.Model, blocks: Iterable[Block]) -> dict[str, str]:
     return _resolved({v.name or "": i for i, n in enumerate(model.graph) for v in n.outputs}, blocks)
 
 
-def _resolved(maker: Mapping[str, int], blocks: Iterable[Block | _Endpoints]) -> dict[str, str]:
+def _resolved(producer: Mapping[str, int], blocks: Iterable[Block | _Endpoints]) -> dict[str, str]:
     nearest: dict[str, str] = {}
     for block in blocks:
         known = nearest.get(block.output)
-        if known is None or maker.get(block.source, -1) < maker.get(known, -1):
+        if known is None or producer.get(block.source, -1) < producer.get(known, -1):
             nearest[block.output] = block.source
 
     def last(name: str) -> str:
@@ -110,14 +110,14 @@ def _resolved(maker: Mapping[str, int], blocks: Iterable[Block | _Endpoints]) ->
 
 def dead_nodes(model: ir.Model, blocks: Iterable[Block]) -> frozenset[str]:
     """Names of the nodes that nothing needs once the blocks are gone."""
-    wires = GraphIndex(model)
-    return wires.dying(_resolved(wires.maker, blocks))
+    graph_index = GraphIndex(model)
+    return graph_index.dead_without(_resolved(graph_index.producer, blocks))
 
 
-def _branches(wires: GraphIndex, trace: Trace) -> list[_Endpoints]:
+def _branches(graph_index: GraphIndex, trace: Trace) -> list[_Endpoints]:
     found = []
-    for index in sorted(wires.all):
-        node = wires.nodes[index]
+    for index in sorted(graph_index.all):
+        node = graph_index.nodes[index]
         if node.op_type not in ("Add", "Sum") or not read.standard(node) or len(node.inputs) != 2:
             continue
         out = node.outputs[0].name or ""
@@ -126,7 +126,7 @@ def _branches(wires: GraphIndex, trace: Trace) -> list[_Endpoints]:
         if len(shapes) != 1 or None in shapes or names[0] == names[1]:
             continue
         for skip, branch in (names, names[::-1]):
-            if skip in wires.reads[index] and wires.depends(branch, skip):
+            if skip in graph_index.reads[index] and graph_index.depends_on(branch, skip):
                 found.append(_Endpoints(BRANCH, skip, out))
     return found
 
@@ -137,25 +137,27 @@ def _role(node: ir.Node) -> tuple[object, ...]:
     return node.domain, node.op_type, constants
 
 
-def _runs(wires: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
-    parent = wires.post_dominators()
-    joins = {wires.maker[b.output]: wires.maker.get(b.source, -1) for b in branches}
+def _runs(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
+    parent = graph_index.post_dominators()
+    joins = {graph_index.producer[b.output]: graph_index.producer.get(b.source, -1) for b in branches}
     sources = {b.source for b in branches}
     found = []
-    for start in sorted(wires.all):
-        source = wires.single(start)
+    for start in sorted(graph_index.all):
+        source = graph_index.only_used_output(start)
         if source is None:
             continue
         passed, through, between = {start}, 0, False
         at = parent[start]
-        while at < len(wires.nodes):
-            output = wires.single(at)
+        while at < len(graph_index.nodes):
+            output = graph_index.only_used_output(at)
             if output is None or (at in joins and joins[at] not in passed):
                 break  # a skip goes round the start: it lies inside a branch
             passed.add(at)
             through += at in joins
-            between = between or (at not in joins and wires.nodes[at].op_type not in _IDEMPOTENT)
-            same = trace.shape(source) == trace.shape(output) and _role(wires.nodes[start]) == _role(wires.nodes[at])
+            between = between or (at not in joins and graph_index.nodes[at].op_type not in _IDEMPOTENT)
+            same = trace.shape(source) == trace.shape(output) and _role(graph_index.nodes[start]) == _role(
+                graph_index.nodes[at]
+            )
             if through and same:
                 if between and (source in sources or at in joins):
                     found.append(_Endpoints(RUN, source, output))
@@ -164,20 +166,22 @@ def _runs(wires: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> li
     return found
 
 
-def _links(wires: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
+def _links(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
     """For every value that all the inputs' influence passes the nearest later one of equal shape and maker, unless there is
     a branch between."""
-    spine = wires.spine()
-    joins = {wires.maker[b.output] for b in branches}
+    shared_path = graph_index.shared_path()
+    joins = {graph_index.producer[b.output] for b in branches}
     found = []
-    for place, start in enumerate(spine):
-        source, between = wires.single(start), False
-        for at in spine[place + 1 :]:
-            output = wires.single(at)
+    for place, start in enumerate(shared_path):
+        source, between = graph_index.only_used_output(start), False
+        for at in shared_path[place + 1 :]:
+            output = graph_index.only_used_output(at)
             if source is None or output is None or at in joins:
                 break
-            between = between or wires.nodes[at].op_type not in _IDEMPOTENT
-            same = trace.shape(source) == trace.shape(output) and _role(wires.nodes[start]) == _role(wires.nodes[at])
+            between = between or graph_index.nodes[at].op_type not in _IDEMPOTENT
+            same = trace.shape(source) == trace.shape(output) and _role(graph_index.nodes[start]) == _role(
+                graph_index.nodes[at]
+            )
             if between and same:
                 found.append(_Endpoints(LINK, source, output, skip=False))
                 break
@@ -198,7 +202,7 @@ def _without_duplicates(blocks: Iterable[Block], costs: Mapping[str, int]) -> li
 
 
 def _layers(
-    wires: GraphIndex, kind: str, pairs: Sequence[_Endpoints], known: Mapping[_Endpoints, Block]
+    graph_index: GraphIndex, kind: str, pairs: Sequence[_Endpoints], known: Mapping[_Endpoints, Block]
 ) -> list[_Endpoints]:
     """Groups of neighbours that repeat: the shortest period, above one, of what the chain's links consist of."""
     following = {p.source: p for p in reversed(pairs) if p.kind == kind}
@@ -210,7 +214,7 @@ def _layers(
         chain = [first]
         while chain[-1].output in following:
             chain.append(following[chain[-1].output])
-        kinds = [_contents(wires, known[p]) for p in chain]
+        kinds = [_contents(graph_index, known[p]) for p in chain]
         period = next((p for p in range(1, len(chain) // 2 + 1) if kinds[p:] == kinds[:-p]), 1)
         if period > 1:
             groups = [chain[i : i + period] for i in range(0, len(chain) - period + 1, period)]
@@ -218,29 +222,29 @@ def _layers(
     return found
 
 
-def _contents(wires: GraphIndex, block: Block) -> tuple[object, ...]:
+def _contents(graph_index: GraphIndex, block: Block) -> tuple[object, ...]:
     """Operators with weights and their shapes."""
-    nodes = (n for n in wires.nodes if n.name in block.nodes and n.op_type in read.WEIGHTED)
+    nodes = (n for n in graph_index.nodes if n.name in block.nodes and n.op_type in read.WEIGHTED)
     return tuple(_role(n) for n in nodes)
 
 
-def _block(wires: GraphIndex, pair: _Endpoints, costs: Mapping[str, int]) -> Block | None:
-    gone = wires.dying({pair.output: pair.source})
-    saved = sum(costs.get(n, 0) for n in gone)
+def _block(graph_index: GraphIndex, pair: _Endpoints, costs: Mapping[str, int]) -> Block | None:
+    removed = graph_index.dead_without({pair.output: pair.source})
+    saved = sum(costs.get(n, 0) for n in removed)
     if not saved:
         return None
-    end = wires.nodes[wires.maker[pair.output]].name or ""
-    start = wires.maker.get(pair.source)
-    begin = pair.source if start is None else wires.nodes[start].name or ""
+    end = graph_index.nodes[graph_index.producer[pair.output]].name or ""
+    start = graph_index.producer.get(pair.source)
+    begin = pair.source if start is None else graph_index.nodes[start].name or ""
     name = end if pair.kind == BRANCH else f"{begin}..{end}"
-    return Block(name, pair.kind, pair.source, pair.output, gone, saved, _weights(wires, gone), pair.skip)
+    return Block(name, pair.kind, pair.source, pair.output, removed, saved, _weights(graph_index, removed), pair.skip)
 
 
-def _weights(wires: GraphIndex, gone: frozenset[str]) -> int:
+def _weights(graph_index: GraphIndex, removed: frozenset[str]) -> int:
     """Bytes of constants that only these nodes read."""
     total = 0
-    for value in wires.model.graph.initializers.values():
+    for value in graph_index.model.graph.initializers.values():
         users = [u.node for u in value.uses()]
-        if users and value.const_value is not None and all(u.name in gone for u in users):
+        if users and value.const_value is not None and all(u.name in removed for u in users):
             total += value.const_value.nbytes
     return total

@@ -30,17 +30,17 @@ class Section:
 
 def sections(model: ir.Model, trace: Trace) -> list[Section]:
     """The sections of a canonical model, in order; their nodes are disjoint and hold all the work on the main way."""
-    wires = GraphIndex(model)
+    graph_index = GraphIndex(model)
     costs = macs(model, trace)
-    source, way = wires.main_way()
+    source, path = graph_index.main_path()
     found: list[Section] = []
     before: set[str] = set()
     held: frozenset[str] = frozenset()
     work, output = 0, ""
-    for cut in (wires.single(i) for i in way):
+    for cut in (graph_index.only_used_output(i) for i in path):
         if cut is None:
             continue
-        needed = {wires.nodes[i].name or "" for i in _before(wires, wires.maker[cut])}
+        needed = {graph_index.nodes[i].name or "" for i in _before(graph_index, graph_index.producer[cut])}
         own = frozenset(needed - before)
         more = sum(costs.get(n, 0) for n in own)
         if more and work:
@@ -51,7 +51,7 @@ def sections(model: ir.Model, trace: Trace) -> list[Section]:
     return [*found, Section(output, source, output, held, work)] if work else found
 
 
-def _before(wires: GraphIndex, index: int) -> set[int]:
+def _before(graph_index: GraphIndex, index: int) -> set[int]:
     """A node and those whose values it depends on."""
     seen: set[int] = set()
     queue = [index]
@@ -59,7 +59,7 @@ def _before(wires: GraphIndex, index: int) -> set[int]:
         at = queue.pop()
         if at not in seen:
             seen.add(at)
-            queue += [wires.maker[n] for n in wires.reads[at] if n in wires.maker]
+            queue += [graph_index.producer[n] for n in graph_index.reads[at] if n in graph_index.producer]
     return seen
 
 

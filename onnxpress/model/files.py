@@ -254,10 +254,10 @@ def serialize_graph(model: ir.Model) -> bytes:
     """The model's deterministic serialisation; external data stays where it is."""
     proto = ir.to_proto(model)
     known = {tensor.name for tensor in proto.graph.initializer}  # which say their type and shape themselves
-    told = [value for value in proto.graph.value_info if value.name not in known or value.metadata_props]
-    if len(told) < len(proto.graph.value_info):
+    kept = [value for value in proto.graph.value_info if value.name not in known or value.metadata_props]
+    if len(kept) < len(proto.graph.value_info):
         del proto.graph.value_info[:]
-        proto.graph.value_info.extend(told)
+        proto.graph.value_info.extend(kept)
     return bytes(proto.SerializeToString(deterministic=True))
 
 

@@ -22,32 +22,32 @@ from onnxpress.reporting.facts import (
 def bench_page(body: Document) -> Page:
     points = body.get("points") or [body]
     several = len(points) > 1
-    made = Page("Latency", ", ".join(str(t["name"]) for t in points[0].get("timings") or []))
+    page = Page("Latency", ", ".join(str(t["name"]) for t in points[0].get("timings") or []))
     for point in points:
         where = _where(point) if several else ""
-        made.headlines += _headlines(point, where)
-        made.charts += [*latency_charts(point.get("timings") or [], where), *_profiles(point, where)]
+        page.headlines += _headlines(point, where)
+        page.charts += [*latency_charts(point.get("timings") or [], where), *_profiles(point, where)]
         if point.get("self_check"):
             check = point["self_check"]
-            made.remarks.append(
+            page.remarks.append(
                 f"self-check{_behind(where)}: the first model beside itself {check['speedup']:.3f}x, {_ends(check, 3)}"
             )
         if point.get("reference"):
             speed = point["reference"]
-            made.remarks.append(
+            page.remarks.append(
                 f"in units of the built-in reference model{_behind(where)}: {speed['speedup']:.3g}, {_ends(speed, 3)}"
             )
-        made.remarks += [f"{text}{_behind(where)}" for text in string_list(point, "warnings")]
+        page.remarks += [f"{text}{_behind(where)}" for text in string_list(point, "warnings")]
     if several:
-        made.charts.insert(0, _sweep(points))
-    made.tables = [
+        page.charts.insert(0, _sweep(points))
+    page.tables = [
         *(t(points) for t in (_timings, _ratios, _cold, _memory, _throughput)),
         _decisions(body),
         _conditions(body),
         machine_table(body),
     ]
-    made.remarks += [] if several else string_list(body, "notes")
-    return made
+    page.remarks += [] if several else string_list(body, "notes")
+    return page
 
 
 def _where(point: Document) -> str:
@@ -78,9 +78,11 @@ def _sweep(points: list[Document]) -> Chart:
     for p in points:
         batch = p.get("batch", 1)
         for t in p.get("timings") or []:
-            rates = (batch / t[key] for key in ("median", "high", "low"))
+            rate, low, high = (batch / t[key] for key in ("median", "high", "low"))
             marks.append(
-                ChartPoint(_where(p), float(batch), *rates, 0.3, group=f"{t['name']}, {p.get('threads', 1)} thr.")
+                ChartPoint(
+                    _where(p), float(batch), rate, low, high, 0.3, group=f"{t['name']}, {p.get('threads', 1)} thr."
+                )
             )
     return Chart(
         "lines", "Sweep", "batch", "samples a second", tuple(marks), "One run after the other; lines: 95 % intervals."
@@ -191,9 +193,9 @@ def _decisions(body: Document) -> ReportTable:
 def _conditions(body: Document) -> ReportTable:
     """The session's settings that are not empty."""
     found = body.get("conditions") or {}
-    told = {**{k: v for k, v in found.items() if k != "settings"}, **(found.get("settings") or {})}
+    named = {**{k: v for k, v in found.items() if k != "settings"}, **(found.get("settings") or {})}
     return ReportTable(
-        "Conditions", ("", ""), tuple((k, str(v)) for k, v in told.items() if v not in ("", None, [], {}, 0, False))
+        "Conditions", ("", ""), tuple((k, str(v)) for k, v in named.items() if v not in ("", None, [], {}, 0, False))
     )
 
 

@@ -31,20 +31,20 @@ _MAX_NOTES = 3  # notes of a candidate
 def optimize_page(body: Document) -> Page:
     """A record without an outcome is of a run that was stopped, or goes on: what it knows so far is shown."""
     found = body.get("outcome") or (body if "chosen" in body else {})
-    made = Page(_title(found), name_of(body))
-    made.headlines = [*_speed(found.get("speedup")), *size_headline(found.get("original_bytes"), found.get("bytes")),
+    page = Page(_title(found), name_of(body))
+    page.headlines = [*_speed(found.get("speedup")), *size_headline(found.get("original_bytes"), found.get("bytes")),
                       *_quality(found.get("validate")), *_seconds(found)]  # fmt: skip
-    made.charts = [
+    page.charts = [
         _candidates(body, found),
         *latency_charts(found.get("timings") or []),
         *profile_charts(found.get("sides")),
         _training(body),
     ]
-    made.tables = [_table(body, found), _plan(body), refusal_table(found.get("refused") or []), machine_table(body)]
-    made.remarks = [*string_list(found, "reasons"), *(f"try: {a}" for a in string_list(found, "advice")), *_rejected(found),
+    page.tables = [_table(body, found), _plan(body), refusal_table(found.get("refused") or []), machine_table(body)]
+    page.remarks = [*string_list(found, "reasons"), *(f"try: {a}" for a in string_list(found, "advice")), *_rejected(found),
                     *(f"{name} failed: {why}" for name, why in (body.get("failed") or {}).items()),
                     *string_list(found, "notes"), *string_list(found, "warnings")]  # fmt: skip
-    return made
+    return page
 
 
 def _title(found: Document) -> str:
@@ -91,11 +91,11 @@ def _table(body: Document, found: Document) -> ReportTable:
     rows = []
     for c in body.get("candidates", []):
         speed, notes = c.get("quick_speedup"), string_list(c, "notes")
-        said = "; ".join(notes[:_MAX_NOTES]) + (
+        notes_text = "; ".join(notes[:_MAX_NOTES]) + (
             f"; and {len(notes) - _MAX_NOTES} more" if len(notes) > _MAX_NOTES else ""
         )
         name = f"{c['name']} (taken)" if c["name"] == found.get("chosen") else c["name"]
-        rows.append((name, f"{speed:.2f}x" if speed else "", drop_text(c.get("select")), size(c["size"]), said))
+        rows.append((name, f"{speed:.2f}x" if speed else "", drop_text(c.get("select")), size(c["size"]), notes_text))
     return ReportTable("Candidates", ("name", "faster", "drop", "size", "notes"), tuple(rows))
 
 

@@ -35,17 +35,17 @@ _COLUMNS = (
 
 
 def quantize_page(body: Document) -> Page:
-    made = Page("Quantized", name_of(body))
+    page = Page("Quantized", name_of(body))
     layers = body.get("layers") or []
-    made.headlines = size_headline(body.get("bytes_before"), body.get("bytes_after"))
-    made.headlines += (
+    page.headlines = size_headline(body.get("bytes_before"), body.get("bytes_after"))
+    page.headlines += (
         [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
     )
     harms = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
     harm = tuple(ChartPoint(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in harms)
     wide = tuple(_distribution(x) for x in harms if x["high"] > x["low"])
     marked = "Orange: layers that stay in float." if any(p.chosen for p in harm) else ""
-    made.charts = [
+    page.charts = [
         Chart("bars", "What each layer harms", "nmse of the model with only this layer in int8", "", harm, marked),
         Chart(
             "spans",
@@ -57,12 +57,12 @@ def quantize_page(body: Document) -> Page:
         ),
         *profile_charts(body.get("sides")),
     ]
-    made.tables = [
+    page.tables = [
         ReportTable("Layers", _COLUMNS, tuple(_row(x) for x in layers)),
         refusal_table(body.get("refused") or []),
     ]
-    made.remarks = string_list(body, "notes")
-    return made
+    page.remarks = string_list(body, "notes")
+    return page
 
 
 def _distribution(x: Document) -> ChartPoint:
@@ -78,14 +78,14 @@ def _distribution(x: Document) -> ChartPoint:
 
 
 def _row(x: Document) -> tuple[str, ...]:
-    def told(name: str, form: str, factor: float = 1.0) -> str:
+    def formatted(name: str, form: str, factor: float = 1.0) -> str:
         return "" if x.get(name) is None else format(factor * x[name], form)
 
     ends = (
-        (told("low", ".3g"), told("high", ".3g")) if x["high"] > x["low"] else ("", "")
+        (formatted("low", ".3g"), formatted("high", ".3g")) if x["high"] > x["low"] else ("", "")
     )  # what leaves at once is not observed
     return (
         x["node"], x["op"], str(x.get("types") or ("int8" if x["int8"] else "float")), *ends,
-        told("sqnr_in", ".0f"), told("sqnr", ".0f"), told("cut", ".2%"), told("alone", ".1e"), told("back", ".1e"),
-        told("before", ".3g", 1e6), told("after", ".3g", 1e6), str(x.get("why", "")),
+        formatted("sqnr_in", ".0f"), formatted("sqnr", ".0f"), formatted("cut", ".2%"), formatted("alone", ".1e"), formatted("back", ".1e"),
+        formatted("before", ".3g", 1e6), formatted("after", ".3g", 1e6), str(x.get("why", "")),
     )  # fmt: skip

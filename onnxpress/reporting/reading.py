@@ -27,11 +27,11 @@ def read(path: str | Path) -> Document:
         text = file.read_text()
     except FileNotFoundError as error:
         raise InputProblem(
-            "there is no run to report", file, "", "name a run folder, or a file written with --json"
+            "there is no run to report", file, "", "name a run folder, or a JSON file written by a command"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputProblem(
-            "the run cannot be read", file, str(error), "name a run folder, or a file written with --json"
+            "the run cannot be read", file, str(error), "name a run folder, or a JSON file written by a command"
         ) from error
     try:
         body = json.loads(text)
@@ -39,9 +39,7 @@ def read(path: str | Path) -> Document:
         raise InputProblem("the run's record is damaged", file, str(error), "run the command again") from error
     kind = body.get("kind") if isinstance(body, dict) else None
     if not isinstance(kind, str) or kind not in _PAGES or body.get("schema") != SCHEMA:
-        raise InputProblem(
-            "this is no record of a run", file, "", f"a report can be made of {', '.join(sorted(_PAGES))}"
-        )
+        raise InputProblem("not the record of a run", file, "", f"expected a record of {', '.join(sorted(_PAGES))}")
     plan = where / "plan.json"
     if where.is_dir() and plan.is_file():
         try:

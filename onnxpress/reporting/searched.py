@@ -24,13 +24,13 @@ def search_page(body: Document) -> Page:
         return Page("Search: not finished", str(request.get("space", "")), tables=[machine_table(body)])
     title = "Search" if found.get("met", True) else "Search: no candidate keeps the limit"
     trained = found["candidates"]
-    made = Page(title, str(request.get("space", "")))
+    page = Page(title, str(request.get("space", "")))
     on_front = sum(bool(c.get("on_front")) for c in trained)
-    made.headlines = [Headline("looked at", str(found["looked_at"]), f"{found['different']} different networks"),
+    page.headlines = [Headline("looked at", str(found["looked_at"]), f"{found['different']} different networks"),
                       Headline("trained to the end", str(len(trained)), f"{on_front} on the front")]  # fmt: skip
     ratios = {r["name"]: r for r in found.get("ratios") or []}
     metric = trained[0]["score"]["metric"] if trained else ""
-    made.charts = [_front(trained, metric)]
+    page.charts = [_front(trained, metric)]
     rows = tuple(
         (c["name"], f"{c['ms']:.3f}", _faster(ratios.get(c["name"])), f"{c['score']['value']:.4f}", drop_text(c["score"]),
          f"{c['macs'] / 1e6:.1f} M", f"{c['parameters'] / 1e3:.0f} k", size(c["bytes"]), "yes" if c.get("on_front") else "",
@@ -38,9 +38,9 @@ def search_page(body: Document) -> Page:
         for c in trained
     )  # fmt: skip
     columns = ("name", "ms", "faster", metric, "drop", "MACs", "weights", "size", "front", "choices")
-    made.tables = [ReportTable("Trained candidates", columns, rows), machine_table(body)]
-    made.remarks = string_list(found, "notes")
-    return made
+    page.tables = [ReportTable("Trained candidates", columns, rows), machine_table(body)]
+    page.remarks = string_list(found, "notes")
+    return page
 
 
 def _front(trained: list[Document], metric: str) -> Chart:

@@ -175,8 +175,8 @@ def compare_latency(
     plain, own = _contiguous(feeds), {name: _contiguous(some) for name, some in (own_feeds or {}).items()}
     reference, start = _MachineMonitor(), time.perf_counter()
 
-    def tell() -> None:
-        reference.look()
+    def on_round() -> None:
+        reference.sample()
         if progress:
             progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
 
@@ -184,7 +184,7 @@ def compare_latency(
         arms = [
             _TimedModel(name, _source(model, files), own.get(name, plain), settings) for name, model in models.items()
         ]
-        _measure(arms, effort, settings, rng, tell)
+        _measure(arms, effort, settings, rng, on_round)
     return LatencyComparison(
         tuple(_timing(a, effort) for a in arms),
         tuple(_ratio(arms[0], a, effort) for a in arms[1:]),
@@ -206,7 +206,7 @@ def _measure(
     effort: Effort,
     settings: SessionSettings,
     rng: np.random.Generator,
-    tell: Callable[[], None],
+    on_round: Callable[[], None],
 ) -> None:
     """Build the sessions again and again, and time rounds with each; tell is called after every round."""
     calm = settings.spinning and settings.threads > 1 and len(arms) > 1
@@ -228,7 +228,7 @@ def _measure(
                 if calm:
                     _wait_until_idle()
                 arms[index].block()
-            tell()
+            on_round()
             rounds += 1
             total = len(arms[0].times)
             due = rounds % max(8, total // 64 * 8) == 0 and rounds * (build + 1) >= 40 // builds
@@ -316,7 +316,7 @@ class _MachineMonitor:
         self._times: list[float] = []
         self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
-    def look(self) -> None:
+    def sample(self) -> None:
         start = time.perf_counter()
         value = self._matrix
         for _ in range(8):

@@ -71,16 +71,16 @@ class Machine:
         """The step on which a channel count of the given size should lie: the block, or half of one below a block."""
         return self.conv_block if width > self.conv_block or self.granularity else self.conv_block // 2
 
-    def nearest(self, wish: float, full: int) -> int:
+    def nearest(self, target: float, full: int) -> int:
         """The width on the grid nearest to the wish, at most the full width and at least one step.
 
         A tie goes down (half of 48 is 16 on a grid of 16), but up where nothing is gained below one block.
         """
-        if wish >= full:
+        if target >= full:
             return full
         step = self.grid(full)
-        down = int(wish // step) * step
-        over = wish - down
+        down = int(target // step) * step
+        over = target - down
         best = down if over < step / 2 or (over == step / 2 and full > self.conv_block) else down + step
         return min(full, best if best > 0 else step)
 
@@ -129,7 +129,7 @@ def pinned(cpus: Sequence[int]) -> Iterator[None]:
         yield
         return
     if not hasattr(os, "sched_setaffinity"):
-        raise InputProblem("cannot pin to CPUs", "", f"{platform.system()} has no such call", "leave --pin out")
+        raise InputProblem("cannot pin to CPUs", "", f"{platform.system()} has no such call", "leave out `pin`")
     before = os.sched_getaffinity(0)
     wrong = [cpu for cpu in cpus if cpu not in before]
     if wrong:

@@ -176,7 +176,7 @@ def _interleaved_runs(
         if looks <= _LOOKS * spent / seconds:
             looks += 1
             for chain in chains:
-                chain.look()
+                chain.sample()
     return times
 
 
@@ -260,10 +260,10 @@ class _OverheadChain:
         self._watched = open_session(chain, replace(bare, profile=str(folder / f"chain{operands}")))
         self._feeds = {"x": np.zeros(4, np.float32)}
         self._times: list[tuple[float, float]] = []
-        self.look()
+        self.sample()
         self._times.clear()
 
-    def look(self) -> None:
+    def sample(self) -> None:
         start = time.perf_counter()
         self._watched.run(None, self._feeds)
         middle = time.perf_counter()

@@ -182,9 +182,9 @@ def child(request: str, answer: str) -> None:
     for _ in range(asked["runs"] - 1):
         run(session, feeds)
     now = _status()
-    told = {"load": built - start, "first": done - ready, "base": base, "loaded": loaded}
-    told |= {"settled": now.get("VmRSS", 0.0), "peak": now.get("VmHWM", 0.0)}
-    Path(answer).write_text(json.dumps(told))
+    values = {"load": built - start, "first": done - ready, "base": base, "loaded": loaded}
+    values |= {"settled": now.get("VmRSS", 0.0), "peak": now.get("VmHWM", 0.0)}
+    Path(answer).write_text(json.dumps(values))
 
 
 def _reset_peak() -> None:

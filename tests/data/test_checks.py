@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxpress.data.checks import cast, conform
-from onnxpress.data.layout import layout
+from onnxpress.data.layout import batch_layout
 from tests.data.helpers import floats, refused, sig
 
 GOOD = [
@@ -89,7 +89,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("model", "given", "full"), SHAPES)
 def test_shapes(model: str, given: tuple[int, ...], full: tuple[int, ...]) -> None:
-    where = layout(sig(model, outputs=("y float32 1 5",)))
+    where = batch_layout(sig(model, outputs=("y float32 1 5",)))
     assert conform({"x": np.ones(given, np.float32)}, where, "k")["x"].shape == full
 
 
@@ -118,14 +118,14 @@ MISFITS = [
 @pytest.mark.parametrize(("model", "given", "says"), MISFITS)
 def test_misfits(model: str, given: tuple[int, ...], says: list[str]) -> None:
     refused(
-        lambda: conform({"x": np.ones(given, np.float32)}, layout(sig(model)), "set[5]"),
+        lambda: conform({"x": np.ones(given, np.float32)}, batch_layout(sig(model)), "set[5]"),
         "set[5], input 'x'",
         *says,
     )
 
 
 def test_missing_input() -> None:
-    where = layout(sig("ids int64 N L", "mask int64 N L"))
+    where = batch_layout(sig("ids int64 N L", "mask int64 N L"))
     refused(
         lambda: conform({"ids": np.ones(3), "b": floats(3)}, where, "k"),
         "no array for input mask",

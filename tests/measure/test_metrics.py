@@ -22,7 +22,7 @@ def measured(
     metric = mt.make_metric(name, answer, labels is not None, **more)
     for i, (a, b) in enumerate(zip(original, other, strict=True)):
         metric.add({"y": np.asarray(a)}, {"y": np.asarray(b)}, None if labels is None else labels[i], f"sample {i}")
-    return metric.measured()
+    return metric.result()
 
 
 def test_the_command_knows_all_of_them() -> None:
@@ -131,7 +131,7 @@ def test_map_asks_a_function_for_boxes() -> None:
     assert found.reference == 1.0
     assert 0.4 < found.value < 0.8
     assert measured("map", sure, lost, decode=decode).reference == 1.0
-    with pytest.raises(InputProblem, match="add --decode"):
+    with pytest.raises(InputProblem, match="give `decode`"):
         measured("map", sure, lost, [label] * 3)
     with pytest.raises(InputProblem, match="not a table of boxes"):
         measured("map", sure, lost, ["cat"] * 3, decode=decode)

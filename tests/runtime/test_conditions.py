@@ -45,23 +45,27 @@ def test_made_up_ids_stay_within_the_table() -> None:
     model = embedding(7)
     assert index_bounds(model) == {"ids": 7}
     found = bench(
-        {"m": model}, effort=SHORT, conditions=BenchConditions(shapes={"ids": (2, 33)})
+        {"m": model}, effort=SHORT, conditions=BenchConditions(shape={"ids": (2, 33)})
     )  # out of range would not run
     assert (found.batch, found.timings[0].rounds > 3) == (2, True)
 
 
 def test_every_combination_is_a_point() -> None:
     model = nets.residual(width=8, blocks=1)
-    found = bench({"m": model}, effort=SHORT, conditions=BenchConditions(threads=(1, 2), batches=(1, 8)))
-    assert [(p.threads, p.batch) for p in found.every] == [(1, 1), (1, 8), (2, 1), (2, 8)]
-    assert found.every[1].timings[0].minimum > 1.2 * found.every[0].timings[0].minimum  # what noise cannot lower
-    assert found.timings == found.every[0].timings
-    assert all(p.timings[0].cpu > 0 for p in found.every)
+    found = bench({"m": model}, effort=SHORT, conditions=BenchConditions(threads=(1, 2), batch=(1, 8)))
+    assert [(p.threads, p.batch) for p in found.all_points] == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    assert (
+        found.all_points[1].timings[0].minimum > 1.2 * found.all_points[0].timings[0].minimum
+    )  # what noise cannot lower
+    assert found.timings == found.all_points[0].timings
+    assert all(p.timings[0].cpu > 0 for p in found.all_points)
 
 
 def test_the_self_check_stands_apart() -> None:
     model = nets.residual(width=8, blocks=1)
-    found = bench({"a": model, "b": nets.residual(width=16, blocks=1)}, effort=SHORT, ask=BenchOptions(self_check=True))
+    found = bench(
+        {"a": model, "b": nets.residual(width=16, blocks=1)}, effort=SHORT, options=BenchOptions(self_check=True)
+    )
     assert [r.name for r in found.ratios] == ["b"]
     assert found.self_check is not None
     assert 0.5 < found.self_check.speedup < 2

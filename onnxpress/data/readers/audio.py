@@ -38,15 +38,15 @@ class Sounds(SampleSource):
     """Sound files as samples of one input, read when asked for."""
 
     def __init__(
-        self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], form: WaveformSpec
+        self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], spec: WaveformSpec
     ) -> None:
-        self._files, self._keys, self.labels, self._form = files, keys, labels, form
+        self._files, self._keys, self.labels, self._spec = files, keys, labels, spec
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        port = self._form.port
-        values = load(self._files[index], is_float(port.spec.dtype), self._form.length)
+        port = self._spec.port
+        values = load(self._files[index], is_float(port.spec.dtype), self._spec.length)
         shape = [1] * max(len(port.inner or (0,)), 1)
-        shape[self._form.axis] = len(values)
+        shape[self._spec.axis] = len(values)
         return {port.name: values.reshape(shape)}
 
     def key(self, index: int) -> str:
@@ -77,7 +77,7 @@ def open_sounds(
     folder: Path, files: Sequence[Path], signature: Signature, layout: BatchLayout, label_file: Path | None
 ) -> LoadedSource:
     """Sounds as samples; the header of every file is read now.  Raises InputProblem."""
-    form = waveform_spec(layout, folder)
+    spec = waveform_spec(layout, folder)
     rates: dict[int, Path] = {}
     channels = 1
     for path in files:
@@ -102,13 +102,13 @@ def open_sounds(
         indices, notes = classes(folder, files)
         labels = list(indices) if indices is not None else [None] * len(files)
     assumed = [f"{next(iter(rates))} Hz as recorded, not resampled"]
-    if is_float(form.port.spec.dtype):
+    if is_float(spec.port.spec.dtype):
         assumed.append("values scaled to [-1,1]")
     if channels > 1:
         assumed.append("channels averaged to mono")
-    if form.length is not None:
-        assumed.append(f"cut (centre) or padded with silence (end) to {form.length} frames")
-    return LoadedSource(Sounds(files, keys, labels, form), folder.name, [*assumed, *notes])
+    if spec.length is not None:
+        assumed.append(f"cut (centre) or padded with silence (end) to {spec.length} frames")
+    return LoadedSource(Sounds(files, keys, labels, spec), folder.name, [*assumed, *notes])
 
 
 def header(path: Path) -> wave._wave_params:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 LABELS = "labels.csv"
-_PIXELS = 2**28  # larger pictures need --trust: a small file can decode to any size
+_PIXELS = 2**28  # larger images need `trust`: a small file can decode to any size
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -39,15 +39,15 @@ class Images(SampleSource):
         files: Sequence[Path],
         keys: Sequence[str],
         labels: Sequence[Any | None],
-        wanted: ImageSpec,
-        how: Preprocessing,
+        spec: ImageSpec,
+        preprocessing: Preprocessing,
         trust: bool,
     ) -> None:
         self._files, self._keys, self.labels = files, keys, labels
-        self._wanted, self._how, self._trust = wanted, how, trust
+        self._spec, self._preprocessing, self._trust = spec, preprocessing, trust
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        return {self._wanted.port.name: load(self._files[index], self._wanted, self._how, self._trust)}
+        return {self._spec.port.name: load(self._files[index], self._spec, self._preprocessing, self._trust)}
 
     def key(self, index: int) -> str:
         return self._keys[index]
@@ -66,11 +66,11 @@ def open_images(
     without pillow."""
     _pillow()
     port = single_port(layout, folder, "a folder of images")
-    how = read_preprocessing(preprocess or ("unit" if is_float(port.spec.dtype) else "raw"))
-    wanted = image_spec(port, how)
-    if wanted is None and how.function is not None:  # a function may make anything of a picture
-        wanted = ImageSpec(port, "NHWC", 3, None, None)
-    if wanted is None:
+    preprocessing = read_preprocessing(preprocess or ("unit" if is_float(port.spec.dtype) else "raw"))
+    spec = image_spec(port, preprocessing)
+    if spec is None and preprocessing.function is not None:  # a function may make anything of a picture
+        spec = ImageSpec(port, "NHWC", 3, None, None)
+    if spec is None:
         raise not_an_image_input(port, folder)
     for path in files:
         check(path, trust)
@@ -86,24 +86,31 @@ def open_images(
     else:
         indices, notes = classes(folder, files)
         labels = list(indices) if indices is not None else [None] * len(files)
-    assumed = [how.values(), *([] if how.function else [wanted.note]), *_geometry_notes(wanted, how), *notes]
-    return LoadedSource(Images(files, keys, labels, wanted, how, trust), folder.name, assumed, ready=True)
+    assumed = [
+        preprocessing.values(),
+        *([] if preprocessing.function else [spec.note]),
+        *_geometry_notes(spec, preprocessing),
+        *notes,
+    ]
+    return LoadedSource(Images(files, keys, labels, spec, preprocessing, trust), folder.name, assumed, ready=True)
 
 
-def _geometry_notes(wanted: ImageSpec, how: Preprocessing) -> list[str]:
-    if how.function is not None:
+def _geometry_notes(spec: ImageSpec, preprocessing: Preprocessing) -> list[str]:
+    if preprocessing.function is not None:
         return []
-    height, width = target_size(wanted, how)
-    if height is None and width is None and not isinstance(how.resize, int):
+    height, width = target_size(spec, preprocessing)
+    if height is None and width is None and not isinstance(preprocessing.resize, int):
         return ["pictures keep their own size"]
     size = f"{height or 'own'} x {width or 'own'}"
     ways = {
         "stretch": f"resized to {size}",
-        "none": f"cropped to {size}" if how.crop == "center" else "not resized",
-        "cover": f"resized to cover {size} / {how.ratio:g}",
+        "none": f"cropped to {size}" if preprocessing.crop == "center" else "not resized",
+        "cover": f"resized to cover {size} / {preprocessing.ratio:g}",
     }
-    text = ways.get(str(how.resize), f"short side resized to {how.resize}")
-    return [text + (f", centre {size} cropped" if how.crop == "center" and how.resize != "none" else "")]
+    text = ways.get(str(preprocessing.resize), f"short side resized to {preprocessing.resize}")
+    return [
+        text + (f", centre {size} cropped" if preprocessing.crop == "center" and preprocessing.resize != "none" else "")
+    ]
 
 
 def _pillow() -> None:
@@ -146,11 +153,11 @@ def _too_large(path: Path, why: str) -> InputProblem:
         "the image is too large",
         path,
         why or "it claims too many pixels",
-        "shrink it, or add --trust if the file is known good",
+        "shrink it, or pass `trust` if the file is known good",
     )
 
 
-def load(path: Path, wanted: ImageSpec, how: Preprocessing, trust: bool = False) -> np.ndarray:
+def load(path: Path, spec: ImageSpec, preprocessing: Preprocessing, trust: bool = False) -> np.ndarray:
     """One picture as the input's array without batch axis.  Raises InputProblem."""
     from PIL import Image, ImageOps
 
@@ -160,21 +167,21 @@ def load(path: Path, wanted: ImageSpec, how: Preprocessing, trust: bool = False)
             warnings.simplefilter("ignore")  # odd metadata and large sizes are not the user's concern here
             with Image.open(path) as opened:
                 opened.load()
-                image = _to_mode(ImageOps.exif_transpose(opened), wanted, how)
+                image = _to_mode(ImageOps.exif_transpose(opened), spec, preprocessing)
     except InputProblem:
         raise
     except Exception as error:
         raise _no_image(path, error) from error
-    if how.function is not None:
-        return run_function(how, np.asarray(image))
-    values = np.asarray(_resize_and_crop(image, wanted, how))
+    if preprocessing.function is not None:
+        return run_function(preprocessing, np.asarray(image))
+    values = np.asarray(_resize_and_crop(image, spec, preprocessing))
     values = values[:, :, None] if values.ndim == 2 else values
-    if how.mode == "gray" and wanted.channels == 3:
+    if preprocessing.mode == "gray" and spec.channels == 3:
         values = np.repeat(values[:, :, :1], 3, axis=2)
-    return to_input_layout(normalize(values, how, path.name), wanted)
+    return to_input_layout(normalize(values, preprocessing, path.name), spec)
 
 
-def _to_mode(image: Image, wanted: ImageSpec, how: Preprocessing) -> Image:
+def _to_mode(image: Image, spec: ImageSpec, preprocessing: Preprocessing) -> Image:
     """In 8 bits and the input's channels."""
     from PIL import Image as Images
 
@@ -188,38 +195,40 @@ def _to_mode(image: Image, wanted: ImageSpec, how: Preprocessing) -> Image:
     if image.mode.startswith("I"):
         deep = np.asarray(image).astype(np.int64)
         image = Images.fromarray((deep >> 8 if deep.max(initial=0) > 255 else deep).clip(0, 255).astype(np.uint8))
-    return image.convert("L" if how.mode == "gray" else _MODES[wanted.channels])
+    return image.convert("L" if preprocessing.mode == "gray" else _MODES[spec.channels])
 
 
-def target_size(wanted: ImageSpec, how: Preprocessing) -> tuple[int | None, int | None]:
+def target_size(spec: ImageSpec, preprocessing: Preprocessing) -> tuple[int | None, int | None]:
     """Height and width that a picture gets; None where it keeps its own."""
-    if wanted.height is None and wanted.width is None and how.size is not None:
-        return how.size, how.size
-    return wanted.height, wanted.width
+    if spec.height is None and spec.width is None and preprocessing.size is not None:
+        return preprocessing.size, preprocessing.size
+    return spec.height, spec.width
 
 
-def _resize_and_crop(image: Image, wanted: ImageSpec, how: Preprocessing) -> Image:
+def _resize_and_crop(image: Image, spec: ImageSpec, preprocessing: Preprocessing) -> Image:
     """Resized and cropped.  Sizes round as torchvision's do, so that its recipes give the same pixels."""
-    height, width = target_size(wanted, how)
+    height, width = target_size(spec, preprocessing)
     own_width, own_height = image.size
     if height is None and width is not None:
         height = max(1, round(own_height * width / own_width))
     elif width is None and height is not None:
         width = max(1, round(own_width * height / own_height))
     size: tuple[int, int] | None = None  # width, height
-    if isinstance(how.resize, int):
-        size = _cover_size(own_width, own_height, how.resize, how.resize)
+    if isinstance(preprocessing.resize, int):
+        size = _cover_size(own_width, own_height, preprocessing.resize, preprocessing.resize)
     elif height is not None and width is not None:
-        if how.resize == "stretch":
+        if preprocessing.resize == "stretch":
             size = (width, height)
-        elif how.resize == "cover":
-            size = _cover_size(own_width, own_height, round(width / how.ratio), round(height / how.ratio))
+        elif preprocessing.resize == "cover":
+            size = _cover_size(
+                own_width, own_height, round(width / preprocessing.ratio), round(height / preprocessing.ratio)
+            )
     if size is not None and size != image.size:
         from PIL import Image as Images
 
-        image = image.resize(size, getattr(Images.Resampling, how.interpolation.upper()))
+        image = image.resize(size, getattr(Images.Resampling, preprocessing.interpolation.upper()))
     if (
-        how.crop == "center"
+        preprocessing.crop == "center"
         and height is not None
         and width is not None
         and image.width >= width

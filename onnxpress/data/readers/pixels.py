@@ -38,7 +38,7 @@ class ImageSpec:
         return f"layout {self.order} {self.origin}"
 
 
-def image_spec(port: Port, recipe: Preprocessing) -> ImageSpec | None:
+def image_spec(port: Port, preprocessing: Preprocessing) -> ImageSpec | None:
     """What picture an input takes; None where it takes none (its rank or number of channels is not one's)."""
     inner = port.inner
     if inner is None:
@@ -48,11 +48,11 @@ def image_spec(port: Port, recipe: Preprocessing) -> ImageSpec | None:
     if len(inner) != 3:
         return None
     first, last = _channel(inner[0]), _channel(inner[2])
-    order = recipe.layout.upper() if recipe.layout != "auto" else ""
-    origin = "from the recipe"
+    order = preprocessing.layout.upper() if preprocessing.layout != "auto" else ""
+    origin = "from the preprocessing"
     if not order:
-        told = bool(first) != bool(last)
-        origin = "from the model's input" if told else "assumed: the model's sizes do not tell"
+        known = bool(first) != bool(last)
+        origin = "from the model's input" if known else "assumed: the model's sizes do not tell"
         order = "NCHW" if first or not last else "NHWC"
         if not first and not last and not (isinstance(inner[0], str) or isinstance(inner[2], str)):
             return None
@@ -62,7 +62,7 @@ def image_spec(port: Port, recipe: Preprocessing) -> ImageSpec | None:
     count = _channel(channel) or (3 if isinstance(channel, str) else 0)
     if not count:
         return None
-    if isinstance(channel, str) and recipe.mode == "gray":
+    if isinstance(channel, str) and preprocessing.mode == "gray":
         count = 1
     return ImageSpec(port, order, count, _size(height), _size(width), origin)
 
@@ -75,17 +75,17 @@ def _size(dim: Dim) -> int | None:
     return dim if isinstance(dim, int) else None
 
 
-def normalize(values: np.ndarray, recipe: Preprocessing, where: str = "", axis: int = -1) -> np.ndarray:
+def normalize(values: np.ndarray, preprocessing: Preprocessing, where: str = "", axis: int = -1) -> np.ndarray:
     """(value * scale - mean) / std, as float32; mean and std of several numbers run along axis.  Raises
     InputProblem."""
-    if recipe.plain:
+    if preprocessing.plain:
         return values
     out = values.astype(np.float32)
-    if recipe.mode == "bgr" and out.ndim >= 3 and out.shape[axis] == 3:
+    if preprocessing.mode == "bgr" and out.ndim >= 3 and out.shape[axis] == 3:
         out = np.flip(out, axis)
-    if recipe.scale != 1:
-        out = out * np.float32(recipe.scale)
-    for numbers, subtract in ((recipe.mean, True), (recipe.std, False)):
+    if preprocessing.scale != 1:
+        out = out * np.float32(preprocessing.scale)
+    for numbers, subtract in ((preprocessing.mean, True), (preprocessing.std, False)):
         if set(numbers) == {0.0 if subtract else 1.0}:
             continue
         factor = np.asarray(numbers, np.float32)
@@ -95,8 +95,8 @@ def normalize(values: np.ndarray, recipe: Preprocessing, where: str = "", axis: 
                 raise InputProblem(
                     "cannot use the preprocessing",
                     where,
-                    f"recipe {recipe.name!r} has {len(factor)} channels, the data {found}",
-                    "use a recipe with one number",
+                    f"preprocessing {preprocessing.name!r} has {len(factor)} channels, the data {found}",
+                    "use a preprocessing with one number",
                 )
             shape = [1] * out.ndim
             shape[axis] = len(factor)
@@ -105,34 +105,34 @@ def normalize(values: np.ndarray, recipe: Preprocessing, where: str = "", axis: 
     return out
 
 
-def to_input_layout(values: np.ndarray, wanted: ImageSpec) -> np.ndarray:
+def to_input_layout(values: np.ndarray, spec: ImageSpec) -> np.ndarray:
     """[H,W,C] in the axes of the input, without batch axis."""
-    if wanted.order == "NCHW":
+    if spec.order == "NCHW":
         return np.ascontiguousarray(values.transpose(2, 0, 1))
-    return values[:, :, 0] if wanted.order == "NHW" else values
+    return values[:, :, 0] if spec.order == "NHW" else values
 
 
-def relayout(values: np.ndarray, wanted: ImageSpec) -> np.ndarray | None:
+def relayout(values: np.ndarray, spec: ImageSpec) -> np.ndarray | None:
     """A sample array in the other layout turned into the input's; None where the layout is right or is not
     the reason.
 
     values: with or without a batch axis of 1.
     """
-    inner = wanted.port.inner or ()
-    if wanted.order == "NHW" or values.ndim not in (3, 4):
+    inner = spec.port.inner or ()
+    if spec.order == "NHW" or values.ndim not in (3, 4):
         return None
     body = values[0] if values.ndim == 4 and values.shape[0] == 1 else values
-    if body.ndim != 3 or (fits(body.shape, inner) and not _looks_like_other_layout(body.shape, wanted)):
+    if body.ndim != 3 or (fits(body.shape, inner) and not _looks_like_other_layout(body.shape, spec)):
         return None
-    other = body.transpose(2, 0, 1) if wanted.order == "NCHW" else body.transpose(1, 2, 0)
+    other = body.transpose(2, 0, 1) if spec.order == "NCHW" else body.transpose(1, 2, 0)
     return other if fits(other.shape, inner) else None
 
 
-def _looks_like_other_layout(shape: tuple[int, ...], wanted: ImageSpec) -> bool:
+def _looks_like_other_layout(shape: tuple[int, ...], spec: ImageSpec) -> bool:
     """Whether a shape that fits (free sizes fit all) still shows the other layout: channels at the wrong
     end."""
-    right, wrong = (shape[0], shape[2]) if wanted.order == "NCHW" else (shape[2], shape[0])
-    return right != wanted.channels and wrong == wanted.channels
+    right, wrong = (shape[0], shape[2]) if spec.order == "NCHW" else (shape[2], shape[0])
+    return right != spec.channels and wrong == spec.channels
 
 
 def not_an_image_input(port: Port, where: object) -> InputProblem:

@@ -105,7 +105,7 @@ def _shaped(parts: Sequence[np.ndarray], names: Sequence[str], port: Port, path:
             _WHAT,
             f"{path}, column {wrong!r}",
             f"expected {kind} for input {port.name!r} ({port.spec.text()})",
-            "name the column of labels with --labels, or leave the column out",
+            "name the column of labels with `labels`, or leave the column out",
         )
     values = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
     inner = port.inner
@@ -120,7 +120,7 @@ def _shaped(parts: Sequence[np.ndarray], names: Sequence[str], port: Port, path:
         _WHAT,
         path,
         f"{width} columns for input {port.name!r}, whose samples are {text(inner)}",
-        "leave out columns that are no inputs, or name the column of labels with --labels",
+        "leave out columns that are not inputs, or name the column of labels with `labels`",
     )
 
 

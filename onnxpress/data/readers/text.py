@@ -99,12 +99,12 @@ def open_text(
 ) -> LoadedSource:
     """The lines of a text file as samples.  Raises InputProblem, or EnvironmentProblem without the package
     tokenizers."""
-    how = read_preprocessing(preprocess) if preprocess else Preprocessing("raw")
+    preprocessing = read_preprocessing(preprocess) if preprocess else Preprocessing("raw")
     if len(layout.ports) == 1 and is_text(layout.ports[0].spec.dtype) and tokenizer is None:
         encode: Encoder | Strings = Strings(layout.ports[0])
         notes = ["lines fed as strings"]
     else:
-        encode, notes = _encoder(layout, tokenizer, how, path)
+        encode, notes = _encoder(layout, tokenizer, preprocessing, path)
     places, values, fields, cut = (
         _scan_jsonl(path, column) if path.suffix.lower() == ".jsonl" else _scan_txt(path, column)
     )
@@ -119,10 +119,10 @@ def open_text(
 
 
 def _encoder(
-    layout: BatchLayout, given: str | Path | None, how: Preprocessing, path: Path
+    layout: BatchLayout, given: str | Path | None, preprocessing: Preprocessing, path: Path
 ) -> tuple[Encoder, list[str]]:
     if given is None:
-        raise InputProblem(_WHAT, path, "text needs a tokenizer", "add --tokenizer tokenizer.json")
+        raise InputProblem(_WHAT, path, "text needs a tokenizer", "pass a tokenizer.json as `tokenizer`")
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -134,9 +134,9 @@ def _encoder(
     try:
         tokenizer = Tokenizer.from_file(str(file))
         padding = tokenizer.padding or {}
-        longest = length or how.max_length or _LONGEST
-        if length is not None and how.max_length is not None:
-            longest = min(length, how.max_length)
+        longest = length or preprocessing.max_length or _LONGEST
+        if length is not None and preprocessing.max_length is not None:
+            longest = min(length, preprocessing.max_length)
         tokenizer.enable_truncation(max_length=longest)
         if length is None:
             tokenizer.no_padding()
@@ -155,7 +155,7 @@ def _encoder(
         problem = unreadable(file, error, "give the tokenizer.json that was saved with the model")
         raise InputProblem("cannot read the tokenizer", file, problem.why, problem.hint) from error
     size = f"padded to {length} tokens, the model's length" if length is not None else "not padded"
-    return Encoder(tokenizer, roles, how.special_tokens), [f"text cut at {longest} tokens, {size}"]
+    return Encoder(tokenizer, roles, preprocessing.special_tokens), [f"text cut at {longest} tokens, {size}"]
 
 
 def _roles(layout: BatchLayout, path: Path) -> dict[str, str]:

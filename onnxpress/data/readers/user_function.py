@@ -87,10 +87,10 @@ def _from_name(place: str, text: str, what: str) -> ModuleType:
 
 def user_code_problem(text: str, error: BaseException, what: str) -> InputProblem:
     """The error for user code that raised."""
-    said = str(error).strip().splitlines()
+    lines = str(error).strip().splitlines()
     return InputProblem(
         what,
         text,
-        f"it raised {type(error).__name__}" + (f": {said[0]}" if said else ""),
+        f"it raised {type(error).__name__}" + (f": {lines[0]}" if lines else ""),
         "run it alone to see the traceback",
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxpress.model.channels.labels import Flow, Labels, compact, varying
+from onnxpress.model.channels.labels import Flow, Labels, compact, varying_axes
 
 _MAX_LABELS = 200_000  # labels that a closure may hold, before it is given up
 
@@ -37,7 +37,7 @@ class CoupledSliceClosure:
         count = int(self.component.max()) + 1
         seen: set[tuple[tuple[int, ...], bytes]] = set()
         for labels in [*self.flow.of.values(), *self.flow.boxes]:
-            if len(varying(labels)) > 1:
+            if len(varying_axes(labels)) > 1:
                 self._add(labels, seen)
         self._links: list[tuple[int, np.ndarray]] = []
         for link in self.flow.links:
@@ -85,8 +85,8 @@ class CoupledSliceClosure:
 
     def closed(self, seed: np.ndarray) -> np.ndarray | None:
         """The least set around the seed that leaves boxes and satisfies the links; None where it touches what must stay."""
-        gone = np.zeros(len(self.bound), bool)
-        gone[seed] = True
+        removed = np.zeros(len(self.bound), bool)
+        removed[seed] = True
         waiting = seed.tolist()
         while waiting:
             boxes = {n for root in waiting for n in self._boxes_of.get(root, ())}
@@ -94,24 +94,24 @@ class CoupledSliceClosure:
             more: set[int] = set()
             for number in links:
                 p, members = self._links[number]
-                if gone[p]:
-                    more |= set(members[~gone[members]].tolist())
-                elif gone[members].all():
+                if removed[p]:
+                    more |= set(members[~removed[members]].tolist())
+                elif removed[members].all():
                     more.add(p)
             for number in boxes:
-                more |= set(_missing(self.boxes[number], gone).tolist())
+                more |= set(_missing(self.boxes[number], removed).tolist())
             if more:
-                gone[list(more)] = True
-            if gone[self._frozen] or gone.sum() > _MAX_LABELS:
+                removed[list(more)] = True
+            if removed[self._frozen] or removed.sum() > _MAX_LABELS:
                 return None
             waiting = list(more)
-        return np.flatnonzero(gone)
+        return np.flatnonzero(removed)
 
 
-def _missing(box: np.ndarray, gone: np.ndarray) -> np.ndarray:
+def _missing(box: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """Components that must go, too, so that what is gone of a box are whole slices; where an element could go with several
     slices, with those that cost least."""
-    mask = gone[box]
+    mask = removed[box]
     if not mask.any():
         return np.empty(0, np.int64)
     whole = np.zeros_like(mask)

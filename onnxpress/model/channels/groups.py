@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxpress.model import read
 from onnxpress.model.channels.coupled_slices import CoupledSliceClosure
-from onnxpress.model.channels.labels import Flow, varying
+from onnxpress.model.channels.labels import Flow, varying_axes
 from onnxpress.model.channels.propagation import propagate
 from onnxpress.model.trace import Trace
 
@@ -45,28 +45,28 @@ class ChannelGroup:
 
     name: str
     size: int
-    places: tuple[ChannelSlice, ...]
+    slices: tuple[ChannelSlice, ...]
     bottleneck: bool = False
     sliced: bool = False
 
     @property
-    def makers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(p.node for p in self.places if p.role == "out"))
+    def producers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(p.node for p in self.slices if p.role == "out"))
 
     @property
     def readers(self) -> tuple[ChannelSlice, ...]:
-        return tuple(p for p in self.places if p.role == "in")
+        return tuple(p for p in self.slices if p.role == "in")
 
     @property
-    def hidden(self) -> bool:
+    def internal(self) -> bool:
         """An inner width of a block: one maker, and no bottleneck, or the slices that at most three layers share (query, key,
         value).  More makers: a residual spine, where all must agree."""
-        return len(self.makers) <= (_ATTENDING if self.sliced else 1) and not self.bottleneck
+        return len(self.producers) <= (_ATTENDING if self.sliced else 1) and not self.bottleneck
 
     @property
     def block(self) -> int:
         """Channels of a layer that one of these stands for."""
-        return max(len(p.positions[0]) for p in self.places if p.role == "out")
+        return max(len(p.positions[0]) for p in self.slices if p.role == "out")
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ class Channels:
 
     def keep_mask(self, removal: Removal) -> np.ndarray:
         """For every label whether its channel stays; indexed by label."""
-        gone = np.zeros(int(self.component.max()) + 1, bool)
+        removed = np.zeros(int(self.component.max()) + 1, bool)
         for name, channels in removal.items():
             for channel in channels:
-                gone[self.members[name][channel]] = True
-        return np.asarray(~gone[self.component])
+                removed[self.members[name][channel]] = True
+        return np.asarray(~removed[self.component])
 
     def kept(self, value: str, removal: Removal) -> np.ndarray | None:
         """Positions of a value's channel axis that stay; None where it has no removable channels, or several such axes."""
         labels = self.flow.of.get(value)
-        if labels is None or len(varying(labels)) != 1:
+        if labels is None or len(varying_axes(labels)) != 1:
             return None
         return np.flatnonzero(self.keep_mask(removal)[labels.reshape(-1)])
 
@@ -161,8 +161,8 @@ class _GroupFinder:
         by_signature: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for number, found in where.items():
             by_signature.setdefault(tuple((i, len(p)) for i, p in found), []).append(number)
-        for signature, alike in by_signature.items():
-            self._group(signature, alike, where, unit, sliced)
+        for signature, owned in by_signature.items():
+            self._group(signature, owned, where, unit, sliced)
 
     def _group(
         self,
@@ -176,34 +176,34 @@ class _GroupFinder:
         read_ = any(slots[i].role == "in" for i, _ in signature) or bool(self._summed[unit(numbers[0])].any())
         if not read_:
             return  # nothing reads them through a weight: removal would change what leaves the analysed part
-        makers = [i for i, _ in signature if slots[i].role == "out"]
-        if not makers or any(count >= len(slots[i].labels) for i, count in signature):
+        producers = [i for i, _ in signature if slots[i].role == "out"]
+        if not producers or any(count >= len(slots[i].labels) for i, count in signature):
             return
-        first = makers[0]
+        first = producers[0]
         numbers.sort(key=lambda n: int(next(p for i, p in where[n] if i == first)[0]))
         name = slots[first].layer
         if name in self.members:
             name = f"{name}#{sum(g.name.split('#')[0] == name for g in self.groups)}"
         self.members[name] = [unit(n) for n in numbers]
-        self.cut |= {(slots[i].node, slots[i].operand, slots[i].axis) for i in makers}
-        places = tuple(
+        self.cut |= {(slots[i].node, slots[i].operand, slots[i].axis) for i in producers}
+        slices = tuple(
             ChannelSlice(
                 slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers)
             )
             for k, (i, _) in enumerate(signature)
         )
-        narrow = not sliced and _narrowest(self.model, places, len(numbers))
-        self.groups.append(ChannelGroup(name, len(numbers), places, narrow, sliced))
+        narrow = not sliced and _narrowest(self.model, slices, len(numbers))
+        self.groups.append(ChannelGroup(name, len(numbers), slices, narrow, sliced))
 
 
-def _narrowest(model: ir.Model, places: tuple[ChannelSlice, ...], size: int) -> bool:
+def _narrowest(model: ir.Model, slices: tuple[ChannelSlice, ...], size: int) -> bool:
     nodes = {n.name: n for n in model.graph}
 
     def other_side(place: ChannelSlice) -> int:
         weight = read.constant(nodes[place.node].inputs[place.operand])
         return size if weight is None or weight.ndim < 2 else weight.shape[1 - place.axis] if place.axis < 2 else size
 
-    sides = {role: [other_side(p) for p in places if p.role == role and p.operand == 1] for role in ("out", "in")}
+    sides = {role: [other_side(p) for p in slices if p.role == role and p.operand == 1] for role in ("out", "in")}
     return all(side and size < min(side) for side in sides.values())
 
 
@@ -218,14 +218,14 @@ def _refusals(model: ir.Model, flow: Flow, component: np.ndarray, free: set[str]
     for labels, reason in (*flow.frozen, *flow.mixed):
         for label in labels.tolist():
             reasons.setdefault(label, reason)
-    makers = {s.layer: s for s in flow.slots if s.role == "out"}
-    passing = {s.layer for s in flow.slots if s.role == "along"} - set(makers)  # depthwise
+    producers = {s.layer: s for s in flow.slots if s.role == "out"}
+    passing = {s.layer for s in flow.slots if s.role == "along"} - set(producers)  # depthwise
     refused = []
     for node in model.graph:
         weighted = node.op_type in read.WEIGHTED | read.RECURRENT
         if not weighted or node.name in free | passing:
             continue
-        slot = makers.get(node.name or "")
+        slot = producers.get(node.name or "")
         if slot is None:
             if all(read.constant(v) is None for v in node.inputs[:2]):
                 reason = read.why_not_constant(node.inputs[1])

@@ -137,7 +137,7 @@ class Flow:
             self.slots.append(Slot(name, operand, axis, role, labels, name))
             return
         self.slots.append(Slot(holder.name or "", 0, axis, role, labels, name))
-        whole = stored(value)
+        whole = stored_array(value)
         rank = 0 if whole is None else whole.ndim
         for place, scales in enumerate(holder.inputs[1:], 1):
             array = read.constant(scales)
@@ -163,16 +163,16 @@ class Flow:
             self.of[value.name] = compact(labels)
 
 
-def stored(value: ir.Value | None) -> np.ndarray | None:
+def stored_array(value: ir.Value | None) -> np.ndarray | None:
     """The array that a value always holds, or the integers that a DequantizeLinear makes it of; their shape is what is asked for."""
     found = read.constant(value)
     if found is not None or value is None:
         return found
     maker = value.producer()
-    return read.constant(maker.inputs[0]) if maker is not None and unpacks(maker) else None
+    return read.constant(maker.inputs[0]) if maker is not None and dequantizes_constants(maker) else None
 
 
-def unpacks(node: ir.Node) -> bool:
+def dequantizes_constants(node: ir.Node) -> bool:
     """Whether the node is a DequantizeLinear of constants (by blocks: no)."""
     plain = read.standard(node) and node.op_type == "DequantizeLinear" and not read.int_attribute(node, "block_size", 0)
     return plain and all(v is None or read.constant(v) is not None for v in node.inputs)
@@ -188,19 +188,19 @@ def compact(labels: Labels) -> Labels:
     return labels
 
 
-def varying(labels: Labels) -> tuple[int, ...]:
+def varying_axes(labels: Labels) -> tuple[int, ...]:
     """The axes along which the labels vary."""
     return tuple(a for a, size in enumerate(labels.shape) if size > 1)
 
 
-def along(labels: Labels, axis: int, size: int) -> np.ndarray:
+def labels_along(labels: Labels, axis: int, size: int) -> np.ndarray:
     """What lies at every position of one axis: [size], or [size, K] where labels vary along others, too."""
     rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
     rows = np.broadcast_to(rows, (size, rows.shape[1]))
     return rows[:, 0] if rows.shape[1] == 1 else rows
 
 
-def opaque(flow: Flow, node: ir.Node, reason: str) -> None:
+def freeze_inputs(flow: Flow, node: ir.Node, reason: str) -> None:
     """Nothing is known of the node: what it reads is frozen, what it makes has no channels."""
     for value in node.inputs:
         flow.freeze(flow.read(value), reason)

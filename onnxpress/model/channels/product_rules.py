@@ -14,8 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.channels.compute_rules import bias_slot, joined
-from onnxpress.model.channels.labels import Flow, Labels, Product, along, opaque, stored, varying
+from onnxpress.model.channels.compute_rules import bias_slot, join_labels
+from onnxpress.model.channels.labels import (
+    Flow,
+    Labels,
+    Product,
+    freeze_inputs,
+    labels_along,
+    stored_array,
+    varying_axes,
+)
 
 _BATCH = "ABCDEFGHIJKLMNOPQRSTUVW"
 
@@ -23,7 +31,7 @@ _BATCH = "ABCDEFGHIJKLMNOPQRSTUVW"
 def _matmul(flow: Flow, node: ir.Node) -> None:
     ranks = [len(s) if (s := _shape(flow, v)) is not None else 0 for v in node.inputs]
     if min(ranks) < 1:
-        return opaque(flow, node, f"MatMul ({node.name}) of unknown shape")
+        return freeze_inputs(flow, node, f"MatMul ({node.name}) of unknown shape")
     most = max(max(ranks) - 2, 0)
     first = _BATCH[most - max(ranks[0] - 2, 0) : most] + ("mk" if ranks[0] > 1 else "k")
     second = _BATCH[most - max(ranks[1] - 2, 0) : most] + ("kn" if ranks[1] > 1 else "k")
@@ -38,19 +46,19 @@ def _einsum(flow: Flow, node: ir.Node) -> None:
     letters = terms.split(",")
     plain = arrow and "." not in equation and all(len(set(t)) == len(t) for t in letters)
     if not plain or len(letters) != 2 or any(_shape(flow, v) is None for v in node.inputs):
-        return opaque(flow, node, f"Einsum ({node.name}) that is no matrix product")
+        return freeze_inputs(flow, node, f"Einsum ({node.name}) that is no matrix product")
     return _product(flow, node, letters, out)
 
 
 def _shape(flow: Flow, value: ir.Value | None) -> tuple[int, ...] | None:
-    constant = stored(value)
+    constant = stored_array(value)
     return constant.shape if constant is not None else flow.shape(value)
 
 
 def _product(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None:
-    held = [stored(v) is not None for v in node.inputs]
+    held = [stored_array(v) is not None for v in node.inputs]
     if all(held) or any(flow.read(v) is None for v, known in zip(node.inputs, held, strict=True) if not known):
-        return opaque(flow, node, f"{node.op_type} ({node.name}) of constants, or of a tensor without channels")
+        return freeze_inputs(flow, node, f"{node.op_type} ({node.name}) of constants, or of a tensor without channels")
     if not any(held):
         return _of_two(flow, node, letters, out)
     place = held.index(True)
@@ -60,22 +68,22 @@ def _product(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> Non
 def _by_weight(flow: Flow, node: ir.Node, data: int, own: str, weight: str, out: str) -> None:
     """One operand (number `data`, axes `own`) is computed, the other a weight (axes `weight`)."""
     labels = flow.read(node.inputs[data])
-    array = stored(node.inputs[1 - data])
+    array = stored_array(node.inputs[1 - data])
     assert labels is not None and array is not None
     made_axes = [c for c in out if c in weight and c not in own]
     both = [c for c in out if c in weight and c in own]
     if any(array.shape[weight.index(c)] > 1 for c in both):
-        return opaque(flow, node, f"{node.op_type} ({node.name}) has a weight for every batch")
-    passing = [c for c in own if c in out and own.index(c) in varying(labels)]
+        return freeze_inputs(flow, node, f"{node.op_type} ({node.name}) has a weight for every batch")
+    passing = [c for c in own if c in out and own.index(c) in varying_axes(labels)]
     if passing and made_axes:
         flow.freeze(labels, f"{node.op_type} ({node.name}) mixes channels with other axes")
         labels, passing = np.zeros((1,) * labels.ndim, np.int64), []
     for letter in (c for c in own if c not in out and c in weight):
         size = array.shape[weight.index(letter)]
-        flow.slice(node, 1 - data, weight.index(letter), "in", along(labels, own.index(letter), size))
+        flow.slice(node, 1 - data, weight.index(letter), "in", labels_along(labels, own.index(letter), size))
     made = flow.fresh(*(array.shape[weight.index(c)] for c in made_axes))
     for place, letter in enumerate(made_axes):
-        flow.slice(node, 1 - data, weight.index(letter), "out", along(made, place, made.shape[place]))
+        flow.slice(node, 1 - data, weight.index(letter), "out", labels_along(made, place, made.shape[place]))
     if made.ndim > 1:
         flow.boxes.append(made)
     result = _spread(made, "".join(made_axes), out) if made_axes else _spread(labels, own, out)
@@ -127,9 +135,9 @@ def _of_two(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None
             sizes = tuple(shapes[place][term.index(c)] for c in shared)
             views.append((_spread(labels, term, shared), sizes))
             flow.products.append(Product(node.name or "", place, labels))
-        joined(flow, views, reason)
+        join_labels(flow, views, reason)
     rows = [_slices(flow, labels, term, batched) for labels, term in zip(parts, letters, strict=True)]
-    heads = joined(
+    heads = join_labels(
         flow,
         [(r, tuple(s[t.index(c)] for c in batched)) for r, s, t in zip(rows, shapes, letters, strict=True)],
         reason,
@@ -144,7 +152,7 @@ def _of_two(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None
 def _crossed(flow: Flow, own: Labels, heads: Labels) -> Labels:
     """Channels of one operand, of which every head has its own: where they do not lie in heads already (keys and values that all
     heads share), elements of both, which go with either."""
-    more = tuple(a for a in varying(heads) if own.shape[a] == 1)
+    more = tuple(a for a in varying_axes(heads) if own.shape[a] == 1)
     if not more:
         return own
     shape = np.broadcast_shapes(own.shape, heads.shape)
@@ -157,7 +165,7 @@ def _crossed(flow: Flow, own: Labels, heads: Labels) -> Labels:
 
 
 def _varies(labels: Labels, term: str, letters: Sequence[str]) -> bool:
-    return any(term.index(c) in varying(labels) for c in letters if c in term)
+    return any(term.index(c) in varying_axes(labels) for c in letters if c in term)
 
 
 def _slices(flow: Flow, labels: Labels, term: str, batched: Sequence[str]) -> Labels:
@@ -176,16 +184,16 @@ def _slices(flow: Flow, labels: Labels, term: str, batched: Sequence[str]) -> La
 
 
 def _gemm(flow: Flow, node: ir.Node) -> None:
-    labels, weight = flow.read(node.inputs[0]), stored(node.inputs[1])
+    labels, weight = flow.read(node.inputs[0]), stored_array(node.inputs[1])
     if weight is None or labels is None or read.int_attribute(node, "transA", 0):
-        return opaque(flow, node, f"Gemm ({node.name}) has no constant weight on the right")
+        return freeze_inputs(flow, node, f"Gemm ({node.name}) has no constant weight on the right")
     turned = bool(read.int_attribute(node, "transB", 0))
     reads, makes = (1, 0) if turned else (0, 1)
-    if 0 in varying(labels):
+    if 0 in varying_axes(labels):
         flow.freeze(labels, f"Gemm ({node.name}) mixes channels with other axes")
         labels = np.zeros((1, 1), np.int64)
     made = flow.fresh(weight.shape[makes])
-    flow.slice(node, 1, reads, "in", along(labels, 1, weight.shape[reads]))
+    flow.slice(node, 1, reads, "in", labels_along(labels, 1, weight.shape[reads]))
     flow.slice(node, 1, makes, "out", made)
     bias_slot(flow, node, 2, made)
     return flow.write(node.outputs[0], made.reshape(1, -1))

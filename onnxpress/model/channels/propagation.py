@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxpress.model import read
 from onnxpress.model.channels import compute_rules, layout_rules, product_rules, recurrent_rules
-from onnxpress.model.channels.labels import Flow, opaque, unpacks, varying
+from onnxpress.model.channels.labels import Flow, dequantizes_constants, freeze_inputs, varying_axes
 from onnxpress.model.trace import Trace
 
 _RULES = {**compute_rules.RULES, **layout_rules.RULES, **product_rules.RULES, **recurrent_rules.RULES}
@@ -29,14 +29,14 @@ def propagate(model: ir.Model, trace: Trace) -> Flow:
     for value in model.graph.inputs:
         flow.of[value.name or ""] = flow.blank(value)
     for node in model.graph:
-        if unpacks(node):  # a weight, stored in integers
+        if dequantizes_constants(node):  # a weight, stored in integers
             continue
         rule = _RULES.get(node.op_type) if read.standard(node) and not read.has_subgraph(node) else None
         if any(trace.shape(v.name) is None for v in node.outputs if v.name):
             rule = None
         if rule is None:
             reason = f"{node.op_type} ({node.name}) is not known to keep channels apart"
-            opaque(flow, node, reason)
+            freeze_inputs(flow, node, reason)
         else:
             rule(flow, node)
         _follow_sizes(flow, node)
@@ -67,7 +67,7 @@ def _follow_sizes(flow: Flow, node: ir.Node) -> None:
     if node.op_type in _ASK_SIZES and not _stays_whole(node):
         for name, axis in sorted(every):
             labels = flow.of.get(name)
-            if labels is not None and axis in varying(labels):
+            if labels is not None and axis in varying_axes(labels):
                 flow.mix(labels, (axis,), f"{node.op_type} ({node.name}) makes a number of the size of {name}")
         return
     shape = flow.shape(node.outputs[0])

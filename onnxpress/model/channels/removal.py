@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, Removal
-from onnxpress.model.channels.labels import varying
+from onnxpress.model.channels.labels import varying_axes
 from onnxpress.model.channels.layout_rules import slice_bounds
 
 
@@ -96,7 +96,7 @@ class _Sizes:
         if labels is None:
             return {}
         kept = self._keep[labels]
-        found = {a: np.moveaxis(kept, a, 0).reshape(kept.shape[a], -1).any(axis=1) for a in varying(labels)}
+        found = {a: np.moveaxis(kept, a, 0).reshape(kept.shape[a], -1).any(axis=1) for a in varying_axes(labels)}
         return {a: stays for a, stays in found.items() if not stays.all()}
 
 

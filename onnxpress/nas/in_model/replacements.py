@@ -88,7 +88,7 @@ def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Se
     options = PRUNE.options(evidence.model, evidence)
     made = []
     for group in evidence.channels.groups:
-        nodes = {p.node for p in group.places}
+        nodes = {p.node for p in group.slices}
         touched = [i for i, s in enumerate(found) if nodes & s.nodes]
         if len(touched) < 2:
             continue
@@ -103,7 +103,7 @@ def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Se
 
 def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
     """Every inner width at a share of what it is; and fewer heads, or groups, which lie across several axes."""
-    groups = [g for g in evidence.channels.groups if g.hidden and section_holds({p.node for p in g.places}, section)]
+    groups = [g for g in evidence.channels.groups if g.internal and section_holds({p.node for p in g.slices}, section)]
     yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
     sliced = [g for g in groups if g.sliced]
     largest = max((g.block for g in sliced), default=0)

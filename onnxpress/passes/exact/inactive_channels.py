@@ -61,7 +61,7 @@ def _drop(model: ir.Model, reader: ir.Node, place: ch.ChannelSlice, channels: Se
 def inactive(evidence: Evidence) -> list[Decision]:
     """What no sample moves: {"inactive": group, "channels": [...], "values": {reader: a list for each channel}}."""
     nodes = {n.name or "": n for n in evidence.model.graph}
-    groups = [g for g in evidence.channels.groups if g.hidden and not g.sliced and _plainly_read(g, nodes)]
+    groups = [g for g in evidence.channels.groups if g.internal and not g.sliced and _plainly_read(g, nodes)]
     axes = {}
     for group in groups:
         for place in group.readers:

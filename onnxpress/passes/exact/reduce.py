@@ -163,10 +163,10 @@ def _constant(model: ir.Model, group: ch.ChannelGroup, nodes: dict[str, ir.Node]
     convolutions.  A constant other than zero is moved into the reader's bias here; that alone changes nothing either,
     as the reader's weights for the channel become zero at once.
     """
-    if not group.hidden or len(group.readers) != 1:
+    if not group.internal or len(group.readers) != 1:
         return []
-    maker = nodes[group.makers[0]]
-    place = next(p for p in group.places if p.role == "out")
+    maker = nodes[group.producers[0]]
+    place = next(p for p in group.slices if p.role == "out")
     if maker.op_type not in read.WEIGHTED or any(len(p) != 1 for p in place.positions):
         return []
     own = np.array([int(p[0]) for p in place.positions])

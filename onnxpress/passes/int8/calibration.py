@@ -52,16 +52,16 @@ def check(rule: Rule) -> None:
 
 def ranges(evidence: Evidence, rule: Rule, tensors: Sequence[str]) -> dict[str, Range]:
     """(low, high) of each named tensor; where a file says nothing of one, as squared error would have it."""
-    spreads = histograms_for(evidence)
+    histograms = histograms_for(evidence)
     if not isinstance(rule, str):
-        return {n: _ends(rule[n]) if n in rule else clip_range(spreads[n], "mse") for n in tensors}
+        return {n: _ends(rule[n]) if n in rule else clip_range(histograms[n], "mse") for n in tensors}
     if rule == "weighted":
         known = _weighted(evidence)
         return {n: known[n] for n in tensors}
     if rule == "wide":
         ends = _furthest(evidence)
-        return {n: _wide(spreads[n], ends.get(n)) for n in tensors}
-    return {n: clip_range(spreads[n], rule) for n in tensors}
+        return {n: _wide(histograms[n], ends.get(n)) for n in tensors}
+    return {n: clip_range(histograms[n], rule) for n in tensors}
 
 
 def grids(evidence: Evidence, rule: Rule, plan: qdq.Layout, bits: int = 8) -> dict[str, Grid]:
@@ -80,15 +80,15 @@ def _ends(given: Sequence[float]) -> Range:
     return float(low), float(high)
 
 
-def _wide(spread: Histogram, ends: Range | None) -> Range:
-    low, high = clip_range(spread, "minmax")
+def _wide(histogram: Histogram, ends: Range | None) -> Range:
+    low, high = clip_range(histogram, "minmax")
     least, most = ends or (-np.inf, np.inf)
     return min(low, max(_ROOM * low, least)), max(high, min(_ROOM * high, most))
 
 
 def _furthest(evidence: Evidence) -> dict[str, Range]:
     """How far tensors go on any sample, where that is known."""
-    spreads = histograms_for(evidence)
+    histograms = histograms_for(evidence)
     ends: dict[str, Range] = {v.name or "": (0.0, 0.0) for v in evidence.model.graph.inputs}  # as far as was seen
     for node in evidence.model.graph:
         source = node.inputs[0].name if node.inputs and node.inputs[0] is not None else None
@@ -98,19 +98,19 @@ def _furthest(evidence: Evidence) -> dict[str, Range]:
             ends[node.outputs[0].name or ""] = 0.0, 1.0
         elif node.op_type == "Clip":
             ends[node.outputs[0].name or ""] = qdq.clip_bounds(node)
-    return {n: e for n, e in ends.items() if n in spreads}
+    return {n: e for n, e in ends.items() if n in histograms}
 
 
 def _weighted(evidence: Evidence) -> dict[str, Range]:
     """Of every tensor that could be quantized, measured once."""
     known: dict[str, Range] | None = evidence.kept.get("weighted")
     if known is None:
-        spreads = histograms_for(evidence)
-        offers = {n: list(dict.fromkeys(clip_range(s, m) for m in _TRIED)) for n, s in spreads.items() if s.finite}
+        histograms = histograms_for(evidence)
+        offers = {n: list(dict.fromkeys(clip_range(s, m) for m in _TRIED)) for n, s in histograms.items() if s.finite}
         minded = _minded(evidence)
         errors = _errors(evidence, {n: o for n, o in offers.items() if len(o) > 1}, minded)
         known = {n: o[int(np.argmin(errors[n]))] if n in errors else o[0] for n, o in offers.items()}
-        known |= {n: clip_range(s, "minmax") for n, s in spreads.items() if not s.finite}
+        known |= {n: clip_range(s, "minmax") for n, s in histograms.items() if not s.finite}
         evidence.kept["weighted"] = known
     return known
 

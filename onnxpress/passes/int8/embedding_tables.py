@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Refused
 
@@ -97,4 +98,4 @@ def _sqnr(table: np.ndarray) -> float:
     """In dB, of the table kept as codes."""
     codes, scale = _codes(table)
     noise = float(np.square(table - codes * scale, dtype=np.float64).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(float(np.square(table, dtype=np.float64).sum()) / noise))
+    return sqnr_db(float(np.square(table, dtype=np.float64).sum()), noise)

@@ -113,7 +113,7 @@ def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:
         again = collect_histograms(
             found, [n for n in before if n in moved], channel_axes(found.model), qdq.floors(found.model) & moved
         )
-        found.kept["spreads"] = {n: again.get(n, spread) for n, spread in before.items()}
+        found.kept["histograms"] = {n: again.get(n, histogram) for n, histogram in before.items()}
         known[key] = found
     return known[key]
 

@@ -72,7 +72,7 @@ class Quantize:
 
 def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
     """Every node worth an integer kernel, whose values are finite on the samples and that is not excluded."""
-    unfit = {name for name, spread in histograms_for(evidence).items() if not spread.finite}
+    unfit = {name for name, histogram in histograms_for(evidence).items() if not histogram.finite}
     out = set(exclude)
     for node in evidence.model.graph:
         touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.model import read
 from onnxpress.passes.core.rounding import damped, descend, feedback, grid
 from onnxpress.runtime import vpmaddubsw_saturation
@@ -94,7 +95,7 @@ def scales_are_much(nodes: Sequence[tuple[ir.Node, np.ndarray]]) -> bool:
 def _sqnr(weights: np.ndarray, scale: float) -> float:
     """In dB, of weights rounded to multiples of one scale."""
     noise = float(np.square(weights - np.rint(weights / scale) * scale).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(float(np.square(weights).sum()), 1e-300) / noise))
+    return sqnr_db(float(np.square(weights).sum()), noise)
 
 
 def refine(node: ir.Node, codes: Codes, gram: np.ndarray, every: bool = False) -> Codes:

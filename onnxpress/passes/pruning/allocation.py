@@ -139,8 +139,8 @@ def candidates(evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None
     found = {}
     for name, curve in shapes.items():
         group = evidence.channels.group(name)
-        ignored = any(fnmatch(p.node, pattern) for p in group.places if p.role == "out" for pattern in wish.ignore)
-        if not ignored and (wish.scope == "all" or group.hidden):
+        ignored = any(fnmatch(p.node, pattern) for p in group.slices if p.role == "out" for pattern in wish.ignore)
+        if not ignored and (wish.scope == "all" or group.internal):
             found[name] = curve
     return found
 

@@ -65,7 +65,7 @@ class Ledger:
         touched: dict[str, list[_Touch]] = {}
         for name, group in groups.items():
             touched[name] = []
-            for place in group.places:
+            for place in group.slices:
                 layer, operand, shape = (
                     _weight(nodes[place.node], place.operand) if place.node in nodes else ("", 0, ())
                 )

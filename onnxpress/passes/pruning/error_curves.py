@@ -25,9 +25,9 @@ CRITERIA = (*_ON_SAMPLES, *importance.BY_WEIGHTS)
 
 def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-order") -> dict[str, Curve]:
     """The error-versus-width curve of every group in scope; without samples by magnitude."""
-    groups = [g for g in evidence.channels.groups if scope == "all" or g.hidden]
+    groups = [g for g in evidence.channels.groups if scope == "all" or g.internal]
     nodes = {n.name: n for n in evidence.model.graph}
-    makers = {(p.node, p.operand) for g in groups for p in g.places if p.role == "out"}
+    makers = {(p.node, p.operand) for g in groups for p in g.slices if p.role == "out"}
     weights = {at: w for at in sorted(makers) if (w := read.constant(nodes[at[0]].inputs[at[1]])) is not None}
     plain = importance.BY_WEIGHTS.get(criterion, importance.magnitude if evidence.data is None else None)
     if plain is not None:

@@ -74,7 +74,7 @@ def activation(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Mom
 
 def _made(group: ChannelGroup, weights: Weights) -> Iterator[np.ndarray]:
     """For every constant that makes the group's channels: what belongs to each, [channels, numbers]."""
-    for place in group.places:
+    for place in group.slices:
         if place.role == "out" and (place.node, place.operand) in weights:
             rows = np.moveaxis(weights[place.node, place.operand], place.axis, 0)
             rows = rows.reshape(len(rows), -1).astype(np.float64)

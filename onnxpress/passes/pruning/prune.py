@@ -111,7 +111,7 @@ def decision(curve: Curve, gone: int) -> Decision:
 
 
 def group_macs(group: ch.ChannelGroup, costs: Mapping[str, int]) -> float:
-    return float(sum(costs.get(n, 0) for n in {p.node for p in group.places}))
+    return float(sum(costs.get(n, 0) for n in {p.node for p in group.slices}))
 
 
 PRUNE = Prune()

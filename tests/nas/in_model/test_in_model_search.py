@@ -109,10 +109,10 @@ def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
     found = sections(evidence.model, evidence.trace)
     shared = shared_widths(evidence, found)
     inner = {d["group"] for options in library(evidence, found) for r in options for d in r.decisions if "group" in d}
-    assert {g.name for g in evidence.channels.groups if g.hidden} <= inner | {p.name for p, _ in shared}
+    assert {g.name for g in evidence.channels.groups if g.internal} <= inner | {p.name for p, _ in shared}
     for place, offers in shared:
         group = evidence.channels.group(place.name)
-        assert {p.node for p in group.places} <= place.nodes
+        assert {p.node for p in group.slices} <= place.nodes
         for offer in offers:
             assert {d["group"] for d in offer.decisions} == {place.name}
             part = submodels.between(
