@@ -20,7 +20,7 @@ BATCHES = (1, 2, 3)
 
 
 def dynamic_shape_variants(feeds: Mapping[str, np.ndarray], sig: Signature) -> Iterator[tuple[str, Feeds]]:
-    """(description, feeds) of a few batch sizes, then of half and one and a half times the size of each dynamic axis."""
+    """(description, feeds) of a few batch sizes, then of 0.5 and 1.5 times the size of each dynamic axis."""
     for size in BATCHES:
         yield f"batch {size}", repeat_feeds(feeds, sig, size)
     for name, axes in free_axes(sig).items():

@@ -124,7 +124,7 @@ class Evidence:
 
     @cached_property
     def halves(self) -> tuple[Evidence, Evidence] | None:
-        """The evidence of the same model on every second sample, and on the others; None with fewer than two samples."""
+        """Evidence of the same model on every second sample, and on the others; None with fewer than two samples."""
         count = len(self.samples())
         if count < 2:
             return None

@@ -20,9 +20,9 @@ from onnxpress.measure.score import MetricResult
 
 Outputs = Mapping[str, np.ndarray]
 METRIC_NAMES = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman", "map")
-LOWER_IS_BETTER = ("mse", "mae")  # is better
-_RESAMPLES, _FEW = 1000, 200
-_SURE = 0.5  # score of a detection of the original that counts as true where there are no labels
+LOWER_IS_BETTER = ("mse", "mae")
+_RESAMPLES, _RESAMPLES_MAP = 1000, 200
+_MIN_SCORE = 0.5  # score from which on a detection of the original counts as true where there are no labels
 
 
 class Metric(ABC):
@@ -43,16 +43,15 @@ class Metric(ABC):
         )
 
     @abstractmethod
-                                                                                               """What the aggregate
-                                                                                               needs of one model and
-                                                                                               sample.
-                                                                                               """
-    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Any: ...
+    def sample_values(self, outputs: Outputs, original: Outputs, label: Any, key: str) -> Any:
+        """What the aggregate needs of one model and sample."""
 
     @abstractmethod
-    def aggregate(self, sample_values: Sequence[Any]) -> float: ...
+    def aggregate(self, sample_values: Sequence[Any]) -> float:
+        """The metric over samples."""
 
     def result(self) -> MetricResult:
+        """The metric of both models, and the interval of the drop."""
         first, second = ([pair[i] for pair in self._sample_values] for i in (0, 1))
         reference, value = self.aggregate(first), self.aggregate(second)
         sign = -1.0 if self.name in LOWER_IS_BETTER else 1.0
@@ -68,14 +67,14 @@ class Metric(ABC):
 
 
 class _Mean(Metric):
-    """One number a sample, and their mean."""
+    """A metric that is a mean of one number per sample."""
 
     def aggregate(self, sample_values: Sequence[Any]) -> float:
         return float(np.mean(sample_values))
 
 
 class _Classes(_Mean):
-    """Whether the true class is among the `most` best scores."""
+    """Whether the true class is among the `most` highest scores."""
 
     def __init__(self, name: str, class_output: str | None, most: int, by_label: bool) -> None:
         super().__init__(name)
@@ -99,7 +98,7 @@ class _Classes(_Mean):
 
 
 class _F1(Metric):
-    """Mean over the classes of the harmonic mean of precision and recall."""
+    """Macro F1: mean over classes of the harmonic mean of precision and recall."""
 
     def __init__(self, name: str, class_output: str | None, by_label: bool) -> None:
         super().__init__(name)
@@ -120,9 +119,9 @@ class _F1(Metric):
 
 
 class _RegressionMetric(Metric):
-    """Numbers against numbers: mean squared and absolute error, correlations.
+    """Mean squared and absolute error, and correlations.
 
-    A correlation is over samples where a sample has one number, else the mean of those within samples.
+    A correlation is over samples where a sample has one number, else the mean of the correlations within samples.
     """
 
     def __init__(self, name: str, by_label: bool) -> None:
@@ -143,9 +142,9 @@ class _RegressionMetric(Metric):
         return float(np.mean(sample_values))
 
     def _correlation(self, found: np.ndarray, true: np.ndarray) -> float:
-        """1 between constants, which are alike, 0 where one is constant."""
+        """1 where both are constant, 0 where only one is."""
         if self.name == "spearman":
-            from scipy.stats import rankdata  # here: half a second to import
+            from scipy.stats import rankdata  # imported here: it takes half a second
 
             found, true = rankdata(found), rankdata(true)
         a, b = found - found.mean(), true - true.mean()
@@ -154,9 +153,9 @@ class _RegressionMetric(Metric):
 
 
 class _Detections(Metric):
-    """Mean average precision of what a user's function makes of the outputs."""
+    """Mean average precision of boxes that a user's function decodes from the outputs."""
 
-    resamples = _FEW
+    resamples = _RESAMPLES_MAP
 
     def __init__(self, name: str, decode: Callable[[Outputs], Any], by_label: bool) -> None:
         super().__init__(name)
@@ -166,8 +165,8 @@ class _Detections(Metric):
         if self._by_label:
             true = _rows(label, 5, f"the label of {key}")
         else:
-            sure = self._decoded(original, key)
-            true = sure[sure[:, 4] >= _SURE][:, [0, 1, 2, 3, 5]]
+            detections = self._decoded(original, key)
+            true = detections[detections[:, 4] >= _MIN_SCORE][:, [0, 1, 2, 3, 5]]
         return match_detections(self._decoded(outputs, key), true)
 
     def _decoded(self, outputs: Outputs, key: str) -> np.ndarray:
@@ -184,7 +183,7 @@ class _Detections(Metric):
 
 
 class _UserMetric(_Mean):
-    """A function of the user's: (outputs of a sample by name, label) -> a number, more is better."""
+    """A user's function: (outputs of a sample by name, label) -> number, higher is better."""
 
     def __init__(self, name: str, function: Callable[[Outputs, Any], Any]) -> None:
         super().__init__(name)
@@ -206,7 +205,12 @@ def make_metric(
     decode: Callable[[Outputs], Any] | None = None,
     own: Callable[[Outputs, Any], Any] | None = None,
 ) -> Metric:
-    """One of NAMES, or the user's own.  answer: the output that has scores of classes; decode: of "map".
+    """The metric of a name in METRIC_NAMES, or the user's own.
+
+    class_output: name of the output with class scores
+    by_label:     whether labels are the ground truth, else the original's outputs
+    decode:       for "map": (outputs of a sample by name) -> boxes
+    own:          the user's function, instead of a named metric
 
     Raises InputProblem where something is missing.
     """
@@ -252,17 +256,21 @@ def _class(name: str, label: Any, key: str) -> int:
 
 
 def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a model gives and what is true, flat: the output of the label's size, or all numbers where the original is true."""
+    """(prediction, truth), flat: the output of the label's size, or all numeric outputs where the original is the
+    truth.
+    """
     if label is None:
-        able = [n for n, v in outputs.items() if v.dtype.kind in "fiub" and v.shape == original[n].shape]
-        if not able:
+        numeric = [n for n, v in outputs.items() if v.dtype.kind in "fiub" and v.shape == original[n].shape]
+        if not numeric:
             raise InputProblem(
                 f"the metric {name} cannot be computed",
                 key,
                 "no output has the shape of the original's",
                 "use another metric",
             )
-        found, true = (np.concatenate([np.ravel(o[n]).astype(np.float64) for n in able]) for o in (outputs, original))
+        found, true = (
+            np.concatenate([np.ravel(o[n]).astype(np.float64) for n in numeric]) for o in (outputs, original)
+        )
         return found, true
     try:
         true = np.ravel(np.asarray(label, np.float64))
@@ -287,7 +295,7 @@ def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: st
 
 
 def _rows(value: Any, width: int, where: str) -> np.ndarray:
-    """[n, columns]; rows of class -1 pad."""
+    """[n, width] rows of boxes; rows of class -1 are padding and left out."""
     try:
         rows = np.asarray(value, np.float64).reshape(-1, width)
     except (TypeError, ValueError) as error:

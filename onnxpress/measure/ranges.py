@@ -139,7 +139,8 @@ def collect_histograms_by_part(
     """The same for each of several parts of the samples, in one pass."""
     if not tensors:
         return [{} for _ in parts]
-    what = f"histograms 7 {list(tensors)} {sorted(axes.items())} {sorted(nonnegative)} {BINS} {[len(part) for part in parts]}"
+    settings = f"{sorted(axes.items())} {sorted(nonnegative)} {BINS} {[len(part) for part in parts]}"
+    what = f"histograms 7 {list(tensors)} {settings}"
     keys = [f"{place} {name}" for place in range(len(parts)) for name in tensors]
     known = _unpack(keys, evidence.observed(what, lambda: _pack(_collect(evidence, tensors, axes, parts, nonnegative))))
     return [{name: known[f"{place} {name}"] for name in tensors} for place in range(len(parts))]

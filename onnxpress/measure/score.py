@@ -52,8 +52,9 @@ class MetricResult:
 
     def text(self) -> str:
         """The result in one line."""
-        interval = f"[{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{self.metric} {self.value:.4f}, original {self.reference:.4f}: drop {self.drop:+.4f} {interval} on {self.samples} samples"
+        values = f"{self.metric} {self.value:.4f}, original {self.reference:.4f}"
+        drop = f"drop {self.drop:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{values}: {drop} on {self.samples} samples"
 
 
 @dataclass(frozen=True)
@@ -192,17 +193,17 @@ class Scorer:
         """The score with the largest drop."""
         found = []
         if self.class_output is not None:
-            losses, agreement = np.concatenate(losses), float(np.concatenate(agreements).mean())
+            paired, agreement = np.concatenate(losses), float(np.concatenate(agreements).mean())
             reference = float(np.concatenate(correct).mean()) if self.labelled else 1.0
-            drop = float(losses.mean())
+            drop = float(paired.mean())
             found.append(
                 Score(
                     self.metric,
                     reference - drop,
                     reference,
                     drop,
-                    *_interval(losses),
-                    len(losses),
+                    *_interval(paired),
+                    len(paired),
                     agreement,
                     nmse,
                 )

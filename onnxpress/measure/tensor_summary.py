@@ -38,7 +38,11 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class _AxisPositions:
-    """Axis positions of sampled values.  position: of each value; count: number of values at each position, at least 1."""
+    """Axis positions of sampled values.
+
+    position: of each value
+    count:    number of values at each position, at least 1
+    """
 
     position: np.ndarray
     count: np.ndarray
