@@ -1,16 +1,17 @@
-"""Parts of a graph that can be taken out whole: their readers read what the part read.
+"""Blocks: parts of a graph that can be removed whole, so that their readers read what the block read.
 
-Found by the graph alone, no architecture is named:
+They are found from the graph alone, independent of the architecture:
 
-* branch: from a value to an Add whose other side is that very value.  Without it the Add is the value.
-* run: from one value to a later one through which all that the first says must pass (a post-dominator), both made
-  by the same kind of operator, with a branch between and more than branches (a normalization behind the Add, as in BERT).
-* link: the same without a branch between, from one value that everything passes to the next: a stretch of a plain chain
-  (VGG, separable convolutions), or a block round which no identity goes.
-* layer: neighbouring branches, runs or links that repeat as a group (attention, then feed-forward).
+* branch: from a value to an Add whose other input is this value (residual connection).  Without the branch the Add is
+  the value.
+* run: from a value to its post-dominator with the same shape and the same kind of operator as producer, with a branch
+  in between and more than branches (a normalization after the Add, as in BERT).
+* link: the same without a branch, between two values that everything passes through: a stretch of a plain chain (VGG,
+  separable convolutions), or a block without residual connection.
+* layer: adjacent branches, runs or links that repeat as a group (attention, then feed-forward).
 
-A mask or another side input may enter a part on its way.  What Shape says of a value is no influence of its contents.
-Blocks save multiply-accumulates; parts that save none (a position code, a GELU's cubic term) are not blocks.
+A mask or another side input may enter a block.  Reading only the shape of a value is not a dependence on its contents.
+Blocks save multiply-accumulates; parts that save none (a positional encoding, the cubic term of a GELU) are not blocks.
 """
 
 from __future__ import annotations
@@ -26,14 +27,22 @@ from onnxpress.model.graph_index import GraphIndex
 from onnxpress.model.trace import Trace
 
 BRANCH, RUN, LINK, LAYER = "branch", "run", "link", "layer"
-# Twice is once: behind a branch they change nothing that the branch's own unit would not.
+# Idempotent operators: after a branch they change nothing that the branch's own activation does not.
 _IDEMPOTENT = frozenset({"Relu", "Clip", "Identity", "Dropout", "Cast"})
 
 
 @dataclass(frozen=True)
 class Block:
-    """Removing it: the readers of `output` read `source`.  nodes: those that nothing needs once it alone is gone; skip:
-    whether a way round it remains; without, what it said is lost."""
+    """A removable part of a graph; without it the readers of `output` read `source`.
+
+    name:          of the block, stable for one file
+    kind:          "branch", "run", "link" or "layer"
+    source, output: names of values
+    nodes:         names of the nodes that nothing needs once this block alone is removed
+    macs:          multiply-accumulates of these nodes
+    weight_bytes:  bytes of the constants that only they read
+    skip:          whether a residual connection bypasses the block; else its information is lost
+    """
 
     name: str
     kind: str
@@ -47,6 +56,8 @@ class Block:
 
 @dataclass(frozen=True)
 class _Endpoints:
+    """The two ends of a block, before its nodes are known."""
+
     kind: str
     source: str
     output: str
@@ -56,7 +67,7 @@ class _Endpoints:
 def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
     """The blocks of a canonical model in topological order of their outputs, branches first among equals.
 
-    Shapes are compared at the trace only; see `passes.depth` for the second size.
+    Shapes are compared at the trace only; see `passes.structure.depth` for a second input size.
     """
     graph_index = GraphIndex(model)
     branches = _branches(graph_index, trace)
@@ -77,7 +88,7 @@ def find_blocks(model: ir.Model, trace: Trace) -> list[Block]:
 
 
 def remove_blocks(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:
-    """A clone without the blocks; what nothing needs any more is gone."""
+    """A clone without the blocks, and without the nodes that nothing needs any more."""
     clone = model.clone()
     values: dict[str, ir.Value] = {v.name: v for v in clone.graph.inputs if v.name}
     values.update({v.name: v for n in clone.graph for v in n.outputs if v.name})
@@ -89,7 +100,9 @@ def remove_blocks(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:
 
 
 def resolve(model: ir.Model, blocks: Iterable[Block]) -> dict[str, str]:
-    """output -> the value its readers read once all the blocks are gone; of two blocks with one output the longer."""
+    """By block output, the value its readers read once all the blocks are removed; of two blocks with one output the
+    longer counts.
+    """
     return _resolved({v.name or "": i for i, n in enumerate(model.graph) for v in n.outputs}, blocks)
 
 
@@ -109,7 +122,7 @@ def _resolved(producer: Mapping[str, int], blocks: Iterable[Block | _Endpoints])
 
 
 def dead_nodes(model: ir.Model, blocks: Iterable[Block]) -> frozenset[str]:
-    """Names of the nodes that nothing needs once the blocks are gone."""
+    """Names of the nodes that nothing needs once the blocks are removed."""
     graph_index = GraphIndex(model)
     return graph_index.dead_without(_resolved(graph_index.producer, blocks))
 
@@ -132,7 +145,7 @@ def _branches(graph_index: GraphIndex, trace: Trace) -> list[_Endpoints]:
 
 
 def _role(node: ir.Node) -> tuple[object, ...]:
-    """What must agree between the makers of the two ends of a run."""
+    """What must agree between the producers of the two ends of a run: operator and shapes of constants."""
     constants = tuple(None if (c := read.constant(v)) is None else c.shape for v in node.inputs)
     return node.domain, node.op_type, constants
 
@@ -151,7 +164,7 @@ def _runs(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints])
         while at < len(graph_index.nodes):
             output = graph_index.only_used_output(at)
             if output is None or (at in joins and joins[at] not in passed):
-                break  # a skip goes round the start: it lies inside a branch
+                break  # a residual connection bypasses the start: it lies inside a branch
             passed.add(at)
             through += at in joins
             between = between or (at not in joins and graph_index.nodes[at].op_type not in _IDEMPOTENT)
@@ -167,8 +180,9 @@ def _runs(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints])
 
 
 def _links(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
-    """For every value that all the inputs' influence passes the nearest later one of equal shape and maker, unless there is
-    a branch between."""
+    """For each value that everything passes through, the nearest later one of equal shape and kind of producer, unless
+    a branch lies between.
+    """
     shared_path = graph_index.shared_path()
     joins = {graph_index.producer[b.output] for b in branches}
     found = []
@@ -189,8 +203,9 @@ def _links(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]
 
 
 def _without_duplicates(blocks: Iterable[Block], costs: Mapping[str, int]) -> list[Block]:
-    """Without the links that take the same work out as another block: from convolution to convolution is from activation to
-    activation."""
+    """The blocks without links that remove the same multiply-accumulates as another block: a link from convolution to
+    convolution equals the one from activation to activation.
+    """
     seen: set[frozenset[str]] = set()
     kept = []
     for block in sorted(blocks, key=lambda b: b.kind == LINK):
@@ -204,7 +219,7 @@ def _without_duplicates(blocks: Iterable[Block], costs: Mapping[str, int]) -> li
 def _layers(
     graph_index: GraphIndex, kind: str, pairs: Sequence[_Endpoints], known: Mapping[_Endpoints, Block]
 ) -> list[_Endpoints]:
-    """Groups of neighbours that repeat: the shortest period, above one, of what the chain's links consist of."""
+    """Groups of adjacent blocks that repeat: the shortest period above one of the weighted operators along a chain."""
     following = {p.source: p for p in reversed(pairs) if p.kind == kind}
     ends = {p.output for p in following.values()}
     found = []
@@ -223,7 +238,7 @@ def _layers(
 
 
 def _contents(graph_index: GraphIndex, block: Block) -> tuple[object, ...]:
-    """Operators with weights and their shapes."""
+    """Operators with weights, and the shapes of these."""
     nodes = (n for n in graph_index.nodes if n.name in block.nodes and n.op_type in read.WEIGHTED)
     return tuple(_role(n) for n in nodes)
 
@@ -241,7 +256,7 @@ def _block(graph_index: GraphIndex, pair: _Endpoints, costs: Mapping[str, int]) 
 
 
 def _weights(graph_index: GraphIndex, removed: frozenset[str]) -> int:
-    """Bytes of constants that only these nodes read."""
+    """Bytes of the constants that only these nodes read."""
     total = 0
     for value in graph_index.model.graph.initializers.values():
         users = [u.node for u in value.uses()]

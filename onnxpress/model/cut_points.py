@@ -1,7 +1,8 @@
-"""A model cut where one value carries everything: parts that can be replaced one by one.
+"""Cut points of a model, and the sections between them, which can be replaced one by one.
 
-Cuts lie on the main way, that of the input whose influence passes most such values; what other inputs say (a mask) may
-enter a section from the side.  A section holds one stretch of work and what follows it without any.
+A cut point is a value that everything computed from the main input passes through; the main input is the one with the
+most such values.  Other inputs (a mask) may enter a section from the side.  A section is the stretch between two cut
+points: one group of nodes with multiply-accumulates, and the nodes without any that follow it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from onnxpress.model.trace import Trace
 
 @dataclass(frozen=True)
 class Section:
-    """From value `source` (an input of the model, or a cut) to value `output`.  nodes: its own, which no earlier section
-    needs; macs: theirs."""
+    """The stretch of a model between two cut points.
+
+    source: the input value, a cut point or an input of the model
+    output: the output value, a cut point
+    nodes:  names of its nodes, which no earlier section needs
+    macs:   multiply-accumulates of these nodes
+    """
 
     name: str
     source: str
@@ -29,7 +35,9 @@ class Section:
 
 
 def sections(model: ir.Model, trace: Trace) -> list[Section]:
-    """The sections of a canonical model, in order; their nodes are disjoint and hold all the work on the main way."""
+    """The sections of a canonical model, in order.  Their nodes are disjoint and hold all multiply-accumulates on the
+    main path.
+    """
     graph_index = GraphIndex(model)
     costs = macs(model, trace)
     source, path = graph_index.main_path()
@@ -52,7 +60,7 @@ def sections(model: ir.Model, trace: Trace) -> list[Section]:
 
 
 def _before(graph_index: GraphIndex, index: int) -> set[int]:
-    """A node and those whose values it depends on."""
+    """Positions of a node and of the nodes whose values it depends on."""
     seen: set[int] = set()
     queue = [index]
     while queue:
@@ -64,5 +72,5 @@ def _before(graph_index: GraphIndex, index: int) -> set[int]:
 
 
 def section_holds(nodes: Iterable[str], section: Section) -> bool:
-    """Whether a section holds all the nodes."""
+    """Whether a section contains all the nodes."""
     return set(nodes) <= section.nodes

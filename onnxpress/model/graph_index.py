@@ -1,4 +1,4 @@
-"""Who makes and who reads which value of a graph, what passes where, and what is needed for what."""
+"""Index of a graph: producers and readers of values, dominance, and what is needed for the outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ _SHAPE_OPS = frozenset({"Shape", "Size"})
 
 
 class GraphIndex:
-    """Who makes and who reads which value, by name; nodes by their place in the (topological) graph."""
+    """Producers and readers of values by name; nodes by position in the (topologically sorted) graph.
+
+    nodes:    in the order of the graph
+    producer: position of the node that computes a value
+    outputs:  names of the graph outputs
+    reads:    for each node the names of the values that it reads, sub-graphs included
+    readers:  for each value the positions of the nodes that read it
+    all:      positions of the nodes that the graph outputs need
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
@@ -31,10 +39,11 @@ class GraphIndex:
         self.all = self._needed({})
 
     def data_inputs(self, index: int) -> tuple[str, ...]:
-        """Values whose contents a node reads."""
+        """Values whose contents, and not only whose shape, a node reads."""
         return () if self.nodes[index].op_type in _SHAPE_OPS else self.reads[index]
 
     def _needed(self, instead: Mapping[str, str]) -> set[int]:
+        """Positions of the nodes that the graph outputs need.  instead: by value, the value read in its place."""
         seen: set[int] = set()
         queue = [instead.get(n, n) for n in self.outputs]
         while queue:
@@ -46,10 +55,13 @@ class GraphIndex:
         return seen
 
     def dead_without(self, instead: Mapping[str, str]) -> frozenset[str]:
+        """Names of the nodes that nothing needs once values are replaced.  instead: by value, the value read in its
+        place.
+        """
         return frozenset(self.nodes[i].name or "" for i in self.all - self._needed(instead))
 
     def depends_on(self, value: str, source: str) -> bool:
-        """Whether a value's contents depend on the source's."""
+        """Whether the contents of a value depend on those of the source."""
         first = self.producer.get(source, -1)
         seen: set[str] = set()
         queue = [value]
@@ -65,7 +77,9 @@ class GraphIndex:
         return False
 
     def post_dominators(self) -> list[int]:
-        """For every node the nearest later one that all its influence passes; len(nodes) where there is none."""
+        """For each node the immediate post-dominator: the nearest later node on all paths to the outputs; len(nodes)
+        for none.
+        """
         sink = len(self.nodes)
         parent = [sink] * (sink + 1)
         for index in range(sink - 1, -1, -1):
@@ -84,18 +98,18 @@ class GraphIndex:
         return parent
 
     def shared_path(self) -> list[int]:
-        """The nodes that everything the inputs say passes, in order."""
+        """Positions of the nodes on all paths from all inputs, in order."""
         paths = [path for path in self._paths().values() if path]
         return [] if not paths else [i for i in paths[0] if all(i in other for other in paths)]
 
     def main_path(self) -> tuple[str, list[int]]:
-        """The input whose contents pass most nodes as a whole, and those nodes in order; "" where there is none."""
+        """The input with the most nodes on all of its paths, and the positions of these nodes in order; "" for none."""
         paths = self._paths()
         best = max(paths, key=lambda name: len(paths[name]), default="")
         return best, paths.get(best, [])
 
     def _paths(self) -> dict[str, list[int]]:
-        """For every input of the graph the nodes that all its contents pass."""
+        """For each graph input the positions of the nodes on all of its paths, in order."""
         parent = self.post_dominators()
         found = {}
         for value in self.model.graph.inputs:
@@ -113,6 +127,6 @@ class GraphIndex:
         return found
 
     def only_used_output(self, index: int) -> str | None:
-        """The only value of a node that anything uses."""
+        """The only output of a node that anything reads; None where there are several."""
         used = [v.name or "" for v in self.nodes[index].outputs if v.name in self.readers or v.name in self.outputs]
         return used[0] if len(used) == 1 else None

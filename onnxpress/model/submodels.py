@@ -1,4 +1,4 @@
-"""New models made of parts of a given one: single nodes, excerpts, other outputs, the part between two values."""
+"""Models made of parts of a model: single nodes, extracted nodes, other outputs, the part between two values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from onnxpress.model.trace import Trace
 
 
 def single_node_model(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
-    """A model of one node with its constants: its first input, of any shape, becomes the graph's, its output the output."""
+    """A model of one node and its constants.  Its first input, of any shape, becomes the graph input, its output the
+    graph output.
+    """
     source = node.inputs[0]
     if source is None or len(node.outputs) != 1:
         raise ValueError(f"{node.name} cannot stand alone")
@@ -38,8 +40,11 @@ def single_node_model(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.M
 
 
 def extract_nodes(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model:
-    """A model of some nodes with their constants, in the model's order: what they read from elsewhere are its inputs, what the
-    last one makes is given; sizes and types as in the trace and the file, float where the file tells no type."""
+    """A model of some nodes and their constants, in the model's order.
+
+    Values that the nodes read from elsewhere become inputs, the outputs of the last node become outputs.  Shapes come
+    from the trace, types from the file (float where it gives none).
+    """
     made: dict[int, ir.Value] = {}
     inputs: list[ir.Value] = []
     constants: list[ir.Value] = []
@@ -72,14 +77,14 @@ def extract_nodes(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir
 
 
 def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A clone whose outputs are exactly the named values and that computes nothing else."""
+    """A clone whose outputs are exactly the named values, and that computes nothing else."""
     clone = model.clone()
     values = {v.name: v for v in (*clone.graph.inputs, *(v for n in clone.graph for v in n.outputs))}
     return set_outputs(clone, [values[name] for name in names])
 
 
 def set_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
-    """The model itself, its outputs from now on exactly these values of it."""
+    """Make exactly these values the outputs of the model, in place; returns the model."""
     model.graph.outputs.clear()
     for value in values:
         if value.producer() is None:  # a graph input: an output must be computed
@@ -93,9 +98,11 @@ def set_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
 
 
 def between(model: ir.Model, source: str, output: str) -> ir.Model:
-    """The part of a model from one value to a later one, as a model that has `source` as an input; inputs of the whole that
-    enter from the side remain its inputs.  Where both are one value it is an Identity.  A source whose type the file does not
-    tell is taken for float."""
+    """The part of a model from one value to a later one, with `source` as an input.
+
+    Other inputs of the model that this part reads remain inputs.  Where both values are the same it is an Identity.  A
+    source whose type the file does not give is taken as float.
+    """
     clone = outputs_only(model, [output])
     values = {v.name: v for n in clone.graph for v in n.outputs}
     given = {v.name for v in clone.graph.inputs}

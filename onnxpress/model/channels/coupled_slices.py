@@ -1,8 +1,11 @@
-"""The smallest sets of channels that can go together, where labels vary along several axes.
+"""Coupled-slice closure: the smallest sets of channels that can be removed together, where labels vary along several
+axes.
 
-A removal is sound where every tensor keeps a box: what is left of it must be whole slices along each of its axes, and what a
-link joins must go together.  A channel that stands on one axis everywhere is a unit by itself; elsewhere a unit is a slice
-(a head, a dimension of all heads, a group, a place of all groups), closed under links and boxes.
+A removal is valid where every tensor keeps a box: what is removed must be whole slices along its axes, and linked
+                                                   labels must be removed together.  A channel that lies on one axis
+                                                   everywhere is a unit on its own; elsewhere a unit is a slice (a head,
+                                                   a dimension of all heads, a group, one position of all groups),
+                                                   closed under links and boxes.
 """
 
 from __future__ import annotations
@@ -14,19 +17,26 @@ import numpy as np
 
 from onnxpress.model.channels.labels import Flow, Labels, compact, varying_axes
 
-_MAX_LABELS = 200_000  # labels that a closure may hold, before it is given up
+_MAX_LABELS = 200_000  # size at which the search for a closure is given up
 
 
 @dataclass(frozen=True)
 class SliceFamily:
-    """Units of one kind: the slices of one box along one axis.  units: disjoint sets of components, in the axis' order."""
+    """Units of one kind: the slices of one box along one axis.  units: disjoint sets of components, in the order of the
+    axis.
+    """
 
     units: list[np.ndarray]
 
 
 @dataclass
 class CoupledSliceClosure:
-    """Boxes and links by the components they hold.  component: of every label; component 0's label is frozen."""
+    """Computes the closure of sets of components under boxes and links.
+
+    component: of every label; the component of label 0 is frozen
+    boxes:     arrays of components that must remain boxes
+    bound:     [components] whether a component is in a box or link
+    """
 
     flow: Flow
     component: np.ndarray
@@ -56,7 +66,7 @@ class CoupledSliceClosure:
         self._frozen = int(self.component[0])
 
     def _add(self, labels: Labels, seen: set[tuple[tuple[int, ...], bytes]]) -> None:
-        """Keep a box once, whatever the order and number of its axes."""
+        """Add a box once, whatever the order and number of its axes."""
         box = compact(self.component[labels])
         box = box.reshape([s for s in box.shape if s > 1])
         if box.ndim < 2:
@@ -67,7 +77,7 @@ class CoupledSliceClosure:
         seen |= keys
 
     def families(self) -> Iterator[SliceFamily]:
-        """Every kind of unit that can go; each set of components once."""
+        """All kinds of units that can be removed; each set of components once."""
         known: set[bytes] = set()
         for box in self.boxes:
             for axis in range(box.ndim):
@@ -84,7 +94,9 @@ class CoupledSliceClosure:
                     yield SliceFamily(found)
 
     def closed(self, seed: np.ndarray) -> np.ndarray | None:
-        """The least set around the seed that leaves boxes and satisfies the links; None where it touches what must stay."""
+        """The smallest superset of the seed that leaves boxes and satisfies the links; None where it contains frozen
+        components.
+        """
         removed = np.zeros(len(self.bound), bool)
         removed[seed] = True
         waiting = seed.tolist()
@@ -109,8 +121,9 @@ class CoupledSliceClosure:
 
 
 def _missing(box: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """Components that must go, too, so that what is gone of a box are whole slices; where an element could go with several
-    slices, with those that cost least."""
+    """Components that must be removed as well, so that whole slices of a box are removed.  Where an element could
+    belong to several slices, those that add the fewest components are chosen.
+    """
     mask = removed[box]
     if not mask.any():
         return np.empty(0, np.int64)

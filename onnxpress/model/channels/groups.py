@@ -1,7 +1,8 @@
 """Groups of channels that can be removed.
 
-`propagation.py` says which channel positions are one, `coupled_slices.py` what goes together where they lie on several axes; here they
-become groups: the removable channels that sit in the same places of the same weights.  `removal.py` takes them out.
+`propagation.py` finds which channel positions belong together, `coupled_slices.py` which slices do where channels lie
+on several axes.  Here they become groups: the removable channels that lie in the same slices of the same weights.
+`removal.py` removes them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Removal = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class ChannelSlice:
-    """Where a group lies in a constant operand: positions[j] are those of channel j along the axis."""
+    """The part of a constant operand that a group occupies: positions[j] are those of channel j along the axis."""
 
     node: str
     operand: int
@@ -37,10 +38,12 @@ class ChannelSlice:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """`size` channels that live in the same places.  name: the node that makes them, stable for one file.
+    """`size` channels that lie in the same slices of the same weights.
 
-    bottleneck: narrower than both what its maker reads and what its readers make; sliced: each is a slice of several axes (a
-    head, a dimension of all heads, a group of a grouped convolution).
+    name:       the node that produces them, stable for one file
+    bottleneck: narrower than both the inputs of its producer and the outputs of its readers
+    sliced:     each channel is a slice of several axes (a head, a dimension of all heads, a group of a grouped
+                convolution)
     """
 
     name: str
@@ -51,27 +54,32 @@ class ChannelGroup:
 
     @property
     def producers(self) -> tuple[str, ...]:
+        """Nodes that compute the channels."""
         return tuple(dict.fromkeys(p.node for p in self.slices if p.role == "out"))
 
     @property
     def readers(self) -> tuple[ChannelSlice, ...]:
+        """Slices of weights that read the channels."""
         return tuple(p for p in self.slices if p.role == "in")
 
     @property
     def internal(self) -> bool:
-        """An inner width of a block: one maker, and no bottleneck, or the slices that at most three layers share (query, key,
-        value).  More makers: a residual spine, where all must agree."""
+        """Whether the channels are internal to a block.
+
+        They are with one producer and no bottleneck, or as slices that at most three layers share (query, key, value).
+        Channels of several producers form a residual stream, where all must agree.
+        """
         return len(self.producers) <= (_ATTENDING if self.sliced else 1) and not self.bottleneck
 
     @property
     def block(self) -> int:
-        """Channels of a layer that one of these stands for."""
+        """Output channels of a layer per channel of the group."""
         return max(len(p.positions[0]) for p in self.slices if p.role == "out")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A weight-bearing node whose output channels stay, and why."""
+    """A node with weights whose output channels cannot be removed, and why."""
 
     node: str
     reason: str
@@ -79,7 +87,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Channels:
-    """The coupling of one model: removable groups, refusals, and what a removal needs to be carried out."""
+    """The channel coupling of one model: removable groups, refusals, and the label propagation.
+
+    component: [labels] connected component of each label
+    members:   by group, the components of each of its channels
+    """
 
     groups: tuple[ChannelGroup, ...]
     refused: tuple[Refusal, ...]
@@ -91,7 +103,7 @@ class Channels:
         return next(g for g in self.groups if g.name == name)
 
     def keep_mask(self, removal: Removal) -> np.ndarray:
-        """For every label whether its channel stays; indexed by label."""
+        """[labels] whether the channel of each label is kept.  removal: by group, the channels to remove."""
         removed = np.zeros(int(self.component.max()) + 1, bool)
         for name, channels in removal.items():
             for channel in channels:
@@ -99,7 +111,7 @@ class Channels:
         return np.asarray(~removed[self.component])
 
     def kept(self, value: str, removal: Removal) -> np.ndarray | None:
-        """Positions of a value's channel axis that stay; None where it has no removable channels, or several such axes."""
+        """Kept positions of a value's channel axis; None without removable channels, or with several channel axes."""
         labels = self.flow.of.get(value)
         if labels is None or len(varying_axes(labels)) != 1:
             return None
@@ -107,7 +119,7 @@ class Channels:
 
 
 def find_channel_groups(model: ir.Model, trace: Trace) -> Channels:
-    """Find the groups of a canonical model.  trace: shapes of one run (see runtime.session.trace)."""
+    """Find the groups of a canonical model.  trace: of one run (see runtime.session.trace)."""
     flow = propagate(model, trace)
     component = _components(flow)
     closure = CoupledSliceClosure(flow, component)
@@ -120,32 +132,33 @@ def find_channel_groups(model: ir.Model, trace: Trace) -> Channels:
 
 
 class _GroupFinder:
-    """Collects groups: units (sets of components) that lie in the same places of the same weights."""
+    """Collects groups of units (sets of components) that lie in the same slices of the same weights."""
 
     def __init__(self, model: ir.Model, flow: Flow, component: np.ndarray) -> None:
         self.model, self.flow, self.component = model, flow, component
         self.groups: list[ChannelGroup] = []
         self.members: dict[str, list[np.ndarray]] = {}
-        self.cut: set[tuple[str, int, int]] = set()  # axes of weights that make channels of a group
+        self.cut: set[tuple[str, int, int]] = set()  # axes of weights that produce the channels of a group
         self._roots = [component[s.labels] for s in flow.slots]
         self._summed = np.zeros(int(component.max()) + 1, bool)
         for product in flow.products:
             self._summed[component[product.labels]] = True
 
     def single(self, able: np.ndarray) -> None:
-        """Components that are units by themselves.  able: by component."""
+        """Components that are units on their own.  able: by component."""
         owner = np.where(able, np.arange(len(able)), -1)
         owner[self.component[0]] = -1
         self._add(owner, lambda root: np.array([root]), False)
 
     def sliced(self, units: Sequence[np.ndarray]) -> None:
+        """Units of several components."""
         owner = np.full(int(self.component.max()) + 1, -1)
         for number, unit in enumerate(units):
             owner[unit] = number
         self._add(owner, lambda number: units[number], True)
 
     def _add(self, owner: np.ndarray, unit: Callable[[int], np.ndarray], sliced: bool) -> None:
-        """owner: by component the unit it belongs to, -1 for none."""
+        """owner: by component, the unit it belongs to, -1 for none."""
         where: dict[int, list[tuple[int, np.ndarray]]] = {}
         for index, roots in enumerate(self._roots):
             mine = owner[roots]
@@ -175,7 +188,7 @@ class _GroupFinder:
         slots = self.flow.slots
         read_ = any(slots[i].role == "in" for i, _ in signature) or bool(self._summed[unit(numbers[0])].any())
         if not read_:
-            return  # nothing reads them through a weight: removal would change what leaves the analysed part
+            return  # no weight reads them: a removal would change the outputs
         producers = [i for i, _ in signature if slots[i].role == "out"]
         if not producers or any(count >= len(slots[i].labels) for i, count in signature):
             return
@@ -197,6 +210,7 @@ class _GroupFinder:
 
 
 def _narrowest(model: ir.Model, slices: tuple[ChannelSlice, ...], size: int) -> bool:
+    """Whether a group is narrower than the other side of all its producers and readers."""
     nodes = {n.name: n for n in model.graph}
 
     def other_side(place: ChannelSlice) -> int:
@@ -230,12 +244,12 @@ def _refusals(model: ir.Model, flow: Flow, component: np.ndarray, free: set[str]
             if all(read.constant(v) is None for v in node.inputs[:2]):
                 reason = read.why_not_constant(node.inputs[1])
                 if reason == read.COMPUTED and node.op_type == "MatMul":
-                    continue  # of two computed tensors: it has no weight
+                    continue  # a product of two computed tensors has no weight
             else:
-                reason = f"{node.op_type} in a form whose channels are not known"
+                reason = f"{node.op_type} in a form whose channels cannot be traced"
         else:
             own = next((reasons[label] for label in slot.labels.ravel().tolist() if label in reasons), None)
             stays = bool((component[slot.labels] == component[0]).any())
-            reason = own or ("tied to channels that must stay" if stays else "nothing reads its channels by a weight")
+            reason = own or ("tied to channels that must stay" if stays else "no weight reads its channels")
         refused.append(Refusal(node.name or "", reason))
     return tuple(refused)

@@ -1,6 +1,6 @@
-"""Label rules of operators that only move elements: they do to the labels what they do to the elements.
+"""Label rules of operators that only move elements: labels move as the elements do.
 
-Sizes and positions that are written down in the file (a Reshape's target, pads, cuts) are rewritten on removal
+Sizes and positions stored in the file (the target of a Reshape, pads, bounds of a Slice) are rewritten on removal
 (`removal.py`); where they are computed and channels would change them, the channels are frozen.
 """
 
@@ -22,7 +22,7 @@ from onnxpress.model.channels.labels import (
     varying_axes,
 )
 
-_WHOLE = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+_INTEGER_TYPES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
 def _reshape(flow: Flow, node: ir.Node) -> None:
@@ -42,8 +42,9 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
 
 
 def _target_follows_channels(flow: Flow, node: ir.Node, moved: Labels) -> bool:
-    """Whether a computed target follows the channels by itself: where the axis is left open (-1), kept (0), or told from the size
-    of a value with the same channels."""
+    """Whether a computed target changes with the channels: where the axis is inferred (-1), copied (0), or computed
+    from the size of a value with the same channels.
+    """
     target = node.inputs[1]
     name = target.name or "" if target is not None else ""
     numbers, sizes = flow.trace.values.get(name), flow.sizes.get(name)
@@ -74,7 +75,7 @@ def _target_follows_channels(flow: Flow, node: ir.Node, moved: Labels) -> bool:
 
 
 def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> bool:
-    """Whether a computed target is the whole shape of a value with the same labels: it then follows by itself."""
+    """Whether a computed target is the whole shape of a value with the same labels, and so changes with them."""
     maker = target.producer() if target is not None else None
     if maker is None or maker.op_type != "Shape" or maker.attributes:
         return False
@@ -83,9 +84,11 @@ def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> boo
 
 
 def _follows_shape_of(flow: Flow, target: ir.Value | None, wide: Labels) -> bool:
-    """Whether a computed target is the whole shape of a value that can lose the slices which the labels lose; it then must.
+    """Whether a computed target is the shape of a value that can lose the slices of these labels; it is then linked to
+    lose them.
 
-    Norms are stretched so (x / Expand(|x|, Shape(x))): the norm has no elements along the axis it was taken over, x has.
+    Norms are broadcast like this (x / Expand(|x|, Shape(x))): the norm has no elements along the axis it is taken over,
+    x has.
     """
     if _same_as_shape_of(flow, target, wide):
         return True
@@ -129,7 +132,7 @@ def _concat(flow: Flow, node: ir.Node) -> None:
         return flow.write(node.outputs[0], np.concatenate(wide, axis=axis))
     if all(
         not varying_axes(p) or axis not in varying_axes(p) for p, _ in parts
-    ):  # the parts' channels meet position by position
+    ):  # the parts' channels are tied position by position
         first, *others = [p.take([0], axis=axis) for i, p in enumerate(wide) if i not in fixed] or [wide[0]]
         for other in others:
             flow.tie(first, other)
@@ -170,15 +173,15 @@ def _pad(flow: Flow, node: ir.Node) -> None:
     (axis, *more) = padded
     before, after = int(pads[axis]), int(pads[axis + labels.ndim])
     if more or len(axes) > 1 or not read.fills_constant(node) or min(before, after) < 0:
-        return freeze_inputs(flow, node, f"Pad ({node.name}) mirrors or crops channels")
-    vector = np.concatenate([flow.fresh(before), labels.reshape(-1), flow.fresh(after)])
+        return freeze_inputs(flow, node, f"Pad ({node.name}) reflects or crops channels")
+    vector = np.concatenate([flow.new_labels(before), labels.reshape(-1), flow.new_labels(after)])
     shape = [1] * labels.ndim
     shape[axis] = len(vector)
     return flow.write(node.outputs[0], vector.reshape(shape))
 
 
 def slice_bounds(flow_shape: tuple[int, ...], node: ir.Node) -> dict[int, slice] | None:
-    """What a Slice with constants takes of each axis it names; None where they are computed."""
+    """The slice that a Slice with constant operands takes of each axis it names; None where they are computed."""
     if len(node.inputs) > 1:
         given = [read.constant(v) if v is not None else None for v in node.inputs[1:]]
         if any(g is None and v is not None for g, v in zip(given, node.inputs[1:], strict=True)):
@@ -208,16 +211,16 @@ def _slice(flow: Flow, node: ir.Node) -> None:
     bounds = slice_bounds(source, node)
     if bounds is None:
         if any(source[a] != target[a] or _reversed(node) for a in varying_axes(labels)):
-            return freeze_inputs(flow, node, f"Slice ({node.name}) cuts through channels at computed places")
+            return freeze_inputs(flow, node, f"Slice ({node.name}) takes channels at computed positions")
         return flow.write(node.outputs[0], labels)
     index = [bounds.get(a, slice(None)) if a in varying_axes(labels) else slice(None) for a in range(labels.ndim)]
     if any(i.step not in (None, 1) for i in index):
-        return freeze_inputs(flow, node, f"Slice ({node.name}) takes channels in steps")
+        return freeze_inputs(flow, node, f"Slice ({node.name}) takes channels with a stride")
     return flow.write(node.outputs[0], labels[tuple(index)])
 
 
 def _reversed(node: ir.Node) -> bool:
-    """Whether a Slice may turn an axis round (a negative or unknown step)."""
+    """Whether a Slice may reverse an axis (a negative or unknown step)."""
     if len(node.inputs) < 5 or node.inputs[4] is None:
         return False
     steps = read.constant(node.inputs[4])
@@ -225,20 +228,20 @@ def _reversed(node: ir.Node) -> bool:
 
 
 def _gather(flow: Flow, node: ir.Node) -> None:
-    """Channels on another axis pass; on the axis it picks from they are picked by constant numbers."""
+    """Channels on other axes pass; those on the gathered axis are selected by constant indices."""
     labels, index = flow.read(node.inputs[0]), read.constant(node.inputs[1])
     index_shape = index.shape if index is not None else flow.shape(node.inputs[1])
     table = stored_array(node.inputs[0])
     if (
         table is not None
         and table.ndim == 2
-        and node.outputs[0].dtype not in _WHOLE
+        and node.outputs[0].dtype not in _INTEGER_TYPES
         and index_shape is not None
         and not _axis(node, 2)
     ):
-        fresh = flow.fresh(table.shape[1])  # an embedding: its columns are channels
-        flow.slice(node, 0, 1, "out", fresh)
-        return flow.write(node.outputs[0], fresh.reshape(*(1,) * len(index_shape), -1))
+        columns = flow.new_labels(table.shape[1])  # an embedding table: its columns are channels
+        flow.slice(node, 0, 1, "out", columns)
+        return flow.write(node.outputs[0], columns.reshape(*(1,) * len(index_shape), -1))
     if labels is None or index_shape is None:
         return freeze_inputs(flow, node, f"Gather ({node.name}) from a tensor without channels")
     axis = _axis(node, labels.ndim)
@@ -246,7 +249,7 @@ def _gather(flow: Flow, node: ir.Node) -> None:
         shape = labels.shape[:axis] + (1,) * len(index_shape) + labels.shape[axis + 1 :]
         return flow.write(node.outputs[0], labels.reshape(shape))
     if index is None:
-        return freeze_inputs(flow, node, f"Gather ({node.name}) picks channels by computed numbers")
+        return freeze_inputs(flow, node, f"Gather ({node.name}) selects channels by computed indices")
     return flow.write(node.outputs[0], np.take(labels, index, axis=axis))
 
 
@@ -255,7 +258,7 @@ def _axis(node: ir.Node, rank: int) -> int:
 
 
 def _resize(flow: Flow, node: ir.Node) -> None:
-    """Sizes or scales must leave the axes with channels as they are."""
+    """Sizes or scales must not change the axes of channels."""
     labels, source, target = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or source is None or target is None:
         return freeze_inputs(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
@@ -263,7 +266,7 @@ def _resize(flow: Flow, node: ir.Node) -> None:
     written = not sized or read.constant(node.inputs[3]) is not None
     if any(source[a] != target[a] or not written for a in varying_axes(labels)):
         return freeze_inputs(
-            flow, node, f"{node.op_type} ({node.name}) changes the size of channels, or by computed sizes"
+            flow, node, f"{node.op_type} ({node.name}) changes the number of channels, or has computed sizes"
         )
     return flow.write(node.outputs[0], labels)
 
@@ -286,7 +289,9 @@ def _expand(flow: Flow, node: ir.Node) -> None:
 
 
 def _pieces(flow: Flow, target: ir.Value | None) -> list[int | None] | None:
-    """The sizes of a target that is put together of single ones, None where one is computed; None for any other."""
+    """The sizes of a target that a Concat of single sizes computes, None for each that is computed; None for any other
+    target.
+    """
     maker = target.producer() if target is not None else None
     if (
         maker is None
@@ -305,13 +310,13 @@ def _pieces(flow: Flow, target: ir.Value | None) -> list[int | None] | None:
 def _tile(flow: Flow, node: ir.Node) -> None:
     labels, repeats = flow.read(node.inputs[0]), read.constant(node.inputs[1]) if len(node.inputs) == 2 else None
     if labels is None or (repeats is None and varying_axes(labels)):
-        return freeze_inputs(flow, node, f"Tile ({node.name}) a computed number of times")
+        return freeze_inputs(flow, node, f"Tile ({node.name}) with computed repeats")
     times = [int(repeats[a]) if repeats is not None and a in varying_axes(labels) else 1 for a in range(labels.ndim)]
     return flow.write(node.outputs[0], np.tile(labels, times))
 
 
 def _depth_to_space(flow: Flow, node: ir.Node) -> None:
-    """The channels that make one larger channel go together."""
+    """The channels that form one output channel are removed together."""
     labels, source = flow.read(node.inputs[0]), flow.shape(node.inputs[0])
     if labels is None or source is None or varying_axes(labels) not in ((), (1,)):
         return freeze_inputs(flow, node, f"DepthToSpace ({node.name}) of unknown channels")

@@ -1,8 +1,9 @@
 """Label rules of matrix products: MatMul, Gemm and Einsum, by constant weights or of two computed tensors.
 
-Each is seen as an Einsum.  By weights: channels on the summed axes are read, those on the weight's own axes are made.  Of two
-computed tensors (attention): what is summed over is one on both sides and can go together (`Product`); what both are
-batched over (heads) goes as whole slices on both sides; what one alone has passes on.
+Each is treated as an Einsum.  With a weight, channels on the summed axes are read, and those on the weight's own axes
+are produced.  Of two computed tensors (attention), channels on a summed axis are shared by both sides and can be
+removed together (`Product`), those on a batched axis (heads) are removed as whole slices on both sides, and those of
+one side only pass on.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _product(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> Non
 
 
 def _by_weight(flow: Flow, node: ir.Node, data: int, own: str, weight: str, out: str) -> None:
-    """One operand (number `data`, axes `own`) is computed, the other a weight (axes `weight`)."""
+    """Operand number `data`, with axes `own`, is computed; the other one, with axes `weight`, is a constant."""
     labels = flow.read(node.inputs[data])
     array = stored_array(node.inputs[1 - data])
     assert labels is not None and array is not None
@@ -81,17 +82,17 @@ def _by_weight(flow: Flow, node: ir.Node, data: int, own: str, weight: str, out:
     for letter in (c for c in own if c not in out and c in weight):
         size = array.shape[weight.index(letter)]
         flow.slice(node, 1 - data, weight.index(letter), "in", labels_along(labels, own.index(letter), size))
-    made = flow.fresh(*(array.shape[weight.index(c)] for c in made_axes))
+    made = flow.new_labels(*(array.shape[weight.index(c)] for c in made_axes))
     for place, letter in enumerate(made_axes):
         flow.slice(node, 1 - data, weight.index(letter), "out", labels_along(made, place, made.shape[place]))
     if made.ndim > 1:
         flow.boxes.append(made)
-    result = _spread(made, "".join(made_axes), out) if made_axes else _spread(labels, own, out)
+    result = _expand_axes(made, "".join(made_axes), out) if made_axes else _expand_axes(labels, own, out)
     return flow.write(node.outputs[0], result)
 
 
-def _spread(labels: Labels, letters: str, out: str) -> Labels:
-    """Labels of axes `letters` as labels of axes `out`; those that are not there must not vary."""
+def _expand_axes(labels: Labels, letters: str, out: str) -> Labels:
+    """Labels with axes `letters` as labels with axes `out`; they must not vary along axes that are not in `out`."""
     index = tuple(slice(None) if c in out else 0 for c in letters)
     kept = [c for c in letters if c in out]
     order = sorted(range(len(kept)), key=lambda i: out.index(kept[i]))
@@ -133,7 +134,7 @@ def _of_two(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None
                 flow.freeze(labels, f"{reason} sums over channels of one side alone")
                 parts[place] = labels = np.zeros((1,) * labels.ndim, np.int64)
             sizes = tuple(shapes[place][term.index(c)] for c in shared)
-            views.append((_spread(labels, term, shared), sizes))
+            views.append((_expand_axes(labels, term, shared), sizes))
             flow.products.append(Product(node.name or "", place, labels))
         join_labels(flow, views, reason)
     rows = [_slices(flow, labels, term, batched) for labels, term in zip(parts, letters, strict=True)]
@@ -142,21 +143,22 @@ def _of_two(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None
         [(r, tuple(s[t.index(c)] for c in batched)) for r, s, t in zip(rows, shapes, letters, strict=True)],
         reason,
     )
-    result = _spread(heads, "".join(batched), out)
+    result = _expand_axes(heads, "".join(batched), out)
     for place, (labels, term) in enumerate(zip(parts, letters, strict=True)):
         if _varies(labels, term, alone[place]):
-            result = _crossed(flow, _spread(labels, term, out), result)
+            result = _crossed(flow, _expand_axes(labels, term, out), result)
     return flow.write(node.outputs[0], result)
 
 
 def _crossed(flow: Flow, own: Labels, heads: Labels) -> Labels:
-    """Channels of one operand, of which every head has its own: where they do not lie in heads already (keys and values that all
-    heads share), elements of both, which go with either."""
+    """Channels of one operand, of which every head has its own: where they do not lie in heads already (keys and values
+    that all heads share), elements of both, which go with either.
+    """
     more = tuple(a for a in varying_axes(heads) if own.shape[a] == 1)
     if not more:
         return own
     shape = np.broadcast_shapes(own.shape, heads.shape)
-    found = flow.fresh(*shape)
+    found = flow.new_labels(*shape)
     for labels in (own, heads):
         rest = tuple(a for a, size in enumerate(shape) if labels.shape[a] == 1 and size > 1)
         rows = np.moveaxis(found, rest, range(-len(rest), 0)).reshape(labels.size, -1)
@@ -169,7 +171,7 @@ def _varies(labels: Labels, term: str, letters: Sequence[str]) -> bool:
 
 
 def _slices(flow: Flow, labels: Labels, term: str, batched: Sequence[str]) -> Labels:
-    """One label for every slice of the batched axes: gone where the whole slice is.  [one axis each of `batched`]"""
+    """One label for each slice of the batched axes, removed where the whole slice is: one axis for each of `batched`."""
     places = [term.index(c) for c in batched]
     moved = np.moveaxis(labels, places, range(len(places)))
     shape = moved.shape[: len(places)]
@@ -178,7 +180,7 @@ def _slices(flow: Flow, labels: Labels, term: str, batched: Sequence[str]) -> La
         return rows.reshape(shape)
     if len(rows) == 1:  # no axis of it is batched: nothing can vanish there
         return np.zeros((1,) * len(places), np.int64)
-    found = flow.fresh(len(rows))
+    found = flow.new_labels(len(rows))
     flow.link(found, rows)
     return found.reshape(shape)
 
@@ -192,7 +194,7 @@ def _gemm(flow: Flow, node: ir.Node) -> None:
     if 0 in varying_axes(labels):
         flow.freeze(labels, f"Gemm ({node.name}) mixes channels with other axes")
         labels = np.zeros((1, 1), np.int64)
-    made = flow.fresh(weight.shape[makes])
+    made = flow.new_labels(weight.shape[makes])
     flow.slice(node, 1, reads, "in", labels_along(labels, 1, weight.shape[reads]))
     flow.slice(node, 1, makes, "out", made)
     bias_slot(flow, node, 2, made)
