@@ -1,10 +1,8 @@
 """Reading and writing model files: checked before use, written completely or not at all.
 
 An untrusted file is checked before memory is allocated for it: the protobuf parses, the data of every tensor are in the
-                                                                file, and external data stay inside the model's folder.
-                                                                A file is written under a temporary name next to its
-                                                                target and renamed, so an interrupted run leaves no
-                                                                partial model.
+file, and external data stay inside the model's folder. A file is written under a temporary name next to its target and
+renamed, so an interrupted run leaves no partial model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Native code that may crash or hang on a stranger's graph runs in a child process with limits.
+"""Calls in a child process with limits, for native code that may crash or hang on an untrusted graph.
 
-The child gets a dotted function and string arguments (paths); it answers through files and its exit code.
+The child gets a dotted function and string arguments (paths); it returns files and an exit code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChildResult:
-    """ok, or why not: "time" (seconds exceeded), "crash" (killed by a signal), "error" (the last line it said)."""
+    """ok, or the reason: "time" (limit exceeded), "crash" (killed by a signal), "error" (`detail` is its last line on
+    stderr).
+    """
 
     ok: bool
     reason: str = ""
@@ -22,7 +24,11 @@ class ChildResult:
 
 
 def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> ChildResult:
-    """Run `module:function(*args)` in a child.  memory_mb bounds its address space (0: unbounded)."""
+    """Run `module:function(*args)` in a child process.
+
+    seconds:   time limit
+    memory_mb: limit of its address space; 0: unlimited
+    """
     command = [sys.executable, "-m", "onnxpress.runtime.isolate", function, str(memory_mb), *args]
     try:
         done = subprocess.run(

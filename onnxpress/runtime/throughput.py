@@ -1,7 +1,8 @@
-"""Inferences a second when several callers ask at once.
+"""Throughput with several concurrent callers.
 
-Models take turns in slices of a fraction of a second; in each slice so many threads call one session as fast as it answers (a session
-may be called from many threads, and its weights are then in memory once).  The ratio of two models is taken slice by slice.
+Models take turns in slices of a fraction of a second.  In each slice `callers` threads call one session in a loop (a
+session may be called from several threads, and its weights are in memory once).  The ratio of two models is taken slice
+by slice.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.session import SessionSettings, open_session, run
 
 _SLICE = 0.25
-_LEAST_SLICES = 3
-_RUNS_A_SLICE = 2
+_MIN_SLICES = 3
+_RUNS_PER_SLICE = 2
 _RESAMPLES = 800
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Samples a second over all callers, median over slices with 95 % interval; callers: threads that ask at once."""
+    """Samples per second over all callers: median over slices, with 95 % interval.  callers: concurrent threads."""
 
     name: str
     per_second: float
@@ -46,7 +47,11 @@ def throughput(
     batch: int = 1,
     seed: int = 0,
 ) -> tuple[tuple[Throughput, ...], tuple[Ratio, ...]]:
-    """Rates of models, and ratios to the first.  batch: samples that one run holds."""
+    """Rates of models, and ratios to the first.
+
+    callers: number of concurrent threads
+    batch:   samples per run
+    """
     settings = settings or SessionSettings()
     rng = np.random.default_rng(seed)
     values = [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
@@ -57,8 +62,8 @@ def throughput(
         start = time.perf_counter()
         session.run(None, values[0])
         longest = max(longest, time.perf_counter() - start)
-    span = max(_SLICE, _RUNS_A_SLICE * longest)
-    slices = max(_LEAST_SLICES, int(seconds / (span * len(names))))
+    span = max(_SLICE, _RUNS_PER_SLICE * longest)
+    slices = max(_MIN_SLICES, int(seconds / (span * len(names))))
     rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(slices):
         for index in rng.permutation(len(names)):
@@ -76,7 +81,7 @@ def throughput(
 
 
 def _rate(session: ort.InferenceSession, feeds: Sequence[Mapping[str, np.ndarray]], span: float, callers: int) -> float:
-    """Runs a second of all callers together: of each, its runs over the time until its last one was answered."""
+    """Runs per second of all callers together: for each, its runs over the time until the last one ends."""
     together = threading.Barrier(callers)
 
     def call(position: int) -> float:

@@ -150,7 +150,7 @@ def join_labels(flow: Flow, parts: list[tuple[Labels, tuple[int, ...]]], reason:
     """Labels of tensors that are combined element by element, each with its actual sizes; all of one rank.
 
     A tensor of actual size 1 along an axis is broadcast: it has no elements to lose there, but along its other axes it
-                                                          loses the slices that the others lose.
+    loses the slices that the others lose.
     """
     parts = sorted(parts, key=lambda p: -p[0].size)
     result, real = parts[0]

@@ -2,10 +2,8 @@
 axes.
 
 A removal is valid where every tensor keeps a box: what is removed must be whole slices along its axes, and linked
-                                                   labels must be removed together.  A channel that lies on one axis
-                                                   everywhere is a unit on its own; elsewhere a unit is a slice (a head,
-                                                   a dimension of all heads, a group, one position of all groups),
-                                                   closed under links and boxes.
+labels must be removed together.  A channel that lies on one axis everywhere is a unit on its own; elsewhere a unit is a
+slice (a head, a dimension of all heads, a group, one position of all groups), closed under links and boxes.
 """
 
 from __future__ import annotations

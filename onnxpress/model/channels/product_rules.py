@@ -171,7 +171,7 @@ def _varies(labels: Labels, term: str, letters: Sequence[str]) -> bool:
 
 
 def _slices(flow: Flow, labels: Labels, term: str, batched: Sequence[str]) -> Labels:
-    """One label for each slice of the batched axes, removed where the whole slice is: one axis for each of `batched`."""
+    """One label per slice of the batched axes, removed where the whole slice is: one axis for each of `batched`."""
     places = [term.index(c) for c in batched]
     moved = np.moveaxis(labels, places, range(len(places)))
     shape = moved.shape[: len(places)]

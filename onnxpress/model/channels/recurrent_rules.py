@@ -1,8 +1,7 @@
 """Label rules of LSTM, GRU and RNN: hidden unit j is one channel of every gate, in both directions.
 
 Shapes as in the ONNX operator specification: W [directions, gates H, input], R [directions, gates H, H], B [directions,
-                                              2 gates H], P [directions, 3 H]; the hidden state is on the last axis of
-                                              every output.
+2 gates H], P [directions, 3 H]; the hidden state is on the last axis of every output.
 """
 
 from __future__ import annotations
