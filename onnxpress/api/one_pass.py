@@ -47,7 +47,7 @@ _PROFILED = 1.0  # seconds of looking where the time goes, before and after toge
 @dataclass
 class Result:
     """A new model with its plan; before and after in bytes; what was said and what was left alone; layers: what each harms in
-    int8, sides: where the time goes before and after, both where that was asked for."""
+    int8, profile_comparison: where the time goes before and after, both where that was asked for."""
 
     model: ir.Model
     plan: Plan
@@ -56,7 +56,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
-    sides: ProfileComparison | None = None
+    profile_comparison: ProfileComparison | None = None
 
 
 def _opened(model: ModelLike, output: str | Path | None) -> ir.Model:
@@ -305,8 +305,10 @@ def quantize(
     if found is not None:
         result.layers = found.layers
     if report and machine in (None, this_machine()):
-        result.sides = profile_compare(original, result.model, next(iter(used.batches(1))).inputs, _PROFILED)
-        spent = {p.name: p for p in result.sides.layers}
+        result.profile_comparison = profile_compare(
+            original, result.model, next(iter(used.batches(1))).inputs, _PROFILED
+        )
+        spent = {p.name: p for p in result.profile_comparison.layers}
         result.layers = [
             replace(x, before=spent[x.node].before or None, after=spent[x.node].after or None) if x.node in spent else x
             for x in result.layers

@@ -26,7 +26,7 @@ def show(kind: str, result: Result, output: str, as_json: bool, quiet: bool) -> 
                 notes=result.notes,
                 refused=result.refused,
                 layers=result.layers,
-                sides=result.sides,
+                profile_comparison=result.profile_comparison,
             )
         )
         return

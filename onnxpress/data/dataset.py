@@ -1,8 +1,8 @@
-"""Samples: lazy, re-iterable, immutable, checked against the model's inputs as they are read.
+"""Datasets: lazy, re-iterable, immutable, checked against the model's inputs as they are read.
 
-`open_dataset` takes every form of data (see opening.py for the list); `Dataset` is what the rest of the
-tool sees. A dataset is a view (some indices) onto a source that reads one sample at a time, so that parts
-of a split share files, caches and digests, and memory never depends on the number of samples.
+`open_dataset` accepts every supported form of data (listed in opening.py); the rest of the tool works with `Dataset`.
+A dataset is a view (some indices) of a source that reads one sample at a time, so the parts of a split share files,
+caches and digests, and memory does not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ from onnxpress.model.signature import Signature
 
 @dataclass(frozen=True)
 class Sample:
-    """inputs: by name, full rank, batch axis 1, read-only; label: scalar, array or None; key:
-    "train.npz[17]"."""
+    """One sample.
+
+    inputs: by name, full rank, batch axis 1, read-only
+    label:  scalar, array or None
+    key:    for messages: "train.npz[17]"
+    """
 
     inputs: dict[str, np.ndarray]
     label: Any | None
@@ -37,10 +41,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """count real samples stacked; a fixed-batch model's last batch repeats its last sample to fill the
-    inputs.
+    """Stacked samples; the last batch of a model with a fixed batch size is padded with its last sample.
 
-    labels and keys have one entry a real sample.  The arrays are the caller's to change.
+    inputs: by name; the arrays may be changed
+    labels: one entry per sample, without padding
+    keys:   one entry per sample, without padding
+    count:  number of samples without padding
     """
 
     inputs: dict[str, np.ndarray]
@@ -51,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint parts: calibrate feeds statistics, select feeds choices, validate is looked at once."""
+    """Disjoint parts: `calibrate` for statistics, `select` for choices, `validate` used once, at the end."""
 
     calibrate: Dataset
     select: Dataset
@@ -60,7 +66,7 @@ class Splits:
 
 @dataclass
 class _Store:
-    """A source with all that its views share: the layout, the preprocessing, the digests so far."""
+    """A source and what its views share: the layout, the preprocessing, the digests computed so far."""
 
     source: SampleSource
     layout: BatchLayout
@@ -90,7 +96,7 @@ def preprocess_and_check(
 
 
 class Dataset:
-    """A set of samples of one model.  Made by open_dataset or Dataset.from_arrays, not by its constructor."""
+    """The samples of one model.  Made by open_dataset or Dataset.from_arrays, not by its constructor."""
 
     def __init__(
         self, name: str, signature: Signature, store: _Store, indices: Sequence[int], assumed: tuple[str, ...]
@@ -103,7 +109,7 @@ class Dataset:
     def from_arrays(
         cls, inputs: Mapping[str, np.ndarray], signature: Signature, labels: Any = None, name: str = "arrays"
     ) -> Dataset:
-        """A dataset over arrays in memory: first axis samples.  Raises InputProblem."""
+        """A dataset of arrays in memory, first axis samples.  Raises InputProblem."""
         layout = batch_layout(signature)
         return dataset_from_source(
             from_mapping(inputs, signature, layout, name, labels=labels), signature, layout, None
@@ -125,6 +131,7 @@ class Dataset:
 
     @property
     def labels(self) -> list[Any | None]:
+        """One entry per sample; None where unlabelled."""
         every = self._store.source.labels
         return [every[i] for i in self._indices]
 
@@ -136,14 +143,14 @@ class Dataset:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of all inputs and labels, whatever their order.  The first use reads every sample."""
+        """SHA-256 (hex) of all inputs and labels, independent of their order.  The first use reads every sample."""
         if self._hash is None:
             both = sorted(first + second for first, second in self._digests())
             self._hash = hashlib.sha256(b"".join(both)).hexdigest()
         return self._hash
 
     def _digests(self) -> list[tuple[bytes, bytes]]:
-        """(inputs, label) digest of every sample; kept, so that the parts of a split need not read again."""
+        """(inputs, label) digest of every sample; cached, so that the parts of a split do not read them again."""
         known = self._store.digests
         missing = [i for i in self._indices if i not in known]
         for index, raw in self._store.source.scan(missing):
@@ -152,11 +159,9 @@ class Dataset:
         return [known[i] for i in self._indices]
 
     def take(self, count: int) -> Dataset:
-        """At most count samples spread over the set: one of each of count equal stretches, always the same
-        ones.
+        """At most `count` samples, one from each of `count` equal stretches of the set, always the same ones.
 
-        The place inside a stretch varies, so that periodic sets (classes in turn) are not sampled at one
-        phase.
+        The position inside a stretch varies, so that periodic sets (classes in turn) are not sampled at one phase.
         """
         if count < 0:
             raise InputProblem("cannot take samples", self.name, f"{count} is negative")
@@ -172,10 +177,10 @@ class Dataset:
         return Dataset(self.name, self.signature, self._store, [self._indices[i] for i in indices], self.assumed)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Consecutive samples of equal shapes stacked, at most size together.
+        """Consecutive samples of equal shapes, stacked, at most `size` in a batch.
 
-        A model whose batch is fixed to k always gets exactly k rows; a model whose inputs cannot be
-        stacked gets one sample at a time.
+        A model with a fixed batch size always gets exactly that many rows; a model whose inputs cannot be stacked gets
+        one sample at a time.
         """
         if size < 1:
             raise InputProblem("cannot make batches", self.name, f"the batch size is {size}", "use 1 or more")
@@ -192,8 +197,8 @@ class Dataset:
             yield _stack(group, layout, rows)
 
     def split(self, fractions: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Splits:
-        """Three disjoint parts by the content of the samples' inputs: reordering the set changes nothing, and
-        duplicates (also with other labels) land in the same part.  Reads every sample once.
+        """Three disjoint parts, by the content of the inputs: independent of the order of the samples, and duplicates
+        (with other labels as well) are in the same part.  Reads every sample once.
 
         Raises InputProblem where there are fewer than three distinct samples.
         """
@@ -236,15 +241,16 @@ def open_dataset(
     tokenizer: str | Path | None = None,
     trust: bool = False,
 ) -> Dataset:
-    """The samples of any supported form, the first one checked and, where it is cheap, all of them.
+    """Open samples of any supported form; the first one is checked, and all of them where that is cheap.
 
     source:     a path, "module:function", "file.py:function", arrays by input name, an iterable, or a Dataset
-    labels:     a label file (.npy, .npz, .csv, .txt), or the key or column that holds the labels
-    preprocess: a recipe's name, a TOML file, or "module:function"
+    signature:  of the model that the samples are for
+    labels:     a label file (.npy, .npz, .csv, .txt), or the key or column of the labels
+    preprocess: the name of a preprocessing, a TOML file, or "module:function"
     tokenizer:  tokenizer.json, for text
-    trust:      lifts the size limits that protect from hostile images and archives
+    trust:      lift the size limits that protect from malicious images and archives
 
-    Raises InputProblem (wrong data) or EnvironmentProblem (a missing extra, no memory).
+    Raises InputProblem (wrong data) or EnvironmentProblem (a missing package, no memory).
     """
     layout = batch_layout(signature)
     if not signature.inputs:
@@ -263,7 +269,7 @@ def open_dataset(
 
 
 class _View(SampleSource):
-    """A dataset as a source, for reading one set's samples under another signature."""
+    """A dataset as a source, for reading its samples with another signature."""
 
     def __init__(self, data: Dataset) -> None:
         self._data = data
@@ -284,8 +290,9 @@ class _View(SampleSource):
 def dataset_from_source(
     loaded: LoadedSource, signature: Signature, layout: BatchLayout, prepare: opening.ArrayPreprocessing | None
 ) -> Dataset:
+    """A dataset of all samples of a source; the first one is checked.  Raises InputProblem."""
     if not len(loaded.source):
-        raise InputProblem("cannot read the data", loaded.name, "there are no samples in it")
+        raise InputProblem("cannot read the data", loaded.name, "it has no samples")
     store = _Store(loaded.source, layout, prepare)
     raw = loaded.source.read(0)
     store.sample(0, raw)
@@ -301,8 +308,7 @@ def dataset_from_source(
 
 
 def _can_stack(one: Sample, other: Sample, layout: BatchLayout) -> bool:
-    """Whether two samples may stand in one batch: equal shapes, and equal values of the inputs that are
-    not batched."""
+    """Whether two samples can be in one batch: equal shapes, and equal values of inputs without batch axis."""
     for port in layout.ports:
         a, b = one.inputs[port.name], other.inputs[port.name]
         if a.shape != b.shape:
@@ -315,7 +321,7 @@ def _can_stack(one: Sample, other: Sample, layout: BatchLayout) -> bool:
 
 
 def _stack(group: list[Sample], layout: BatchLayout, rows: int) -> Batch:
-    """The batch of a group; filled up to rows by repeating its last sample."""
+    """The batch of a group of samples, padded to `rows` with its last sample."""
     fill = group + [group[-1]] * (rows - len(group))
     inputs: dict[str, np.ndarray] = {}
     for port in layout.ports:
@@ -335,8 +341,7 @@ def _inputs_digest(inputs: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _digest(value: Any) -> bytes:
-    """The digest of an array, scalar, string or None; equal numbers in the same element type digest
-    equally."""
+    """The digest of an array, scalar, string or None; equal values of one element type have equal digests."""
     if value is None:
         return hashlib.sha256(b"none").digest()
     array = np.asarray(value)

@@ -1,9 +1,9 @@
-"""Which reader takes which form of data.
+"""Which reader opens which form of data.
 
-.npz .npy                      arrays.py      folder of .npz/.npy     folders.py
-folder of images, one image    images.py      folder of .wav          audio.py
-test_data_set_N/input_M.pb     data/readers/protobuf.py          .csv .tsv .parquet      tables.py
-.txt .jsonl                    text.py        module:function         callables.py
+.npz .npy                      readers/arrays.py    folder of .npz/.npy     readers/folders.py
+folder of images               readers/images.py    folder of .wav          readers/audio.py
+test_data_set_N/input_M.pb     readers/protobuf.py  .csv .tsv .parquet      readers/tables.py
+.txt .jsonl                    readers/text.py      module:function         readers/callables.py
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WHAT = "cannot read the data"
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """What open_dataset was asked for; see there."""
+    """The arguments of open_dataset; see there."""
 
     signature: Signature
     layout: BatchLayout
@@ -58,19 +58,19 @@ class OpenRequest:
 
     @property
     def raw(self) -> bool:
-        """Whether arrays are fed as they are."""
+        """Whether arrays are fed without preprocessing."""
         return self.preprocess in (None, "raw")
 
 
 def array_preprocessing(preprocess: str | None, layout: BatchLayout) -> ArrayPreprocessing | None:
-    """The preprocessing of arrays that --preprocess names; None for none.  Raises InputProblem."""
+    """The preprocessing of arrays that `preprocess` names; None for none.  Raises InputProblem."""
     return None if preprocess is None else array_preprocessing_for(read_preprocessing(preprocess), layout)
 
 
 def load(
     source: str | Path | Mapping[str, Any] | Iterable[Any], request: OpenRequest, check: callables.Check
 ) -> LoadedSource:
-    """The samples of any form, unchecked where reading them all would be long.  Raises InputProblem."""
+    """The samples of any supported form, unchecked where reading all of them would take long.  Raises InputProblem."""
     if isinstance(source, str) and names_function(source):
         loaded = callables.open_function(source, request.signature, request.layout, request.label_key, check)
     elif isinstance(source, (str, Path)):
@@ -94,18 +94,17 @@ def load(
 
 
 def _took_labels(loaded: LoadedSource) -> bool:
-    """Whether the reader matched the label file to file names itself."""
+    """Whether the reader has already matched the label file to file names."""
     return isinstance(loaded.source, (images.Images, audio.Sounds))
 
 
 def attach_labels(loaded: LoadedSource, labels: str, signature: Signature) -> None:
-    """Give a source the labels of a file, one a sample in order (or by file name, for folders of arrays).
-    Raises InputProblem."""
+    """Give a source the labels of a file, in order (or by file name, for folders of arrays).  Raises InputProblem."""
     if not labelling.is_file(labels):
         raise InputProblem(
             "cannot read the labels",
             labels,
-            "there are no keys or columns here",
+            "this source has no keys or columns",
             f"name a file ({', '.join(labelling.FILES)})",
         )
     path = Path(labels)
@@ -141,18 +140,18 @@ def _path(path: Path, request: OpenRequest) -> LoadedSource:
             _WHAT,
             path,
             f"a single {suffix} file is one sample",
-            f"give the folder that holds it: {path.parent}",
+            f"give its folder: {path.parent}",
         )
     raise InputProblem(
         _WHAT,
         path,
-        f"unknown kind of file {path.suffix!r}" if path.suffix else "the file has no suffix",
+        f"unknown file type {path.suffix!r}" if path.suffix else "the file has no suffix",
         f"use {', '.join(SUPPORTED)}",
     )
 
 
 def _folder(folder: Path, request: OpenRequest) -> LoadedSource:
-    """The one kind of samples that a folder holds.  Label files beside them are no samples."""
+    """Samples of the one form that a folder contains; label files are not samples."""
     found = protobuf.sets(folder)
     if found:
         _no_key(request, folder)
@@ -166,7 +165,7 @@ def _folder(folder: Path, request: OpenRequest) -> LoadedSource:
     kinds = {name: files for name, files in kinds.items() if files}
     if len(kinds) > 1:
         counts = " and ".join(f"{len(files)} {name}" for name, files in kinds.items())
-        raise InputProblem(_WHAT, folder, f"it holds {counts}", "give a folder of one kind")
+        raise InputProblem(_WHAT, folder, f"it contains {counts}", "give a folder of one kind")
     if "arrays" in kinds:
         return folders.open_folder(
             folder, kinds["arrays"], request.signature, request.layout, request.label_key, request.raw, request.trust

@@ -1,5 +1,4 @@
-"""A preprocessing recipe applied to arrays: values normalised, NHWC turned to NCHW, or a function of the
-user's."""
+"""Preprocessing applied to arrays: normalization, conversion of NHWC to NCHW, or a user's function."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from onnxpress.errors import InputProblem
 
 @dataclass(frozen=True)
 class ArrayPreprocessing:
-    """recipe, applied to the inputs it concerns: the only one, else the pictures, else all of float type."""
+    """A preprocessing applied to the inputs it concerns: the only one, else the images, else all float inputs."""
 
     preprocessing: Preprocessing
     ports: tuple[Port, ...]
@@ -51,12 +50,12 @@ class ArrayPreprocessing:
             )
             if wanted is not None and relayout(value, wanted) is not None:
                 other = "NHWC" if wanted.order == "NCHW" else "NCHW"
-                found.append(f"arrays turned from {other} to {wanted.order}, the layout of the model's input")
+                found.append(f"arrays converted from {other} to {wanted.order}, the layout of the model's input")
         return found
 
 
 def array_preprocessing_for(preprocessing: Preprocessing, layout: BatchLayout) -> ArrayPreprocessing | None:
-    """The preprocessing of arrays; None where the recipe leaves them as they are."""
+    """The preprocessing of arrays; None where it changes nothing.  Raises InputProblem."""
     if preprocessing.name == "raw" and preprocessing.plain:
         return None
     if len(layout.ports) == 1:
@@ -74,7 +73,7 @@ def array_preprocessing_for(preprocessing: Preprocessing, layout: BatchLayout) -
 
 
 def run_function(preprocessing: Preprocessing, value: np.ndarray) -> np.ndarray:
-    """The user's function on one array.  Raises InputProblem where it raises or gives nothing."""
+    """The user's function on one array.  Raises InputProblem where it raises or returns None."""
     assert preprocessing.function is not None
     try:
         result = preprocessing.function(value)

@@ -1,8 +1,7 @@
-"""Inputs made up from the signature alone: for checking that a model runs, tracing shapes, and timing
-without data.
+"""Synthetic inputs from the signature alone: for checking that a model runs, tracing shapes, and timing without data.
 
-They are sensible enough for a model to run on (ids inside its tables or a small vocabulary, masks open); what it
-answers means nothing.
+Values are valid for the model (ids within its tables or a small vocabulary, masks of ones); its outputs are
+meaningless.
 """
 
 from __future__ import annotations
@@ -58,15 +57,17 @@ def synthetic(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> Dataset:
-    """count samples from the signature.
+    """`count` synthetic samples.
 
-    sizes:      sizes of free dimensions by symbol; others get 16 in sequences and 64 in space, one symbol
-    one size
-    vocabulary: token ids are drawn below it (100 where it is not known)
-    shapes:     whole shapes of one sample by input (see `wished_shapes`); their symbols hold for other inputs, too
-    limits:     by input: what its numbers stay below, where that is known better than by the vocabulary
+    signature:  of the model
+    count:      number of samples
+    seed:       of the random values
+    sizes:      sizes of dynamic dimensions by symbol; others get 16 in sequences and 64 in space, one size per symbol
+    vocabulary: exclusive upper bound of token ids (100 where unknown)
+    shapes:     whole shapes of one sample by input (see `sample_shapes`); their symbols hold for other inputs as well
+    limits:     by input, the exclusive upper bound of its values, in place of the vocabulary
 
-    Images are uniform in [0,1), other floats normal within three deviations.  Raises InputProblem.
+    Images are uniform in [0,1), other floats normal within three standard deviations.  Raises InputProblem.
     """
     if count < 1 or not signature.inputs:
         raise InputProblem(
@@ -83,7 +84,7 @@ def synthetic(
     found = {}
     for port in sorted(
         layout.ports, key=lambda p: len(p.spec.shape or ())
-    ):  # a sequence's symbol is settled by its ids, not by a 4-D mask
+    ):  # the symbol of a sequence is determined by its ids, not by a 4-D mask
         found[port.name] = given[port.name] if port.name in given else _shape(port, known)
     bounds = {port.name: (limits or {}).get(port.name, vocabulary or _VOCABULARY) for port in layout.ports}
     source = Synthetic(found, layout, count, seed, bounds)
@@ -93,9 +94,10 @@ def synthetic(
 def sample_shapes(
     signature: Signature, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """Whole input shapes as a user wrote them, as shapes of one sample and the batch size that they name (None: none does).
+    """Shapes of one sample and the batch size (None where no shape has one) from whole input shapes that a user gives.
 
-    Raises InputProblem where a name, a rank or a fixed size is not the model's, or two inputs contradict each other.
+    Raises InputProblem where a name, a rank or a fixed size does not fit the model, or where two inputs contradict each
+    other.
     """
     layout = batch_layout(signature)
     samples: dict[str, tuple[int, ...]] = {}
@@ -114,7 +116,7 @@ def sample_shapes(
             raise _shape_problem(text, f"the model takes {port.spec.text()}")
         if port.axis is not None and own is not None and not port.loose:
             if batch not in (None, shape[port.axis]) or (layout.alone and shape[port.axis] != 1):
-                raise _shape_problem(text, f"its batch is {shape[port.axis]}, others' is {batch or 1}")
+                raise _shape_problem(text, f"its batch size is {shape[port.axis]}, that of other inputs {batch or 1}")
             batch = shape[port.axis]
             shape = tuple(1 if i == port.axis else s for i, s in enumerate(shape))
         samples[name] = shape
@@ -123,7 +125,7 @@ def sample_shapes(
 
 
 def _symbols(layout: BatchLayout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Sizes of free dimensions by symbol that whole shapes settle."""
+    """Sizes of dynamic dimensions by symbol that whole shapes determine."""
     known: dict[str, int] = {}
     for name, shape in shapes.items():
         for dim, size in zip(layout.port(name).dims or (), shape, strict=False):
@@ -159,7 +161,7 @@ def _shape(port: Port, known: dict[str, int]) -> tuple[int, ...]:
 
 
 def _free(axis: int, dim: str, dims: tuple[Dim, ...]) -> int:
-    """The size of a free dimension from its place and name."""
+    """The size of a dynamic dimension from its position and name."""
     if "chan" in dim.lower():
         return _CHANNELS
     if len(dims) >= 4:
@@ -198,6 +200,6 @@ def _integers(
     if "len" in name:
         return np.full(shape, _SEQUENCE, dtype)
     least, greatest = integer_limits(dtype)
-    if dtype.itemsize == 1 and dtype.kind in "iu" and len(shape) >= 3:  # stored pictures and features
+    if dtype.itemsize == 1 and dtype.kind in "iu" and len(shape) >= 3:  # images and features stored as integers
         return rng.integers(least, greatest, shape, endpoint=True).astype(dtype)
     return rng.integers(0, min(vocabulary, greatest + 1), shape).astype(dtype)

@@ -5,10 +5,13 @@ Nothing here changes a model.
 
 from __future__ import annotations
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 and the float8 types with numpy)
+from importlib import import_module
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+import_module("ml_dtypes")  # registers bfloat16 and the float8 types with numpy
 
 # Elementwise operators: channel j of each input is combined into channel j of the output.
 ELEMENTWISE = frozenset(

@@ -1,4 +1,4 @@
-"""What `bench` shows: every point of a sweep, and all that was asked for besides the latency."""
+"""Report of `bench`: every point of a sweep, and all optional measurements."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from onnxpress.reporting.facts import (
 
 
 def bench_page(body: Document) -> Page:
+    """The report of a record of `bench`."""
     points = body.get("points") or [body]
     several = len(points) > 1
     page = Page("Latency", ", ".join(str(t["name"]) for t in points[0].get("timings") or []))
     for point in points:
-        where = _where(point) if several else ""
+        where = _point_label(point) if several else ""
         page.headlines += _headlines(point, where)
         page.charts += [*latency_charts(point.get("timings") or [], where), *_profiles(point, where)]
         if point.get("self_check"):
             check = point["self_check"]
             page.remarks.append(
-                f"self-check{_behind(where)}: the first model beside itself {check['speedup']:.3f}x, {_ends(check, 3)}"
+                f"self-check{_suffix(where)}: the first model against itself {check['speedup']:.3f}x, {_ends(check, 3)}"
             )
         if point.get("reference"):
             speed = point["reference"]
             page.remarks.append(
-                f"in units of the built-in reference model{_behind(where)}: {speed['speedup']:.3g}, {_ends(speed, 3)}"
+                f"speed in units of the built-in reference model{_suffix(where)}: {speed['speedup']:.3g}, "
+                f"{_ends(speed, 3)}"
             )
-        page.remarks += [f"{text}{_behind(where)}" for text in string_list(point, "warnings")]
+        page.remarks += [f"{text}{_suffix(where)}" for text in string_list(point, "warnings")]
     if several:
         page.charts.insert(0, _sweep(points))
     page.tables = [
@@ -50,30 +52,30 @@ def bench_page(body: Document) -> Page:
     return page
 
 
-def _where(point: Document) -> str:
+def _point_label(point: Document) -> str:
     threads = point.get("threads", 1)
     return f"{threads} thread{'s' if threads != 1 else ''}, batch {point.get('batch', 1)}"
 
 
-def _behind(where: str) -> str:
+def _suffix(where: str) -> str:
     return f" ({where})" if where else ""
 
 
 def _headlines(point: Document, where: str) -> list[Headline]:
     found = [
-        Headline(f"{r['name']}{_behind(where)}", f"{r['speedup']:.2f}x", ratio_note(r))
+        Headline(f"{r['name']}{_suffix(where)}", f"{r['speedup']:.2f}x", ratio_note(r))
         for r in point.get("ratios") or []
     ]
     timings = point.get("timings") or []
     if timings and not found:
         t = timings[0]
         note = f"median; 90 % of the runs within {1e3 * t['p90']:.3g} ms"
-        found.append(Headline(f"{t['name']}{_behind(where)}", f"{1e3 * t['median']:.3g} ms", note))
+        found.append(Headline(f"{t['name']}{_suffix(where)}", f"{1e3 * t['median']:.3g} ms", note))
     return found
 
 
 def _sweep(points: list[Document]) -> Chart:
-    """Samples a second over the batch, a line for each model and number of threads."""
+    """Samples per second over the batch size, one line for each model and number of threads."""
     marks = []
     for p in points:
         batch = p.get("batch", 1)
@@ -81,29 +83,40 @@ def _sweep(points: list[Document]) -> Chart:
             rate, low, high = (batch / t[key] for key in ("median", "high", "low"))
             marks.append(
                 ChartPoint(
-                    _where(p), float(batch), rate, low, high, 0.3, group=f"{t['name']}, {p.get('threads', 1)} thr."
+                    _point_label(p),
+                    float(batch),
+                    rate,
+                    low,
+                    high,
+                    0.3,
+                    group=f"{t['name']}, {p.get('threads', 1)} thr.",
                 )
             )
     return Chart(
-        "lines", "Sweep", "batch", "samples a second", tuple(marks), "One run after the other; lines: 95 % intervals."
+        "lines",
+        "Sweep",
+        "batch",
+        "samples per second",
+        tuple(marks),
+        "Points are measured one after another; lines: 95 % intervals.",
     )
 
 
 def _profiles(point: Document, where: str) -> list[Chart]:
-    """The slowest kernels of each model that was profiled."""
+    """The slowest kernels of each profiled model."""
     charts = []
     for one in point.get("profiles") or []:
         kernels = sorted(one["kernels"], key=lambda k: -k["seconds"])[:MOST_BARS]
         points = tuple(ChartPoint(_kernel(k), 1e6 * k["seconds"], 0.0) for k in kernels)
         left = len(one["kernels"]) - len(kernels)
         note = f"The kernels cover {one['covered']:.0%} of a run." + (
-            f" {left} faster ones are left out." if left else ""
+            f" {left} faster ones are omitted." if left else ""
         )
         charts.append(
             Chart(
                 "bars",
-                f"Where the time goes: {one['name'] or 'the model'}{_behind(where)}",
-                "microseconds a run",
+                f"Where the time goes: {one['name'] or 'the model'}{_suffix(where)}",
+                "microseconds per run",
                 "",
                 points,
                 note,
@@ -119,13 +132,13 @@ def _kernel(kernel: Document) -> str:
 
 def _rows(points: list[Document], part: str, row: Callable[[Document], tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
     several = len(points) > 1
-    return tuple(((_where(p),) if several else ()) + row(x) for p in points for x in p.get(part) or [])
+    return tuple(((_point_label(p),) if several else ()) + row(x) for p in points for x in p.get(part) or [])
 
 
 def _table(
     points: list[Document], title: str, columns: Iterable[str], rows: tuple[tuple[str, ...], ...]
 ) -> ReportTable:
-    return ReportTable(title, (*(("under",) if len(points) > 1 else ()), *columns), rows)
+    return ReportTable(title, (*(("conditions",) if len(points) > 1 else ()), *columns), rows)
 
 
 def _timings(points: list[Document]) -> ReportTable:
@@ -139,7 +152,7 @@ def _timings(points: list[Document]) -> ReportTable:
     return _table(
         points,
         "Milliseconds",
-        ("model", "median", "low", "high", "p90", "least", "CPU", "rounds"),
+        ("model", "median", "low", "high", "p90", "minimum", "CPU", "rounds"),
         _rows(points, "timings", row),
     )
 
@@ -170,7 +183,7 @@ def _memory(points: list[Document]) -> ReportTable:
         return (m["name"], *(f"{m[k]:.1f}" for k in ("peak", "low", "high", "loaded", "settled", "process")))
 
     columns = ("model", "peak MB", "low", "high", "loaded", "after runs", "process")
-    return _table(points, "Memory in a process of its own", columns, _rows(points, "memory", row))
+    return _table(points, "Memory in a fresh process", columns, _rows(points, "memory", row))
 
 
 def _throughput(points: list[Document]) -> ReportTable:
@@ -180,7 +193,7 @@ def _throughput(points: list[Document]) -> ReportTable:
     return _table(
         points,
         "Throughput",
-        ("model", "samples a second", "95 % interval", "callers"),
+        ("model", "samples per second", "95 % interval", "callers"),
         _rows(points, "throughput", row),
     )
 
@@ -191,7 +204,7 @@ def _decisions(body: Document) -> ReportTable:
 
 
 def _conditions(body: Document) -> ReportTable:
-    """The session's settings that are not empty."""
+    """Session settings that are not empty."""
     found = body.get("conditions") or {}
     named = {**{k: v for k, v in found.items() if k != "settings"}, **(found.get("settings") or {})}
     return ReportTable(

@@ -1,4 +1,4 @@
-"""What a run of `optimize` (or of `distill`) shows."""
+"""Report of a run of `optimize` (or of `distill`)."""
 
 from __future__ import annotations
 
@@ -25,32 +25,41 @@ from onnxpress.reporting.facts import (
     string_list,
 )
 
-_MAX_NOTES = 3  # notes of a candidate
+_MAX_NOTES = 3  # notes shown per candidate
 
 
 def optimize_page(body: Document) -> Page:
-    """A record without an outcome is of a run that was stopped, or goes on: what it knows so far is shown."""
+    """The report of a record; one without an outcome (an interrupted or running command) shows what is known so far."""
     found = body.get("outcome") or (body if "chosen" in body else {})
     page = Page(_title(found), name_of(body))
-    page.headlines = [*_speed(found.get("speedup")), *size_headline(found.get("original_bytes"), found.get("bytes")),
-                      *_quality(found.get("validate")), *_seconds(found)]  # fmt: skip
+    page.headlines = [
+        *_speed(found.get("speedup")),
+        *size_headline(found.get("original_bytes"), found.get("bytes")),
+        *_quality(found.get("validate")),
+        *_seconds(found),
+    ]
     page.charts = [
         _candidates(body, found),
         *latency_charts(found.get("timings") or []),
-        *profile_charts(found.get("sides")),
+        *profile_charts(found.get("profile_comparison")),
         _training(body),
     ]
     page.tables = [_table(body, found), _plan(body), refusal_table(found.get("refused") or []), machine_table(body)]
-    page.remarks = [*string_list(found, "reasons"), *(f"try: {a}" for a in string_list(found, "advice")), *_rejected(found),
-                    *(f"{name} failed: {why}" for name, why in (body.get("failed") or {}).items()),
-                    *string_list(found, "notes"), *string_list(found, "warnings")]  # fmt: skip
+    page.remarks = [
+        *string_list(found, "reasons"),
+        *(f"try: {a}" for a in string_list(found, "advice")),
+        *_rejected(found),
+        *(f"{name} failed: {why}" for name, why in (body.get("failed") or {}).items()),
+        *string_list(found, "notes"),
+        *string_list(found, "warnings"),
+    ]
     return page
 
 
 def _title(found: Document) -> str:
     if not found:
         return "Not finished"
-    title = "Optimized" if found.get("met") else "No result that keeps the wish"
+    title = "Optimized" if found.get("met") else "No result meets the goal"
     return f"{title} (interrupted)" if found.get("interrupted") else title
 
 
@@ -82,7 +91,7 @@ def _candidates(body: Document, found: Document) -> Chart:
               c["size"] / largest, c["name"] == chosen)
         for c in several
     )  # fmt: skip
-    marked = " Orange: what was taken." if any(p.chosen for p in points) else ""
+    marked = " Orange: the chosen candidate." if any(p.chosen for p in points) else ""
     note = f"Lower and to the right is better; the mark's size is the file's; lines: 95 % intervals.{marked}"
     return Chart("scatter", "Candidates", "times as fast (first timing)", "drop on the selection samples", points, note)
 
@@ -94,7 +103,7 @@ def _table(body: Document, found: Document) -> ReportTable:
         notes_text = "; ".join(notes[:_MAX_NOTES]) + (
             f"; and {len(notes) - _MAX_NOTES} more" if len(notes) > _MAX_NOTES else ""
         )
-        name = f"{c['name']} (taken)" if c["name"] == found.get("chosen") else c["name"]
+        name = f"{c['name']} (chosen)" if c["name"] == found.get("chosen") else c["name"]
         rows.append((name, f"{speed:.2f}x" if speed else "", drop_text(c.get("select")), size(c["size"]), notes_text))
     return ReportTable("Candidates", ("name", "faster", "drop", "size", "notes"), tuple(rows))
 

@@ -1,4 +1,4 @@
-"""What `quantize --report` shows."""
+"""Report of `quantize`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ _COLUMNS = (
 
 
 def quantize_page(body: Document) -> Page:
+    """The report of a record of `quantize`."""
     page = Page("Quantized", name_of(body))
     layers = body.get("layers") or []
     page.headlines = size_headline(body.get("bytes_before"), body.get("bytes_after"))
@@ -55,7 +56,7 @@ def quantize_page(body: Document) -> Page:
             wide,
             "The darker, the more values lie there; int8 has 255 steps for a row.",
         ),
-        *profile_charts(body.get("sides")),
+        *profile_charts(body.get("profile_comparison")),
     ]
     page.tables = [
         ReportTable("Layers", _COLUMNS, tuple(_row(x) for x in layers)),
@@ -83,9 +84,18 @@ def _row(x: Document) -> tuple[str, ...]:
 
     ends = (
         (formatted("low", ".3g"), formatted("high", ".3g")) if x["high"] > x["low"] else ("", "")
-    )  # what leaves at once is not observed
+    )  # graph outputs are not observed
     return (
-        x["node"], x["op"], str(x.get("types") or ("int8" if x["int8"] else "float")), *ends,
-        formatted("sqnr_in", ".0f"), formatted("sqnr", ".0f"), formatted("cut", ".2%"), formatted("alone", ".1e"), formatted("back", ".1e"),
-        formatted("before", ".3g", 1e6), formatted("after", ".3g", 1e6), str(x.get("why", "")),
-    )  # fmt: skip
+        x["node"],
+        x["op"],
+        str(x.get("types") or ("int8" if x["int8"] else "float")),
+        *ends,
+        formatted("sqnr_in", ".0f"),
+        formatted("sqnr", ".0f"),
+        formatted("cut", ".2%"),
+        formatted("alone", ".1e"),
+        formatted("back", ".1e"),
+        formatted("before", ".3g", 1e6),
+        formatted("after", ".3g", 1e6),
+        str(x.get("why", "")),
+    )

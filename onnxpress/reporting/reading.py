@@ -1,7 +1,7 @@
-"""From the record of a command to the page that shows it.
+"""Records of commands, and the reports of their contents.
 
-Read are a run folder of `optimize` or `nas` (or its run.json), and what `bench`, `quantize`, `optimize` and `nas` print with --json.
-Nothing is computed that was not measured there; a part without numbers is left out.
+A record is a run folder of `optimize` or `nas` (or its run.json), or the JSON output of `bench`, `quantize`, `optimize`
+or `nas`.  Reports only show what was measured; parts without numbers are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from onnxpress.reporting.searched import search_page
 
 
 def read(path: str | Path) -> Document:
-    """The record at a path: a run folder or a JSON file.  Raises InputProblem where there is none, or it is another thing."""
+    """The record at a path: a run folder or a JSON file.  Raises InputProblem where there is none, or it is something
+    else.
+    """
     where = Path(path)
     file = where / "run.json" if where.is_dir() else where
     try:
@@ -50,13 +52,13 @@ def read(path: str | Path) -> Document:
 
 
 def page(body: Document) -> Page:
-    """What to show of a record.  Raises InputProblem where the record lacks what its kind has."""
+    """The report of a record.  Raises InputProblem where the record is incomplete."""
     try:
         made = _PAGES[body["kind"]](body)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise InputProblem(
-            "the run's record is not complete", str(body.get("kind")), problem, "run the command again"
+            "the run's record is incomplete", str(body.get("kind")), problem, "run the command again"
         ) from error
     made.charts = [c for c in made.charts if c.points]
     made.tables = [t for t in made.tables if t.rows]

@@ -39,8 +39,12 @@ _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing deci
 
 @dataclass
 class Outcome:
-    """What a run found.  chosen: the accepted candidate's name, or "original"; score and speedup are the final ones; sides: layers and
-    operators before and after, None where nothing was taken."""
+    """What a run found.
+
+    chosen:             the accepted candidate's name, or "original"
+    score, speedup:     final ones
+    profile_comparison: layers and operators before and after; None where nothing was accepted
+    """
 
     chosen: str
     met: bool
@@ -58,7 +62,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     interrupted: bool = False
-    sides: ProfileComparison | None = None
+    profile_comparison: ProfileComparison | None = None
     refused: list[Refused] = field(default_factory=list)
 
 
@@ -139,7 +143,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
         say("looking where the time goes", 0.97)
         taken = next(c for c in found if c.name == outcome.chosen)
         if _PROFILED_RUNS * final.timings[0].median < 2 * _PROFILE_SHARE * request.time_budget:
-            outcome.sides = _sides(original, model_of(taken), shop.feeds[0], request)
+            outcome.profile_comparison = _sides(original, model_of(taken), shop.feeds[0], request)
     outcome.refused = _refused(shop)
     say("done", 1.0)
     return outcome
@@ -238,6 +242,6 @@ def summary(outcome: Outcome) -> dict[str, object]:
         "seconds": outcome.seconds,
         "notes": outcome.notes,
         "interrupted": outcome.interrupted,
-        "sides": outcome.sides,
+        "profile_comparison": outcome.profile_comparison,
         "refused": outcome.refused,
     }

@@ -94,7 +94,7 @@ def test_recipes_on_arrays() -> None:
     refused(lambda: open_dataset({"x": pictures}, nchw), "NHWC")
     scaled = open_dataset({"x": pictures}, nchw, preprocess="unit")
     np.testing.assert_allclose(scaled[1].inputs["x"][0], pictures[1].transpose(2, 0, 1) / 255, atol=1e-6)
-    assert "arrays turned from NHWC to NCHW, the layout of the model's input" in scaled.assumed
+    assert "arrays converted from NHWC to NCHW, the layout of the model's input" in scaled.assumed
     caffe = open_dataset({"x": pictures}, nchw, preprocess="caffe")[1].inputs["x"][0]
     expected = pictures[1][:, :, ::-1] - np.array([103.939, 116.779, 123.68])
     np.testing.assert_allclose(caffe, expected.transpose(2, 0, 1), atol=1e-4)

@@ -1,5 +1,4 @@
-"""A folder of .wav files (PCM of 8, 16, 24 or 32 bits), mixed to mono, cut or padded to the model's
-length."""
+"""Folders of .wav files (PCM of 8, 16, 24 or 32 bits), mixed to mono, cut or padded to the model's length."""
 
 from __future__ import annotations
 
@@ -26,8 +25,11 @@ _WHAT = "cannot use the sound"
 
 @dataclass(frozen=True)
 class WaveformSpec:
-    """How an input takes a waveform.  axis: of time, in a sample without batch axis; length: in frames,
-    None where free."""
+    """How an input takes a waveform.
+
+    axis:   of time, in a sample without batch axis
+    length: number of frames; None where dynamic
+    """
 
     port: Port
     axis: int
@@ -35,7 +37,7 @@ class WaveformSpec:
 
 
 class Sounds(SampleSource):
-    """Sound files as samples of one input, read when asked for."""
+    """Sound files as samples of one input, read on demand."""
 
     def __init__(
         self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], spec: WaveformSpec
@@ -54,7 +56,7 @@ class Sounds(SampleSource):
 
 
 def waveform_spec(layout: BatchLayout, where: object) -> WaveformSpec:
-    """How the model's only input takes a waveform.  Raises InputProblem where it takes none."""
+    """How the model's only input takes a waveform.  Raises InputProblem where it does not."""
     port = single_port(layout, where, "a folder of .wav files")
     inner = (port.dims if port.loose else port.inner) or ()
     if 1 <= len(inner) <= 2:
@@ -63,12 +65,12 @@ def waveform_spec(layout: BatchLayout, where: object) -> WaveformSpec:
         if len(inner) == 1 or (len(time) == 1 and len(channel) == 1):
             axis = time[0] if time else 0
             size = inner[axis]
-            if not isinstance(size, int) or size >= 256:  # fewer fixed values are features, no sound
+            if not isinstance(size, int) or size >= 256:  # a small fixed size means features, not sound
                 return WaveformSpec(port, axis, size if isinstance(size, int) else None)
     raise InputProblem(
         _WHAT,
         where,
-        f"input {port.name!r} takes {port.spec.text()}, which is no waveform",
+        f"input {port.name!r} takes {port.spec.text()}, which is not a waveform",
         "compute the features and give an .npz or module:function",
     )
 
@@ -76,7 +78,7 @@ def waveform_spec(layout: BatchLayout, where: object) -> WaveformSpec:
 def open_sounds(
     folder: Path, files: Sequence[Path], signature: Signature, layout: BatchLayout, label_file: Path | None
 ) -> LoadedSource:
-    """Sounds as samples; the header of every file is read now.  Raises InputProblem."""
+    """A source of sound files; the header of every file is read now.  Raises InputProblem."""
     spec = waveform_spec(layout, folder)
     rates: dict[int, Path] = {}
     channels = 1
@@ -89,7 +91,7 @@ def open_sounds(
         raise InputProblem(
             _WHAT,
             folder,
-            f"the files differ in their rate: {listed}",
+            f"the files differ in their sampling rate: {listed}",
             "resample them to the rate the model was trained on",
         )
     keys = relative(folder, files)
@@ -112,7 +114,7 @@ def open_sounds(
 
 
 def header(path: Path) -> wave._wave_params:
-    """The parameters of a .wav file.  Raises InputProblem for what is no PCM."""
+    """The parameters of a .wav file.  Raises InputProblem for anything but PCM."""
     try:
         with wave.open(str(path), "rb") as stream:
             found = stream.getparams()
@@ -126,12 +128,10 @@ def header(path: Path) -> wave._wave_params:
             "save it as PCM of 16 bits",
         )
     if not found.nframes:
-        raise InputProblem(_WHAT, path, "there is no sound in it", "remove it")
+        raise InputProblem(_WHAT, path, "it has no frames", "remove it")
     size, need = path.stat().st_size, found.nframes * found.sampwidth * found.nchannels
     if size < need:
-        raise InputProblem(
-            _WHAT, path, f"the file is cut off: {need} bytes of sound expected, {size} found", "restore it"
-        )
+        raise InputProblem(_WHAT, path, f"the file is cut off: {need} bytes expected, {size} found", "restore it")
     return found
 
 
@@ -139,13 +139,13 @@ def _not_pcm(path: Path, error: BaseException) -> InputProblem:
     why = str(error)
     if "unknown format" in why:
         return InputProblem(
-            _WHAT, path, f"it is no plain PCM ({why})", "convert it: ffmpeg -i in.wav -c:a pcm_s16le out.wav"
+            _WHAT, path, f"it is not PCM ({why})", "convert it: ffmpeg -i in.wav -c:a pcm_s16le out.wav"
         )
     return unreadable(path, error, "save it as PCM of 16 bits")
 
 
 def load(path: Path, floats: bool, length: int | None) -> np.ndarray:
-    """One sound as [frames]: float32 in [-1,1], or whole numbers as stored.  Raises InputProblem."""
+    """One sound as [frames]: float32 in [-1,1], or integers as stored.  Raises InputProblem."""
     found = header(path)
     start, count = 0, found.nframes
     if length is not None and count > length:
@@ -170,7 +170,7 @@ def load(path: Path, floats: bool, length: int | None) -> np.ndarray:
 
 
 def _decoded(data: bytes, width: int) -> np.ndarray:
-    """Little-endian PCM as signed integers; 8 bits are stored unsigned."""
+    """Little-endian PCM as signed integers; 8-bit values are stored unsigned."""
     data = data[: len(data) // width * width]
     if width == 1:
         return np.frombuffer(data, np.uint8).astype(np.int16) - 128

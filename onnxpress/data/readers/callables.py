@@ -1,7 +1,7 @@
-"""Samples from Python: an iterable, or a function that gives one, called again for every pass.
+"""Samples from Python: an iterable, or a function that returns one and is called again for every pass.
 
-An item is a dict of arrays by input name (a key labels, label or y that is no input is its label), an
-array for a model with one input, or a pair (inputs, label).  Only labels and the count are held.
+An item is a dict of arrays by input name (a key labels, label or y that is not an input is its label), an array for a
+model with one input, or a pair (inputs, label).  Only labels and the count are held in memory.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from onnxpress.errors import InputProblem, Problem
 from onnxpress.model.signature import Signature
 
 _WHAT = "cannot read the data"
-_CALLS = 3  # a function may give a function that gives the iterable; deeper nesting is a mistake
+_CALLS = 3  # a function may return a function that returns the iterable; deeper nesting is an error
 
 Check = Callable[[dict[str, np.ndarray], str], object]
 
 
 class IterableSource(SampleSource):
-    """Samples of an iterable that can be begun again; an index is reached by reading up to it."""
+    """Samples of an iterable that can be restarted; an index is reached by reading up to it."""
 
     def __init__(
         self, begin: Callable[[], Iterator[Any]], name: str, layout: BatchLayout, label_key: str | None
@@ -35,14 +35,14 @@ class IterableSource(SampleSource):
         self.labels: list[Any | None] = []
 
     def first_pass(self, check: Check) -> None:
-        """Count, collect labels, and check every sample.  Raises InputProblem."""
+        """Count the samples, collect labels, and check every sample.  Raises InputProblem."""
         for index, item in enumerate(self._items()):
             raw, label = self._parts(item, index)
             check(raw, self.key(index))
             self.labels.append(label)
 
     def _items(self) -> Iterator[Any]:
-        """The user's items; what the user's code raises becomes one line."""
+        """The user's items; errors of the user's code become one line."""
         try:
             yield from self._begin()
         except Problem:
@@ -85,7 +85,7 @@ class IterableSource(SampleSource):
         except Exception as error:
             # whatever a foreign tensor's __array__ raises
             raise InputProblem(
-                _WHAT, where, f"{type(value).__name__} cannot be made an array ({error})", "give numpy arrays"
+                _WHAT, where, f"{type(value).__name__} cannot be converted to an array ({error})", "give numpy arrays"
             ) from error
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ class IterableSource(SampleSource):
         return f"{self._name}[{index}]"
 
     def scan(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """One pass for indices that rise; begun again where they fall."""
+        """One pass for increasing indices; restarted where they decrease."""
         items: Iterator[Any] = iter(())
         position = -1
         item: Any = None
@@ -133,15 +133,14 @@ def open_function(
 def open_iterable(
     given: Iterable[Any], name: str, signature: Signature, layout: BatchLayout, label_key: str | None, check: Check
 ) -> LoadedSource:
-    """Samples of an iterable; one that can be read once only (a generator) is held in memory.  Raises
-    InputProblem."""
+    """A source of an iterable; one that can be read only once (a generator) is held in memory.  Raises InputProblem."""
     notes: list[str] = []
     if iter(given) is given:
         try:
             given = list(given)
         except Exception as error:
             raise user_function.user_code_problem(name, error, _WHAT) from error
-        notes.append("held in memory: the iterable can be read once only")
+        notes.append("held in memory: the iterable can be read only once")
     return _stream(lambda: iter(given), name, signature, layout, label_key, check, notes)
 
 
@@ -155,7 +154,7 @@ def _iterator(function: Callable[[], Any], text: str) -> Iterator[Any]:
         raise InputProblem(
             _WHAT,
             text,
-            f"it gave a {type(found).__name__}, expected an iterable of samples",
+            f"it returned a {type(found).__name__}, expected an iterable of samples",
             "return a list, or make it a generator with yield",
         )
     return iter(found)

@@ -1,4 +1,4 @@
-"""A folder of .npz or .npy files, each one sample or several.  Files are read when their samples are."""
+"""Folders of .npz or .npy files, each with one sample or several, which are read on demand."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
-_KEEP = 64 * 2**20  # bytes of the last file's arrays that are kept for the next sample
+_MAX_CACHED = 64 * 2**20  # maximum bytes of the last file's arrays that are kept for the next sample
 
 
 class ArrayFiles(SampleSource):
-    """Samples in files; names: key in the file by input name, one mapping a file ("" is the array of an
-    .npy)."""
+    """Samples in files.  names: by file, the key of each input ("" is the array of an .npy file)."""
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class ArrayFiles(SampleSource):
         file, row = self._place(index)
         if self._last is None or self._last[0] != file:
             columns = self._columns(file)
-            small = sum(c.array.nbytes for c in columns) <= _KEEP
+            small = sum(c.array.nbytes for c in columns) <= _MAX_CACHED
             self._last = (file, columns) if small else None
         else:
             columns = self._last[1]
@@ -66,7 +65,7 @@ class ArrayFiles(SampleSource):
             column(arrays[names[p.name]], p, f"{path}, input {p.name!r}", self._checked) for p in self._layout.ports
         ]
         if lengths(columns, str(path)) != self._counts[file]:
-            raise InputProblem("cannot use the data", path, "the file changed while it was used")
+            raise InputProblem("cannot use the data", path, "the file changed while it was in use")
         return columns
 
     def key(self, index: int) -> str:
@@ -83,8 +82,10 @@ def open_folder(
     raw: bool,
     trust: bool,
 ) -> LoadedSource:
-    """The .npz and .npy files of a folder; sizes and element types of all of them are checked now.  Raises
-    InputProblem."""
+    """A source of the .npz and .npy files of a folder; their sizes and element types are checked now.
+
+    Raises InputProblem.
+    """
     keys = relative(folder, files)
     names: list[dict[str, str]] = []
     counts: list[int] = []
@@ -120,7 +121,7 @@ def open_folder(
         ]
         count = lengths(columns, str(path))
         if not count:
-            raise InputProblem("cannot use the data", path, "there are no samples in it")
+            raise InputProblem("cannot use the data", path, "it has no samples")
         names.append(mine)
         counts.append(count)
         values += _labels(path, label, count)

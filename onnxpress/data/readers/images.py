@@ -1,10 +1,12 @@
-"""A folder of images: decoded when read, resized and cropped by the recipe, classes from sub-folders or a
-label file."""
+"""Folders of images: decoded when read, resized and cropped by the preprocessing, classes from sub-folders or a label
+file.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Images(SampleSource):
-    """Pictures as samples of one input, decoded at each reading."""
+    """Images as samples of one input, decoded on every read."""
 
     def __init__(
         self,
@@ -62,13 +64,15 @@ def open_images(
     preprocess: str | None,
     trust: bool,
 ) -> LoadedSource:
-    """Images as samples; the header of every file is read now.  Raises InputProblem, or EnvironmentProblem
-    without pillow."""
+    """A source of images; the header of every file is read now.
+
+    Raises InputProblem, or EnvironmentProblem without pillow.
+    """
     _pillow()
     port = single_port(layout, folder, "a folder of images")
     preprocessing = read_preprocessing(preprocess or ("unit" if is_float(port.spec.dtype) else "raw"))
     spec = image_spec(port, preprocessing)
-    if spec is None and preprocessing.function is not None:  # a function may make anything of a picture
+    if spec is None and preprocessing.function is not None:  # a function may return any array
         spec = ImageSpec(port, "NHWC", 3, None, None)
     if spec is None:
         raise not_an_image_input(port, folder)
@@ -100,7 +104,7 @@ def _geometry_notes(spec: ImageSpec, preprocessing: Preprocessing) -> list[str]:
         return []
     height, width = target_size(spec, preprocessing)
     if height is None and width is None and not isinstance(preprocessing.resize, int):
-        return ["pictures keep their own size"]
+        return ["images keep their own size"]
     size = f"{height or 'own'} x {width or 'own'}"
     ways = {
         "stretch": f"resized to {size}",
@@ -115,14 +119,13 @@ def _geometry_notes(spec: ImageSpec, preprocessing: Preprocessing) -> list[str]:
 
 def _pillow() -> None:
     try:
-        import PIL.Image  # noqa: F401
+        import_module("PIL.Image")
     except ImportError:
         raise missing_extra("pillow", "images", "reading images") from None
 
 
 def check(path: Path, trust: bool) -> None:
-    """Read the header only.  Raises InputProblem for what is no image, is empty, or claims too many
-    pixels."""
+    """Read the header only.  Raises InputProblem for anything but an image, an empty file, or too many pixels."""
     from PIL import Image
 
     try:
@@ -133,7 +136,7 @@ def check(path: Path, trust: bool) -> None:
     except Image.DecompressionBombError:
         raise _too_large(path, "") from None
     except Exception as error:
-        # decoders of hostile or cut-off files raise nearly anything (struct.error, SyntaxError,
+        # decoders of malicious or truncated files raise nearly anything (struct.error, SyntaxError,
         # IndexError, …)
         raise _no_image(path, error) from error
     if not trust and width * height > _PIXELS:
@@ -144,7 +147,7 @@ def _no_image(path: Path, error: BaseException) -> InputProblem:
     if path.stat().st_size == 0:
         return InputProblem("cannot read the image", path, "the file is empty", "remove it or restore it")
     problem = unreadable(path, error)
-    why = "it is no image that pillow knows" if "cannot identify" in problem.why else problem.why
+    why = "it is not an image that pillow can read" if "cannot identify" in problem.why else problem.why
     return InputProblem("cannot read the image", path, why, "remove it or restore it")
 
 
@@ -158,13 +161,13 @@ def _too_large(path: Path, why: str) -> InputProblem:
 
 
 def load(path: Path, spec: ImageSpec, preprocessing: Preprocessing, trust: bool = False) -> np.ndarray:
-    """One picture as the input's array without batch axis.  Raises InputProblem."""
+    """One image as the input's array without batch axis.  Raises InputProblem."""
     from PIL import Image, ImageOps
 
     check(path, trust)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata and large sizes are not the user's concern here
+            warnings.simplefilter("ignore")  # warnings on metadata and sizes are not relevant here
             with Image.open(path) as opened:
                 opened.load()
                 image = _to_mode(ImageOps.exif_transpose(opened), spec, preprocessing)
@@ -182,7 +185,7 @@ def load(path: Path, spec: ImageSpec, preprocessing: Preprocessing, trust: bool 
 
 
 def _to_mode(image: Image, spec: ImageSpec, preprocessing: Preprocessing) -> Image:
-    """In 8 bits and the input's channels."""
+    """The image in 8 bits and the input's channels."""
     from PIL import Image as Images
 
     if image.mode == "F":
@@ -199,14 +202,16 @@ def _to_mode(image: Image, spec: ImageSpec, preprocessing: Preprocessing) -> Ima
 
 
 def target_size(spec: ImageSpec, preprocessing: Preprocessing) -> tuple[int | None, int | None]:
-    """Height and width that a picture gets; None where it keeps its own."""
+    """Height and width of the result; None where an image keeps its own."""
     if spec.height is None and spec.width is None and preprocessing.size is not None:
         return preprocessing.size, preprocessing.size
     return spec.height, spec.width
 
 
 def _resize_and_crop(image: Image, spec: ImageSpec, preprocessing: Preprocessing) -> Image:
-    """Resized and cropped.  Sizes round as torchvision's do, so that its recipes give the same pixels."""
+    """The image resized and cropped, with torchvision's rounding of sizes, so that its preprocessing gives the same
+    pixels.
+    """
     height, width = target_size(spec, preprocessing)
     own_width, own_height = image.size
     if height is None and width is not None:
@@ -240,8 +245,7 @@ def _resize_and_crop(image: Image, spec: ImageSpec, preprocessing: Preprocessing
 
 
 def _cover_size(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int]:
-    """The smallest size of the same aspect that covers to_width x to_height; the longer side is cut to a
-    whole number."""
+    """The smallest size with the same aspect ratio that covers to_width x to_height; the longer side rounds down."""
     if width * to_height <= height * to_width:
         return to_width, max(to_height, int(to_width * height / width))
     return max(to_width, int(to_height * width / height)), to_height

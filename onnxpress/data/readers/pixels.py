@@ -1,6 +1,6 @@
-"""Pictures as arrays: what picture an input wants, values normalised, axes arranged.
+"""Images as arrays: which image an input takes, normalization of values, order of axes.
 
-Arrays here are [H,W,C]; what leaves is one sample without its batch axis.
+Arrays here are [H,W,C]; the result is one sample without its batch axis.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ _CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What picture an input takes.
+    """The image that an input takes.
 
-    order: "NCHW", "NHWC", or "NHW" (gray without a channel axis); channels: 1, 3 or 4; height, width: None
-    where free; origin: how the order was found
+    order:         "NCHW", "NHWC", or "NHW" (gray without a channel axis)
+    channels:      1, 3 or 4
+    height, width: None where dynamic
+    origin:        how the order was determined
     """
 
     port: Port
@@ -39,7 +41,7 @@ class ImageSpec:
 
 
 def image_spec(port: Port, preprocessing: Preprocessing) -> ImageSpec | None:
-    """What picture an input takes; None where it takes none (its rank or number of channels is not one's)."""
+    """The image that an input takes; None where its rank or number of channels is not that of an image."""
     inner = port.inner
     if inner is None:
         return None
@@ -52,7 +54,7 @@ def image_spec(port: Port, preprocessing: Preprocessing) -> ImageSpec | None:
     origin = "from the preprocessing"
     if not order:
         known = bool(first) != bool(last)
-        origin = "from the model's input" if known else "assumed: the model's sizes do not tell"
+        origin = "from the model's input" if known else "assumed: the model's shape is ambiguous"
         order = "NCHW" if first or not last else "NHWC"
         if not first and not last and not (isinstance(inner[0], str) or isinstance(inner[2], str)):
             return None
@@ -76,8 +78,10 @@ def _size(dim: Dim) -> int | None:
 
 
 def normalize(values: np.ndarray, preprocessing: Preprocessing, where: str = "", axis: int = -1) -> np.ndarray:
-    """(value * scale - mean) / std, as float32; mean and std of several numbers run along axis.  Raises
-    InputProblem."""
+    """(value * scale - mean) / std, as float32; mean and std of several numbers lie along the axis.
+
+    Raises InputProblem where their number differs from that of the channels.
+    """
     if preprocessing.plain:
         return values
     out = values.astype(np.float32)
@@ -113,10 +117,9 @@ def to_input_layout(values: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 
 def relayout(values: np.ndarray, spec: ImageSpec) -> np.ndarray | None:
-    """A sample array in the other layout turned into the input's; None where the layout is right or is not
-    the reason.
+    """A sample array in the other layout converted to the input's; None where the layout is right or not the reason.
 
-    values: with or without a batch axis of 1.
+    values: with or without a batch axis of 1
     """
     inner = spec.port.inner or ()
     if spec.order == "NHW" or values.ndim not in (3, 4):
@@ -129,8 +132,7 @@ def relayout(values: np.ndarray, spec: ImageSpec) -> np.ndarray | None:
 
 
 def _looks_like_other_layout(shape: tuple[int, ...], spec: ImageSpec) -> bool:
-    """Whether a shape that fits (free sizes fit all) still shows the other layout: channels at the wrong
-    end."""
+    """Whether a shape that fits (dynamic sizes fit all) has its channels at the wrong end."""
     right, wrong = (shape[0], shape[2]) if spec.order == "NCHW" else (shape[2], shape[0])
     return right != spec.channels and wrong == spec.channels
 
@@ -140,6 +142,6 @@ def not_an_image_input(port: Port, where: object) -> InputProblem:
     return InputProblem(
         "cannot use the data",
         where,
-        f"input {port.name!r} takes {port.spec.text()}, which is no picture of 1, 3 or 4 channels",
-        "make the arrays yourself and give an .npz or module:function",
+        f"input {port.name!r} takes {port.spec.text()}, which is not an image of 1, 3 or 4 channels",
+        "compute the arrays and give an .npz or module:function",
     )

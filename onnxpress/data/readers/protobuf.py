@@ -1,7 +1,7 @@
-"""ONNX's own test data: folders test_data_set_N with input_M.pb, inputs in the order of the graph.
+"""ONNX test data: folders test_data_set_N with input_M.pb, inputs in the order of the graph.
 
-output_M.pb files are what some runtime answered, no labels, and are not read.  A file that holds several
-rows along the batch axis gives several samples.
+Files output_M.pb hold outputs of some runtime, not labels, and are ignored.  A file with several rows along the batch
+axis gives several samples.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WHAT = "cannot use the data"
 
 
 def sets(folder: Path) -> list[Path]:
-    """The test sets in a folder (or the folder itself, where it is one), in order of their numbers."""
+    """The test sets in a folder (or the folder itself, where it is one), by number."""
     if (folder / "input_0.pb").is_file():
         return [folder]
     found = [p for p in folder.glob("test_data_set_*") if p.is_dir()]
@@ -40,7 +40,7 @@ def _number(name: str) -> int:
 
 
 class ProtoSets(SampleSource):
-    """Test sets, one file an input, rows of a file as samples.  Files are read when their samples are."""
+    """Test sets, one file per input, rows of a file as samples, read on demand."""
 
     def __init__(self, folders: Sequence[Path], counts: Sequence[int], layout: BatchLayout) -> None:
         self._folders, self._counts, self._layout = folders, counts, layout
@@ -71,7 +71,7 @@ def _row(value: np.ndarray, axis: int | None, row: int, loose: bool) -> np.ndarr
 
 
 def open_sets(folders: Sequence[Path], name: str, layout: BatchLayout) -> LoadedSource:
-    """Test sets as samples.  Every file is read once now, to count its rows.  Raises InputProblem."""
+    """A source of test sets; every file is read once now, to count its rows.  Raises InputProblem."""
     counts = [_rows(load(folder, layout), layout, folder) for folder in folders]
     notes = ["inputs in the order of the graph"]
     if max(counts) > 1:
@@ -90,7 +90,7 @@ def load(folder: Path, layout: BatchLayout) -> dict[str, np.ndarray]:
                 _WHAT,
                 folder,
                 f"no {path.name} for input {port.name!r}; found {', '.join(found) or 'no input_*.pb'}",
-                f"one file for each of the model's {len(layout.ports)} inputs, in order",
+                f"give one file for each of the model's {len(layout.ports)} inputs, in order",
             )
         values[port.name] = _tensor(path)
     extra = folder / f"input_{len(layout.ports)}.pb"
@@ -112,19 +112,18 @@ def _tensor(path: Path) -> np.ndarray:
             raise InputProblem(
                 _WHAT,
                 path,
-                "its values are in another file, which is not followed",
-                "save it with its values inside",
+                "its values are in another file, which is not read",
+                "save it with its values",
             )
         if not tensor.data_type:
-            raise ValueError("it is no tensor (sequences and optionals are not supported)")
+            raise ValueError("it is not a tensor (sequences and optionals are not supported)")
         return np.asarray(numpy_helper.to_array(tensor))
     except (DecodeError, ValueError, TypeError, KeyError, OSError) as error:
         raise unreadable(path, error, "expected a TensorProto as onnx.save_tensor writes") from error
 
 
 def _rows(values: dict[str, np.ndarray], layout: BatchLayout, folder: Path) -> int:
-    """How many samples a set holds: the common size along the batch axes of those inputs that have their
-    full rank."""
+    """Number of samples of a set: the common size along the batch axes of the inputs with full rank."""
     counts: dict[str, int] = {}
     for port in layout.ports:
         value = values[port.name]

@@ -1,7 +1,7 @@
 """.csv, .tsv and .parquet tables: which columns feed which input.
 
-A column named like an input feeds it; columns `name_0`, `name_1`, … fill its last axis; and where the
-model has one input, all columns that are no labels do, in order.
+A column with the name of an input feeds it; columns `name_0`, `name_1`, … fill its last axis; where the model has one
+input, all columns but the labels do, in order.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from onnxpress.model.signature import Signature
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _WHAT = "cannot use the table"
-_ROWS = 10_000  # parsed at once: cells as Python strings are twenty times larger than as numbers
+_ROWS = 10_000  # parsed at once: cells take twenty times more memory as Python strings than as numbers
 _TRUTH = {"true": 1, "false": 0}
 
 
 def open_table(path: Path, signature: Signature, layout: BatchLayout, label: str | None, raw: bool) -> LoadedSource:
-    """Rows as samples.  Raises InputProblem, or EnvironmentProblem without pyarrow for .parquet."""
+    """A source of rows.  Raises InputProblem, or EnvironmentProblem without pyarrow for .parquet."""
     notes: list[str] = []
     if path.suffix.lower() == ".parquet":
         columns = _parquet(path)
@@ -43,7 +43,7 @@ def open_table(path: Path, signature: Signature, layout: BatchLayout, label: str
         raise InputProblem(_WHAT, path, "it has no columns")
     key = labelling.find_key(list(columns), layout.names, label, str(path), labelling.COLUMNS)
     if key is None and len(layout.ports) == 1:
-        notes.append("no column of labels")
+        notes.append("no label column")
     arrays, more = assign({n: c for n, c in columns.items() if n != key}, layout, path)
     values = None if key is None else columns[key]
     loaded = build(arrays, layout, path.name, str(path), values, signature, raw)
@@ -54,7 +54,7 @@ def open_table(path: Path, signature: Signature, layout: BatchLayout, label: str
 def assign(
     columns: Mapping[str, np.ndarray], layout: BatchLayout, path: Path
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """An array by input name from columns (all of one length), and notes.  Raises InputProblem."""
+    """Arrays by input name from columns (all of one length), and notes.  Raises InputProblem."""
     arrays: dict[str, np.ndarray] = {}
     used: set[str] = set()
     notes: list[str] = []
@@ -129,8 +129,7 @@ def _shaped(parts: Sequence[np.ndarray], names: Sequence[str], port: Port, path:
 
 
 def _delimited(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Columns of a csv or tsv file by name.  A first row of numbers only is data, and columns are
-    numbered."""
+    """Columns of a csv or tsv file by name.  A first row of numbers only is data, and columns are numbered."""
     pieces: list[list[np.ndarray]] = []
     notes: list[str] = []
     names: list[str] = []
@@ -149,11 +148,11 @@ def _delimited(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[str]]
                 names = head
                 repeated = sorted({n for n in names if names.count(n) > 1})
                 if repeated:
-                    raise InputProblem(_WHAT, path, f"columns are named twice: {', '.join(map(repr, repeated))}")
+                    raise InputProblem(_WHAT, path, f"duplicate column names: {', '.join(map(repr, repeated))}")
             while piece := list(islice(rows, _ROWS)):
                 pieces.append(_parse(piece, names, path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise unreadable(path, error, "save it as UTF-8 with one row a line") from error
+        raise unreadable(path, error, "save it as UTF-8 with one row per line") from error
     if not pieces:
         raise InputProblem(_WHAT, path, "there are no rows below the header")
     return {name: _joined([piece[i] for piece in pieces]) for i, name in enumerate(names)}, notes
@@ -172,7 +171,7 @@ def _rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _parse(rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: Path) -> list[np.ndarray]:
-    """The narrowest of int64, float64 and strings for each column.  Empty cells: NaN."""
+    """The narrowest of int64, float64 and strings for each column.  Empty cells are NaN."""
     found: list[np.ndarray] = []
     for i in range(len(names)):
         cells = [row[i].strip() for _, row in rows]
@@ -191,7 +190,7 @@ def _parse(rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: Pa
 
 def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
     kinds = {p.dtype.kind for p in pieces}
-    if "O" in kinds and len(kinds) > 1:  # text further down: numbers above are text too
+    if "O" in kinds and len(kinds) > 1:  # text in a later piece: earlier numbers are text as well
         return np.concatenate(
             [p if p.dtype.kind == "O" else np.array([_shown(v) for v in p.tolist()], dtype=object) for p in pieces]
         )
@@ -220,8 +219,10 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
 
 
 def _arrow(column: Any, pyarrow: Any, where: str) -> np.ndarray:
-    """An arrow column as an array; lists of one length become a second axis, missing numbers NaN, missing
-    strings ""."""
+    """An arrow column as an array; lists of equal length become a second axis.
+
+    Missing numbers become NaN, missing strings "".
+    """
     kind = column.type
     if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
         rows = column.to_pylist()

@@ -1,5 +1,6 @@
-""".txt and .jsonl text, tokenized when read with the user's tokenizer.json; or strings as they are, where
-the model takes strings."""
+""".txt and .jsonl text, tokenized when read with the user's tokenizer.json, or as strings where the model takes
+strings.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
 class Lines(SampleSource):
-    """Lines of a file by their place in it; only places and labels are held."""
+    """Lines of a file by byte offset; only offsets and labels are held in memory."""
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class Strings:
 
 
 class Encoder:
-    """Text to ids, mask, types and positions by the names of the inputs."""
+    """Text to ids, mask, types and positions, by the names of the inputs."""
 
     def __init__(self, tokenizer: Tokenizer, roles: dict[str, str], special: bool) -> None:
         self._tokenizer, self._roles, self._special = tokenizer, roles, special
@@ -97,8 +98,7 @@ def open_text(
     tokenizer: str | Path | None,
     preprocess: str | None,
 ) -> LoadedSource:
-    """The lines of a text file as samples.  Raises InputProblem, or EnvironmentProblem without the package
-    tokenizers."""
+    """A source of the lines of a text file.  Raises InputProblem, or EnvironmentProblem without tokenizers."""
     preprocessing = read_preprocessing(preprocess) if preprocess else Preprocessing("raw")
     if len(layout.ports) == 1 and is_text(layout.ports[0].spec.dtype) and tokenizer is None:
         encode: Encoder | Strings = Strings(layout.ports[0])
@@ -155,7 +155,7 @@ def _encoder(
         problem = unreadable(file, error, "give the tokenizer.json that was saved with the model")
         raise InputProblem("cannot read the tokenizer", file, problem.why, problem.hint) from error
     size = f"padded to {length} tokens, the model's length" if length is not None else "not padded"
-    return Encoder(tokenizer, roles, preprocessing.special_tokens), [f"text cut at {longest} tokens, {size}"]
+    return Encoder(tokenizer, roles, preprocessing.special_tokens), [f"text truncated to {longest} tokens, {size}"]
 
 
 def _roles(layout: BatchLayout, path: Path) -> dict[str, str]:
@@ -166,8 +166,8 @@ def _roles(layout: BatchLayout, path: Path) -> dict[str, str]:
             raise InputProblem(
                 _WHAT,
                 path,
-                f"input {port.name!r} takes {port.spec.text()}, no token ids",
-                "tokenize the text yourself and give an .npz",
+                f"input {port.name!r} takes {port.spec.text()}, not token ids",
+                "tokenize the text and give an .npz",
             )
         if "type" in name or "segment" in name:
             role = "types"
@@ -183,15 +183,15 @@ def _roles(layout: BatchLayout, path: Path) -> dict[str, str]:
             raise InputProblem(
                 _WHAT,
                 path,
-                f"it is not known what input {port.name!r} is in text",
-                "known are input_ids, attention_mask, token_type_ids, position_ids; give an .npz for others",
+                f"input {port.name!r} is not known for text",
+                "known inputs are input_ids, attention_mask, token_type_ids, position_ids; give an .npz for others",
             )
         roles[port.name] = role
     return roles
 
 
 def _length(layout: BatchLayout, path: Path) -> int | None:
-    """The number of tokens that the model fixes, None where free."""
+    """The number of tokens that the model fixes; None where dynamic."""
     lengths = {port.name: port.inner[-1] for port in layout.ports if port.inner}
     fixed = {d for d in lengths.values() if isinstance(d, int)}
     if len(fixed) > 1:
@@ -209,7 +209,7 @@ def _length(layout: BatchLayout, path: Path) -> int | None:
 
 
 def _scan_txt(path: Path, column: str | None) -> tuple[Sequence[int], list[Any | None], None, bool]:
-    """Places of the lines that are not blank, and labels where every line ends in a tab and one."""
+    """Offsets of the lines that are not blank, and labels where every line ends in a tab and a label."""
     if column is not None:
         raise InputProblem(
             "cannot read the labels",
@@ -234,7 +234,7 @@ def _scan_jsonl(path: Path, column: str | None) -> tuple[Sequence[int], list[Any
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputProblem(_WHAT, where, f"not JSON: {error.msg}", "one object a line") from None
+            raise InputProblem(_WHAT, where, f"not JSON: {error.msg}", "write one object per line") from None
         if not isinstance(record, dict):
             raise InputProblem(
                 _WHAT,
@@ -263,7 +263,7 @@ def _scan_jsonl(path: Path, column: str | None) -> tuple[Sequence[int], list[Any
 
 
 def _lines(path: Path) -> list[tuple[int, str, int]] | Any:
-    """(place in the file, text, line number) of every line that is not blank."""
+    """(byte offset, text, line number) of every line that is not blank."""
     place = 0
     try:
         with path.open("rb") as stream:

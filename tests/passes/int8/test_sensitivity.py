@@ -118,14 +118,14 @@ def test_times_before_and_after_are_told() -> None:
     )  # each far above what the profiler itself takes
     data = nets.samples(model, 32)
     done = quantize(model, data, report=True)
-    assert done.sides is not None
-    assert {p.name for p in done.sides.operators} >= {"Conv", "QLinearConv"}
+    assert done.profile_comparison is not None
+    assert {p.name for p in done.profile_comparison.operators} >= {"Conv", "QLinearConv"}
     assert all(
         x.before is not None and x.after is not None and x.before > 0 and x.after > 0
         for x in done.layers
         if x.op == "Conv"
     )
-    assert [p.before == p.after for p in done.sides.widths] == [True] * len(done.sides.widths)
+    assert [p.before == p.after for p in done.profile_comparison.widths] == [True] * len(done.profile_comparison.widths)
     other = quantize(model, data, report=True, machine=machine_for("avx2" if this_machine().int8_exact else "vnni"))
     assert all(x.after is None for x in other.layers), "times are of this machine"
 
