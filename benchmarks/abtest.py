@@ -33,7 +33,7 @@ from onnxpress.evaluate.bench import REBUILDS
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.result import document
-from onnxpress.runtime.intervals import independent
+from onnxpress.runtime.intervals import order_statistic_interval
 from onnxpress.runtime.latency import SLOWER, Effort, Ratio, Timing, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import open_session
@@ -162,7 +162,7 @@ def report(pairs: list[Pair], tries: list[Try], extra: float, limit: float) -> N
     rows = []
     if pairs:
         count = len(pairs)
-        spread = independent(np.array([abs(math.log(p.ratio.speedup)) for p in pairs]))[0]
+        spread = order_statistic_interval(np.array([abs(math.log(p.ratio.speedup)) for p in pairs]))[0]
         rows += [
             ["A/A: 95 % intervals that contain 1", f"{sum(p.contains_one for p in pairs)} of {count}"],
             ["A/A: median distance of bench's ratio from 1", f"{spread:.2%}"],

@@ -24,7 +24,7 @@ from onnxpress.api.run_pass import PassResult
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.weights.share import ShareOptions
@@ -55,7 +55,7 @@ def bits_case(case: Any, levers: list[str], split: str, seconds: float) -> list[
     model = load(case.model)
     sig = signature(model)
     train = dataset(case, "train", sig)
-    judge = Judge(model, dataset(case, split, sig))
+    judge = Scorer(model, dataset(case, split, sig))
     rows: list[dict[str, Any]] = []
     made: dict[str, ir.Model | bytes | str] = {"original": model}
     for lever in levers:

@@ -109,12 +109,12 @@ def ours() -> Finder:
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
     from onnxpress.passes.int8 import calibration
-    from onnxpress.passes.int8.qdq_write import spreads_for
+    from onnxpress.passes.int8.qdq_write import histograms_for
 
     def find(path: Path, method: str, samples: Samples) -> None:
         model = load(path)
         evidence = evidence_for(model, open_dataset(Again(samples), signature(model)))
-        calibration.ranges(evidence, method, list(spreads_for(evidence)))
+        calibration.ranges(evidence, method, list(histograms_for(evidence)))
 
     return find
 

@@ -31,7 +31,7 @@ from onnxpress.api.distillation_session import Wish
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.edit import canonical
 from onnxpress.model.files import load, save, to_bytes
@@ -100,7 +100,7 @@ def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | No
     original = load(case.model)
     sig = signature(original)
     train, select = dataset(case, "train", sig), dataset(case, "select", sig)
-    judge = Judge(original, dataset(case, "val", sig))
+    judge = Scorer(original, dataset(case, "val", sig))
     inputs, _ = case.data("train")
     bare = Dataset.from_arrays(inputs, sig, name=f"{case.name}/train without labels")
     labels = replace(wish, settings=replace(wish.settings, loss="none", labels=1.0, features="none"))

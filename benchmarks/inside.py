@@ -20,7 +20,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.nas.in_model.in_model_search import inside
@@ -57,7 +57,7 @@ def run_case(case: Any, request: Request, val: str) -> list[Row]:
     feeds = [b.inputs for b in bare.take(4).batches(1)]
     models: dict[str, ir.Model | bytes | str] = {"original": original, **{n: o.data for n, o in found.items()}}
     ratios = compare_latency(models, feeds, Effort(seconds=12.0, precision=0.004))
-    judge = Judge(original, splits.validate)
+    judge = Scorer(original, splits.validate)
     return [
         Row(name, o.chosen, o.met, ratios.ratio(name), judge.score(o.data), o.seconds,
             [(c.name, c.quick or 0.0, c.score.drop) for c in o.candidates])

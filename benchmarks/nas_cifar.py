@@ -28,7 +28,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import Signature, signature
 from onnxpress.nas.evaluation.candidate_training import finished
@@ -136,7 +136,7 @@ def main(
         name = f"resnet20, width {width}"
         model, _, _ = look.school.train(resnet20(look, width), seconds, tell)
         models[name] = finished(model, look.learn.take(1), look.machine)
-    judge = Judge(teacher, splits.validate)
+    judge = Scorer(teacher, splits.validate)
     compared: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}
     ratios = compare_latency(compared, feeds, Effort(seconds=4.0 * len(compared), precision=0.004))
     rows = [Row("resnet20_bn", 0, judge.score(to_bytes(anchor)).value, 1.0, 1.0, 1.0, 0.0)]

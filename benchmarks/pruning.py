@@ -25,7 +25,7 @@ from onnxpress import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.read import parameters
@@ -63,7 +63,7 @@ def prune_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     model = load(case.model)
     sig = signature(model)
     train = dataset(case, "train", sig).take(samples)
-    judge = Judge(model, dataset(case, split, sig))
+    judge = Scorer(model, dataset(case, split, sig))
     goal, allowed = GOALS[case.name]
     made, rows = {"original": model}, []
     for name, (criterion, spread, repaired) in RECIPES.items():
@@ -98,9 +98,9 @@ def transformer(model: Any, data: Dataset, criterion: str, repaired: bool) -> An
     found = curves(evidence, criterion=criterion)
     decisions: list[Action] = []
     for group in evidence.channels.groups:
-        heads = group.sliced and any(p.role == "in" for p in group.places) and len(group.makers) > 1
+        heads = group.sliced and any(p.role == "in" for p in group.slices) and len(group.producers) > 1
         share = _HEADS if heads else 0.0 if group.sliced else _FEED_FORWARD
-        if share and group.hidden:
+        if share and group.internal:
             decisions.append(decision(found[group.name], round(share * group.size)))
     return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares" if repaired else "none"}]).model
 

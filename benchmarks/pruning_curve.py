@@ -29,7 +29,7 @@ from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
@@ -99,7 +99,7 @@ def run_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     original = load(case.model)
     sig = signature(original)
     train = dataset(case, "train", sig).take(samples)
-    judge = Judge(original, dataset(case, split, sig))
+    judge = Scorer(original, dataset(case, split, sig))
     whole = work(original, train)
     made: dict[str, ir.Model | bytes | str] = {"original": original}
     rows: list[dict[str, Any]] = []

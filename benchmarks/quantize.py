@@ -26,14 +26,14 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.result import document
 from onnxpress.runtime.machine import this_machine
-from onnxpress.runtime.session import Settings, all_cores, open_session
+from onnxpress.runtime.session import SessionSettings, all_cores, open_session
 
-PRECISE = Settings(threads=all_cores().threads, config=(("session.x64quantprecision", "1"),))
+PRECISE = SessionSettings(threads=all_cores().threads, config=(("session.x64quantprecision", "1"),))
 
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
 
 
-def top1(model: bytes, data: Dataset, settings: Settings) -> float:
+def top1(model: bytes, data: Dataset, settings: SessionSettings) -> float:
     session = open_session(model, settings)
     right = total = 0
     for batch in data.batches(16):

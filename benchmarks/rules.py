@@ -18,7 +18,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8.calibration import RULES
@@ -50,7 +50,7 @@ def run_case(case: Any) -> list[list[str]]:
     original = load(case.model)
     sig = signature(original)
     evidence = evidence_for(original, dataset(case, "train", sig).take(128))
-    judge = Judge(evidence.model, dataset(case, "select", sig))
+    judge = Scorer(evidence.model, dataset(case, "select", sig))
     rows = []
     for what, model in forms(evidence).items():
         score = judge.score(model)

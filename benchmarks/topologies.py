@@ -48,7 +48,7 @@ from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.result import document
 from onnxpress.runtime.machine import this_machine
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.runtime.session import SessionSettings, open_session, run
 
 KEPT_AT_MOST, EXACT_AT_MOST = 0.35, 1e-5
 SECONDS = 600.0  # for the peer on one topology
@@ -144,7 +144,7 @@ def feeds_for(model: onnx.ModelProto, count: int, seed: int = 0) -> dict[str, np
 
 def difference(one: ir.Model, other: ir.Model, feeds: Feeds) -> float:
     """Largest difference of an output over its largest value, without onnxruntime's own rewrites."""
-    wanted, found = (run(open_session(m, Settings(level="none")), feeds) for m in (one, other))
+    wanted, found = (run(open_session(m, SessionSettings(level="none")), feeds) for m in (one, other))
     scales = [max(float(np.abs(a).max()), 1e-30) for a in wanted]
     return max(float(np.abs(a - b).max()) / s for a, b, s in zip(wanted, found, scales, strict=True))
 
@@ -154,7 +154,7 @@ def silenced(model: ir.Model, facts: ch.Channels, removal: ch.Removal) -> ir.Mod
     clone = model.clone()
     nodes = {n.name: n for n in clone.graph}
     for name, gone in removal.items():
-        for place in facts.group(name).places:
+        for place in facts.group(name).slices:
             node = nodes[place.node]
             if place.role == "in" or node.op_type == "Div":  # 0 / 0
                 continue

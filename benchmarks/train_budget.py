@@ -26,7 +26,7 @@ from onnxpress.api.distill import distill
 from onnxpress.api.distillation_session import Wish, cores
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.plan.candidate_store import Candidate, model_of
@@ -103,7 +103,7 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
         for name, model in forms.items():
             in_int8 = "int8" in outcome.chosen and name != "trained, float"
             models[name] = to_bytes(quantize(model, bare).model if in_int8 else model)
-    judge = Judge(original, splits.validate)
+    judge = Scorer(original, splits.validate)
     rows = [Row(case.name, n, len(m), judge.score(m)) for n, m in models.items() if isinstance(m, bytes)]
     feeds = [b.inputs for b in bare.take(4).batches(1)]
     ratios = compare_latency(models, feeds, Effort(seconds=4.0 * len(models), precision=0.004)).ratios

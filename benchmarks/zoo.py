@@ -30,7 +30,7 @@ import onnx
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.errors import Problem
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import Signature, signature
 from onnxpress.result import document
@@ -179,7 +179,7 @@ def run_case(case: Any, folder: Path, request: Request, peers: bool, seconds: fl
 
 
 def _measure(rows: list[Row], models: dict[str, bytes], original: Any, splits: Splits, seconds: float) -> None:
-    judge = Judge(original, splits.validate)
+    judge = Scorer(original, splits.validate)
     feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
     for row in rows:
         if row.recipe in models:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxpress.measure.cache import VARIABLE
+from onnxpress.measure.cache import CACHE_VARIABLE
 
 try:
     import fcntl
@@ -25,7 +25,7 @@ for variable, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -246,7 +246,7 @@ def samples_like(model: ir.Model, dtype: type[np.floating], count: int = 6) -> D
 
 def outputs(model: ir.Model, data: Dataset, level: str = "none") -> np.ndarray:
     """The first output on all samples."""
-    from onnxpress.runtime.session import Settings, open_session
+    from onnxpress.runtime.session import SessionSettings, open_session
 
-    session = open_session(model, Settings(level=level))
+    session = open_session(model, SessionSettings(level=level))
     return np.concatenate([session.run(None, b.inputs)[0][: b.count] for b in data.batches(8)])

@@ -14,8 +14,8 @@ from onnxpress.api.run_pass import PassResult, opened, write_checked
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge, Score
-from onnxpress.model.files import model_hash, model_size, must_fit, to_bytes
+from onnxpress.measure.score import Score, Scorer
+from onnxpress.model.files import check_size, model_hash, model_size, to_bytes
 from onnxpress.model.source import ModelSource, open_model, source_name
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.pruning.allocation import plan_pruning
@@ -95,7 +95,7 @@ def distill(
     begin = _begin(student, teacher, learn, wish, output, machine)
     now = evidence_for(begin.model, learn, machine, wish.settings.seed)
     couple = Couple(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
-    judge = Judge(couple.teacher.model, judged)
+    judge = Scorer(couple.teacher.model, judged)
     first = judge.score(to_bytes(begin.model))
     if wish.closed_form:
         return _choose(begin, refitted(couple, wish), judge, first, output, plan_file, learn)
@@ -112,7 +112,7 @@ def distill(
 
 def _loaded(model: ModelSource) -> ir.Model:
     found = open_model(model, "teacher")
-    must_fit(found)
+    check_size(found)
     return found
 
 
@@ -163,7 +163,7 @@ def _begin(
 def _choose(
     begin: _Start,
     made: Taught,
-    judge: Judge,
+    judge: Scorer,
     first: Score,
     output: str | Path | None,
     plan_file: str | Path | None,

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import to_bytes, write_atomic
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
@@ -129,7 +129,7 @@ def refitted(couple: Couple, wish: Wish) -> Taught:
 def taught(
     couple: Couple,
     wish: Wish,
-    judge: Judge,
+    judge: Scorer,
     start: float = math.inf,
     folder: Path | None = None,
     resume: bool = False,
@@ -191,7 +191,7 @@ def _stored(folder: Path | None) -> Settings:
     return read_settings(body)
 
 
-def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Settings:
+def _settled(job: Distillation, wish: Wish, judge: Scorer, say: Progress) -> Settings:
     """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
     time of a step."""
     from onnxpress.train.augment import GENTLE
@@ -238,7 +238,7 @@ def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:
     return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
 
 
-def _look(judge: Judge, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
+def _look(judge: Scorer, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
     """(drop, nmse, value, one standard error of the drop); with labels alone closeness to the teacher is no aim."""
 
     def look(model: ir.Model) -> tuple[float, float, float, float]:
@@ -249,7 +249,7 @@ def _look(judge: Judge, labels_alone: bool) -> Callable[[ir.Model], tuple[float,
     return look
 
 
-def _teller(say: Progress, judge: Judge) -> Callable[[int, int, float, Point | None], None]:
+def _teller(say: Progress, judge: Scorer) -> Callable[[int, int, float, Point | None], None]:
     def tell(step: int, steps: int, loss: float, point: Point | None) -> None:
         metric = "" if point is None else f", {judge.metric} {point.value:.4f}"
         say(f"loss {loss:.4f}{metric}", step / steps)

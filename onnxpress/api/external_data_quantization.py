@@ -16,7 +16,17 @@ import onnx_ir as ir
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import edit
-from onnxpress.model.files import beside, check_target, load, opened, save, settle, to_bytes, weight_bytes, written
+from onnxpress.model.files import (
+    check_target,
+    commit_staged,
+    load,
+    open_model,
+    save,
+    serialize_graph,
+    staging_files,
+    to_bytes,
+    weight_bytes,
+)
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.weight_matrix import Stored, find_weights
@@ -67,7 +77,7 @@ def stream_weights(
         if getattr(options, name) is not None:
             raise InputProblem("this needs samples", f"`{name}`", "no data was given", "give `data`, or leave it out")
     target = check_target(output, path)
-    model = opened(path)
+    model = open_model(path)
     before = Path(path).stat().st_size + _outside(model)
     if weight_bytes(model) <= _SMALL:
         model = load(path)
@@ -81,12 +91,12 @@ def stream_weights(
                 "report this model; nothing was written",
             )
         return replace(found, bytes_before=before, bytes_after=len(save(work, target)))
-    with beside(target) as (part, data_part):
+    with staging_files(target) as (part, data_part):
         try:
             with data_part.open("wb") as stream:
                 work, found = _written(edit.canonical(model), options, _Store(stream, data_part), progress)
-            part.write_bytes(written(work))
-            own = settle(target, part, data_part)
+            part.write_bytes(serialize_graph(work))
+            own = commit_staged(target, part, data_part)
         except OSError as error:
             raise EnvironmentProblem(
                 "cannot write the file", target, str(error), "check space and permissions"

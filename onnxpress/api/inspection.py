@@ -70,7 +70,7 @@ def inspect(model: str | Path | ir.Model) -> Inspection:
         return Inspection(*common, 0, (), (), error.line())
     costs = macs(base, trace)
     refused = {r.node: r.reason for r in channels.refused}
-    free = {maker for g in channels.groups for maker in g.makers}
+    free = {maker for g in channels.groups for maker in g.producers}
     nodes = []
     for node in base.graph:
         if node.op_type not in read.WEIGHTED:
@@ -88,6 +88,7 @@ def inspect(model: str | Path | ir.Model) -> Inspection:
             )
         )
     groups = tuple(
-        (g.name, g.size, "hidden" if g.hidden else "bottleneck" if g.bottleneck else "spine") for g in channels.groups
+        (g.name, g.size, "internal" if g.internal else "bottleneck" if g.bottleneck else "residual stream")
+        for g in channels.groups
     )
     return Inspection(*common, sum(costs.values()), tuple(nodes), groups, "")

@@ -88,31 +88,33 @@ def run(arguments: list[str]) -> int:
     except Problem as problem:
         if debug:
             raise
-        _say(problem.line())
+        _print_error(problem.line())
         return problem.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return 2
     except click.ClickException as error:
         where = f" ({error.ctx.command_path})" if isinstance(error, click.UsageError) and error.ctx else ""
-        _say(f"{error.format_message().rstrip('.')}{where}. TRY: add --help")
+        _print_error(f"{error.format_message().rstrip('.')}{where}. TRY: add --help")
         return 2
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; nothing was written but the run record")
+        _print_error("interrupted; nothing was written but the run record")
         return EXIT_INTERRUPTED
     except MemoryError:
-        _say("out of memory. TRY: smaller samples, or a machine with more memory")
+        _print_error("out of memory. TRY: smaller samples, or a machine with more memory")
         return EXIT_ENVIRONMENT
     except BrokenPipeError:
         return 0
     except Exception as error:
         if debug:
             raise
-        _say(
+        _print_error(
             f"internal error ({type(error).__name__}): {' '.join(str(error).split())[:300]}. TRY: --debug, and report it"
         )
         return EXIT_ENVIRONMENT
 
 
-def _say(line: str) -> None:
-    click.echo(f"error: {line}", err=True)
+def _print_error(line: str) -> None:
+    from onnxpress.cli.console import with_options
+
+    click.echo(f"error: {with_options(line)}", err=True)

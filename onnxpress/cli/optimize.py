@@ -180,8 +180,8 @@ def _verdict(outcome: Outcome, output: str) -> str:
     else:
         lines.append(f"{output}: the original, unchanged; nothing held the contract")
     if not outcome.met:
-        lines += ["  the goal was not met"] + [f"  - {reason}" for reason in outcome.reasons[:8]]
-        lines += [f"  try: {advice}" for advice in outcome.advice]
+        lines += ["  the goal was not met"] + [f"  - {console.with_options(reason)}" for reason in outcome.reasons[:8]]
+        lines += [f"  try: {console.with_options(advice)}" for advice in outcome.advice]
     lines += ["  interrupted: this is the best of what had been found by then"] if outcome.interrupted else []
     lines += [f"  warning: {w}" for w in (outcome.final.warnings if outcome.final else ())]
     return "\n".join(lines)

@@ -91,11 +91,6 @@ def files_options(function: F) -> F:
     return function
 
 
-def flag_text(text: str) -> str:
-    """A help text or message in which arguments in backticks are written as flags of the command line."""
-    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda m: "--" + m[1].replace("_", "-"), text)
-
-
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 

@@ -14,7 +14,6 @@ from onnxpress.cli import console
 from onnxpress.cli.options import (
     DataChoice,
     data_options,
-    flag_text,
     json_option,
     open_data,
     output_option,
@@ -87,7 +86,7 @@ def pass_command(name: str) -> click.Command:
 def _click_option(spec: OptionSpec) -> Callable[[Any], Any]:
     """One option of a pass as a click option of the same name."""
     flag = "--" + spec.name.replace("_", "-")
-    text = flag_text(spec.help) + (f" In {spec.unit}." if spec.unit else "")
+    text = console.with_options(spec.help) + (f" In {spec.unit}." if spec.unit else "")
     if spec.type is bool:
         if spec.default:
             return click.option(f"{flag}/--no-{flag[2:]}", spec.name, default=True, show_default=True, help=text)

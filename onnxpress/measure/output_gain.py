@@ -107,7 +107,7 @@ def _perturb(
     change = edit.insert_after(model, _maker(size), "Mul", [pattern, size], f"{stem}_change")
     factor = edit.insert_after(model, _maker(change), "Add", [change, one], f"{stem}_factor")
     changed = edit.insert_after(model, _maker(factor), "Mul", [one, factor], f"{stem}_out")
-    edit.take_over(model, value, changed)
+    edit.replace_value(model, value, changed)
     _maker(changed).replace_input_with(0, value)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import save, to_bytes
 from onnxpress.nas import worker
 from onnxpress.nas.evaluation.candidate_training import SCHEDULE, Pupil, finished, rounds
@@ -29,7 +29,7 @@ from onnxpress.nas.strategies.storage import HEARTBEAT
 from onnxpress.nas.strategies.study import Entry, Study
 from onnxpress.passes.core.contract import Action
 from onnxpress.plan.run_record import Run
-from onnxpress.runtime.latency import Comparison, Effort, compare_latency
+from onnxpress.runtime.latency import Effort, LatencyComparison, compare_latency
 
 Tell = Callable[[str, float], None]
 Form = tuple[tuple[str, str], ...]
@@ -70,7 +70,7 @@ class Outcome:
 
     found: list[Found]
     entries: list[Entry]
-    final: Comparison
+    final: LatencyComparison
     seconds: float
     met: bool = True
     notes: list[str] = field(default_factory=list)
@@ -143,7 +143,7 @@ class _Job:
 
         last = SCHEDULE[request.schedule](look.school, pupils, left, wish.keep, tell, request.limited)
         by_number = {e.number: e for _, e in chosen}
-        judge = Judge(look.like, look.splits.validate, "validation samples")
+        judge = Scorer(look.like, look.splits.validate, "validation samples")
         found = [self._finished(p, by_number[p.number], judge) for p in last]
         self.tell("timing the trained candidates", end)
         models: dict[str, ir.Model | bytes | str] = {"anchor": look.like, **{f.name: f.model for f in found}}
@@ -188,7 +188,7 @@ class _Job:
             )
         return found
 
-    def _finished(self, pupil: Pupil, entry: Entry, judge: Judge) -> Found:
+    def _finished(self, pupil: Pupil, entry: Entry, judge: Scorer) -> Found:
         model = finished(pupil.model, self.look.learn.take(1), self.look.machine)
         assert pupil.score is not None
         facts = entry.facts

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxpress.api.distillation_session import Couple, Progress, Wish, begun, cores, taught
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.core.contract import Action
@@ -63,7 +63,7 @@ class Workshop:
         self,
         original: ir.Model,
         calibrate: Dataset,
-        judge: Judge,
+        judge: Scorer,
         machine: Machine,
         seed: int = 0,
         shelf: Shelf | None = None,

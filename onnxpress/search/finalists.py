@@ -14,16 +14,16 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import Problem
-from onnxpress.evaluate.profile_comparison import Sides, side_by_side
-from onnxpress.measure.score import Judge, Score
+from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
-from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
-from onnxpress.runtime.session import Settings
+from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
+from onnxpress.runtime.session import SessionSettings
 from onnxpress.search.candidate_factory import Workshop
 from onnxpress.search.request import Request
 from onnxpress.search.search import Search, allowed
@@ -39,8 +39,12 @@ _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing deci
 
 @dataclass
 class Outcome:
-    """What a run found.  chosen: the accepted candidate's name, or "original"; score and speedup are the final ones; sides: layers and
-    operators before and after, None where nothing was taken."""
+    """What a run found.
+
+    chosen:             the accepted candidate's name, or "original"
+    score, speedup:     final ones
+    profile_comparison: layers and operators before and after; None where nothing was accepted
+    """
 
     chosen: str
     met: bool
@@ -50,7 +54,7 @@ class Outcome:
     original_size: int
     score: Score | None
     speedup: Ratio | None
-    final: Comparison | None
+    final: LatencyComparison | None
     candidates: list[Candidate]
     rejected: dict[str, list[str]]
     looks: int
@@ -58,7 +62,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     interrupted: bool = False
-    sides: Sides | None = None
+    profile_comparison: ProfileComparison | None = None
     refused: list[Refusal] = field(default_factory=list)
 
 
@@ -81,7 +85,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
     speeds = {c.name: final.ratio(c.name).low if search.target else final.ratio(c.name).speedup for c in finalists}
     order = _ranked(finalists, speeds, request.goal, search.target)
     say("validating", 0.92)
-    judge = Judge(original, splits.validate, "validation samples")
+    judge = Scorer(original, splits.validate, "validation samples")
     rejected: dict[str, list[str]] = {}
     looks = 0
     outcome: Outcome | None = None
@@ -139,7 +143,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
         say("looking where the time goes", 0.97)
         taken = next(c for c in found if c.name == outcome.chosen)
         if _PROFILED_RUNS * final.timings[0].median < 2 * _PROFILE_SHARE * request.time_budget:
-            outcome.sides = _sides(original, model_of(taken), shop.feeds[0], request)
+            outcome.profile_comparison = _sides(original, model_of(taken), shop.feeds[0], request)
     outcome.refused = _refused(shop)
     say("done", 1.0)
     return outcome
@@ -158,11 +162,13 @@ def _refused(shop: Workshop) -> list[Refusal]:
     return whole + [Refusal(r.node, f"pruning: {r.reason}") for r in narrow]
 
 
-def _sides(original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: Request) -> Sides | None:
+def _sides(
+    original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: Request
+) -> ProfileComparison | None:
     """For the record alone: a model that cannot be profiled is as good, whatever the profiler stumbles over."""
-    settings = Settings(threads=request.threads)
+    settings = SessionSettings(threads=request.threads)
     try:
-        return side_by_side(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
+        return profile_compare(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
     except Exception:
         return None
 
@@ -179,7 +185,7 @@ def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: 
     return reached + [c for c in fast if c not in reached]
 
 
-def _exact_meets(candidate: Candidate, final: Comparison, original: ir.Model, request: Request) -> bool:
+def _exact_meets(candidate: Candidate, final: LatencyComparison, original: ir.Model, request: Request) -> bool:
     if request.goal == "size":
         return candidate.size < len(to_bytes(original))
     return final.ratio(candidate.name).low > 1.0
@@ -236,6 +242,6 @@ def summary(outcome: Outcome) -> dict[str, object]:
         "seconds": outcome.seconds,
         "notes": outcome.notes,
         "interrupted": outcome.interrupted,
-        "sides": outcome.sides,
+        "profile_comparison": outcome.profile_comparison,
         "refused": outcome.refused,
     }

@@ -14,9 +14,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.cache import key_of
-from onnxpress.measure.score import Judge
-from onnxpress.model.files import check_target, load, model_hash, must_fit, write_atomic
+from onnxpress.measure.cache import cache_key
+from onnxpress.measure.score import Scorer
+from onnxpress.model.files import check_size, check_target, load, model_hash, write_atomic
 from onnxpress.plan.plan import write_plan
 from onnxpress.plan.run_record import Run
 from onnxpress.runtime.latency import Effort, compare_latency
@@ -53,7 +53,7 @@ def optimize(
     path = model if isinstance(model, (str, Path)) else None
     original = load(path) if path is not None else model
     assert isinstance(original, ir.Model)
-    must_fit(original)
+    check_size(original)
     if output is not None:
         check_target(output, *([path] if path is not None else []))
     splits = data if isinstance(data, Splits) else data.split()
@@ -105,7 +105,7 @@ def _search(
         say(stage, SEARCH_ENDS * search_part + fraction * (1 - search_part))
 
     told("measuring the original", 0.0)
-    judge = Judge(original, splits.select, "selection samples")
+    judge = Scorer(original, splits.select, "selection samples")
     shelf = run.shelf if run is not None else None
     shop = Workshop(original, splits.calibrate, judge, machine, request.seed, shelf)
     target = _target(original, shop, request)
@@ -137,7 +137,7 @@ def _target(original: ir.Model, shop: Workshop, request: Request) -> float:
 def _identity(original: ir.Model, splits: Splits, request: Request, machine: Machine) -> str:
     """Of everything that decides what a run finds."""
     parts = [s.hash for s in (splits.calibrate, splits.select, splits.validate)]
-    return key_of(model_hash(original), *parts, repr(request), repr(machine))
+    return cache_key(model_hash(original), *parts, repr(request), repr(machine))
 
 
 def _timing_seconds(request: Request) -> float:

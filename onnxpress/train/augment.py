@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.layout import layout
+from onnxpress.data.layout import batch_layout
 from onnxpress.errors import InputProblem
 from onnxpress.train.augmentations import ALONE, Arrays, Field, mixed
 
@@ -39,8 +39,8 @@ _BERT = {101: 103}  # first token of every sentence -> the vocabulary's mask tok
 
 def fields(data: Dataset) -> tuple[Field, ...]:
     """What each batched input of a dataset is, from its first samples."""
-    ports = {p.name: p for p in layout(data.signature).ports if p.axis == 0}
-    if layout(data.signature).alone:
+    ports = {p.name: p for p in batch_layout(data.signature).ports if p.axis == 0}
+    if batch_layout(data.signature).alone:
         return ()
     seen = [sample.inputs for sample in data.take(_PROBED)]
     found = []

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.cli.main import run
-from onnxpress.evaluate.baseline import fingerprint
+from onnxpress.evaluate.baseline import machine_fingerprint
 from onnxpress.model import files
 from onnxpress.train.settings import read_settings
 from tests import nets
@@ -248,7 +248,7 @@ def kept(folder: Path, **machine: str) -> str:
     """A baseline of the good model, made here, but for some of the machine's facts."""
     usual = {"threads": [1], "batch": [], "shapes": {}, "pin": [], "graph optimizations": "all", "spinning": False}
     facts = {
-        "machine": {**fingerprint(), **machine},
+        "machine": {**machine_fingerprint(), **machine},
         "conditions": {**usual, "session entries": [], "inputs": "synthetic"},
     }
     times = {"median": 1.0, "speed": 1.0, "low": 0.9, "high": 1.1, "path": str(good(folder)), "sha256": "0"}

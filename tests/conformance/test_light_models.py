@@ -85,5 +85,5 @@ def test_inspect_says_what_to_do_about_weights_still_to_be_made(name: str) -> No
     found = inspect(FOLDER / f"light_{name}.onnx")
     assert found.runs == ""
     assert {n.int8 for n in found.nodes if n.op == "Conv"} == {
-        "its weight is still to be computed from constants: simplify first"
+        "its weight is computed from constants: run simplify first"
     }

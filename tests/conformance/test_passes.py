@@ -26,7 +26,7 @@ from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
 from onnxpress.passes.registry import all_passes
 from onnxpress.plan import result_contract
 from onnxpress.plan.plan import apply_plan, new_plan
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session
 from tests import nets
 
 NETS: dict[str, Callable[[], ir.Model]] = {
@@ -338,7 +338,7 @@ def test_float16_is_refused_with_reasons() -> None:
     quantize = all_passes()["quantize"]
     assert not proposals(quantize, evidence)
     done = all_passes()["simplify"].apply(evidence, [{"fold": "batchnorm"}])
-    open_session(done.model, Settings(level="none"))
+    open_session(done.model, SessionSettings(level="none"))
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,7 +9,7 @@ import pytest
 
 from onnxpress.data import shipped
 from onnxpress.data.dataset import open_dataset
-from onnxpress.data.preprocessing import load, names, recipe
+from onnxpress.data.preprocessing import load, names, read_preprocessing
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import EnvironmentProblem
 from tests.data.helpers import floats, refused, sig
@@ -19,7 +19,7 @@ def test_shipped_recipes() -> None:
     assert names() == ["caffe", "clip", "imagenet", "raw", "tf", "unit"]
     assert (calibration_folder() / "recipes" / "imagenet.toml").is_file()
     for name in names():
-        found = recipe(name)
+        found = read_preprocessing(name)
         assert found.name == name
         assert found.description
         assert found.values()
@@ -78,14 +78,14 @@ def test_mistakes_have_file_and_line(tmp_path: Path, text: str, line: str, says:
 
 def test_unknown_recipes(tmp_path: Path) -> None:
     refused(
-        lambda: recipe("imagenett"),
+        lambda: read_preprocessing("imagenett"),
         "there are caffe, clip, imagenet, raw, tf, unit",
         "did you mean imagenet?",
     )
-    refused(lambda: recipe("zzz"), "no such recipe", "module:function")
-    refused(lambda: recipe(str(tmp_path / "none.toml")), "does not exist")
-    refused(lambda: recipe("no_such_module_anywhere:f"), "there is no module 'no_such_module_anywhere'")
-    assert recipe("math:sqrt").function is not None
+    refused(lambda: read_preprocessing("zzz"), "no such recipe", "module:function")
+    refused(lambda: read_preprocessing(str(tmp_path / "none.toml")), "does not exist")
+    refused(lambda: read_preprocessing("no_such_module_anywhere:f"), "there is no module 'no_such_module_anywhere'")
+    assert read_preprocessing("math:sqrt").function is not None
 
 
 def test_recipes_on_arrays() -> None:
@@ -94,7 +94,7 @@ def test_recipes_on_arrays() -> None:
     refused(lambda: open_dataset({"x": pictures}, nchw), "NHWC")
     scaled = open_dataset({"x": pictures}, nchw, preprocess="unit")
     np.testing.assert_allclose(scaled[1].inputs["x"][0], pictures[1].transpose(2, 0, 1) / 255, atol=1e-6)
-    assert "arrays turned from NHWC to NCHW, the layout of the model's input" in scaled.assumed
+    assert "arrays converted from NHWC to NCHW, the layout of the model's input" in scaled.assumed
     caffe = open_dataset({"x": pictures}, nchw, preprocess="caffe")[1].inputs["x"][0]
     expected = pictures[1][:, :, ::-1] - np.array([103.939, 116.779, 123.68])
     np.testing.assert_allclose(caffe, expected.transpose(2, 0, 1), atol=1e-4)

@@ -44,7 +44,7 @@ def test_worst_samples_come_first(cut: str) -> None:
         MODEL,
         cut,
         data,
-        metrics=["top-1", "f1", lambda out, label: float(next(iter(out.values())).argmax() == label)],
+        metric=["top-1", "f1", lambda out, label: float(next(iter(out.values())).argmax() == label)],
         worst=4,
     )
     top1, f1, own = found.metrics
@@ -97,7 +97,7 @@ def test_a_model_beside_itself_loses_nothing(capsys: pytest.CaptureFixture[str])
         {n: np.stack([s.inputs[n][0] for s in nets.samples(load(MODEL), 12)]) for n in ("image",)},
         signature(load(MODEL)),
     )
-    found = compare(MODEL, MODEL, data, metrics=names, worst=1)
+    found = compare(MODEL, MODEL, data, metric=names, worst=1)
     assert all((m.drop, m.low, m.high) == (0, 0, 0) for m in found.metrics)
     assert [m.value for m in found.metrics] == [1, 1, 1, 1, 0, 0, 1, 1]
     assert found.worst[0].error == 0
@@ -113,14 +113,14 @@ def test_detectors_are_judged_through_a_function() -> None:
         best = int(y.argmax())
         return np.array([[0, 0, 10 + best, 10, 0.9, best]])
 
-    same = compare(model, model, data, metrics=["map"], decode=decode).metrics[0]
+    same = compare(model, model, data, metric=["map"], decode=decode).metrics[0]
     assert (same.value, same.reference) == (1.0, 1.0)
     other = compare(
         model, prune(model, data, options=PruneOptions(0.6, refit=False)).model, data, metrics=["map"], decode=decode
     ).metrics[0]
     assert other.value < 1.0
-    with pytest.raises(InputProblem, match="--decode"):
-        compare(model, quantize(model, data).model, data, metrics=["map"])
+    with pytest.raises(InputProblem, match="`decode`"):
+        compare(model, quantize(model, data).model, data, metric=["map"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress import depth, prune, quantize
-from onnxpress.evaluate.profile_comparison import side_by_side, widths
+from onnxpress.evaluate.profile_comparison import profile_compare, widths
 from onnxpress.model import edit
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.structure.depth import DepthOptions
@@ -20,7 +20,7 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
 def test_every_layer_has_its_time_on_both_sides() -> None:
     model = edit.canonical(nets.residual(width=32))
     done = quantize(model, nets.samples(model, 8)).model
-    found = side_by_side(model, done, feeds(model), 0.4)
+    found = profile_compare(model, done, feeds(model), 0.4)
     weighted = [n.name for n in model.graph if n.op_type in ("Conv", "Gemm")]
     assert [p.name for p in found.details.layers] == weighted == [p.name for p in found.widths]
     assert all(p.bytes_before > 0 and p.bytes_after > 0 for p in found.details.layers)

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from onnxpress.cli.main import run
-from onnxpress.evaluate.baseline import Baseline, against
-from onnxpress.evaluate.slowdown import decide
+from onnxpress.evaluate.baseline import Baseline, ratio_to_baseline
+from onnxpress.evaluate.slowdown import decide_slowdown
 from onnxpress.model import files
 from onnxpress.runtime.latency import Ratio
 from tests import nets
@@ -30,7 +30,7 @@ from tests import nets
 def test_decided_by_the_interval(
     speedup: float, low: float, high: float, passed: bool, decided: bool, why: str
 ) -> None:
-    found = decide(Ratio("new", "old", speedup, low, high), 0.05)
+    found = decide_slowdown(Ratio("new", "old", speedup, low, high), 0.05)
     assert (found.passed, found.decided) == (passed, decided)
     assert why in found.why
     assert "new takes" in found.why
@@ -39,7 +39,7 @@ def test_decided_by_the_interval(
 def test_two_runs_are_less_certain_than_one() -> None:
     """Half as fast as the baseline in units of the reference; the interval is wider than either run's."""
     kept = Baseline("m.onnx", "0", 1e-3, 2.0, 1.98, 2.02, {}, {})
-    found = against(kept, Ratio("new", "reference", 1.0, 0.99, 1.01))
+    found = ratio_to_baseline(kept, Ratio("new", "reference", 1.0, 0.99, 1.01))
     assert found.speedup == pytest.approx(0.5)
     assert found.high / found.speedup > 1.05
     assert found.verdict == "slower"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxpress.measure.cache import VARIABLE, Cache, user_cache
+from onnxpress.measure.cache import CACHE_VARIABLE, Cache, user_cache
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.ranges import observe
+from onnxpress.measure.ranges import collect_histograms
 from onnxpress.passes.pruning.error_curves import curves
 from tests import nets
 
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "off")
+    monkeypatch.setenv(CACHE_VARIABLE, "off")
     assert user_cache().folder is None
 
 
@@ -77,10 +77,10 @@ def prepared(folder: Path, count: int = 8) -> Evidence:
 def test_a_second_evidence_observes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(tmp_path)
     names = [n.outputs[0].name or "" for n in first.model.graph][:4]
-    spreads, shapes = observe(first, names, {names[0]: 1}), curves(first)
+    spreads, shapes = collect_histograms(first, names, {names[0]: 1}), curves(first)
     monkeypatch.setattr(Evidence, "stream", lambda *a, **k: pytest.fail("observed again"))
     second = prepared(tmp_path)
-    again = observe(second, names, {names[0]: 1})
+    again = collect_histograms(second, names, {names[0]: 1})
     for name, spread in spreads.items():
         for field, value in vars(spread).items():
             np.testing.assert_array_equal(getattr(again[name], field), value)
@@ -89,5 +89,5 @@ def test_a_second_evidence_observes_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def test_other_samples_are_observed_anew(tmp_path: Path) -> None:
     names = [n.outputs[0].name or "" for n in prepared(tmp_path).model.graph][:1]
-    few, more = observe(prepared(tmp_path, 4), names), observe(prepared(tmp_path, 8), names)
+    few, more = collect_histograms(prepared(tmp_path, 4), names), collect_histograms(prepared(tmp_path, 8), names)
     assert few[names[0]].counts.sum() < more[names[0]].counts.sum()

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
-from onnxpress.model.blocks import BRANCH, LAYER, LINK, RUN, Block, dying, find_blocks, resolve, take_out
+from onnxpress.model.blocks import BRANCH, LAYER, LINK, RUN, Block, dead_nodes, find_blocks, remove_blocks, resolve
 from tests import nets
 
 
@@ -98,8 +98,8 @@ def test_neighbours_and_overlaps_resolve_to_the_furthest_source() -> None:
     layer = next(b for b in found if b.kind == LAYER)
     together = resolve(model, [*branches[:2], layer])
     assert together[layer.output] == layer.source
-    assert dying(model, branches[:2]) == dying(model, [layer])
-    two, one = take_out(model, branches[:2]), take_out(model, [layer])
+    assert dead_nodes(model, branches[:2]) == dead_nodes(model, [layer])
+    two, one = remove_blocks(model, branches[:2]), remove_blocks(model, [layer])
     data = nets.samples(model, 3)
     np.testing.assert_array_equal(nets.outputs(two, data), nets.outputs(one, data))
 
@@ -109,6 +109,6 @@ def test_a_block_at_the_graphs_output_keeps_the_signature() -> None:
     x = net.relu(net.conv("image", 3))
     y = net.add(net.conv(x, 3), x)
     model = edit.canonical(net.model(y, nets.IMAGE, ["N", 3, 8, 8]))
-    done = take_out(model, blocks(model))
+    done = remove_blocks(model, blocks(model))
     assert [n.op_type for n in done.graph] == ["Conv", "Relu", "Identity"]
     assert done.graph.outputs[0].name == model.graph.outputs[0].name

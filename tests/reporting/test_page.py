@@ -16,7 +16,7 @@ from onnxpress.cli.main import run as cli
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 from onnxpress.reporting.facts import Page
-from onnxpress.reporting.page import embedded, html, markdown, rendered
+from onnxpress.reporting.page import html, markdown, render, script_json
 from onnxpress.reporting.reading import page, read
 
 pytest.importorskip("jinja2")
@@ -60,7 +60,7 @@ def optimized() -> dict[str, Any]:
     outcome = {
         "chosen": "int8", "met": True, "reasons": [], "advice": ["give a longer --time-budget"], "bytes": 3000, "original_bytes": 12000,
         "validate": score(0.002), "timings": timings, "ratios": [], "warnings": ["the machine was busy"], "notes": [HOSTILE], "seconds": 12.0,
-        "rejected": {HOSTILE: ["slower"]}, "sides": sides, "refused": [{"unit": HOSTILE, "reason": "int8: no kernel"}],
+        "rejected": {HOSTILE: ["slower"]}, "profile_comparison": sides, "refused": [{"unit": HOSTILE, "reason": "int8: no kernel"}],
         "speedup": {"name": "int8", "baseline": "original", "speedup": 2.0, "low": 1.9, "high": 2.1},
     }  # fmt: skip
     return {
@@ -158,13 +158,13 @@ def test_what_was_measured_is_shown(tmp_path: Path) -> None:
     assert [h.value for h in made.headlines] == ["2.00x", "4.00x", "0.8980", "12 s"]
     where = "Where the time goes: "
     assert [c.title for c in made.charts] == [
-        "Candidates", "Latency in one interleaved run", "How runs are spread", f"{where}operators", f"{where}layers", "Widths that changed"
+        "Candidates", "Latency in one interleaved run", "Distribution of the runs", f"{where}operators", f"{where}layers", "Changed widths"
     ]  # fmt: skip
     assert {(p.group, p.x) for p in made.charts[-1].points if "stage0" in p.name} == {("before", 64), ("after", 48)}
     assert "stage16" not in str(made.charts[-1]), "what keeps its width is not shown"
     assert [p.chosen for p in made.charts[0].points] == [False, True, False]
     assert made.charts[1].points[0].x == pytest.approx(2.0)
-    assert {t.title for t in made.tables} == {"Candidates", "Plan", "Left alone", "Machine"}
+    assert {t.title for t in made.tables} == {"Candidates", "Plan", "Unchanged nodes", "Machine"}
     assert any("rejected: slower" in r for r in made.remarks)
 
 
@@ -178,7 +178,7 @@ def test_names_cannot_break_out(tmp_path: Path) -> None:
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text.replace("https://www.chartjs.org", "")), (
         "nothing is fetched"
     )
-    assert "\u2028" not in embedded("\u2028")
+    assert "\u2028" not in script_json("\u2028")
 
 
 def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
     text = markdown(made)
     assert "**2.00x** faster" in text
     assert "| name | faster | drop | size | notes |" in text
-    assert "| int8 (taken) | 2.00x | +0.0040 [-0.0060, +0.0140] |" in text
+    assert "| int8 (chosen) | 2.00x | +0.0040 [-0.0060, +0.0140] |" in text
     assert "&lt;/script>" in text
-    assert json.loads(rendered(made, "json"))["headlines"][0]["value"] == "2.00x"
+    assert json.loads(render(made, "json"))["headlines"][0]["value"] == "2.00x"
 
 
 def test_a_part_without_numbers_is_left_out() -> None:

@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load
-from onnxpress.runtime.builtin_models import Peak
-from onnxpress.runtime.kernel_to_node import Kernel, stands_for
+from onnxpress.runtime.builtin_models import PeakRate
+from onnxpress.runtime.kernel_to_node import Kernel, nodes_of_kernels
 from onnxpress.runtime.profile import parse_profile, profile
 from onnxpress.runtime.session import trace
 from tests import nets
 
-PEAK = Peak(100.0, 1)
+PEAK = PeakRate(100.0, 1)
 
 
 def event(name: str, ts: int, dur: int, op: str = "Conv", index: int = 0) -> dict[str, object]:
@@ -65,7 +65,7 @@ def test_nodes_behind_kernels() -> None:
         Kernel((f"{pooled.outputs[0].name}_nchwc", 0), "GlobalAveragePool", ("x9",), 1),
         Kernel((f"{gemm.name}/MatMulAddFusion", 0), "Gemm", (gemm.outputs[0].name or "",), 3),
     ]
-    behind = stands_for(model, kernels)
+    behind = nodes_of_kernels(model, kernels)
     kinds = {n.name: n.op_type for n in model.graph}
     assert [[kinds[n] for n in behind[k.key]] for k in kernels] == [
         ["Conv", "Relu"],

@@ -13,7 +13,7 @@ from onnxpress.runtime import isolate
 from onnxpress.runtime.intervals import block_bootstrap
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, machine_for, this_machine
-from onnxpress.runtime.session import Settings, open_session, trace
+from onnxpress.runtime.session import SessionSettings, open_session, trace
 from tests import nets
 
 
@@ -115,5 +115,5 @@ def test_bootstrap_covers_a_correlated_median() -> None:
 
 def test_settings_reach_onnxruntime() -> None:
     model = nets.residual(width=8, blocks=1)
-    session = open_session(model, Settings(threads=2, level="basic"))
+    session = open_session(model, SessionSettings(threads=2, level="basic"))
     assert session.get_session_options().intra_op_num_threads == 2

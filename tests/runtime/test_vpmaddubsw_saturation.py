@@ -26,7 +26,7 @@ def worst(row: np.ndarray, peaks: np.ndarray) -> int:
 def test_rows_that_are_too_heavy_are_all_that_could_saturate(seed: int, columns: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     rows, peaks = rng.integers(-127, 128, (count, columns)), rng.integers(0, 256, columns)
-    for row, heavy in zip(rows, vpmaddubsw_saturation.load(rows, peaks) > 1, strict=True):
+    for row, heavy in zip(rows, vpmaddubsw_saturation.pair_load(rows, peaks) > 1, strict=True):
         assert heavy == (worst(row, peaks) > 0)
 
 
@@ -37,12 +37,18 @@ def test_rows_are_as_fine_as_they_can_be(seed: int, columns: int, count: int) ->
     rng = np.random.default_rng(seed)
     real, peaks = rng.standard_normal((count, columns)), rng.integers(0, 256, columns)
     top = np.abs(real).max(axis=1, keepdims=True)
-    levels = vpmaddubsw_saturation.levels(np.rint(real / top * vpmaddubsw_saturation.TOP), peaks)[:, None]
+    levels = vpmaddubsw_saturation.max_weight_codes(np.rint(real / top * vpmaddubsw_saturation.MAX_WEIGHT), peaks)[
+        :, None
+    ]
     rounded = np.rint(real / top * levels)
-    rows = vpmaddubsw_saturation.relieved(rounded, peaks)
-    assert (vpmaddubsw_saturation.load(rows, peaks) <= 1).all() and np.abs(rows - rounded).max() <= 1
-    finer = vpmaddubsw_saturation.load(real / top * (levels + 3), peaks) > 1
-    assert (finer | (levels[:, 0] == vpmaddubsw_saturation.TOP) | (levels[:, 0] == vpmaddubsw_saturation.SAFE)).all()
+    rows = vpmaddubsw_saturation.clamp_pairs(rounded, peaks)
+    assert (vpmaddubsw_saturation.pair_load(rows, peaks) <= 1).all() and np.abs(rows - rounded).max() <= 1
+    finer = vpmaddubsw_saturation.pair_load(real / top * (levels + 3), peaks) > 1
+    assert (
+        finer
+        | (levels[:, 0] == vpmaddubsw_saturation.MAX_WEIGHT)
+        | (levels[:, 0] == vpmaddubsw_saturation.MAX_SAFE_WEIGHT)
+    ).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -51,14 +57,14 @@ def test_rows_that_were_held_back_have_room_that_fits(seed: int, columns: int, p
     """What weights may become is no less than they are, and saturates at no codes where they did not."""
     rng = np.random.default_rng(seed)
     full = np.full(columns, 255)
-    row = vpmaddubsw_saturation.relieved(rng.integers(-peak, peak + 1, (1, columns)), full)
+    row = vpmaddubsw_saturation.clamp_pairs(rng.integers(-peak, peak + 1, (1, columns)), full)
     row[0, 0] = peak
     row[0, 1:2] = 0
-    low, high = vpmaddubsw_saturation.room(row)
+    low, high = vpmaddubsw_saturation.weight_headroom(row)
     assert (low <= row).all() and (row <= high).all()
     if peak < 120:
         for _ in range(20):
-            assert vpmaddubsw_saturation.load(rng.integers(low, high + 1), full)[0] <= 1
+            assert vpmaddubsw_saturation.pair_load(rng.integers(low, high + 1), full)[0] <= 1
     else:
         assert (low == -128).all() and (high == 127).all()
 

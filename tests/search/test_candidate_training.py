@@ -59,14 +59,14 @@ def test_a_trained_candidate_replays_to_the_same_bytes(trained: Outcome) -> None
 def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are taken for multiply-accumulates here, so that the machine's other work says nothing."""
     from onnxpress.data.dataset import Dataset
-    from onnxpress.measure.score import Judge
+    from onnxpress.measure.score import Scorer
     from onnxpress.runtime.machine import this_machine
     from onnxpress.search.candidate_factory import Workshop
     from onnxpress.search.search import Clock, Search
 
     model = nets.residual(width=64)
     data: Dataset = nets.samples(model, 24)
-    shop = Workshop(model, data, Judge(model, data), this_machine())
+    shop = Workshop(model, data, Scorer(model, data), this_machine())
     search = Search(shop, 0.05, "latency", Clock(60), lambda stage, share: None, None)
     search.keep(shop.exact(), seconds=0.05)
     search.keep(shop.shallower(1), seconds=0.05)

@@ -19,7 +19,7 @@ from onnxpress.api.distillation_session import Couple, Wish, cores, taught
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.request import SCHEDULES
@@ -49,7 +49,7 @@ class School:
     labels alone teach."""
 
     learn: Dataset
-    judge: Judge
+    judge: Scorer
     teacher: ir.Model | None
     machine: Machine
     seed: int = 0

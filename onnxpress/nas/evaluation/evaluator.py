@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset, Splits, open_dataset
 from onnxpress.errors import EnvironmentProblem, InputProblem
-from onnxpress.measure.cache import key_of
-from onnxpress.measure.score import Judge
+from onnxpress.measure.cache import cache_key
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import model_hash
 from onnxpress.model.signature import signature
 from onnxpress.model.structural_hash import structural_hash
@@ -56,7 +56,7 @@ class Look:
         self.build = space(request.space)
         if not teach and not splits.calibrate.labelled:
             raise InputProblem("nothing to learn from", "--data", "no teacher and no labels", "add --teacher or labels")
-        judge = Judge(like, splits.select, "selection samples")
+        judge = Scorer(like, splits.select, "selection samples")
         if not teach and not judge.labelled:
             raise InputProblem("the labels are no class numbers", "--data", "nothing else teaches", "add --teacher")
         self.learn = with_free_batch(splits.calibrate)
@@ -90,7 +90,7 @@ class Look:
                 *r.aims,
             )
         ]
-        return f"nas {r.space} {key_of(*self.parts.values(), *own)[:12]}"
+        return f"nas {r.space} {cache_key(*self.parts.values(), *own)[:12]}"
 
     # one candidate
 
@@ -161,7 +161,7 @@ class Look:
 def _text_of(name: str) -> str:
     """Hash of a file that FILE or FILE.py:function names, or of the name itself."""
     file = Path(name.rpartition(":")[0] or name)
-    return key_of(file.read_text() if file.is_file() else name)
+    return cache_key(file.read_text() if file.is_file() else name)
 
 
 def clocked(look: Look, study: Study, orders: Orders | None, in_time: Callable[[], bool]) -> Build:

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from onnxpress.model import read
 from onnxpress.nas.evaluation.costs import declared
 from onnxpress.runtime.session import trace
-from onnxpress.runtime.unit_latency import UnitTimes, units
+from onnxpress.runtime.unit_latency import UnitLatencies, fused_units
 
 _LEAST = 12  # candidates timed as a whole, before sums are believed
 _RECENT = 48  # of them, whose errors tell the doubt
@@ -28,7 +28,7 @@ _RUN = 1e-5  # seconds, the scale of what a run costs anyway
 class Table:
     """Of one machine.  seen: sums by kind, and seconds, of whole candidates."""
 
-    times: UnitTimes = field(default_factory=UnitTimes)
+    times: UnitLatencies = field(default_factory=UnitLatencies)
     seen: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def sums(self, model: ir.Model, sample: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -36,7 +36,7 @@ class Table:
         sizes = declared(model, sample) or trace(model, sample)
         total = np.zeros(_KINDS)
         total[0] = _RUN
-        for nodes in units(model):
+        for nodes in fused_units(model):
             total[_kind(nodes[0])] += self.times.seconds(model, nodes, sizes)
         return total
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import submodels
 from onnxpress.model.cut_points import Section, sections
@@ -67,7 +67,7 @@ class Ground:
         fitted = min(_FITTED, max(1, len(data) // 2))
         self.small = evidence_for(base.model, data.take(fitted), base.machine, base.seed)
         rest = data.select(range(fitted, min(len(data), fitted + _JUDGED))) if len(data) > fitted else data
-        self.judge = Judge(base.model, rest)
+        self.judge = Scorer(base.model, rest)
         self.known: dict[tuple[str, ...], float] = {}  # shares of their place's time, by structures
 
     def changed(self, chosen: Sequence[Replacement]) -> ir.Model:

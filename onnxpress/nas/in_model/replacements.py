@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.model.channels.groups import Group
-from onnxpress.model.cut_points import Section, inside
+from onnxpress.model.channels.groups import ChannelGroup
+from onnxpress.model.cut_points import Section, section_holds
 from onnxpress.passes.core.contract import Action, Proposal, proposals
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.passes.structure.attention import ATTENTION
@@ -75,7 +75,7 @@ def _able(pass_name: str, repair: str) -> str:
 
 def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
     """The blocks of the section: each, the largest first."""
-    mine = [b for b in removable(evidence)[0] if b.nodes and inside(b.nodes, section)]
+    mine = [b for b in removable(evidence)[0] if b.nodes and section_holds(b.nodes, section)]
     seen: set[frozenset[str]] = set()
     for block in sorted(mine, key=lambda b: -b.macs):
         if block.nodes not in seen:
@@ -88,7 +88,7 @@ def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Se
     options = proposals(PRUNE, evidence)
     made = []
     for group in evidence.channels.groups:
-        nodes = {p.node for p in group.places}
+        nodes = {p.node for p in group.slices}
         touched = [i for i, s in enumerate(found) if nodes & s.nodes]
         if len(touched) < 2:
             continue
@@ -103,14 +103,14 @@ def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Se
 
 def _narrower(evidence: Evidence, section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
     """Every inner width at a share of what it is; and fewer heads, or groups, which lie across several axes."""
-    groups = [g for g in evidence.channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
+    groups = [g for g in evidence.channels.groups if g.internal and section_holds({p.node for p in g.slices}, section)]
     yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
     sliced = [g for g in groups if g.sliced]
     largest = max((g.block for g in sliced), default=0)
     yield from _at_shares([g for g in sliced if g.block == largest], options, "of the heads")
 
 
-def _at_shares(groups: Sequence[Group], options: Sequence[Proposal], what: str) -> Iterator[Replacement]:
+def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Proposal], what: str) -> Iterator[Replacement]:
     """All the groups at a share of their width, on the widths that this CPU likes."""
     seen = set()
     for share in _SHARES:

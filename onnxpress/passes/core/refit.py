@@ -22,7 +22,7 @@ import scipy.linalg
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, stream
 from onnxpress.measure.gram import WIDE, Moments, fit_moments
-from onnxpress.measure.linear import Linear, linear, set_linear
+from onnxpress.measure.linear import LinearLayer, linear, set_linear
 from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, Removal
 
@@ -112,7 +112,7 @@ def _twins(node: ir.Node) -> list[ir.Node]:
     return alike if shared else [node]
 
 
-def _shift_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: Linear) -> None:
+def _shift_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: LinearLayer) -> None:
     """For a layer too wide to refit: the mean error of each output goes into the bias."""
     if layer.bias is None:
         return
@@ -290,7 +290,7 @@ def _both(
     yield from zip(now, then, strict=True)
 
 
-def _solve(model: ir.Model, node: ir.Node, layer: Linear, adder: ir.Node | None, fit: _Sums, hold: _Sums) -> Fit:
+def _solve(model: ir.Model, node: ir.Node, layer: LinearLayer, adder: ir.Node | None, fit: _Sums, hold: _Sums) -> Fit:
     centre = node.op_type != "MatMul" or adder is not None
     start = layer.weight.astype(np.float64)
     judge = hold.judge if hold.own.count else fit.judge

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import input_moments
-from onnxpress.measure.linear import Linear, linear, set_bias
+from onnxpress.measure.linear import LinearLayer, linear, set_bias
 from onnxpress.model import read
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.rounding import minded
@@ -139,7 +139,7 @@ class Seen:
     mean error up, and of its inputs [K], or None."""
 
     gram: np.ndarray | None = None
-    layer: Linear | None = None
+    layer: LinearLayer | None = None
     mean: np.ndarray | None = None
 
 

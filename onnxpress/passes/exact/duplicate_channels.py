@@ -44,9 +44,9 @@ def merge_alike(model: ir.Model, facts: ch.Channels) -> int:
     return total
 
 
-def _mergeable(group: ch.Group, nodes: dict[str, ir.Node]) -> bool:
+def _mergeable(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> bool:
     """Whether plain layers, whose weights nobody shares, are all that makes and reads the group."""
-    for place in group.places:
+    for place in group.slices:
         if place.role == "along":
             continue
         node = nodes[place.node]
@@ -60,10 +60,10 @@ def _mergeable(group: ch.Group, nodes: dict[str, ir.Node]) -> bool:
     return bool(group.readers)
 
 
-def _rows(group: ch.Group, nodes: dict[str, ir.Node]) -> np.ndarray | None:
+def _rows(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> np.ndarray | None:
     """[channels, numbers]: what makes and passes each channel; None where a part of it is not stored."""
     parts = []
-    for place in group.places:
+    for place in group.slices:
         if place.role != "in":
             array = read.constant(nodes[place.node].inputs[place.operand])
             if array is None or array.dtype != np.float32:
@@ -72,7 +72,7 @@ def _rows(group: ch.Group, nodes: dict[str, ir.Node]) -> np.ndarray | None:
     return np.concatenate(parts, axis=1) if parts else None
 
 
-def _equal(group: ch.Group, nodes: dict[str, ir.Node]) -> Pairs:
+def _equal(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> Pairs:
     rows = _rows(group, nodes)
     if rows is None:
         return []
@@ -85,15 +85,15 @@ def _equal(group: ch.Group, nodes: dict[str, ir.Node]) -> Pairs:
     return found
 
 
-def _multiples(group: ch.Group, nodes: dict[str, ir.Node]) -> Pairs:
-    if len(group.makers) != 1 or any(p.role == "along" and p.node != group.makers[0] for p in group.places):
+def _multiples(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> Pairs:
+    if len(group.producers) != 1 or any(p.role == "along" and p.node != group.producers[0] for p in group.slices):
         return []
-    if not _keeps_factors(nodes[group.makers[0]], {p.node for p in group.readers}):
+    if not _keeps_factors(nodes[group.producers[0]], {p.node for p in group.readers}):
         return []
-    maker = nodes[group.makers[0]]
+    maker = nodes[group.producers[0]]
     biased = len(maker.inputs) > 2 and maker.inputs[2] is not None
     rows = _rows(group, nodes)
-    if rows is None or (biased and not any(p.operand == 2 for p in group.places if p.node == maker.name)):
+    if rows is None or (biased and not any(p.operand == 2 for p in group.slices if p.node == maker.name)):
         return []  # a bias that all channels share is no multiple
     exact = rows.astype(np.float64)
     norms = np.linalg.norm(exact, axis=1)
@@ -136,7 +136,7 @@ def _keeps_factors(maker: ir.Node, readers: set[str]) -> bool:
     return True
 
 
-def _read_the_other(model: ir.Model, reader: ir.Node, place: ch.Place, pairs: Pairs) -> None:
+def _read_the_other(model: ir.Model, reader: ir.Node, place: ch.ChannelSlice, pairs: Pairs) -> None:
     weight = np.moveaxis(np.array(read.constant(reader.inputs[place.operand]), np.float64), place.axis, 0)
     for channel, other, factor in pairs:
         weight[place.positions[other]] += factor * weight[place.positions[channel]]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import observe
+from onnxpress.measure.ranges import collect_histograms
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.passes.core.contract import Action
@@ -26,7 +26,7 @@ def padded(node: ir.Node) -> bool:
     return any(read.ints_attribute(node, "pads")) or automatic
 
 
-def absorb(model: ir.Model, reader: ir.Node, place: ch.Place, values: Values) -> list[int]:
+def absorb(model: ir.Model, reader: ir.Node, place: ch.ChannelSlice, values: Values) -> list[int]:
     """Move constant channels into the reader's bias, in place; which of them the reader needs no more.
 
     Zeros are needed by nobody; other numbers stay where the reader has no bias to take them, or reads zeros beyond the edge.
@@ -48,7 +48,7 @@ def absorb(model: ir.Model, reader: ir.Node, place: ch.Place, values: Values) ->
     return list(values)
 
 
-def _drop(model: ir.Model, reader: ir.Node, place: ch.Place, channels: Sequence[int]) -> None:
+def _drop(model: ir.Model, reader: ir.Node, place: ch.ChannelSlice, channels: Sequence[int]) -> None:
     """Let the reader give the channels no weight."""
     changed = np.array(read.constant(reader.inputs[place.operand]))
     index: list[slice | np.ndarray] = [slice(None)] * changed.ndim
@@ -61,7 +61,7 @@ def _drop(model: ir.Model, reader: ir.Node, place: ch.Place, channels: Sequence[
 def inactive(evidence: Evidence) -> list[Action]:
     """What no sample moves: {"inactive": group, "channels": [...], "values": {reader: a list for each channel}}."""
     nodes = {n.name or "": n for n in evidence.model.graph}
-    groups = [g for g in evidence.channels.groups if g.hidden and not g.sliced and _plainly_read(g, nodes)]
+    groups = [g for g in evidence.channels.groups if g.internal and not g.sliced and _plainly_read(g, nodes)]
     axes = {}
     for group in groups:
         for place in group.readers:
@@ -69,7 +69,7 @@ def inactive(evidence: Evidence) -> list[Action]:
             shape = evidence.trace.shape(value.name) if value is not None else None
             if value is not None and shape is not None:
                 axes[value.name or ""] = 1 if nodes[place.node].op_type == "Conv" else len(shape) - 1
-    seen = observe(evidence, list(axes), axes)
+    seen = collect_histograms(evidence, list(axes), axes)
     found: list[Action] = []
     for group in groups:
         values: dict[str, list[list[float]]] = {}
@@ -97,7 +97,7 @@ def _read_by(node: ir.Node) -> str:
     return (node.inputs[0].name or "") if node.inputs[0] is not None else ""
 
 
-def _plainly_read(group: ch.Group, nodes: Mapping[str, ir.Node]) -> bool:
+def _plainly_read(group: ch.ChannelGroup, nodes: Mapping[str, ir.Node]) -> bool:
     """Whether layers with weights of their own read the group, each as its first input."""
     for place in group.readers:
         node = nodes[place.node]

@@ -145,7 +145,7 @@ def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, 
     return removal
 
 
-def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+def _never_read(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> list[int]:
     weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
     if not weights:  # what two computed tensors are multiplied over is read without a weight
         return []
@@ -156,17 +156,17 @@ def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
     ]
 
 
-def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+def _constant(model: ir.Model, group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> list[int]:
     """Channels that are one constant for every input when they reach the group's only reader, and can go.
 
     The number is followed from the maker (zero weights leave the bias) through unary operators and depthwise
     convolutions.  A constant other than zero is moved into the reader's bias here; that alone changes nothing either,
     as the reader's weights for the channel become zero at once.
     """
-    if not group.hidden or len(group.readers) != 1:
+    if not group.internal or len(group.readers) != 1:
         return []
-    maker = nodes[group.makers[0]]
-    place = next(p for p in group.places if p.role == "out")
+    maker = nodes[group.producers[0]]
+    place = next(p for p in group.slices if p.role == "out")
     if maker.op_type not in read.WEIGHTED or any(len(p) != 1 for p in place.positions):
         return []
     own = np.array([int(p[0]) for p in place.positions])

@@ -17,14 +17,14 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit
 from onnxpress.model.files import is_large, to_bytes
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions, option
 from onnxpress.passes.exact.inactive_channels import inactive
 from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.runtime.session import SessionSettings, open_session, run
 from onnxpress.runtime.simplifier import onnxsim
 
 EXACT: tuple[Action, ...] = ({"tool": "onnxsim"}, *REDUCTIONS)
@@ -71,7 +71,7 @@ class Simplify:
     def finish(self, evidence: Evidence, options: SimplifyOptions, planned: Planned, done: Applied) -> None:
         """Add the error of what is not exact."""
         if options.calibrated and planned.details is not None:
-            error = Judge(planned.details, evidence.samples()).score(done.model).nmse
+            error = Scorer(planned.details, evidence.samples()).score(done.model).nmse
             done.notes.append(f"the outputs differ by an nmse of {error:.2g} on the samples; on others it may be more")
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
@@ -133,7 +133,7 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
 
 
 def _same(model: ir.Model, done: ir.Model, evidence: Evidence) -> bool:
-    plain = Settings(level="basic")
+    plain = SessionSettings(level="basic")
     old, new = (run(open_session(m, plain), evidence.probe) for m in (model, done))
     return all(
         a.shape == b.shape and (a.dtype.kind not in "fiub" or np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))

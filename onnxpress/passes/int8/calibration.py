@@ -21,11 +21,11 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import METHODS, Spread, clip_range
-from onnxpress.measure.tensor_summary import some_rows
+from onnxpress.measure.ranges import METHODS, Histogram, clip_range
+from onnxpress.measure.tensor_summary import sample_rows
 from onnxpress.model import read
 from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.qdq_write import Grid, grid, spreads_for
+from onnxpress.passes.int8.qdq_write import Grid, grid, histograms_for
 
 Range = tuple[float, float]
 Rule = str | Mapping[str, Sequence[float]]  # a method, or [low, high] by tensor
@@ -52,16 +52,16 @@ def check(rule: Rule) -> None:
 
 def ranges(evidence: Evidence, rule: Rule, tensors: Sequence[str]) -> dict[str, Range]:
     """(low, high) of each named tensor; where a file says nothing of one, as squared error would have it."""
-    spreads = spreads_for(evidence)
+    histograms = histograms_for(evidence)
     if not isinstance(rule, str):
-        return {n: _ends(rule[n]) if n in rule else clip_range(spreads[n], "mse") for n in tensors}
+        return {n: _ends(rule[n]) if n in rule else clip_range(histograms[n], "mse") for n in tensors}
     if rule == "weighted":
         known = _weighted(evidence)
         return {n: known[n] for n in tensors}
     if rule == "wide":
         ends = _furthest(evidence)
-        return {n: _wide(spreads[n], ends.get(n)) for n in tensors}
-    return {n: clip_range(spreads[n], rule) for n in tensors}
+        return {n: _wide(histograms[n], ends.get(n)) for n in tensors}
+    return {n: clip_range(histograms[n], rule) for n in tensors}
 
 
 def grids(evidence: Evidence, rule: Rule, plan: qdq.Layout, bits: int = 8) -> dict[str, Grid]:
@@ -80,15 +80,15 @@ def _ends(given: Sequence[float]) -> Range:
     return float(low), float(high)
 
 
-def _wide(spread: Spread, ends: Range | None) -> Range:
-    low, high = clip_range(spread, "minmax")
+def _wide(histogram: Histogram, ends: Range | None) -> Range:
+    low, high = clip_range(histogram, "minmax")
     least, most = ends or (-np.inf, np.inf)
     return min(low, max(_ROOM * low, least)), max(high, min(_ROOM * high, most))
 
 
 def _furthest(evidence: Evidence) -> dict[str, Range]:
     """How far tensors go on any sample, where that is known."""
-    spreads = spreads_for(evidence)
+    histograms = histograms_for(evidence)
     ends: dict[str, Range] = {v.name or "": (0.0, 0.0) for v in evidence.model.graph.inputs}  # as far as was seen
     for node in evidence.model.graph:
         source = node.inputs[0].name if node.inputs and node.inputs[0] is not None else None
@@ -98,19 +98,19 @@ def _furthest(evidence: Evidence) -> dict[str, Range]:
             ends[node.outputs[0].name or ""] = 0.0, 1.0
         elif node.op_type == "Clip":
             ends[node.outputs[0].name or ""] = qdq.clip_bounds(node)
-    return {n: e for n, e in ends.items() if n in spreads}
+    return {n: e for n, e in ends.items() if n in histograms}
 
 
 def _weighted(evidence: Evidence) -> dict[str, Range]:
     """Of every tensor that could be quantized, measured once."""
     known: dict[str, Range] | None = evidence.kept.get("weighted")
     if known is None:
-        spreads = spreads_for(evidence)
-        offers = {n: list(dict.fromkeys(clip_range(s, m) for m in _TRIED)) for n, s in spreads.items() if s.finite}
+        histograms = histograms_for(evidence)
+        offers = {n: list(dict.fromkeys(clip_range(s, m) for m in _TRIED)) for n, s in histograms.items() if s.finite}
         minded = _minded(evidence)
         errors = _errors(evidence, {n: o for n, o in offers.items() if len(o) > 1}, minded)
         known = {n: o[int(np.argmin(errors[n]))] if n in errors else o[0] for n, o in offers.items()}
-        known |= {n: clip_range(s, "minmax") for n, s in spreads.items() if not s.finite}
+        known |= {n: clip_range(s, "minmax") for n, s in histograms.items() if not s.finite}
         evidence.kept["weighted"] = known
     return known
 
@@ -151,7 +151,7 @@ def _errors(
     sums: dict[str, np.ndarray] = {}  # [ranges, 2, channels]: errors and their squares
     counts = dict.fromkeys(offers, 0)
     axes = {name: axis for name, (axis, weights) in minded.items() if weights is not None}
-    for values in some_rows(evidence, list(offers), axes, _SAMPLES, _VALUES):
+    for values in sample_rows(evidence, list(offers), axes, _SAMPLES, _VALUES):
         for name, rows in values.items():
             ranged = offers[name]
             if name not in sums:
@@ -172,6 +172,6 @@ def _errors(
     return harms
 
 
-def spread_of(evidence: Evidence, name: str) -> Spread:
+def histogram_of(evidence: Evidence, name: str) -> Histogram:
     """What was seen of a tensor; nothing where it was not looked at."""
-    return spreads_for(evidence).get(name, Spread())
+    return histograms_for(evidence).get(name, Histogram())

@@ -18,7 +18,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import check_target
 from onnxpress.passes.int8 import calibration
-from onnxpress.passes.int8.qdq_write import spreads_for
+from onnxpress.passes.int8.qdq_write import histograms_for
 from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, equalized
 
 SCHEMA = "onnxpress ranges 1"
@@ -51,7 +51,7 @@ def read_ranges(path: Path, evidence: Evidence, wish: Wish) -> Wish:
         rounding=wish.rounding or body.get("rounding"),
     )
     found.check()
-    known = spreads_for(equalized(evidence, Recipe(found.ranges, found.factors or ())))
+    known = histograms_for(equalized(evidence, Recipe(found.ranges, found.factors or ())))
     strangers = [name for name in body["ranges"] if name not in known]
     if strangers:
         more = f"{len(strangers)} of {len(body['ranges'])} tensors"
@@ -73,7 +73,7 @@ def write_ranges(path: Path, evidence: Evidence, recipe: Recipe) -> None:
     """The ranges of every tensor by a recipe.  Raises InputProblem where the file cannot be written."""
     check_target(path)
     scaled = equalized(evidence, recipe)
-    found = calibration.ranges(scaled, recipe.ranges, list(spreads_for(scaled)))
+    found = calibration.ranges(scaled, recipe.ranges, list(histograms_for(scaled)))
     body: dict[str, Any] = {
         "schema": SCHEMA,
         "ranges": {name: list(ends) for name, ends in found.items()},

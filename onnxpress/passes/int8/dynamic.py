@@ -21,7 +21,7 @@ from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import TargetCpuOptions, option
 from onnxpress.runtime import vpmaddubsw_saturation
-from onnxpress.runtime.vpmaddubsw_saturation import TOP
+from onnxpress.runtime.vpmaddubsw_saturation import MAX_WEIGHT
 
 _OPSET = 11
 _TINY = 1e-30
@@ -161,13 +161,13 @@ def rounded(columns: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
     rows, peaks = columns.T.astype(np.float64), np.full(len(columns), 255.0)  # an input's range is used whole
     top = np.maximum(np.abs(rows).max(axis=1), _TINY)
     most = (
-        np.full(len(rows), float(TOP))
+        np.full(len(rows), float(MAX_WEIGHT))
         if exact
-        else vpmaddubsw_saturation.levels(np.rint(rows / (top / TOP)[:, None]), peaks)
+        else vpmaddubsw_saturation.max_weight_codes(np.rint(rows / (top / MAX_WEIGHT)[:, None]), peaks)
     )
     scale = (top / most).astype(np.float32)
     codes = np.clip(np.rint(rows / scale[:, None]), -most[:, None], most[:, None])
-    return (codes if exact else vpmaddubsw_saturation.relieved(codes, peaks)).T.astype(np.int8), scale
+    return (codes if exact else vpmaddubsw_saturation.clamp_pairs(codes, peaks)).T.astype(np.int8), scale
 
 
 @dataclass
@@ -193,7 +193,7 @@ class _Writer:
         if bias is not None and bias.any():
             add = edit.add_constant(self.work, bias.astype(np.float32), f"{stem}_bias")
             made = edit.insert_before(self.work, node, "Add", [made, add], f"{stem}_biased")
-        edit.take_over(self.work, node.outputs[0], made)
+        edit.replace_value(self.work, node.outputs[0], made)
 
     def _input(self, node: ir.Node, source: ir.Value) -> Sequence[ir.Value]:
         name = source.name or ""

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Refusal
 
@@ -82,7 +83,7 @@ def _behind(work: ir.Model, node: ir.Node, scale: ir.Value) -> None:
     for use in readers:
         use.node.replace_input_with(use.idx, back)
     if output.is_graph_output():
-        edit.hand_over_output(work, output, back)
+        edit.replace_output(work, output, back)
     output.type = ir.TensorType(ir.DataType.INT8)
 
 
@@ -97,4 +98,4 @@ def _sqnr(table: np.ndarray) -> float:
     """In dB, of the table kept as codes."""
     codes, scale = _codes(table)
     noise = float(np.square(table - codes * scale, dtype=np.float64).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(float(np.square(table, dtype=np.float64).sum()) / noise))
+    return sqnr_db(float(np.square(table, dtype=np.float64).sum()), noise)

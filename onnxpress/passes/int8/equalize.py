@@ -27,7 +27,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions
-from onnxpress.passes.int8.qdq_write import spreads_for
+from onnxpress.passes.int8.qdq_write import histograms_for
 
 # f(s x) = s f(x) for s > 0, each channel by itself, and no axis moves
 _KEEPS_FACTORS = frozenset("Relu LeakyRelu Identity MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
@@ -322,20 +322,20 @@ def _matrices(place: Place, weight: np.ndarray) -> np.ndarray:
 
 def _seen(evidence: Evidence, site: Site) -> Seen | None:
     """What a site's readers are given on the samples; None where that is not finite, or not read in integers."""
-    spreads = [spreads_for(evidence).get(name) for name in site.given]
+    histograms = [histograms_for(evidence).get(name) for name in site.given]
     low, high, power, count = np.zeros(site.channels), np.zeros(site.channels), np.zeros(site.channels), 0
-    for spread in spreads:
+    for histogram in histograms:
         if (
-            spread is None
-            or not spread.finite
-            or spread.channel_low is None
-            or len(spread.channel_low) != site.channels
+            histogram is None
+            or not histogram.finite
+            or histogram.channel_low is None
+            or len(histogram.channel_low) != site.channels
         ):
             return None
-        assert spread.channel_high is not None and spread.channel_square is not None
-        low, high = np.minimum(low, spread.channel_low), np.maximum(high, spread.channel_high)
-        power += spread.channel_square
-        count += spread.batches
+        assert histogram.channel_high is not None and histogram.channel_square_sums is not None
+        low, high = np.minimum(low, histogram.channel_low), np.maximum(high, histogram.channel_high)
+        power += histogram.channel_square_sums
+        count += histogram.batches
     return Seen(low, high, power / max(count, 1))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.passes.int8 import qdq
 from onnxpress.passes.int8.quantization_recipe import Recipe
 from onnxpress.passes.int8.static_int8 import quantize
@@ -115,7 +115,7 @@ def any_compute(model: ir.Model, chosen: Chosen) -> bool:
 
 
 def safest(
-    evidence: Evidence, judge: Judge, start: Chosen, allowed: float, more_time: Callable[[], bool], recipe: Recipe
+    evidence: Evidence, judge: Scorer, start: Chosen, allowed: float, more_time: Callable[[], bool], recipe: Recipe
 ) -> tuple[Chosen, Score]:
     """Put the nodes that harm most back to float until the drop is allowed: the smallest set found, and its score.
 

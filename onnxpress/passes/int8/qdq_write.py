@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import input_moments
-from onnxpress.measure.ranges import Spread, observe, observe_parts
+from onnxpress.measure.ranges import Histogram, collect_histograms, collect_histograms_by_part
 from onnxpress.model import edit, read
 from onnxpress.passes.core.rounding import minded
 from onnxpress.passes.int8 import qdq
@@ -47,22 +47,24 @@ def grid(low: float, high: float, bits: int = 8) -> Grid:
     return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, top)), bits)
 
 
-def spreads_for(evidence: Evidence) -> dict[str, Spread]:
+def histograms_for(evidence: Evidence) -> dict[str, Histogram]:
     """Spreads of every tensor that could be quantized, observed once per evidence.
 
     In one pass by halves of the samples, of which each is then known, too, for what is tried on the one and judged on the other.
     """
-    if "spreads" not in evidence.kept:
+    if "histograms" not in evidence.kept:
         tensors, axes = qdq.layout(evidence.model, _all_eligible(evidence)).tensors, channel_axes(evidence.model)
         floors = qdq.floors(evidence.model).intersection(tensors)
         if evidence.halves is None:
-            evidence.kept["spreads"] = observe(evidence, tensors, axes, floors)
+            evidence.kept["histograms"] = collect_histograms(evidence, tensors, axes, floors)
         else:
-            both = observe_parts(evidence, tensors, axes, [half.samples() for half in evidence.halves], floors)
+            both = collect_histograms_by_part(
+                evidence, tensors, axes, [half.samples() for half in evidence.halves], floors
+            )
             for half, found in zip(evidence.halves, both, strict=True):
-                half.kept["spreads"] = found
-            evidence.kept["spreads"] = {name: both[0][name] + both[1][name] for name in tensors}
-    known: dict[str, Spread] = evidence.kept["spreads"]
+                half.kept["histograms"] = found
+            evidence.kept["histograms"] = {name: both[0][name] + both[1][name] for name in tensors}
+    known: dict[str, Histogram] = evidence.kept["histograms"]
     return known
 
 
@@ -150,7 +152,7 @@ def _insert(work: ir.Model, pair: _Pair, plan: qdq.Layout) -> None:
             wide = wide or _channel_dq(work, pair, q)
             node.replace_input_with(index, wide)
     if was_output:
-        edit.hand_over_output(work, value, back)
+        edit.replace_output(work, value, back)
 
 
 def _on_codes(work: ir.Model, node: ir.Node, params: Grid) -> None:
@@ -209,7 +211,7 @@ def _integer_weights(
     chosen: Sequence[ir.Node], grids: Mapping[str, Grid], evidence: Evidence, exact: bool
 ) -> list[tuple[ir.Node, Codes]]:
     """Integer weights of the compute nodes, each to the nearest."""
-    spreads = spreads_for(evidence)
+    histograms = histograms_for(evidence)
     found: list[tuple[ir.Node, Codes]] = []
     held = [(n, w) for n in chosen if n.op_type in qdq.COMPUTE and (w := read.constant(n.inputs[1])) is not None]
     small = scales_are_much(held)
@@ -218,7 +220,7 @@ def _integer_weights(
             continue
         source = node.inputs[0].name or ""
         safe = exact or read.is_depthwise(node)
-        peaks = None if safe else _peak_codes(grids[source], spreads[source])
+        peaks = None if safe else _peak_codes(grids[source], histograms[source])
         found.append((node, quantize_weight(node, weight, peaks, _least_scale(node, weight, grids[source]), small)))
     return found
 
@@ -250,9 +252,9 @@ def _with_inputs_in_view(
     return [(n, known.get(keys[n.name or ""], c) if n.name in keys else c) for n, c in weights]
 
 
-def _peak_codes(source: Grid, spread: Spread) -> np.ndarray:
+def _peak_codes(source: Grid, histogram: Histogram) -> np.ndarray:
     """Largest code of each input channel on the samples; padding adds the zero point's code."""
-    high = spread.channel_high if spread.channel_high is not None else np.array([spread.high])
+    high = histogram.channel_high if histogram.channel_high is not None else np.array([histogram.high])
     return np.asarray(np.maximum(source.codes(high), source.zero))
 
 

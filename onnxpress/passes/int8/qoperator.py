@@ -63,11 +63,11 @@ def _computes(model: ir.Model, node: ir.Node) -> bool:
     kind, inputs, attributes, domain = made
     if behind is None:
         output = edit.insert_before(model, node, kind, inputs, f"{node.name}_q", attributes, domain)
-        edit.take_over(model, node.outputs[0], output)
+        edit.replace_value(model, node.outputs[0], output)
         return True
     output = edit.insert_before(model, node, kind, inputs, f"{node.name}_q", attributes, domain)
     output.type = ir.TensorType(ir.DataType.from_numpy(_dtype(behind.outputs[0], behind)))
-    edit.take_over(model, behind.outputs[0], output)
+    edit.replace_value(model, behind.outputs[0], output)
     return True
 
 

@@ -17,14 +17,14 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.ranges import observe
-from onnxpress.measure.score import Judge, before_softmax
+from onnxpress.measure.ranges import collect_histograms
+from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.counts import macs
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.int8 import calibration, qdq
 from onnxpress.passes.int8.calibration import Rule
 from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
-from onnxpress.passes.int8.qdq_write import channel_axes, spreads_for
+from onnxpress.passes.int8.qdq_write import channel_axes, histograms_for
 
 ROUNDINGS = ("nearest", "output")
 BITS = (8, 16)
@@ -109,11 +109,11 @@ def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:
         found = replace(evidence_for(done.model, evidence.data, evidence.machine, evidence.seed), cache=evidence.cache)
         wanted = {d["tensor"] for d in recipe.equalized}
         moved = {name for s in sites(evidence.model, evidence.trace) if s.tensor in wanted for name in s.scaled}
-        before = spreads_for(evidence)
-        again = observe(
+        before = histograms_for(evidence)
+        again = collect_histograms(
             found, [n for n in before if n in moved], channel_axes(found.model), qdq.floors(found.model) & moved
         )
-        found.kept["spreads"] = {n: again.get(n, spread) for n, spread in before.items()}
+        found.kept["histograms"] = {n: again.get(n, histogram) for n, histogram in before.items()}
         known[key] = found
     return known[key]
 
@@ -155,12 +155,12 @@ class _Trial:
         return float(sum(macs(self._evidence.model, self._evidence.trace).values()))
 
     @cached_property
-    def _turns(self) -> list[tuple[Evidence, Judge]]:
+    def _turns(self) -> list[tuple[Evidence, Scorer]]:
         """Whose statistics are tried on whose samples."""
         first, second = self._evidence.halves or (self._evidence, self._evidence)
         pairs = [(first, second), (second, first)] if self._work <= _BOTH and first is not second else [(first, second)]
-        original = before_softmax(self._evidence.model)
-        return [(fitted, Judge(original, judged.samples().take(_JUDGED))) for fitted, judged in pairs]
+        original = logits_model(self._evidence.model)
+        return [(fitted, Scorer(original, judged.samples().take(_JUDGED))) for fitted, judged in pairs]
 
     def best(self, offers: Sequence[Wish]) -> Wish:
         """The one that harms least, the first of equals."""
@@ -187,5 +187,5 @@ class _Trial:
     def _of(self, form: Wish) -> float:
         if str(form) not in self._harm:
             made = [(judge, self._build(fitted, form.on(fitted))) for fitted, judge in self._turns]
-            self._harm[str(form)] = float(np.mean([judge.score(before_softmax(model)).nmse for judge, model in made]))
+            self._harm[str(form)] = float(np.mean([judge.score(logits_model(model)).nmse for judge, model in made]))
         return self._harm[str(form)]

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.evaluate.profile_comparison import Sides, side_by_side
+from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.model import read
@@ -24,7 +24,7 @@ from onnxpress.passes.core.options import TargetCpuOptions, option
 from onnxpress.passes.int8 import embedding_tables, qdq, subgraph_weights
 from onnxpress.passes.int8.bias_compaction import compact
 from onnxpress.passes.int8.calibration_file import read_ranges, write_ranges
-from onnxpress.passes.int8.qdq_write import grid, spreads_for
+from onnxpress.passes.int8.qdq_write import grid, histograms_for
 from onnxpress.passes.int8.qoperator import to_operators
 from onnxpress.passes.int8.quantization_recipe import BITS, Recipe, Wish
 from onnxpress.passes.int8.sensitivity import Layer, candidates, sensitivity
@@ -100,7 +100,7 @@ class QuantizeDetails:
     where it was not asked for or the file is for another CPU."""
 
     layers: list[Layer]
-    profile: Sides | None = None
+    profile: ProfileComparison | None = None
 
 
 class Quantize:
@@ -172,7 +172,7 @@ class Quantize:
             return
         original = evidence.original or evidence.model
         feeds = next(iter(evidence.samples().batches(1))).inputs
-        profile = side_by_side(original, done.model, feeds, _PROFILE_SECONDS)
+        profile = profile_compare(original, done.model, feeds, _PROFILE_SECONDS)
         spent = {p.name: p for p in profile.layers}
         layers = [
             replace(x, before=spent[x.node].before or None, after=spent[x.node].after or None) if x.node in spent else x
@@ -212,11 +212,11 @@ def _rounding_loss(evidence: Evidence, node: ir.Node) -> float:
     if (
         evidence.data is None
         or source is None
-        or (seen := spreads_for(evidence).get(source)) is None
+        or (seen := histograms_for(evidence).get(source)) is None
         or not seen.finite
     ):
         return lost
-    power = float((seen.counts * seen.centres**2).sum()) / max(float(seen.counts.sum()), 1.0)
+    power = float((seen.counts * seen.bin_centers**2).sum()) / max(float(seen.counts.sum()), 1.0)
     return lost + float(grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
 
 

@@ -16,10 +16,11 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import Spread
-from onnxpress.measure.score import Judge
+from onnxpress.measure.ranges import Histogram
+from onnxpress.measure.score import Scorer
+from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.passes.int8 import calibration, node_selection, qdq
-from onnxpress.passes.int8.calibration import spread_of
+from onnxpress.passes.int8.calibration import histogram_of
 from onnxpress.passes.int8.embedding_tables import tables
 from onnxpress.passes.int8.qdq_write import grid
 from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, equalized
@@ -78,7 +79,7 @@ class _Model:
 
     def __init__(self, evidence: Evidence, chosen: Chosen, looked_up: Sequence[str], recipe: Recipe) -> None:
         self.evidence, self.chosen, self.looked_up, self.recipe = evidence, chosen, list(looked_up), recipe
-        self.judge = Judge(evidence.model, evidence.samples().take(_JUDGED))
+        self.judge = Scorer(evidence.model, evidence.samples().take(_JUDGED))
         self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in qdq.COMPUTE]
         self._known: dict[Chosen, tuple[float, float]] = {}
 
@@ -142,7 +143,7 @@ def _layer(
         (node.inputs[0].name if node.inputs[0] is not None else "") or "",
         qdq.final_output(node).name or "",
     )
-    leaving = spread_of(evidence, target)
+    leaving = histogram_of(evidence, target)
     kind = f"u{recipe.bits}"
     types = f"{kind} x s8 -> {kind if target in rounded else 'f32'}" if int8 else "f32"
     (sqnr_in, _), (sqnr, cut) = (_rounding(evidence, recipe, tensor) for tensor in (source, target))
@@ -153,11 +154,13 @@ def _layer(
     )  # fmt: skip
 
 
-def _density(spread: Spread) -> tuple[float, ...]:
-    total = float(spread.counts.sum())
-    if not (spread.finite and spread.high > spread.low and total > 0):
+def _density(histogram: Histogram) -> tuple[float, ...]:
+    total = float(histogram.counts.sum())
+    if not (histogram.finite and histogram.high > histogram.low and total > 0):
         return ()
-    shares, _ = np.histogram(spread.centres, _STEPS, (spread.low, spread.high), weights=spread.counts / total)
+    shares, _ = np.histogram(
+        histogram.bin_centers, _STEPS, (histogram.low, histogram.high), weights=histogram.counts / total
+    )
     return tuple(float(f"{share:.3g}") for share in shares)
 
 
@@ -182,16 +185,16 @@ def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, f
 def _rounding(evidence: Evidence, recipe: Recipe, tensor: str) -> tuple[float, float]:
     """Of a tensor put on its grid, from its histogram: SQNR in dB (rounding is uniform in a step, what lies beyond is cut), and
     the share that is cut."""
-    spread = spread_of(evidence, tensor)
-    power, total = float((spread.counts * spread.centres**2).sum()), float(spread.counts.sum())
-    if power <= 0 or not spread.finite:
+    histogram = histogram_of(evidence, tensor)
+    power, total = float((histogram.counts * histogram.bin_centers**2).sum()), float(histogram.counts.sum())
+    if power <= 0 or not histogram.finite:
         return float("inf"), 0.0
     ends = grid(*calibration.ranges(evidence, recipe.ranges, [tensor])[tensor], recipe.bits)
     step = float(ends.scale)
     bottom, top = -float(ends.zero) * step, (ends.top - float(ends.zero)) * step
-    beyond = spread.centres - np.clip(spread.centres, bottom, top)
-    noise = float((spread.counts * (step**2 / 12 + beyond**2)).sum())
-    return 10 * float(np.log10(power / noise)), float(spread.counts[np.abs(beyond) > step].sum()) / total
+    beyond = histogram.bin_centers - np.clip(histogram.bin_centers, bottom, top)
+    noise = float((histogram.counts * (step**2 / 12 + beyond**2)).sum())
+    return sqnr_db(power, noise), float(histogram.counts[np.abs(beyond) > step].sum()) / total
 
 
 def matching(names: list[str], ops: list[str], patterns: tuple[str, ...], option: str) -> set[str]:

@@ -16,7 +16,7 @@ from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Action, Applied, Refusal
 from onnxpress.passes.int8 import calibration, embedding_tables, qdq, subgraph_weights
 from onnxpress.passes.int8.bias_correction import correct_bias
-from onnxpress.passes.int8.qdq_write import rewrite, spreads_for
+from onnxpress.passes.int8.qdq_write import histograms_for, rewrite
 from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, choose, equalized
 
 _RECIPES: EvidenceKey[dict[str, tuple[Wish, Recipe]]] = EvidenceKey("quantization recipes")
@@ -25,7 +25,7 @@ _FEW = 12  # layers whose bias is corrected while recipes are compared, too
 
 def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
     """Every node worth an integer kernel, whose values are finite on the samples and that is not excluded."""
-    unfit = {name for name, spread in spreads_for(evidence).items() if not spread.finite}
+    unfit = {name for name, spread in histograms_for(evidence).items() if not spread.finite}
     out = set(exclude)
     for node in evidence.model.graph:
         touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}
@@ -110,7 +110,7 @@ def quantize(
         raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
     plan = qdq.layout(source, chosen)
     for name in plan.tensors:
-        if not spreads_for(evidence)[name].finite:
+        if not histograms_for(evidence)[name].finite:
             raise InputProblem(
                 "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
             )

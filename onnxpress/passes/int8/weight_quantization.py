@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.model import read
 from onnxpress.passes.core.rounding import damped, descend, feedback, grid
 from onnxpress.runtime import vpmaddubsw_saturation
-from onnxpress.runtime.vpmaddubsw_saturation import TOP
+from onnxpress.runtime.vpmaddubsw_saturation import MAX_WEIGHT
 
 _MUCH = 0.15  # of the integer weights' bytes, from which on two scales a channel are much
 _FINE = 40.0  # dB that one scale for all channels must keep: as much as rounding the activations leaves
@@ -36,7 +37,7 @@ class Codes:
     @property
     def narrow(self) -> np.ndarray:
         """Outputs of fewer levels than 8 bits have."""
-        return np.asarray(self.levels < TOP)
+        return np.asarray(self.levels < MAX_WEIGHT)
 
 
 def output_axis(node: ir.Node) -> int:
@@ -62,14 +63,14 @@ def quantize_weight(
     moved = np.moveaxis(weight, axis, 0)
     flat = moved.reshape(len(moved), -1).astype(np.float64)
     top = np.abs(flat).max(axis=1)
-    top = np.maximum(top, 1e-12 if least_scale is None else np.maximum(1e-12, least_scale * TOP))
-    if may_share and input_codes is None and _sqnr(flat, float(top.max()) / TOP) >= _FINE:
+    top = np.maximum(top, 1e-12 if least_scale is None else np.maximum(1e-12, least_scale * MAX_WEIGHT))
+    if may_share and input_codes is None and _sqnr(flat, float(top.max()) / MAX_WEIGHT) >= _FINE:
         top = np.full(len(top), top.max())
-    levels, peaks = np.full(len(top), float(TOP)), None
+    levels, peaks = np.full(len(top), float(MAX_WEIGHT)), None
     if input_codes is not None:
         peaks = _kernel_codes(node, input_codes, moved.shape)
-        levels = vpmaddubsw_saturation.levels(
-            np.rint(flat / (top / TOP)[:, None])[:, vpmaddubsw_saturation.kernel_order(moved.shape)], peaks
+        levels = vpmaddubsw_saturation.max_weight_codes(
+            np.rint(flat / (top / MAX_WEIGHT)[:, None])[:, vpmaddubsw_saturation.kernel_order(moved.shape)], peaks
         )
     scale = (top / levels).astype(np.float32)
     codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None])
@@ -82,7 +83,7 @@ def _relieved(rows: np.ndarray, shape: tuple[int, ...], peaks: np.ndarray | None
     if peaks is None:
         return rows
     order, made = vpmaddubsw_saturation.kernel_order(shape), rows.copy()
-    made[:, order] = vpmaddubsw_saturation.relieved(rows[:, order], peaks)
+    made[:, order] = vpmaddubsw_saturation.clamp_pairs(rows[:, order], peaks)
     return made
 
 
@@ -94,7 +95,7 @@ def scales_are_much(nodes: Sequence[tuple[ir.Node, np.ndarray]]) -> bool:
 def _sqnr(weights: np.ndarray, scale: float) -> float:
     """In dB, of weights rounded to multiples of one scale."""
     noise = float(np.square(weights - np.rint(weights / scale) * scale).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(float(np.square(weights).sum()), 1e-300) / noise))
+    return sqnr_db(float(np.square(weights).sum()), noise)
 
 
 def refine(node: ir.Node, codes: Codes, gram: np.ndarray, every: bool = False) -> Codes:

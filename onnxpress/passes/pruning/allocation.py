@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
 from onnxpress.passes.core.contract import Action
@@ -90,8 +90,8 @@ def candidates(evidence: Evidence, options: PruneOptions, known: Mapping[str, Cu
     found = {}
     for name, curve in shapes.items():
         group = evidence.channels.group(name)
-        ignored = any(fnmatch(p.node, pattern) for p in group.places if p.role == "out" for pattern in options.ignore)
-        if not ignored and (options.scope == ALL or group.hidden):
+        ignored = any(fnmatch(p.node, pattern) for p in group.slices if p.role == "out" for pattern in options.ignore)
+        if not ignored and (options.scope == ALL or group.internal):
             found[name] = curve
     return found
 
@@ -139,11 +139,11 @@ class _LazyJudge:
     """Scores the model with some channels removed and repaired, on the calibration samples."""
 
     evidence: Evidence
-    judge: Judge | None = None
+    judge: Scorer | None = None
 
     def harm(self, removal: Mapping[str, list[int]]) -> Arrays:
         evidence = self.evidence
-        self.judge = self.judge or Judge(evidence.model, evidence.samples())
+        self.judge = self.judge or Scorer(evidence.model, evidence.samples())
         pruned = remove(evidence.model, evidence.channels, dict(removal))
         repair(evidence, pruned, evidence.channels, dict(removal))
         return {"nmse": np.asarray(self.judge.score(pruned).nmse)}

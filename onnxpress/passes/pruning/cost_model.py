@@ -48,7 +48,7 @@ class _Touch:
 class Ledger:
     """costs: what is left of them by kind and node; gone: channels of each group taken so far."""
 
-    groups: Mapping[str, ch.Group]
+    groups: Mapping[str, ch.ChannelGroup]
     costs: dict[str, dict[str, float]]
     gone: dict[str, int]
     _whole: Costs
@@ -65,7 +65,7 @@ class Ledger:
         touched: dict[str, list[_Touch]] = {}
         for name, group in groups.items():
             touched[name] = []
-            for place in group.places:
+            for place in group.slices:
                 layer, operand, shape = (
                     _weight(nodes[place.node], place.operand) if place.node in nodes else ("", 0, ())
                 )

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import Moments, input_moments
-from onnxpress.measure.linear import Linear
+from onnxpress.measure.linear import LinearLayer
 from onnxpress.model import read
 from onnxpress.model.channels import groups as ch
 from onnxpress.passes.pruning import importance
@@ -25,9 +25,9 @@ CRITERIA = (*_ON_SAMPLES, *importance.BY_WEIGHTS)
 
 def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-order") -> dict[str, Curve]:
     """The error-versus-width curve of every group in scope; without samples by magnitude."""
-    groups = [g for g in evidence.channels.groups if scope == "all" or g.hidden]
+    groups = [g for g in evidence.channels.groups if scope == "all" or g.internal]
     nodes = {n.name: n for n in evidence.model.graph}
-    makers = {(p.node, p.operand) for g in groups for p in g.places if p.role == "out"}
+    makers = {(p.node, p.operand) for g in groups for p in g.slices if p.role == "out"}
     weights = {at: w for at in sorted(makers) if (w := read.constant(nodes[at[0]].inputs[at[1]])) is not None}
     plain = importance.BY_WEIGHTS.get(criterion, importance.magnitude if evidence.data is None else None)
     if plain is not None:
@@ -41,17 +41,17 @@ def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-orde
 
 def _on_samples(
     evidence: Evidence,
-    groups: Sequence[ch.Group],
+    groups: Sequence[ch.ChannelGroup],
     nodes: Mapping[str | None, ir.Node],
     weights: Weights,
-    curve: Callable[[ch.Group, Mapping[str, tuple[Linear, Moments]]], Curve | None],
+    curve: Callable[[ch.ChannelGroup, Mapping[str, tuple[LinearLayer, Moments]]], Curve | None],
 ) -> dict[str, Curve]:
     """By what the readers see of the samples; by magnitude where no reader is linear."""
     found: dict[str, Curve] = {}
     wanted = {g.name: {p.node for p in g.readers} for g in groups}
     readers = list(dict.fromkeys(p.node for g in groups for p in g.readers))
     blocks = {p.node: len(p.positions[0]) for g in groups for p in g.readers if _contiguous(p)}
-    known: dict[str, tuple[Linear, Moments]] = {}
+    known: dict[str, tuple[LinearLayer, Moments]] = {}
     seen: set[str] = set()
     for name, layer, moments in input_moments(evidence, [nodes[r] for r in readers], blocks):
         known[name] = (layer, moments)
@@ -66,7 +66,7 @@ def _on_samples(
     return {g.name: found[g.name] for g in groups}
 
 
-def _contiguous(place: ch.Place) -> bool:
+def _contiguous(place: ch.ChannelSlice) -> bool:
     """Whether every channel owns one run of equally many neighbouring positions."""
     size = len(place.positions[0])
     return all(len(p) == size and int(p[-1]) - int(p[0]) == size - 1 and int(p[0]) % size == 0 for p in place.positions)

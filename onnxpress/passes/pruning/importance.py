@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from onnxpress.measure.gram import Moments, by_tap
-from onnxpress.measure.linear import Linear
-from onnxpress.model.channels.groups import Group
+from onnxpress.measure.gram import Moments, weight_by_tap
+from onnxpress.measure.linear import LinearLayer
+from onnxpress.model.channels.groups import ChannelGroup
 from onnxpress.passes.pruning.obs_selection import Curve
 
 Weights = Mapping[
@@ -20,19 +20,19 @@ Weights = Mapping[
 ]  # the constants that make channels, in their own layouts, by node and operand
 
 
-def magnitude(group: Group, weights: Weights) -> Curve:
+def magnitude(group: ChannelGroup, weights: Weights) -> Curve:
     """Squared L2 norm of the makers' rows, each maker by its share; the smallest go first."""
     return _ordered(group, sum((_share((rows**2).sum(axis=1)) for rows in _made(group, weights)), np.zeros(group.size)))
 
 
-def magnitude_l1(group: Group, weights: Weights) -> Curve:
+def magnitude_l1(group: ChannelGroup, weights: Weights) -> Curve:
     """L1 norm of the makers' rows (Li et al. 2017)."""
     return _ordered(
         group, sum((_share(np.abs(rows).sum(axis=1)) for rows in _made(group, weights)), np.zeros(group.size))
     )
 
 
-def fpgm(group: Group, weights: Weights) -> Curve:
+def fpgm(group: ChannelGroup, weights: Weights) -> Curve:
     """Sum of distances to the makers' other rows: what lies near the geometric median can be replaced (He et al. 2019)."""
     total = np.zeros(group.size)
     for rows in _made(group, weights):
@@ -42,17 +42,17 @@ def fpgm(group: Group, weights: Weights) -> Curve:
     return _ordered(group, total)
 
 
-def chance(group: Group, weights: Weights) -> Curve:
+def chance(group: ChannelGroup, weights: Weights) -> Curve:
     """An order drawn from the group's name."""
     return _ordered(group, np.random.default_rng(zlib.crc32(group.name.encode())).random(group.size))
 
 
-BY_WEIGHTS: dict[str, Callable[[Group, Weights], Curve]] = {
+BY_WEIGHTS: dict[str, Callable[[ChannelGroup, Weights], Curve]] = {
     "magnitude": magnitude, "magnitude-l1": magnitude_l1, "fpgm": fpgm, "random": chance,
 }  # fmt: skip
 
 
-def activation(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) -> Curve | None:
+def activation(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Moments]]) -> Curve | None:
     """Squared weights of the readers times the power of what they read (Sun et al. 2024, for whole channels); None where no
     reader is linear."""
     total, found = np.zeros(group.size), False
@@ -63,7 +63,7 @@ def activation(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) -> C
         power = np.diag(seen.xx) / max(seen.count, 1.0)
         weight, taps = layer.weight.astype(np.float64), layer.taps
         if len(power) != weight.shape[1]:  # moments of channels, the taps together
-            weight, taps = by_tap(layer).astype(np.float64), 1
+            weight, taps = weight_by_tap(layer).astype(np.float64), 1
         columns = (weight**2).sum(axis=0) * power
         per = layer.taps if taps == 1 and layer.op != "Conv" else 1
         parts = [np.unique(p // per) for p in place.positions]
@@ -72,9 +72,9 @@ def activation(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) -> C
     return _ordered(group, total) if found else None
 
 
-def _made(group: Group, weights: Weights) -> Iterator[np.ndarray]:
+def _made(group: ChannelGroup, weights: Weights) -> Iterator[np.ndarray]:
     """For every constant that makes the group's channels: what belongs to each, [channels, numbers]."""
-    for place in group.places:
+    for place in group.slices:
         if place.role == "out" and (place.node, place.operand) in weights:
             rows = np.moveaxis(weights[place.node, place.operand], place.axis, 0)
             rows = rows.reshape(len(rows), -1).astype(np.float64)
@@ -85,7 +85,7 @@ def _share(values: np.ndarray) -> np.ndarray:
     return np.asarray(values / max(float(values.sum()), 1e-30))
 
 
-def _ordered(group: Group, values: np.ndarray) -> Curve:
+def _ordered(group: ChannelGroup, values: np.ndarray) -> Curve:
     order = np.argsort(values, kind="stable")[: group.size - 1]
     error = np.concatenate([[0.0], np.cumsum(values[order])]) / max(float(values.sum()), 1e-30)
     return Curve(group.name, tuple(int(i) for i in order), tuple(float(e) for e in error))

@@ -15,9 +15,9 @@ import numpy as np
 import scipy.linalg
 
 from onnxpress.measure.cache import Arrays
-from onnxpress.measure.gram import Moments, by_tap
-from onnxpress.measure.linear import Linear
-from onnxpress.model.channels.groups import Group
+from onnxpress.measure.gram import Moments, weight_by_tap
+from onnxpress.measure.linear import LinearLayer
+from onnxpress.model.channels.groups import ChannelGroup
 
 _DAMP = 1e-3
 
@@ -58,7 +58,7 @@ class _Reader:
     scale: float
 
 
-def second_order(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) -> Curve | None:
+def second_order(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Moments]]) -> Curve | None:
     """The removal order and curve of one group; None where none of its readers is linear."""
     readers = [
         r for p in group.readers if p.node in moments if (r := _prepare(*moments[p.node], p.positions)) is not None
@@ -86,7 +86,7 @@ def second_order(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) ->
     return Curve(group.name, tuple(order), tuple(error))
 
 
-def _prepare(layer: Linear, moments: Moments, positions: Sequence[np.ndarray]) -> _Reader | None:
+def _prepare(layer: LinearLayer, moments: Moments, positions: Sequence[np.ndarray]) -> _Reader | None:
     """positions: the group's channel positions on the reader's input axis."""
     gram, _ = moments.centred(layer.op != "MatMul")
     weight = layer.weight.astype(np.float64)
@@ -94,7 +94,7 @@ def _prepare(layer: Linear, moments: Moments, positions: Sequence[np.ndarray]) -
     if gram.shape[0] != weight.shape[1]:
         per = layer.taps if layer.op != "Conv" else 1
         positions = [np.unique(p // per) for p in positions]
-        weight, taps = by_tap(layer).astype(np.float64), 1
+        weight, taps = weight_by_tap(layer).astype(np.float64), 1
     width = {len(p) for p in positions}
     if len(width) != 1:
         return None

@@ -42,7 +42,7 @@ class Prune:
         ledger = Ledger.of(evidence, shapes, counted(evidence))
         for name, curve in shapes.items():
             group = evidence.channels.group(name)
-            touches = frozenset({name, *(p.node for p in group.places)})
+            touches = frozenset({name, *(p.node for p in group.slices)})
             readers = {p.node for p in group.readers}
             for width in widths(group, evidence):
                 gone = group.size - width

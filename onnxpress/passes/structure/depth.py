@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence, EvidenceKey, repeated
-from onnxpress.measure.score import Judge
+from onnxpress.measure.evidence import Evidence, EvidenceKey, repeat_feeds
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import read
 from onnxpress.model.blocks import Block
@@ -77,7 +77,7 @@ class Depth:
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
         """One proposal for each block; its loss is measured on the samples, before the refit of the remaining layers."""
         blocks, refused = removable(evidence)
-        judge = Judge(evidence.model, _samples(evidence)) if blocks else None
+        judge = Scorer(evidence.model, _samples(evidence)) if blocks else None
         for block in blocks:
             loss = judge.score(_cut(evidence, [block])).nmse if judge is not None else 0.0
             saving = Saving(float(block.macs), float(block.weight_bytes))
@@ -170,7 +170,7 @@ def _other_sizes(evidence: Evidence) -> Iterator[dict[str, np.ndarray]]:
         resized[spec.name] = value
     for feeds in (resized, evidence.probe):
         for count in (2, 1):
-            yield repeated(feeds, evidence.signature, count)
+            yield repeat_feeds(feeds, evidence.signature, count)
 
 
 def without(
@@ -180,7 +180,7 @@ def without(
 
     near: so many layers behind each gap at most (None: all that depend on it).
     """
-    result = bl.take_out(evidence.model, gone)
+    result = bl.remove_blocks(evidence.model, gone)
     if not repair:
         return result, []
     roles = _roles(evidence.model, gone)
@@ -241,7 +241,7 @@ def plan_depth(evidence: Evidence, options: DepthOptions, more_time: Callable[[]
     candidates = _candidates(removable(evidence)[0], options.units)
     if not candidates:
         return []
-    judge = Judge(evidence.model, evidence.samples())
+    judge = Scorer(evidence.model, evidence.samples())
     order = _greedy(evidence, judge, candidates, options, more_time)
     if options.max_drop is not None:
         order = order[: _longest(evidence, judge, order, options.max_drop)]
@@ -256,7 +256,7 @@ def _candidates(blocks: Sequence[Block], units: str) -> list[Block]:
 
 
 def _greedy(
-    evidence: Evidence, judge: Judge, candidates: Sequence[Block], options: DepthOptions, more_time: Callable[[], bool]
+    evidence: Evidence, judge: Scorer, candidates: Sequence[Block], options: DepthOptions, more_time: Callable[[], bool]
 ) -> list[Block]:
     """Block by block what harms least for the work it saves, until enough is gone.
 
@@ -266,7 +266,7 @@ def _greedy(
     costs = macs(evidence.model, evidence.trace)
 
     def work(blocks: Sequence[Block]) -> int:
-        return sum(costs.get(n, 0) for n in bl.dying(evidence.model, blocks))
+        return sum(costs.get(n, 0) for n in bl.dead_nodes(evidence.model, blocks))
 
     whole = work(candidates)
     goal = whole * (1 - options.keep) if options.keep is not None else float(whole)
@@ -296,7 +296,7 @@ def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
     return without(evidence, gone, not all(b.skip for b in gone))[0]
 
 
-def _longest(evidence: Evidence, judge: Judge, order: Sequence[Block], allowed: float) -> int:
+def _longest(evidence: Evidence, judge: Scorer, order: Sequence[Block], allowed: float) -> int:
     """How many of the removals, in order, the repaired model bears; found by bisection."""
     low, high = 0, len(order)
     while low < high:

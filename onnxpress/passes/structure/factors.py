@@ -20,8 +20,8 @@ import onnx_ir as ir
 import scipy.linalg
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.gram import Moments, by_tap, input_moments
-from onnxpress.measure.linear import Linear, linear
+from onnxpress.measure.gram import Moments, input_moments, weight_by_tap
+from onnxpress.measure.linear import LinearLayer, linear
 from onnxpress.model import edit, read
 from onnxpress.model.counts import node_macs
 from onnxpress.model.trace import Trace
@@ -129,7 +129,7 @@ def _flag(node: ir.Node, name: str) -> int:
 def curves(evidence: Evidence, sites: Sequence[Site]) -> list[Curve]:
     """Every form of every site, from the input's second moments on the samples (plain singular values without samples)."""
     nodes = {n.name: n for n in evidence.model.graph}
-    moments: dict[str, tuple[Linear, Moments]] = {}
+    moments: dict[str, tuple[LinearLayer, Moments]] = {}
     if evidence.data is not None:
         wanted = [nodes[n] for s in sites for n in s.nodes]
         moments = {name: (layer, found) for name, layer, found in input_moments(evidence, wanted)}
@@ -140,7 +140,7 @@ def curves(evidence: Evidence, sites: Sequence[Site]) -> list[Curve]:
     return made
 
 
-def _curve(site: Site, form: str, known: Sequence[tuple[Linear, Moments]]) -> Curve:
+def _curve(site: Site, form: str, known: Sequence[tuple[LinearLayer, Moments]]) -> Curve:
     rows, columns = site.sides(form)
     weight = _folded(site, form)
     second = None
@@ -192,13 +192,13 @@ def _damped(second: np.ndarray) -> np.ndarray:
     return np.asarray(second + (_DAMP * float(np.mean(np.diag(second))) + 1e-12) * np.eye(len(second)))
 
 
-def _power_by_tap(site: Site, form: str, layer: Linear, second: np.ndarray) -> np.ndarray:
+def _power_by_tap(site: Site, form: str, layer: LinearLayer, second: np.ndarray) -> np.ndarray:
     """W H W^T where H is known between channels only, the same at every tap."""
     rows = site.sides(form)[0]
     if form == SPATIAL:
         cube = _folded(site, form).reshape(rows, -1, site.kernel[0])
         return np.asarray(np.einsum("mch,cd,ndh->mn", cube, second, cube, optimize=True))
-    taps = by_tap(layer).astype(np.float64).reshape(rows, layer.taps, -1)
+    taps = weight_by_tap(layer).astype(np.float64).reshape(rows, layer.taps, -1)
     return np.asarray(np.einsum("mtc,cd,ntd->mn", taps, second, taps, optimize=True))
 
 

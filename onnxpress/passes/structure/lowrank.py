@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.measure.output_gain import predicted_loss
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, submodels
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
@@ -222,7 +222,7 @@ def _spread(
     evidence: Evidence, curves: Mapping[tuple[str, str], Curve], ratio: float, goal: str, clock: Clock | None
 ) -> list[tuple[Curve, int]]:
     """Step by step what harms least for what it saves, until the share of what all these layers cost is saved."""
-    judge = Judge(evidence.model, evidence.samples())
+    judge = Scorer(evidence.model, evidence.samples())
     points: dict[str, list[tuple[float, float, Curve, int]]] = {}  # saving, harm, curve, rank
     whole = {c.site.name: _cost(evidence, c.site, goal) for c in curves.values()}
     for curve in curves.values():
@@ -256,7 +256,7 @@ def _cost(evidence: Evidence, site: Site, goal: str) -> float:
     return float(factors.macs_of(evidence, site)) if goal == "latency" else 4.0 * site.weight.size
 
 
-def _sensitivity(evidence: Evidence, judge: Judge, curve: Curve, rank: int) -> float:
+def _sensitivity(evidence: Evidence, judge: Scorer, curve: Curve, rank: int) -> float:
     """How much a unit of a form's lost power harms the outputs: measured with this layer alone at one rank."""
     trial = evidence.model.clone()
     factors.factor(trial, curve, rank)
@@ -277,7 +277,7 @@ class Clock:
         key = (curve.site.name, curve.form, rank)
         if key not in self._seen:
             node = self._nodes[curve.site.name]
-            base = submodels.alone(self._evidence.model, node, ir.DataType.FLOAT)
+            base = submodels.single_node_model(self._evidence.model, node, ir.DataType.FLOAT)
             other = base.clone()
             site = Site(node.name or "", (node.name or "",), curve.site.op, curve.site.kernel, curve.site.weight)
             factors.factor(other, Curve(site, curve.form, curve.basis, curve.error), rank)

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge, before_softmax
+from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.files import model_size
 from onnxpress.passes.core.contract import Action, Refusal
 from onnxpress.passes.core.knapsack import choose
@@ -68,7 +68,7 @@ def plan_bits(
     if spare is not None:
         return _spent(lean, safer, spare), refused
     found: list[Action] = []
-    judge = Judge(evidence.model, evidence.samples()) if lean else None
+    judge = Scorer(evidence.model, evidence.samples()) if lean else None
     for share in _SPARE if judge is not None else ():
         tried, found = found, _spent(lean, safer, share)
         if judge is not None and found != tried and judge.score(write(evidence, found).model).nmse <= _CLOSE:
@@ -135,11 +135,11 @@ def plan_size(
 
 def _weighed(evidence: Evidence, known: Mapping[str, Sequence[Known]]) -> dict[str, tuple[float, Sequence[Known]]]:
     """For each weight the error of the outputs for every share of its layer's power that it loses, and its offers."""
-    judge = Judge(before_softmax(evidence.model), evidence.samples().take(_JUDGED))
+    judge = Scorer(logits_model(evidence.model), evidence.samples().take(_JUDGED))
     found = {}
     for name, several in known.items():
         tried = sorted(several, key=lambda k: k.bytes)[-2:][0]  # what is leanest of all breaks more than its share
-        alone = judge.score(before_softmax(write(evidence, [tried.decision], polish=False).model)).nmse
+        alone = judge.score(logits_model(write(evidence, [tried.decision], polish=False).model)).nmse
         found[name] = alone / max(tried.fit.lost, 1e-12), several
     return found
 

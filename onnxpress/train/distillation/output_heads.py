@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge, class_count
+from onnxpress.measure.score import Scorer, class_count
 from onnxpress.model import read
 from onnxpress.model.signature import signature
 
@@ -39,7 +39,7 @@ class Head:
     teacher_log: bool = False
 
 
-def heads(student: ir.Model, teacher: ir.Model, judge: Judge) -> list[Head]:
+def heads(student: ir.Model, teacher: ir.Model, judge: Scorer) -> list[Head]:
     """The outputs of two models with the same signature; raises InputProblem where none is a float."""
     first = next(iter(judge.data.batches(1)))
     from onnxpress.runtime.session import open_session, run
@@ -50,11 +50,11 @@ def heads(student: ir.Model, teacher: ir.Model, judge: Judge) -> list[Head]:
         if rows[index].dtype.kind != "f":
             continue
         classes = class_count(rows[index]) if rows[index].ndim == 2 else 0
-        answer = judge.answer == index
+        answer = judge.class_output == index
         s_name, s_log = _logits(s, classes)
         t_name, t_log = _logits(t, classes)
         soft = bool(classes) and (s_name != s.name or s_log)
-        sure = bool(classes) and (soft or (answer and (judge.labelled or not judge.doubtful)))
+        sure = bool(classes) and (soft or (answer and (judge.labelled or not judge.ambiguous)))
         row = rows[index]
         probable = bool(classes) and bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
         found.append(

@@ -19,7 +19,7 @@ from torch import Tensor
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import model_hash
 from onnxpress.train import progressive_resizing
 from onnxpress.train.augment import automatic, fields, suitable
@@ -82,7 +82,7 @@ class Distillation:
     heads: list[Head] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.heads = heads(self.student.model, self.teacher.model, Judge(self.teacher.model, self.data.take(_JUDGED)))
+        self.heads = heads(self.student.model, self.teacher.model, Scorer(self.teacher.model, self.data.take(_JUDGED)))
         answering = next((h for h in self.heads if h.answer), None)
         self._classes = answering.classes if answering is not None and self.settings.labels else 0
         self._pool: Pool | None = None

@@ -100,7 +100,7 @@ def test_labels_from_files(tmp_path: Path) -> None:
         data = open_dataset(tmp_path / "x.npy", IMAGE, labels=str(tmp_path / name))
         assert data.labels == [2, 1, 0], name
         assert f"labels from {name}" in data.assumed
-    assert "3 names of classes numbered in sorted order (ant=0, cat=1, dog=2)" in data.assumed
+    assert "3 class names numbered in sorted order (ant=0, cat=1, dog=2)" in data.assumed
 
 
 def test_forms_of_labels() -> None:

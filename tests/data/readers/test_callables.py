@@ -128,7 +128,7 @@ MISUSE = [
     ("same_iterator", ["gave 1 samples at first and 0 at a later pass"]),
     ("raises", ["raised KeyError: 'gone'"]),
     ("wrong_shape", ["wrong_shape[1], input 'x'", "found [3]"]),
-    ("batches", ["one sample at a time: it holds 8"]),
+    ("batches", ["one sample at a time: this one has 8"]),
     ("nothing", ["no samples"]),
     ("number", ["it gave a int"]),
     ("none", ["found NoneType"]),

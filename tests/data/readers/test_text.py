@@ -102,7 +102,7 @@ def test_misuse(tmp_path: Path, tokenizer: Path) -> None:
             ["cannot read the tokenizer", "tokenizer.json that was saved"],
         ),
         ("a.txt", b"good\n", FREE, "tokenizer.json", "label", ["has no column 'label'"]),
-        ("a.txt", b"\n \n", FREE, "tokenizer.json", None, ["there are no samples"]),
+        ("a.txt", b"\n \n", FREE, "tokenizer.json", None, ["it has no samples"]),
         ("a.txt", b"good\n\xff\xfe\n", FREE, "tokenizer.json", None, ["not UTF-8"]),
         ("a.txt", b"good\n", sig("x float32 N 4"), "tokenizer.json", None, ["no token ids"]),
         (

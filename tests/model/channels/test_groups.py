@@ -92,7 +92,7 @@ def heads(heads: int = 3, inner: int = 4, scale: str = "constant") -> ir.Model:
 
 def test_heads_and_their_dimensions_are_groups() -> None:
     facts = evidence_for(heads(), None).channels
-    assert [(g.size, g.block, g.hidden) for g in facts.groups] == [(3, 4, True), (4, 3, True), (4, 3, True)]
+    assert [(g.size, g.block, g.internal) for g in facts.groups] == [(3, 4, True), (4, 3, True), (4, 3, True)]
     assert all(r.reason.startswith("graph output") for r in facts.refused) and len(facts.refused) == 1
 
 
@@ -121,10 +121,10 @@ def test_a_shared_weight_stays_one() -> None:
 
 def test_spine_and_stem_are_one_group() -> None:
     facts = evidence_for(nets.residual(width=16, blocks=2), None).channels
-    spine = [g for g in facts.groups if not g.hidden]
+    spine = [g for g in facts.groups if not g.internal]
     assert [g.size for g in spine] == [16]
-    assert len(spine[0].makers) == 3
-    assert [g.size for g in facts.groups if g.hidden] == [16, 16]
+    assert len(spine[0].producers) == 3
+    assert [g.size for g in facts.groups if g.internal] == [16, 16]
 
 
 def test_output_channels_stay_and_say_why() -> None:

@@ -12,7 +12,7 @@ import pytest
 from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Splits
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import submodels
 from onnxpress.model.cut_points import sections
 from onnxpress.model.files import load, to_bytes
@@ -89,7 +89,7 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
 def test_a_packing_s_channels_are_those_of_the_model_it_pruned() -> None:
     model = nets.residual(width=32, blocks=2)
     data = nets.samples(model, 12)
-    shop = Workshop(model, data, Judge(model, data), this_machine())
+    shop = Workshop(model, data, Scorer(model, data), this_machine())
     shop.exact()
     offers = library(shop.base, sections(shop.base.model, shop.base.trace))
     narrow = next(r for r in offers[1] if r.pass_name == "prune")
@@ -109,10 +109,10 @@ def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
     found = sections(evidence.model, evidence.trace)
     shared = shared_widths(evidence, found)
     inner = {d["group"] for options in library(evidence, found) for r in options for d in r.decisions if "group" in d}
-    assert {g.name for g in evidence.channels.groups if g.hidden} <= inner | {p.name for p, _ in shared}
+    assert {g.name for g in evidence.channels.groups if g.internal} <= inner | {p.name for p, _ in shared}
     for place, offers in shared:
         group = evidence.channels.group(place.name)
-        assert {p.node for p in group.places} <= place.nodes
+        assert {p.node for p in group.slices} <= place.nodes
         for offer in offers:
             assert {d["group"] for d in offer.decisions} == {place.name}
             part = submodels.between(take_step(offer.step(), evidence).model, place.source, place.output)

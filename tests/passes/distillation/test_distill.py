@@ -14,7 +14,7 @@ from onnxpress.api.distill import Wish, distill
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, files
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import to_bytes
@@ -232,7 +232,7 @@ def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.
     job = Distillation(evidence, evidence, data(100), FAST)
     monkeypatch.setattr(Distillation, "step_seconds", lambda self: 0.01 * self.settings.batch)
     wish = Wish(Settings(batch=64, lr=1e-3), seconds=40)
-    judge, silent = Judge(teacher(), data(20)), lambda stage, share: None
+    judge, silent = Scorer(teacher(), data(20)), lambda stage, share: None
     assert _settled(job, wish, judge, silent).batch == 16
     assert _settled(job, replace(wish, seconds=400.0), judge, silent).batch == 64
 

@@ -222,9 +222,9 @@ def test_a_spine_s_channels_must_repeat_in_every_layer_that_makes_them() -> None
     model = nets.residual(width=32)
     stem = changed(model, 0, copied(1.0))
     assert not any("duplicate" in n for n in reduced(stem)[1])
-    makers = [i for i, n in enumerate(n for n in stem.graph if n.op_type in read.WEIGHTED)]
+    producers = [i for i, n in enumerate(n for n in stem.graph if n.op_type in read.WEIGHTED)]
     both = stem
-    for number in makers[1:]:
+    for number in producers[1:]:
         node = [n for n in both.graph if n.op_type in read.WEIGHTED][number]
         weight = read.constant(node.inputs[1])
         if weight is not None and weight.shape[0] == 32:
@@ -336,13 +336,13 @@ def test_repeated_channels_of_random_nets_go_rightly(model: ir.Model, factor: fl
     work = evidence.model.clone()
     nodes = {n.name: n for n in work.graph}
     for group in evidence.channels.groups:
-        for place in group.places if not group.sliced else ():
+        for place in group.slices if not group.sliced else ():
             array = read.constant(nodes[place.node].inputs[place.operand])
             if place.role == "in" or array is None or array.dtype != np.float32:
                 continue
             rows = np.array(np.moveaxis(array, place.axis, 0))
             for channel in range(group.size // 2, group.size):
-                times = factor if place.node == group.makers[0] else 1.0
+                times = factor if place.node == group.producers[0] else 1.0
                 rows[place.positions[channel]] = (
                     np.float32(times) * rows[place.positions[seed % max(group.size // 2, 1)]]
                 )
@@ -367,7 +367,7 @@ def _plain(evidence: Evidence) -> bool:
     """Whether some group is made and read by plain layers alone, which must then be merged."""
     nodes = {n.name: n for n in evidence.model.graph}
     return any(
-        g.size > 1 and not g.sliced and g.readers and all(nodes[p.node].op_type in ("Conv", "Gemm") for p in g.places)
+        g.size > 1 and not g.sliced and g.readers and all(nodes[p.node].op_type in ("Conv", "Gemm") for p in g.slices)
         for g in evidence.channels.groups
     )
 

@@ -13,12 +13,12 @@ from onnxpress import quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.ranges import Spread, clip_range
+from onnxpress.measure.ranges import Histogram, clip_range
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8 import calibration
-from onnxpress.passes.int8.qdq_write import grid, spreads_for
+from onnxpress.passes.int8.qdq_write import grid, histograms_for
 from onnxpress.plan.plan import apply_plan
 from tests import nets
 
@@ -63,7 +63,7 @@ def test_it_is_the_best_of_the_rules_for_the_reader() -> None:
         error = (g.codes(values) - g.zero) * float(g.scale) - values
         return float((error.var(axis=0) * (weight**2).sum(axis=(0, 2, 3))).sum())
 
-    spread = spreads_for(evidence)["image"]
+    spread = histograms_for(evidence)["image"]
     offers = [clip_range(spread, m) for m in ("minmax", "percentile", "mse", "entropy")]
     chosen = calibration.ranges(evidence, "weighted", ["image"])["image"]
     assert chosen in offers
@@ -71,7 +71,7 @@ def test_it_is_the_best_of_the_rules_for_the_reader() -> None:
 
 
 def test_the_average_lies_within_the_extremes() -> None:
-    spread = Spread()
+    spread = Histogram()
     for peak in (1.0, 2.0, 9.0):
         spread.add(np.array([-peak, peak / 2], np.float32))
     assert clip_range(spread, "average") == (-4.0, 2.0)
@@ -152,7 +152,7 @@ def test_wide_leaves_room_only_where_values_can_go_further() -> None:
     share = net.op("Sigmoid", [net.conv(capped, 8)], 8)
     model = net.model(net.head(net.relu(net.conv(share, 8))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 8))
-    seen = spreads_for(evidence)
+    seen = histograms_for(evidence)
     found = calibration.ranges(evidence, "wide", ["image", moved, open_end, capped, share])
     for name in ("image", moved):
         assert found[name] == (seen[name].low, seen[name].high), "pictures are integers already"

@@ -14,7 +14,7 @@ from onnxpress import apply, quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
@@ -130,11 +130,11 @@ def test_a_drop_is_kept_with_the_table_in_float_if_it_must_be() -> None:
     words = np.tile(table()[:1], (ROWS, 1)) + 1e-4 * table(1)
     model = encoder(words)
     data = samples(model, 64)
-    hurt = Judge(model, data).score(to_bytes(quantize(model, data, include=("Gather",)).model)).drop
+    hurt = Scorer(model, data).score(to_bytes(quantize(model, data, include=("Gather",)).model)).drop
     assert hurt > 1e-4
     done = quantize(model, data, max_drop=hurt / 2)
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.model.graph if n.op_type == "Gather")
-    assert Judge(model, data).score(to_bytes(done.model)).drop <= hurt / 2
+    assert Scorer(model, data).score(to_bytes(done.model)).drop <= hurt / 2
     assert "1 embedding tables in int8" in quantize(model, data, max_drop=0.99).notes
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge, before_softmax
+from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import quantization_recipe
@@ -80,7 +80,7 @@ def test_it_is_exact_and_helps_integers(build: Callable[[], ir.Model]) -> None:
 def in_int8(evidence: Evidence, recipe: Recipe) -> float:
     """nmse of everything in int8."""
     done = quantize(evidence, quantizable(evidence), recipe, True, True).model
-    return Judge(evidence.model, evidence.samples()).score(to_bytes(done)).nmse
+    return Scorer(evidence.model, evidence.samples()).score(to_bytes(done)).nmse
 
 
 def test_the_norm_in_front_of_several_readers_takes_the_factors() -> None:
@@ -186,14 +186,14 @@ def test_the_error_expected_is_the_error_measured() -> None:
 
 def test_what_did_not_change_is_not_observed_anew() -> None:
     """The spreads of a scaled model are those that a pass over it would give."""
-    from onnxpress.passes.int8.qdq_write import spreads_for
+    from onnxpress.passes.int8.qdq_write import histograms_for
 
     model = uneven(nets.mobile(width=32))
     evidence = evidence_for(model, nets.samples(model, 16))
     recipe = Recipe("minmax", tuple(plan_equalize(evidence)))
     quick, slow = equalized(evidence, recipe), evidence_for(equalized(evidence, recipe).model, evidence.data)
-    for name, spread in spreads_for(slow).items():
-        assert (spreads_for(quick)[name].low, spreads_for(quick)[name].high) == pytest.approx(
+    for name, spread in histograms_for(slow).items():
+        assert (histograms_for(quick)[name].low, histograms_for(quick)[name].high) == pytest.approx(
             (spread.low, spread.high), rel=1e-4, abs=1e-6
         )
 
@@ -218,7 +218,7 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
 
     judged: list[str] = []
 
-    class Told(Judge):
+    class Told(Scorer):
         def __init__(self, original: ir.Model | bytes, data: Dataset, name: str = "") -> None:
             judged.append(data.hash)
             super().__init__(original, data, name)
@@ -262,7 +262,7 @@ def test_a_last_softmax_is_left_out_of_the_judging() -> None:
     head = net.head(net.relu(net.conv("image", 8)))
     model = net.model(net.op("Softmax", [head], 10), nets.IMAGE, ["N", 10])
     data = nets.samples(model, 4)
-    cut = before_softmax(model)
+    cut = logits_model(model)
     assert [n.op_type for n in cut.graph][-1] == "Gemm"
     logits = nets.outputs(cut, data)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -270,4 +270,4 @@ def test_a_last_softmax_is_left_out_of_the_judging() -> None:
         shares / shares.sum(axis=1, keepdims=True), nets.outputs(model, data), rtol=1e-4, atol=1e-6
     )
     plain = nets.mobile(width=32)
-    assert [n.op_type for n in before_softmax(plain).graph] == [n.op_type for n in plain.graph]
+    assert [n.op_type for n in logits_model(plain).graph] == [n.op_type for n in plain.graph]

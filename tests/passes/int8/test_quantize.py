@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 import onnxpress
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
 from onnxpress.passes.int8 import qdq
@@ -24,7 +24,7 @@ from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.int8.weight_quantization import quantize_weight
 from onnxpress.plan.plan import apply_plan
 from onnxpress.runtime.machine import machine_for
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session
 from tests import grammar, nets
 
 
@@ -36,7 +36,7 @@ def int8(model: ir.Model, exact: bool = True, chosen: frozenset[str] | None = No
 
 def kernels(model: ir.Model, folder: Path) -> list[str]:
     """Operator names that onnxruntime really ran, from its profile."""
-    session = open_session(model, Settings(profile=str(folder / "p")))
+    session = open_session(model, SessionSettings(profile=str(folder / "p")))
     feeds = next(iter(nets.samples(model, 1).batches(1))).inputs
     session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text())
@@ -231,7 +231,7 @@ def test_default_and_u8u8_kernels_agree() -> None:
     ).model
     feeds = next(iter(data.batches(24))).inputs
     plain = open_session(done).run(None, feeds)[0]
-    precise = open_session(done, Settings(config=(("session.x64quantprecision", "1"),))).run(None, feeds)[0]
+    precise = open_session(done, SessionSettings(config=(("session.x64quantprecision", "1"),))).run(None, feeds)[0]
     np.testing.assert_allclose(plain, precise, atol=0.02 * np.abs(plain).max())
 
 
@@ -330,7 +330,7 @@ def test_activations_of_16_bits_lose_next_to_nothing(opset: int) -> None:
     data = nets.samples(model, 16)
     ways = {"method": "minmax", "equalize": False, "rounding": "nearest"}
     short, wide = (onnxpress.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
-    harm = [Judge(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
+    harm = [Scorer(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
     assert harm[1] < harm[0]
     domains = {n.domain for n in wide.model.graph if n.op_type == "QuantizeLinear"}
     assert domains == ({""} if opset >= 21 else {"com.microsoft"})

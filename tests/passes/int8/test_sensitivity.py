@@ -12,11 +12,11 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.qdq_write import grid, spreads_for
+from onnxpress.passes.int8.qdq_write import grid, histograms_for
 from onnxpress.passes.int8.quantization_recipe import Wish
 from onnxpress.passes.int8.sensitivity import candidates, matching, sensitivity
 from onnxpress.runtime.machine import machine_for, this_machine
@@ -74,7 +74,7 @@ def test_where_only_float_keeps_the_drop_the_file_stays_in_float() -> None:
     found = sensitivity(evidence, chosen, 0.0)
     done = quantize(model, data, max_drop=0.0, exclude=(head,))
     assert found.drop <= 0.0
-    assert Judge(model, data).score(to_bytes(done.model)).drop <= 0.0
+    assert Scorer(model, data).score(to_bytes(done.model)).drop <= 0.0
     assert any("layers stay in float" in n for n in done.notes)
     assert not any("no operator" in n for n in done.notes)
 
@@ -82,7 +82,7 @@ def test_where_only_float_keeps_the_drop_the_file_stays_in_float() -> None:
 def test_the_command_s_function_keeps_the_drop_and_notes_it() -> None:
     model, data, _ = fragile()
     done = quantize(model, data, max_drop=0.05)
-    assert Judge(model, data).score(to_bytes(done.model)).drop <= 0.05
+    assert Scorer(model, data).score(to_bytes(done.model)).drop <= 0.05
     assert any("layers stay in float" in n for n in done.notes)
     assert len(done.details.layers) >= 3
     assert not quantize(model, data).layers, "what was not asked for is not measured"
@@ -97,7 +97,7 @@ def test_rounding_is_told_by_the_histogram() -> None:
     node = next(n for n in evidence.model.graph if n.name == layer.node)
     name = qdq.final_output(node).name or ""
     values = np.concatenate([v[name].ravel() for v in evidence.stream([name])]).astype(np.float64)
-    ends = grid(spreads_for(evidence)[name].low, spreads_for(evidence)[name].high)
+    ends = grid(histograms_for(evidence)[name].low, histograms_for(evidence)[name].high)
     rounded = (ends.codes(values) - ends.zero) * float(ends.scale)
     true = 10 * np.log10((values**2).sum() / ((values - rounded) ** 2).sum())
     assert layer.sqnr == pytest.approx(true, abs=3.0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import edit, read, submodels
 from onnxpress.model.counts import macs
@@ -71,7 +71,7 @@ def test_more_than_there_is_takes_all() -> None:
 def test_max_drop_takes_fewer() -> None:
     evidence = prepared(nets.transformer(layers=2), 48)
     free = plan_depth(evidence, DepthOptions(keep=0.0))
-    judge = Judge(evidence.model, evidence.samples())
+    judge = Scorer(evidence.model, evidence.samples())
     drops = [judge.score(DEPTH.apply(evidence, free[:end]).model).drop for end in range(1, len(free) + 1)]
     bound = plan_depth(evidence, DepthOptions(keep=0.0, max_drop=drops[0] + 1e-6))
     assert 1 <= len(bound) < len(free)
@@ -106,7 +106,7 @@ def test_repair_brings_unseen_outputs_closer(build: Callable[[], ir.Model]) -> N
     model = build()
     evidence = prepared(model, 64)
     actions = plan_depth(evidence, DepthOptions(keep=0.6))
-    judge = Judge(evidence.model, nets.samples(model, 32, seed=7))
+    judge = Scorer(evidence.model, nets.samples(model, 32, seed=7))
     found = {
         mode: judge.score(DEPTH.apply(evidence, [*actions, {"refit": mode}]).model).nmse
         for mode in ("none", "least-squares")

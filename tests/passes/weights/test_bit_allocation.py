@@ -8,7 +8,7 @@ import pytest
 
 from onnxpress import share, simplify, weights
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.weights.share import ShareOptions
 from onnxpress.passes.weights.weights import WeightsOptions
@@ -42,7 +42,7 @@ def test_bits_go_where_they_matter() -> None:
     even = weights(model, data, options=WeightsOptions(4, spare=0.0))
     chosen = weights(model, data, options=WeightsOptions(smaller=even.bytes_before / even.bytes_after))
     assert chosen.bytes_after <= even.bytes_after
-    judge = Judge(model, nets.samples(model, 24, seed=5))
+    judge = Scorer(model, nets.samples(model, 24, seed=5))
     assert judge.score(to_bytes(chosen.model)).nmse < 0.5 * judge.score(to_bytes(even.model)).nmse
 
 

@@ -13,7 +13,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import read
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
@@ -60,7 +60,7 @@ def test_depthwise_layers_stay_whole(method: str) -> None:
     assert np.all(read.constant(deep.inputs[1]))
     assert any("depthwise" in r.reason for r in done.refused)
     if method == METHODS[0]:
-        assert Judge(model, judge).score(to_bytes(done.model)).nmse < 0.05
+        assert Scorer(model, judge).score(to_bytes(done.model)).nmse < 0.05
 
 
 def test_an_embedding_takes_zeros_by_magnitude_alone() -> None:
@@ -86,7 +86,7 @@ def test_what_is_left_makes_up_for_the_zeros() -> None:
     for method in METHODS:
         actions = [{"weight": w.name, "ratio": 0.7, "method": method} for w in find_weights(evidence.model)[0]]
         made = SPARSIFY.apply(evidence, actions).model
-        lost[method] = Judge(model, judge).score(to_bytes(made)).nmse
+        lost[method] = Scorer(model, judge).score(to_bytes(made)).nmse
     assert lost["update"] < 0.7 * lost["activation"]
     assert lost["update"] < 0.7 * lost["magnitude"]
 
