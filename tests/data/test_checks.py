@@ -1,4 +1,4 @@
-"""Casts and shapes: what is taken, and the one line of what is not."""
+"""Casts and shapes: accepted values, and the one-line errors of others."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_label_key_that_is_an_input(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "a.npz", model, labels="target").labels == [5, 6, 7]
 
 
-def test_foreign_name_of_a_single_input(tmp_path: Path) -> None:
+def test_another_name_for_a_single_input(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", picture=floats(3, 3, 8, 9), id=np.array(["a", "b", "c"]), y=[0, 1, 2])
     data = open_dataset(tmp_path / "a.npz", IMAGE)
     assert "array 'picture' is input 'x'" in data.assumed
@@ -270,14 +270,14 @@ def test_truncated_member_of_an_npz(tmp_path: Path) -> None:
     refused(lambda: open_dataset(tmp_path / "a.npz", IMAGE), "array 'x'", "cut off")
 
 
-def test_impossible_compression_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_compression_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((3, 3, 8, 9), np.float32))
     monkeypatch.setattr(npfiles, "_RATIO", 2)
     refused(lambda: open_dataset(tmp_path / "a.npz", IMAGE), "impossible compression")
     assert len(open_dataset(tmp_path / "a.npz", IMAGE, trust=True)) == 3
 
 
-def test_no_memory_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_an_environment_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=floats(3, 3, 8, 9))
 
     def full(*_: object, **__: object) -> None:

@@ -74,7 +74,7 @@ def test_functions(code: Path) -> None:
         assert open_dataset(f"{code}:{name}", ROW).labels == labels, name
 
 
-def test_functions_are_called_for_every_pass_and_nothing_is_held(code: Path) -> None:
+def test_functions_are_called_for_every_pass_and_samples_are_not_kept(code: Path) -> None:
     data = open_dataset(f"{code}:dicts", ROW)
     calls = data._store.source._begin.__closure__[0].cell_contents.__globals__["calls"]  # type: ignore[attr-defined]
     before = len(calls)
@@ -107,7 +107,7 @@ def test_iterables() -> None:
 
 
 class Loader:
-    """Begins again at each pass, as a torch DataLoader does."""
+    """Restarts at each pass, as a torch DataLoader does."""
 
     passes = 0
 
@@ -116,7 +116,7 @@ class Loader:
         return iter([np.zeros(2), np.ones(2)])
 
 
-def test_re_iterable_objects_are_not_held() -> None:
+def test_re_iterable_objects_are_not_kept_in_memory() -> None:
     data = open_dataset(Loader(), ROW)
     assert not data.assumed
     before = Loader.passes

@@ -1,4 +1,4 @@
-"""Folders of images: sizes, layouts, classes, recipes, and what is no image."""
+"""Folders of images: sizes, layouts, classes, preprocessing, and files that are not images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_layouts_and_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "bmp", "webp", "gif", "tiff", "PNG"])
-def test_kinds_of_files(tmp_path: Path, suffix: str) -> None:
+def test_file_types(tmp_path: Path, suffix: str) -> None:
     picture(tmp_path / f"a.{suffix}")
     assert open_dataset(tmp_path, NCHW)[0].inputs["x"].shape == (1, 3, 8, 8)
 
@@ -87,7 +87,7 @@ def test_classes_from_sub_folders(tmp_path: Path) -> None:
     assert "labels from 3 sub-folders in sorted order (cat=0, dog=1, eel=2)" in data.assumed
 
 
-def test_no_classes_where_folders_do_not_tell(tmp_path: Path) -> None:
+def test_no_classes_without_sub_folders(tmp_path: Path) -> None:
     picture(tmp_path / "only" / "1.png")
     data = open_dataset(tmp_path, NCHW)
     assert not data.labelled
@@ -126,7 +126,7 @@ def test_label_files(tmp_path: Path) -> None:
     refused(lambda: open_dataset(tmp_path / "set", NCHW, labels="mark"), "no keys or columns")
 
 
-def test_imagenet_is_torchvisions(tmp_path: Path) -> None:
+def test_imagenet_equals_torchvision(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "a.png", height=50, width=37)
     model = sig("x float32 N 3 28 28")
     found = open_dataset(tmp_path, model, preprocess="imagenet")[0].inputs["x"][0]
@@ -137,7 +137,7 @@ def test_imagenet_is_torchvisions(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-5)
 
 
-def test_shipped_recipes_on_images(tmp_path: Path) -> None:
+def test_shipped_preprocessings_on_images(tmp_path: Path) -> None:
     pixels = np.full((20, 20, 3), (10, 100, 250), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     rgb = np.array([10, 100, 250])
@@ -154,7 +154,7 @@ def test_shipped_recipes_on_images(tmp_path: Path) -> None:
             np.testing.assert_allclose(value.mean(axis=axes)[0], expected, atol=1e-4, err_msg=f"{name} {model}")
 
 
-def test_free_size_takes_the_recipes(tmp_path: Path) -> None:
+def test_a_dynamic_size_takes_that_of_the_preprocessing(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 30, 40)
     picture(tmp_path / "b.png", 10, 12)
     model = sig("x float32 N 3 H W")
@@ -183,7 +183,7 @@ def test_user_function(tmp_path: Path) -> None:
         refused(lambda n=name: open_dataset(tmp_path / "set", NCHW, preprocess=f"{code}:{n}"), says)
 
 
-def test_function_for_an_input_that_is_no_picture(tmp_path: Path) -> None:
+def test_function_for_an_input_that_is_not_an_image(tmp_path: Path) -> None:
     picture(tmp_path / "set" / "a.png", 9, 9)
     code = tmp_path / "mean.py"
     code.write_text("def colour(a):\n    return a.mean(axis=(0, 1)) / 255\n")
@@ -192,7 +192,7 @@ def test_function_for_an_input_that_is_no_picture(tmp_path: Path) -> None:
     assert not any("layout" in a for a in data.assumed)
 
 
-def test_recipe_keys_for_pictures(tmp_path: Path) -> None:
+def test_preprocessing_keys_for_images(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "set" / "a.png", 16, 32)
     recipe = tmp_path / "r.toml"
 

@@ -45,7 +45,7 @@ def test_rows_of_a_set_are_samples(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.inputs["x"], x)
 
 
-def test_sets_are_read_when_asked_for(tmp_path: Path, monkeypatch: object) -> None:
+def test_sets_are_read_on_demand(tmp_path: Path, monkeypatch: object) -> None:
     for i in range(3):
         write(tmp_path / f"test_data_set_{i}", floats(1, 3), np.array([[i]]))
     data = open_dataset(tmp_path, TWO)

@@ -71,7 +71,7 @@ def test_jsonl(tmp_path: Path, tokenizer: Path) -> None:
     assert open_dataset(tmp_path / "b.jsonl", FREE, tokenizer=tokenizer, labels=str(tmp_path / "l.txt")).labels == [4]
 
 
-def test_positions_and_recipe(tmp_path: Path, tokenizer: Path) -> None:
+def test_positions_and_preprocessing(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "a.txt").write_text("good bad film good\n")
     (tmp_path / "short.toml").write_text("[text]\nmax_length = 3\nspecial_tokens = false\n")
     model = sig("ids int64 N L", "position_ids int64 N L", "mask bool N L")
