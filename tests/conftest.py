@@ -16,8 +16,8 @@ try:
 except ImportError:  # not a system on which tests run in parallel
     fcntl = None
 
-# Test processes share the cores: spinning threads of numpy and torch in one process would slow the other.  The processes
-# that pytest-xdist starts read these variables after this file.
+# Test processes share the cores: spinning threads of numpy and torch in one process would slow the other.  The
+# processes that pytest-xdist starts read these variables after this file.
 for variable, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("OMP_NUM_THREADS", "1"), ("OPENBLAS_NUM_THREADS", "1")):
     os.environ.setdefault(variable, value)
 

@@ -288,9 +288,8 @@ def rendered_body(file: Path, width: int, folder: Path) -> str:
     onload = (
         "Object.assign(document.body.dataset, this.contentDocument.body.dataset, {seen: this.contentWindow.innerWidth})"
     )
-    frame.write_text(
-        f'<body><iframe src="{file.name}" width="{width}" height="900" style="border: 0" onload="{onload}"></iframe></body>'
-    )
+    attributes = f'width="{width}" height="900" style="border: 0" onload="{onload}"'
+    frame.write_text(f'<body><iframe src="{file.name}" {attributes}></iframe></body>')
     command = [
         BROWSER,
         *FLAGS,
