@@ -82,7 +82,7 @@ def test_unknown_preprocessings(tmp_path: Path) -> None:
         "there are caffe, clip, imagenet, raw, tf, unit",
         "did you mean imagenet?",
     )
-    refused(lambda: read_preprocessing("zzz"), "no such recipe", "module:function")
+    refused(lambda: read_preprocessing("zzz"), "no such preprocessing", "module:function")
     refused(lambda: read_preprocessing(str(tmp_path / "none.toml")), "does not exist")
     refused(lambda: read_preprocessing("no_such_module_anywhere:f"), "there is no module 'no_such_module_anywhere'")
     assert read_preprocessing("math:sqrt").function is not None
