@@ -174,7 +174,7 @@ def test_split_fractions() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_split_of_too_few(count: int) -> None:
-    refused(rows(count).split, "at least 3 distinct samples", f"found {count}", "--select")
+    refused(rows(count).split, "at least 3 distinct samples", f"found {count}", "`select`")
 
 
 def test_split_of_duplicates_only() -> None:

@@ -62,7 +62,7 @@ MISTAKES = [
     ("[image]\nratio = 1.5\n", ":2", "at most 1"),
     ("[image]\ncrop = 'none'\n[normalize]\nmean = 0\nstd = [1, 0]\n", ":5", "above 0"),
     ("[normalize]\nscale = 'x'\n", ":2", "expected a number"),
-    ("[normalize]\nmean = []\n", ":2", "one a channel"),
+    ("[normalize]\nmean = []\n", ":2", "one per channel"),
     ("[text]\nspecial_tokens = 1\n", ":2", "true or false"),
     ("image.crop = 'x'\n", ":1", "expected none or center"),
     ("image = 3\n", ":1", "unknown section"),
@@ -79,7 +79,7 @@ def test_errors_have_file_and_line(tmp_path: Path, text: str, line: str, says: s
 def test_unknown_preprocessings(tmp_path: Path) -> None:
     refused(
         lambda: read_preprocessing("imagenett"),
-        "there are caffe, clip, imagenet, raw, tf, unit",
+        "shipped are caffe, clip, imagenet, raw, tf, unit",
         "did you mean imagenet?",
     )
     refused(lambda: read_preprocessing("zzz"), "no such preprocessing", "module:function")
@@ -133,7 +133,7 @@ def test_preprocessings_of_other_arrays(tmp_path: Path) -> None:
 def test_preprocessings_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "onnxpress" / "data" / "shipped.py"
     monkeypatch.setattr(shipped, "__file__", str(module))
-    with pytest.raises(EnvironmentProblem, match="shipped recipes are missing"):
+    with pytest.raises(EnvironmentProblem, match="shipped calibration files are missing"):
         calibration_folder()
     (tmp_path / "calibration" / "recipes").mkdir(parents=True)
     assert calibration_folder() == tmp_path / "calibration"

@@ -160,7 +160,7 @@ def test_a_sweep_is_shown_completely(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {t.title for t in made.tables} >= {
         "Milliseconds",
         "Cold start",
-        "Memory in a process of its own",
+        "Memory in a fresh process",
         "Throughput",
         "Machine",
     }

@@ -90,7 +90,7 @@ def test_misuse(tmp_path: Path) -> None:
     good = tmp_path / "good"
     sound(good / "a.wav", ramp(400))
     for model in ("x float32 N 49 10 1", "x float32 N 40", "x float32 N 49 40"):
-        refused(lambda m=model: open_dataset(good, sig(m)), "no waveform", "compute the features")
+        refused(lambda m=model: open_dataset(good, sig(m)), "not a waveform", "compute the features")
     refused(lambda: open_dataset(good, sig("x float32 N T", "rate int64")), "feeds one input")
     whole = (good / "a.wav").read_bytes()
     floating = bytearray(whole)
@@ -101,7 +101,7 @@ def test_misuse(tmp_path: Path) -> None:
         "empty": whole[:40] + b"\0\0\0\0",
         "float": bytes(floating),
     }
-    says = {"noise": "b.wav", "cut": "cut off", "empty": "no sound in it", "float": "no plain PCM"}
+    says = {"noise": "b.wav", "cut": "truncated", "empty": "no frames", "float": "not PCM"}
     for name, content in bad.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.wav").write_bytes(whole)

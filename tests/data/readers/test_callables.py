@@ -103,7 +103,7 @@ def test_iterables() -> None:
 
     held = open_dataset(once(), ROW)
     assert len(list(held)) == len(list(held)) == 1
-    assert "held in memory: the iterable can be read once only" in held.assumed
+    assert "held in memory: the iterable can be read only once" in held.assumed
 
 
 class Loader:
@@ -130,7 +130,7 @@ MISUSE = [
     ("wrong_shape", ["wrong_shape[1], input 'x'", "found [3]"]),
     ("batches", ["one sample at a time: this one has 8"]),
     ("nothing", ["no samples"]),
-    ("number", ["it gave a int"]),
+    ("number", ["it returned a int"]),
     ("none", ["found NoneType"]),
     ("triple", ["a tuple of 3"]),
     ("needs", ["TypeError", "argument"]),

@@ -77,9 +77,9 @@ def test_misuse(tmp_path: Path) -> None:
     (first / "input_0.pb").write_bytes(b"\xff\xff\xff\xff")
     refused(lambda: open_dataset(tmp_path, TWO), "input_0.pb", "TensorProto")
     (first / "input_0.pb").write_bytes(b"")
-    refused(lambda: open_dataset(tmp_path, TWO), "it is no tensor")
+    refused(lambda: open_dataset(tmp_path, TWO), "it is not a tensor")
     tensor = numpy_helper.from_array(floats(1, 3))
     tensor.data_location = onnx.TensorProto.EXTERNAL
     (first / "input_0.pb").write_bytes(tensor.SerializeToString())
-    refused(lambda: open_dataset(tmp_path, TWO), "not followed")
-    refused(lambda: open_dataset(first / "input_0.pb", TWO), "give the folder")
+    refused(lambda: open_dataset(tmp_path, TWO), "is not read")
+    refused(lambda: open_dataset(first / "input_0.pb", TWO), "give its folder")

@@ -105,7 +105,7 @@ MISUSE = [
     ("a,b,c\n1,,3\n", THREE, None, ["a.csv[0], input 'x'", "NaN"]),
     ("a,b,c\n1,x,3\n", THREE, None, ["column 'b'", "expected numbers"]),
     ("a,b\n1,2\n", THREE, None, ["2 columns for input 'x'", "samples are [3]"]),
-    ("a,a,b\n1,2,3\n", THREE, None, ["named twice: 'a'"]),
+    ("a,a,b\n1,2,3\n", THREE, None, ["duplicate column names: 'a'"]),
     ("a,b,c\n", THREE, None, ["no rows below the header"]),
     ("", THREE, None, ["the file is empty"]),
     ("\n\n", THREE, None, ["the file is empty"]),
