@@ -197,8 +197,10 @@ class Dataset:
             yield _stack(group, layout, rows)
 
     def split(self, fractions: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Splits:
-        """Three disjoint parts, by the content of the inputs: independent of the order of the samples, and duplicates
-        (with other labels as well) are in the same part.  Reads every sample once.
+        """Three disjoint parts, by the content of the inputs.
+
+        The split is independent of the order of the samples, and duplicates (with other labels as well) are in the same
+        part.  Reads every sample once.
 
         Raises InputProblem where there are fewer than three distinct samples.
         """

@@ -68,8 +68,8 @@ def array_preprocessing_for(preprocessing: Preprocessing, layout: BatchLayout) -
             "give a module:function as `data`, which preprocesses the arrays itself",
         )
     floats = tuple(p for p in layout.ports if is_float(p.spec.dtype))
-    pictures = tuple(p for p in floats if len(p.spec.shape or ()) == 4)
-    return ArrayPreprocessing(preprocessing, pictures or floats)
+    images = tuple(p for p in floats if len(p.spec.shape or ()) == 4)
+    return ArrayPreprocessing(preprocessing, images or floats)
 
 
 def run_function(preprocessing: Preprocessing, value: np.ndarray) -> np.ndarray:

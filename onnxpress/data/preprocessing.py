@@ -95,7 +95,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def names() -> list[str]:
-    """The shipped recipes."""
+    """Names of the shipped preprocessings."""
     return sorted(p.stem for p in (calibration_folder() / "recipes").glob("*.toml"))
 
 
@@ -115,13 +115,13 @@ def read_preprocessing(text: str) -> Preprocessing:
     raise InputProblem(
         _WHAT,
         text,
-        f"there is no such recipe; there are {', '.join(known)}",
+        f"there is no such preprocessing; shipped are {', '.join(known)}",
         f"did you mean {close[0]}?" if close else "name one of them, a .toml file, or module:function",
     )
 
 
 def load(path: Path) -> Preprocessing:
-    """A recipe from a TOML file.  Raises InputProblem with file and line."""
+    """The preprocessing of a TOML file.  Raises InputProblem with file and line."""
     try:
         text = path.read_text(encoding="utf-8")
         given = tomllib.loads(text)

@@ -74,8 +74,8 @@ def file_hash(path: Path) -> str:
     """SHA-256 (hex) of a model file and of its external data files."""
     state = hashlib.sha256(path.read_bytes())
     tensors = (value.const_value for value in load(path).graph.initializers.values())
-    for beside in sorted({str(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}):
-        with Path(beside).open("rb") as stream:
+    for data_file in sorted({str(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}):
+        with Path(data_file).open("rb") as stream:
             state.update(hashlib.file_digest(stream, "sha256").digest())
     return state.hexdigest()
 
@@ -109,8 +109,9 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def check_baseline(found: Baseline, path: Path, conditions: dict[str, Any], force: bool) -> None:
-    """Check that a baseline applies here.  Raises InputProblem for another machine, unless `force`, and for other
-    conditions.
+    """Check that a baseline applies here.
+
+    Raises InputProblem for another machine, unless `force`, and for other conditions.
     """
     here = machine_fingerprint()
     other = [key for key in here if found.machine.get(key) != here[key]]

@@ -41,8 +41,9 @@ class TensorDifference:
 def tensor_differences(
     first: ir.Model, second: ir.Model, names: Sequence[str], data: Dataset
 ) -> list[TensorDifference]:
-    """Differences of the named values, which both models have, in this order.  Values that are not numeric, or whose
-    shapes differ, count as equal.
+    """Differences of the named values, which both models have, in this order.
+
+    Values that are not numeric, or whose shapes differ, count as equal.
     """
     level = SessionSettings()
     one, two = tap(first, names, level), tap(second, names, level)

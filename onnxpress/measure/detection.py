@@ -46,8 +46,9 @@ def match_detections(found: np.ndarray, true: np.ndarray) -> MatchedDetections:
 
 
 def _match(overlaps: np.ndarray) -> np.ndarray:
-    """overlaps: [n, m] IoU, detections in descending order of score -> [thresholds, n] whether a detection matches a
-    free box.
+    """[thresholds, n] whether a detection matches a free box.
+
+    overlaps: [n, m] IoU, detections in descending order of score
     """
     taken = np.zeros((len(IOU_THRESHOLDS), len(overlaps)), bool)
     for level, least in enumerate(IOU_THRESHOLDS):

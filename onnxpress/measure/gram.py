@@ -94,12 +94,13 @@ def sampled_rows(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples:
 def input_moments(
     evidence: Evidence, nodes: Sequence[ir.Node], blocks: Mapping[str, int] | None = None
 ) -> Iterator[tuple[str, LinearLayer, Moments]]:
-    """(node name, layer, moments of its input), in passes over the samples that hold about _PASS_BYTES of moments at
-    once.
+    """Moments of layer inputs: (node name, layer, moments).
 
-    Nodes that are not linear are skipped.  blocks: by node, the number of adjacent columns that belong to one channel,
-    for layers behind a Flatten.  A layer with more than WIDE columns is treated as its taps separately: columns are
-    channels, rows (row, tap); one that is too wide even so is skipped.
+    Each pass over the samples holds about _PASS_BYTES of moments.  Nodes that are not linear are skipped.  A layer with
+    more than WIDE columns is treated as its taps separately: columns are channels, rows (row, tap); one that is too
+    wide even so is skipped.
+
+    blocks: by node, the number of adjacent columns that belong to one channel, for layers behind a Flatten
     """
     part: list[tuple[ir.Node, LinearLayer]] = []
     size = 0

@@ -30,8 +30,9 @@ _BATCH_BYTES = 80 * 2**20  # of a few of the largest tensors of a batch
 
 
 def coprime_stride(count: int, stride: int) -> int:
-    """The smallest stride of at least `stride` that is coprime to `count`: a divisor of a width would meet the same
-    channels only.
+    """The smallest stride of at least `stride` that is coprime to `count`.
+
+    A divisor of a width would meet the same channels only.
     """
     return next(s for s in range(max(1, stride), count + stride + 2) if math.gcd(s, count) == 1)
 
@@ -69,8 +70,9 @@ class StatsGraph:
         self._constants: dict[tuple[int, ...], ir.Value] = {}
 
     def build(self, statistics: Mapping[str, Callable[[ir.Value], Sequence[ir.Value]]]) -> StatsSession:
-        """A session with the added outputs.  statistics: by tensor name, a function that adds nodes and returns their
-        outputs.
+        """A session with the added outputs.
+
+        statistics: by tensor name, a function that adds nodes and returns their outputs
         """
         made = {name: list(add(self._values[name])) for name, add in reversed(list(statistics.items()))}
         added = [value for name in statistics for value in made[name]]

@@ -35,8 +35,9 @@ class Metric(ABC):
         self._sample_values: list[tuple[Any, Any]] = []
 
     def add(self, original: Outputs, other: Outputs, label: Any, key: str) -> None:
-        """Add the outputs of one sample, without the batch axis.  Raises InputProblem where they or the label do not
-        fit the metric.
+        """Add the outputs of one sample, without the batch axis.
+
+        Raises InputProblem where they or the label do not fit the metric.
         """
         self._sample_values.append(
             (self.sample_values(original, original, label, key), self.sample_values(other, original, label, key))
@@ -256,7 +257,9 @@ def _class(name: str, label: Any, key: str) -> int:
 
 
 def _numbers(name: str, outputs: Outputs, original: Outputs, label: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(prediction, truth), flat: the output of the label's size, or all numeric outputs where the original is the
+    """(prediction, truth), flat.
+
+    The prediction is the output of the label's size; without a label, all numeric outputs, and the original's are the
     truth.
     """
     if label is None:

@@ -252,12 +252,11 @@ def _mse(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
 
 
 def _entropy(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
-    """The threshold at which the quantized distribution of |x| has the least KL divergence (TensorRT's entropy
-    calibration).
+    """The threshold with the least KL divergence of the quantized distribution of |x| (TensorRT's calibration).
 
     p: counts up to the threshold, with all counts beyond it in the last bin; q: for each level its mean count over its
-    bins that are not empty.  Sums over the bins of a level are differences of cumulative sums, computed for all
-    thresholds at once.
+       bins that are not empty.  Sums over the bins of a level are differences of cumulative sums, computed for all
+       thresholds at once.
     """
     half = BINS // 2
     magnitude = (histogram.counts[half:] + histogram.counts[:half][::-1]).astype(np.float64)

@@ -115,8 +115,9 @@ class Scorer:
         )
 
     def _find_class_output(self, rows: Sequence[np.ndarray], names: Sequence[str]) -> int | None:
-        """Index of the output with class scores: with labels the most accurate one, else the one that looks like class
-        scores.
+        """Index of the output with class scores; None where there is none.
+
+        With labels it is the most accurate output, else the one that looks like class scores.
         """
         candidates = [i for i, o in enumerate(rows) if class_count(o)]
         if not candidates:

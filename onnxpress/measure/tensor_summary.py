@@ -1,6 +1,4 @@
-"""Statistics of one tensor in one batch: extremes along an axis, and a sample of its values, flat or as rows of
-channels.
-"""
+"""Statistics of one tensor in one batch: extremes along an axis, and a sample of its values, flat or as rows."""
 
 from __future__ import annotations
 
@@ -49,8 +47,10 @@ class _AxisPositions:
 
     @classmethod
     def of_strided(cls, count: int, stride: int, inner: int, size: int) -> _AxisPositions:
-        """Axis positions of `count` values sampled with `stride`; the axis has `size` positions of `inner` elements
-        each.
+        """Axis positions of `count` values sampled with `stride`.
+
+        size:  number of positions of the axis
+        inner: number of elements of each position
         """
         position = np.arange(count, dtype=np.int64) * stride // inner % size
         return cls(position, np.maximum(np.bincount(position, minlength=size), 1))
@@ -223,8 +223,9 @@ class _RowQuery:
 def sample_rows(
     evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], samples: int, target: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Rows of channels at sampled positions, batch by batch: [positions, channels] by tensor name; [values, 1] without
-    an axis.
+    """Rows of channels at sampled positions, batch by batch.
+
+    Each item has [positions, channels] by tensor name; [values, 1] without an axis.
 
     tensors: names; those that are not float32 in the trace are skipped
     axes:    by tensor, the axis of the channels, whose size is the same in every sample
@@ -248,8 +249,10 @@ def sample_rows(
 
 
 def array_rows(x: np.ndarray, axis: int | None, target: int) -> np.ndarray:
-    """[positions, channels] of an array at evenly spaced positions.  axis: of the channels, or None; target: number of
-    values.
+    """[positions, channels] of an array at evenly spaced positions.
+
+    axis:   of the channels, or None
+    target: number of values
     """
     rows = x.reshape(-1, 1) if axis is None or x.ndim < 2 else np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
     return rows[:: coprime_stride(len(rows), rows.size // target)]

@@ -100,8 +100,9 @@ def remove_blocks(model: ir.Model, blocks: Iterable[Block]) -> ir.Model:
 
 
 def resolve(model: ir.Model, blocks: Iterable[Block]) -> dict[str, str]:
-    """By block output, the value its readers read once all the blocks are removed; of two blocks with one output the
-    longer counts.
+    """By block output, the value its readers read once all the blocks are removed.
+
+    Of two blocks with one output the longer counts.
     """
     return _resolved({v.name or "": i for i, n in enumerate(model.graph) for v in n.outputs}, blocks)
 
@@ -180,8 +181,10 @@ def _runs(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints])
 
 
 def _links(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]) -> list[_Endpoints]:
-    """For each value that everything passes through, the nearest later one of equal shape and kind of producer, unless
-    a branch lies between.
+    """Links: from each value that everything passes through to the nearest later one of equal shape and kind of
+    producer.
+
+    There is no link where a branch lies between.
     """
     shared_path = graph_index.shared_path()
     joins = {graph_index.producer[b.output] for b in branches}
@@ -203,8 +206,9 @@ def _links(graph_index: GraphIndex, trace: Trace, branches: Sequence[_Endpoints]
 
 
 def _without_duplicates(blocks: Iterable[Block], costs: Mapping[str, int]) -> list[Block]:
-    """The blocks without links that remove the same multiply-accumulates as another block: a link from convolution to
-    convolution equals the one from activation to activation.
+    """The blocks without links that remove the same multiply-accumulates as another block.
+
+    A link from convolution to convolution equals the one from activation to activation.
     """
     seen: set[frozenset[str]] = set()
     kept = []

@@ -35,8 +35,9 @@ class Section:
 
 
 def sections(model: ir.Model, trace: Trace) -> list[Section]:
-    """The sections of a canonical model, in order.  Their nodes are disjoint and hold all multiply-accumulates on the
-    main path.
+    """The sections of a canonical model, in order.
+
+    Their nodes are disjoint and hold all multiply-accumulates on the main path.
     """
     graph_index = GraphIndex(model)
     costs = macs(model, trace)

@@ -42,9 +42,7 @@ def canonical(model: ir.Model) -> ir.Model:
 
 
 def _lift_weights(model: ir.Model) -> None:
-    """Move weights of sub-graphs to the main graph, which sub-graphs can read: weights then only need to be looked up
-    there.
-    """
+    """Move weights of sub-graphs to the main graph, so that all weights are found there."""
     for graph in model.graph.subgraphs():
         for name in list(graph.initializers):
             value = graph.initializers[name]

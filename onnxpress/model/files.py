@@ -185,13 +185,13 @@ def _check_external(tensor: onnx.TensorProto, need: int, path: Path, where: str)
             "external data outside the model's folder",
             where,
             f"location {location!r}",
-            "put the data file beside the model",
+            "put the data file in the folder of the model",
         )
     if not target.is_file():
         raise InputProblem(
             "external data file is missing",
             where,
-            f"{location} is not beside the model",
+            f"{location} is not in the folder of the model",
             "copy the data file together with the .onnx file",
         )
     try:

@@ -55,8 +55,9 @@ class GraphIndex:
         return seen
 
     def dead_without(self, instead: Mapping[str, str]) -> frozenset[str]:
-        """Names of the nodes that nothing needs once values are replaced.  instead: by value, the value read in its
-        place.
+        """Names of the nodes that nothing needs once values are replaced.
+
+        instead: by value, the value read in its place
         """
         return frozenset(self.nodes[i].name or "" for i in self.all - self._needed(instead))
 
@@ -77,8 +78,9 @@ class GraphIndex:
         return False
 
     def post_dominators(self) -> list[int]:
-        """For each node the immediate post-dominator: the nearest later node on all paths to the outputs; len(nodes)
-        for none.
+        """The immediate post-dominator of each node: the nearest later node on all paths to the outputs.
+
+        len(nodes) where there is none.
         """
         sink = len(self.nodes)
         parent = [sink] * (sink + 1)

@@ -55,8 +55,9 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def why_not_constant(value: ir.Value | None) -> str:
-    """Why `constant` is None for a weight, for messages: computed from constants (exporters leave such chains), or from
-    inputs.
+    """Why `constant` is None for a weight, for messages.
+
+    It is computed from constants (exporters leave such chains), or from inputs.
     """
     waiting, seen = [value], set()
     while waiting:

@@ -16,8 +16,9 @@ _SMALL = 64  # elements up to which an integer constant counts by value: shapes,
 
 
 def structural_hash(model: ir.Model, named: bool = True) -> str:
-    """Hash of operators, attributes, connections and shapes of weights; small integer constants (shapes, axes) count by
-    value.
+    """Hash of operators, attributes, connections and shapes of weights.
+
+    Small integer constants (shapes, axes) count by value.
 
     named: inputs and outputs count by name, else by position
     """

@@ -12,8 +12,9 @@ from onnxpress.model.trace import Trace
 
 
 def single_node_model(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
-    """A model of one node and its constants.  Its first input, of any shape, becomes the graph input, its output the
-    graph output.
+    """A model of one node and its constants.
+
+    The first input, of any shape, becomes the graph input, the output the graph output.
     """
     source = node.inputs[0]
     if source is None or len(node.outputs) != 1:

@@ -1,6 +1,4 @@
-"""Contents of a report for any command: headline numbers, charts, tables and remarks, and the parts that several
-commands share.
-"""
+"""Contents of a report for any command, and the parts that several commands share."""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ def quantize_page(body: Document) -> Page:
     page.headlines += (
         [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
     )
-    harms = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
-    harm = tuple(ChartPoint(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in harms)
-    wide = tuple(_distribution(x) for x in harms if x["high"] > x["low"])
-    marked = "Orange: layers that stay in float." if any(p.chosen for p in harm) else ""
+    sensitive = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
+    losses = tuple(ChartPoint(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in sensitive)
+    wide = tuple(_distribution(x) for x in sensitive if x["high"] > x["low"])
+    marked = "Orange: layers that stay in float." if any(p.chosen for p in losses) else ""
     page.charts = [
-        Chart("bars", "What each layer harms", "nmse of the model with only this layer in int8", "", harm, marked),
+        Chart("bars", "Loss by layer", "nmse of the model with only this layer in int8", "", losses, marked),
         Chart(
             "spans",
             "How outputs are distributed",

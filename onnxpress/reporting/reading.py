@@ -20,9 +20,7 @@ from onnxpress.result import SCHEMA
 
 
 def read(path: str | Path) -> Document:
-    """The record at a path: a run folder or a JSON file.  Raises InputProblem where there is none, or it is something
-    else.
-    """
+    """The record at a path: a run folder or a JSON file.  Raises InputProblem where there is none."""
     where = Path(path)
     file = where / "run.json" if where.is_dir() else where
     try:

@@ -1,7 +1,7 @@
-"""Built-in models for measuring the machine: a large product for its peak rate, chains of trivial kernels for the
-profiler's overhead, and a small reference network for comparisons between runs.
+"""Built-in models for measuring the machine.
 
-All are made from fixed numbers, so they are the same on every machine and in every run.
+A large product for its peak rate, chains of trivial kernels for the profiler's overhead, and a small reference network
+for comparisons between runs.  All are made from fixed numbers, so they are the same on every machine and in every run.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChildResult:
-    """ok, or the reason: "time" (limit exceeded), "crash" (killed by a signal), "error" (`detail` is its last line on
-    stderr).
+    """The result of a call in a child process.
+
+    reason: "time" (limit exceeded), "crash" (killed by a signal), "error" (`detail` is its last line on stderr)
     """
 
     ok: bool

@@ -110,9 +110,7 @@ def _claim(nodes: Iterable[ir.Node], key: tuple[str, int], taken: dict[int, tupl
 
 
 def _epilogue(node: ir.Node, kernel: Kernel, taken: Mapping[int, tuple[str, int]]) -> list[ir.Node]:
-    """Nodes after the anchor without a kernel of their own that are fused into it: activations, additions,
-    QuantizeLinear.
-    """
+    """Nodes after the anchor that are fused into its kernel: activations, additions, QuantizeLinear."""
     found: list[ir.Node] = []
     current = node
     while current.op_type != "QuantizeLinear" and len(current.outputs) == 1:

@@ -115,8 +115,9 @@ def this_machine() -> Machine:
 
 
 def machine_for(target: str = "auto") -> Machine:
-    """This machine, or this machine with the instruction set of a named target.  Raises InputProblem for an unknown
-    one.
+    """This machine, or this machine with the instruction set of a named target.
+
+    Raises InputProblem for an unknown target.
     """
     own = this_machine()
     if target == "auto":

@@ -305,8 +305,11 @@ class _OverheadChain:
 
 @dataclass(frozen=True)
 class _ProfilerOverhead:
-    """The profiler's overhead in seconds per kernel: with one operand, for each further operand, and before the next
-    kernel.
+    """The profiler's overhead in seconds per kernel.
+
+    base:        with one operand
+    per_operand: for each further operand
+    between:     before the next kernel
     """
 
     base: float
@@ -328,8 +331,9 @@ class _ProfilerOverhead:
         return np.asarray(each * events.calls + self.between * events.inner)
 
     def fitted(self, parsed: Collection[KernelEvents], left: float) -> _ProfilerOverhead:
-        """The overhead scaled so that the kernels add up to `left`, their share of a run without profiler; within a
-        factor of 2.
+        """The overhead scaled so that the kernels add up to `left`, their time in a run without profiler.
+
+        The factor is between 0.5 and 2.
         """
         beyond = sum(_midmean(events.seconds) for events in parsed) - left
         known = sum(_midmean(self.to(events)) for events in parsed)

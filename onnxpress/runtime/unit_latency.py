@@ -1,8 +1,8 @@
-"""Latency of single units of a model, timed alone: a layer with the operators that onnxruntime fuses into it, or any
-other operator.
+"""Latency of single units of a model, timed alone.
 
-A unit alone takes longer than within a model, whose memory layout it could share: such times rank units and possible
-savings, and are not a basis for claims.
+A unit is a layer with the operators that onnxruntime fuses into it, or any other operator.  Alone it takes longer than
+within a model, whose memory layout it could share: such times rank units and possible savings, and are not a basis for
+claims.
 """
 
 from __future__ import annotations

@@ -39,8 +39,9 @@ def max_weight_codes(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 
 
 def clamp_pairs(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
-    """The rows with weights of saturating pairs moved towards 0 until they fit; of the two, the one with the larger
-    product moves.
+    """The rows with weights of saturating pairs moved towards 0 until they fit.
+
+    Of the two weights of a pair, the one with the larger product moves.
     """
     rows = rows.copy()
     while True:
@@ -55,10 +56,9 @@ def clamp_pairs(rows: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 
 
 def weight_headroom(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far down and up, each [M, K], weights may move so that no pair becomes heavier than fits any activations, or
-    than it is.
+    """How far down and up, each [M, K], weights may move without saturation.
 
-    Rows that were not limited may use all of int8.
+    No pair becomes heavier than fits any activations, or than it is.  Rows that were not limited may use all of int8.
     """
     peak = np.abs(rows.astype(np.int64)).max(axis=1, initial=0, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""Casts and shapes: what is taken, and the one line of what is not."""
+"""Casts and shapes: accepted values, and the one-line errors of others."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ MISFITS = [
             "x.transpose(0, 3, 1, 2)",
         ],
     ),
-    ("x float32 N 8 9 3", (1, 3, 8, 9), ["look NCHW and the model takes NHWC", "x.transpose(0, 2, 3, 1)"]),
+    ("x float32 N 8 9 3", (1, 3, 8, 9), ["look like NCHW and the model expects NHWC", "x.transpose(0, 2, 3, 1)"]),
     ("x float32 N 3 8 8", (2, 3, 8, 8), ["one sample at a time", "has 2 along the batch axis"]),
     ("x float32 N 3 8 8", (192,), ["reshape each sample to [3,8,8]"]),
     ("x float32 N 3 8 8", (3, 9, 9), ["resize or crop"]),

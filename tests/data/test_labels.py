@@ -68,7 +68,7 @@ def test_common_form() -> None:
     refused(lambda: normalize_labels([np.datetime64("2020-01-01")], model), "datetime64")
 
 
-def test_classifiers_are_known_by_their_output() -> None:
+def test_classifiers_are_recognized_by_their_output() -> None:
     for output, expected in [
         ("y float32 N 5", True),
         ("y float32 N 1", False),

@@ -1,4 +1,4 @@
-"""compare: metrics, gates and the samples that fare worst."""
+"""compare: metrics, gates and the worst samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODEL, SELECT = str(DIGITS / "digits.onnx"), str(DIGITS / "select.npz")
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that lost much."""
+    """A model that lost much accuracy."""
     target = tmp_path_factory.mktemp("cut") / "cut.onnx"
     data = nets.samples(load(MODEL), 8)
     save(
@@ -58,7 +58,7 @@ def test_worst_samples_come_first(cut: str) -> None:
     assert set(compare(MODEL, cut, data).drops) == {"top-1"}
 
 
-def test_the_command_shows_and_writes_them(cut: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes_them(cut: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.py").write_text(
         "def kept(outputs, label):\n    return float(list(outputs.values())[0].argmax() == label)\n"
     )
@@ -91,7 +91,7 @@ def test_the_command_shows_and_writes_them(cut: str, tmp_path: Path, capsys: pyt
     assert len(body["worst"]) == 2
 
 
-def test_a_model_beside_itself_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_against_itself_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman")
     data = Dataset.from_arrays(
         {n: np.stack([s.inputs[n][0] for s in nets.samples(load(MODEL), 12)]) for n in ("image",)},
@@ -103,8 +103,8 @@ def test_a_model_beside_itself_loses_nothing(capsys: pytest.CaptureFixture[str])
     assert found.worst[0].error == 0
 
 
-def test_detectors_are_judged_through_a_function() -> None:
-    """Boxes are read off a net's numbers; without labels the original's sure ones are true."""
+def test_detectors_are_scored_with_a_function() -> None:
+    """Boxes are decoded from the outputs; without labels the original's confident boxes are the truth."""
     model = nets.residual(width=16)
     data = nets.samples(model, 12)
 

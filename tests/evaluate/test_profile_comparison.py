@@ -1,4 +1,4 @@
-"""Where time and width went: by layer, whatever a layer is fused with."""
+"""Time and width by layer, whatever a layer is fused with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
     return next(iter(nets.samples(model, 1).batches(1))).inputs
 
 
-def test_every_layer_has_its_time_on_both_sides() -> None:
+def test_every_layer_has_a_time_in_both_models() -> None:
     model = edit.canonical(nets.residual(width=32))
     done = quantize(model, nets.samples(model, 8)).model
     found = profile_compare(model, done, feeds(model), 0.4)
@@ -30,7 +30,7 @@ def test_every_layer_has_its_time_on_both_sides() -> None:
     assert sum(p.bytes_before for p in found.details.layers) <= total
 
 
-def test_widths_follow_pruning_and_what_went() -> None:
+def test_widths_follow_pruning_and_removed_layers() -> None:
     model = nets.residual(width=64, blocks=3)
     data = nets.samples(model, 8)
     narrow = widths(model, prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model)
@@ -43,7 +43,7 @@ def test_widths_follow_pruning_and_what_went() -> None:
 
 
 def test_a_layer_fused_from_two_nodes_keeps_its_name() -> None:
-    """MatMul and Add become one Gemm under the MatMul's name."""
+    """MatMul and Add become one Gemm with the name of the MatMul."""
     net = nets.Net()
     net.widths["x"] = 8
     weight = net.constant(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))

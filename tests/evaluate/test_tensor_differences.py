@@ -1,4 +1,4 @@
-"""Where a difference begins: values of one name, walked in order."""
+"""Differences of values with the same name, in the order of the graph."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_values_of_other_shapes_have_no_counterpart() -> None:
     assert 0 < len(found) < len(list(edit.canonical(model).graph))
 
 
-def test_the_walk_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = nets.residual(width=16)
     data = nets.samples(model, 4)
     save(model, tmp_path / "a.onnx")

@@ -1,4 +1,4 @@
-"""The cache of measured arrays: content-addressed, bounded, and never a reason to fail."""
+"""The cache of measured arrays: content-addressed, bounded, and never a cause of failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxpress.passes.pruning.error_curves import curves
 from tests import nets
 
 
-def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
+def test_arrays_are_restored(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "not" / "there")
     arrays = {"a b": np.arange(6.0).reshape(2, 3), "c": np.array(True)}
     assert cache.get("k") is None
@@ -45,7 +45,7 @@ def test_a_truncated_entry_is_a_miss(tmp_path: Path) -> None:
     assert cache.get("k") is None
 
 
-def test_the_oldest_go_when_it_grows(tmp_path: Path) -> None:
+def test_the_least_recently_used_are_deleted(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random(1000)
     cache = Cache(tmp_path, limit=20_000)
     for i, key in enumerate("abc"):
@@ -55,7 +55,7 @@ def test_the_oldest_go_when_it_grows(tmp_path: Path) -> None:
     assert cache.get("c") is not None
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file")
     cache.put("k", {"x": np.ones(1)})
@@ -74,7 +74,7 @@ def prepared(folder: Path, count: int = 8) -> Evidence:
     return evidence
 
 
-def test_a_second_evidence_observes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_evidence_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(tmp_path)
     names = [n.outputs[0].name or "" for n in first.model.graph][:4]
     spreads, shapes = collect_histograms(first, names, {names[0]: 1}), curves(first)
@@ -87,7 +87,7 @@ def test_a_second_evidence_observes_nothing(tmp_path: Path, monkeypatch: pytest.
     assert curves(second) == shapes
 
 
-def test_other_samples_are_observed_anew(tmp_path: Path) -> None:
+def test_other_samples_are_measured(tmp_path: Path) -> None:
     names = [n.outputs[0].name or "" for n in prepared(tmp_path).model.graph][:1]
     few, more = collect_histograms(prepared(tmp_path, 4), names), collect_histograms(prepared(tmp_path, 8), names)
     assert few[names[0]].counts.sum() < more[names[0]].counts.sum()

@@ -21,7 +21,7 @@ from tests import nets
 @settings(max_examples=40, deadline=None)
 @example([1.0, 1.0, 0.01171875, 203.0], 22)  # a number just below 0
 @given(st.lists(st.floats(0.01, 300), min_size=1, max_size=6), st.integers(0, 99))
-def test_histogram_does_not_depend_on_how_the_data_come(scales: list[float], seed: int) -> None:
+def test_histogram_is_independent_of_batching(scales: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     parts = [(rng.standard_normal(50) * s).astype(np.float32) for s in scales]
     apart, together = Histogram(), Histogram()
@@ -34,7 +34,7 @@ def test_histogram_does_not_depend_on_how_the_data_come(scales: list[float], see
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ranges_hold_zero_and_stay_inside(method: str) -> None:
+def test_ranges_contain_zero_and_stay_inside(method: str) -> None:
     rng = np.random.default_rng(0)
     for values in (rng.standard_normal(9999), np.abs(rng.standard_normal(9999)), -rng.random(999), np.full(9, 3.0)):
         histogram = Histogram()
@@ -52,8 +52,10 @@ def test_mse_clips_an_outlier_and_minmax_does_not() -> None:
 
 
 @pytest.mark.parametrize("axis", [1, -1])
-def test_of_a_large_tensor_some_values_of_every_channel_are_looked_at(axis: int) -> None:
-    """Extremes of all; squares and the histogram of some, whose steps see no channel more often than another."""
+def test_values_of_every_channel_of_a_large_tensor_are_sampled(axis: int) -> None:
+    """Extremes are of all values; mean squares and histogram of a sample, whose stride meets all channels equally
+    often.
+    """
     rng = np.random.default_rng(0)
     wide = 10.0 ** np.arange(-2, 2, 0.125)
     x = np.moveaxis(rng.standard_normal((4, 128, 128, 32)) * wide, -1, axis).astype(np.float32)
@@ -69,13 +71,13 @@ def test_of_a_large_tensor_some_values_of_every_channel_are_looked_at(axis: int)
     np.testing.assert_array_equal(histogram.channel_low, x.min(axis=others))
     np.testing.assert_array_equal(histogram.channel_high, x.max(axis=others))
     np.testing.assert_allclose(histogram.channel_square_sums / histogram.batches, wide**2, rtol=0.3)
-    assert 2e4 < histogram.counts.sum() < 2e5, "some of four million"
+    assert 2e4 < histogram.counts.sum() < 2e5, "a sample of four million"
     assert np.sum(histogram.counts * histogram.bin_centers**2) / histogram.counts.sum() == pytest.approx(
         float(np.mean(x**2)), rel=0.15
     )
 
 
-def test_two_spreads_are_what_one_would_be() -> None:
+def test_the_sum_of_histograms_is_the_histogram_of_both() -> None:
     rng = np.random.default_rng(0)
     first, second, both = Histogram(), Histogram(), Histogram()
     for histogram, scale in ((first, 1.0), (second, 100.0)):
@@ -91,7 +93,7 @@ def test_two_spreads_are_what_one_would_be() -> None:
     assert not (first + second).finite
 
 
-def test_memory_of_a_spread_is_bounded() -> None:
+def test_memory_of_a_histogram_is_bounded() -> None:
     histogram = Histogram()
     for scale in (1e-3, 1.0, 1e6):
         histogram.add(np.linspace(-scale, scale, 1000, dtype=np.float32))
@@ -99,7 +101,7 @@ def test_memory_of_a_spread_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("model", [nets.residual(), nets.mobile(), nets.mlp()], ids=["residual", "mobile", "mlp"])
-def test_layers_are_the_matrices_they_claim(model: ir.Model) -> None:
+def test_layers_equal_their_matrices(model: ir.Model) -> None:
     data = nets.samples(model, 3)
     evidence = evidence_for(model, data)
     layers = [(n, layer) for n in evidence.model.graph if (layer := linear(n)) is not None]
@@ -124,7 +126,7 @@ def test_moments_are_those_of_all_rows() -> None:
     assert moments.count == len(rows)
 
 
-def test_judge_uses_labels_where_there_are_some() -> None:
+def test_scorer_uses_labels_where_there_are_some() -> None:
     model = nets.residual()
     labelled, bare = nets.samples(model, 20, labels=True), nets.samples(model, 20)
     score = Scorer(model, labelled).score(model)
@@ -138,7 +140,7 @@ def test_judge_uses_labels_where_there_are_some() -> None:
     assert found.drop > 0.1
 
 
-def test_drop_interval_holds_the_drop() -> None:
+def test_drop_interval_contains_the_drop() -> None:
     model = nets.residual()
     score = Scorer(model, nets.samples(model, 60, labels=True)).score(nets.residual(seed=1))
     assert score.low <= score.drop <= score.high
@@ -152,7 +154,7 @@ def test_values_that_are_not_finite_are_marked() -> None:
     assert not collect_histograms(evidence, [x])[x].finite
 
 
-def test_integer_outputs_and_side_outputs_are_judged() -> None:
+def test_integer_outputs_and_other_outputs_are_scored() -> None:
     """A changed ArgMax, and a destroyed second output, must count."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
@@ -179,8 +181,8 @@ def test_integer_outputs_and_side_outputs_are_judged() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-np.inf, 0.0), (-1.0, 6.0)]))
-def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, float]) -> None:
-    """By hand: rounding to 256 levels inside, what is clipped outside."""
+def test_mse_range_has_the_least_squared_error(seed: int, ends: tuple[float, float]) -> None:
+    """By brute force: rounding to 256 levels inside, clipping outside."""
     histogram = Histogram()
     histogram.add(np.clip(np.random.default_rng(seed).standard_t(3, 3000), *ends).astype(np.float32))
     x, n = histogram.bin_centers, histogram.counts
@@ -204,8 +206,8 @@ def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, flo
 @given(
     st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-1.0, 6.0)]), st.sampled_from([60, 3000])
 )
-def test_no_threshold_has_less_divergence(seed: int, ends: tuple[float, float], count: int) -> None:
-    """By hand: KL of what is left of |x| from the same in as many levels as an integer has, one threshold after the other."""
+def test_entropy_threshold_has_the_least_divergence(seed: int, ends: tuple[float, float], count: int) -> None:
+    """By brute force: KL divergence of |x| and of its quantized version, one threshold after the other."""
     histogram = Histogram()
     histogram.add(np.clip(np.random.default_rng(seed).standard_t(3, count), *ends).astype(np.float32))
     half, levels = len(histogram.counts) // 2, 128 if histogram.low < 0 else 256

@@ -1,4 +1,4 @@
-"""Models above protobuf's 2 GB, which is lowered here: levers run them from a file with its weights beside it, and write such files."""
+"""Models above protobuf's limit of 2 GB, which is lowered here: passes read and write them with external data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build() -> ir.Model:
 
 
 @pytest.mark.parametrize("name", LEVERS)
-def test_a_lever_writes_weights_beside_the_file(name: str, low_limit: None, tmp_path: Path) -> None:
+def test_a_pass_writes_external_data(name: str, low_limit: None, tmp_path: Path) -> None:
     source = tmp_path / "in.onnx"
     files.save(build(), source)
     assert (tmp_path / "in.onnx.data").exists(), "the limit is lowered"
@@ -62,7 +62,7 @@ def test_a_lever_writes_weights_beside_the_file(name: str, low_limit: None, tmp_
     assert files.model_hash(again) == files.model_hash(done.model)
 
 
-def test_the_hash_knows_every_weight(low_limit: None) -> None:
+def test_the_hash_depends_on_every_weight(low_limit: None) -> None:
     from onnxpress.model import edit, read
 
     model = build()
@@ -75,18 +75,20 @@ def test_the_hash_knows_every_weight(low_limit: None) -> None:
     assert files.model_hash(changed) != files.model_hash(model)
 
 
-def test_what_cannot_be_done_says_so_at_once(low_limit: None, tmp_path: Path) -> None:
+def test_unsupported_commands_fail_at_once(low_limit: None, tmp_path: Path) -> None:
     data, target = nets.samples(build(), 24), tmp_path / "out.onnx"
-    asked: list[Callable[[], object]] = [
-        lambda: optimize(build(), data, output=target), lambda: distill(build(), build(), data, output=target), lambda: files.to_bytes(build()),
-    ]  # fmt: skip
-    for ask in asked:
+    calls: list[Callable[[], object]] = [
+        lambda: optimize(build(), data, output=target),
+        lambda: distill(build(), build(), data, output=target),
+        lambda: files.to_bytes(build()),
+    ]
+    for call in calls:
         with pytest.raises(InputProblem, match="too large for this"):
-            ask()
-    assert not list(tmp_path.iterdir()), "nothing is written, no run begun"
+            call()
+    assert not list(tmp_path.iterdir()), "no file and no run folder is written"
 
 
-def test_a_large_model_is_compared_and_its_compressed_size_told(
+def test_a_large_model_is_compared_and_its_compressed_size_reported(
     low_limit: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = nets.samples(build(), 8)

@@ -1,4 +1,4 @@
-"""Under which conditions a model is measured, and what a fresh process and several callers show."""
+"""Conditions of a measurement, and measurements in fresh processes and with several callers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT = Effort(seconds=0.15, precision=0.2)
 
 
 def embedding(rows: int) -> ir.Model:
-    """ids [N, L] (cast first) pick rows of a table, which are summed over L."""
+    """ids [N, L] (cast first) index rows of a table, which are summed over L."""
     table = numpy_helper.from_array(np.ones((rows, 4), np.float32), "table")
     nodes = [
         helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.INT64),
@@ -41,7 +41,7 @@ def embedding(rows: int) -> ir.Model:
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
-def test_made_up_ids_stay_within_the_table() -> None:
+def test_synthetic_ids_stay_within_the_table() -> None:
     model = embedding(7)
     assert index_bounds(model) == {"ids": 7}
     found = bench(
@@ -61,7 +61,7 @@ def test_every_combination_is_a_point() -> None:
     assert all(p.timings[0].cpu > 0 for p in found.all_points)
 
 
-def test_the_self_check_stands_apart() -> None:
+def test_the_self_check_is_separate() -> None:
     model = nets.residual(width=8, blocks=1)
     found = bench(
         {"a": model, "b": nets.residual(width=16, blocks=1)}, effort=SHORT, options=BenchOptions(self_check=True)
@@ -71,7 +71,7 @@ def test_the_self_check_stands_apart() -> None:
     assert 0.5 < found.self_check.speedup < 2
 
 
-def test_shapes_settle_symbols_and_the_batch() -> None:
+def test_shapes_determine_symbols_and_the_batch() -> None:
     model = sig("ids int64 B L", "mask int64 B L", "image float32 B 3 H W")
     shapes, batch = sample_shapes(model, {"ids": (4, 9), "image": (4, 3, 20, 24)})
     assert (shapes, batch) == ({"ids": (1, 9), "image": (1, 3, 20, 24)}, 4)
@@ -94,7 +94,7 @@ def test_session_options_reach_onnxruntime() -> None:
 
 
 def test_a_slow_model_gets_few_rounds_and_a_wide_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve rounds of this model would take several times what is allowed."""
+    """Twelve rounds of this model would take several times the allowed time."""
     monkeypatch.setattr(latency, "_OVERTIME", 0.02)
     data, feeds = matmul_model(768), [{"x": np.ones((768, 768), np.float32)}]
     found = compare_latency({"a": data, "b": data}, feeds, Effort(seconds=0.02))
@@ -103,7 +103,7 @@ def test_a_slow_model_gets_few_rounds_and_a_wide_interval(monkeypatch: pytest.Mo
     assert ratio.low < ratio.speedup < ratio.high < np.inf
 
 
-def test_intervals_know_how_few_values_they_have() -> None:
+def test_intervals_widen_with_few_values() -> None:
     values = np.array([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
     assert order_statistic_interval(values) == (3.5, 1.0, 6.0)
     assert order_statistic_interval(np.arange(12.0))[1:] == (2.0, 9.0)
@@ -118,8 +118,11 @@ def test_order_statistics_cover_the_median() -> None:
     assert np.mean(hits) > 0.93
 
 
-def test_what_is_drawn_once_a_session_counts() -> None:
-    """Each of 6 sessions is off by 2 %, its rounds by far less: intervals that look at rounds alone miss the truth mostly."""
+def test_variance_between_sessions_counts() -> None:
+    """Each of 6 sessions is off by 2 %, its rounds by far less.
+
+    Intervals from the rounds alone mostly miss the truth.
+    """
     alone = together = 0
     groups = np.repeat(np.arange(6), 40)
     for seed in range(30):
@@ -144,7 +147,7 @@ def test_throughput_counts_all_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def request(folder: Path, runs: int) -> dict[str, float]:
-    """What the child process would answer, asked in this one."""
+    """The result of the child process, computed in this one."""
     model = nets.residual(width=8, blocks=1)
     np.save(folder / "x.npy", next(nets.samples(model, 1).batches(1)).inputs["image"])
     (folder / "m.onnx").write_bytes(to_bytes(model))
@@ -156,15 +159,15 @@ def request(folder: Path, runs: int) -> dict[str, float]:
     return answer
 
 
-def test_a_child_tells_times_and_memory(tmp_path: Path) -> None:
+def test_a_child_reports_times_and_memory(tmp_path: Path) -> None:
     told = request(tmp_path, 2)
     assert 0 < told["first"] < 5 and 0 < told["load"] < 5
     assert 20 < told["base"] <= told["peak"] < 100_000
 
 
 @pytest.mark.slow
-def test_fresh_processes_tell_a_large_model_from_a_small_one() -> None:
-    """64 MB of weights show in the peak, and in the time to load; the parent's own memory does not."""
+def test_fresh_processes_distinguish_large_and_small_models() -> None:
+    """64 MB of weights show in the peak and in the loading time; the parent's own memory does not."""
     ballast = np.ones(40_000_000, np.float32)  # 160 MB here, of which the children must know nothing
     small, large = matmul_model(64), matmul_model(4096)
     found = subprocess_metrics.peak_memory({"large": large}, {"x": np.ones((4096, 4096), np.float32)})[0]

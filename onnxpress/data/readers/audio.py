@@ -131,7 +131,7 @@ def header(path: Path) -> wave._wave_params:
         raise InputProblem(_WHAT, path, "it has no frames", "remove it")
     size, need = path.stat().st_size, found.nframes * found.sampwidth * found.nchannels
     if size < need:
-        raise InputProblem(_WHAT, path, f"the file is cut off: {need} bytes expected, {size} found", "restore it")
+        raise InputProblem(_WHAT, path, f"the file is truncated: {need} bytes expected, {size} found", "restore it")
     return found
 
 

@@ -1,5 +1,6 @@
-"""Folders of images: decoded when read, resized and cropped by the preprocessing, classes from sub-folders or a label
-file.
+"""Folders of images, with classes from sub-folders or a label file.
+
+Images are decoded when read, then resized and cropped by the preprocessing.
 """
 
 from __future__ import annotations
@@ -209,8 +210,9 @@ def target_size(spec: ImageSpec, preprocessing: Preprocessing) -> tuple[int | No
 
 
 def _resize_and_crop(image: Image, spec: ImageSpec, preprocessing: Preprocessing) -> Image:
-    """The image resized and cropped, with torchvision's rounding of sizes, so that its preprocessing gives the same
-    pixels.
+    """The image resized and cropped.
+
+    Sizes are rounded as in torchvision, so that its preprocessing gives the same pixels.
     """
     height, width = target_size(spec, preprocessing)
     own_width, own_height = image.size

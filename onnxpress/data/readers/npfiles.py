@@ -82,8 +82,9 @@ def _header(stream: IO[bytes], size: int, where: str) -> Header:
 
 
 def _header_3(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """A header of version 3 (UTF-8 field names, written for structured types only), for which numpy has no public
-    reader.
+    """A header of version 3 (UTF-8 field names), for which numpy has no public reader.
+
+    numpy writes it for structured types only.
     """
     (length,) = struct.unpack("<I", stream.read(4))
     if length > 100_000:

@@ -1,6 +1,4 @@
-""".txt and .jsonl text, tokenized when read with the user's tokenizer.json, or as strings where the model takes
-strings.
-"""
+""".txt and .jsonl text, tokenized when read, or as strings where the model takes strings."""
 
 from __future__ import annotations
 

@@ -61,8 +61,9 @@ def _conv(flow: Flow, node: ir.Node) -> None:
 
 
 def _groups(flow: Flow, node: ir.Node, read_labels: np.ndarray, produced: np.ndarray) -> None:
-    """A grouped Conv with labels [groups, channels of each group]: whole groups are removed on both sides, or the same
-    position of every group.
+    """A grouped Conv with labels [groups, channels of each group].
+
+    Whole groups are removed on both sides, or the same position of every group.
     """
     name = node.name or ""
     sides = [("in", read_labels), ("out", produced)]
@@ -98,8 +99,9 @@ def _norm(operands: tuple[int, ...]) -> Callable[[Flow, ir.Node], None]:
 
 
 def _group_norm(flow: Flow, node: ir.Node) -> None:
-    """GroupNormalization [N, C, ...]: whole groups are removed; scale and bias are per group (opset 18) or per channel
-    (21).
+    """GroupNormalization [N, C, ...]: whole groups are removed.
+
+    Scale and bias are per group (opset 18) or per channel (21).
     """
     labels, shape = flow.read(node.inputs[0]), flow.shape(node.inputs[0])
     params = [read.constant(v) for v in node.inputs[1:3]]
@@ -226,8 +228,9 @@ def _reduce(flow: Flow, node: ir.Node) -> None:
 
 
 def _axiswise(default: int, onwards: bool = False) -> Callable[[Flow, ir.Node], None]:
-    """Rule of Softmax and similar operators: channels along the axis are removed together.  onwards: along all axes
-    from it on.
+    """Rule of Softmax and similar operators: channels along the axis are removed together.
+
+    onwards: along all axes from it on
     """
 
     def rule(flow: Flow, node: ir.Node) -> None:

@@ -1,9 +1,9 @@
-"""Coupled-slice closure: the smallest sets of channels that can be removed together, where labels vary along several
-axes.
+"""Coupled-slice closure: the smallest sets of channels that can be removed together.
 
-A removal is valid where every tensor keeps a box: what is removed must be whole slices along its axes, and linked
-labels must be removed together.  A channel that lies on one axis everywhere is a unit on its own; elsewhere a unit is a
-slice (a head, a dimension of all heads, a group, one position of all groups), closed under links and boxes.
+Labels may vary along several axes.  A removal is valid where every tensor keeps a box: what is removed must be whole
+slices along its axes, and linked labels must be removed together.  A channel that lies on one axis everywhere is a unit
+on its own; elsewhere a unit is a slice (a head, a dimension of all heads, a group, one position of all groups), closed
+under links and boxes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ _MAX_LABELS = 200_000  # size at which the search for a closure is given up
 
 @dataclass(frozen=True)
 class SliceFamily:
-    """Units of one kind: the slices of one box along one axis.  units: disjoint sets of components, in the order of the
-    axis.
+    """Units of one kind: the slices of one box along one axis.
+
+    units: disjoint sets of components, in the order of the axis
     """
 
     units: list[np.ndarray]
@@ -92,8 +93,9 @@ class CoupledSliceClosure:
                     yield SliceFamily(found)
 
     def closed(self, seed: np.ndarray) -> np.ndarray | None:
-        """The smallest superset of the seed that leaves boxes and satisfies the links; None where it contains frozen
-        components.
+        """The smallest superset of the seed that leaves boxes and satisfies the links.
+
+        None where it contains frozen components.
         """
         removed = np.zeros(len(self.bound), bool)
         removed[seed] = True
@@ -119,8 +121,9 @@ class CoupledSliceClosure:
 
 
 def _missing(box: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """Components that must be removed as well, so that whole slices of a box are removed.  Where an element could
-    belong to several slices, those that add the fewest components are chosen.
+    """Components that must be removed as well, so that whole slices of a box are removed.
+
+    Where an element could belong to several slices, those that add the fewest components are chosen.
     """
     mask = removed[box]
     if not mask.any():

@@ -139,8 +139,9 @@ class Flow:
             self.frozen.append((found, reason))
 
     def slice(self, node: ir.Node, operand: int, axis: int, role: str, labels: np.ndarray) -> None:
-        """Slice an axis of a node's constant operand with the labels, and the scales of an operand stored as integers
-        as well.
+        """Slice an axis of a node's constant operand with the labels.
+
+        Scales of an operand stored as integers are sliced as well.
         """
         name, value = node.name or "", node.inputs[operand]
         holder = value.producer() if read.constant(value) is None and value is not None else None
@@ -176,8 +177,9 @@ class Flow:
 
 
 def stored_array(value: ir.Value | None) -> np.ndarray | None:
-    """The array that a value always holds, or the integers that a DequantizeLinear converts to it; only the shape
-    matters.
+    """The array that a value always holds, or the integers that a DequantizeLinear converts to it.
+
+    Only its shape is used.
     """
     found = read.constant(value)
     if found is not None or value is None:

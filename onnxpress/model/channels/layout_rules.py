@@ -42,8 +42,9 @@ def _reshape(flow: Flow, node: ir.Node) -> None:
 
 
 def _target_follows_channels(flow: Flow, node: ir.Node, moved: Labels) -> bool:
-    """Whether a computed target changes with the channels: where the axis is inferred (-1), copied (0), or computed
-    from the size of a value with the same channels.
+    """Whether a computed target changes with the channels.
+
+    It does where the axis is inferred (-1), copied (0), or computed from the size of a value with the same channels.
     """
     target = node.inputs[1]
     name = target.name or "" if target is not None else ""
@@ -84,8 +85,7 @@ def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> boo
 
 
 def _follows_shape_of(flow: Flow, target: ir.Value | None, wide: Labels) -> bool:
-    """Whether a computed target is the shape of a value that can lose the slices of these labels; it is then linked to
-    lose them.
+    """Whether a computed target is the shape of a value that can lose the slices of these labels; links them.
 
     Norms are broadcast like this (x / Expand(|x|, Shape(x))): the norm has no elements along the axis it is taken over,
     x has.
@@ -289,8 +289,9 @@ def _expand(flow: Flow, node: ir.Node) -> None:
 
 
 def _pieces(flow: Flow, target: ir.Value | None) -> list[int | None] | None:
-    """The sizes of a target that a Concat of single sizes computes, None for each that is computed; None for any other
-    target.
+    """The sizes of a target that a Concat of single sizes computes, None for each computed one.
+
+    None for any other target.
     """
     maker = target.producer() if target is not None else None
     if (

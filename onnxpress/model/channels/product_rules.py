@@ -151,8 +151,9 @@ def _of_two(flow: Flow, node: ir.Node, letters: Sequence[str], out: str) -> None
 
 
 def _crossed(flow: Flow, own: Labels, heads: Labels) -> Labels:
-    """Channels of one operand, of which every head has its own: where they do not lie in heads already (keys and values
-    that all heads share), elements of both, which go with either.
+    """Labels by head and channel of one operand whose channels differ between heads.
+
+    Where its labels do not vary by head (keys and values shared by all heads), new labels are linked to both.
     """
     more = tuple(a for a in varying_axes(heads) if own.shape[a] == 1)
     if not more:

@@ -223,8 +223,10 @@ def _zero(node: ir.Node, weight: np.ndarray) -> np.ndarray:
 
 
 def mask(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
-    """A clone that computes what a removal means: nothing is removed, but every reader's weights for the channels are
-    zero, and so are the channels themselves where two computed tensors are multiplied and summed over them.
+    """A clone that computes what a removal means, with nothing removed.
+
+    Every reader's weights for the channels are zero, and so are the channels themselves where two computed tensors are
+    multiplied and summed over them.
     """
     clone = model.clone()
     keep = channels.keep_mask(removal)
