@@ -76,7 +76,7 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     """
     evidence = evidence_for(simplify(path).model, data)
     weights = None if by_harm else {}
-    decisions = plan_pruning(evidence, PruneOptions(macs=share, scope=scope), weights=weights)
+    decisions = plan_pruning(evidence, PruneOptions(macs=share, scope=scope), loss_scales=weights)
     return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model
 
 

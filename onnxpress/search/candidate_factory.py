@@ -23,7 +23,7 @@ from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.exact.simplify import EXACT
 from onnxpress.passes.int8 import node_selection, qdq
-from onnxpress.passes.int8.embedding_tables import tables
+from onnxpress.passes.int8.embedding_tables import quantizable_lookups
 from onnxpress.passes.int8.quantization_recipe import Wish as RecipeWish
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions, recipe_for
 from onnxpress.passes.pruning.options import PruneOptions
@@ -183,10 +183,10 @@ class Workshop:
         known = self.shelf.fact(fact)
         if known is None:
             where = self.base if candidate is None else self.evidence(candidate)
-            nodes = qdq.trim(where.model, _able(where, start))
+            nodes = qdq.drop_unprofitable(where.model, _able(where, start))
             recipe = recipe_for(where, nodes, self._recipe)[1]
-            found, tried = node_selection.fastest(where, self.feeds, nodes, more_time, recipe)
-            how = f"{tried.count} windows timed, {tried.kept} put back to float"
+            found, tried = node_selection.select_int8_by_latency(where, self.feeds, nodes, more_time, recipe)
+            how = f"{tried.tried} windows timed, {tried.reverted} moved back to float"
             known = {"nodes": sorted(found), "how": how}
             self.shelf.note(fact, known)
         return frozenset(known["nodes"]), known["how"]
@@ -196,7 +196,9 @@ class Workshop:
         known = self.shelf.fact("safest int8")
         if known is None:
             recipe = recipe_for(self.base, start, self._recipe)[1]
-            known = sorted(node_selection.safest(self.base, self.judge, start, allowed, more_time, recipe)[0])
+            known = sorted(
+                node_selection.select_int8_by_accuracy(self.base, self.judge, start, allowed, more_time, recipe)[0]
+            )
             self.shelf.note("safest int8", known)
         return frozenset(known)
 
@@ -328,13 +330,15 @@ def blocks_name(count: int) -> str:
 
 def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeWish) -> Step:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
-    nodes = qdq.trim(evidence.model, _able(evidence, chosen))
-    return Step("quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=tables(evidence.model))))
+    nodes = qdq.drop_unprofitable(evidence.model, _able(evidence, chosen))
+    return Step(
+        "quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=quantizable_lookups(evidence.model)))
+    )
 
 
 def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:
     """Those of the chosen nodes that the model has and that can be in int8."""
-    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.eligible(n, evidence.trace) is None}
+    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.refusal_reason(n, evidence.trace) is None}
 
 
 def _cost(evidence: Evidence) -> int:

@@ -227,7 +227,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     made: list[str] = []
     shelved = Shelf.keep
     monkeypatch.setattr(Shelf, "keep", lambda self, c: (made.append(c.name), shelved(self, c))[1])
-    monkeypatch.setattr(node_selection, "fastest", lambda *a: pytest.fail("timed again"))
+    monkeypatch.setattr(node_selection, "select_int8_by_latency", lambda *a: pytest.fail("timed again"))
     outcome = optimize(model, splits, request, out)
     assert not {"exact", "int8"} & set(made)
     assert outcome.met

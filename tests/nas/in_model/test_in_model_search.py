@@ -158,7 +158,9 @@ def test_from_a_model_to_a_file_that_a_plan_makes_again(
     parts: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        node_selection, "fastest", lambda evidence, feeds, start, more, *rest: (start, node_selection.Tried())
+        node_selection,
+        "select_int8_by_latency",
+        lambda evidence, feeds, start, more, *rest: (start, node_selection.SelectionStats()),
     )
     model = nets.residual(width=64)
     request = Request(max_drop=0.9, time_budget=30, speedup=1.2)
