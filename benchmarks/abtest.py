@@ -34,7 +34,7 @@ from onnxpress.data.synthetic import synthetic
 from onnxpress.evaluate.bench import REBUILDS
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.intervals import order_statistic_interval
 from onnxpress.runtime.latency import SLOWER, Effort, Ratio, Timing, compare_latency
 from onnxpress.runtime.machine import this_machine

@@ -40,7 +40,7 @@ import onnx_ir as ir
 import torch
 from known_architectures import BATCHES, FAMILIES, VOCABULARY, Architecture, brief, catalogue, exported, far
 
-from onnxpress.api.one_pass import simplify
+from onnxpress import simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
@@ -50,10 +50,11 @@ from onnxpress.model import edit, read
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.plan import result_contract
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime import isolate
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import open_session, run
@@ -76,10 +77,10 @@ def measure(path: Path, ratio: float) -> dict[str, Any]:
     start = time.perf_counter()
     facts = evidence.channels
     seconds = time.perf_counter() - start
-    wish = Wish(ratio, spread="uniform", criterion="magnitude")
+    wish = PruneOptions(ratio, allocation="uniform", criterion="magnitude")
     decisions = plan_pruning(evidence, wish)
     removal = {d["group"]: d["remove"] for d in decisions}
-    pruned = PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}] if decisions else [], evidence).model
+    pruned = PRUNE.apply(evidence, [*decisions, {"refit": "none"}] if decisions else []).model
     original, simplified, after = (read.parameters(m) for m in (edit.canonical(model), evidence.model, pruned))
     before = min(original, simplified)
     row = {

@@ -179,9 +179,9 @@ def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str 
         tool, method, count, path = child_spec.split(",", 3)
         print(json.dumps(child(tool, method, int(count), Path(path), case)))
         return
-    from onnxpress.api.one_pass import simplify
+    from onnxpress import simplify
     from onnxpress.cli import console
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
     rows, table = [], []

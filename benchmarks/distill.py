@@ -25,9 +25,9 @@ import onnx
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress import quantize, simplify
 from onnxpress.api.distill import Distilled, distill
 from onnxpress.api.distillation_session import Wish
-from onnxpress.api.one_pass import quantize, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -36,10 +36,10 @@ from onnxpress.model.counts import macs
 from onnxpress.model.edit import canonical
 from onnxpress.model.files import load, save, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish as PruneWish
 from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.train.settings import Settings
@@ -76,8 +76,8 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     """
     evidence = evidence_for(simplify(path).model, data)
     weights = None if by_harm else {}
-    decisions = plan_pruning(evidence, PruneWish(macs=share, scope=scope), weights=weights)
-    return PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares"}], evidence).model
+    decisions = plan_pruning(evidence, PruneOptions(macs=share, scope=scope), weights=weights)
+    return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model
 
 
 def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Model | str:

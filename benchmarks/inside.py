@@ -24,7 +24,7 @@ from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.nas.in_model.in_model_search import inside
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.search.finalists import Outcome

@@ -38,7 +38,7 @@ from onnxpress.nas.search import search
 from onnxpress.nas.spaces.blocks import residual
 from onnxpress.nas.spaces.io_spec import begin, ended
 from onnxpress.nas.spaces.network import Net
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 

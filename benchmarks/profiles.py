@@ -30,7 +30,7 @@ from onnxpress.cli import console
 from onnxpress.evaluate.bench import bench
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.builtin_models import measured_peak
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.profile import profile

@@ -28,7 +28,7 @@ from onnxpress.nas.evaluation.costs import costs
 from onnxpress.nas.evaluation.evaluator import Look
 from onnxpress.nas.request import Request
 from onnxpress.nas.strategies.storage import quiet
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 

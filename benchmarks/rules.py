@@ -23,7 +23,7 @@ from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8.calibration import RULES
 from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.structure.attention import ATTENTION, sites
 from onnxpress.runtime.machine import this_machine
 
@@ -42,7 +42,7 @@ def forms(evidence: Evidence) -> dict[str, ir.Model]:
     if len(names) > 1:
         several["all attentions but the first linear"] = names[1:]
     for what, some in several.items():
-        found[what] = ATTENTION.apply(evidence.model, [{"attention": name} for name in some], evidence).model
+        found[what] = ATTENTION.apply(evidence, [{"attention": name} for name in some]).model
     return found
 
 

@@ -39,16 +39,17 @@ import onnx
 import onnx_ir as ir
 from topology_nets import TOPOLOGIES, Made, make
 
-from onnxpress.api.one_pass import prune, simplify
+from onnxpress import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import SPREADS, Wish
+from onnxpress.passes.pruning.allocation import SPREADS
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import SessionSettings, open_session, run
 
@@ -178,11 +179,11 @@ def exactness(model: ir.Model, feeds: Feeds) -> tuple[float | None, int]:
     removal = {g.name: list(range(1, g.size, 2)) for g in plain.channels.groups if g.size > 1}
     dead = evidence_for(silenced(plain.model, plain.channels, removal), None)
     decisions = [{"group": name, "remove": gone} for name, gone in removal.items()]
-    cut = PRUNE.apply(dead.model, [*decisions, {"repair": "none"}], dead).model
+    cut = PRUNE.apply(dead, [*decisions, {"refit": "none"}]).model
     return difference(dead.model, cut, feeds) if removal else None, len(removal)
 
 
-def ours(row: Row, made: Made, wish: Wish, samples: int) -> None:
+def ours(row: Row, made: Made, wish: PruneOptions, samples: int) -> None:
     """Run onnxpress and fill in its results; any failure is a result as well."""
     model = ir.from_proto(made.model)
     data = Dataset.from_arrays(feeds_for(made.model, samples), signature(model))
@@ -302,7 +303,7 @@ def main(
     for name in only.split(","):
         console.note(name)
         made, row = make(name), Row(name)
-        ours(row, made, Wish(ratio, spread=spread), samples)
+        ours(row, made, PruneOptions(ratio, allocation=spread), samples)
         if with_peer:
             peer(row, made, ratio)
         rows.append(row)
@@ -312,7 +313,8 @@ def main(
     written = [asdict(r) | {"reached": r.reached} for r in rows]
     json_path.write_text(
         json.dumps(
-            document("topologies", machine=this_machine().as_dict(), ratio=ratio, spread=spread, rows=written), indent=1
+            document("topologies", machine=this_machine().as_dict(), ratio=ratio, allocation=spread, rows=written),
+            indent=1,
         )
     )
     sys.exit(0 if all(r.reached for r in rows) else 1)

@@ -21,9 +21,9 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress import quantize
 from onnxpress.api.distill import distill
 from onnxpress.api.distillation_session import Wish, cores
-from onnxpress.api.one_pass import quantize
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
@@ -31,7 +31,7 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, apply_plan
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.search.finalists import Outcome
@@ -92,7 +92,7 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
     if float_form is not None:
         step = float_form.plan.steps[-1]
         start = apply_plan(Plan(float_form.plan.steps[:-1]), original, bare).model
-        steps = int(step.decisions[0]["settings"]["steps"])
+        steps = int(step.actions[0]["settings"]["steps"])
         settings = Settings(loss="none", labels=1.0, features="none", threads=cores())
         alone = distill(start, original, labelled, Wish(settings, steps=steps), select=splits.select).model
         forms = {

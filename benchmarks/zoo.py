@@ -33,7 +33,7 @@ from onnxpress.errors import Problem
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import Signature, signature
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.search.optimize import optimize

@@ -20,9 +20,9 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import to_bytes, write_atomic
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
-from onnxpress.passes.pruning.allocation import Wish as PruneWish
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.run_record import Run
 from onnxpress.train.distillation.feature_matching import Kept, Pair, chosen, pairs
 from onnxpress.train.distillation.teacher_batches import Memory
@@ -70,7 +70,7 @@ class Wish:
             raise InputProblem("the time budget is nothing", "--time-budget", f"got {self.seconds:g} s", "try 10m")
         self.settings.check()
         if self.shrink is not None:
-            PruneWish(self.shrink).check()
+            PruneOptions(self.shrink).checked()
         if self.augment not in ("auto", "none"):
             from onnxpress.train.augment import check
 
@@ -107,7 +107,7 @@ class Taught:
     """The student's model with its new weights, the decisions that make it, and how the training went."""
 
     model: ir.Model
-    decisions: list[Decision]
+    actions: list[Action]
     notes: list[str]
     course: Course | None = None
     settings: Settings | None = None
@@ -115,15 +115,15 @@ class Taught:
 
 def refitted(couple: Couple, wish: Wish) -> Taught:
     """In closed form: every layer with a twin by least squares, on a part of the samples."""
-    decision: Decision = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
+    action: Action = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
     part = couple.student.samples().take(_CLOSED_SAMPLES)
     given = None
     if wish.match:
         given = chosen(wish.match, couple.student, couple.teacher)
-        decision["pairs"] = [p.plain() for p in given]
+        action["pairs"] = [p.plain() for p in given]
     few = [evidence_for(e.model, part, e.machine, e.seed) for e in (couple.student, couple.teacher)]
     model, fits = closed_form(few[0], few[1], given)
-    return Taught(model, [decision], [fitted(fits)])
+    return Taught(model, [action], [fitted(fits)])
 
 
 def taught(
@@ -151,8 +151,8 @@ def taught(
         notes.append(f"loss {job.settings.loss}, inner values {job.settings.features}, rate {job.settings.lr:g}")
     watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
     model, course = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
-    decision = training(job.settings, couple.source, matched, course.best)
-    return Taught(model, [decision], notes, course, job.settings)
+    action = training(job.settings, couple.source, matched, course.best)
+    return Taught(model, [action], notes, course, job.settings)
 
 
 def _recorded(job: Distillation, watch: Watch, source: Source, folder: Path) -> tuple[ir.Model, Course]:

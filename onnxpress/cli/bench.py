@@ -56,7 +56,7 @@ def command(
     from onnxpress.evaluate.bench import REBUILDS
     from onnxpress.evaluate.gate import run_gate
     from onnxpress.model.files import check_target, write_atomic
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.latency import Effort
     from onnxpress.runtime.machine import this_machine
 

@@ -77,7 +77,7 @@ def command(
     from onnxpress.evaluate.compare import compare
     from onnxpress.evaluate.tensor_differences import intermediate_differences
     from onnxpress.model.files import check_target, load, write_atomic
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
     for target in (junit, markdown):

@@ -21,7 +21,7 @@ from onnxpress.cli.options import (
 from onnxpress.errors import EXIT_UNMET, InputProblem
 
 if TYPE_CHECKING:
-    from onnxpress.api.distill import Distilled
+    from onnxpress.api.distill import DistillResult
 
 _ROWS = 10  # of the selection curve
 
@@ -99,7 +99,7 @@ def command(
     threads: int,
     resume: bool,
     strict: bool,
-    plan_path: str | None,
+    plan: str | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -131,16 +131,16 @@ def command(
     with console.progress(quiet or as_json) as bar:
         done = distill(
             student, teacher, data, wish,
-            select=chosen, output=output, plan_path=plan_path, resume=resume, progress=bar,
+            select=chosen, output=output, plan_file=plan, resume=resume, progress=bar,
         )  # fmt: skip
     _show(done, output, as_json, quiet)
     return EXIT_UNMET if strict and not done.improved else 0
 
 
-def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
+def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
     from onnxpress.cli import console
     from onnxpress.model.read import parameters
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
 
     if as_json:
         console.emit_json(
@@ -148,8 +148,8 @@ def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
                 "distill",
                 output=output,
                 improved=done.improved,
-                bytes_before=done.before,
-                bytes_after=done.after,
+                bytes_before=done.bytes_before,
+                bytes_after=done.bytes_after,
                 parameters=parameters(done.model),
                 start=done.start,
                 score=done.score,
@@ -175,5 +175,5 @@ def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
     console.out(f"before: {done.start.text()}")
     console.out(f"after:  {done.score.text()}" if done.improved else "after:  nothing better was found; as before")
     console.out(
-        f"{output}: {console.size(done.before)} -> {console.size(done.after)}, {parameters(done.model):,} parameters"
+        f"{output}: {console.size(done.bytes_before)} -> {console.size(done.bytes_after)}, {parameters(done.model):,} parameters"
     )

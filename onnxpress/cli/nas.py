@@ -245,7 +245,7 @@ def worker_command(
 
     require_optuna("nas")
     from onnxpress.nas.worker import work
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
 
     ports = _ports(teacher, like)
     splits = splits_of(ports, source, select, validate, quiet)
@@ -316,7 +316,7 @@ def _ports(teacher: Path | None, like: Path | None) -> Path:
 def _show(outcome: Outcome, output: str, as_json: bool) -> None:
     from onnxpress.cli import console
     from onnxpress.nas.search import summary
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
 
     if as_json:
         console.emit_json(document("nas", output=output, **summary(outcome)))

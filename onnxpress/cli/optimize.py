@@ -97,7 +97,7 @@ def ended(outcome: Outcome, output: str, as_json: bool, strict: bool) -> int:
 def show(outcome: Outcome, output: str, as_json: bool) -> None:
     """The table of candidates with the Pareto front, and the verdict in words."""
     from onnxpress.cli import console
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.search.finalists import summary
 
     if as_json:

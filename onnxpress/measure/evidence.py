@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -29,21 +29,26 @@ from onnxpress.model.trace import Trace
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
-_STREAM_BYTES = 48 * 2**20  # of intermediate values held at once
+_STREAM_BYTES = 48 * 2**20  # of tapped values held at once
+T = TypeVar("T")
+
+
+class EvidenceKey(Generic[T]):
+    """The typed name of something that is derived from evidence and kept with it; a constant of the module that derives it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"EvidenceKey({self.name!r})"
 
 
 @dataclass
 class Evidence:
     """Measurements of a model.
 
-    model:   in canonical form
-    data:    calibration samples; None: only exact passes can run
-    machine: that the result is for
-    seed:    of everything random
-    kept:    results derived from the evidence by passes, by their own keys
-    cache:   on disk
-    teacher: the original model of a plan, for passes that train or refit a changed model towards it
-    whole:   the evidence whose samples these are a part of
+    original: the model a plan began with, as the user gave it, for passes that refer to it.
+    whole: the evidence whose samples these are a part of.
     """
 
     model: ir.Model
@@ -52,8 +57,9 @@ class Evidence:
     seed: int = 0
     kept: dict[str, Any] = field(default_factory=dict)  # by keys of their own
     cache: Cache = field(default_factory=user_cache)
-    teacher: ir.Model | None = None
+    original: ir.Model | None = None
     whole: Evidence | None = None
+    _derived: dict[EvidenceKey[Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def signature(self) -> Signature:
@@ -107,6 +113,20 @@ class Evidence:
         machine = f"{self.machine.model} {self.machine.arch} {self.machine.isa} {self.machine.onnxruntime}"
         data = self.data.hash if self.data is not None else "none"
         return cache_key(model_hash(self.model), data, str(self.seed), machine)
+
+    def derive(self, key: EvidenceKey[T], make: Callable[[], T]) -> T:
+        """What is kept under a key; made by `make` when it is first asked for."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return cast(T, self._derived[key])
+
+    def put(self, key: EvidenceKey[T], value: T) -> None:
+        """Keep a value under a key."""
+        self._derived[key] = value
+
+    def get(self, key: EvidenceKey[T]) -> T | None:
+        """What is kept under a key, or None."""
+        return cast("T | None", self._derived.get(key))
 
     def observed(self, what: str, measure: Callable[[], Arrays]) -> Arrays:
         """Arrays that `measure` computes from the samples, from the user's cache where they are there.
@@ -226,7 +246,7 @@ def evidence_for(
     data: Dataset | None,
     machine: Machine | None = None,
     seed: int = 0,
-    teacher: ir.Model | None = None,
+    original: ir.Model | None = None,
 ) -> Evidence:
-    """The evidence of a model, which is brought into canonical form first."""
-    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, teacher=teacher)
+    """Evidence of a model in canonical form (the form passes edit)."""
+    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, original=original)

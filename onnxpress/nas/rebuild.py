@@ -16,9 +16,9 @@ from onnxpress.model.files import model_hash, write_atomic
 from onnxpress.nas.evaluation.candidate_training import finished
 from onnxpress.nas.evaluation.evaluator import Look
 from onnxpress.nas.request import Request
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.plan.plan import versions_here
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.machine import Machine, this_machine
 
 _KIND = "nas-candidate"
@@ -34,7 +34,7 @@ class Rebuilt:
 
 
 def write_record(
-    path: Path, look: Look, choices: Mapping[str, Any], lessons: Sequence[Decision], model: ir.Model
+    path: Path, look: Look, choices: Mapping[str, Any], lessons: Sequence[Action], model: ir.Model
 ) -> None:
     """choices: of the space; lessons: the trainings, as a plan holds them; model: what came of them."""
     request = look.request

@@ -27,7 +27,7 @@ from onnxpress.nas.request import WORST, Request
 from onnxpress.nas.strategies import pareto
 from onnxpress.nas.strategies.storage import HEARTBEAT
 from onnxpress.nas.strategies.study import Entry, Study
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.plan.run_record import Run
 from onnxpress.runtime.latency import Effort, LatencyComparison, compare_latency
 
@@ -53,7 +53,7 @@ class Found:
     model: ir.Model
     select: Score
     score: Score
-    lessons: list[Decision]
+    lessons: list[Action]
     seconds: float = 0.0
     ms: float = 0.0
     macs: int = 0

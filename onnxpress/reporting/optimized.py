@@ -116,8 +116,8 @@ def _training(body: Document) -> Chart:
 
 def _plan(body: Document) -> ReportTable:
     steps = (body.get("plan") or {}).get("steps") or []
-    rows = [(str(s.get("pass")), f"{len(s.get('decisions', []))}", _brief(s.get("decisions", []))) for s in steps]
-    return ReportTable("Plan", ("pass", "decisions", "first"), tuple(rows))
+    rows = [(str(s.get("pass")), f"{len(s.get('actions', []))}", _brief(s.get("actions", []))) for s in steps]
+    return ReportTable("Plan", ("pass", "actions", "first"), tuple(rows))
 
 
 def _brief(decisions: Sequence[Any]) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from onnxpress.errors import missing_extra
 from onnxpress.model.files import check_target, write_atomic
-from onnxpress.plan.run_record import plain
 from onnxpress.reporting.facts import Page, ReportTable
 from onnxpress.reporting.reading import page, read
+from onnxpress.result import plain
 
 if TYPE_CHECKING:
     from jinja2 import Environment

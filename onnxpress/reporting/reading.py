@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onnxpress.errors import InputProblem
-from onnxpress.plan.run_record import SCHEMA
 from onnxpress.reporting.benched import bench_page
 from onnxpress.reporting.facts import Document, Page
 from onnxpress.reporting.optimized import optimize_page
 from onnxpress.reporting.quantized import quantize_page
 from onnxpress.reporting.searched import search_page
+from onnxpress.result import SCHEMA
 
 
 def read(path: str | Path) -> Document:

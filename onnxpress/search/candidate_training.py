@@ -17,10 +17,10 @@ from functools import partial
 
 import numpy as np
 
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate
 from onnxpress.search.candidate_factory import Sketch, blocks_name
-from onnxpress.search.search import SEARCH_ENDS, Report, Search, allowed, wish_name
+from onnxpress.search.search import SEARCH_ENDS, Report, Search, allowed, prune_name
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Of the time of the fastest that the selection samples allow without training.  At its own time, too: few samples may
@@ -90,8 +90,8 @@ def rungs(search: Search, more_time: Callable[[], bool] | None = None, pace: flo
     search.say("preparing students", SEARCH_ENDS)
     search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
-    ways = [_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search)]
-    ways += [_pruned(search, "hidden", count) for count in _counts(search)]
+    ways = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]
+    ways += [_pruned(search, INTERNAL, count) for count in _counts(search)]
     kinds = [timed(search, some, pace) for some in ways]
     ladder: list[Rung] = []
     for level in (start * share for share in _LEVELS):
@@ -117,9 +117,11 @@ def _pruned(search: Search, scope: str, count: int = 0) -> list[Way]:
     """Narrower, behind `count` blocks taken out."""
     shop, before = search.shop, f"{blocks_name(count)}, " if count else ""
     ground = shop.ground(count)
-    wishes = [w for w in (Wish(ratio, scope) for ratio in _RATIOS) if ground.can_prune and ground.decisions(w)]
+    wishes = [
+        w for w in (PruneOptions(ratio, scope=scope) for ratio in _RATIOS) if ground.can_prune and ground.actions(w)
+    ]
     return [
-        Way(n := before + wish_name(w), shop.narrowed(w, count), partial(shop.pruned, n, w, count=count))
+        Way(n := before + prune_name(w), shop.narrowed(w, count), partial(shop.pruned, n, w, count=count))
         for w in wishes
     ]
 

@@ -17,8 +17,8 @@ from onnxpress.errors import Problem
 from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.core.contract import Refused
-from onnxpress.passes.int8.quantize import refusals
+from onnxpress.passes.core.contract import Refusal
+from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
@@ -63,7 +63,7 @@ class Outcome:
     advice: list[str] = field(default_factory=list)
     interrupted: bool = False
     profile_comparison: ProfileComparison | None = None
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
 
 
 def finals(original: ir.Model, splits: Splits, search: Search, request: Request, seconds: float) -> Outcome:
@@ -149,7 +149,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
     return outcome
 
 
-def _refused(shop: Workshop) -> list[Refused]:
+def _refused(shop: Workshop) -> list[Refusal]:
     """Nodes with weights that a lever cannot act on, and why."""
     evidence = shop.exact_evidence
     if evidence is None:
@@ -158,8 +158,8 @@ def _refused(shop: Workshop) -> list[Refused]:
         narrow = evidence.channels.refused
     except Problem:  # what cannot be traced is not pruned either
         narrow = ()
-    whole = [Refused(r.unit, f"int8: {r.reason}") for r in refusals(evidence)]
-    return whole + [Refused(r.node, f"pruning: {r.reason}") for r in narrow]
+    whole = [Refusal(r.unit, f"int8: {r.reason}") for r in refusals(evidence)]
+    return whole + [Refusal(r.node, f"pruning: {r.reason}") for r in narrow]
 
 
 def _sides(

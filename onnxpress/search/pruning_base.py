@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.passes.core.contract import Decision
-from onnxpress.passes.pruning.allocation import Wish, candidates, plan_pruning, sensitivities
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.pruning.allocation import candidates, plan_pruning, sensitivities
 from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.passes.pruning.kernel_grid import widths
 from onnxpress.passes.pruning.obs_selection import Curve
-from onnxpress.passes.pruning.prune import widths
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.plan import Plan
 
 
@@ -27,12 +28,12 @@ class Ground:
     def can_prune(self) -> bool:
         return any(widths(g, self.evidence) for g in self.evidence.channels.groups)
 
-    def decisions(self, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> Sequence[Decision]:
-        """Channels to remove for a wish; none where it removes nothing on this CPU's widths."""
+    def actions(self, options: PruneOptions, more_time: Callable[[], bool] = lambda: True) -> Sequence[Action]:
+        """Channels to remove for the options; none where they remove nothing on this CPU's widths."""
         if self._curves is None:
             self._curves = curves(self.evidence)
-        picked = candidates(self.evidence, wish, self._curves)
+        picked = candidates(self.evidence, options, self._curves)
         if not self._scales:
             nothing = dict.fromkeys(self._curves, 0)
             self._scales = sensitivities(self.evidence, self._curves, nothing, more_time)
-        return plan_pruning(self.evidence, wish, picked, self._scales)
+        return plan_pruning(self.evidence, options, picked, self._scales)

@@ -16,7 +16,7 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from onnxpress.errors import Problem
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate
 from onnxpress.plan.run_record import Run
 from onnxpress.runtime.latency import Effort, compare_latency
@@ -52,9 +52,9 @@ def allowed(candidate: Candidate, max_drop: float) -> bool:
     return candidate.score.drop <= max_drop + 1e-9 and changed <= 6 * max(max_drop, 0.002)
 
 
-def wish_name(wish: Wish) -> str:
+def prune_name(options: PruneOptions) -> str:
     """A pruned candidate's name."""
-    return f"prune {wish.ratio:.0%}" + ("" if wish.scope == "hidden" else " all")
+    return f"prune {options.ratio:.0%}" + ("" if options.scope == INTERNAL else " all")
 
 
 @dataclass
@@ -163,7 +163,7 @@ class Search:
         """Channels pruned, more of them while the samples allow it: inner widths, then all."""
         if not self.shop.ground().can_prune or not self.clock.until(_PRUNING_BEGINS)():
             return
-        for scope in ("hidden", "all"):
+        for scope in (INTERNAL, ALL):
             self._descend(self._narrower(scope))
 
     def _narrower(self, scope: str) -> Iterator[Candidate]:
@@ -171,8 +171,8 @@ class Search:
             if not self.clock.until(SEARCH_ENDS)():
                 return
             self._tell(f"pruning {ratio:.0%} of the channels")
-            wish = Wish(ratio, scope)
-            made = self.shop.pruned(wish_name(wish), wish, self.clock.until(0.65))
+            options = PruneOptions(ratio, scope=scope)
+            made = self.shop.pruned(prune_name(options), options, self.clock.until(0.65))
             if made is not None and made.plan.to_json() not in {c.plan.to_json() for c in self.found}:
                 yield made
 

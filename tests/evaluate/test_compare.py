@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from onnxpress.api.one_pass import prune, quantize
+from onnxpress import prune, quantize
 from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.shipped import calibration_folder
@@ -17,7 +17,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.evaluate.compare import compare
 from onnxpress.model.files import load, save
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import PruneOptions
 from tests import nets
 
 DIGITS = calibration_folder() / "digits"
@@ -29,7 +29,10 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model that lost much accuracy."""
     target = tmp_path_factory.mktemp("cut") / "cut.onnx"
     data = nets.samples(load(MODEL), 8)
-    save(prune(MODEL, data, Wish(0.8, criterion="magnitude", spread="uniform"), repair=False).model, target)
+    save(
+        prune(MODEL, data, options=PruneOptions(0.8, criterion="magnitude", allocation="uniform", refit=False)).model,
+        target,
+    )
     return str(target)
 
 
@@ -113,7 +116,7 @@ def test_detectors_are_scored_with_a_function() -> None:
     same = compare(model, model, data, metric=["map"], decode=decode).metrics[0]
     assert (same.value, same.reference) == (1.0, 1.0)
     other = compare(
-        model, prune(model, data, Wish(0.6), repair=False).model, data, metric=["map"], decode=decode
+        model, prune(model, data, options=PruneOptions(0.6, refit=False)).model, data, metrics=["map"], decode=decode
     ).metrics[0]
     assert other.value < 1.0
     with pytest.raises(InputProblem, match="`decode`"):

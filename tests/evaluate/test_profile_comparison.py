@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.one_pass import depth, prune, quantize
+from onnxpress import depth, prune, quantize
 from onnxpress.evaluate.profile_comparison import channel_widths, profile_compare
 from onnxpress.model import edit
-from onnxpress.passes.pruning.allocation import Wish
-from onnxpress.passes.structure.depth import Wish as DepthWish
+from onnxpress.passes.pruning.options import PruneOptions
+from onnxpress.passes.structure.depth import DepthOptions
 from tests import nets
 
 
@@ -33,10 +33,10 @@ def test_every_layer_has_a_time_in_both_models() -> None:
 def test_widths_follow_pruning_and_removed_layers() -> None:
     model = nets.residual(width=64, blocks=3)
     data = nets.samples(model, 8)
-    narrow = channel_widths(model, prune(model, data, Wish(0.5, spread="uniform")).model)
+    narrow = channel_widths(model, prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model)
     assert any(p.after < p.before for p in narrow)
     assert all(p.after > 0 for p in narrow)
-    shallow = channel_widths(model, depth(model, data, DepthWish(remove=1)).model)
+    shallow = channel_widths(model, depth(model, data, options=DepthOptions(remove=1)).model)
     assert sum(p.after == 0 for p in shallow) == 2, "a block of two convolutions"
     assert all(p.after in (0, p.before) for p in shallow)
     assert channel_widths(model, quantize(model, data).model) == channel_widths(model, model), "integers are as wide"

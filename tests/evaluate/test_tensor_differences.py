@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxpress.api.one_pass import prune, quantize
+from onnxpress import prune, quantize
 from onnxpress.cli.main import run as cli
 from onnxpress.evaluate.tensor_differences import intermediate_differences, tensor_differences
 from onnxpress.model import edit, read
 from onnxpress.model.files import save
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import PruneOptions
 from tests import nets
 
 
@@ -45,7 +45,7 @@ def test_a_difference_by_hand() -> None:
 def test_values_of_other_shapes_have_no_counterpart() -> None:
     model = nets.residual(width=64)
     data = nets.samples(model, 8)
-    pruned = prune(model, data, Wish(0.5, spread="uniform")).model
+    pruned = prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model
     found = intermediate_differences(model, pruned, data)
     assert 0 < len(found) < len(list(edit.canonical(model).graph))
 

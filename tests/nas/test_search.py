@@ -30,7 +30,7 @@ from onnxpress.nas.strategies.study import Entry, Study, fixed
 from onnxpress.nas.strategies.surrogate import Surrogate, volume
 from onnxpress.runtime.session import open_session, run
 from tests.nas import tasks
-from tests.nas.test_spaces import Drawn
+from tests.nas.spaces.test_registry import Drawn
 
 
 def test_ranks_by_hand() -> None:

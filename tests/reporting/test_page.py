@@ -194,7 +194,7 @@ def written(folder: Path, body: dict[str, Any], plan: bool = False) -> Path:
     run.mkdir()
     (run / "run.json").write_text(json.dumps(body))
     if plan:
-        steps = [{"pass": "quantize", "decisions": [{"nodes": [HOSTILE]}]}]
+        steps = [{"pass": "quantize", "actions": [{"nodes": [HOSTILE]}]}]
         (run / "plan.json").write_text(json.dumps({"steps": steps}))
     return run
 

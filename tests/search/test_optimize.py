@@ -25,7 +25,8 @@ from onnxpress.passes.int8 import node_selection
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Shelf
 from onnxpress.plan.plan import apply_plan, new_plan, read_plan
-from onnxpress.plan.run_record import Run, plain
+from onnxpress.plan.run_record import Run
+from onnxpress.result import plain
 from onnxpress.runtime.latency import Ratio
 from onnxpress.search.finalists import Outcome
 from onnxpress.search.optimize import optimize

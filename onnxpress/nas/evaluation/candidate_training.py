@@ -24,9 +24,9 @@ from onnxpress.model.files import to_bytes
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.request import SCHEDULES
 from onnxpress.nas.strategies.pareto import ranks
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import DISTILL, Source, teacher_evidence
-from onnxpress.passes.exact.reduce import REDUCE
+from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
 from onnxpress.runtime.machine import Machine
 from onnxpress.train.distillation.teacher_batches import Memory
 from onnxpress.train.settings import Settings
@@ -56,7 +56,7 @@ class School:
     memory: Memory = field(default_factory=Memory)
     _paces: dict[str, tuple[Way, float]] = field(default_factory=dict)
 
-    def train(self, model: ir.Model, seconds: float, tell: Tell) -> tuple[ir.Model, Score, list[Decision]]:
+    def train(self, model: ir.Model, seconds: float, tell: Tell) -> tuple[ir.Model, Score, list[Action]]:
         """The model after so many seconds, its score, and what was done, to be done again; the model must have the teacher's
         ports."""
         student = evidence_for(model, self.learn, self.machine, self.seed)
@@ -73,7 +73,7 @@ class School:
             self.judge,
             progress=tell,
         )
-        return done.model, self.judge.score(to_bytes(done.model)), done.decisions
+        return done.model, self.judge.score(to_bytes(done.model)), done.actions
 
     def pace(self, model: ir.Model) -> tuple[Way, float]:
         """In which way the model trains fastest here, and seconds a sample takes then, the teacher's part apart."""
@@ -88,10 +88,10 @@ class School:
         self._paces[key] = fastest(model, batch, cores())
         return self._paces[key]
 
-    def repeat(self, model: ir.Model, lessons: Sequence[Decision]) -> ir.Model:
+    def repeat(self, model: ir.Model, lessons: Sequence[Action]) -> ir.Model:
         """The model after trainings that were done before: the same weights."""
         evidence = evidence_for(model, self.learn, self.machine, self.seed, self.teacher or model)
-        return DISTILL.apply(evidence.model, lessons, evidence).model
+        return DISTILL.apply(evidence, lessons).model
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Pupil:
     costs: tuple[float, ...]
     level: int = 0
     score: Score | None = None
-    lessons: list[Decision] = field(default_factory=list)
+    lessons: list[Action] = field(default_factory=list)
     seconds: float = 0.0
     failed: EnvironmentProblem | None = None
 
@@ -219,5 +219,4 @@ def _loss(pupil: Pupil) -> float:
 def finished(model: ir.Model, data: Dataset, machine: Machine) -> ir.Model:
     """What training needed and running does not, folded: normalizations."""
     evidence = evidence_for(model, data, machine)
-    decisions = [o.decision for o in REDUCE.options(model, evidence)]
-    return REDUCE.apply(evidence.model, decisions, evidence).model
+    return reduce(evidence, REDUCTIONS)[0]

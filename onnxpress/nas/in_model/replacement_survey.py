@@ -74,7 +74,7 @@ class Ground:
         """The model with replacements, repaired on few samples."""
         evidence = self.small
         for step in steps(chosen, LOCAL):
-            model = take_step(step, evidence, evidence.model).model
+            model = take_step(step, evidence).model
             evidence = evidence_for(model, self.small.samples(), self.base.machine, self.base.seed)
         return evidence.model
 
@@ -144,7 +144,7 @@ def _faster(
     forms = {"": submodels.between(base.model, section.source, section.output)}
     for offer in offers:
         try:
-            whole = take_step(offer.step("none"), ground.small, base.model).model
+            whole = take_step(offer.step("none"), ground.small).model
             forms[offer.name] = submodels.between(whole, section.source, end(base, whole, section, offer))
         except _FAILURES:  # this one cannot be made; others can
             continue

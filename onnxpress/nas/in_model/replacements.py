@@ -14,7 +14,7 @@ import numpy as np
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.channels.groups import ChannelGroup
 from onnxpress.model.cut_points import Section, section_holds
-from onnxpress.passes.core.contract import Decision, Option
+from onnxpress.passes.core.contract import Action, Proposal, proposals
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.passes.structure.attention import ATTENTION
 from onnxpress.passes.structure.depth import DEPTH, LOCAL, removable
@@ -33,19 +33,19 @@ class Replacement:
 
     name: str
     pass_name: str
-    decisions: tuple[Decision, ...]
+    decisions: tuple[Action, ...]
 
     def step(self, repair: str = LOCAL) -> Step:
         """Alone; repaired nearby, where the pass knows the difference, so that many can be looked at."""
-        return Step(self.pass_name, (*self.decisions, {"repair": _able(self.pass_name, repair)}))
+        return Step(self.pass_name, (*self.decisions, {"refit": _able(self.pass_name, repair)}))
 
 
 def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
     """For every section its replacements; none for one that has none."""
-    narrow = PRUNE.options(evidence.model, evidence)
-    factored = LOWRANK.options(evidence.model, evidence)
-    kernels = KERNELS.options(evidence.model, evidence)
-    attentions = ATTENTION.options(evidence.model, evidence)
+    narrow = proposals(PRUNE, evidence)
+    factored = proposals(LOWRANK, evidence)
+    kernels = proposals(KERNELS, evidence)
+    attentions = proposals(ATTENTION, evidence)
     return [
         [
             *_blocks(evidence, section),
@@ -64,7 +64,7 @@ def steps(chosen: Sequence[Replacement], repair: str = FULL) -> list[Step]:
     for name in ORDER:
         decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
         if decisions:
-            made.append(Step(name, (*decisions, {"repair": _able(name, repair)})))
+            made.append(Step(name, (*decisions, {"refit": _able(name, repair)})))
     return made
 
 
@@ -85,7 +85,7 @@ def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
 
 def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
     """Every width that several sections share, on the stretch from the first of them to the last."""
-    options = PRUNE.options(evidence.model, evidence)
+    options = proposals(PRUNE, evidence)
     made = []
     for group in evidence.channels.groups:
         nodes = {p.node for p in group.slices}
@@ -101,7 +101,7 @@ def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Se
     return made
 
 
-def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+def _narrower(evidence: Evidence, section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
     """Every inner width at a share of what it is; and fewer heads, or groups, which lie across several axes."""
     groups = [g for g in evidence.channels.groups if g.internal and section_holds({p.node for p in g.slices}, section)]
     yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
@@ -110,7 +110,7 @@ def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -
     yield from _at_shares([g for g in sliced if g.block == largest], options, "of the heads")
 
 
-def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Option], what: str) -> Iterator[Replacement]:
+def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Proposal], what: str) -> Iterator[Replacement]:
     """All the groups at a share of their width, on the widths that this CPU likes."""
     seen = set()
     for share in _SHARES:
@@ -119,7 +119,7 @@ def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Option], what: 
             able = [o for o in options if o.unit == group.name]
             if able:
                 decisions.append(
-                    min(able, key=lambda o: abs(group.size - len(o.decision["remove"]) - share * group.size)).decision
+                    min(able, key=lambda o: abs(group.size - len(o.action["remove"]) - share * group.size)).action
                 )
         key = str(decisions)
         if decisions and key not in seen:
@@ -127,20 +127,20 @@ def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Option], what: 
             yield Replacement(f"{share:.0%} {what}", PRUNE.name, tuple(decisions))
 
 
-def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+def _kernels(section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
     for form in ("smaller", "separable"):
-        mine = [o for o in options if o.unit in section.nodes and o.decision["form"] == form]
+        mine = [o for o in options if o.unit in section.nodes and o.action["form"] == form]
         if mine:
-            yield Replacement(f"{form} kernels", KERNELS.name, tuple(o.decision for o in mine))
+            yield Replacement(f"{form} kernels", KERNELS.name, tuple(o.action for o in mine))
 
 
-def _linear(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+def _linear(section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
     mine = [o for o in options if o.unit in section.nodes]
     if mine:
-        yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.decision for o in mine))
+        yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.action for o in mine))
 
 
-def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -> Iterator[Replacement]:
+def _factored(section: Section, options: Sequence[Proposal], evidence: Evidence) -> Iterator[Replacement]:
     """Every layer at a share of its work, in the form that loses least there."""
     mine = [o for o in options if o.unit in section.nodes]
     seen = set()
@@ -149,14 +149,14 @@ def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -
         for unit in dict.fromkeys(o.unit for o in mine):
             able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _work(o, evidence)]
             if able:
-                decisions.append(min(able, key=lambda o: o.harm).decision)
+                decisions.append(min(able, key=lambda o: o.loss).action)
         key = str(decisions)
         if decisions and key not in seen:
             seen.add(key)
             yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(decisions))
 
 
-def _work(option: Option, evidence: Evidence) -> float:
+def _work(option: Proposal, evidence: Evidence) -> float:
     """Multiply-accumulates of the layer an option speaks of."""
     from onnxpress.model.counts import node_macs
 

@@ -17,7 +17,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import input_moments
 from onnxpress.measure.linear import LinearLayer, linear, set_bias
 from onnxpress.model import read
-from onnxpress.passes.core.contract import Refused
+from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.rounding import minded
 
 _LEAST = 256  # elements; the nodes that unpack a tensor take about 400 bytes
@@ -58,13 +58,13 @@ class Stored:
         return each.reshape([s if a in self.lead else 1 for a, s in enumerate(self.array.shape)])
 
 
-def find_weights(model: ir.Model, look: bool = True) -> tuple[list[Stored], list[Refused]]:
+def find_weights(model: ir.Model, look: bool = True) -> tuple[list[Stored], list[Refusal]]:
     """The float32 weights of a model in canonical form, in the order they are first read, and those left alone.
 
     look: whether the numbers are looked at, which must be finite; without it external ones stay on the disk.
     """
     found: dict[str, Stored] = {}
-    refused: dict[str, Refused] = {}
+    refused: dict[str, Refusal] = {}
     for node in model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
             if (
@@ -78,17 +78,17 @@ def find_weights(model: ir.Model, look: bool = True) -> tuple[list[Stored], list
             tensor = read.constant_tensor(value)
             if tensor is None or not value.is_initializer() or len(tensor.shape) < 2:
                 if index == 1 and node.op_type in read.WEIGHTED and tensor is None and read.standard(node):
-                    refused[value.name] = Refused(node.name or "", read.why_not_constant(value))
+                    refused[value.name] = Refusal(node.name or "", read.why_not_constant(value))
                 continue
             if tensor.dtype != ir.DataType.FLOAT:
                 if _lead(node, index, len(tensor.shape)) is not None and tensor.dtype.is_floating_point():
-                    refused[value.name] = Refused(node.name or "", f"its weight is {tensor.dtype.name.lower()}")
+                    refused[value.name] = Refusal(node.name or "", f"its weight is {tensor.dtype.name.lower()}")
                 continue
             why = _why_not(value) or (
                 "" if not look or np.isfinite(tensor.numpy()).all() else "its weight is not finite"
             )
             if why:
-                refused[value.name] = Refused(node.name or "", why)
+                refused[value.name] = Refusal(node.name or "", why)
                 continue
             lead = _lead(node, index, len(tensor.shape))
             assert lead is not None

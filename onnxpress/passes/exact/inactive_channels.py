@@ -15,7 +15,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.ranges import collect_histograms
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 
 Values = Mapping[int, np.ndarray]  # by channel, one number for each of its positions in the reader's weight
 
@@ -58,7 +58,7 @@ def _drop(model: ir.Model, reader: ir.Node, place: ch.ChannelSlice, channels: Se
     edit.set_input(model, reader, place.operand, changed, f"{reader.name}_weight")
 
 
-def inactive(evidence: Evidence) -> list[Decision]:
+def inactive(evidence: Evidence) -> list[Action]:
     """What no sample moves: {"inactive": group, "channels": [...], "values": {reader: a list for each channel}}."""
     nodes = {n.name or "": n for n in evidence.model.graph}
     groups = [g for g in evidence.channels.groups if g.internal and not g.sliced and _plainly_read(g, nodes)]
@@ -70,7 +70,7 @@ def inactive(evidence: Evidence) -> list[Decision]:
             if value is not None and shape is not None:
                 axes[value.name or ""] = 1 if nodes[place.node].op_type == "Conv" else len(shape) - 1
     seen = collect_histograms(evidence, list(axes), axes)
-    found: list[Decision] = []
+    found: list[Action] = []
     for group in groups:
         values: dict[str, list[list[float]]] = {}
         still = set(range(group.size))
@@ -113,7 +113,7 @@ def _plainly_read(group: ch.ChannelGroup, nodes: Mapping[str, ir.Node]) -> bool:
     return bool(group.readers)
 
 
-def ignore(model: ir.Model, decisions: Sequence[Decision]) -> list[str]:
+def ignore(model: ir.Model, decisions: Sequence[Action]) -> list[str]:
     """Carry out what `inactive` found, in place: the channels are then read by nobody; what to say of it."""
     if not decisions:
         return []

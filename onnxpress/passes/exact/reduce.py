@@ -1,4 +1,4 @@
-"""reduce: what can be taken out without changing the function, whatever the input.
+"""Exact reductions: what can be removed without changing the function, for every input. Carried out by `simplify`.
 
 Foldings (`fold.py`) and channels that provably do not matter:
 
@@ -29,7 +29,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels.removal import remove
-from onnxpress.passes.core.contract import Applied, Decision, Option, Saving
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.exact.bounds import steady
 from onnxpress.passes.exact.duplicate_channels import merge_alike
 from onnxpress.passes.exact.fold import FOLDINGS, fold
@@ -48,49 +48,49 @@ _TINY = 1e-30
 _TARGETS = "targets"
 
 
-class Reduce:
-    name = "reduce"
-    exact = True
-    needs_data = False
+# Every exact reduction, as the actions of the pass `simplify`.
+REDUCTIONS: tuple[Action, ...] = (
+    *({"fold": kind} for kind in (*FOLDINGS, _TARGETS)),
+    {"flush": "denormals"},
+    {"bounds": "relu"},
+    {"merge": "alike"},
+    {"remove": "idle"},
+)
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        found = [Option(self.name, kind, {"fold": kind}) for kind in (*FOLDINGS, _TARGETS)]
-        found.append(Option(self.name, "denormals", {"flush": "denormals"}))
-        found.append(Option(self.name, "bounds", {"bounds": "relu"}))
-        found.append(Option(self.name, "alike", {"merge": "alike"}))
-        found.append(Option(self.name, "channels", {"remove": "idle"}, Saving()))
-        return found
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"fold": kind} | {"flush": "denormals"} | {"bounds": "relu"} | {"merge": "alike"} | {"remove": "idle"}],
-        and what `inactive_channels.py` saw on samples, which is not exact."""
-        if not decisions:
-            return Applied(model.clone())
-        work = edit.canonical(model)
-        notes = []
-        kinds = {d["fold"] for d in decisions if "fold" in d}
-        if kinds:
-            done = fold(work, Evidence(work, evidence.data, evidence.machine).trace, kinds)
-            notes += [f"folded {count} x {kind}" for kind, count in done.items()]
-        if _TARGETS in kinds:
-            count = known_targets(work)
-            notes += [f"{count} computed Reshape targets are constants"] if count else []
-        if any(d.get("flush") == "denormals" for d in decisions):
-            count = flush_denormals(work)
-            notes += [f"flushed {count} denormal weights"] if count else []
-        if any(d.get("bounds") == "relu" for d in decisions):
-            dropped, silenced = steady(work, Evidence(work, evidence.data, evidence.machine).trace)
-            notes += [f"dropped {dropped} Relus of what is never negative"] if dropped else []
-            notes += [f"{silenced} channels are always zero behind their Relu"] if silenced else []
-        if any(d.get("merge") == "alike" for d in decisions):
-            count = merge_alike(work, Evidence(work, evidence.data, evidence.machine).channels)
-            notes += [f"{count} channels repeat others, which are read instead"] if count else []
-        notes += ignore(work, [d for d in decisions if "inactive" in d])
-        if any(d.get("remove") == "idle" for d in decisions):
-            work, removed = remove_idle(work, evidence)
-            notes += [f"removed {removed} idle channels"] if removed else []
-        edit.forget_shapes(work)
-        return Applied(work, notes)
+def reduce(evidence: Evidence, actions: Sequence[Action]) -> tuple[ir.Model, list[str]]:
+    """A reduced copy of the evidence's model, and remarks. actions: some of REDUCTIONS, and inactive channels as
+    `inactive_channels.py` found them on samples (not exact)."""
+    work = edit.canonical(evidence.model)
+    notes = []
+    kinds = {d["fold"] for d in actions if "fold" in d}
+    if kinds:
+        done = fold(work, _traced(work, evidence).trace, kinds)
+        notes += [f"folded {count} x {kind}" for kind, count in done.items()]
+    if _TARGETS in kinds:
+        count = known_targets(work)
+        notes += [f"{count} computed Reshape targets are constants"] if count else []
+    if {"flush": "denormals"} in actions:
+        count = flush_denormals(work)
+        notes += [f"flushed {count} denormal weights"] if count else []
+    if {"bounds": "relu"} in actions:
+        dropped, silenced = steady(work, _traced(work, evidence).trace)
+        notes += [f"removed {dropped} redundant Relus"] if dropped else []
+        notes += [f"{silenced} channels are always zero behind their Relu"] if silenced else []
+    if {"merge": "alike"} in actions:
+        count = merge_alike(work, _traced(work, evidence).channels)
+        notes += [f"merged {count} duplicate channels"] if count else []
+    notes += ignore(work, [d for d in actions if "inactive" in d])
+    if {"remove": "idle"} in actions:
+        work, removed = remove_idle(work, evidence)
+        notes += [f"removed {removed} channels without effect"] if removed else []
+    edit.forget_shapes(work)
+    return work, notes
+
+
+def _traced(work: ir.Model, evidence: Evidence) -> Evidence:
+    """Evidence of a model that is being edited, whose graph is not copied."""
+    return Evidence(work, evidence.data, evidence.machine)
 
 
 def flush_denormals(model: ir.Model) -> int:
@@ -115,7 +115,7 @@ def remove_idle(model: ir.Model, evidence: Evidence) -> tuple[ir.Model, int]:
     """Remove never-read, dead and constant channels until none is left; the new model and how many went."""
     total = 0
     while True:
-        facts = Evidence(model, evidence.data, evidence.machine).channels
+        facts = _traced(model, evidence).channels
         nodes: dict[str, ir.Node] = {n.name or "": n for n in model.graph}
         removal: dict[str, list[int]] = {}
         for group in facts.groups:
@@ -236,6 +236,3 @@ def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray
     small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.opset(model))])
     results = onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})
     return np.asarray(next(iter(results)), np.float32)
-
-
-REDUCE = Reduce()

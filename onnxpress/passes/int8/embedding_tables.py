@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.model import edit, read
-from onnxpress.passes.core.contract import Refused
+from onnxpress.passes.core.contract import Refusal
 
 _TOP = 127
 _LEAST = 16_384  # bytes of a table that is worth a node
@@ -53,9 +53,9 @@ def tables(model: ir.Model, exclude: Collection[str] = ()) -> list[str]:
     return [n.name or "" for n in able if n.inputs[0] not in kept]
 
 
-def refusals(model: ir.Model) -> list[Refused]:
+def refusals(model: ir.Model) -> list[Refusal]:
     """Look-ups in float tables that stay, and why."""
-    return [Refused(n.name or "", why) for n in model.graph if (why := why_not(n))]
+    return [Refusal(n.name or "", why) for n in model.graph if (why := why_not(n))]
 
 
 def write(work: ir.Model, names: Collection[str]) -> int:

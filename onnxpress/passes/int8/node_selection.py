@@ -17,7 +17,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.passes.int8 import qdq
 from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantize
+from onnxpress.passes.int8.static_int8 import quantize
 from onnxpress.runtime.latency import Effort, compare_latency
 
 Chosen = frozenset[str]
@@ -31,13 +31,15 @@ class Tried:
     kept: int = 0
 
 
-def build(evidence: Evidence, chosen: Chosen, correct: bool = False, looked_up: Sequence[str] = ()) -> ir.Model:
+def build(
+    evidence: Evidence, chosen: Chosen, recipe: Recipe, correct: bool = False, looked_up: Sequence[str] = ()
+) -> ir.Model:
     """The model with the chosen nodes in int8, and the tables of these look-ups; without bias correction it takes a fraction of a
     second."""
     return quantize(
         evidence,
         qdq.trim(evidence.model, chosen),
-        evidence.kept.get("recipe", Recipe()),
+        recipe,
         correct,
         evidence.machine.int8_exact,
         looked_up,
@@ -49,6 +51,7 @@ def fastest(
     feeds: Sequence[Mapping[str, np.ndarray]],
     start: Chosen,
     more_time: Callable[[], bool],
+    recipe: Recipe,
     seconds: float = 0.35,
 ) -> tuple[Chosen, Tried]:
     """A subset of `start` that runs at least as fast: windows that are faster in float are put back to float.
@@ -56,14 +59,14 @@ def fastest(
     more_time: asked before every trial.  Each trial is one side-by-side timing of about `seconds`.
     """
     best, tried = start, Tried()
-    current = build(evidence, best)
+    current = build(evidence, best, recipe)
     for window in windows(evidence.model, start):
         if not more_time():
             break
         trial = qdq.trim(evidence.model, best - window)
         if trial == best or not any_compute(evidence.model, trial):
             continue
-        candidate = build(evidence, trial)
+        candidate = build(evidence, trial, recipe)
         tried.count += 1
         # Many windows are tried, so a first impression is not enough: a gain must show twice.
         if all(_gains(current, candidate, feeds, seconds * longer) for longer in (1, 3)):
@@ -112,14 +115,14 @@ def any_compute(model: ir.Model, chosen: Chosen) -> bool:
 
 
 def safest(
-    evidence: Evidence, judge: Scorer, start: Chosen, allowed: float, more_time: Callable[[], bool]
+    evidence: Evidence, judge: Scorer, start: Chosen, allowed: float, more_time: Callable[[], bool], recipe: Recipe
 ) -> tuple[Chosen, Score]:
     """Put the nodes that harm most back to float until the drop is allowed: the smallest set found, and its score.
 
     Harm is the fall of the output's nmse when one node leaves the full int8 model; several leave between scorings.
     """
     best = start
-    score = judge.score(build(evidence, best, correct=True))
+    score = judge.score(build(evidence, best, recipe, correct=True))
     if score.drop <= allowed:
         return best, score
     ranked: list[tuple[float, str]] = []
@@ -127,7 +130,7 @@ def safest(
         if node.name in start and node.op_type in qdq.COMPUTE:
             if not more_time():
                 break
-            without = judge.score(build(evidence, start - {node.name}))
+            without = judge.score(build(evidence, start - {node.name}, recipe))
             ranked.append((without.nmse, node.name))
     ranked.sort()
     out: set[str] = set()
@@ -137,7 +140,7 @@ def safest(
         trial = qdq.trim(evidence.model, start - out)
         if not any_compute(evidence.model, trial) or not more_time():
             break
-        found = judge.score(build(evidence, trial, correct=True))
+        found = judge.score(build(evidence, trial, recipe, correct=True))
         if found.drop < score.drop:
             best, score = trial, found
         if score.drop <= allowed:

@@ -20,7 +20,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.ranges import collect_histograms
 from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.counts import macs
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.int8 import calibration, qdq
 from onnxpress.passes.int8.calibration import Rule
 from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
@@ -45,13 +45,13 @@ class Recipe:
     activations."""
 
     ranges: Rule = "mse"
-    equalized: tuple[Decision, ...] = ()
+    equalized: tuple[Action, ...] = ()
     rounding: str = ROUNDINGS[0]
     bits: int = BITS[0]
 
-    def decisions(self) -> list[Decision]:
+    def decisions(self) -> list[Action]:
         """As a plan says it."""
-        found: list[Decision] = [{"ranges": self.ranges}]
+        found: list[Action] = [{"ranges": self.ranges}]
         if self.equalized:
             found.append({"equalized": list(self.equalized)})
         if self.rounding != ROUNDINGS[0]:
@@ -61,7 +61,7 @@ class Recipe:
         return found
 
     @classmethod
-    def said(cls, decisions: Sequence[Decision]) -> Recipe:
+    def said(cls, decisions: Sequence[Action]) -> Recipe:
         """What a plan says.  Raises InputProblem for what is no recipe."""
         rounding = next((str(d["rounding"]) for d in decisions if "rounding" in d), ROUNDINGS[0])
         rule = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
@@ -78,7 +78,7 @@ class Wish:
     ranges: Rule = "auto"
     equalize: bool | tuple[str, ...] | None = None
     rounding: str | None = None
-    factors: tuple[Decision, ...] | None = None
+    factors: tuple[Action, ...] | None = None
     bits: int = BITS[0]
 
     def check(self) -> None:
@@ -105,7 +105,7 @@ def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:
     known: dict[str, Evidence] = evidence.kept.setdefault("equalized", {})
     key = str(recipe.equalized)
     if key not in known:
-        done = EQUALIZE.apply(evidence.model, recipe.equalized, evidence)
+        done = EQUALIZE.apply(evidence, recipe.equalized)
         found = replace(evidence_for(done.model, evidence.data, evidence.machine, evidence.seed), cache=evidence.cache)
         wanted = {d["tensor"] for d in recipe.equalized}
         moved = {name for s in sites(evidence.model, evidence.trace) if s.tensor in wanted for name in s.scaled}

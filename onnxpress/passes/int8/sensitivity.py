@@ -24,7 +24,7 @@ from onnxpress.passes.int8.calibration import histogram_of
 from onnxpress.passes.int8.embedding_tables import tables
 from onnxpress.passes.int8.qdq_write import grid
 from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, equalized
-from onnxpress.passes.int8.quantize import quantizable, recipe_for
+from onnxpress.passes.int8.static_int8 import quantizable, recipe_for
 
 _JUDGED = 128  # samples
 _STEPS = 48  # of the histogram that is told
@@ -77,8 +77,8 @@ class Found:
 class _Model:
     """Scores of the model with different nodes in int8, each taken once."""
 
-    def __init__(self, evidence: Evidence, chosen: Chosen, looked_up: Sequence[str]) -> None:
-        self.evidence, self.chosen, self.looked_up = evidence, chosen, list(looked_up)
+    def __init__(self, evidence: Evidence, chosen: Chosen, looked_up: Sequence[str], recipe: Recipe) -> None:
+        self.evidence, self.chosen, self.looked_up, self.recipe = evidence, chosen, list(looked_up), recipe
         self.judge = Scorer(evidence.model, evidence.samples().take(_JUDGED))
         self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in qdq.COMPUTE]
         self._known: dict[Chosen, tuple[float, float]] = {}
@@ -90,7 +90,7 @@ class _Model:
         if not wanted and not looked_up:
             return 0.0, 0.0
         if correct or wanted not in self._known:
-            score = self.judge.score(node_selection.build(self.evidence, wanted, correct, looked_up))
+            score = self.judge.score(node_selection.build(self.evidence, wanted, self.recipe, correct, looked_up))
             if correct:
                 return score.drop, score.nmse
             self._known[wanted] = score.drop, score.nmse
@@ -116,8 +116,8 @@ def sensitivity(
     """
     if max_drop is not None and not 0 <= max_drop < 1:
         raise InputProblem("the drop must lie between 0 and 1", "--max-drop", f"got {max_drop:g}", "try 0.01")
-    recipe = recipe_for(evidence, chosen, wish or Wish()) if chosen else Recipe()
-    model = _Model(evidence, chosen, looked_up)
+    recipe = recipe_for(evidence, chosen, wish or Wish())[1] if chosen else Recipe()
+    model = _Model(evidence, chosen, looked_up, recipe)
     whole = model.score(chosen)[1]
     harms = {}
     for node in model.compute:

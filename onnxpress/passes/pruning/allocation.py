@@ -13,114 +13,65 @@ from functools import partial
 
 import numpy as np
 
-from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Scorer
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.core.refit import repair
 from onnxpress.passes.pruning.cost_model import Costs, Ledger, counted
-from onnxpress.passes.pruning.error_curves import CRITERIA, curves
+from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.passes.pruning.kernel_grid import action_of, group_macs, step_of, widths
 from onnxpress.passes.pruning.obs_selection import Curve
-from onnxpress.passes.pruning.prune import decision, group_macs, step_of, widths
+from onnxpress.passes.pruning.options import ALL, UNIFORM, PruneOptions
 
-SCOPES = ("all", "hidden")
-SPREADS = ("harm", "uniform")
 _ENOUGH = 1.001  # times a goal, from which on it is reached
 _FINE = 50  # steps of a uniform share, where a goal names something else
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What a user asks for, by exactly one of: ratio, the share of the channels to remove; macs, params: the share of the
-    multiply-accumulates or of the weights that is left; speedup: how many times as fast, measured.
-
-    scope: "all" groups, or "hidden" (inner widths only; residual spines and bottlenecks stay whole)
-    spread: "uniform" (every group loses the same share) or "harm" (from where it harms the output least for what it saves; with
-    a ratio, as many multiply-accumulates and weights go as with uniform)
-    ignore: patterns of node names whose channels stay
-    """
-
-    ratio: float | None = None
-    scope: str = "all"
-    spread: str = "harm"
-    criterion: str = "second-order"
-    macs: float | None = None
-    params: float | None = None
-    speedup: float | None = None
-    ignore: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """Raises InputProblem for a wish that makes no sense."""
-        given = {n: v for n in ("ratio", "macs", "params", "speedup") if (v := getattr(self, n)) is not None}
-        if len(given) != 1:
-            raise InputProblem(
-                "one goal is needed",
-                "--ratio, --macs, --params, --speedup",
-                f"{len(given)} were given",
-                "try --ratio 0.3",
-            )
-        ((name, value),) = given.items()
-        if name == "speedup" and not value > 1:
-            raise InputProblem("a speed-up must be above 1", "--speedup", f"got {value}", "try 1.5")
-        if name != "speedup" and not 0 < value < 1:
-            what = "the pruning ratio" if name == "ratio" else "the share that is left"
-            raise InputProblem(
-                f"{what} must lie between 0 and 1",
-                f"--{name}",
-                f"got {value}",
-                f"try {'0.3' if name == 'ratio' else '0.6'}",
-            )
-        for name, value, known in (
-            ("scope", self.scope, SCOPES),
-            ("spread", self.spread, SPREADS),
-            ("criterion", self.criterion, CRITERIA),
-        ):
-            if value not in known:
-                raise InputProblem(f"unknown {name}", value, "", f"one of {', '.join(known)}")
-
-
 def plan_pruning(
-    evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None = None, weights: Mapping[str, float] | None = None
-) -> list[Decision]:
+    evidence: Evidence,
+    options: PruneOptions,
+    known: Mapping[str, Curve] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> list[Action]:
     """Decisions that carry out a wish by counting; empty where no group can be narrowed.
 
     known: curves computed before; weights: harm of the output a unit of a group's curve error (see `sensitivities`).  A
     speed-up is not counted but measured: see `plan_share`.
     """
-    wish.check()
-    picked = candidates(evidence, wish, known)
-    if wish.ratio is not None:
-        even = uniform(evidence, picked, wish.ratio)
-        if wish.spread == "uniform" or evidence.data is None:
-            return decisions_of(picked, even)
+    options.checked()
+    picked = candidates(evidence, options, known)
+    if options.ratio is not None:
+        even = uniform(evidence, picked, options.ratio)
+        if options.allocation == UNIFORM or evidence.data is None:
+            return actions_of(picked, even)
         costs = counted(evidence)
         goal = Ledger.of(evidence, picked, costs)
         goal.take_all(even)
         goals = {what: goal.total(what) for what in costs}
-        return decisions_of(
+        return actions_of(
             picked, spread(evidence, picked, weights or sensitivities(evidence, picked, even), goals, costs)
         )
-    what, share = ("params", wish.params) if wish.macs is None else ("macs", wish.macs)
+    what, share = ("params", options.params) if options.macs is None else ("macs", options.macs)
     if share is None:
         raise ValueError("a speed-up is measured, not planned")
-    return plan_share(evidence, wish, picked, {what: counted(evidence)[what]}, share, weights)
+    return plan_share(evidence, options, picked, {what: counted(evidence)[what]}, share, weights)
 
 
 def plan_share(
     evidence: Evidence,
-    wish: Wish,
+    options: PruneOptions,
     picked: Mapping[str, Curve],
     costs: Costs,
     share: float,
     weights: Mapping[str, float] | None = None,
-) -> list[Decision]:
+) -> list[Action]:
     """Decisions that leave this share of the costs (of one kind), or as near as the widths allow."""
     ((what, own),) = costs.items()
     goals = {what: share * sum(own.values())}
-    if wish.spread == "uniform" or evidence.data is None:
+    if options.allocation == UNIFORM or evidence.data is None:
         even: dict[str, int] = {}
         for step in range(1, _FINE):
             even = uniform(evidence, picked, step / _FINE)
@@ -128,25 +79,25 @@ def plan_share(
             ledger.take_all(even)
             if ledger.total(what) <= _ENOUGH * goals[what]:
                 break
-        return decisions_of(picked, even)
+        return actions_of(picked, even)
     scales = weights if weights is not None else sensitivities(evidence, picked, dict.fromkeys(picked, 0))
-    return decisions_of(picked, spread(evidence, picked, scales, goals, costs))
+    return actions_of(picked, spread(evidence, picked, scales, goals, costs))
 
 
-def candidates(evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None = None) -> dict[str, Curve]:
+def candidates(evidence: Evidence, options: PruneOptions, known: Mapping[str, Curve] | None = None) -> dict[str, Curve]:
     """The groups that a wish speaks of, with their curves."""
-    shapes = known if known is not None else curves(evidence, wish.scope, wish.criterion)
+    shapes = known if known is not None else curves(evidence, options.scope, options.criterion)
     found = {}
     for name, curve in shapes.items():
         group = evidence.channels.group(name)
-        ignored = any(fnmatch(p.node, pattern) for p in group.slices if p.role == "out" for pattern in wish.ignore)
-        if not ignored and (wish.scope == "all" or group.internal):
+        ignored = any(fnmatch(p.node, pattern) for p in group.slices if p.role == "out" for pattern in options.ignore)
+        if not ignored and (options.scope == ALL or group.internal):
             found[name] = curve
     return found
 
 
-def decisions_of(picked: Mapping[str, Curve], gone: Mapping[str, int]) -> list[Decision]:
-    return [decision(picked[name], count) for name, count in gone.items() if count]
+def actions_of(picked: Mapping[str, Curve], gone: Mapping[str, int]) -> list[Action]:
+    return [action_of(picked[name], count) for name, count in gone.items() if count]
 
 
 def sensitivities(

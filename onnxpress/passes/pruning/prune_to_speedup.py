@@ -8,9 +8,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.passes.core.contract import Decision
-from onnxpress.passes.pruning.allocation import Wish, candidates, plan_share, sensitivities
-from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.model.channels.removal import remove
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.pruning.allocation import candidates, plan_share, sensitivities
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.unit_latency import node_seconds
 
@@ -20,19 +21,19 @@ _NEAR = 0.02  # shares that do not differ by more lead to the same widths
 _EFFORT = Effort(seconds=1.5, precision=0.005, rebuilds=2)
 
 
-def fast_enough(evidence: Evidence, wish: Wish, original: ir.Model, notes: list[str]) -> list[Decision]:
+def fast_enough(evidence: Evidence, options: PruneOptions, original: ir.Model, notes: list[str]) -> list[Action]:
     """The fewest channels found whose removal is as fast as wished, times the original's speed; where nothing is, as many as
     can go, and a note that says how fast that is."""
-    picked = candidates(evidence, wish)
+    picked = candidates(evidence, options)
     costs = {"seconds": node_seconds(evidence.model, evidence.trace)}
     scales = sensitivities(evidence, picked, dict.fromkeys(picked, 0)) if evidence.data is not None else None
     least, most = 0.0, 1.0
-    best: tuple[float, list[Decision]] | None = None
+    best: tuple[float, list[Action]] | None = None
     reached = False
-    wanted = wish.speedup or 1.0
+    wanted = options.speedup or 1.0
     share = min(0.95, 1 / wanted)
     for _ in range(_ROUNDS):
-        decisions = plan_share(evidence, wish, picked, costs, share, scales)
+        decisions = plan_share(evidence, options, picked, costs, share, scales)
         speed = _speed(evidence, decisions, original)
         if speed >= wanted:
             if not reached or best is None or speed < best[0]:
@@ -50,13 +51,14 @@ def fast_enough(evidence: Evidence, wish: Wish, original: ir.Model, notes: list[
     if best is None:
         return []
     if not reached:
-        notes.append(f"--speedup {wanted:g} is out of reach by channels: {best[0]:.2f}x is the most that was found")
+        notes.append(f"a speed-up of {wanted:g} is out of reach by pruning: {best[0]:.2f}x is the most that was found")
     else:
         notes.append(f"{best[0]:.2f}x the original's speed before repair")
     return best[1]
 
 
-def _speed(evidence: Evidence, decisions: list[Decision], original: ir.Model) -> float:
+def _speed(evidence: Evidence, decisions: list[Action], original: ir.Model) -> float:
     """Times the original's."""
-    cut = PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model if decisions else evidence.model
+    removal = {str(d["group"]): list(d["remove"]) for d in decisions}
+    cut = remove(evidence.model, evidence.channels, removal) if removal else evidence.model
     return compare_latency({"original": original, "cut": cut}, [evidence.probe], _EFFORT).ratios[0].speedup

@@ -25,7 +25,7 @@ from onnxpress.measure.linear import LinearLayer, linear
 from onnxpress.model import edit, read
 from onnxpress.model.counts import node_macs
 from onnxpress.model.trace import Trace
-from onnxpress.passes.core.contract import Refused
+from onnxpress.passes.core.contract import Refusal
 
 MATRIX, POINTWISE, SPATIAL = "matrix", "pointwise", "spatial"
 _DAMP = 1e-6  # of the mean diagonal of H: directions the samples never took still count a little
@@ -68,7 +68,7 @@ class Curve:
         return len(self.error) - 1
 
 
-def find_sites(model: ir.Model) -> tuple[list[Site], list[Refused]]:
+def find_sites(model: ir.Model) -> tuple[list[Site], list[Refusal]]:
     """The layers whose weight can be factored, and why others cannot."""
     found, refused = [], []
     seen: set[str] = set()
@@ -80,7 +80,7 @@ def find_sites(model: ir.Model) -> tuple[list[Site], list[Refused]]:
         if users is None:
             reason = "its weight is shared with an operator that cannot be factored"
         if reason or not users:
-            refused.append(Refused(node.name or "", reason or ""))
+            refused.append(Refusal(node.name or "", reason or ""))
             continue
         seen |= {u.name or "" for u in users}
         layer, weight = linear(node), read.constant(node.inputs[1])

@@ -8,81 +8,93 @@ layer alone, timed beside its factors, is slower than they.  The second factors 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.evidence import Evidence, EvidenceKey
+from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, submodels
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
+from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
 from onnxpress.passes.core.refit import refit
+from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 from onnxpress.passes.structure import factors
 from onnxpress.passes.structure.factors import Curve, Site
 from onnxpress.runtime.latency import Effort, compare_latency
 
 GOALS = ("latency", "size")
 _LOOK = Effort(seconds=0.3, precision=0.02, rebuilds=2, resamples=200)
-_REPAIRS = ("least-squares", "none")
+
+_CURVES: EvidenceKey[dict[tuple[str, str], Curve]] = EvidenceKey("error by rank")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a user asks for, one of: `ratio`, the share of the factorable layers' work (size: weights) to save; `rank`, the
-    same for every layer; `energy`, the share of each layer's output power to keep.
+class LowRankOptions(PassOptions):
+    """How far to factorize, by exactly one of ratio, rank and energy.
 
-    goal: "latency" (only where the clock agrees) or "size" (wherever bytes fall)
+    Factorize weights into products of two smaller ones where that is measured to be faster.
     """
 
-    ratio: float | None = None
-    rank: int | None = None
-    energy: float | None = None
-    goal: str = "latency"
+    ratio: float | None = option(
+        None, help="Share of the factorizable layers' work to save (goal size: of their weights)."
+    )
+    rank: int | None = option(None, help="The same rank for every layer.")
+    energy: float | None = option(None, help="Share of each layer's output power to keep, such as 0.95.")
+    goal: str = option(
+        "latency",
+        help="latency: only where the factors are measured to be faster; size: wherever bytes are saved.",
+        choices=GOALS,
+    )
+    refit: bool = option(True, help="Refit the second factors by least squares.")
 
     def check(self) -> None:
-        if sum(v is not None for v in (self.ratio, self.rank, self.energy)) != 1:
-            raise InputProblem(
-                "say how far to factor", "--ratio, --rank, --energy", "exactly one is needed", "try --ratio 0.3"
-            )
-        for name, value in (("ratio", self.ratio), ("energy", self.energy)):
-            if value is not None and not 0 < value < 1:
-                raise InputProblem(f"the {name} must lie between 0 and 1", f"--{name}", f"got {value}", "try 0.5")
+        only_one(("ratio", "rank", "energy"), (self.ratio, self.rank, self.energy), "`ratio` 0.3")
+        check_between("ratio", "the ratio", self.ratio, "0.5")
+        check_between("energy", "the energy", self.energy, "0.95")
         if self.rank is not None and self.rank < 1:
-            raise InputProblem("the rank must be at least 1", "--rank", f"got {self.rank}", "try 16")
-        if self.goal not in GOALS:
-            raise InputProblem("unknown goal", self.goal, "", f"one of {', '.join(GOALS)}")
+            raise InputProblem("the rank must be at least 1", "`rank`", f"got {self.rank}", "try 16")
 
 
 class LowRank:
+    """Low-rank factorization of weights: truncated SVD in the metric of the layer's inputs."""
+
     name = "lowrank"
     exact = False
     needs_data = True
+    extra = None
+    Options = LowRankOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """One option a layer, form and rank of the grid that saves work. harm: lost share of its output's power."""
-        found = []
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each layer, form and rank of the kernel grid that saves work."""
         for curve in known_curves(evidence).values():
+            touches = frozenset((curve.site.name, *curve.site.nodes))
             for rank in ranks(evidence, curve, "latency"):
-                decision = _decision(curve, rank)
-                harm = float(curve.error[rank])
-                found.append(Option(self.name, curve.site.name, decision, _saving(evidence, curve, rank), harm))
-        return found
+                loss = predicted_loss(evidence, curve.site.nodes[0], float(curve.error[rank]))
+                saving = _saving(evidence, curve, rank)
+                yield Proposal(curve.site.name, _action(curve, rank), touches, saving, loss)
+        yield from factors.find_sites(evidence.model)[1]
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"node": name, "rank": r, "form": "matrix" | "pointwise" | "spatial"}, …, {"repair": mode}].
+    def plan(self, evidence: Evidence, options: LowRankOptions) -> Planned:
+        """Layers with their forms and ranks."""
+        actions, refused = plan_lowrank(evidence, options)
+        notes = [] if actions else ["no layer gains from being factorized this far on this CPU"]
+        return Planned(with_refit(actions, options.refit), notes, refused)
 
-        repair: "least-squares" (of the second factors; those of shared weights stay shared) or "none".
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"node": name, "rank": r, "form": "matrix" | "pointwise" | "spatial"}, …, {"refit": mode}].
+
+        refit: "least-squares" (of the second factors; those of shared weights stay shared) or "none".
         """
-        if not decisions:
-            return Applied(model.clone())
+        if not actions:
+            return Applied(evidence.model.clone())
         refused = factors.find_sites(evidence.model)[1]
-        mode = next((d["repair"] for d in decisions if "repair" in d), _REPAIRS[0])
-        if mode not in _REPAIRS:
-            raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(_REPAIRS)}")
-        chosen = _named(evidence, decisions)
+        mode = refit_mode(actions)
+        chosen = _named(evidence, actions)
         if not chosen:
             return Applied(evidence.model.clone(), [], refused)
         result = evidence.model.clone()
@@ -93,22 +105,17 @@ class LowRank:
         notes = [f"factored {len(chosen)} layers, {np.mean([c.error[r] for c, r in chosen]):.4f} of their power lost"]
         if mode != "none" and evidence.data is not None:
             single = {c.site.name for c, _ in chosen if len(c.site.nodes) == 1}
-            fits = refit(evidence, result, single)
-            if fits:
-                notes.append(
-                    f"refitted {len(fits)} layers, held-out error "
-                    f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}"
-                )
+            notes += refit_note(refit(evidence, result, single))
         return Applied(result, notes, refused)
 
 
-def _decision(curve: Curve, rank: int) -> Decision:
+def _action(curve: Curve, rank: int) -> Action:
     return {"node": curve.site.name, "rank": rank, "form": curve.form}
 
 
-def _named(evidence: Evidence, decisions: Sequence[Decision]) -> list[tuple[Curve, int]]:
+def _named(evidence: Evidence, actions: Sequence[Action]) -> list[tuple[Curve, int]]:
     """What the decisions speak of; of several for one layer the last counts."""
-    wanted = {d["node"]: (d.get("form"), d.get("rank")) for d in decisions if "node" in d}
+    wanted = {d["node"]: (d.get("form"), d.get("rank")) for d in actions if "node" in d}
     curves = known_curves(evidence, wanted) if wanted else {}
     found = []
     for name, (form, rank) in wanted.items():
@@ -130,7 +137,7 @@ def _named(evidence: Evidence, decisions: Sequence[Decision]) -> list[tuple[Curv
 
 def known_curves(evidence: Evidence, names: Mapping[str, object] | None = None) -> Mapping[tuple[str, str], Curve]:
     """The curves of the named sites (None: of all), kept with the evidence."""
-    kept: dict[tuple[str, str], Curve] = evidence.kept.setdefault("lowrank", {})
+    kept = evidence.derive(_CURVES, dict)
     sites = [s for s in factors.find_sites(evidence.model)[0] if names is None or s.name in names]
     new = [s for s in sites if not any((s.name, form) in kept for form in s.forms)]
     if new:
@@ -156,55 +163,55 @@ def ranks(evidence: Evidence, curve: Curve, goal: str) -> list[int]:
     return [r for r in range(step, curve.full, step) if _gain(evidence, curve, r, goal) > 0]
 
 
-def plan_lowrank(evidence: Evidence, wish: Wish) -> tuple[list[Decision], list[Refused]]:
+def plan_lowrank(evidence: Evidence, options: LowRankOptions) -> tuple[list[Action], list[Refusal]]:
     """Decisions that carry out a wish, and the layers left alone with the reason."""
-    wish.check()
+    options.checked()
     curves = known_curves(evidence)
-    clock = Clock(evidence) if wish.goal == "latency" else None
+    clock = Clock(evidence) if options.goal == "latency" else None
     refused = list(factors.find_sites(evidence.model)[1])
-    if wish.ratio is None:
-        chosen = _each(evidence, curves, wish, clock)
+    if options.ratio is None:
+        chosen = _each(evidence, curves, options, clock)
     else:
-        chosen = _spread(evidence, curves, wish.ratio, wish.goal, clock)
+        chosen = _spread(evidence, curves, options.ratio, options.goal, clock)
     picked = {c.site.name for c, _ in chosen}
     for name in dict.fromkeys(n for n, _ in curves):
         if name in picked:
             continue
         mine = [c for c in curves.values() if c.site.name == name]
-        able = any(ranks(evidence, c, wish.goal) for c in mine)
+        able = any(ranks(evidence, c, options.goal) for c in mine)
         slow = clock is not None and any(clock.refused(c) for c in mine)
         reason = "its factors are not faster" if slow else "what it would lose is better saved elsewhere"
-        refused.append(Refused(name, reason if able else "too narrow: no rank saves anything"))
+        refused.append(Refusal(name, reason if able else "too narrow: no rank saves anything"))
     order = {n.name: i for i, n in enumerate(evidence.model.graph)}
     chosen.sort(key=lambda pair: order[pair[0].site.name])
-    return [_decision(c, r) for c, r in chosen], refused
+    return [_action(c, r) for c, r in chosen], refused
 
 
 def _each(
-    evidence: Evidence, curves: Mapping[tuple[str, str], Curve], wish: Wish, clock: Clock | None
+    evidence: Evidence, curves: Mapping[tuple[str, str], Curve], options: LowRankOptions, clock: Clock | None
 ) -> list[tuple[Curve, int]]:
     """Every layer to the wished rank or energy; of its forms the one that saves most (rank: that loses least)."""
     found = []
     for name in dict.fromkeys(n for n, _ in curves):
         able = []
         for curve in (c for c in curves.values() if c.site.name == name):
-            rank = wish.rank
-            if wish.energy is not None:
-                enough = (r for r in ranks(evidence, curve, wish.goal) if curve.error[r] <= 1 - wish.energy)
+            rank = options.rank
+            if options.energy is not None:
+                enough = (r for r in ranks(evidence, curve, options.goal) if curve.error[r] <= 1 - options.energy)
                 rank = next(enough, None)
-            if rank is None or rank >= curve.full or _gain(evidence, curve, rank, wish.goal) <= 0:
+            if rank is None or rank >= curve.full or _gain(evidence, curve, rank, options.goal) <= 0:
                 continue
             if clock is None or clock.faster(curve, rank):
                 able.append((curve, rank))
         if able:
-            lost = min if wish.rank is not None else max
+            lost = min if options.rank is not None else max
             found.append(
                 lost(
                     able,
                     key=lambda pair: (
                         float(pair[0].error[pair[1]])
-                        if wish.rank is not None
-                        else _gain(evidence, pair[0], pair[1], wish.goal)
+                        if options.rank is not None
+                        else _gain(evidence, pair[0], pair[1], options.goal)
                     ),
                 )
             )

@@ -11,7 +11,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.files import model_size
-from onnxpress.passes.core.contract import Decision, Refused
+from onnxpress.passes.core.contract import Action, Refusal
 from onnxpress.passes.core.knapsack import choose
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.low_bit import Known, fits, write
@@ -30,20 +30,29 @@ class _Rung:
 
     bytes: int
     harm: float
-    decision: Decision | None
+    decision: Action | None
 
 
-def check_smaller(smaller: float | None, spare: float | None) -> None:
-    """Raises InputProblem for a wish that cannot be."""
+def check_byte_budget(spare: float | None, smaller: float | None) -> None:
+    """Raises InputProblem for options that exclude each other, or values out of range."""
+    if spare is not None and not 0 <= spare <= 1:
+        raise InputProblem("the spare share must lie between 0 and 1", "`spare`", f"got {spare}", "try 0.05")
     if smaller is not None and not 1 < smaller < float("inf"):
-        raise InputProblem("the file must become smaller", "--smaller", f"got {smaller:g}", "how many times, such as 8")
+        raise InputProblem("the file must become smaller", "`smaller`", f"got {smaller:g}", "how many times, such as 8")
     if smaller is not None and spare is not None:
-        raise InputProblem("both say where bytes go", "--smaller and --spare", "", "give one of them")
+        raise InputProblem("`smaller` and `spare` are mutually exclusive", "", "", "give one of them")
+
+
+def nothing_to_do(smaller: float | None, what: str) -> str:
+    """The remark where no weight is changed. what: the cost of changing one."""
+    if smaller is None:
+        return f"no weight is large enough to be worth {what}"
+    return "the simplified file is small enough as it is"
 
 
 def plan_bits(
-    evidence: Evidence, main: Mapping[str, Decision], spare: float | None
-) -> tuple[list[Decision], list[Refused]]:
+    evidence: Evidence, main: Mapping[str, Action], spare: float | None
+) -> tuple[list[Action], list[Refusal]]:
     """Decisions: each weight's main one where that saves bytes, and 8 bits for those that lose most for their bytes, as far as
     `spare`, a share of all bytes so far, goes (None: the least that keeps the outputs on the samples)."""
     known = fits(evidence, {name: [main[name], {"weight": name, "bits": 8}] for name in main})
@@ -54,11 +63,11 @@ def plan_bits(
         if best.saving.weight_bytes > 0:
             lean[name] = best
         else:
-            refused.append(Refused(name, "its weight is too small to be worth unpacking"))
+            refused.append(Refusal(name, "its weight is too small to be worth unpacking"))
     safer = {name: several[1] for name, several in known.items()}
     if spare is not None:
         return _spent(lean, safer, spare), refused
-    found: list[Decision] = []
+    found: list[Action] = []
     judge = Scorer(evidence.model, evidence.samples()) if lean else None
     for share in _SPARE if judge is not None else ():
         tried, found = found, _spent(lean, safer, share)
@@ -67,7 +76,7 @@ def plan_bits(
     return found, refused
 
 
-def _spent(lean: Mapping[str, Known], safer: Mapping[str, Known], spare: float) -> list[Decision]:
+def _spent(lean: Mapping[str, Known], safer: Mapping[str, Known], spare: float) -> list[Action]:
     """The lean decisions, but the safer ones where they pay most for their bytes, as far as the spare share goes."""
     chosen = dict(lean)
     left = spare * sum(k.bytes for k in chosen.values())
@@ -85,8 +94,8 @@ def _spent(lean: Mapping[str, Known], safer: Mapping[str, Known], spare: float) 
 
 
 def plan_size(
-    evidence: Evidence, offers: Mapping[str, Sequence[Decision]], goal: float
-) -> tuple[list[Decision], list[Refused]]:
+    evidence: Evidence, offers: Mapping[str, Sequence[Action]], goal: float
+) -> tuple[list[Action], list[Refusal]]:
     """Decisions of least harm for a file of at most `goal` bytes: for each weight one of its offers, or float.
 
     An offer's harm is the error of the outputs that the weight alone makes on the samples, seen for the richest offer but one and for
@@ -100,7 +109,7 @@ def plan_size(
     least = sum(min(r.bytes for r in rungs) for rungs in ladders.values())
     budget = goal - whole + sum(several[0].weight.array.nbytes for several in known.values())
     low, high = float(least), np.inf  # budgets that are too small and too large
-    best: tuple[int, list[Decision]] | None = None
+    best: tuple[int, list[Action]] | None = None
     smallest = whole
     for _ in range(_TRIES if ladders else 0):
         chosen = _within(list(ladders.values()), max(budget, least))
@@ -142,7 +151,7 @@ def _rungs(weighed: tuple[float, Sequence[Known]]) -> list[_Rung]:
     return [*rungs, _Rung(several[0].weight.array.nbytes, 0.0, None)]
 
 
-def _within(ladders: Sequence[Sequence[_Rung]], budget: float) -> list[Decision]:
+def _within(ladders: Sequence[Sequence[_Rung]], budget: float) -> list[Action]:
     """The decisions of least harm that a number of bytes for all weights together allows; the leanest where it allows none."""
     sizes = [[float(r.bytes) for r in rungs] for rungs in ladders]
     picks = choose([[r.harm for r in rungs] for rungs in ladders], sizes, budget) or [int(np.argmin(s)) for s in sizes]

@@ -132,7 +132,7 @@ class Packer:
 
     def _table_of(self, centres: np.ndarray, bits: int) -> ir.Value:
         """[256, codes in a byte]: the centres that each byte holds."""
-        key = ("centres", bits, centres.tobytes())
+        key = ("centroids", bits, centres.tobytes())
         if key not in self.known:
             self.known[key] = self._op("Gather", [self._floats(centres), self._table(bits, 1)], "table")
         return self.known[key]

@@ -1,21 +1,23 @@
 """Weights in fewer bits, whatever the bits mean: from a decision a weight to what stands for it, and into the model.
 
-A decision names a weight and either free centres ("centres", "per") or an integer grid ("bits", "block").  Fits are kept with the
+A decision names a weight and either free centres ("centroids", "per") or an integer grid ("bits", "block").  Fits are kept with the
 evidence, so that what was looked at while planning is not made again; the same evidence gives the same bytes either way.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit
-from onnxpress.passes.core.contract import Applied, Decision, Saving
+from onnxpress.passes.core.contract import Action, Applied, Proposal, Refusal, Saving
+from onnxpress.passes.core.refit_option import BIAS, NONE, refit_mode
 from onnxpress.passes.core.weight_matrix import Seen, Stored, find_weights, keep_mean, seen_by
 from onnxpress.passes.weights import codebook
 from onnxpress.passes.weights.bit_packing import INT8, Packer, bytes_of
@@ -30,7 +32,6 @@ GRIDS = {
     3: np.arange(-4, 4, dtype=np.float64),
     2: np.arange(-1.5, 2, dtype=np.float64),  # without a zero: four levels that lie evenly
 }
-REPAIRS = ("bias", "none")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Known:
 
     weight: Stored
     seen: Seen
-    decision: Decision
+    decision: Action
     fit: Fit
 
     @property
@@ -73,7 +74,7 @@ class Known:
         return Saving(0.0, float(self.weight.array.nbytes - self.bytes))
 
 
-def fits(evidence: Evidence, wanted: Mapping[str, Sequence[Decision]], polish: bool = True) -> dict[str, list[Known]]:
+def fits(evidence: Evidence, wanted: Mapping[str, Sequence[Action]], polish: bool = True) -> dict[str, list[Known]]:
     """For each weight what each of its decisions makes of it, in the model's order.  polish: as well as can be, or quickly.
 
     Raises InputProblem where a decision names a weight that is not there, or says what cannot be.
@@ -99,13 +100,31 @@ def fits(evidence: Evidence, wanted: Mapping[str, Sequence[Decision]], polish: b
     return {w.name: [kept[_key(d)] for d in wanted[w.name]] for w in weights if w.name in wanted}
 
 
-def _key(decision: Decision) -> tuple[str, str]:
+def low_bit_proposals(evidence: Evidence, offers: Callable[[str], Sequence[Action]]) -> Iterator[Proposal | Refusal]:
+    """Proposals for every weight, without coordinate descent, and the weights that cannot be changed.
+
+    offers: the actions for a weight's name. The local loss is the lost share of the layer's output power.
+    """
+    weights, refused = find_weights(evidence.model)
+    found = fits(evidence, {w.name: offers(w.name) for w in weights}, polish=False)
+    readers = {w.name: w.readers for w in weights}
+    for name, several in found.items():
+        for known in several:
+            if known.saving.weight_bytes > 0:
+                loss = summed_predicted_loss(evidence, readers[name], known.fit.lost)
+                yield Proposal(name, known.decision, frozenset({name, *readers[name]}), known.saving, loss)
+        if all(known.saving.weight_bytes <= 0 for known in several):
+            yield Refusal(name, "its weight is too small to be worth unpacking")
+    yield from refused
+
+
+def _key(decision: Action) -> tuple[str, str]:
     return str(decision["weight"]), json.dumps(decision, sort_keys=True)
 
 
-def _check(decision: Decision) -> None:
+def _check(decision: Action) -> None:
     per, block = str(decision.get("per", PER[0])), decision.get("block", 0)
-    free = decision.get("centres") in CENTRES and (per in PER or (per.isdigit() and int(per) > 0))
+    free = decision.get("centroids") in CENTRES and (per in PER or (per.isdigit() and int(per) > 0))
     on_grid = decision.get("bits") in GRIDS and isinstance(block, int) and block >= 0
     if free == on_grid:
         raise InputProblem(
@@ -116,14 +135,14 @@ def _check(decision: Decision) -> None:
         )
 
 
-def _fit(weight: Stored, gram: np.ndarray | None, decision: Decision, polish: bool) -> Fit:
+def _fit(weight: Stored, gram: np.ndarray | None, decision: Action, polish: bool) -> Fit:
     rows = weight.rows
     if "bits" in decision:
         block = int(decision.get("block", 0))
         fitting = block and rows.shape[1] % block == 0 and rows.shape[1] > block and weight.rows_apart
         books = [codebook.on_grid(rows, gram, GRIDS[decision["bits"]], block if fitting else 0, polish)]
     else:
-        per, count = str(decision.get("per", PER[0])), int(decision["centres"])
+        per, count = str(decision.get("per", PER[0])), int(decision["centroids"])
         size = len(rows) if per in PER else _divisor(len(rows), int(per))
         parts = np.split(rows, len(rows) // size)
         books = [codebook.cluster(part, gram, count, per == "scaled", polish) for part in parts]
@@ -136,15 +155,13 @@ def _divisor(rows: int, wish: int) -> int:
     return next(size for size in range(min(wish, rows), 0, -1) if rows % size == 0)
 
 
-def write(evidence: Evidence, decisions: Sequence[Decision], polish: bool = True) -> Applied:
+def write(evidence: Evidence, decisions: Sequence[Action], polish: bool = True) -> Applied:
     """The model with each weight that decisions speak of in fewer bits (of several for one the last counts), and the mean
-    error taken back through biases ({"repair": "bias" | "none"}).  Biases and what else is no weight become float16 where that
+    error taken back through biases ({"refit": "bias" | "none"}).  Biases and what else is no weight become float16 where that
     holds them, or they would be the larger part of what is left.  polish: as in `fits`."""
     if not decisions:
         return Applied(evidence.model.clone())
-    mode = next((d["repair"] for d in decisions if "repair" in d), REPAIRS[0])
-    if mode not in REPAIRS:
-        raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(REPAIRS)}")
+    mode = refit_mode(decisions, BIAS, NONE)
     found = fits(evidence, {str(d["weight"]): [d] for d in decisions if "weight" in d}, polish)
     work = evidence.model.clone()
     packer = Packer(work)

@@ -47,7 +47,7 @@ def test_every_replacement_can_be_made_and_touches_its_section_only(model: ir.Mo
     for section, options in zip(parts, offers, strict=True):
         assert len({r.name for r in options}) == len(options)
         for offer in options:
-            made = take_step(offer.step(), evidence, evidence.model).model
+            made = take_step(offer.step(), evidence).model
             after = {n.name for n in made.graph}
             gone = {n for n in before if n not in after}
             assert gone <= section.nodes
@@ -67,7 +67,7 @@ def test_replacements_of_several_sections_are_one_plan() -> None:
     assert [s.pass_name for s in made] == ["depth", "prune"]
     current = evidence
     for step in made:
-        current = evidence_for(take_step(step, current, current.model).model, evidence.samples())
+        current = evidence_for(take_step(step, current).model, evidence.samples())
 
 
 @pytest.mark.parametrize("build", [lambda: nets.mobile(width=16), lambda: nets.transformer(post=False), nets.residual])
@@ -79,7 +79,7 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
     timed = 0
     for section, options in zip(found, library(evidence, found), strict=True):
         for offer in (o for o in options if o.pass_name == "depth"):
-            whole = take_step(offer.step(), evidence, evidence.model).model
+            whole = take_step(offer.step(), evidence).model
             part = submodels.between(whole, section.source, replacement_survey.end(evidence, whole, section, offer))
             assert replacement_survey._seconds({"part": part}, evidence, section)["part"] >= 0
             timed += 1
@@ -115,9 +115,7 @@ def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
         assert {p.node for p in group.slices} <= place.nodes
         for offer in offers:
             assert {d["group"] for d in offer.decisions} == {place.name}
-            part = submodels.between(
-                take_step(offer.step(), evidence, evidence.model).model, place.source, place.output
-            )
+            part = submodels.between(take_step(offer.step(), evidence).model, place.source, place.output)
             assert replacement_survey._seconds({"part": part}, evidence, place)["part"] >= 0
 
 

@@ -37,11 +37,11 @@ def test_two_that_hurt_the_same_function_are_not_taken_together() -> None:
     packer = Packer(choices, harm)
     first = packer.pack(2.0, lambda: False)
     assert first is not None
-    assert first.harm == 1.0, "the plain knapsack falls into the trap"
+    assert first.loss == 1.0, "the plain knapsack falls into the trap"
     found = packer.pack(2.0, lambda: True)
     assert found is not None
     assert found.saved >= 2.0
-    assert found.harm == pytest.approx(0.06)
+    assert found.loss == pytest.approx(0.06)
 
 
 def test_what_does_not_go_together_is_passed_over() -> None:
@@ -50,7 +50,7 @@ def test_what_does_not_go_together_is_passed_over() -> None:
         2.0, lambda: True
     )
     assert found is not None
-    assert math.isfinite(found.harm)
+    assert math.isfinite(found.loss)
 
 
 def test_what_cannot_be_saved_is_no_packing() -> None:
@@ -76,7 +76,7 @@ def test_the_wish_is_kept_and_search_never_loses_to_the_first_try(seed: int, cou
     assert plain is not None
     assert searched is not None
     assert searched.saved >= wish - 1e-6
-    assert searched.harm <= plain.harm
+    assert searched.loss <= plain.loss
     known = packer.made
     again = packer.pack(wish, lambda: False)
     assert again is not None

@@ -9,14 +9,14 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from onnxpress.api.one_pass import simplify
+from onnxpress import simplify
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.passes.int8 import bias_compaction
 from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
-from tests.passes.test_packing import operators
+from tests.passes.weights.test_bit_packing import operators
 
 
 def separable(width: int = 48) -> ir.Model:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.api.one_pass import quantize
+from onnxpress import quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -82,8 +82,8 @@ def test_the_average_lies_within_the_extremes() -> None:
 def test_every_rule_quantizes_and_replays(rule: str) -> None:
     model = nets.residual(width=16, blocks=1)
     data = nets.samples(model, 16)
-    done = quantize(model, data, method=rule)
-    assert {"ranges": rule} in done.plan.steps[-1].decisions
+    done = quantize(model, data, ranges=rule)
+    assert {"ranges": rule} in done.plan.steps[-1].actions
     assert to_bytes(apply_plan(done.plan, model, data).model) == to_bytes(done.model)
 
 
@@ -99,19 +99,19 @@ def scales(model: ir.Model, tensor: str) -> np.ndarray:
 def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
     model = nets.residual(width=16)
     data, path = nets.samples(model, 16), tmp_path / "ranges.json"
-    first = quantize(model, data, method=path)
+    first = quantize(model, data, ranges=path)
     body = json.loads(path.read_text())
-    other = quantize(model, nets.samples(model, 16, seed=5), method=path)
+    other = quantize(model, nets.samples(model, 16, seed=5), ranges=path)
     assert (
         scales(other.model, "image")
         == scales(first.model, "image")
         != scales(quantize(model, nets.samples(model, 16, seed=5)).model, "image")
     )
-    again = quantize(model, data, method=path)
+    again = quantize(model, data, ranges=path)
     np.testing.assert_allclose(nets.outputs(again.model, data), nets.outputs(first.model, data), atol=1e-5)
     body["ranges"]["image"] = [-51.0, 51.0]
     path.write_text(json.dumps(body))
-    edited = quantize(model, data, method=path)
+    edited = quantize(model, data, ranges=path)
     assert scales(edited.model, "image") == pytest.approx(102 / 255)
     assert json.loads(path.read_text()) == body, "what is there is not written over"
     assert to_bytes(apply_plan(edited.plan, model, data).model) == to_bytes(edited.model), "the plan holds them"
@@ -133,14 +133,14 @@ def test_a_bad_file_is_one_line_and_stays(text: str, said: str, tmp_path: Path) 
     model, path = nets.residual(width=16), tmp_path / "ranges.json"
     path.write_text(text)
     with pytest.raises(InputProblem, match=said):
-        quantize(model, nets.samples(model, 8), method=path)
+        quantize(model, nets.samples(model, 8), ranges=path)
     assert path.read_text() == text
 
 
 def test_an_unknown_method_is_told_before_anything_is_read() -> None:
     model = nets.residual(width=16)
     with pytest.raises(InputProblem, match="unknown range method"):
-        quantize(model, nets.samples(model, 8), method="guess")
+        quantize(model, nets.samples(model, 8), ranges="guess")
 
 
 def test_wide_leaves_room_only_where_values_can_go_further() -> None:

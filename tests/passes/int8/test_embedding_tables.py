@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.api.one_pass import apply, quantize
+from onnxpress import apply, quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
@@ -62,13 +62,13 @@ def samples(model: ir.Model, count: int = 24) -> Dataset:
 def test_a_table_is_kept_as_codes(shown: bool, tmp_path: Path) -> None:
     model = encoder(table(), shown=shown)
     data = samples(model)
-    done = quantize(model, data, output=tmp_path / "o.onnx", plan_path=tmp_path / "plan.json")
+    done = quantize(model, data, output=tmp_path / "o.onnx", plan=tmp_path / "plan.json")
     assert "1 embedding tables in int8" in done.notes
     onnx.checker.check_model(onnx.load(tmp_path / "o.onnx"), full_check=True)
     codes = [n.inputs[0].const_value for n in done.model.graph if n.op_type == "Gather"]
     assert [c.dtype for c in codes] == [ir.DataType.INT8] * 2
     assert codes[0] is codes[1], "the table is written once"
-    assert done.after < 0.45 * done.before
+    assert done.bytes_after < 0.45 * done.bytes_before
     wanted, found = nets.outputs(model, data), nets.outputs(done.model, data)
     assert ((found - wanted) ** 2).mean() < 1e-3 * (wanted**2).mean()
     again = apply(done.plan, model, data)
@@ -115,13 +115,13 @@ def test_a_plan_that_names_another_node_is_refused() -> None:
     evidence = evidence_for(model, samples(model))
     for name in ("add", "absent"):
         with pytest.raises(InputProblem):
-            QUANTIZE.apply(evidence.model, [{"nodes": []}, {"tables": [name]}], evidence)
+            QUANTIZE.apply(evidence, [{"nodes": []}, {"tables": [name]}])
 
 
 def test_plans_from_before_tables_mean_what_they_did() -> None:
     model = encoder(table())
     evidence = evidence_for(model, samples(model))
-    done = QUANTIZE.apply(evidence.model, [{"nodes": ["project"]}, {"ranges": "mse"}], evidence).model
+    done = QUANTIZE.apply(evidence, [{"nodes": ["project"]}, {"ranges": "mse"}]).model
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.graph if n.op_type == "Gather")
 
 

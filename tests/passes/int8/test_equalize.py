@@ -18,7 +18,7 @@ from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import quantization_recipe
 from onnxpress.passes.int8.equalize import EQUALIZE, Seen, expected_error, plan_equalize, sites
 from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, choose, equalized
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
 
 
@@ -31,7 +31,7 @@ def uneven(model: ir.Model, factor: float = 30.0) -> ir.Model:
         for s in sites(evidence.model, evidence.trace)
     ]
     assert by
-    return EQUALIZE.apply(evidence.model, by, evidence).model
+    return EQUALIZE.apply(evidence, by).model
 
 
 def grouped() -> ir.Model:
@@ -72,7 +72,7 @@ def test_it_is_exact_and_helps_integers(build: Callable[[], ir.Model]) -> None:
     np.testing.assert_allclose(nets.outputs(crooked, data), nets.outputs(model, data), rtol=1e-3, atol=1e-5)
     evidence = evidence_for(crooked, data)
     by = plan_equalize(evidence)
-    done = EQUALIZE.apply(evidence.model, by, evidence).model
+    done = EQUALIZE.apply(evidence, by).model
     np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(model, data), rtol=1e-3, atol=1e-5)
     assert in_int8(evidence, Recipe("minmax", tuple(by))) < 0.5 * in_int8(evidence, Recipe("minmax"))
 
@@ -153,9 +153,9 @@ def test_dead_channels_stay_as_they_are() -> None:
     for operand in range(2, len(node.inputs)):
         edit.set_input(evidence.model, node, operand, np.zeros(len(weight), np.float32), "b")
     evidence = evidence_for(evidence.model, nets.samples(model, 8))
-    for decision in plan_equalize(evidence):
-        assert np.isfinite(decision["by"]).all()
-        assert min(decision["by"]) > 0
+    for action in plan_equalize(evidence):
+        assert np.isfinite(action["by"]).all()
+        assert min(action["by"]) > 0
 
 
 @pytest.mark.parametrize("by", [[1.0], [-1.0] * 64, [float("nan")] * 64])
@@ -163,9 +163,9 @@ def test_wrong_factors_are_refused(by: list[float]) -> None:
     evidence = evidence_for(nets.mobile(width=32), None)
     name = sites(evidence.model, evidence.trace)[0].tensor
     with pytest.raises(InputProblem, match="scales channels wrongly"):
-        EQUALIZE.apply(evidence.model, [{"tensor": name, "by": by}], evidence)
+        EQUALIZE.apply(evidence, [{"tensor": name, "by": by}])
     with pytest.raises(InputProblem, match="cannot be scaled"):
-        EQUALIZE.apply(evidence.model, [{"tensor": "nowhere", "by": by}], evidence)
+        EQUALIZE.apply(evidence, [{"tensor": "nowhere", "by": by}])
 
 
 def test_the_error_expected_is_the_error_measured() -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from onnxpress.api import one_pass
+import onnxpress
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
@@ -20,7 +20,7 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.passes.int8 import qdq
 from onnxpress.passes.int8.qdq_write import grid
 from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.int8.weight_quantization import quantize_weight
 from onnxpress.plan.plan import apply_plan
 from onnxpress.runtime.machine import machine_for
@@ -268,7 +268,7 @@ def test_a_small_model_shares_scales_where_that_costs_next_to_nothing(tmp_path: 
 def test_any_network_loads_and_keeps_its_answers(model: ir.Model) -> None:
     """Random networks of the grammar: what comes out passes the checker, runs, and is 15 dB from the original or better."""
     data = nets.samples(model, 32)
-    done = one_pass.quantize(model, data).model
+    done = onnxpress.quantize(model, data).model
     onnx.checker.check_model(ir.to_proto(done), full_check=True)
     wanted, found = (nets.outputs(m, data, "all").astype(np.float64) for m in (model, done))
     assert ((found - wanted) ** 2).sum() <= 10**-1.5 * (wanted**2).sum()
@@ -310,7 +310,7 @@ def test_older_files_are_raised_to_what_integers_need(opset: int, tmp_path: Path
     onnx.save(old_file(opset), tmp_path / "old.onnx")
     model = load(tmp_path / "old.onnx")
     data = nets.samples(model, 16)
-    done = one_pass.quantize(model, data).model
+    done = onnxpress.quantize(model, data).model
     ran = kernels(done, tmp_path)
     assert (ran.count("QLinearConv"), ran.count("Conv"), ran.count("FusedConv")) == (3, 0, 0)
     assert [o.version for o in ir.to_proto(done).opset_import if o.domain == ""] == [13]
@@ -329,7 +329,7 @@ def test_activations_of_16_bits_lose_next_to_nothing(opset: int) -> None:
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
     data = nets.samples(model, 16)
     ways = {"method": "minmax", "equalize": False, "rounding": "nearest"}
-    short, wide = (one_pass.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
+    short, wide = (onnxpress.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
     harm = [Scorer(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
     assert harm[1] < harm[0]
     domains = {n.domain for n in wide.model.graph if n.op_type == "QuantizeLinear"}
@@ -349,9 +349,9 @@ def test_what_has_no_16_bits_says_so() -> None:
     model = nets.mobile(width=32)
     data = nets.samples(model, 4)
     with pytest.raises(InputProblem, match="8 or 16"):
-        one_pass.quantize(model, data, activations=4)
+        onnxpress.quantize(model, data, activations=4)
     with pytest.raises(InputProblem, match="16 bits"):
-        one_pass.quantize(model, data, activations=16, form="qoperator")
+        onnxpress.quantize(model, data, activations=16, format="qoperator")
 
 
 def test_weights_that_nothing_reaches_are_rounded_to_the_nearest() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.api.one_pass import quantize
+from onnxpress import quantize
 from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.shipped import calibration_folder
@@ -45,11 +45,11 @@ def test_the_fragile_layers_are_found() -> None:
     model, data, names = fragile()
     evidence = evidence_for(model, data)
     found = sensitivity(evidence, candidates(evidence, (), ())[0])
-    alone = {layer.node: layer.alone for layer in found.layers}
+    alone = {layer.node: layer.alone for layer in found.details.layers}
     assert sorted(alone, key=lambda n: -alone[n])[:2] == sorted(names, key=lambda n: -alone[n])
     assert min(alone[n] for n in names) > 100 * max(v for n, v in alone.items() if n not in names)
-    assert [layer.back for layer in found.layers] == sorted(layer.back for layer in found.layers)
-    assert all(layer.int8 for layer in found.layers)
+    assert [layer.back for layer in found.details.layers] == sorted(layer.back for layer in found.details.layers)
+    assert all(layer.int8 for layer in found.details.layers)
 
 
 def test_as_few_as_need_be_stay_in_float() -> None:
@@ -59,7 +59,7 @@ def test_as_few_as_need_be_stay_in_float() -> None:
     assert sensitivity(evidence, chosen).drop > 0.05
     found = sensitivity(evidence, chosen, 0.05)
     assert found.drop <= 0.05
-    floats = [layer for layer in found.layers if not layer.int8]
+    floats = [layer for layer in found.details.layers if not layer.int8]
     assert {layer.node for layer in floats} == set(names)
     assert all("keep the drop" in layer.why for layer in floats)
     assert sensitivity(evidence, chosen, 0.99).chosen == chosen, "nothing goes back that need not"
@@ -84,7 +84,7 @@ def test_the_command_s_function_keeps_the_drop_and_notes_it() -> None:
     done = quantize(model, data, max_drop=0.05)
     assert Scorer(model, data).score(to_bytes(done.model)).drop <= 0.05
     assert any("layers stay in float" in n for n in done.notes)
-    assert len(done.layers) >= 3
+    assert len(done.details.layers) >= 3
     assert not quantize(model, data).layers, "what was not asked for is not measured"
 
 
@@ -93,7 +93,7 @@ def test_rounding_is_told_by_the_histogram() -> None:
     model, data, _ = fragile()
     evidence = evidence_for(model, data)
     found = sensitivity(evidence, candidates(evidence, (), ())[0], wish=Wish("minmax", False, "nearest"))
-    layer = next(x for x in found.layers if x.node == found.layers[-1].node and x.op == "Conv")
+    layer = next(x for x in found.details.layers if x.node == found.details.layers[-1].node and x.op == "Conv")
     node = next(n for n in evidence.model.graph if n.name == layer.node)
     name = qdq.final_output(node).name or ""
     values = np.concatenate([v[name].ravel() for v in evidence.stream([name])]).astype(np.float64)
@@ -118,16 +118,18 @@ def test_times_before_and_after_are_told() -> None:
     )  # each far above what the profiler itself takes
     data = nets.samples(model, 32)
     done = quantize(model, data, report=True)
-    assert done.profile_comparison is not None
-    assert {p.name for p in done.profile_comparison.operators} >= {"Conv", "QLinearConv"}
+    assert done.details.profile is not None
+    assert {p.name for p in done.details.profile.operators} >= {"Conv", "QLinearConv"}
     assert all(
-        x.before is not None and x.after is not None and x.before > 0 and x.after > 0
-        for x in done.layers
+        x.bytes_before is not None and x.bytes_after is not None and x.bytes_before > 0 and x.bytes_after > 0
+        for x in done.details.layers
         if x.op == "Conv"
     )
-    assert [p.before == p.after for p in done.profile_comparison.widths] == [True] * len(done.profile_comparison.widths)
+    assert [p.before == p.after for p in done.details.profile.widths] == [True] * len(
+        done.details.profile.widths
+    )
     other = quantize(model, data, report=True, machine=machine_for("avx2" if this_machine().int8_exact else "vnni"))
-    assert all(x.after is None for x in other.layers), "times are of this machine"
+    assert all(x.bytes_after is None for x in other.layers), "times are of this machine"
 
 
 def test_patterns_mean_names_operators_or_expressions() -> None:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.allocation import plan_pruning
 from onnxpress.passes.pruning.cost_model import Ledger, counted
+from onnxpress.passes.pruning.options import PruneOptions
 from tests import grammar, nets
-from tests.model.test_channels import heads
+from tests.model.channels.test_groups import heads
 
 
 def really(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
@@ -119,8 +120,8 @@ def test_a_goal_is_not_overshot() -> None:
     model = nets.residual(width=64, blocks=3)
     evidence = evidence_for(model, nets.samples(model, 16))
     for goal in (0.9, 0.7, 0.5):
-        decisions = plan_pruning(evidence, Wish(macs=goal))
-        gone = {d["group"]: len(d["remove"]) for d in decisions}
+        actions = plan_pruning(evidence, PruneOptions(macs=goal))
+        gone = {d["group"]: len(d["remove"]) for d in actions}
         whole = float(sum(macs(evidence.model, evidence.trace).values()))
         left = really(evidence, gone)["macs"] / whole
         assert left <= 1.002 * goal

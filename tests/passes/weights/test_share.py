@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.api.weight_passes import share
+from onnxpress import share
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.gram import Moments
 from onnxpress.model import edit
@@ -17,7 +17,7 @@ from onnxpress.passes.core.rounding import damped, minded
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.codebook import cluster, error, kmeans, on_grid
 from onnxpress.passes.weights.low_bit import GRIDS
-from onnxpress.passes.weights.share import SHARE, Wish, plan_sharing
+from onnxpress.passes.weights.share import SHARE, ShareOptions, plan_sharing
 from tests import nets
 
 
@@ -54,20 +54,20 @@ def test_knowing_the_inputs_loses_less_than_half(kind: str) -> None:
 
 def test_a_share_of_the_bytes_goes_to_the_weights_that_lose_most() -> None:
     evidence = prepared(nets.mobile(width=16))
-    lean, spent = (plan_sharing(evidence, Wish(spare=s))[0] for s in (0.0, 0.3))
+    lean, spent = (plan_sharing(evidence, ShareOptions(spare=s))[0] for s in (0.0, 0.3))
     small, upgraded = ({d["weight"] for d in plan if d.get("bits") == 8} for plan in (lean, spent))
     assert small < upgraded and len(upgraded) < len(spent)
-    sizes = [len(to_bytes(SHARE.apply(evidence.model, d, evidence).model)) for d in (lean, spent)]
+    sizes = [len(to_bytes(SHARE.apply(evidence, d).model)) for d in (lean, spent)]
     assert sizes[0] < sizes[1] < 1.3 * sizes[0]
 
 
 def test_eight_times_smaller_weights_and_the_same_answers() -> None:
     model = nets.residual(width=48, blocks=1)
     data = nets.samples(model, 24)
-    done = share(model, data, Wish(spare=0.0))
+    done = share(model, data, options=ShareOptions(spare=0.0))
     weights = sum(w.array.nbytes for w in find_weights(edit.canonical(model))[0])
-    rest = done.before - weights
-    assert weights / (done.after - rest) > 6.5
+    rest = done.bytes_before - weights
+    assert weights / (done.bytes_after - rest) > 6.5
     other = nets.samples(model, 24, seed=7)
     wanted, found = nets.outputs(model, other), nets.outputs(done.model, other)
     assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
@@ -75,11 +75,11 @@ def test_eight_times_smaller_weights_and_the_same_answers() -> None:
 
 def test_bias_takes_the_mean_error_back() -> None:
     evidence = prepared(nets.residual(width=16), 24)
-    decisions = plan_sharing(evidence, Wish(spare=0.0))[0]
+    actions = plan_sharing(evidence, ShareOptions(spare=0.0))[0]
     wanted = nets.outputs(evidence.model, evidence.samples())
     error = {}
     for mode in ("none", "bias"):
-        done = SHARE.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        done = SHARE.apply(evidence, [*actions, {"refit": mode}]).model
         error[mode] = float(((nets.outputs(done, evidence.samples()) - wanted) ** 2).mean())
     assert error["bias"] < error["none"]
 
