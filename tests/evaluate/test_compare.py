@@ -116,7 +116,7 @@ def test_detectors_are_scored_with_a_function() -> None:
     same = compare(model, model, data, metric=["map"], decode=decode).metrics[0]
     assert (same.value, same.reference) == (1.0, 1.0)
     other = compare(
-        model, prune(model, data, options=PruneOptions(0.6, refit=False)).model, data, metrics=["map"], decode=decode
+        model, prune(model, data, options=PruneOptions(0.6, refit=False)).model, data, metric=["map"], decode=decode
     ).metrics[0]
     assert other.value < 1.0
     with pytest.raises(InputProblem, match="`decode`"):
