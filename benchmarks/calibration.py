@@ -115,7 +115,7 @@ def ours() -> Finder:
     def find(path: Path, method: str, samples: Samples) -> None:
         model = load(path)
         evidence = evidence_for(model, open_dataset(Again(samples), signature(model)))
-        calibration.ranges(evidence, method, list(histograms_for(evidence)))
+        calibration.activation_ranges(evidence, method, list(histograms_for(evidence)))
 
     return find
 

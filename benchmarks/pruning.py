@@ -31,7 +31,7 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.model.read import parameters
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action
-from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.passes.pruning.error_curves import error_curves
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE, decision
 from onnxpress.result import document
@@ -95,7 +95,7 @@ def work(model: Any, data: Dataset) -> int:
 def transformer(model: Any, data: Dataset, criterion: str, repaired: bool) -> Any:
     """Shares of the units of all feed-forward layers, and of the heads."""
     evidence = evidence_for(simplify(model).model, data)
-    found = curves(evidence, criterion=criterion)
+    found = error_curves(evidence, criterion=criterion)
     decisions: list[Action] = []
     for group in evidence.channels.groups:
         heads = group.sliced and any(p.role == "in" for p in group.slices) and len(group.producers) > 1

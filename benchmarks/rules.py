@@ -21,8 +21,8 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.passes.int8.calibration import RULES
-from onnxpress.passes.int8.quantization_recipe import Recipe
+from onnxpress.passes.int8.calibration import RANGE_METHODS
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
 from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.structure.attention import ATTENTION, sites
 from onnxpress.runtime.machine import this_machine
@@ -35,7 +35,9 @@ def forms(evidence: Evidence) -> dict[str, ir.Model]:
     chosen = quantizable(evidence)
     exact = evidence.machine.int8_exact
     found = {
-        f"int8, {rule}": quantize(evidence, chosen, Recipe(rule), True, exact).model for rule in RULES if rule != "auto"
+        f"int8, {rule}": quantize(evidence, chosen, QuantizationRecipe(rule), True, exact).model
+        for rule in RANGE_METHODS
+        if rule != "auto"
     }
     names = [s.name for s in sites(evidence)[0]]
     several = {f"attention {i + 1} linear": [name] for i, name in enumerate(names)}

@@ -29,11 +29,11 @@ from onnxpress.model.files import (
 )
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Refusal
-from onnxpress.passes.core.weight_matrix import Stored, find_weights
+from onnxpress.passes.core.weight_matrix import WeightMatrix, find_weights
 from onnxpress.passes.weights import codebook
-from onnxpress.passes.weights.bit_packing import Packer, bytes_of
-from onnxpress.passes.weights.codebook import Book
-from onnxpress.passes.weights.low_bit import GRIDS
+from onnxpress.passes.weights.bit_packing import BitPacker, packed_bytes
+from onnxpress.passes.weights.codebook import Codebook
+from onnxpress.passes.weights.low_bit import LEVELS
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan import result_contract
 from onnxpress.result import Progress, Result, silent, size_text
@@ -114,8 +114,8 @@ def _written(
     work: ir.Model, options: WeightsOptions, store: _Store | None, progress: Progress
 ) -> tuple[ir.Model, StreamResult]:
     """A model in canonical form with its weights rounded; numbers that are not rounded go to the store as they are."""
-    weights, refused = find_weights(work, look=False)
-    packer = Packer(work, hold=store.put if store is not None else None)
+    weights, refused = find_weights(work, check_finite=False)
+    packer = BitPacker(work, storage=store.put if store is not None else None)
     kept = 0
     for done, weight in enumerate(weights):
         progress(weight.name, done / len(weights))
@@ -123,10 +123,10 @@ def _written(
         if book is None:
             refused.append(Refusal(weight.name, "its weight is not finite"))
             continue
-        if bytes_of(weight, book) >= weight.array.nbytes:
+        if packed_bytes(weight, book) >= weight.array.nbytes:
             refused.append(Refusal(weight.name, "its weight is too small to be worth unpacking"))
             continue
-        packer.put(weight, book)
+        packer.write(weight, book)
         work.graph.initializers.pop(weight.name)
         kept += 1
     for name, value in work.graph.initializers.items():
@@ -190,31 +190,36 @@ def _numbers(tensor: ir.TensorProtocol | None) -> np.ndarray:
     )
 
 
-def _rounded(weight: Stored, array: np.ndarray, options: WeightsOptions) -> Book | None:
+def _rounded(weight: WeightMatrix, array: np.ndarray, options: WeightsOptions) -> Codebook | None:
     """None where a number is not finite."""
-    stored = Stored(weight.name, weight.readers, array, weight.lead)
-    rows = stored.rows  # [M, K]: a view where the rows come first, else a copy
+    stored = WeightMatrix(weight.name, weight.readers, array, weight.row_axes)
+    rows = stored.matrix  # [M, K]: a view where the rows come first, else a copy
     most = max(1, _STRETCH // max(rows.shape[1], 1))
-    parts: list[Book] = []
+    parts: list[Codebook] = []
     for block in (rows[start : start + most] for start in range(0, len(rows), most)):
         if not np.isfinite(block).all():
             return None
         parts.append(_in_8_bits(block) if options.bits == 8 and not options.block else _on_grid(stored, block, options))
-    return Book(parts[0].centres, np.concatenate([p.codes for p in parts]), np.concatenate([p.scale for p in parts]))
+    return Codebook(
+        parts[0].centroids, np.concatenate([p.codes for p in parts]), np.concatenate([p.scale for p in parts])
+    )
 
 
-def _in_8_bits(rows: np.ndarray) -> Book:
-    levels = GRIDS[8]
+def _in_8_bits(rows: np.ndarray) -> Codebook:
+    levels = LEVELS[8]
     top = np.abs(rows).max(axis=1, keepdims=True)
     scale = np.where(top > 0, top / np.float32(levels[-1]), np.float32(1))
     codes = (np.rint(rows / scale) - levels[0]).astype(np.uint8)
-    return Book(levels, codes, scale.astype(np.float64)).lean()
+    return Codebook(levels, codes, scale.astype(np.float64)).compact()
 
 
-def _on_grid(weight: Stored, rows: np.ndarray, options: WeightsOptions) -> Book:
+def _on_grid(weight: WeightMatrix, rows: np.ndarray, options: WeightsOptions) -> Codebook:
     block = (
         options.block
-        if options.block and rows.shape[1] % options.block == 0 and rows.shape[1] > options.block and weight.rows_apart
+        if options.block
+        and rows.shape[1] % options.block == 0
+        and rows.shape[1] > options.block
+        and weight.has_outer_rows
         else 0
     )
-    return codebook.on_grid(rows, None, GRIDS[options.bits], block, polish=False).lean()
+    return codebook.fit_grid(rows, None, LEVELS[options.bits], block, output_aware=False).compact()

@@ -83,7 +83,7 @@ def inspect(model: str | Path | ir.Model) -> Inspection:
                 node.op_type,
                 costs.get(node.name or "", 0),
                 0 if weight is None else weight.size,
-                qdq.eligible(node, trace) or "",
+                qdq.refusal_reason(node, trace) or "",
                 own,
             )
         )

@@ -60,7 +60,6 @@ class Evidence:
     data: Dataset | None = None
     machine: Machine = field(default_factory=this_machine)
     seed: int = 0
-    kept: dict[str, Any] = field(default_factory=dict)  # values derived by passes
     cache: Cache = field(default_factory=user_cache)
     original: ir.Model | None = None
     whole: Evidence | None = None

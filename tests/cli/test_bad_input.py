@@ -462,9 +462,7 @@ ROWS = [
     Row("weights in no such bits", lambda d: weights(d, "--bits", "5"), ("--bits", "5")),
     Row("weights in blocks too short", lambda d: weights(d, "--block", "3"), ("--block", "3", "8")),
     Row("share for a larger file", lambda d: share(d, "--smaller", "0.5"), ("--smaller", "0.5")),
-    Row(
-        "share for a file smaller than can be", lambda d: share(d, "--smaller", "500"), ("--smaller", "kB is the least")
-    ),
+    Row("share for a file smaller than can be", lambda d: share(d, "--smaller", "500"), ("smaller", "the smallest is")),
     Row(
         "weights of a size and with a share",
         lambda d: weights(d, "--smaller", "4", "--spare", "0.1"),
@@ -507,7 +505,7 @@ ROWS = [
     Row(
         "a range method that is none",
         lambda d: [*quantize(d, good(d)), "--ranges", "guess"],
-        ("unknown range method", "weighted"),
+        ("unknown calibration method", "weighted"),
     ),
     Row(
         "16 bits as integer operators",

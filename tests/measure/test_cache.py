@@ -11,7 +11,7 @@ import pytest
 from onnxpress.measure.cache import CACHE_VARIABLE, Cache, user_cache
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.ranges import collect_histograms
-from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.passes.pruning.error_curves import error_curves
 from tests import nets
 
 
@@ -77,14 +77,14 @@ def prepared(folder: Path, count: int = 8) -> Evidence:
 def test_a_second_evidence_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(tmp_path)
     names = [n.outputs[0].name or "" for n in first.model.graph][:4]
-    spreads, shapes = collect_histograms(first, names, {names[0]: 1}), curves(first)
+    spreads, shapes = collect_histograms(first, names, {names[0]: 1}), error_curves(first)
     monkeypatch.setattr(Evidence, "stream", lambda *a, **k: pytest.fail("observed again"))
     second = prepared(tmp_path)
     again = collect_histograms(second, names, {names[0]: 1})
     for name, spread in spreads.items():
         for field, value in vars(spread).items():
             np.testing.assert_array_equal(getattr(again[name], field), value)
-    assert curves(second) == shapes
+    assert error_curves(second) == shapes
 
 
 def test_other_samples_are_measured(tmp_path: Path) -> None:

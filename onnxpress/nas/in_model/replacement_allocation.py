@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxpress.nas.in_model.replacement_survey import Choice
 from onnxpress.nas.in_model.replacements import Replacement
-from onnxpress.passes.core.knapsack import choose
+from onnxpress.passes.core.knapsack import multiple_choice_knapsack
 
 _POWERS = (1.0, 0.5)  # of the harms, to begin with: alone, small harms look smaller than they are together
 _TOUCHED = 0.3  # share of the places whose weight a try changes
@@ -94,7 +94,9 @@ class Packer:
         return best * np.exp(rng.normal(0, spread, len(ones)) * touched), 1.0
 
     def _taken(self, harms: Sequence[np.ndarray], wish: float) -> tuple[int, ...] | None:
-        found = choose([h.tolist() for h in harms], [[-c.saved for c in some] for some in self.choices], -wish)
+        found = multiple_choice_knapsack(
+            [h.tolist() for h in harms], [[-c.saved for c in some] for some in self.choices], -wish
+        )
         return None if found is None else tuple(found)
 
     def _measured(self, taken: tuple[int, ...]) -> float:

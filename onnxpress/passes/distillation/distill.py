@@ -26,7 +26,7 @@ from onnxpress.model import edit
 from onnxpress.model.files import load, model_hash
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions
-from onnxpress.passes.core.refit import Fit, refit, target_of
+from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
 from onnxpress.train.distillation.feature_matching import Pair, all_pairs, pairs, read_pair
 from onnxpress.train.distillation.output_heads import compatible
 from onnxpress.train.optional_torch import has_torch, require_torch
@@ -161,7 +161,7 @@ def _trainable(evidence: Evidence) -> bool:
 
 def closed_form(
     student: Evidence, teacher: Evidence, matched: Sequence[Pair] | None = None
-) -> tuple[ir.Model, list[Fit]]:
+) -> tuple[ir.Model, list[RefitResult]]:
     """A clone of the student, each linear layer with a twin refitted to what the teacher's gives.
 
     matched: values of the student and their twins (default: found by name and, where narrower, by correlation).
@@ -176,13 +176,13 @@ def closed_form(
     for node in changed.graph:
         layer = linear(node)
         if layer is not None and layer.output in twins and len(student.trace.shapes.get(layer.output, ())) >= 2:
-            target = target_of(node, teacher, kept.get, roles)
+            target = refit_target(node, teacher, kept.get, roles)
             if {target.own, target.output} <= known_values:
                 names.append(layer.node)
-    return changed, refit(teacher, changed, names, kept.get, roles)
+    return changed, refit_layers(teacher, changed, names, kept.get, roles)
 
 
-def fitted(fits: Sequence[Fit]) -> str:
+def fitted(fits: Sequence[RefitResult]) -> str:
     """What a closed form did, in one line."""
     if not fits:
         return "no layer of the student has a twin in the teacher: nothing was refitted"

@@ -30,11 +30,11 @@ from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels.removal import remove
 from onnxpress.passes.core.contract import Action
-from onnxpress.passes.exact.bounds import steady
-from onnxpress.passes.exact.duplicate_channels import merge_alike
+from onnxpress.passes.exact.bounds import drop_redundant_relus
+from onnxpress.passes.exact.duplicate_channels import merge_duplicate_channels
 from onnxpress.passes.exact.fold import FOLDINGS, fold
-from onnxpress.passes.exact.inactive_channels import absorb, ignore, padded
-from onnxpress.passes.exact.reshape_targets import known_targets
+from onnxpress.passes.exact.inactive_channels import fold_constant_channels, fold_inactive_channels, has_padding
+from onnxpress.passes.exact.reshape_targets import fold_reshape_targets
 
 _UNARY = frozenset(
     """Relu Clip LeakyRelu Elu Selu Celu Sigmoid Tanh HardSigmoid HardSwish Softplus Softsign Abs Neg Exp Identity
@@ -68,19 +68,19 @@ def reduce(evidence: Evidence, actions: Sequence[Action]) -> tuple[ir.Model, lis
         done = fold(work, _traced(work, evidence).trace, kinds)
         notes += [f"folded {count} x {kind}" for kind, count in done.items()]
     if _TARGETS in kinds:
-        count = known_targets(work)
+        count = fold_reshape_targets(work)
         notes += [f"{count} computed Reshape targets are constants"] if count else []
     if {"flush": "denormals"} in actions:
         count = flush_denormals(work)
         notes += [f"flushed {count} denormal weights"] if count else []
     if {"bounds": "relu"} in actions:
-        dropped, silenced = steady(work, _traced(work, evidence).trace)
+        dropped, silenced = drop_redundant_relus(work, _traced(work, evidence).trace)
         notes += [f"removed {dropped} redundant Relus"] if dropped else []
         notes += [f"{silenced} channels are always zero behind their Relu"] if silenced else []
     if {"merge": "alike"} in actions:
-        count = merge_alike(work, _traced(work, evidence).channels)
+        count = merge_duplicate_channels(work, _traced(work, evidence).channels)
         notes += [f"merged {count} duplicate channels"] if count else []
-    notes += ignore(work, [d for d in actions if "inactive" in d])
+    notes += fold_inactive_channels(work, [d for d in actions if "inactive" in d])
     if {"remove": "idle"} in actions:
         work, removed = remove_idle(work, evidence)
         notes += [f"removed {removed} channels without effect"] if removed else []
@@ -181,7 +181,7 @@ def _constant(model: ir.Model, group: ch.ChannelGroup, nodes: dict[str, ir.Node]
     known = np.flatnonzero(np.isfinite(final[own])).tolist()
     place = group.readers[0]
     values = {j: np.full(len(place.positions[j]), final[own][j]) for j in known}
-    return absorb(model, reader, place, values)
+    return fold_constant_channels(model, reader, place, values)
 
 
 def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.ndarray) -> np.ndarray:
@@ -195,9 +195,9 @@ def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.nda
         return np.full(len(rows), np.nan)
     shift = bias.astype(np.float64)
     zero = ~rows.any(axis=1) | (numbers == 0)
-    flat = shift + (0.0 if padded(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
-    steady = np.isfinite(numbers) & (not padded(node))
-    return np.where(zero, shift, np.where(steady, flat, np.nan))
+    flat = shift + (0.0 if has_padding(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
+    drop_redundant_relus = np.isfinite(numbers) & (not has_padding(node))
+    return np.where(zero, shift, np.where(drop_redundant_relus, flat, np.nan))
 
 
 def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.Node, np.ndarray] | None:
@@ -221,7 +221,9 @@ def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.N
 
 
 def _plain_average(node: ir.Node) -> bool:
-    return node.op_type == "AveragePool" and not (read.int_attribute(node, "count_include_pad", 0) and padded(node))
+    return node.op_type == "AveragePool" and not (
+        read.int_attribute(node, "count_include_pad", 0) and has_padding(node)
+    )
 
 
 def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray:

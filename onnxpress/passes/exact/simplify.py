@@ -22,7 +22,7 @@ from onnxpress.model import edit
 from onnxpress.model.files import is_large, to_bytes
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions, option
-from onnxpress.passes.exact.inactive_channels import inactive
+from onnxpress.passes.exact.inactive_channels import find_inactive_channels
 from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
 from onnxpress.runtime.session import SessionSettings, open_session, run
 from onnxpress.runtime.simplifier import onnxsim
@@ -63,7 +63,7 @@ class Simplify:
         if evidence.data is None:
             raise InputProblem("channels that are constant on samples need samples", "`calibrated`", "", "give `data`")
         exact = evidence_for(self.apply(evidence, actions).model, evidence.data, evidence.machine, evidence.seed)
-        idle = inactive(exact)
+        idle = find_inactive_channels(exact)
         if not idle:
             return Planned(actions, ["no channel is constant on all samples: nothing but exact reductions was done"])
         return Planned([*actions, *idle, {"remove": "idle"}], details=exact.model)

@@ -22,12 +22,12 @@ from onnxpress.model.files import check_target
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving, setting
 from onnxpress.passes.core.options import TargetCpuOptions, option
 from onnxpress.passes.int8 import embedding_tables, qdq, subgraph_weights
-from onnxpress.passes.int8.bias_compaction import compact
+from onnxpress.passes.int8.bias_compaction import compact_biases
 from onnxpress.passes.int8.calibration_file import read_ranges, write_ranges
-from onnxpress.passes.int8.qdq_write import grid, histograms_for
-from onnxpress.passes.int8.qoperator import to_operators
-from onnxpress.passes.int8.quantization_recipe import BITS, Recipe, Wish
-from onnxpress.passes.int8.sensitivity import Layer, candidates, sensitivity
+from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
+from onnxpress.passes.int8.qoperator import to_integer_operators
+from onnxpress.passes.int8.quantization_recipe import BITS, QuantizationRecipe, RecipeOptions
+from onnxpress.passes.int8.sensitivity import LayerSensitivity, int8_candidates, layer_sensitivity
 from onnxpress.passes.int8.static_int8 import quantize, quantize_actions, refusals
 from onnxpress.runtime.machine import this_machine
 
@@ -87,11 +87,13 @@ class QuantizeOptions(TargetCpuOptions):
         return Path(self.ranges) if str(self.ranges).endswith(".json") else None
 
     @property
-    def recipe(self) -> Wish:
+    def recipe(self) -> RecipeOptions:
         """What is decided of the quantization recipe, and what is left to the samples."""
         equalize = {AUTO: None, ALWAYS: True, NEVER: False}[self.equalize]
         rounding = None if self.rounding == AUTO else self.rounding
-        return Wish(AUTO if self.ranges_file is not None else self.ranges, equalize, rounding, bits=self.activations)
+        return RecipeOptions(
+            AUTO if self.ranges_file is not None else self.ranges, equalize, rounding, bits=self.activations
+        )
 
 
 @dataclass
@@ -99,7 +101,7 @@ class QuantizeDetails:
     """layers: the sensitivity of every layer, the most sensitive first. profile: layers and operators before and after, None
     where it was not asked for or the file is for another CPU."""
 
-    layers: list[Layer]
+    layers: list[LayerSensitivity]
     profile: ProfileComparison | None = None
 
 
@@ -118,14 +120,14 @@ class Quantize:
         The local loss is the relative error of rounding the input to 8 bits and the weights per channel.
         """
         for node in evidence.model.graph:
-            if node.op_type in qdq.COMPUTE and qdq.eligible(node, evidence.trace) is None:
+            if node.op_type in qdq.COMPUTE and qdq.refusal_reason(node, evidence.trace) is None:
                 name, weight = node.name or "", read.constant(node.inputs[1])
                 saving = Saving(weight_bytes=3.0 * weight.size if weight is not None else 0.0)
                 loss = predicted_loss(evidence, name, _rounding_loss(evidence, node))
                 touches = frozenset(v for v in (name, node.inputs[1].name if node.inputs[1] is not None else "") if v)
                 yield Proposal(name, {"nodes": [name]}, touches, saving, loss)
         nodes = {n.name: n for n in evidence.model.graph}
-        for name in embedding_tables.tables(evidence.model):
+        for name in embedding_tables.quantizable_lookups(evidence.model):
             table = read.constant(nodes[name].inputs[0])
             assert table is not None
             saving = Saving(weight_bytes=3.0 * table.size - 4.0 * table.shape[1])
@@ -136,7 +138,7 @@ class Quantize:
                 saving,
                 predicted_loss(evidence, name, _weight_loss(table.T)),
             )
-        for name in subgraph_weights.inner(evidence.model):
+        for name in subgraph_weights.quantizable_subgraph_weights(evidence.model):
             yield Proposal(name, {"inner": [name]}, frozenset({name}), loss=predicted_loss(evidence, name, 1e-4))
         yield from refusals(evidence)
 
@@ -145,10 +147,10 @@ class Quantize:
         file, wish = options.ranges_file, options.recipe
         if file is not None and file.exists():
             wish = read_ranges(file, evidence, wish)
-        chosen, looked_up = candidates(evidence, options.include, options.exclude)
+        chosen, looked_up = int8_candidates(evidence, options.include, options.exclude)
         notes: list[str] = []
         looking = (chosen or looked_up) and (options.report or options.max_drop is not None)
-        found = sensitivity(evidence, chosen, options.max_drop, wish, looked_up) if looking else None
+        found = layer_sensitivity(evidence, chosen, options.max_drop, wish, looked_up) if looking else None
         if found is not None:
             chosen, looked_up = found.chosen, found.looked_up
             floats = sum(not layer.int8 for layer in found.layers)
@@ -160,7 +162,7 @@ class Quantize:
         if actions and options.format != FORMATS[0]:
             actions.append({"format": options.format})
         if file is not None and not file.exists():
-            write_ranges(file, evidence, Recipe.said(actions))
+            write_ranges(file, evidence, QuantizationRecipe.from_decisions(actions))
         if not actions and found is None:
             notes.append("no operator has an integer kernel, or all are quantized already or excluded")
         return Planned(actions, notes, refusals(evidence), QuantizeDetails(found.layers) if found is not None else None)
@@ -175,7 +177,9 @@ class Quantize:
         profile = profile_compare(original, done.model, feeds, _PROFILE_SECONDS)
         spent = {p.name: p for p in profile.layers}
         layers = [
-            replace(x, before=spent[x.node].before or None, after=spent[x.node].after or None) if x.node in spent else x
+            replace(x, seconds_before=spent[x.node].before or None, seconds_after=spent[x.node].after or None)
+            if x.node in spent
+            else x
             for x in planned.details.layers
         ]
         done.details = QuantizeDetails(layers, profile)
@@ -193,13 +197,21 @@ class Quantize:
         correct = next((d["correct"] for d in actions if "correct" in d), "bias")
         exact = next((d["products"] == "exact" for d in actions if "products" in d), evidence.machine.int8_exact)
         form = setting(actions, "format", FORMATS)
-        done = quantize(evidence, frozenset(nodes), Recipe.said(actions), correct == "bias", exact, looked_up, inside)
-        if form == "qoperator" and Recipe.said(actions).bits > 8:
+        done = quantize(
+            evidence,
+            frozenset(nodes),
+            QuantizationRecipe.from_decisions(actions),
+            correct == "bias",
+            exact,
+            looked_up,
+            inside,
+        )
+        if form == "qoperator" and QuantizationRecipe.from_decisions(actions).bits > 8:
             raise InputProblem("no integer operators of 16 bits", form, "", "use pairs for them")
         if form == "qoperator":
-            count = to_operators(done.model, frozenset(nodes))
+            count = to_integer_operators(done.model, frozenset(nodes))
             done.notes.append(f"{count} of {len(nodes)} nodes as integer operators, the others between pairs")
-        elif short := compact(done.model):
+        elif short := compact_biases(done.model):
             done.notes.append(f"compact biases of {short} layers: 16-bit integers, scales as products")
         return done
 
@@ -217,7 +229,7 @@ def _rounding_loss(evidence: Evidence, node: ir.Node) -> float:
     ):
         return lost
     power = float((seen.counts * seen.bin_centers**2).sum()) / max(float(seen.counts.sum()), 1.0)
-    return lost + float(grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
+    return lost + float(quantization_grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
 
 
 def _weight_loss(weight: np.ndarray) -> float:

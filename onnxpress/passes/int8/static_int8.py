@@ -16,10 +16,15 @@ from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Action, Applied, Refusal
 from onnxpress.passes.int8 import calibration, embedding_tables, qdq, subgraph_weights
 from onnxpress.passes.int8.bias_correction import correct_bias
-from onnxpress.passes.int8.qdq_write import histograms_for, rewrite
-from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, choose, equalized
+from onnxpress.passes.int8.qdq_write import histograms_for, write_qdq
+from onnxpress.passes.int8.quantization_recipe import (
+    QuantizationRecipe,
+    RecipeOptions,
+    choose_recipe,
+    equalized_evidence,
+)
 
-_RECIPES: EvidenceKey[dict[str, tuple[Wish, Recipe]]] = EvidenceKey("quantization recipes")
+_RECIPES: EvidenceKey[dict[str, tuple[RecipeOptions, QuantizationRecipe]]] = EvidenceKey("quantization recipes")
 _FEW = 12  # layers whose bias is corrected while recipes are compared, too
 
 
@@ -31,22 +36,22 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
         touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}
         if touched & unfit or any(v.name in unfit for v in qdq.final_outputs(node)):
             out.add(node.name or "")
-    return qdq.whole(evidence.model, evidence.trace, out)
+    return qdq.default_nodes(evidence.model, evidence.trace, out)
 
 
 def quantize_actions(
     chosen: frozenset[str],
     evidence: Evidence,
-    wish: Wish | None = None,
+    wish: RecipeOptions | None = None,
     correct: bool = True,
     looked_up: Sequence[str] = (),
 ) -> list[Action]:
     """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups and the weights of bodies so;
     what the wish leaves open of the recipe is decided here, by measuring."""
-    inside = subgraph_weights.inner(evidence.model)
+    inside = subgraph_weights.quantizable_subgraph_weights(evidence.model)
     if not chosen and not looked_up and not inside:
         return []
-    recipe = recipe_for(evidence, chosen, wish or Wish())[1] if chosen else Recipe()
+    recipe = recipe_for(evidence, chosen, wish or RecipeOptions())[1] if chosen else QuantizationRecipe()
     return [
         {"nodes": sorted(chosen)},
         *([{"tables": list(looked_up)}] if looked_up else []),
@@ -57,7 +62,9 @@ def quantize_actions(
     ]
 
 
-def recipe_for(evidence: Evidence, chosen: frozenset[str], wish: Wish) -> tuple[Wish, Recipe]:
+def recipe_for(
+    evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions
+) -> tuple[RecipeOptions, QuantizationRecipe]:
     """The settled request and the recipe with the least output error when these nodes are in int8; measured once each.
 
     With the bias corrected, as in the end, where few layers make that cheap.
@@ -66,7 +73,7 @@ def recipe_for(evidence: Evidence, chosen: frozenset[str], wish: Wish) -> tuple[
     if str(wish) not in known:
         few = sum(n.name in chosen and n.op_type in qdq.COMPUTE for n in evidence.model.graph) <= _FEW
         exact = evidence.machine.int8_exact
-        settled = choose(evidence, wish, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
+        settled = choose_recipe(evidence, wish, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
         known[str(wish)] = settled, settled.on(evidence)
     return known[str(wish)]
 
@@ -76,21 +83,21 @@ def refusals(evidence: Evidence) -> list[Refusal]:
     return [
         Refusal(n.name or "", why)
         for n in evidence.model.graph
-        if n.op_type in read.WEIGHTED and (why := qdq.eligible(n, evidence.trace)) is not None
+        if n.op_type in read.WEIGHTED and (why := qdq.refusal_reason(n, evidence.trace)) is not None
     ] + embedding_tables.refusals(evidence.model)
 
 
 def quantize(
     evidence: Evidence,
     chosen: frozenset[str],
-    recipe: Recipe,
+    recipe: QuantizationRecipe,
     correct: bool,
     exact: bool,
     looked_up: Sequence[str] = (),
     inside: Sequence[str] = (),
 ) -> Applied:
     """The model with the chosen nodes in int8, the tables of these look-ups, and these weights of bodies."""
-    evidence = equalized(evidence, recipe)
+    evidence = equalized_evidence(evidence, recipe)
     source = evidence.model
     known = {n.name for n in source.graph}
     missing = sorted((chosen | set(looked_up)) - known)
@@ -102,19 +109,21 @@ def quantize(
             "use the plan with the model it was made for",
         )
     bad: list[tuple[str | None, str]] = [
-        (n.name, why) for n in source.graph if n.name in chosen and (why := qdq.eligible(n, evidence.trace))
+        (n.name, why) for n in source.graph if n.name in chosen and (why := qdq.refusal_reason(n, evidence.trace))
     ]
     rows = [n for n in source.graph if n.name in looked_up]
-    bad += [(n.name, why or "it looks nothing up") for n in rows if (why := embedding_tables.why_not(n)) is not None]
+    bad += [
+        (n.name, why or "it looks nothing up") for n in rows if (why := embedding_tables.refusal_reason(n)) is not None
+    ]
     if bad:
         raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
-    plan = qdq.layout(source, chosen)
+    plan = qdq.qdq_layout(source, chosen)
     for name in plan.tensors:
         if not histograms_for(evidence)[name].finite:
             raise InputProblem(
                 "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
             )
-    grids = calibration.grids(evidence, recipe.ranges, plan, recipe.bits)
+    grids = calibration.activation_grids(evidence, recipe.ranges, plan, recipe.bits)
     work = source.clone()
     by = f"by {recipe.ranges}" if isinstance(recipe.ranges, str) else "as given"
     notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {by}"]
@@ -124,11 +133,13 @@ def quantize(
         notes.append(
             "activations in 16 bits: for runtimes with kernels for them, onnxruntime's CPU computes them in float"
         )
-    narrow = rewrite(work, plan, grids, evidence, exact or recipe.bits > 8, recipe.rounding == "output")
+    narrow = write_qdq(work, plan, grids, evidence, exact or recipe.bits > 8, recipe.rounding == "output")
     if looked_up:
-        notes.append(f"{embedding_tables.write(work, looked_up)} embedding tables in int8")
+        notes.append(f"{embedding_tables.quantize_tables(work, looked_up)} embedding tables in int8")
     if inside:
-        notes.append(f"{subgraph_weights.write(work, inside)} weights of sub-graphs in int8, computed with in float")
+        notes.append(
+            f"{subgraph_weights.quantize_subgraph_weights(work, inside)} weights of sub-graphs in int8, computed with in float"
+        )
     if narrow:
         notes.append(
             f"weights of {narrow} output channels in fewer than 8 bits: in pairs they would saturate without VNNI"

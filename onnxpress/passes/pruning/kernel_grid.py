@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.channels import groups as ch
 from onnxpress.passes.core.contract import Action
-from onnxpress.passes.pruning.obs_selection import Curve
+from onnxpress.passes.pruning.obs_selection import ErrorCurve
 
 
 def widths(group: ch.ChannelGroup, evidence: Evidence) -> list[int]:
@@ -23,7 +23,7 @@ def step_of(group: ch.ChannelGroup, evidence: Evidence) -> int:
     return step // math.gcd(step, group.block)
 
 
-def action_of(curve: Curve, gone: int) -> Action:
+def action_of(curve: ErrorCurve, gone: int) -> Action:
     return {"group": curve.group, "remove": sorted(curve.order[:gone])}
 
 

@@ -17,14 +17,14 @@ from onnxpress.model import edit
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels.removal import remove
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
-from onnxpress.passes.core.refit import repair
+from onnxpress.passes.core.refit import refit_readers
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 from onnxpress.passes.pruning.allocation import plan_pruning
-from onnxpress.passes.pruning.cost_model import Ledger, counted
-from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.passes.pruning.cost_model import CostModel, node_costs
+from onnxpress.passes.pruning.error_curves import error_curves
 from onnxpress.passes.pruning.kernel_grid import action_of, widths
 from onnxpress.passes.pruning.options import PruneOptions
-from onnxpress.passes.pruning.prune_to_speedup import fast_enough
+from onnxpress.passes.pruning.prune_to_speedup import prune_to_speedup
 
 
 class Prune:
@@ -38,15 +38,15 @@ class Prune:
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
         """One proposal for each group and width on the kernel grid: the least important channels of the group removed."""
-        shapes = curves(evidence)
-        ledger = Ledger.of(evidence, shapes, counted(evidence))
+        shapes = error_curves(evidence)
+        cost_model = CostModel.from_evidence(evidence, shapes, node_costs(evidence))
         for name, curve in shapes.items():
             group = evidence.channels.group(name)
             touches = frozenset({name, *(p.node for p in group.slices)})
             readers = {p.node for p in group.readers}
             for width in widths(group, evidence):
                 gone = group.size - width
-                saving = Saving(ledger.gain(name, gone, "macs"), 4.0 * ledger.gain(name, gone, "params"))
+                saving = Saving(cost_model.saving(name, gone, "macs"), 4.0 * cost_model.saving(name, gone, "params"))
                 loss = summed_predicted_loss(evidence, readers, float(curve.error[gone]))
                 yield Proposal(name, action_of(curve, gone), touches, saving, loss)
         yield from (Refusal(r.node, r.reason) for r in evidence.channels.refused)
@@ -55,7 +55,7 @@ class Prune:
         """Channels to remove for the one goal that the options name."""
         notes: list[str] = []
         if options.speedup is not None:
-            actions = fast_enough(evidence, options, evidence.original or evidence.model, notes)
+            actions = prune_to_speedup(evidence, options, evidence.original or evidence.model, notes)
         else:
             actions = plan_pruning(evidence, options)
         if not actions:
@@ -76,7 +76,7 @@ class Prune:
         mode = refit_mode(actions)
         notes = [f"removed {sum(len(v) for v in removal.values())} channels of {len(removal)} groups"]
         if mode != "none" and evidence.data is not None:
-            notes += refit_note(repair(evidence, pruned, facts, removal))
+            notes += refit_note(refit_readers(evidence, pruned, facts, removal))
         edit.drop_dead(pruned)
         return Applied(pruned, notes, refused)
 

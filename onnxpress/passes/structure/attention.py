@@ -38,7 +38,7 @@ from onnxpress.passes.core.contract import (
     refusals,
 )
 from onnxpress.passes.core.options import PassOptions, option
-from onnxpress.passes.core.refit import refit
+from onnxpress.passes.core.refit import refit_layers
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 
 _TIMES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # temperatures tried, in square roots of the original's scale
@@ -153,7 +153,7 @@ class Attention:
         edit.forget_shapes(result)
         notes = [f"{len(wanted)} attentions of linear cost"]
         if mode != "none" and evidence.data is not None:
-            notes += refit_note(refit(evidence, result, readers))
+            notes += refit_note(refit_layers(evidence, result, readers))
         return Applied(result, notes, refused)
 
 

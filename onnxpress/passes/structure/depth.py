@@ -23,9 +23,10 @@ from onnxpress.model import blocks as bl
 from onnxpress.model import read
 from onnxpress.model.blocks import Block
 from onnxpress.model.counts import macs
+from onnxpress.passes.core.bisection import largest_allowed
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
-from onnxpress.passes.core.refit import Fit, refit, target_of
+from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 from onnxpress.runtime.session import all_cores, run, tap
 
@@ -175,7 +176,7 @@ def _other_sizes(evidence: Evidence) -> Iterator[dict[str, np.ndarray]]:
 
 def without(
     evidence: Evidence, gone: Sequence[Block], repair: bool, near: int | None = None
-) -> tuple[ir.Model, list[Fit]]:
+) -> tuple[ir.Model, list[RefitResult]]:
     """The model without the blocks; with `repair` the layers around the gaps are refitted to the original's values.
 
     near: so many layers behind each gap at most (None: all that depend on it).
@@ -188,10 +189,10 @@ def without(
         name for source in roles for name in _behind_gaps(result, {source}, near)
     }  # fmt: skip
     for node in result.graph:
-        target = target_of(node, evidence, lambda _: None, roles) if node.op_type in read.WEIGHTED else None
+        target = refit_target(node, evidence, lambda _: None, roles) if node.op_type in read.WEIGHTED else None
         if target is not None and {target.own, target.output} & set(roles.values()):
             names.add(node.name or "")
-    fits = refit(evidence, result, names, None, roles)
+    fits = refit_layers(evidence, result, names, None, roles)
     return result, fits
 
 
@@ -297,13 +298,12 @@ def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
 
 
 def _longest(evidence: Evidence, judge: Scorer, order: Sequence[Block], allowed: float) -> int:
-    """How many of the removals, in order, the repaired model bears; found by bisection."""
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        drop = judge.score(without(evidence, order[:middle], True)[0]).drop
-        low, high = (middle, high) if drop <= allowed + 1e-9 else (low, middle - 1)
-    return low
+    """Number of removals, in order, with which the refitted model keeps the allowed drop."""
+
+    def keeps_drop(count: int) -> bool:
+        return judge.score(without(evidence, order[:count], True)[0]).drop <= allowed + 1e-9
+
+    return largest_allowed(0, len(order), keeps_drop)
 
 
 DEPTH = Depth()

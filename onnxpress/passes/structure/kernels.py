@@ -22,7 +22,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.counts import node_macs
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving, proposals
 from onnxpress.passes.core.options import PassOptions, check_between, option
-from onnxpress.passes.core.refit import refit
+from onnxpress.passes.core.refit import refit_layers
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 from onnxpress.passes.core.selection import select_by_saving
 
@@ -112,7 +112,7 @@ class Kernels:
         edit.forget_shapes(result)
         notes = [f"{len(chosen)} convolutions with less spatial work"]
         if mode != "none" and evidence.data is not None:
-            notes += refit_note(refit(evidence, result, {site.node for site, _ in chosen}))
+            notes += refit_note(refit_layers(evidence, result, {site.node for site, _ in chosen}))
         return Applied(result, notes, refused)
 
 

@@ -19,18 +19,19 @@ from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, submodels
+from onnxpress.passes.core.bisection import largest_allowed
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
-from onnxpress.passes.core.refit import refit
+from onnxpress.passes.core.refit import refit_layers
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 from onnxpress.passes.structure import factors
-from onnxpress.passes.structure.factors import Curve, Site
+from onnxpress.passes.structure.factors import FactorizableLayer, RankCurve
 from onnxpress.runtime.latency import Effort, compare_latency
 
 GOALS = ("latency", "size")
 _LOOK = Effort(seconds=0.3, precision=0.02, rebuilds=2, resamples=200)
 
-_CURVES: EvidenceKey[dict[tuple[str, str], Curve]] = EvidenceKey("error by rank")
+_CURVES: EvidenceKey[dict[tuple[str, str], RankCurve]] = EvidenceKey("error by rank")
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class LowRank:
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
         """One proposal for each layer, form and rank of the kernel grid that saves work."""
         for curve in known_curves(evidence).values():
-            touches = frozenset((curve.site.name, *curve.site.nodes))
+            touches = frozenset((curve.layer.name, *curve.layer.nodes))
             for rank in ranks(evidence, curve, "latency"):
-                loss = predicted_loss(evidence, curve.site.nodes[0], float(curve.error[rank]))
+                loss = predicted_loss(evidence, curve.layer.nodes[0], float(curve.error[rank]))
                 saving = _saving(evidence, curve, rank)
-                yield Proposal(curve.site.name, _action(curve, rank), touches, saving, loss)
-        yield from factors.find_sites(evidence.model)[1]
+                yield Proposal(curve.layer.name, _action(curve, rank), touches, saving, loss)
+        yield from factors.find_layers(evidence.model)[1]
 
     def plan(self, evidence: Evidence, options: LowRankOptions) -> Planned:
         """Layers with their forms and ranks."""
@@ -92,28 +93,28 @@ class LowRank:
         """
         if not actions:
             return Applied(evidence.model.clone())
-        refused = factors.find_sites(evidence.model)[1]
+        refused = factors.find_layers(evidence.model)[1]
         mode = refit_mode(actions)
         chosen = _named(evidence, actions)
         if not chosen:
             return Applied(evidence.model.clone(), [], refused)
         result = evidence.model.clone()
         for curve, rank in chosen:
-            factors.factor(result, curve, rank)
+            factors.write_factors(result, curve, rank)
         edit.drop_dead(result)
         edit.forget_shapes(result)
         notes = [f"factored {len(chosen)} layers, {np.mean([c.error[r] for c, r in chosen]):.4f} of their power lost"]
         if mode != "none" and evidence.data is not None:
-            single = {c.site.name for c, _ in chosen if len(c.site.nodes) == 1}
-            notes += refit_note(refit(evidence, result, single))
+            single = {c.layer.name for c, _ in chosen if len(c.layer.nodes) == 1}
+            notes += refit_note(refit_layers(evidence, result, single))
         return Applied(result, notes, refused)
 
 
-def _action(curve: Curve, rank: int) -> Action:
-    return {"node": curve.site.name, "rank": rank, "form": curve.form}
+def _action(curve: RankCurve, rank: int) -> Action:
+    return {"node": curve.layer.name, "rank": rank, "form": curve.form}
 
 
-def _named(evidence: Evidence, actions: Sequence[Action]) -> list[tuple[Curve, int]]:
+def _named(evidence: Evidence, actions: Sequence[Action]) -> list[tuple[RankCurve, int]]:
     """What the decisions speak of; of several for one layer the last counts."""
     wanted = {d["node"]: (d.get("form"), d.get("rank")) for d in actions if "node" in d}
     curves = known_curves(evidence, wanted) if wanted else {}
@@ -127,40 +128,40 @@ def _named(evidence: Evidence, actions: Sequence[Action]) -> list[tuple[Curve, i
                 "",
                 "use the plan with the model it was made for",
             )
-        if not isinstance(rank, int) or not 1 <= rank <= curve.full:
+        if not isinstance(rank, int) or not 1 <= rank <= curve.full_rank:
             raise InputProblem(
-                "the plan gives a layer a rank it cannot have", name, f"{rank} of {curve.full}", "mend the plan"
+                "the plan gives a layer a rank it cannot have", name, f"{rank} of {curve.full_rank}", "mend the plan"
             )
         found.append((curve, rank))
     return found
 
 
-def known_curves(evidence: Evidence, names: Mapping[str, object] | None = None) -> Mapping[tuple[str, str], Curve]:
+def known_curves(evidence: Evidence, names: Mapping[str, object] | None = None) -> Mapping[tuple[str, str], RankCurve]:
     """The curves of the named sites (None: of all), kept with the evidence."""
     kept = evidence.derive(_CURVES, dict)
-    sites = [s for s in factors.find_sites(evidence.model)[0] if names is None or s.name in names]
+    sites = [s for s in factors.find_layers(evidence.model)[0] if names is None or s.name in names]
     new = [s for s in sites if not any((s.name, form) in kept for form in s.forms)]
     if new:
-        kept.update(factors.by_key(factors.curves(evidence, new)))
+        kept.update(factors.curves_by_form(factors.rank_curves(evidence, new)))
     wanted = {s.name for s in sites}
     return {key: curve for key, curve in kept.items() if key[0] in wanted}
 
 
-def _saving(evidence: Evidence, curve: Curve, rank: int) -> Saving:
-    site = curve.site
-    work = factors.macs_of(evidence, site) - factors.factored_macs(evidence, site, curve.form, rank)
-    return Saving(float(work), 4.0 * (site.weight.size - factors.weights_of(site, curve.form, rank)))
+def _saving(evidence: Evidence, curve: RankCurve, rank: int) -> Saving:
+    site = curve.layer
+    work = factors.layer_macs(evidence, site) - factors.factored_macs(evidence, site, curve.form, rank)
+    return Saving(float(work), 4.0 * (site.weight.size - factors.factored_weights(site, curve.form, rank)))
 
 
-def _gain(evidence: Evidence, curve: Curve, rank: int, goal: str) -> float:
+def _gain(evidence: Evidence, curve: RankCurve, rank: int, goal: str) -> float:
     saving = _saving(evidence, curve, rank)
     return saving.macs if goal == "latency" else saving.weight_bytes
 
 
-def ranks(evidence: Evidence, curve: Curve, goal: str) -> list[int]:
+def ranks(evidence: Evidence, curve: RankCurve, goal: str) -> list[int]:
     """Ranks on the kernel grid that save work (size: bytes), smallest first."""
-    step = evidence.machine.grid(curve.full)
-    return [r for r in range(step, curve.full, step) if _gain(evidence, curve, r, goal) > 0]
+    step = evidence.machine.grid(curve.full_rank)
+    return [r for r in range(step, curve.full_rank, step) if _gain(evidence, curve, r, goal) > 0]
 
 
 def plan_lowrank(evidence: Evidence, options: LowRankOptions) -> tuple[list[Action], list[Refusal]]:
@@ -168,38 +169,38 @@ def plan_lowrank(evidence: Evidence, options: LowRankOptions) -> tuple[list[Acti
     options.checked()
     curves = known_curves(evidence)
     clock = Clock(evidence) if options.goal == "latency" else None
-    refused = list(factors.find_sites(evidence.model)[1])
+    refused = list(factors.find_layers(evidence.model)[1])
     if options.ratio is None:
         chosen = _each(evidence, curves, options, clock)
     else:
         chosen = _spread(evidence, curves, options.ratio, options.goal, clock)
-    picked = {c.site.name for c, _ in chosen}
+    picked = {c.layer.name for c, _ in chosen}
     for name in dict.fromkeys(n for n, _ in curves):
         if name in picked:
             continue
-        mine = [c for c in curves.values() if c.site.name == name]
+        mine = [c for c in curves.values() if c.layer.name == name]
         able = any(ranks(evidence, c, options.goal) for c in mine)
         slow = clock is not None and any(clock.refused(c) for c in mine)
         reason = "its factors are not faster" if slow else "what it would lose is better saved elsewhere"
         refused.append(Refusal(name, reason if able else "too narrow: no rank saves anything"))
     order = {n.name: i for i, n in enumerate(evidence.model.graph)}
-    chosen.sort(key=lambda pair: order[pair[0].site.name])
+    chosen.sort(key=lambda pair: order[pair[0].layer.name])
     return [_action(c, r) for c, r in chosen], refused
 
 
 def _each(
-    evidence: Evidence, curves: Mapping[tuple[str, str], Curve], options: LowRankOptions, clock: Clock | None
-) -> list[tuple[Curve, int]]:
+    evidence: Evidence, curves: Mapping[tuple[str, str], RankCurve], options: LowRankOptions, clock: Clock | None
+) -> list[tuple[RankCurve, int]]:
     """Every layer to the wished rank or energy; of its forms the one that saves most (rank: that loses least)."""
     found = []
     for name in dict.fromkeys(n for n, _ in curves):
         able = []
-        for curve in (c for c in curves.values() if c.site.name == name):
+        for curve in (c for c in curves.values() if c.layer.name == name):
             rank = options.rank
             if options.energy is not None:
                 enough = (r for r in ranks(evidence, curve, options.goal) if curve.error[r] <= 1 - options.energy)
                 rank = next(enough, None)
-            if rank is None or rank >= curve.full or _gain(evidence, curve, rank, options.goal) <= 0:
+            if rank is None or rank >= curve.full_rank or _gain(evidence, curve, rank, options.goal) <= 0:
                 continue
             if clock is None or clock.faster(curve, rank):
                 able.append((curve, rank))
@@ -219,12 +220,12 @@ def _each(
 
 
 def _spread(
-    evidence: Evidence, curves: Mapping[tuple[str, str], Curve], ratio: float, goal: str, clock: Clock | None
-) -> list[tuple[Curve, int]]:
+    evidence: Evidence, curves: Mapping[tuple[str, str], RankCurve], ratio: float, goal: str, clock: Clock | None
+) -> list[tuple[RankCurve, int]]:
     """Step by step what harms least for what it saves, until the share of what all these layers cost is saved."""
     judge = Scorer(evidence.model, evidence.samples())
-    points: dict[str, list[tuple[float, float, Curve, int]]] = {}  # saving, harm, curve, rank
-    whole = {c.site.name: _cost(evidence, c.site, goal) for c in curves.values()}
+    points: dict[str, list[tuple[float, float, RankCurve, int]]] = {}  # saving, harm, curve, rank
+    whole = {c.layer.name: _cost(evidence, c.layer, goal) for c in curves.values()}
     for curve in curves.values():
         ladder = ranks(evidence, curve, goal)
         if clock is not None:
@@ -232,13 +233,13 @@ def _spread(
         if not ladder:
             continue
         scale = _sensitivity(evidence, judge, curve, ladder[len(ladder) // 2])
-        points.setdefault(curve.site.name, []).extend(
+        points.setdefault(curve.layer.name, []).extend(
             (_gain(evidence, curve, r, goal), scale * float(curve.error[r]), curve, r) for r in ladder
         )
     goal_saving = ratio * sum(whole.values())
-    now: dict[str, tuple[float, float, Curve, int]] = {}
+    now: dict[str, tuple[float, float, RankCurve, int]] = {}
     while (missing := goal_saving - sum(p[0] for p in now.values())) > 0:
-        best: tuple[float, str, tuple[float, float, Curve, int]] | None = None
+        best: tuple[float, str, tuple[float, float, RankCurve, int]] | None = None
         for name, found in points.items():
             saved, harm = now[name][:2] if name in now else (0.0, 0.0)
             for point in found:
@@ -252,14 +253,14 @@ def _spread(
     return [(curve, rank) for _, _, curve, rank in now.values()]
 
 
-def _cost(evidence: Evidence, site: Site, goal: str) -> float:
-    return float(factors.macs_of(evidence, site)) if goal == "latency" else 4.0 * site.weight.size
+def _cost(evidence: Evidence, site: FactorizableLayer, goal: str) -> float:
+    return float(factors.layer_macs(evidence, site)) if goal == "latency" else 4.0 * site.weight.size
 
 
-def _sensitivity(evidence: Evidence, judge: Scorer, curve: Curve, rank: int) -> float:
+def _sensitivity(evidence: Evidence, judge: Scorer, curve: RankCurve, rank: int) -> float:
     """How much a unit of a form's lost power harms the outputs: measured with this layer alone at one rank."""
     trial = evidence.model.clone()
-    factors.factor(trial, curve, rank)
+    factors.write_factors(trial, curve, rank)
     edit.drop_dead(trial)
     return judge.score(trial).nmse / max(float(curve.error[rank]), 1e-9)
 
@@ -273,14 +274,16 @@ class Clock:
         self._seen: dict[tuple[str, str, int], bool] = {}
         self._inputs: dict[str, np.ndarray] = {}
 
-    def faster(self, curve: Curve, rank: int) -> bool:
-        key = (curve.site.name, curve.form, rank)
+    def faster(self, curve: RankCurve, rank: int) -> bool:
+        key = (curve.layer.name, curve.form, rank)
         if key not in self._seen:
-            node = self._nodes[curve.site.name]
+            node = self._nodes[curve.layer.name]
             base = submodels.single_node_model(self._evidence.model, node, ir.DataType.FLOAT)
             other = base.clone()
-            site = Site(node.name or "", (node.name or "",), curve.site.op, curve.site.kernel, curve.site.weight)
-            factors.factor(other, Curve(site, curve.form, curve.basis, curve.error), rank)
+            site = FactorizableLayer(
+                node.name or "", (node.name or "",), curve.layer.op, curve.layer.kernel, curve.layer.weight
+            )
+            factors.write_factors(other, RankCurve(site, curve.form, curve.basis, curve.error), rank)
             edit.drop_dead(other)
             models: dict[str, ir.Model | bytes | str] = {"layer": base, "factors": other}
             ratio = compare_latency(models, [{"input": self._input(node)}], _LOOK).ratios[0]
@@ -293,16 +296,12 @@ class Clock:
             self._inputs[name] = next(iter(self._evidence.stream([name], 1)))[name]
         return self._inputs[name]
 
-    def refused(self, curve: Curve) -> bool:
-        return any(not good for key, good in self._seen.items() if key[:2] == (curve.site.name, curve.form))
+    def refused(self, curve: RankCurve) -> bool:
+        return any(not good for key, good in self._seen.items() if key[:2] == (curve.layer.name, curve.form))
 
-    def up_to(self, curve: Curve, ladder: Sequence[int]) -> list[int]:
-        """The part of a ladder of ranks, smallest first, that is faster than the layer; found by bisection."""
-        low, high = 0, len(ladder)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.faster(curve, ladder[middle - 1]) else (low, middle - 1)
-        return list(ladder[:low])
+    def up_to(self, curve: RankCurve, ladder: Sequence[int]) -> list[int]:
+        """The part of a ladder of ranks, smallest first, that is faster than the layer."""
+        return list(ladder[: largest_allowed(0, len(ladder), lambda count: self.faster(curve, ladder[count - 1]))])
 
 
 LOWRANK = LowRank()

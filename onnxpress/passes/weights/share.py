@@ -19,8 +19,13 @@ from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, R
 from onnxpress.passes.core.options import PassOptions, option
 from onnxpress.passes.core.refit_option import with_bias_correction
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.bit_allocation import check_byte_budget, nothing_to_do, plan_bits, plan_size
-from onnxpress.passes.weights.low_bit import CENTRES, PER, low_bit_proposals, write
+from onnxpress.passes.weights.bit_allocation import (
+    check_byte_budget,
+    nothing_to_do,
+    plan_file_size,
+    plan_with_byte_budget,
+)
+from onnxpress.passes.weights.low_bit import CENTROID_COUNTS, CODEBOOK_SCOPES, low_bit_proposals, write_low_bit
 
 _OFFERED = (16, 256)
 
@@ -29,9 +34,9 @@ _OFFERED = (16, 256)
 class ShareOptions(PassOptions):
     """How weights are represented by codebooks."""
 
-    centroids: int = option(16, help="Values in a codebook.", choices=CENTRES)
+    centroids: int = option(16, help="Values in a codebook.", choices=CENTROID_COUNTS)
     per: str = option(
-        PER[0],
+        CODEBOOK_SCOPES[0],
         help="scaled: one codebook for a tensor and a scale for each row; tensor: one codebook; N: one for N rows.",
         metavar="scaled|tensor|N",
     )
@@ -47,7 +52,7 @@ class ShareOptions(PassOptions):
     refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
 
     def check(self) -> None:
-        if self.per not in PER and not (self.per.isdigit() and int(self.per) > 0):
+        if self.per not in CODEBOOK_SCOPES and not (self.per.isdigit() and int(self.per) > 0):
             raise InputProblem("unknown granularity", "`per`", f"got {self.per}", "scaled, tensor, or rows such as 4")
         check_byte_budget(self.spare, self.smaller)
 
@@ -63,7 +68,7 @@ class Share:
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
         """Each weight with 16 and with 256 centroids, before coordinate descent."""
-        yield from low_bit_proposals(evidence, lambda name: [_action(name, c, PER[0]) for c in _OFFERED])
+        yield from low_bit_proposals(evidence, lambda name: [_action(name, c, CODEBOOK_SCOPES[0]) for c in _OFFERED])
 
     def plan(self, evidence: Evidence, options: ShareOptions) -> Planned:
         """A codebook for each weight, or the precision of each weight for a file of a given size."""
@@ -74,7 +79,7 @@ class Share:
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
         """actions: [{"weight": name, "centroids": 4 | 8 | 16 | 256, "per": "scaled" | "tensor" | rows} or {"weight": name,
         "bits": 8}, …, {"refit": "bias" | "none"}]."""
-        return write(evidence, actions)
+        return write_low_bit(evidence, actions)
 
 
 def _action(name: str, centres: int, per: str) -> Action:
@@ -86,13 +91,13 @@ def plan_sharing(evidence: Evidence, options: ShareOptions) -> tuple[list[Action
     options.checked()
     names = [w.name for w in find_weights(evidence.model)[0]]
     if options.smaller is not None:
-        counts = [c for c in CENTRES if c <= options.centroids]
+        counts = [c for c in CENTROID_COUNTS if c <= options.centroids]
         offers: dict[str, list[Action]] = {
             n: [*(_action(n, c, options.per) for c in counts), {"weight": n, "bits": 8}] for n in names
         }
-        return plan_size(evidence, offers, model_size(evidence.original or evidence.model) / options.smaller)
+        return plan_file_size(evidence, offers, model_size(evidence.original or evidence.model) / options.smaller)
     main = {n: _action(n, options.centroids, options.per) for n in names}
-    return plan_bits(evidence, main, options.spare)
+    return plan_with_byte_budget(evidence, main, options.spare)
 
 
 SHARE = Share()

@@ -31,8 +31,14 @@ from onnxpress.model.files import compressed_size
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, check_between, option
 from onnxpress.passes.core.refit_option import BIAS, NONE, refit_mode, with_bias_correction
-from onnxpress.passes.core.rounding import Snap, damped, feedback
-from onnxpress.passes.core.weight_matrix import Seen, Stored, find_weights, keep_mean, seen_by
+from onnxpress.passes.core.rounding import Quantizer, add_damping, gptq_error_feedback
+from onnxpress.passes.core.weight_matrix import (
+    InputStatistics,
+    WeightMatrix,
+    correct_mean_error,
+    find_weights,
+    input_statistics,
+)
 from onnxpress.passes.weights import codebook
 
 METHODS = ("update", "activation", "magnitude")
@@ -90,9 +96,9 @@ class Sparsify:
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
         """Half of each weight, by the default criterion; the loss is the lost share of the layer's output power."""
         able, refused = sparsifiable(evidence, METHODS[0])
-        for weight, seen in seen_by(evidence, able):
+        for weight, seen in input_statistics(evidence, able):
             action = {"weight": weight.name, "ratio": 0.5, "method": METHODS[0]}
-            lost = codebook.lost(_zeroed(weight, seen, action) - weight.rows, weight.rows, seen.gram)
+            lost = codebook.lost_power(_zeroed(weight, seen, action) - weight.matrix, weight.matrix, seen.gram)
             loss = summed_predicted_loss(evidence, weight.readers, lost)
             saving = Saving(compressed_bytes=0.4 * weight.array.nbytes)
             yield Proposal(weight.name, action, frozenset({weight.name, *weight.readers}), saving, loss)
@@ -128,13 +134,13 @@ class Sparsify:
             )
         work = evidence.model.clone()
         lost, zeros, total = [], 0, 0
-        for weight, seen in seen_by(evidence, [w for w in weights if w.name in wanted]):
+        for weight, seen in input_statistics(evidence, [w for w in weights if w.name in wanted]):
             rows = _zeroed(weight, seen, wanted[weight.name])
-            edit.set_constant(work.graph.initializers[weight.name], weight.restored(rows.astype(np.float32)))
-            lost.append(codebook.lost(rows - weight.rows, weight.rows, seen.gram))
+            edit.set_constant(work.graph.initializers[weight.name], weight.from_matrix(rows.astype(np.float32)))
+            lost.append(codebook.lost_power(rows - weight.matrix, weight.matrix, seen.gram))
             zeros, total = zeros + int((rows == 0).sum()), total + rows.size
             if mode == "bias":
-                keep_mean(work, seen, rows - weight.rows)
+                correct_mean_error(work, seen, rows - weight.matrix)
         notes = []
         if lost:
             notes.append(
@@ -150,7 +156,7 @@ def plan_zeros(evidence: Evidence, options: SparsifyOptions) -> tuple[list[Actio
     return [{"weight": w.name, **options.action} for w in weights], refused
 
 
-def sparsifiable(evidence: Evidence, method: str) -> tuple[list[Stored], list[Refusal]]:
+def sparsifiable(evidence: Evidence, method: str) -> tuple[list[WeightMatrix], list[Refusal]]:
     """The weights that can take zeros by the method, and those that cannot, with the reason."""
     nodes = {n.name: n for n in evidence.model.graph}
     found, refused = [], list(find_weights(evidence.model)[1])
@@ -170,9 +176,9 @@ def sparsifiable(evidence: Evidence, method: str) -> tuple[list[Stored], list[Re
     return found, refused
 
 
-def _zeroed(weight: Stored, seen: Seen, action: Action) -> np.ndarray:
+def _zeroed(weight: WeightMatrix, seen: InputStatistics, action: Action) -> np.ndarray:
     """The weight's rows with zeros; those of a weight whose inputs nobody saw by magnitude."""
-    rows = weight.rows.astype(np.float64)
+    rows = weight.matrix.astype(np.float64)
     method = action["method"] if seen.gram is not None else "magnitude"
     count = _Count(action)
     if method == "magnitude":
@@ -181,16 +187,16 @@ def _zeroed(weight: Stored, seen: Seen, action: Action) -> np.ndarray:
     diagonal = seen.gram if seen.gram.ndim == 1 else np.diag(seen.gram)
     if method == "activation" or seen.gram.ndim == 1:
         return np.asarray(rows * count.mask(np.abs(rows) * np.sqrt(np.maximum(diagonal, 0))))
-    h = damped(seen.gram)
+    h = add_damping(seen.gram)
     price = np.sqrt(1 / np.diag(scipy.linalg.inv(h, check_finite=False)))
     found = rows
     for step in range(1, _STEPS + 1):
         mask = count.mask(np.abs(found) * price, step / _STEPS)
-        found = feedback(found, h, _only(mask))
+        found = gptq_error_feedback(found, h, _only(mask))
     return refit(rows, found, h, mask)
 
 
-def _only(mask: np.ndarray) -> Snap:
+def _only(mask: np.ndarray) -> Quantizer:
     """Any value where the mask is, else zero."""
     return lambda wish, columns: wish * mask[:, columns]
 

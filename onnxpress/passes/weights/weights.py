@@ -18,8 +18,13 @@ from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, R
 from onnxpress.passes.core.options import PassOptions, option
 from onnxpress.passes.core.refit_option import with_bias_correction
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.bit_allocation import check_byte_budget, nothing_to_do, plan_bits, plan_size
-from onnxpress.passes.weights.low_bit import GRIDS, low_bit_proposals, write
+from onnxpress.passes.weights.bit_allocation import (
+    check_byte_budget,
+    nothing_to_do,
+    plan_file_size,
+    plan_with_byte_budget,
+)
+from onnxpress.passes.weights.low_bit import LEVELS, low_bit_proposals, write_low_bit
 
 _OFFERED = (4, 8)
 _SHORTEST = 8  # weights a scale
@@ -29,7 +34,7 @@ _SHORTEST = 8  # weights a scale
 class WeightsOptions(PassOptions):
     """How weights are represented by integers."""
 
-    bits: int = option(8, help="Bits of a weight.", choices=tuple(GRIDS))
+    bits: int = option(8, help="Bits of a weight.", choices=tuple(LEVELS))
     block: int = option(0, help="Weights that share a scale; 0: a row.", metavar="N")
     spare: float | None = option(
         None,
@@ -75,7 +80,7 @@ class WeightOnly:
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
         """actions: [{"weight": name, "bits": 8 | 4 | 3 | 2, "block": weights a scale}, …, {"refit": "bias" | "none"}]."""
-        return write(evidence, actions)
+        return write_low_bit(evidence, actions)
 
 
 def _action(name: str, bits: int, block: int) -> Action:
@@ -87,9 +92,11 @@ def plan_weights(evidence: Evidence, options: WeightsOptions) -> tuple[list[Acti
     options.checked()
     names = [w.name for w in find_weights(evidence.model)[0]]
     if options.smaller is not None:
-        offers = {n: [_action(n, bits, options.block) for bits in sorted(GRIDS) if bits <= options.bits] for n in names}
-        return plan_size(evidence, offers, model_size(evidence.original or evidence.model) / options.smaller)
-    return plan_bits(evidence, {n: _action(n, options.bits, options.block) for n in names}, options.spare)
+        offers = {
+            n: [_action(n, bits, options.block) for bits in sorted(LEVELS) if bits <= options.bits] for n in names
+        }
+        return plan_file_size(evidence, offers, model_size(evidence.original or evidence.model) / options.smaller)
+    return plan_with_byte_budget(evidence, {n: _action(n, options.bits, options.block) for n in names}, options.spare)
 
 
 WEIGHTS = WeightOnly()

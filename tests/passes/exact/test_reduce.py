@@ -16,7 +16,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.exact.bounds import bounds
+from onnxpress.passes.exact.bounds import value_bounds
 from onnxpress.passes.exact.reduce import REDUCTIONS
 from onnxpress.passes.exact.simplify import SIMPLIFY
 from onnxpress.plan.plan import apply_plan
@@ -381,7 +381,7 @@ def test_no_value_is_outside_its_bounds(model: ir.Model, squashed: bool) -> None
         first = next(n for n in work.graph if n.op_type == "Conv")
         first.replace_input_with(0, edit.insert_before(work, first, "Sigmoid", [first.inputs[0]], "squashed"))
     evidence = evidence_for(work, nets.samples(model, 4))
-    known = bounds(evidence.model, evidence.trace)
+    known = value_bounds(evidence.model, evidence.trace)
     names = [
         v.name for n in evidence.model.graph for v in n.outputs if v.name in known and v.name in evidence.trace.shapes
     ]

@@ -18,7 +18,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8 import calibration
-from onnxpress.passes.int8.qdq_write import grid, histograms_for
+from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
 from onnxpress.plan.plan import apply_plan
 from tests import nets
 
@@ -38,8 +38,8 @@ def outlying(weight_of_outlier: float) -> Evidence:
     return evidence_for(evidence.model, Dataset.from_arrays({"image": x}, signature(evidence.model)))
 
 
-def width(evidence: Evidence, rule: calibration.Rule) -> float:
-    low, high = calibration.ranges(evidence, rule, ["image"])["image"]
+def width(evidence: Evidence, rule: calibration.RangeSpec) -> float:
+    low, high = calibration.activation_ranges(evidence, rule, ["image"])["image"]
     return high - low
 
 
@@ -59,13 +59,13 @@ def test_it_is_the_best_of_the_rules_for_the_reader() -> None:
     values = np.moveaxis(next(iter(x)).inputs["image"], 1, -1).reshape(-1, 3).astype(np.float64)
 
     def harm(ends: tuple[float, float]) -> float:
-        g = grid(*ends)
-        error = (g.codes(values) - g.zero) * float(g.scale) - values
+        g = quantization_grid(*ends)
+        error = (g.quantize(values) - g.zero_point) * float(g.scale) - values
         return float((error.var(axis=0) * (weight**2).sum(axis=(0, 2, 3))).sum())
 
     spread = histograms_for(evidence)["image"]
     offers = [clip_range(spread, m) for m in ("minmax", "percentile", "mse", "entropy")]
-    chosen = calibration.ranges(evidence, "weighted", ["image"])["image"]
+    chosen = calibration.activation_ranges(evidence, "weighted", ["image"])["image"]
     assert chosen in offers
     assert harm(chosen) == pytest.approx(min(map(harm, offers)), rel=0.02)
 
@@ -120,13 +120,13 @@ def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "not readable JSON"),
-        ("[]", "not a file of ranges"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [2, 1]}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": ["a", 1]}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": 3}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [0, NaN]}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"stranger": [0, 1]}}', "a tensor the model does not have"),
+        ("{", "not valid JSON"),
+        ("[]", "not a calibration file"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [2, 1]}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": ["a", 1]}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": 3}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [0, NaN]}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"stranger": [0, 1]}}', "a tensor that is not in the model"),
     ],
 )
 def test_a_bad_file_is_one_line_and_stays(text: str, said: str, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_bad_file_is_one_line_and_stays(text: str, said: str, tmp_path: Path) 
 
 def test_an_unknown_method_is_told_before_anything_is_read() -> None:
     model = nets.residual(width=16)
-    with pytest.raises(InputProblem, match="unknown range method"):
+    with pytest.raises(InputProblem, match="unknown calibration method"):
         quantize(model, nets.samples(model, 8), ranges="guess")
 
 
@@ -153,7 +153,7 @@ def test_wide_leaves_room_only_where_values_can_go_further() -> None:
     model = net.model(net.head(net.relu(net.conv(share, 8))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 8))
     seen = histograms_for(evidence)
-    found = calibration.ranges(evidence, "wide", ["image", moved, open_end, capped, share])
+    found = calibration.activation_ranges(evidence, "wide", ["image", moved, open_end, capped, share])
     for name in ("image", moved):
         assert found[name] == (seen[name].low, seen[name].high), "pictures are integers already"
     assert found[open_end] == pytest.approx((0.0, 1.4 * seen[open_end].high))

@@ -98,10 +98,10 @@ def test_what_others_read_or_holds_outliers_stays() -> None:
     wild[3] *= 300
     model = evidence_for(encoder(wild), samples(encoder(wild))).model
     assert all("large numbers" in r.reason for r in embedding_tables.refusals(model))
-    assert embedding_tables.tables(model) == []
+    assert embedding_tables.quantizable_lookups(model) == []
     broken = table()
     broken[0, 0] = np.nan
-    assert embedding_tables.tables(encoder(broken)) == []
+    assert embedding_tables.quantizable_lookups(encoder(broken)) == []
 
 
 def test_one_excluded_look_up_keeps_the_table() -> None:
@@ -153,5 +153,5 @@ def test_a_table_that_a_subgraph_reads_stays() -> None:
         1, helper.make_node("If", ["which"], ["second"], "choose", then_branch=branch("a"), else_branch=branch("b"))
     )
     proto.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
-    assert embedding_tables.tables(ir.from_proto(proto)) == []
-    assert embedding_tables.tables(model) == ["look_up", "look_up_other"]
+    assert embedding_tables.quantizable_lookups(ir.from_proto(proto)) == []
+    assert embedding_tables.quantizable_lookups(model) == ["look_up", "look_up_other"]

@@ -17,7 +17,12 @@ from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import quantization_recipe
 from onnxpress.passes.int8.equalize import EQUALIZE, Seen, expected_error, plan_equalize, sites
-from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, choose, equalized
+from onnxpress.passes.int8.quantization_recipe import (
+    QuantizationRecipe,
+    RecipeOptions,
+    choose_recipe,
+    equalized_evidence,
+)
 from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
 
@@ -74,10 +79,12 @@ def test_it_is_exact_and_helps_integers(build: Callable[[], ir.Model]) -> None:
     by = plan_equalize(evidence)
     done = EQUALIZE.apply(evidence, by).model
     np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(model, data), rtol=1e-3, atol=1e-5)
-    assert in_int8(evidence, Recipe("minmax", tuple(by))) < 0.5 * in_int8(evidence, Recipe("minmax"))
+    assert in_int8(evidence, QuantizationRecipe("minmax", tuple(by))) < 0.5 * in_int8(
+        evidence, QuantizationRecipe("minmax")
+    )
 
 
-def in_int8(evidence: Evidence, recipe: Recipe) -> float:
+def in_int8(evidence: Evidence, recipe: QuantizationRecipe) -> float:
     """nmse of everything in int8."""
     done = quantize(evidence, quantizable(evidence), recipe, True, True).model
     return Scorer(evidence.model, evidence.samples()).score(to_bytes(done)).nmse
@@ -190,8 +197,11 @@ def test_what_did_not_change_is_not_observed_anew() -> None:
 
     model = uneven(nets.mobile(width=32))
     evidence = evidence_for(model, nets.samples(model, 16))
-    recipe = Recipe("minmax", tuple(plan_equalize(evidence)))
-    quick, slow = equalized(evidence, recipe), evidence_for(equalized(evidence, recipe).model, evidence.data)
+    recipe = QuantizationRecipe("minmax", tuple(plan_equalize(evidence)))
+    quick, slow = (
+        equalized_evidence(evidence, recipe),
+        evidence_for(equalized_evidence(evidence, recipe).model, evidence.data),
+    )
     for name, spread in histograms_for(slow).items():
         assert (histograms_for(quick)[name].low, histograms_for(quick)[name].high) == pytest.approx(
             (spread.low, spread.high), rel=1e-4, abs=1e-6
@@ -205,15 +215,15 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
     assert halves is not None
     seen: list[tuple[int, str]] = []
 
-    def build(fitted: Evidence, recipe: Recipe) -> ir.Model:
+    def build(fitted: Evidence, recipe: QuantizationRecipe) -> ir.Model:
         seen.append((halves.index(fitted), str(recipe.ranges)))
         return (
             fitted.model
             if recipe.ranges == "mse"
-            else quantize(fitted, quantizable(fitted), Recipe("minmax"), False, True).model
+            else quantize(fitted, quantizable(fitted), QuantizationRecipe("minmax"), False, True).model
         )
 
-    assert choose(evidence, Wish(equalize=False, rounding="nearest"), build).ranges == "mse"
+    assert choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build).ranges == "mse"
     assert {half for half, _ in seen} == {0, 1}, "a small model is judged both ways"
 
     judged: list[str] = []
@@ -225,12 +235,12 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
 
     monkeypatch.setattr(quantization_recipe, "Judge", Told)
     seen.clear()
-    choose(evidence, Wish(equalize=False, rounding="nearest"), build)
+    choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build)
     assert judged == [halves[1].samples().hash, halves[0].samples().hash]
     assert [half for half, _ in seen][:2] == [0, 1], "in the same order: each on the other's samples"
-    assert choose(evidence, Wish("entropy", False, "nearest"), build) == Wish("entropy", False, "nearest"), (
-        "what is asked for is done"
-    )
+    assert choose_recipe(evidence, RecipeOptions("entropy", False, "nearest"), build) == RecipeOptions(
+        "entropy", False, "nearest"
+    ), "what is asked for is done"
 
 
 def test_only_tensors_that_gain_get_factors() -> None:
@@ -241,7 +251,7 @@ def test_only_tensors_that_gain_get_factors() -> None:
     weight = next(n for n in evidence.model.graph if n.op_type == "Gemm").inputs[1]
     assert weight is not None and weight.name is not None
 
-    def build(fitted: Evidence, recipe: Recipe) -> ir.Model:
+    def build(fitted: Evidence, recipe: QuantizationRecipe) -> ir.Model:
         names = {d["tensor"] for d in recipe.equalized}
         made = fitted.model.clone()
         value = made.graph.initializers[weight.name or ""]
@@ -249,10 +259,10 @@ def test_only_tensors_that_gain_get_factors() -> None:
         edit.set_constant(value, np.asarray(read.constant(value)) * np.float32(1 + 0.01 * amount))
         return made
 
-    found = choose(evidence, Wish(rounding="nearest"), build)
+    found = choose_recipe(evidence, RecipeOptions(rounding="nearest"), build)
     assert found.equalize == (second, first)
     assert [d["tensor"] for d in found.on(evidence).equalized] == [first, second]
-    assert choose(evidence, Wish(equalize=True, rounding="nearest"), build).equalize is True, (
+    assert choose_recipe(evidence, RecipeOptions(equalize=True, rounding="nearest"), build).equalize is True, (
         "what is asked for is done"
     )
 

@@ -16,7 +16,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8.quantize import QUANTIZE
-from onnxpress.passes.int8.subgraph_weights import inner
+from onnxpress.passes.int8.subgraph_weights import quantizable_subgraph_weights
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan.plan import apply_plan
 from tests import nets
@@ -125,7 +125,7 @@ def test_bodies_of_equal_names_keep_their_own_weights() -> None:
     model = MODELS["if"]
     data = nets.samples(model, 32)
     lifted = edit.canonical(model)
-    assert len(inner(lifted)) == 2
+    assert len(quantizable_subgraph_weights(lifted)) == 2
     np.testing.assert_array_equal(nets.outputs(lifted, data), nets.outputs(model, data))
 
 
@@ -150,7 +150,7 @@ def test_only_the_bodies_weights_where_nothing_else_can_be_int8() -> None:
 
 def test_a_plan_for_another_model_is_one_line() -> None:
     evidence = evidence_for(nets.mlp(), nets.samples(nets.mlp(), 8))
-    with pytest.raises(InputProblem, match="no body of the model reads"):
+    with pytest.raises(InputProblem, match="no sub-graph of the model reads"):
         QUANTIZE.apply(evidence, [{"inner": ["w"]}])
 
 

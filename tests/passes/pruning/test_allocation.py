@@ -10,11 +10,11 @@ import pytest
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.counts import macs
 from onnxpress.passes.pruning.allocation import plan_pruning
-from onnxpress.passes.pruning.cost_model import counted
-from onnxpress.passes.pruning.error_curves import CRITERIA, curves
+from onnxpress.passes.pruning.cost_model import node_costs
+from onnxpress.passes.pruning.error_curves import CRITERIA, error_curves
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.passes.pruning.prune_to_speedup import fast_enough
+from onnxpress.passes.pruning.prune_to_speedup import prune_to_speedup
 from onnxpress.runtime.machine import this_machine
 from tests import nets
 
@@ -30,7 +30,7 @@ def left(evidence: Evidence, actions: list[dict[str, object]], what: str) -> flo
     done = evidence_for(PRUNE.apply(evidence, [*actions, {"refit": "none"}]).model, None)
     if what == "macs":
         return sum(macs(done.model, done.trace).values()) / sum(macs(evidence.model, evidence.trace).values())
-    return sum(counted(done)["params"].values()) / sum(counted(evidence)["params"].values())
+    return sum(node_costs(done)["params"].values()) / sum(node_costs(evidence)["params"].values())
 
 
 @pytest.mark.parametrize("what", ["macs", "params"])
@@ -54,7 +54,7 @@ def test_widths_keep_to_the_granularity(evidence: Evidence) -> None:
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_orders_all_but_one(evidence: Evidence, criterion: str) -> None:
-    for name, curve in curves(evidence, criterion=criterion).items():
+    for name, curve in error_curves(evidence, criterion=criterion).items():
         assert sorted({*curve.order, *range(evidence.channels.group(name).size)}) == list(
             range(evidence.channels.group(name).size)
         )
@@ -75,7 +75,7 @@ def test_a_silent_channel_goes_first() -> None:
     edit.set_input(model, conv, 1, made, "made")
     edit.set_input(model, reader, 1, read_, "read")
     found = evidence_for(model, nets.samples(model, 16))
-    first = {c: curves(found, criterion=c)[conv.name or ""].order[:2] for c in CRITERIA}
+    first = {c: error_curves(found, criterion=c)[conv.name or ""].order[:2] for c in CRITERIA}
     assert first["magnitude"][0] == first["magnitude-l1"][0] == 3
     assert 7 in first["activation"] and 7 in first["second-order"]
     assert set(first["fpgm"]) == {3, 5}
@@ -85,8 +85,8 @@ def test_a_silent_channel_goes_first() -> None:
 def test_a_wish_for_speed_is_measured() -> None:
     evidence = evidence_for(nets.residual(width=64, blocks=2), None)
     notes: list[str] = []
-    actions = fast_enough(evidence, PruneOptions(speedup=1.3), evidence.model, notes)
-    assert actions and "speed before repair" in notes[0]
+    actions = prune_to_speedup(evidence, PruneOptions(speedup=1.3), evidence.model, notes)
+    assert actions and "speed-up before refitting" in notes[0]
     assert left(evidence, actions, "macs") < 0.95
-    fast_enough(evidence, PruneOptions(speedup=1000.0), evidence.model, notes)
-    assert "out of reach" in notes[1]
+    prune_to_speedup(evidence, PruneOptions(speedup=1000.0), evidence.model, notes)
+    assert "cannot be reached" in notes[1]

@@ -14,7 +14,7 @@ from onnxpress.model import read
 from onnxpress.model.counts import macs
 from onnxpress.passes.core.contract import Action, proposals
 from onnxpress.passes.structure import lowrank as lr
-from onnxpress.passes.structure.factors import MATRIX, POINTWISE, SPATIAL, find_sites
+from onnxpress.passes.structure.factors import MATRIX, POINTWISE, SPATIAL, find_layers
 from onnxpress.passes.structure.lowrank import LOWRANK, LowRankOptions, known_curves, plan_lowrank
 from tests import nets
 
@@ -27,7 +27,7 @@ def prepared(model: ir.Model, count: int = 24) -> Evidence:
 
 def full(evidence: Evidence, form: str | None = None) -> list[Action]:
     """Every layer at its full rank, in one form where it has several."""
-    found = {n: (f, c.full) for (n, f), c in known_curves(evidence).items() if form in (None, f)}
+    found = {n: (f, c.full_rank) for (n, f), c in known_curves(evidence).items() if form in (None, f)}
     return [{"node": n, "rank": r, "form": f} for n, (f, r) in found.items()]
 
 
@@ -118,7 +118,7 @@ def test_the_lost_power_is_what_the_curve_says(rank: int) -> None:
 def test_repair_does_not_harm_unseen_outputs() -> None:
     evidence = prepared(nets.residual(width=32), 48)
     actions = [
-        {"node": n, "rank": max(1, c.full // 4), "form": f}
+        {"node": n, "rank": max(1, c.full_rank // 4), "form": f}
         for (n, f), c in known_curves(evidence).items()
         if f == POINTWISE
     ]
@@ -138,7 +138,7 @@ def test_shared_weights_are_factored_for_all_users_and_stay_shared() -> None:
     for stride in (1, 2):
         x = net.relu(net.op("Conv", [x, weight], 32, kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2))
     evidence = prepared(net.model(net.head(x), nets.IMAGE, ["N", 10]))
-    site = next(s for s in find_sites(evidence.model)[0] if len(s.nodes) == 2)
+    site = next(s for s in find_layers(evidence.model)[0] if len(s.nodes) == 2)
     assert_same(evidence, [{"node": site.name, "rank": 32, "form": POINTWISE}])
     done = LOWRANK.apply(evidence, [{"node": site.name, "rank": 8, "form": POINTWISE}]).model
     users = [n for n in done.graph if n.name in site.nodes]
@@ -151,7 +151,7 @@ def test_a_weight_that_is_read_otherwise_too_is_refused() -> None:
     net = nets.Net()
     table = net.constant(np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32))
     x = net.op("Add", [net.op("MatMul", ["rows", table], 24), net.op("ReduceMean", [table], 24, axes=[0])], 24)
-    sites, refused = find_sites(prepared(net.model(x, {"rows": ["N", 40]}, ["N", 24])).model)
+    sites, refused = find_layers(prepared(net.model(x, {"rows": ["N", 40]}, ["N", 24])).model)
     assert not sites
     assert "shared" in refused[0].reason
 
@@ -160,14 +160,14 @@ def test_grouped_and_computed_are_refused_with_reasons() -> None:
     net = nets.image_net()
     x = net.conv(net.relu(net.conv("image", 8)), 8, group=2)
     y = net.op("MatMul", [x, x], 8)
-    reasons = {r.reason for r in find_sites(prepared(net.model(net.head(y), nets.IMAGE, ["N", 10])).model)[1]}
+    reasons = {r.reason for r in find_layers(prepared(net.model(net.head(y), nets.IMAGE, ["N", 10])).model)[1]}
     assert reasons == {"grouped convolution", "its weight is not a constant"}
 
 
 def test_size_saves_the_share_of_the_weights_that_is_asked_for() -> None:
     evidence = prepared(nets.residual(width=32, blocks=2))
     actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.4, goal="size"))
-    sizes = {s.name: s.weight.size for s in find_sites(evidence.model)[0]}
+    sizes = {s.name: s.weight.size for s in find_layers(evidence.model)[0]}
     done = LOWRANK.apply(evidence, [*actions, NONE]).model
     saved = read.parameters(evidence.model) - read.parameters(done)
     assert 0.4 * sum(sizes.values()) <= saved <= 0.6 * sum(sizes.values())
@@ -223,7 +223,7 @@ def test_savings_are_what_a_recount_finds() -> None:
 
 def test_a_plan_that_cannot_be_is_refused() -> None:
     evidence = prepared(nets.residual(width=8, blocks=1))
-    name = find_sites(evidence.model)[0][0].name
+    name = find_layers(evidence.model)[0][0].name
     for action in (
         {"node": "ghost", "rank": 1, "form": POINTWISE},
         {"node": name, "rank": 1, "form": MATRIX},

@@ -48,11 +48,11 @@ def test_bits_go_where_they_matter() -> None:
 
 def test_what_cannot_be_made_so_small_says_how_small_it_can_be() -> None:
     model = nets.residual(width=16, blocks=1)
-    with pytest.raises(InputProblem, match="so small") as caught:
+    with pytest.raises(InputProblem, match="cannot become so small") as caught:
         share(model, nets.samples(model, 8), options=ShareOptions(smaller=50))
     line = caught.value.line()
-    least = float(line.split(" kB is the least")[0].split()[-1].strip("(:"))
-    assert "--smaller" in line and least < 0.5 * len(to_bytes(model)) / 1e3
+    least = float(line.split("the smallest is ")[1].split(" kB")[0].replace(",", ""))
+    assert "`smaller`" in line and least < 0.5 * len(to_bytes(model)) / 1e3
 
 
 def test_what_is_added_is_no_weight_but_float16_where_that_holds_it() -> None:

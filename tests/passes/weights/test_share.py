@@ -13,10 +13,10 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.gram import Moments
 from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.core.rounding import damped, minded
+from onnxpress.passes.core.rounding import add_cross_validated_damping, add_damping
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.codebook import cluster, error, kmeans, on_grid
-from onnxpress.passes.weights.low_bit import GRIDS
+from onnxpress.passes.weights.codebook import fit_centroids, fit_grid, kmeans, output_error
+from onnxpress.passes.weights.low_bit import LEVELS
 from onnxpress.passes.weights.share import SHARE, ShareOptions, plan_sharing
 from tests import nets
 
@@ -46,8 +46,8 @@ def test_knowing_the_inputs_loses_less_than_half(kind: str) -> None:
     h = gram(40)
 
     def lost(seen: np.ndarray | None) -> float:
-        book = cluster(weights, seen, 16, True) if kind == "free" else on_grid(weights, seen, GRIDS[4])
-        return error(book.rows - weights, damped(h))
+        book = fit_centroids(weights, seen, 16, True) if kind == "free" else fit_grid(weights, seen, LEVELS[4])
+        return output_error(book.dequantized - weights, add_damping(h))
 
     assert lost(h) < 0.5 * lost(np.diag(h))
 
@@ -77,11 +77,11 @@ def test_bias_takes_the_mean_error_back() -> None:
     evidence = prepared(nets.residual(width=16), 24)
     actions = plan_sharing(evidence, ShareOptions(spare=0.0))[0]
     wanted = nets.outputs(evidence.model, evidence.samples())
-    error = {}
+    output_error = {}
     for mode in ("none", "bias"):
         done = SHARE.apply(evidence, [*actions, {"refit": mode}]).model
-        error[mode] = float(((nets.outputs(done, evidence.samples()) - wanted) ** 2).mean())
-    assert error["bias"] < error["none"]
+        output_error[mode] = float(((nets.outputs(done, evidence.samples()) - wanted) ** 2).mean())
+    assert output_error["bias"] < output_error["none"]
 
 
 def test_what_else_reads_a_weight_and_small_ones_are_refused() -> None:
@@ -109,10 +109,10 @@ def test_rounding_by_few_samples_holds_on_others() -> None:
     few = (seen(10), seen(10))
     known, fresh = replace(few[0] + few[1], parts=few), seen(5000).centred(False)[0]
     plain, raised = (
-        error(on_grid(weights, g, GRIDS[4]).rows - weights, fresh)
-        for g in (known.centred(False)[0], minded(known, weights, False))
+        output_error(fit_grid(weights, g, LEVELS[4]).dequantized - weights, fresh)
+        for g in (known.centred(False)[0], add_cross_validated_damping(known, weights, False))
     )
     assert raised < 0.8 * plain
     many = (seen(4000), seen(4000))
     sure = replace(many[0] + many[1], parts=many)
-    np.testing.assert_allclose(minded(sure, weights, False), damped(sure.centred(False)[0]))
+    np.testing.assert_allclose(add_cross_validated_damping(sure, weights, False), add_damping(sure.centred(False)[0]))

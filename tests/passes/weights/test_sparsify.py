@@ -46,7 +46,7 @@ def test_two_of_four_neighbours_stay(method: str) -> None:
     model = nets.residual(width=32)
     done = sparsify(model, nets.samples(model, 16), options=SparsifyOptions(pattern="2:4", method=method))
     for weight in find_weights(done.model)[0]:
-        rows = weight.rows[:, : weight.rows.shape[1] // 4 * 4]
+        rows = weight.matrix[:, : weight.matrix.shape[1] // 4 * 4]
         assert ((rows.reshape(len(rows), -1, 4) != 0).sum(2) <= 2).all()
 
 
@@ -137,7 +137,7 @@ def test_a_wide_layer_goes_by_its_diagonal(tmp_path: Path) -> None:
     net = nets.image_net()
     model = net.model(net.head(net.relu(net.conv(net.relu(net.conv("image", 288)), 8))), nets.IMAGE, ["N", 10])
     done = sparsify(model, nets.samples(model, 4), options=SparsifyOptions(0.5), output=tmp_path / "o.onnx")
-    wide = max((w for w in find_weights(done.model)[0]), key=lambda w: w.rows.shape[1])
-    assert wide.rows.shape[1] >= 2304
-    assert (wide.rows == 0).mean() == pytest.approx(0.5, abs=0.01)
+    wide = max((w for w in find_weights(done.model)[0]), key=lambda w: w.matrix.shape[1])
+    assert wide.matrix.shape[1] >= 2304
+    assert (wide.matrix == 0).mean() == pytest.approx(0.5, abs=0.01)
     assert read.parameters(load(tmp_path / "o.onnx")) == read.parameters(done.model)
