@@ -585,7 +585,7 @@ ROWS = [
     Row(
         "a baseline of a sweep",
         lambda d: bench(d, "--threads", "1,2", "--save-baseline", str(d / "b.json")),
-        ("one condition",),
+        ("one number of threads",),
     ),
     Row("a report into no folder", lambda d: bench(d, "--junit", str(d / "no" / "j.xml")), ("folder", "no")),
     Row("a report over the model", lambda d: bench(d, "--markdown", str(good(d))), ("overwrite",)),
