@@ -129,9 +129,7 @@ def test_times_before_and_after_are_told() -> None:
         for x in done.details.layers
         if x.op == "Conv"
     )
-    assert [p.bytes_before == p.bytes_after for p in done.details.profile.widths] == [True] * len(
-        done.details.profile.widths
-    )
+    assert [p.before == p.after for p in done.details.profile.widths] == [True] * len(done.details.profile.widths)
     other = quantize(model, data, report=True, machine=machine_for("avx2" if this_machine().int8_exact else "vnni"))
     assert all(x.seconds_after is None for x in other.details.layers), "times are of this machine"
 
