@@ -93,7 +93,7 @@ def test_only_the_rows_asked_for_become_numbers() -> None:
 def test_what_others_read_or_holds_outliers_stays() -> None:
     tied = evidence_for(encoder(table(), tied=True), samples(encoder(table(), tied=True))).model
     whys = [r.reason for r in embedding_tables.refusals(tied)]
-    assert whys == ["its table is read by Transpose, too"] * 2
+    assert whys == ["its table is also read by Transpose"] * 2
     wild = table()
     wild[3] *= 300
     model = evidence_for(encoder(wild), samples(encoder(wild))).model
