@@ -27,7 +27,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress import quantize, simplify
 from onnxpress.api.distill import Distilled, distill
-from onnxpress.api.distillation_session import Wish
+from onnxpress.api.distillation_session import DistillSettings
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -96,7 +96,9 @@ def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Mod
     return f"no block of {len(results)} is trained" + "".join(f": {r}" for r in reasons[:1])
 
 
-def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | None, keep: Path | None) -> list[Row]:
+def run_case(
+    case: Any, share: float, scope: str, wish: DistillSettings, student: Path | None, keep: Path | None
+) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
     train, select = dataset(case, "train", sig), dataset(case, "select", sig)
@@ -187,7 +189,7 @@ def main(
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    wish = Wish(seconds=60 * minutes)
+    wish = DistillSettings(seconds=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))
     rows = run_case(zoo_module(Path(zoo)).load(name), share, scope, wish, student, keep)

@@ -27,9 +27,9 @@ from onnxpress.nas.in_model.in_model_search import inside
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 _WAYS = {"optimize": optimize, "nas --from": inside}
@@ -48,12 +48,12 @@ class Row:
     candidates: list[tuple[str, float, float]]
 
 
-def run_case(case: Any, request: Request, val: str) -> list[Row]:
+def run_case(case: Any, request: OptimizeOptions, val: str) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
     bare = Dataset.from_arrays(case.data("train")[0], sig, name=f"{case.name}/train without labels")
     splits = Splits(bare, dataset(case, "select", sig), dataset(case, val, sig))
-    found: dict[str, Outcome] = {name: way(case.model, splits, request) for name, way in _WAYS.items()}
+    found: dict[str, OptimizeResult] = {name: way(case.model, splits, request) for name, way in _WAYS.items()}
     feeds = [b.inputs for b in bare.take(4).batches(1)]
     models: dict[str, ir.Model | bytes | str] = {"original": original, **{n: o.data for n, o in found.items()}}
     ratios = compare_latency(models, feeds, Effort(seconds=12.0, precision=0.004))
@@ -87,7 +87,7 @@ def main(
     """Run the benchmark and print one table."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
-    request = Request(max_drop, time_budget=time_budget, train_budget=train_budget, speedup=speedup)
+    request = OptimizeOptions(max_drop, time_budget=time_budget, train_budget=train_budget, speedup=speedup)
     rows = run_case(zoo_module(Path(zoo)).load(name), request, val)
     console.table(
         [("way", "left"), ("chosen", "left"), ("speed-up", "right"), (val, "right"), ("drop", "right"), ("met", "left")],

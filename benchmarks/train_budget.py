@@ -23,7 +23,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress import quantize
 from onnxpress.api.distill import distill
-from onnxpress.api.distillation_session import Wish, cores
+from onnxpress.api.distillation_session import DistillSettings, available_cores
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
@@ -34,9 +34,9 @@ from onnxpress.plan.plan import Plan, apply_plan
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import allowed
 from onnxpress.train.settings import Settings
 
@@ -55,7 +55,7 @@ class Row:
     over: float = 0.0
 
 
-def trained_form(outcome: Outcome) -> Candidate | None:
+def trained_form(outcome: OptimizeResult) -> Candidate | None:
     """The float student behind the fastest trained candidate that the selection samples allow."""
     if "trained" not in outcome.chosen:
         return None
@@ -63,7 +63,7 @@ def trained_form(outcome: Outcome) -> Candidate | None:
     return next((c for c in outcome.candidates if c.name == name), None)
 
 
-def untrained(outcome: Outcome, max_drop: float, word: str = "") -> Candidate | None:
+def untrained(outcome: OptimizeResult, max_drop: float, word: str = "") -> Candidate | None:
     """The fastest candidate, by its short timing, that needed no training; `word` must begin its name."""
     some = [
         c for c in outcome.candidates if "trained" not in c.name and c.name.startswith(word) and allowed(c, max_drop)
@@ -71,7 +71,7 @@ def untrained(outcome: Outcome, max_drop: float, word: str = "") -> Candidate | 
     return max(some, key=lambda c: c.quick or 0.0, default=None)
 
 
-def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
+def run_case(case: Any, request: OptimizeOptions) -> tuple[list[Row], OptimizeResult]:
     original = load(case.model)
     sig = signature(original)
     inputs, _ = case.data("train")
@@ -93,8 +93,8 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
         step = float_form.plan.steps[-1]
         start = apply_plan(Plan(float_form.plan.steps[:-1]), original, bare).model
         steps = int(step.actions[0]["settings"]["steps"])
-        settings = Settings(loss="none", labels=1.0, features="none", threads=cores())
-        alone = distill(start, original, labelled, Wish(settings, steps=steps), select=splits.select).model
+        settings = Settings(loss="none", labels=1.0, features="none", threads=available_cores())
+        alone = distill(start, original, labelled, DistillSettings(settings, steps=steps), select=splits.select).model
         forms = {
             "same student, closed form": start,
             "same student, labels alone": alone,
@@ -149,7 +149,7 @@ def main(
     """Run the benchmark and print one table."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
-    request = Request(max_drop=max_drop, time_budget=time_budget, train_budget=train_budget)
+    request = OptimizeOptions(max_drop=max_drop, time_budget=time_budget, train_budget=train_budget)
     rows, outcome = run_case(zoo_module(Path(zoo)).load(name), request)
     show(rows)
     for refused, why in outcome.rejected.items():

@@ -37,7 +37,7 @@ from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 
 CALIBRATION = 128
 
@@ -146,7 +146,7 @@ RECIPES: dict[str, Callable[[Path, Path, Dataset], None]] = {
 }
 
 
-def run_case(case: Any, folder: Path, request: Request, peers: bool, seconds: float) -> list[Row]:
+def run_case(case: Any, folder: Path, request: OptimizeOptions, peers: bool, seconds: float) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
     splits = Splits(dataset(case, "train", sig), dataset(case, "select", sig), dataset(case, "val", sig))
@@ -261,7 +261,11 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for name in wanted:
             rows += run_case(
-                module.load(name), Path(folder), Request(max_drop=max_drop, time_budget=time_budget), peers, seconds
+                module.load(name),
+                Path(folder),
+                OptimizeOptions(max_drop=max_drop, time_budget=time_budget),
+                peers,
+                seconds,
             )
             json_path.parent.mkdir(parents=True, exist_ok=True)
             json_path.write_text(

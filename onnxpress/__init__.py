@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from onnxpress.plan.plan import write_plan as write_plan
     from onnxpress.reporting.page import report as report
     from onnxpress.search.optimize import optimize as optimize
-    from onnxpress.search.request import Request as Request
+    from onnxpress.search.request import OptimizeOptions as OptimizeOptions
 
     simplify: PassFunction
     prune: PassFunction

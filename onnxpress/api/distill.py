@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Progress, Taught, Wish, refitted, taught
+from onnxpress.api.distillation_session import (
+    DistillationOutcome,
+    DistillSettings,
+    Progress,
+    TeacherStudentPair,
+    refit_closed_form,
+    run_distillation,
+)
 from onnxpress.api.run_pass import PassResult, opened, write_checked
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
@@ -21,7 +28,7 @@ from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.pruning.allocation import plan_pruning
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.exact_base import exact_base
-from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, take_step
+from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.train.distillation.feature_matching import Kept
 from onnxpress.train.settings import Settings
@@ -64,7 +71,7 @@ def distill(
     student: ModelSource | None,
     teacher: ModelSource,
     data: Dataset,
-    wish: Wish | None = None,
+    wish: DistillSettings | None = None,
     *,
     select: Dataset | None = None,
     output: str | Path | None = None,
@@ -80,7 +87,7 @@ def distill(
     fifth of data); run_folder: checkpoints and the record of the run (default: beside the output), which resume goes on from.
     The result is the student as it was where nothing better was found (`improved` tells).  Raises Problem.
     """
-    wish = wish or Wish()
+    wish = wish or DistillSettings()
     wish.check()
     if (student is None) == (wish.shrink is None):
         raise InputProblem(
@@ -94,17 +101,17 @@ def distill(
         learn, judged = parts.calibrate, parts.select
     begin = _begin(student, teacher, learn, wish, output, machine)
     now = evidence_for(begin.model, learn, machine, wish.settings.seed)
-    couple = Couple(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
+    couple = TeacherStudentPair(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
     judge = Scorer(couple.teacher.model, judged)
     first = judge.score(to_bytes(begin.model))
     if wish.closed_form:
-        return _choose(begin, refitted(couple, wish), judge, first, output, plan_file, learn)
-    ahead = refitted(couple, wish) if student is not None and first.drop > _POOR else None
+        return _choose(begin, refit_closed_form(couple, wish), judge, first, output, plan_file, learn)
+    ahead = refit_closed_form(couple, wish) if student is not None and first.drop > _POOR else None
     if ahead is not None and judge.score(to_bytes(ahead.model)).nmse < first.nmse:
         couple = replace(couple, student=evidence_for(ahead.model, learn, machine, wish.settings.seed))
     else:
         ahead = None
-    made = taught(couple, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
+    made = run_distillation(couple, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
     if ahead is not None:
         made.actions, made.notes = ahead.actions + made.actions, ahead.notes + made.notes
     return _choose(begin, made, judge, first, output, plan_file, learn)
@@ -126,7 +133,7 @@ def _begin(
     student: ModelSource | None,
     teacher: ModelSource,
     data: Dataset,
-    wish: Wish,
+    wish: DistillSettings,
     output: str | Path | None,
     machine: Machine,
 ) -> _Start:
@@ -148,7 +155,7 @@ def _begin(
         )
     plan = base.plan.then("prune", [*actions, {"refit": "least-squares"}])
     done = take_step(plan.steps[-1], evidence)
-    steps = tuple(Step(s.pass_name, s.actions, CALIBRATION) for s in plan.steps)
+    steps = tuple(PlanStep(s.pass_name, s.actions, CALIBRATION) for s in plan.steps)
     removal = {d["group"]: d["remove"] for d in actions}
     return _Start(
         own,
@@ -162,7 +169,7 @@ def _begin(
 
 def _choose(
     begin: _Start,
-    made: Taught,
+    made: DistillationOutcome,
     judge: Scorer,
     first: Score,
     output: str | Path | None,

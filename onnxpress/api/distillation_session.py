@@ -23,7 +23,7 @@ from onnxpress.model.files import to_bytes, write_atomic
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
 from onnxpress.passes.pruning.options import PruneOptions
-from onnxpress.plan.run_record import Run
+from onnxpress.plan.run_record import RunRecord
 from onnxpress.train.distillation.feature_matching import Kept, Pair, chosen, pairs
 from onnxpress.train.distillation.teacher_batches import Memory
 from onnxpress.train.optional_torch import require_torch
@@ -47,14 +47,14 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Wish:
+class DistillSettings:
     """What a user asks for.  settings: of the training; steps 0: as many as fit in `seconds`.
 
     augment: auto, none, or names; match: (teacher value, student value); shrink: share of the channels to remove from
     the teacher to make the student; closed_form: no training, layers refitted one by one.
     """
 
-    settings: Settings = field(default_factory=lambda: Settings(threads=cores()))
+    settings: Settings = field(default_factory=lambda: Settings(threads=available_cores()))
     steps: int = 0
     seconds: float = SECONDS
     augment: str = "auto"
@@ -79,12 +79,12 @@ class Wish:
             require_torch("distill")
 
 
-def cores() -> int:
+def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
-class Couple:
+class TeacherStudentPair:
     """student and teacher on the samples to learn from, ports under the same names; source: the teacher as a plan names
     it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; memory: shared
     with other students of the teacher that learn from the same samples."""
@@ -95,7 +95,7 @@ class Couple:
     kept: Kept | None = None
     memory: Memory | None = None
 
-    def matched(self, wish: Wish) -> list[Pair]:
+    def matched(self, wish: DistillSettings) -> list[Pair]:
         """Inner values that are compared: as wished, or found."""
         if wish.match:
             return chosen(wish.match, self.student, self.teacher)
@@ -103,7 +103,7 @@ class Couple:
 
 
 @dataclass
-class Taught:
+class DistillationOutcome:
     """The student's model with its new weights, the decisions that make it, and how the training went."""
 
     model: ir.Model
@@ -113,7 +113,7 @@ class Taught:
     settings: Settings | None = None
 
 
-def refitted(couple: Couple, wish: Wish) -> Taught:
+def refit_closed_form(couple: TeacherStudentPair, wish: DistillSettings) -> DistillationOutcome:
     """In closed form: every layer with a twin by least squares, on a part of the samples."""
     action: Action = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
     part = couple.student.samples().take(_CLOSED_SAMPLES)
@@ -123,18 +123,18 @@ def refitted(couple: Couple, wish: Wish) -> Taught:
         action["pairs"] = [p.plain() for p in given]
     few = [evidence_for(e.model, part, e.machine, e.seed) for e in (couple.student, couple.teacher)]
     model, fits = closed_form(few[0], few[1], given)
-    return Taught(model, [action], [fitted(fits)])
+    return DistillationOutcome(model, [action], [fitted(fits)])
 
 
-def taught(
-    couple: Couple,
-    wish: Wish,
+def run_distillation(
+    couple: TeacherStudentPair,
+    wish: DistillSettings,
     judge: Scorer,
     start: float = math.inf,
     folder: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-) -> Taught:
+) -> DistillationOutcome:
     """By training.  start: the student's drop before; folder: of checkpoints and the record of the run (None: neither),
     which `resume` goes on from."""
     from onnxpress.train.distillation.runner import Distillation, Watch
@@ -152,7 +152,7 @@ def taught(
     watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
     model, course = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
     action = training(job.settings, couple.source, matched, course.best)
-    return Taught(model, [action], notes, course, job.settings)
+    return DistillationOutcome(model, [action], notes, course, job.settings)
 
 
 def _recorded(job: Distillation, watch: Watch, source: Source, folder: Path) -> tuple[ir.Model, Course]:
@@ -162,7 +162,7 @@ def _recorded(job: Distillation, watch: Watch, source: Source, folder: Path) -> 
     watch.checkpoint = folder / _CHECKPOINT
     if watch.resume and job.settings.mode == "end-to-end":
         read_checkpoint(watch.checkpoint, job.mark)  # one that is no good is refused before anything is written
-    run = Run(folder, command="distill", teacher=source.plain(), settings=job.settings.plain())
+    run = RunRecord(folder, command="distill", teacher=source.plain(), settings=job.settings.plain())
     try:
         write_atomic(folder / _SETTINGS, (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
         model, course = job.run(watch)
@@ -174,7 +174,7 @@ def _recorded(job: Distillation, watch: Watch, source: Source, folder: Path) -> 
     return model, course
 
 
-def begun(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a training run to resume."""
     return (folder / _SETTINGS).is_file() and (folder / _CHECKPOINT).is_file()
 
@@ -191,7 +191,7 @@ def _stored(folder: Path | None) -> Settings:
     return read_settings(body)
 
 
-def _settled(job: Distillation, wish: Wish, judge: Scorer, say: Progress) -> Settings:
+def _settled(job: Distillation, wish: DistillSettings, judge: Scorer, say: Progress) -> Settings:
     """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
     time of a step."""
     from onnxpress.train.augment import GENTLE
@@ -228,7 +228,7 @@ def _settled(job: Distillation, wish: Wish, judge: Scorer, say: Progress) -> Set
     return replace(settings, steps=wish.steps or job.steps_in(left))
 
 
-def _pair_notes(matched: Sequence[Pair], wish: Wish) -> list[str]:
+def _pair_notes(matched: Sequence[Pair], wish: DistillSettings) -> list[str]:
     if wish.settings.features == "none" and wish.settings.mode == "end-to-end":
         return []
     narrow = sum(p.kept is not None for p in matched)

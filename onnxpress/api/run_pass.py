@@ -26,7 +26,7 @@ from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.registry import find_pass
 from onnxpress.plan import result_contract
 from onnxpress.plan.exact_base import exact_base
-from onnxpress.plan.plan import CALIBRATION, Plan, Step, apply_plan, new_plan, take_step, write_plan
+from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, apply_plan, new_plan, take_step, write_plan
 from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import open_session
@@ -112,7 +112,7 @@ def run_pass(
         base = exact_base(original, used, machine, seed)
         evidence, made, notes = base.evidence, base.plan, base.notes
     planned = chosen.plan(evidence, options)
-    done = take_step(Step(name, tuple(planned.actions)), evidence)
+    done = take_step(PlanStep(name, tuple(planned.actions)), evidence)
     done.notes = [*notes, *planned.notes, *done.notes]
     done.details = planned.details if done.details is None else done.details
     if isinstance(chosen, Finishing):

@@ -108,7 +108,7 @@ def command(
     Without STUDENT, --shrink 0.5 makes one with half of the teacher's channels.
     """
     from onnxpress.api.distill import distill
-    from onnxpress.api.distillation_session import Wish, cores
+    from onnxpress.api.distillation_session import DistillSettings, available_cores
     from onnxpress.cli import console
     from onnxpress.model.files import check_target
     from onnxpress.train.distillation.feature_matching import parse_match
@@ -117,10 +117,10 @@ def command(
     settings = Settings(
         batch=batch, lr=0.0 if lr is None else lr, warmup=warmup, decay=decay, clip=clip, ema=ema,
         patience=patience, mode=mode, loss=loss, temperature=temperature, labels=labels_weight, features=features,
-        feature_weight=features_weight, seed=seed, threads=threads or cores(),
+        feature_weight=features_weight, seed=seed, threads=threads or available_cores(),
     )  # fmt: skip
     seconds = time_budget if minutes is None else 60 * minutes
-    wish = Wish(settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form)
+    wish = DistillSettings(settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form)
     wish.check()
     check_target(output, teacher, *([student] if student is not None else []))
     if student is None and shrink is None:

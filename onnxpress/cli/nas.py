@@ -191,10 +191,10 @@ def inside_command(
     from onnxpress.nas.in_model.in_model_search import inside
     from onnxpress.nas.report import packed, write_front, write_report
     from onnxpress.runtime.machine import this_machine
-    from onnxpress.search.request import Request
+    from onnxpress.search.request import OptimizeOptions
 
     check_target(output, model)
-    request = Request(
+    request = OptimizeOptions(
         max_drop,
         time_budget=time_budget,
         seed=seed,

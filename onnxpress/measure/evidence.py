@@ -55,7 +55,6 @@ class Evidence:
     data: Dataset | None = None
     machine: Machine = field(default_factory=this_machine)
     seed: int = 0
-    kept: dict[str, Any] = field(default_factory=dict)  # by keys of their own
     cache: Cache = field(default_factory=user_cache)
     original: ir.Model | None = None
     whole: Evidence | None = None

@@ -13,7 +13,7 @@ from onnxpress.nas.search import Outcome
 from onnxpress.nas.strategies import pareto
 from onnxpress.plan.candidate_store import Candidate
 from onnxpress.runtime.machine import Machine
-from onnxpress.search.finalists import Outcome as Packed
+from onnxpress.search.finalists import OptimizeResult as Packed
 
 FRONT, REPORT = "front", "report.md"
 _SAID = 12  # replacements that a row names

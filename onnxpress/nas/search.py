@@ -28,7 +28,7 @@ from onnxpress.nas.strategies import pareto
 from onnxpress.nas.strategies.storage import HEARTBEAT
 from onnxpress.nas.strategies.study import Entry, Study
 from onnxpress.passes.core.contract import Action
-from onnxpress.plan.run_record import Run
+from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, LatencyComparison, compare_latency
 
 Tell = Callable[[str, float], None]
@@ -87,7 +87,7 @@ def search(
     request = look.request
     request.check()
     known = [choices for folder_before in request.warm for choices in earlier(folder_before)]
-    run = Run(folder, command="nas", request=request.plain(), machine=look.machine.as_dict())
+    run = RunRecord(folder, command="nas", request=request.plain(), machine=look.machine.as_dict())
     job = _Job(look, request, tell or (lambda stage, share: None))
     storage = request.storage or run.folder / "study.db"
     try:
@@ -256,7 +256,7 @@ def form(entry: Entry) -> Form:
     return tuple(sorted((name, value) for name, value in entry.choices.items() if isinstance(value, str)))
 
 
-def _write(outcome: Outcome, look: Look, run: Run) -> None:
+def _write(outcome: Outcome, look: Look, run: RunRecord) -> None:
     """The front as files, with what rebuilds each."""
     target = run.folder / "front"
     target.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.exact.simplify import EXACT
-from onnxpress.plan.plan import Plan, Step, new_plan, take_step
+from onnxpress.plan.plan import Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.machine import Machine
 
 FALLBACK: tuple[Action, ...] = ({"tool": "onnx-ir"},)  # where the exact rewrites fail on a model
@@ -37,7 +37,7 @@ def exact_base(
 ) -> ExactBase:
     """Simplify a model. samples: of the plan's data that the step may read, where that is less than all (see Step)."""
     start = evidence_for(original, data, machine, seed, original)
-    step = Step("simplify", tuple(dict(a) for a in actions), samples)
+    step = PlanStep("simplify", tuple(dict(a) for a in actions), samples)
     done = take_step(step, start)
     plan = new_plan(original, data, seed).then(step.pass_name, step.actions, samples)
     return ExactBase(original, plan, evidence_for(done.model, data, machine, seed, original), done.notes)

@@ -31,7 +31,7 @@ SPLITS = ((0.4, 0.3, 0.3), (0.6, 0.39, 0.01), (0.6, 0.01, 0.39), (0.8, 0.19, 0.0
 
 
 @dataclass(frozen=True)
-class Step:
+class PlanStep:
     """samples: of the plan's data, at most so many feed this step (None: all), as `Dataset.take` draws them."""
 
     pass_name: str
@@ -51,7 +51,7 @@ class Plan:
     """steps in order; hashes of what the plan was made for ("" where nothing was), and its number of samples; seed for
     anything random."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     model_hash: str = ""
     data_hash: str = ""
     seed: int = 0
@@ -62,7 +62,7 @@ class Plan:
         """This plan with one step more (none where there is nothing to do)."""
         if not actions:
             return self
-        step = Step(pass_name, tuple(actions), samples)
+        step = PlanStep(pass_name, tuple(actions), samples)
         return replace(self, steps=(*self.steps, step))
 
     @property
@@ -138,7 +138,7 @@ def read_plan(path: str | Path) -> Plan:
                 "compare it with the plan.json of a run",
             )
         find_pass(step["pass"])
-        steps.append(Step(str(step["pass"]), tuple(step["actions"]), step.get("samples")))
+        steps.append(PlanStep(str(step["pass"]), tuple(step["actions"]), step.get("samples")))
     return Plan(
         tuple(steps),
         str(body.get("model", "")),
@@ -205,6 +205,6 @@ def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Da
     return data
 
 
-def take_step(step: Step, evidence: Evidence) -> Applied:
+def take_step(step: PlanStep, evidence: Evidence) -> Applied:
     """One step on the model of its evidence."""
     return find_pass(step.pass_name).apply(evidence, step.actions)

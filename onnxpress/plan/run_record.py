@@ -14,11 +14,11 @@ from typing import Any
 
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import write_atomic
-from onnxpress.plan.candidate_store import Shelf
+from onnxpress.plan.candidate_store import CandidateStore
 from onnxpress.result import document, plain
 
 
-class Run:
+class RunRecord:
     """A run folder.  One run an output: a second one on the same folder is refused while the first lives.
 
     identity: of everything that decides what the run will find; an unfinished run of the same identity is resumed.
@@ -35,7 +35,7 @@ class Run:
         self._lock = self.folder / ".lock"
         self._claim()
         self.resumed = self._unfinished(identity)
-        self.shelf = Shelf(self.folder)
+        self.shelf = CandidateStore(self.folder)
         if not self.resumed:
             self.shelf.clear()
         facts = {"identity": identity, "resumed": self.resumed, **facts}

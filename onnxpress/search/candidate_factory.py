@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Progress, Wish, begun, cores, taught
+from onnxpress.api.distillation_session import (
+    DistillSettings,
+    Progress,
+    TeacherStudentPair,
+    available_cores,
+    has_checkpoint,
+    run_distillation,
+)
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
@@ -24,30 +31,30 @@ from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.exact.simplify import EXACT
 from onnxpress.passes.int8 import node_selection, qdq
 from onnxpress.passes.int8.embedding_tables import quantizable_lookups
-from onnxpress.passes.int8.quantization_recipe import Wish as RecipeWish
+from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions, recipe_for
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.registry import find_pass
 from onnxpress.passes.structure.depth import DepthOptions, plan_depth
 from onnxpress.passes.weights.share import ShareOptions
 from onnxpress.passes.weights.weights import WeightsOptions
-from onnxpress.plan.candidate_store import Candidate, Shelf, model_of
+from onnxpress.plan.candidate_store import Candidate, CandidateStore, model_of
 from onnxpress.plan.exact_base import FALLBACK, exact_base
-from onnxpress.plan.plan import CALIBRATION, Plan, Step, new_plan, take_step
+from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
-from onnxpress.search.pruning_base import Ground
+from onnxpress.search.pruning_base import PruningBase
 from onnxpress.train.distillation.feature_matching import Kept
 from onnxpress.train.settings import Settings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
-_QUICK = RecipeWish("mse", False, "nearest")  # for what is only timed
+_QUICK = RecipeOptions("mse", False, "nearest")  # for what is only timed
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
 
 @dataclass(frozen=True)
-class Sketch:
+class UnrepairedCandidate:
     """A model cut but not repaired: it tells work and time, not quality.  macs: for one sample; cut: makes the model
     (many are planned, few are held), on a few samples."""
 
@@ -55,7 +62,7 @@ class Sketch:
     cut: Callable[[], Evidence]
 
 
-class Workshop:
+class CandidateFactory:
     """original: as the user gave it; calibrate: is trained on, and a part of it feeds statistics; judge: scores on the
     selection samples."""
 
@@ -66,15 +73,15 @@ class Workshop:
         judge: Scorer,
         machine: Machine,
         seed: int = 0,
-        shelf: Shelf | None = None,
+        shelf: CandidateStore | None = None,
     ) -> None:
         self.original, self.judge, self.machine, self.seed = original, judge, machine, seed
-        self.shelf = shelf or Shelf()
+        self.shelf = shelf or CandidateStore()
         self.learn = calibrate
         self.calibrate = calibrate.take(CALIBRATION)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
         self._plan = new_plan(original, calibrate, seed)
-        self._grounds: dict[int, Ground] = {}
+        self._grounds: dict[int, PruningBase] = {}
         self.exact_evidence: Evidence | None = None
         self.exact_plan = self._plan
 
@@ -94,7 +101,7 @@ class Workshop:
         base = exact_base(self.original, self.calibrate, self.machine, self.seed, samples=CALIBRATION, actions=actions)
         return replace(self._plan, steps=base.plan.steps), base.evidence.model, base.notes
 
-    def changed(self, name: str, steps: Sequence[Step], said: Sequence[str] = ()) -> Candidate:
+    def changed(self, name: str, steps: Sequence[PlanStep], said: Sequence[str] = ()) -> Candidate:
         """The exact model after some steps, each on what the one before it made.  said: notes to begin with."""
 
         def make() -> Made:
@@ -115,15 +122,15 @@ class Workshop:
         return self.exact_evidence
 
     @property
-    def _recipe(self) -> RecipeWish:
+    def _recipe(self) -> RecipeOptions:
         """How int8 is made, settled on the exact model: of those that come of it in the same way."""
         known = self.shelf.fact("recipe of int8")
         if known is None:
-            found = recipe_for(self.base, quantizable(self.base), RecipeWish())[0]
+            found = recipe_for(self.base, quantizable(self.base), RecipeOptions())[0]
             known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
             self.shelf.note("recipe of int8", known)
         some = known["equalize"]
-        return RecipeWish(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
+        return RecipeOptions(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What is known of a candidate's model from the calibration samples."""
@@ -170,7 +177,7 @@ class Workshop:
             name = "share" if bits == 4 else "weights"
             options = ShareOptions() if bits == 4 else WeightsOptions(bits)
             actions = find_pass(name).plan(self.base, options).actions
-            done = take_step(Step(name, tuple(actions)), self.base)
+            done = take_step(PlanStep(name, tuple(actions)), self.base)
             return self.exact_plan.then(name, actions, CALIBRATION), done.model, done.notes
 
         return self._candidate(f"weights in {bits} bits", make)
@@ -220,17 +227,17 @@ class Workshop:
 
         def make() -> Made:
             steps = [*self.removal_order()[:count], {"refit": "least-squares"}]
-            done = take_step(Step("depth", tuple(steps)), self.base)
+            done = take_step(PlanStep("depth", tuple(steps)), self.base)
             return self.exact_plan.then("depth", steps, CALIBRATION), done.model, done.notes
 
         return self._candidate(blocks_name(count), make)
 
-    def ground(self, count: int = 0) -> Ground:
+    def ground(self, count: int = 0) -> PruningBase:
         """What is pruned: the exact model, or the one with so many blocks out."""
         if count not in self._grounds:
             cut = self.shallower(count) if count else None
             where = (self.exact_plan, self.base) if cut is None else (cut.plan, self.evidence(cut))
-            self._grounds[count] = Ground(*where)
+            self._grounds[count] = PruningBase(*where)
         return self._grounds[count]
 
     def pruned(
@@ -245,7 +252,7 @@ class Workshop:
 
         def make() -> Made:
             steps = [*actions, {"refit": "least-squares"}]
-            done = take_step(Step("prune", tuple(steps)), ground.evidence)
+            done = take_step(PlanStep("prune", tuple(steps)), ground.evidence)
             return ground.plan.then("prune", steps, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
@@ -254,25 +261,25 @@ class Workshop:
         """Multiply-accumulates for one sample."""
         return _cost(self.evidence(candidate))
 
-    def narrowed(self, options: PruneOptions, count: int = 0) -> Sketch:
+    def narrowed(self, options: PruneOptions, count: int = 0) -> UnrepairedCandidate:
         """What a wish would leave behind `count` blocks taken out; that model itself where it removes nothing."""
         ground = self.ground(count)
         return self._sketch("prune", ground.actions(options), ground.evidence)
 
-    def without(self, count: int) -> Sketch:
+    def without(self, count: int) -> UnrepairedCandidate:
         """What is left when so many blocks of the order are gone."""
         return self._sketch("depth", self.removal_order()[:count], self.base)
 
-    def _sketch(self, name: str, actions: Sequence[Action], ground: Evidence) -> Sketch:
-        step = Step(name, (*actions, {"refit": "none"}))
+    def _sketch(self, name: str, actions: Sequence[Action], ground: Evidence) -> UnrepairedCandidate:
+        step = PlanStep(name, (*actions, {"refit": "none"}))
 
         def cut() -> Evidence:
             model = take_step(step, ground).model if actions else ground.model
             return evidence_for(model, self.calibrate.take(_SKETCH_SAMPLES), self.machine, self.seed)
 
-        return Sketch(_cost(cut()), cut)
+        return UnrepairedCandidate(_cost(cut()), cut)
 
-    def pace(self, name: str, sketch: Sketch, chosen: frozenset[str], seconds: float = 0.8) -> float:
+    def pace(self, name: str, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float = 0.8) -> float:
         """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower.
 
         seconds: of timing."""
@@ -282,7 +289,7 @@ class Workshop:
             self.shelf.note(f"pace of {name}", known)
         return float(known)
 
-    def _paced(self, sketch: Sketch, chosen: frozenset[str], seconds: float) -> float:
+    def _paced(self, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float) -> float:
         cut = sketch.cut()
         models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
         if chosen:
@@ -295,11 +302,19 @@ class Workshop:
 
         def make() -> Made:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
-            couple = Couple(now, teacher_evidence(self.original, now), Source(), self._kept(student))
-            wish = Wish(Settings(threads=cores(), seed=self.seed, features="auto"), seconds=seconds)
+            couple = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
+            wish = DistillSettings(
+                Settings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
+            )
             folder = self.shelf.room(name)
-            done = taught(
-                couple, wish, self.judge, student.score.drop, folder, folder is not None and begun(folder), report
+            done = run_distillation(
+                couple,
+                wish,
+                self.judge,
+                student.score.drop,
+                folder,
+                folder is not None and has_checkpoint(folder),
+                report,
             )
             plan = student.plan.then("distill", done.actions)
             curve = done.course.curve if done.course is not None else []
@@ -317,7 +332,7 @@ class Workshop:
                 removal = {d["group"]: list(d["remove"]) for d in step.actions if "group" in d}
                 break
             if step.pass_name != "distill":  # what stands before it decides what its groups are called
-                bare = Step(step.pass_name, (*(d for d in step.actions if "refit" not in d), {"refit": "none"}))
+                bare = PlanStep(step.pass_name, (*(d for d in step.actions if "refit" not in d), {"refit": "none"}))
                 evidence = self._evidence(take_step(bare, evidence).model)
         channels = evidence.channels
         return lambda value: channels.kept(value, removal)
@@ -328,10 +343,10 @@ def blocks_name(count: int) -> str:
     return f"{count} block{'s' * (count > 1)} out"
 
 
-def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeWish) -> Step:
+def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) -> PlanStep:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
     nodes = qdq.drop_unprofitable(evidence.model, _able(evidence, chosen))
-    return Step(
+    return PlanStep(
         "quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=quantizable_lookups(evidence.model)))
     )
 

@@ -24,8 +24,8 @@ from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.session import SessionSettings
-from onnxpress.search.candidate_factory import Workshop
-from onnxpress.search.request import Request
+from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Search, allowed
 
 _FINALISTS = 5
@@ -38,7 +38,7 @@ _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing deci
 
 
 @dataclass
-class Outcome:
+class OptimizeResult:
     """What a run found.
 
     chosen:             the accepted candidate's name, or "original"
@@ -66,7 +66,9 @@ class Outcome:
     refused: list[Refusal] = field(default_factory=list)
 
 
-def finals(original: ir.Model, splits: Splits, search: Search, request: Request, seconds: float) -> Outcome:
+def finalists(
+    original: ir.Model, splits: Splits, search: Search, request: OptimizeOptions, seconds: float
+) -> OptimizeResult:
     """Time the finalists together, then look at the validation samples from the best down."""
     say, shop, found, clock = search.say, search.shop, search.found, search.clock
     say("timing the finalists", 0.75)
@@ -88,7 +90,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
     judge = Scorer(original, splits.validate, "validation samples")
     rejected: dict[str, list[str]] = {}
     looks = 0
-    outcome: Outcome | None = None
+    outcome: OptimizeResult | None = None
     for candidate in order:
         score = judge.score(candidate.data)
         looks += 1
@@ -100,7 +102,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
             met = not exact or _exact_meets(candidate, final, original, request)
             if search.target:
                 met = final.ratio(candidate.name).low >= search.target
-            outcome = Outcome(
+            outcome = OptimizeResult(
                 candidate.name,
                 met,
                 [],
@@ -119,7 +121,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
             break
         rejected[candidate.name] = list(verdict.reasons)
     if outcome is None:
-        outcome = Outcome(
+        outcome = OptimizeResult(
             "original",
             False,
             [],
@@ -149,7 +151,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
     return outcome
 
 
-def _refused(shop: Workshop) -> list[Refusal]:
+def _refused(shop: CandidateFactory) -> list[Refusal]:
     """Nodes with weights that a lever cannot act on, and why."""
     evidence = shop.exact_evidence
     if evidence is None:
@@ -163,7 +165,7 @@ def _refused(shop: Workshop) -> list[Refusal]:
 
 
 def _sides(
-    original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: Request
+    original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: OptimizeOptions
 ) -> ProfileComparison | None:
     """For the record alone: a model that cannot be profiled is as good, whatever the profiler stumbles over."""
     settings = SessionSettings(threads=request.threads)
@@ -185,13 +187,13 @@ def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: 
     return reached + [c for c in fast if c not in reached]
 
 
-def _exact_meets(candidate: Candidate, final: LatencyComparison, original: ir.Model, request: Request) -> bool:
+def _exact_meets(candidate: Candidate, final: LatencyComparison, original: ir.Model, request: OptimizeOptions) -> bool:
     if request.goal == "size":
         return candidate.size < len(to_bytes(original))
     return final.ratio(candidate.name).low > 1.0
 
 
-def _goal(outcome: Outcome, target: float) -> list[str]:
+def _goal(outcome: OptimizeResult, target: float) -> list[str]:
     """That a goal in time was missed, and by how much."""
     if not target:
         return []
@@ -203,14 +205,14 @@ def _goal(outcome: Outcome, target: float) -> list[str]:
     return [f"{target:.2f}x the original's speed was not reached: {fastest}"]
 
 
-def _why(outcome: Outcome, request: Request) -> list[str]:
+def _why(outcome: OptimizeResult, request: OptimizeOptions) -> list[str]:
     reasons = [f"{name}: {'; '.join(why)}" for name, why in outcome.rejected.items()]
     lost = [c for c in outcome.candidates if not allowed(c, request.max_drop)]
     reasons += [f"{c.name}: loses {c.score.drop:.4f} on the selection samples" for c in lost]
     return reasons
 
 
-def _advice(outcome: Outcome, splits: Splits, request: Request) -> list[str]:
+def _advice(outcome: OptimizeResult, splits: Splits, request: OptimizeOptions) -> list[str]:
     found = []
     if any(c.score.drop > request.max_drop for c in outcome.candidates):
         found.append("allow a larger --max-drop")
@@ -224,7 +226,7 @@ def _advice(outcome: Outcome, splits: Splits, request: Request) -> list[str]:
     return found
 
 
-def summary(outcome: Outcome) -> dict[str, object]:
+def summary(outcome: OptimizeResult) -> dict[str, object]:
     return {
         "chosen": outcome.chosen,
         "met": outcome.met,

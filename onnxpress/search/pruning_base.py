@@ -16,7 +16,7 @@ from onnxpress.plan.plan import Plan
 
 
 @dataclass
-class Ground:
+class PruningBase:
     """plan: what led to the model; evidence: what is known of it."""
 
     plan: Plan

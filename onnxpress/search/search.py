@@ -18,9 +18,9 @@ import onnx_ir as ir
 from onnxpress.errors import Problem
 from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate
-from onnxpress.plan.run_record import Run
+from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, compare_latency
-from onnxpress.search.candidate_factory import Workshop
+from onnxpress.search.candidate_factory import CandidateFactory
 
 T = TypeVar("T")
 Report = Callable[[str, float], None]
@@ -31,7 +31,7 @@ _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, As
 
 
 @dataclass
-class Clock:
+class TimeBudget:
     """Shares out a time budget in seconds."""
 
     budget: float
@@ -62,12 +62,12 @@ class Search:
     """found: candidates in the order they were made; failed: levers that broke on this model, and why; chosen: nodes that
     are worth an integer kernel; target: times the original's speed that are enough (0: none are)."""
 
-    shop: Workshop
+    shop: CandidateFactory
     max_drop: float
     goal: str
-    clock: Clock
+    clock: TimeBudget
     say: Report
-    run: Run | None
+    run: RunRecord | None
     found: list[Candidate] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     chosen: frozenset[str] = frozenset()

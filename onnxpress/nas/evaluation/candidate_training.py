@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Wish, cores, taught
+from onnxpress.api.distillation_session import DistillSettings, TeacherStudentPair, available_cores, run_distillation
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import evidence_for
@@ -65,11 +65,11 @@ class School:
         way = self.pace(model)[0]
         settings = Settings(
             from_scratch=True, growing=True, features="none", loss="none" if alone else "mse", labels=1.0 if alone else 0.0,
-            lr=_rate(model), looks=_LOOKS, threads=cores(), seed=self.seed, precision=way.precision, layout=way.layout,
+            lr=_rate(model), looks=_LOOKS, threads=available_cores(), seed=self.seed, precision=way.precision, layout=way.layout,
         )  # fmt: skip
-        done = taught(
-            Couple(student, teacher, Source(), memory=self.memory),
-            Wish(settings, seconds=seconds),
+        done = run_distillation(
+            TeacherStudentPair(student, teacher, Source(), memory=self.memory),
+            DistillSettings(settings, seconds=seconds),
             self.judge,
             progress=tell,
         )
@@ -85,7 +85,7 @@ class School:
         batch = max(
             (b.inputs for b in self.learn.take(_PACED).batches(_PACED)), key=lambda b: len(next(iter(b.values())))
         )
-        self._paces[key] = fastest(model, batch, cores())
+        self._paces[key] = fastest(model, batch, available_cores())
         return self._paces[key]
 
     def repeat(self, model: ir.Model, lessons: Sequence[Action]) -> ir.Model:

@@ -20,12 +20,12 @@ from onnxpress.nas.in_model.replacement_allocation import Packer, Packing
 from onnxpress.nas.in_model.replacement_survey import Ground, survey
 from onnxpress.nas.in_model.replacements import Replacement, steps
 from onnxpress.plan.candidate_store import Candidate
-from onnxpress.plan.plan import Step
+from onnxpress.plan.plan import PlanStep
 from onnxpress.search import candidate_training
-from onnxpress.search.candidate_factory import Sketch
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.candidate_factory import UnrepairedCandidate
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Report, Search
 
 _INT8 = 0.25  # of the time budget: until the mix of int8 and float is found
@@ -48,11 +48,11 @@ _TAUGHT = 2
 def inside(
     model: str | Path | ir.Model,
     data: Dataset | Splits,
-    request: Request,
+    request: OptimizeOptions,
     output: str | Path | None = None,
     run_folder: str | Path | None = None,
     report: Report | None = None,
-) -> Outcome:
+) -> OptimizeResult:
     """Search inside a model; everything else is as `optimize` does it: the contract, the plan, the record of the run."""
     return optimize(model, data, request, output, run_folder, report, explore=explore, train=train)
 
@@ -71,7 +71,7 @@ def train(search: Search, seconds: float, report: Report) -> None:
     students = sorted(packed, key=lambda c: (c.score.drop, c.score.nmse))[:_TAUGHT]
     for number, student in enumerate(students):
         candidate_training.teach(
-            search, student, seconds / len(students), candidate_training.told_within(report, number, len(students))
+            search, student, seconds / len(students), candidate_training.sub_progress(report, number, len(students))
         )
 
 
@@ -136,7 +136,7 @@ class _Aim:
         shop = self.search.shop
         model = self.ground.changed(packing.replaced)
         cut = partial(evidence_for, model, self.ground.small.samples(), shop.machine, shop.seed)
-        return 1 / shop.pace(f"{names}, int8 {self.int8 > 1}", Sketch(0, cut), chosen)
+        return 1 / shop.pace(f"{names}, int8 {self.int8 > 1}", UnrepairedCandidate(0, cut), chosen)
 
     def next(self, packing: Packing, speed: float) -> float:
         """Seconds to save, now that the packing's true speed is known."""
@@ -175,7 +175,7 @@ def _packed(aim: _Aim, name: str, room: tuple[float, float]) -> Candidate | None
 def _made(aim: _Aim, name: str, replaced: Sequence[Replacement]) -> Candidate:
     """The whole with its replacements, all layers refitted to the original's in the end; in int8 where wished."""
     search = aim.search
-    plan = [*steps(replaced), Step("distill", (_CLOSED,))]
+    plan = [*steps(replaced), PlanStep("distill", (_CLOSED,))]
     candidate = search.keep(search.shop.changed(name, plan, [r.name for r in replaced]))
     if aim.int8 == 1:
         return candidate

@@ -20,7 +20,7 @@ from onnxpress.passes.structure.attention import ATTENTION
 from onnxpress.passes.structure.depth import DEPTH, LOCAL, removable
 from onnxpress.passes.structure.kernels import KERNELS
 from onnxpress.passes.structure.lowrank import LOWRANK
-from onnxpress.plan.plan import Step
+from onnxpress.plan.plan import PlanStep
 
 ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
 _SHARES = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
@@ -35,9 +35,9 @@ class Replacement:
     pass_name: str
     decisions: tuple[Action, ...]
 
-    def step(self, repair: str = LOCAL) -> Step:
+    def step(self, repair: str = LOCAL) -> PlanStep:
         """Alone; repaired nearby, where the pass knows the difference, so that many can be looked at."""
-        return Step(self.pass_name, (*self.decisions, {"refit": _able(self.pass_name, repair)}))
+        return PlanStep(self.pass_name, (*self.decisions, {"refit": _able(self.pass_name, repair)}))
 
 
 def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
@@ -58,13 +58,13 @@ def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replaceme
     ]
 
 
-def steps(chosen: Sequence[Replacement], repair: str = FULL) -> list[Step]:
+def steps(chosen: Sequence[Replacement], repair: str = FULL) -> list[PlanStep]:
     """All of them as the steps of one plan.  repair: FULL, LOCAL or "none"."""
     made = []
     for name in ORDER:
         decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
         if decisions:
-            made.append(Step(name, (*decisions, {"refit": _able(name, repair)})))
+            made.append(PlanStep(name, (*decisions, {"refit": _able(name, repair)})))
     return made
 
 

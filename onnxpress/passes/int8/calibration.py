@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.measure.ranges import METHODS, Histogram, clip_range
 from onnxpress.measure.tensor_summary import sample_rows
 from onnxpress.model import read
@@ -39,6 +39,7 @@ _SAMPLES = 32
 _VALUES_PER_SAMPLE = 8192
 _HEADROOM = 1.4  # factor of the observed extremes for "wide"
 _UNIT_RANGE = frozenset(("Sigmoid", "HardSigmoid", "Softmax"))  # operators with outputs from 0 to 1
+_WEIGHTED_RANGES: EvidenceKey[dict[str, Range]] = EvidenceKey("output-error-weighted ranges")
 
 
 def check_ranges(spec: RangeSpec) -> None:
@@ -127,7 +128,7 @@ def _range_limits(evidence: Evidence) -> dict[str, Range]:
 
 def _output_error_weighted(evidence: Evidence) -> dict[str, Range]:
     """The range of least output error of every tensor that can be quantized; computed once per evidence."""
-    known: dict[str, Range] | None = evidence.kept.get("weighted")
+    known = evidence.get(_WEIGHTED_RANGES)
     if known is None:
         histograms = histograms_for(evidence)
         candidates = {
@@ -139,7 +140,7 @@ def _output_error_weighted(evidence: Evidence) -> dict[str, Range]:
         errors = _candidate_errors(evidence, {n: o for n, o in candidates.items() if len(o) > 1}, channel_weights)
         known = {n: o[int(np.argmin(errors[n]))] if n in errors else o[0] for n, o in candidates.items()}
         known |= {n: clip_range(s, "minmax") for n, s in histograms.items() if not s.finite}
-        evidence.kept["weighted"] = known
+        evidence.put(_WEIGHTED_RANGES, known)
     return known
 
 

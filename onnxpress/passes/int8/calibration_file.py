@@ -19,12 +19,12 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import check_target
 from onnxpress.passes.int8 import calibration
 from onnxpress.passes.int8.qdq_write import histograms_for
-from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, Wish, equalized_evidence
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, RecipeOptions, equalized_evidence
 
 SCHEMA = "onnxpress ranges 1"
 
 
-def read_ranges(path: Path, evidence: Evidence, wish: Wish) -> Wish:
+def read_ranges(path: Path, evidence: Evidence, wish: RecipeOptions) -> RecipeOptions:
     """Read a calibration file.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.measure.gram import input_moments
 from onnxpress.measure.ranges import Histogram, collect_histograms, collect_histograms_by_part
 from onnxpress.model import edit, read
@@ -24,6 +24,9 @@ from onnxpress.passes.int8.weight_quantization import (
     round_output_aware,
     scales_are_significant,
 )
+
+HISTOGRAMS: EvidenceKey[dict[str, Histogram]] = EvidenceKey("histograms of quantizable tensors")
+_ROUNDED: EvidenceKey[dict[tuple[str, bytes, bytes], QuantizedWeight]] = EvidenceKey("weights rounded output-aware")
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,20 @@ def histograms_for(evidence: Evidence) -> dict[str, Histogram]:
     Both halves of the samples are observed in one pass, so that each half has statistics of its own for
     cross-validation.
     """
-    if "histograms" not in evidence.kept:
+    known = evidence.get(HISTOGRAMS)
+    if known is None:
         tensors, axes = qdq.qdq_layout(evidence.model, _all_eligible(evidence)).tensors, channel_axes(evidence.model)
         floors = qdq.nonnegative_values(evidence.model).intersection(tensors)
         if evidence.halves is None:
-            evidence.kept["histograms"] = collect_histograms(evidence, tensors, axes, floors)
+            known = collect_histograms(evidence, tensors, axes, floors)
         else:
             both = collect_histograms_by_part(
                 evidence, tensors, axes, [half.samples() for half in evidence.halves], floors
             )
             for half, found in zip(evidence.halves, both, strict=True):
-                half.kept["histograms"] = found
-            evidence.kept["histograms"] = {name: both[0][name] + both[1][name] for name in tensors}
-    known: dict[str, Histogram] = evidence.kept["histograms"]
+                half.put(HISTOGRAMS, found)
+            known = {name: both[0][name] + both[1][name] for name in tensors}
+        evidence.put(HISTOGRAMS, known)
     return known
 
 
@@ -284,7 +288,7 @@ def _round_output_aware(
 
     Results are kept with the evidence, so that the same weights are rounded once.
     """
-    refined: dict[tuple[str, bytes, bytes], QuantizedWeight] = evidence.kept.setdefault("rounded", {})
+    refined = evidence.derive(_ROUNDED, dict)
     keys = {
         n.name or "": (n.name or "", c.scale.tobytes(), c.max_codes.tobytes() + bytes([all_rows]))
         for n, c in quantized_weights

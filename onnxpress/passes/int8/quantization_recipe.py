@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.evidence import Evidence, EvidenceKey, evidence_for
 from onnxpress.measure.ranges import collect_histograms
 from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.counts import macs
@@ -25,7 +25,7 @@ from onnxpress.passes.core.contract import Action
 from onnxpress.passes.int8 import calibration, qdq
 from onnxpress.passes.int8.calibration import RangeSpec
 from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
-from onnxpress.passes.int8.qdq_write import channel_axes, histograms_for
+from onnxpress.passes.int8.qdq_write import HISTOGRAMS, channel_axes, histograms_for
 
 ROUNDINGS = ("nearest", "output")
 BITS = (8, 16)
@@ -36,6 +36,7 @@ _MIN_GAIN = 0.99  # largest relative loss with which the factors of a tensor are
 _TENSOR_TRIAL_MACS = 6e8  # multiply-accumulates per sample of all models with one equalized tensor
 _TENSOR_TRIAL_LIMITS = (4, 32)  # minimum and maximum number of such models
 _TWO_FOLD_MACS = 2e8  # multiply-accumulates per sample up to which both halves of the samples evaluate in turn
+_EQUALIZED: EvidenceKey[dict[str, Evidence]] = EvidenceKey("equalized models")
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class QuantizationRecipe:
         rounding = next((str(d["rounding"]) for d in decisions if "rounding" in d), ROUNDINGS[0])
         spec = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
         bits = next((d["activations"] for d in decisions if "activations" in d), BITS[0])
-        Wish(spec, rounding=rounding, bits=bits).check()
+        RecipeOptions(spec, rounding=rounding, bits=bits).check()
         return cls(spec, tuple(d for entry in decisions for d in entry.get("equalized", ())), rounding, bits)
 
 
 @dataclass(frozen=True)
-class Wish:
+class RecipeOptions:
     """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the same; equalize: every
     tensor that promises to gain, or those named; factors: those of a file, for equalizing; bits: of activations."""
 
@@ -110,7 +111,7 @@ def equalized_evidence(evidence: Evidence, recipe: QuantizationRecipe) -> Eviden
     """
     if not recipe.equalized:
         return evidence
-    known: dict[str, Evidence] = evidence.kept.setdefault("equalized", {})
+    known = evidence.derive(_EQUALIZED, dict)
     key = str(recipe.equalized)
     if key not in known:
         done = EQUALIZE.apply(evidence, recipe.equalized)
@@ -126,12 +127,14 @@ def equalized_evidence(evidence: Evidence, recipe: QuantizationRecipe) -> Eviden
             channel_axes(found.model),
             qdq.nonnegative_values(found.model) & scaled_values,
         )
-        found.kept["histograms"] = {n: observed_again.get(n, histogram) for n, histogram in before.items()}
+        found.put(HISTOGRAMS, {n: observed_again.get(n, histogram) for n, histogram in before.items()})
         known[key] = found
     return known[key]
 
 
-def choose_recipe(evidence: Evidence, wish: Wish, build: Callable[[Evidence, QuantizationRecipe], ir.Model]) -> Wish:
+def choose_recipe(
+    evidence: Evidence, wish: RecipeOptions, build: Callable[[Evidence, QuantizationRecipe], ir.Model]
+) -> RecipeOptions:
     """Decide the open choices of the options by the output error on held-out samples.
 
     The calibration method is chosen first, then headroom and the equalized tensors, then the rounding of weights.
@@ -188,7 +191,7 @@ class _RecipeTrials:
         original = logits_model(self._evidence.model)
         return [(train, Scorer(original, held_out.samples().take(_EVALUATION_SAMPLES))) for train, held_out in pairs]
 
-    def best(self, candidates: Sequence[Wish]) -> Wish:
+    def best(self, candidates: Sequence[RecipeOptions]) -> RecipeOptions:
         """The candidate with the smallest loss; the first of equal ones."""
         return min(candidates, key=self._loss) if len(candidates) > 1 else candidates[0]
 
@@ -197,7 +200,7 @@ class _RecipeTrials:
         """Maximum number of tensors to try one by one."""
         return int(np.clip(_TENSOR_TRIAL_MACS / max(self._macs, 1.0), *_TENSOR_TRIAL_LIMITS))
 
-    def select_tensors(self, base: Wish, names: Sequence[str]) -> Wish:
+    def select_tensors(self, base: RecipeOptions, names: Sequence[str]) -> RecipeOptions:
         """The options with those tensors equalized that reduce the loss: each is tried alone, then added greedily."""
         single_losses = {name: self._loss(replace(base, equalize=(name,))) for name in names}
         base_loss = best_loss = self._loss(base)
@@ -210,7 +213,7 @@ class _RecipeTrials:
                 selected, best_loss = (*selected, name), loss
         return replace(base, equalize=selected) if selected else base
 
-    def _loss(self, options: Wish) -> float:
+    def _loss(self, options: RecipeOptions) -> float:
         """Mean relative squared error of the outputs on held-out samples; computed once."""
         if str(options) not in self._losses:
             models = [(scorer, self._build(train, options.on(train))) for train, scorer in self._folds]

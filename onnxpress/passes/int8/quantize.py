@@ -26,7 +26,7 @@ from onnxpress.passes.int8.bias_compaction import compact_biases
 from onnxpress.passes.int8.calibration_file import read_ranges, write_ranges
 from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
 from onnxpress.passes.int8.qoperator import to_integer_operators
-from onnxpress.passes.int8.quantization_recipe import BITS, QuantizationRecipe, Wish
+from onnxpress.passes.int8.quantization_recipe import BITS, QuantizationRecipe, RecipeOptions
 from onnxpress.passes.int8.sensitivity import LayerSensitivity, int8_candidates, layer_sensitivity
 from onnxpress.passes.int8.static_int8 import quantize, quantize_actions, refusals
 from onnxpress.runtime.machine import this_machine
@@ -87,11 +87,13 @@ class QuantizeOptions(TargetCpuOptions):
         return Path(self.ranges) if str(self.ranges).endswith(".json") else None
 
     @property
-    def recipe(self) -> Wish:
+    def recipe(self) -> RecipeOptions:
         """What is decided of the quantization recipe, and what is left to the samples."""
         equalize = {AUTO: None, ALWAYS: True, NEVER: False}[self.equalize]
         rounding = None if self.rounding == AUTO else self.rounding
-        return Wish(AUTO if self.ranges_file is not None else self.ranges, equalize, rounding, bits=self.activations)
+        return RecipeOptions(
+            AUTO if self.ranges_file is not None else self.ranges, equalize, rounding, bits=self.activations
+        )
 
 
 @dataclass

@@ -23,7 +23,7 @@ from onnxpress.passes.int8 import calibration, node_selection, qdq
 from onnxpress.passes.int8.calibration import histogram_of
 from onnxpress.passes.int8.embedding_tables import quantizable_lookups
 from onnxpress.passes.int8.qdq_write import quantization_grid
-from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, Wish, equalized_evidence
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, RecipeOptions, equalized_evidence
 from onnxpress.passes.int8.static_int8 import quantizable, recipe_for
 
 _EVALUATION_SAMPLES = 128
@@ -121,7 +121,7 @@ def layer_sensitivity(
     evidence: Evidence,
     chosen: NodeNames,
     max_drop: float | None = None,
-    wish: Wish | None = None,
+    wish: RecipeOptions | None = None,
     looked_up: Sequence[str] = (),
 ) -> SensitivityResult:
     """Measure the sensitivity of each layer, and select the nodes for an allowed drop.
@@ -138,7 +138,7 @@ def layer_sensitivity(
     """
     if max_drop is not None and not 0 <= max_drop < 1:
         raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {max_drop:g}", "try 0.01")
-    recipe = recipe_for(evidence, chosen, wish or Wish())[1] if chosen else QuantizationRecipe()
+    recipe = recipe_for(evidence, chosen, wish or RecipeOptions())[1] if chosen else QuantizationRecipe()
     evaluator = _Int8Evaluator(evidence, chosen, looked_up, recipe)
     loss = evaluator.score(chosen)[1]
     losses = {}

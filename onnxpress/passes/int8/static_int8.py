@@ -17,9 +17,14 @@ from onnxpress.passes.core.contract import Action, Applied, Refusal
 from onnxpress.passes.int8 import calibration, embedding_tables, qdq, subgraph_weights
 from onnxpress.passes.int8.bias_correction import correct_bias
 from onnxpress.passes.int8.qdq_write import histograms_for, write_qdq
-from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, Wish, choose_recipe, equalized_evidence
+from onnxpress.passes.int8.quantization_recipe import (
+    QuantizationRecipe,
+    RecipeOptions,
+    choose_recipe,
+    equalized_evidence,
+)
 
-_RECIPES: EvidenceKey[dict[str, tuple[Wish, QuantizationRecipe]]] = EvidenceKey("quantization recipes")
+_RECIPES: EvidenceKey[dict[str, tuple[RecipeOptions, QuantizationRecipe]]] = EvidenceKey("quantization recipes")
 _FEW = 12  # layers whose bias is corrected while recipes are compared, too
 
 
@@ -37,7 +42,7 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
 def quantize_actions(
     chosen: frozenset[str],
     evidence: Evidence,
-    wish: Wish | None = None,
+    wish: RecipeOptions | None = None,
     correct: bool = True,
     looked_up: Sequence[str] = (),
 ) -> list[Action]:
@@ -46,7 +51,7 @@ def quantize_actions(
     inside = subgraph_weights.quantizable_subgraph_weights(evidence.model)
     if not chosen and not looked_up and not inside:
         return []
-    recipe = recipe_for(evidence, chosen, wish or Wish())[1] if chosen else QuantizationRecipe()
+    recipe = recipe_for(evidence, chosen, wish or RecipeOptions())[1] if chosen else QuantizationRecipe()
     return [
         {"nodes": sorted(chosen)},
         *([{"tables": list(looked_up)}] if looked_up else []),
@@ -57,7 +62,9 @@ def quantize_actions(
     ]
 
 
-def recipe_for(evidence: Evidence, chosen: frozenset[str], wish: Wish) -> tuple[Wish, QuantizationRecipe]:
+def recipe_for(
+    evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions
+) -> tuple[RecipeOptions, QuantizationRecipe]:
     """The settled request and the recipe with the least output error when these nodes are in int8; measured once each.
 
     With the bias corrected, as in the end, where few layers make that cheap.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit
 from onnxpress.passes.core.contract import Action, Applied, Proposal, Refusal, Saving
@@ -90,6 +90,11 @@ class WeightCandidate:
         return Saving(0.0, float(self.weight.array.nbytes - self.bytes))
 
 
+_Candidates = dict[tuple[str, str], WeightCandidate]  # by weight and action
+_CANDIDATES: EvidenceKey[_Candidates] = EvidenceKey("low-bit weights")
+_ROUGH_CANDIDATES: EvidenceKey[_Candidates] = EvidenceKey("low-bit weights without coordinate descent")
+
+
 def low_bit_candidates(
     evidence: Evidence, wanted: Mapping[str, Sequence[Action]], output_aware: bool = True
 ) -> dict[str, list[WeightCandidate]]:
@@ -118,9 +123,7 @@ def low_bit_candidates(
         )
     for decision in (d for several in wanted.values() for d in several):
         _check(decision)
-    kept: dict[tuple[str, str], WeightCandidate] = evidence.kept.setdefault(
-        "few bits" if output_aware else "few bits, roughly", {}
-    )
+    kept = evidence.derive(_CANDIDATES if output_aware else _ROUGH_CANDIDATES, dict)
     new = [w for w in weights if any(_key(d) not in kept for d in wanted.get(w.name, ()))]
     for weight, statistics in input_statistics(evidence, new):
         for decision in wanted[weight.name]:

@@ -24,8 +24,8 @@ from onnxpress.nas.report import frontier, packed, stem, write_front
 from onnxpress.passes.int8 import node_selection
 from onnxpress.plan.plan import apply_plan, read_plan, take_step
 from onnxpress.runtime.machine import this_machine
-from onnxpress.search.candidate_factory import Workshop
-from onnxpress.search.request import Request
+from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.request import OptimizeOptions
 from tests import nets
 
 
@@ -89,7 +89,7 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
 def test_a_packing_s_channels_are_those_of_the_model_it_pruned() -> None:
     model = nets.residual(width=32, blocks=2)
     data = nets.samples(model, 12)
-    shop = Workshop(model, data, Scorer(model, data), this_machine())
+    shop = CandidateFactory(model, data, Scorer(model, data), this_machine())
     shop.exact()
     offers = library(shop.base, sections(shop.base.model, shop.base.trace))
     narrow = next(r for r in offers[1] if r.pass_name == "prune")
@@ -163,7 +163,7 @@ def test_from_a_model_to_a_file_that_a_plan_makes_again(
         lambda evidence, feeds, start, more, *rest: (start, node_selection.SelectionStats()),
     )
     model = nets.residual(width=64)
-    request = Request(max_drop=0.9, time_budget=30, speedup=1.2)
+    request = OptimizeOptions(max_drop=0.9, time_budget=30, speedup=1.2)
     outcome = inside(model, parts, request, tmp_path / "out.onnx")
     packings = [c for c in outcome.candidates if c.name.startswith("packed for") and not c.name.endswith("int8")]
     assert packings

@@ -17,7 +17,12 @@ from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import quantization_recipe
 from onnxpress.passes.int8.equalize import EQUALIZE, Seen, expected_error, plan_equalize, sites
-from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, Wish, choose_recipe, equalized_evidence
+from onnxpress.passes.int8.quantization_recipe import (
+    QuantizationRecipe,
+    RecipeOptions,
+    choose_recipe,
+    equalized_evidence,
+)
 from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
 
@@ -218,7 +223,7 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
             else quantize(fitted, quantizable(fitted), QuantizationRecipe("minmax"), False, True).model
         )
 
-    assert choose_recipe(evidence, Wish(equalize=False, rounding="nearest"), build).ranges == "mse"
+    assert choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build).ranges == "mse"
     assert {half for half, _ in seen} == {0, 1}, "a small model is judged both ways"
 
     judged: list[str] = []
@@ -230,12 +235,12 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
 
     monkeypatch.setattr(quantization_recipe, "Judge", Told)
     seen.clear()
-    choose_recipe(evidence, Wish(equalize=False, rounding="nearest"), build)
+    choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build)
     assert judged == [halves[1].samples().hash, halves[0].samples().hash]
     assert [half for half, _ in seen][:2] == [0, 1], "in the same order: each on the other's samples"
-    assert choose_recipe(evidence, Wish("entropy", False, "nearest"), build) == Wish("entropy", False, "nearest"), (
-        "what is asked for is done"
-    )
+    assert choose_recipe(evidence, RecipeOptions("entropy", False, "nearest"), build) == RecipeOptions(
+        "entropy", False, "nearest"
+    ), "what is asked for is done"
 
 
 def test_only_tensors_that_gain_get_factors() -> None:
@@ -254,10 +259,10 @@ def test_only_tensors_that_gain_get_factors() -> None:
         edit.set_constant(value, np.asarray(read.constant(value)) * np.float32(1 + 0.01 * amount))
         return made
 
-    found = choose_recipe(evidence, Wish(rounding="nearest"), build)
+    found = choose_recipe(evidence, RecipeOptions(rounding="nearest"), build)
     assert found.equalize == (second, first)
     assert [d["tensor"] for d in found.on(evidence).equalized] == [first, second]
-    assert choose_recipe(evidence, Wish(equalize=True, rounding="nearest"), build).equalize is True, (
+    assert choose_recipe(evidence, RecipeOptions(equalize=True, rounding="nearest"), build).equalize is True, (
         "what is asked for is done"
     )
 

@@ -14,13 +14,13 @@ from onnxpress import quantize
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model.files import load, to_bytes
-from onnxpress.passes.int8.quantization_recipe import Wish
+from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.quantize import QUANTIZE
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
 from onnxpress.plan.plan import apply_plan, read_plan
 from tests import grammar, nets
 
-PLAIN = Wish("minmax", False, "nearest")
+PLAIN = RecipeOptions("minmax", False, "nearest")
 
 
 def both(model: ir.Model, count: int = 8) -> tuple[ir.Model, ir.Model]:

@@ -17,7 +17,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import qdq
 from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
-from onnxpress.passes.int8.quantization_recipe import Wish
+from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.sensitivity import int8_candidates, layer_sensitivity, match_nodes
 from onnxpress.runtime.machine import machine_for, this_machine
 from tests import nets
@@ -97,7 +97,9 @@ def test_sqnr_follows_from_the_histogram() -> None:
     """The reported SQNR is that of the tensor on its quantization grid."""
     model, data, _ = fragile()
     evidence = evidence_for(model, data)
-    found = layer_sensitivity(evidence, int8_candidates(evidence, (), ())[0], wish=Wish("minmax", False, "nearest"))
+    found = layer_sensitivity(
+        evidence, int8_candidates(evidence, (), ())[0], wish=RecipeOptions("minmax", False, "nearest")
+    )
     layer = next(x for x in found.details.layers if x.node == found.details.layers[-1].node and x.op == "Conv")
     node = next(n for n in evidence.model.graph if n.name == layer.node)
     name = qdq.final_output(node).name or ""
