@@ -42,10 +42,10 @@ from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.train.settings import Settings
+from onnxpress.train.settings import TrainingSettings
 
 SAMPLES = 128
-_PEER_BATCH = 32  # rows of a step; its default, all at once, needs more memory than there is
+_PEER_BATCH = 32  # rows of a step; its default, all at once, needs more cache than there is
 
 
 @dataclass
@@ -192,12 +192,12 @@ def main(
         wish = replace(wish, settings=replace(wish.settings, threads=threads))
     rows = run_case(zoo_module(Path(zoo)).load(name), share, scope, wish, student, keep)
     show(rows)
-    settings: Settings = wish.settings
+    settings: TrainingSettings = wish.settings
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(
         json.dumps(
             document(
-                "distill", machine=this_machine().as_dict(), minutes=minutes, settings=settings.plain(), rows=rows
+                "distill", machine=this_machine().as_dict(), minutes=minutes, settings=settings.as_dict(), rows=rows
             ),
             indent=1,
         )

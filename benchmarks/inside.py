@@ -23,7 +23,7 @@ from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Judge, Score
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas.in_model.in_model_search import inside
+from onnxpress.nas.in_model.in_model_search import in_model_search
 from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
@@ -32,7 +32,7 @@ from onnxpress.search.optimize import optimize
 from onnxpress.search.request import Request
 
 os.environ["ONNXPRESS_CACHE"] = "off"
-_WAYS = {"optimize": optimize, "nas --from": inside}
+_WAYS = {"optimize": optimize, "nas --from": in_model_search}
 
 
 @dataclass

@@ -4,7 +4,7 @@
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/nas_cifar.py --cifar package [--time-budget 5400]
 
 Teacher: the zoo's resnet56; nothing else is learned from (no labels).  The limit is half the time of the zoo's resnet20_bn, as
-measured.  The smaller ResNet-20s learn the same lessons, whose answers are known by then, as long as a finalist did in all.
+measured.  The smaller ResNet-20s learn the same trainings, whose answers are known by then, as long as a finalist did in all.
 Trained on the package's 50,000 training pictures, none of which is in the zoo's `select` or `val` (checked); the best weights
 and candidates are chosen on `select`, accuracy is on `val`.  Times: one interleaved run, one thread.
 """
@@ -31,13 +31,13 @@ from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Judge
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import Signature, signature
-from onnxpress.nas.evaluation.candidate_training import finished
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.request import Request
+from onnxpress.nas.evaluation.candidate_training import fold_for_inference
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.request import NasRequest
 from onnxpress.nas.search import search
 from onnxpress.nas.spaces.blocks import residual
-from onnxpress.nas.spaces.io_spec import begin, ended
-from onnxpress.nas.spaces.network import Net
+from onnxpress.nas.spaces.io_spec import network_input, network_output
+from onnxpress.nas.spaces.network import NetworkBuilder
 from onnxpress.plan.run_record import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
@@ -80,16 +80,16 @@ def training_set(case: Any, folder: Path, sig: Signature) -> Dataset:
     )
 
 
-def resnet20(look: Look, width: int) -> ir.Model:
+def resnet20(evaluator: Evaluator, width: int) -> ir.Model:
     """ResNet-20 with stages of width, 2 width and 4 width."""
-    net = Net(look.request.seed)
-    x, _ = begin(net, look.task)
+    net = NetworkBuilder(evaluator.request.seed)
+    x, _ = network_input(net, evaluator.io_spec)
     x = net.conv_norm(x, width)
     for stage in range(3):
         for place in range(_DEPTH):
             x = residual(net, x, width * 2**stage, 2 if stage and not place else 1)
-    scores = net.dense(net.global_pool(x), look.task.classes)
-    return net.model({look.task.output: ended(net, scores, look.task)})
+    scores = net.dense(net.global_pool(x), evaluator.io_spec.classes)
+    return net.model({evaluator.io_spec.output: network_output(net, scores, evaluator.io_spec)})
 
 
 def teller() -> Callable[[str, float], None]:
@@ -109,12 +109,12 @@ def teller() -> Callable[[str, float], None]:
 @click.option("--cifar", type=click.Path(path_type=Path, exists=True), required=True, help="The package's folder.")
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--time-budget", default=5400.0, help="Seconds of the search.")
-@click.option("--pupils", default=12)
+@click.option("--trainees", default=12)
 @click.option("--keep", default=2)
 @click.option("--widths", default="8", help="Of ResNet-20, trained beside; none: nothing.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_cifar.json"))
 def main(
-    cifar: Path, zoo: Path | None, time_budget: float, pupils: int, keep: int, widths: str, json_path: Path
+    cifar: Path, zoo: Path | None, time_budget: float, trainees: int, keep: int, widths: str, json_path: Path
 ) -> None:
     """Run the benchmark and print one table."""
     if zoo is None:
@@ -125,17 +125,17 @@ def main(
     splits = Splits(training_set(case, cifar, sig), dataset(case, "select", sig), dataset(case, "val", sig))
     feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
     limit = 0.5 * compare_latency({"anchor": anchor}, feeds, Effort(seconds=3.0)).timings[0].median
-    request = Request("image-small", trials=250, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
+    request = NasRequest("image-small", trials=250, seconds=time_budget, latency=limit, trainees=trainees, keep=keep)
     tell = teller()
-    look = Look(teacher, splits, request, True, this_machine())
+    evaluator = Evaluator(teacher, splits, request, True, this_machine())
     with tempfile.TemporaryDirectory() as folder:
-        outcome = search(look, folder, tell)
-    seconds = max(f.seconds for f in outcome.found)
-    models = {f.name: f.model for f in outcome.found}
+        outcome = search(evaluator, folder, tell)
+    seconds = max(f.seconds for f in outcome.networks)
+    models = {f.name: f.model for f in outcome.networks}
     for width in (int(w) for w in widths.split(",") if w not in ("", "none")):
         name = f"resnet20, width {width}"
-        model, _, _ = look.school.train(resnet20(look, width), seconds, tell)
-        models[name] = finished(model, look.learn.take(1), look.machine)
+        model, _, _ = evaluator.trainer.train(resnet20(evaluator, width), seconds, tell)
+        models[name] = fold_for_inference(model, evaluator.data.take(1), evaluator.machine)
     judge = Judge(teacher, splits.validate)
     compared: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}
     ratios = compare_latency(compared, feeds, Effort(seconds=4.0 * len(compared), precision=0.004))
@@ -150,7 +150,7 @@ def main(
           f"{r.seconds:.0f} s"] for r in rows],
     )  # fmt: skip
     console.out(
-        f"{len(outcome.entries)} candidates looked at; limit {1e3 * limit:.3f} ms; speed-up over resnet20_bn, one thread"
+        f"{len(outcome.results)} candidates looked at; limit {1e3 * limit:.3f} ms; speed-up over resnet20_bn, one thread"
     )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)

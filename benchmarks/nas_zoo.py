@@ -20,8 +20,8 @@ from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.request import Request
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.request import NasRequest
 from onnxpress.nas.search import search, summary
 from onnxpress.plan.run_record import document
 from onnxpress.runtime.machine import this_machine
@@ -35,9 +35,9 @@ os.environ["ONNXPRESS_CACHE"] = "off"
 @click.option("--space", default="keyword-1d")
 @click.option("--time-budget", default=600.0)
 @click.option("--trials", default=100)
-@click.option("--pupils", default=6)
+@click.option("--trainees", default=6)
 @click.option("--keep", default=3)
-@click.option("--proxy", default=Request("").proxy)
+@click.option("--proxy", default=NasRequest("").proxy)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_zoo.json"))
 def main(
     zoo: Path | None,
@@ -45,7 +45,7 @@ def main(
     space: str,
     time_budget: float,
     trials: int,
-    pupils: int,
+    trainees: int,
     keep: int,
     proxy: str,
     json_path: Path,
@@ -58,18 +58,18 @@ def main(
     sig = signature(teacher)
     bare = Dataset.from_arrays(case.data("train")[0], sig, name=f"{name}/train without labels")
     splits = Splits(bare, dataset(case, "select", sig), dataset(case, "val", sig))
-    request = Request(space, seconds=time_budget, trials=trials, pupils=pupils, keep=keep, proxy=proxy)
+    request = NasRequest(space, seconds=time_budget, trials=trials, trainees=trainees, keep=keep, proxy=proxy)
     with tempfile.TemporaryDirectory() as folder:
-        outcome = search(Look(teacher, splits, request, True, this_machine()), folder)
-    ratios = {r.name: r for r in outcome.final.ratios}
+        outcome = search(Evaluator(teacher, splits, request, True, this_machine()), folder)
+    ratios = {r.name: r for r in outcome.timing.ratios}
     console.table(
         [("network", "left"), ("weights", "right"), ("val", "right"), ("drop", "right"), ("speed-up", "right"), ("front", "left")],
         [[f.name, f"{f.parameters / 1e3:.0f} k", f"{f.score.value:.4f}", f"{f.score.drop:+.4f}",
           f"{ratios[f.name].speedup:.2f} {console.interval(ratios[f.name].low, ratios[f.name].high, 2)}", "*" * f.on_front]
-         for f in outcome.found],
+         for f in outcome.networks],
     )  # fmt: skip
     console.out(
-        f"{name}, {space}: {len(outcome.entries)} candidates, {outcome.seconds:.0f} s; speed-up over the teacher, one thread"
+        f"{name}, {space}: {len(outcome.results)} candidates, {outcome.seconds:.0f} s; speed-up over the teacher, one thread"
     )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ from onnxpress.search.finalists import Outcome
 from onnxpress.search.optimize import optimize
 from onnxpress.search.request import Request
 from onnxpress.search.search import allowed
-from onnxpress.train.settings import Settings
+from onnxpress.train.settings import TrainingSettings
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 
@@ -93,7 +93,7 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
         step = float_form.plan.steps[-1]
         start = apply_plan(Plan(float_form.plan.steps[:-1]), original, bare).model
         steps = int(step.decisions[0]["settings"]["steps"])
-        settings = Settings(loss="none", labels=1.0, features="none", threads=cores())
+        settings = TrainingSettings(loss="none", labels=1.0, features="none", threads=cores())
         alone = distill(start, original, labelled, Wish(settings, steps=steps), select=splits.select).model
         forms = {
             "same student, closed form": start,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Progress, Taught, Wish, refitted, taught
+from onnxpress.api.distillation_session import Couple, Taught, Wish, refitted, taught
 from onnxpress.api.one_pass import ModelLike, Result, _exact, _finish, _opened
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
@@ -21,11 +21,12 @@ from onnxpress.passes.pruning.allocation import Wish as PruneWish
 from onnxpress.passes.pruning.allocation import plan_pruning
 from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, take_step
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.train.distillation.feature_matching import Kept
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.feature_matching import KeptChannels
+from onnxpress.train.progress import Progress
+from onnxpress.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from onnxpress.train.trainer import Point
+    from onnxpress.train.trainer import CurvePoint
 
 TRAIN_SPLIT = SPLITS[3]
 _POOR = 0.05  # drop of a student from which training starts from its closed form, if that is closer to the teacher
@@ -41,8 +42,8 @@ class Distilled(Result):
     start: Score | None = None
     score: Score | None = None
     improved: bool = False
-    curve: list[Point] = field(default_factory=list)
-    settings: Settings | None = None
+    curve: list[CurvePoint] = field(default_factory=list)
+    settings: TrainingSettings | None = None
     best: int = 0
 
 
@@ -55,7 +56,7 @@ class _Start:
     model: ir.Model
     source: Source
     notes: list[str]
-    kept: Kept | None = None
+    kept: KeptChannels | None = None
 
 
 def distill(
@@ -179,11 +180,11 @@ def _choose(
             f"the new weights are worse on the selection samples (drop {second.drop:+.4f}, before {first.drop:+.4f}):"
             " the student stays as it was"
         )
-    course = made.course
-    if course is not None and course.overfitted:
-        notes.append(f"it began to overfit: the weights of step {course.best} are kept")
+    history = made.history
+    if history is not None and history.overfitted:
+        notes.append(f"it began to overfit: the weights of step {history.best_step} are kept")
     done = _finish(begin.original, model, plan, notes, [], output, plan_path, data)
     return Distilled(
         done.model, done.plan, done.before, done.after, done.notes, start=first, score=score, improved=better,
-        curve=course.curve if course else [], settings=made.settings, best=course.best if course else 0,
+        curve=history.curve if history else [], settings=made.settings, best=history.best_step if history else 0,
     )  # fmt: skip

@@ -9,13 +9,13 @@ def searched(body: Document) -> Page:
     """A record without an outcome is of a search that was stopped, or goes on."""
     request = body.get("request") or {}
     found = body.get("outcome") or body
-    if "looked_at" not in found:
+    if "evaluated" not in found:
         return Page("Search: not finished", str(request.get("space", "")), tables=[machine(body)])
     title = "Search" if found.get("met", True) else "Search: no candidate keeps the limit"
     trained = found["candidates"]
     made = Page(title, str(request.get("space", "")))
     on_front = sum(bool(c.get("on_front")) for c in trained)
-    made.headlines = [Headline("looked at", str(found["looked_at"]), f"{found['different']} different networks"),
+    made.headlines = [Headline("looked at", str(found["evaluated"]), f"{found['distinct']} different networks"),
                       Headline("trained to the end", str(len(trained)), f"{on_front} on the front")]  # fmt: skip
     ratios = {r["name"]: r for r in found.get("ratios") or []}
     metric = trained[0]["score"]["metric"] if trained else ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Progress, Wish, begun, cores, taught
+from onnxpress.api.distillation_session import Couple, Wish, begun, cores, taught
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Judge
@@ -38,8 +38,9 @@ from onnxpress.plan.plan import CALIBRATION, Plan, Step, new_plan, take_step
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.search.pruning_base import Ground
-from onnxpress.train.distillation.feature_matching import Kept
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.feature_matching import KeptChannels
+from onnxpress.train.progress import Progress
+from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
@@ -304,19 +305,19 @@ class Workshop:
         def make() -> Made:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
             couple = Couple(now, teacher_evidence(self.original, now), Source(), self._kept(student))
-            wish = Wish(Settings(threads=cores(), seed=self.seed, features="auto"), seconds=seconds)
+            wish = Wish(TrainingSettings(threads=cores(), seed=self.seed, features="auto"), seconds=seconds)
             folder = self.shelf.room(name)
             done = taught(
                 couple, wish, self.judge, student.score.drop, folder, folder is not None and begun(folder), report
             )
             plan = student.plan.then("distill", done.decisions)
-            curve = done.course.curve if done.course is not None else []
+            curve = done.history.curve if done.history is not None else []
             notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
             return plan, done.model, student.notes + done.notes + notes
 
         return self._candidate(name, make)
 
-    def _kept(self, student: Candidate) -> Kept:
+    def _kept(self, student: Candidate) -> KeptChannels:
         """For a value of the original the channels that a pruned student has left."""
         own = student.plan.steps[len(self.exact_plan.steps) :]
         evidence, removal = self.base, dict[str, list[int]]()

@@ -86,8 +86,8 @@ def searched() -> dict[str, Any]:
     return {
         "schema": 1,
         "kind": "nas",
-        "looked_at": 9,
-        "different": 8,
+        "evaluated": 9,
+        "distinct": 8,
         "candidates": candidates,
         "ratios": ratios,
         "notes": [],
@@ -200,7 +200,7 @@ def test_a_part_without_numbers_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [(None, "no run to report"), ("{", "damaged"), ('{"schema": 1, "kind": "inspect"}', "no record"), ("[]", "no record"),
-     ('{"schema": 1, "kind": "nas", "candidates": [{}], "looked_at": 1}', "not complete"),
+     ('{"schema": 1, "kind": "nas", "candidates": [{}], "evaluated": 1}', "not complete"),
      ('{"schema": 1, "kind": ["run"]}', "no record"), ("[" * 100_000, "damaged")],
 )  # fmt: skip
 def test_what_is_no_run_is_one_line(

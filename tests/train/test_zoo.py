@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from onnxpress.model.files import load  # noqa: E402
 from onnxpress.runtime.session import Settings, open_session  # noqa: E402
-from onnxpress.train.graph import trainable  # noqa: E402
+from onnxpress.train.graph import weight_selection  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 
 FOLDER = os.environ.get("ONNXPRESS_ZOO", "")
@@ -50,7 +50,7 @@ def test_parity_and_gradients(name: str) -> None:
     trained = {
         n
         for n, v in model.graph.initializers.items()
-        if v.const_value is not None and trainable.is_weight(v.const_value, False)
+        if v.const_value is not None and weight_selection.is_weight(v.const_value, False)
     }
     statistics = {
         v.name for n in model.graph if n.op_type == "BatchNormalization" for v in n.inputs[3:] if v is not None

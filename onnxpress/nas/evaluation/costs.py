@@ -26,18 +26,18 @@ class Costs:
     macs: int
     parameters: int
     bytes: int
-    peak: int
+    peak_memory: int
 
 
-def costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
+def count_costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
     """sample: inputs of one sample, batch axis first."""
-    seen = declared(model, sample) or trace(model, sample)
-    work = sum(counts.macs(model, seen).values())
+    shapes = declared_shapes(model, sample) or trace(model, sample)
+    work = sum(counts.macs(model, shapes).values())
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    return Costs(work, read.parameters(model), weights, peak(model, seen))
+    return Costs(work, read.parameters(model), weights, peak_memory(model, shapes))
 
 
-def declared(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
+def declared_shapes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
     """Shapes as the file states them, free axes as in the sample; None where one is missing."""
     sizes: dict[str, int] = {}
     for value in model.graph.inputs:
@@ -56,22 +56,22 @@ def declared(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
     return Trace(shapes)
 
 
-def peak(model: ir.Model, seen: Trace) -> int:
+def peak_memory(model: ir.Model, shapes: Trace) -> int:
     """Bytes of inner values that are alive together, at the fullest moment of a run in the file's order."""
     graph = model.graph
     last = {v: i for i, node in enumerate(graph) for v in node.inputs if v is not None}
     last.update(dict.fromkeys(graph.outputs, len(graph)))
-    alive = {v: _size(v, seen) for v in graph.inputs}
+    alive = {v: _size(v, shapes) for v in graph.inputs}
     fullest = 0
     for i, node in enumerate(graph):
-        alive.update({v: _size(v, seen) for v in node.outputs})
+        alive.update({v: _size(v, shapes) for v in node.outputs})
         fullest = max(fullest, sum(alive.values()))
         for value in [v for v in alive if last.get(v, -1) <= i]:
             del alive[value]
     return fullest
 
 
-def _size(value: ir.Value, seen: Trace) -> int:
-    shape = seen.shape(value.name)
+def _size(value: ir.Value, shapes: Trace) -> int:
+    shape = shapes.shape(value.name)
     width = value.dtype.itemsize if value.dtype is not None else _FLOAT_BYTES
     return 0 if shape is None else int(np.prod(shape) * width)

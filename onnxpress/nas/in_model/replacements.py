@@ -22,9 +22,9 @@ from onnxpress.passes.structure.kernels import KERNELS
 from onnxpress.passes.structure.lowrank import LOWRANK
 from onnxpress.plan.plan import Step
 
-ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
-_SHARES = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
-FULL = "least-squares"
+PASS_ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
+_KEPT_FRACTIONS = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
+LEAST_SQUARES = "least-squares"
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Replacement:
 
     def step(self, repair: str = LOCAL) -> Step:
         """Alone; repaired nearby, where the pass knows the difference, so that many can be looked at."""
-        return Step(self.pass_name, (*self.decisions, {"repair": _able(self.pass_name, repair)}))
+        return Step(self.pass_name, (*self.decisions, {"repair": _repair_of(self.pass_name, repair)}))
 
 
-def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
+def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
     """For every section its replacements; none for one that has none."""
     narrow = PRUNE.options(evidence.model, evidence)
     factored = LOWRANK.options(evidence.model, evidence)
@@ -58,19 +58,19 @@ def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replaceme
     ]
 
 
-def steps(chosen: Sequence[Replacement], repair: str = FULL) -> list[Step]:
+def plan_steps(chosen: Sequence[Replacement], repair: str = LEAST_SQUARES) -> list[Step]:
     """All of them as the steps of one plan.  repair: FULL, LOCAL or "none"."""
     made = []
-    for name in ORDER:
+    for name in PASS_ORDER:
         decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
         if decisions:
-            made.append(Step(name, (*decisions, {"repair": _able(name, repair)})))
+            made.append(Step(name, (*decisions, {"repair": _repair_of(name, repair)})))
     return made
 
 
-def _able(pass_name: str, repair: str) -> str:
+def _repair_of(pass_name: str, repair: str) -> str:
     """Only behind blocks that are gone does much depend on how far the repair reaches."""
-    return FULL if repair == LOCAL and pass_name != DEPTH.name else repair
+    return LEAST_SQUARES if repair == LOCAL and pass_name != DEPTH.name else repair
 
 
 def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
@@ -83,7 +83,7 @@ def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
             yield Replacement(f"without {block.name}", DEPTH.name, ({"block": block.name},))
 
 
-def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
+def shared_width_replacements(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
     """Every width that several sections share, on the stretch from the first of them to the last."""
     options = PRUNE.options(evidence.model, evidence)
     made = []
@@ -113,7 +113,7 @@ def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -
 def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) -> Iterator[Replacement]:
     """All the groups at a share of their width, on the widths that this CPU likes."""
     seen = set()
-    for share in _SHARES:
+    for share in _KEPT_FRACTIONS:
         decisions = []
         for group in groups:
             able = [o for o in options if o.unit == group.name]
@@ -144,10 +144,10 @@ def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -
     """Every layer at a share of its work, in the form that loses least there."""
     mine = [o for o in options if o.unit in section.nodes]
     seen = set()
-    for share in _SHARES:
+    for share in _KEPT_FRACTIONS:
         decisions = []
         for unit in dict.fromkeys(o.unit for o in mine):
-            able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _work(o, evidence)]
+            able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _layer_macs(o, evidence)]
             if able:
                 decisions.append(min(able, key=lambda o: o.harm).decision)
         key = str(decisions)
@@ -156,7 +156,7 @@ def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -
             yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(decisions))
 
 
-def _work(option: Option, evidence: Evidence) -> float:
+def _layer_macs(option: Option, evidence: Evidence) -> float:
     """Multiply-accumulates of the layer an option speaks of."""
     from onnxpress.model.counts import node_macs
 

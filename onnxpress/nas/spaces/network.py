@@ -46,7 +46,7 @@ def _attribute(name: str, value: object) -> ir.Attr:
     return ir.convenience.convert_attribute(name, value)  # type: ignore[arg-type]
 
 
-class Net:
+class NetworkBuilder:
     """Collects nodes and weights; `model` makes the file of them."""
 
     def __init__(self, seed: int = 0) -> None:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.nas.spaces import cells, toml_space
-from onnxpress.nas.spaces.io_spec import Task
-from onnxpress.nas.user_function import own_function
+from onnxpress.nas.spaces.io_spec import IoSpec
+from onnxpress.nas.user_function import load_user_function
 
 READY = ("image-small", "image-mobile", "keyword-1d", "tabular-mlp", "text-encoder", "cell")
 
@@ -31,35 +31,35 @@ class Trial(Protocol):
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
 
-Space = Callable[[Trial, Task], ir.Model]
+Space = Callable[[Trial, IoSpec], ir.Model]
 
 
-def space(name: str) -> Space:
+def load_space(name: str) -> Space:
     """A space by what the user calls it: a ready one, FILE.toml, or FILE.py:function.
 
     Raises InputProblem where there is none of that name, or the file is not understood.
     """
     if name == "cell":
-        return cells.space
+        return cells.cell_space
     if name in READY:
         text = (resources.files("onnxpress.nas") / "ready" / f"{name}.toml").read_text()
-        return toml_space.read(text, name)
+        return toml_space.parse_space(text, name)
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
             raise InputProblem("no such search space", path, "", f"a file, or one of {', '.join(READY)}")
-        return toml_space.read(path.read_text(), path)
+        return toml_space.parse_space(path.read_text(), path)
     if ".py:" in name:
-        return _own(name)
+        return _user_space(name)
     raise InputProblem("no such search space", name, "", f"FILE.toml, FILE.py:function, or one of {', '.join(READY)}")
 
 
-def _own(name: str) -> Space:
-    found = own_function(name, "search space")
+def _user_space(name: str) -> Space:
+    found = load_user_function(name, "search space")
 
-    def own(trial: Trial, task: Task) -> ir.Model:
+    def own(trial: Trial, io_spec: IoSpec) -> ir.Model:
         try:
-            model = found(trial, task)
+            model = found(trial, io_spec)
         except InputProblem:
             raise
         except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line

@@ -8,7 +8,7 @@ stride = 1
 [[stage]]
 block = ["residual", "inverted"]
 depth = [1, 2, 3]
-width = {from = 16, to = 64, step = "grid"}    # the channels that this CPU's kernels take at once
+width = {from = 16, to = 64, step = "channel_multiple"}    # the channels that this CPU's kernels take at once
 stride = 2
 kernel = [3, 5]                                # whatever the chosen block can be told (nas/blocks.py)
 [head]
@@ -27,36 +27,36 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.nas.spaces.blocks import block
-from onnxpress.nas.spaces.io_spec import Task, begin, ended
-from onnxpress.nas.spaces.network import Net, Value
+from onnxpress.nas.spaces.blocks import find_block
+from onnxpress.nas.spaces.io_spec import IoSpec, network_input, network_output
+from onnxpress.nas.spaces.network import NetworkBuilder, Value
 
-GRID = "grid"
+GRID = "channel_multiple"
 _TABLES = {"stem": {"width", "kernel", "stride", "act"}, "head": {"width"}}
 _STAGE = {"block", "depth", "width", "stride"}
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One thing to be chosen.  values: the choices, or (low, high, step) of whole numbers where `ranged` (step 0: the grid)."""
+class SearchParameter:
+    """One thing to be chosen.  values: the choices, or (low, high, step) of whole numbers where `ranged` (step 0: the channel_multiple)."""
 
     values: tuple[Any, ...]
     ranged: bool = False
 
-    def ask(self, trial: Any, name: str, task: Task) -> Any:
+    def ask(self, trial: Any, name: str, io_spec: IoSpec) -> Any:
         if not self.ranged:
             return self.values[0] if len(self.values) == 1 else trial.suggest_categorical(name, list(self.values))
         low, high, step = self.values
-        step = step or task.grid
+        step = step or io_spec.channel_multiple
         low = max(step, -(-low // step) * step) if self.values[2] == 0 else low
         high = low + (high - low) // step * step
         return low if high <= low else trial.suggest_int(name, low, high, step=step)
 
 
-def choice(body: Any, where: str) -> Choice:
+def parse_parameter(body: Any, where: str) -> SearchParameter:
     """A choice as TOML writes it; raises InputProblem for what is none."""
     if isinstance(body, list) and body:
-        return Choice(tuple(body))
+        return SearchParameter(tuple(body))
     if isinstance(body, Mapping):
         step = body.get("step", 1)
         good = {"from", "to"} <= set(body) <= {"from", "to", "step"} and (
@@ -64,53 +64,56 @@ def choice(body: Any, where: str) -> Choice:
         )
         if not good or not all(isinstance(body[k], int) for k in ("from", "to")) or body["from"] > body["to"]:
             raise InputProblem(
-                "not a range", where, str(dict(body)), 'write {from = 16, to = 64, step = 16}, or step = "grid"'
+                "not a range",
+                where,
+                str(dict(body)),
+                'write {from = 16, to = 64, step = 16}, or step = "channel_multiple"',
             )
-        return Choice((body["from"], body["to"], 0 if step == GRID else step), True)
+        return SearchParameter((body["from"], body["to"], 0 if step == GRID else step), True)
     if isinstance(body, (str, int, float, bool)):
-        return Choice((body,))
+        return SearchParameter((body,))
     raise InputProblem("not a choice", where, str(body), "write a value, a list, or {from, to, step}")
 
 
-def read(text: str, where: object) -> Callable[[Any, Task], ir.Model]:
+def parse_space(text: str, where: object) -> Callable[[Any, IoSpec], ir.Model]:
     """The space of a description.  Raises InputProblem that names the word that is not understood."""
     try:
         body = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputProblem("the search space is not TOML", where, str(error)) from error
-    _known(body, {"resolution", "stem", "stage", "head"}, str(where))
+    _check_keys(body, {"resolution", "stem", "stage", "head"}, str(where))
     stages = body.get("stage", [])
     if not isinstance(stages, list) or not stages:
         raise InputProblem("a search space needs stages", where, "", "add [[stage]] with block, depth and width")
     read_stages = [_stage(s, f"{where}, stage {i}") for i, s in enumerate(stages, 1)]
     stem, head = (_table(body, name, str(where)) for name in ("stem", "head"))
-    resolution = choice(body.get("resolution", 0), f"{where}, resolution")
+    resolution = parse_parameter(body.get("resolution", 0), f"{where}, resolution")
 
-    def space(trial: Any, task: Task) -> ir.Model:
-        return _build(trial, task, resolution, stem, read_stages, head)
+    def space(trial: Any, io_spec: IoSpec) -> ir.Model:
+        return _build(trial, io_spec, resolution, stem, read_stages, head)
 
     return space
 
 
-def _known(body: Mapping[str, Any], words: set[str], where: str) -> None:
+def _check_keys(body: Mapping[str, Any], words: set[str], where: str) -> None:
     for word in body:
         if word not in words:
             raise InputProblem("unknown word in a search space", where, word, f"one of {', '.join(sorted(words))}")
 
 
-def _table(body: Mapping[str, Any], name: str, where: str) -> dict[str, Choice]:
+def _table(body: Mapping[str, Any], name: str, where: str) -> dict[str, SearchParameter]:
     table = body.get(name, {})
-    _known(table, _TABLES[name], f"{where}, {name}")
-    return {k: choice(v, f"{where}, {name}.{k}") for k, v in table.items()}
+    _check_keys(table, _TABLES[name], f"{where}, {name}")
+    return {k: parse_parameter(v, f"{where}, {name}.{k}") for k, v in table.items()}
 
 
-def _stage(body: Mapping[str, Any], where: str) -> dict[str, Choice]:
-    stage = {k: choice(v, f"{where}, {k}") for k, v in body.items()}
+def _stage(body: Mapping[str, Any], where: str) -> dict[str, SearchParameter]:
+    stage = {k: parse_parameter(v, f"{where}, {k}") for k, v in body.items()}
     for word in ("block", "width"):
         if word not in stage:
             raise InputProblem("a stage lacks a word", where, word, "a stage needs block and width")
     told = {w for b in stage["block"].values for w in _options(b)}
-    _known(body, _STAGE | told, where)
+    _check_keys(body, _STAGE | told, where)
     return stage
 
 
@@ -118,26 +121,28 @@ def _options(name: str) -> list[str]:
     """What a block can be told."""
     return [
         p.name
-        for p in inspect.signature(block(name)).parameters.values()
+        for p in inspect.signature(find_block(name)).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name != "mask"
     ]
 
 
 def _build(
     trial: Any,
-    task: Task,
-    resolution: Choice,
-    stem: Mapping[str, Choice],
-    stages: list[dict[str, Choice]],
-    head: Mapping[str, Choice],
+    io_spec: IoSpec,
+    resolution: SearchParameter,
+    stem: Mapping[str, SearchParameter],
+    stages: list[dict[str, SearchParameter]],
+    head: Mapping[str, SearchParameter],
 ) -> ir.Model:
-    def ask(table: Mapping[str, Choice], word: str, place: str, default: Any) -> Any:
-        return table[word].ask(trial, f"{place}.{word}", task) if word in table else default
+    def ask(table: Mapping[str, SearchParameter], word: str, place: str, default: Any) -> Any:
+        return table[word].ask(trial, f"{place}.{word}", io_spec) if word in table else default
 
-    net = Net()
-    x, mask = begin(net, task, int(resolution.ask(trial, "resolution", task)) if task.kind == "picture" else 0)
-    if task.kind == "tokens":
-        x = embedded(net, x, task, int(ask(stem, "width", "stem", 64)))
+    net = NetworkBuilder()
+    x, mask = network_input(
+        net, io_spec, int(resolution.ask(trial, "resolution", io_spec)) if io_spec.kind == "image" else 0
+    )
+    if io_spec.kind == "tokens":
+        x = embed_tokens(net, x, io_spec, int(ask(stem, "width", "stem", 64)))
     elif stem and len(x.shape) > 1:
         x = net.conv_norm(
             x, int(ask(stem, "width", "stem", 16)), int(ask(stem, "kernel", "stem", 3)), int(ask(stem, "stride", "stem", 1)),
@@ -146,47 +151,47 @@ def _build(
     for number, stage in enumerate(stages, 1):
         place = f"stage{number}"
         name = ask(stage, "block", place, None)
-        _fits(name, x, task)
+        _check_block(name, x, io_spec)
         width = int(ask(stage, "width", place, x.width))
         stride = int(ask(stage, "stride", place, 1))
-        told = {w: stage[w].ask(trial, f"{place}.{w}", task) for w in _options(name) if w in stage}
+        told = {w: stage[w].ask(trial, f"{place}.{w}", io_spec) for w in _options(name) if w in stage}
         if mask is not None and name == "encoder":
             told["mask"] = mask
         for i in range(int(ask(stage, "depth", place, 1))):
-            x = block(name)(net, x, width, stride if i == 0 else 1, **told)
-    scores = answers(net, x, task, mask, int(ask(head, "width", "head", 0)))
-    return net.model({task.output: ended(net, scores, task)})
+            x = find_block(name)(net, x, width, stride if i == 0 else 1, **told)
+    scores = classifier_scores(net, x, io_spec, mask, int(ask(head, "width", "head", 0)))
+    return net.model({io_spec.output: network_output(net, scores, io_spec)})
 
 
-def _fits(name: str, x: Value, task: Task) -> None:
+def _check_block(name: str, x: Value, io_spec: IoSpec) -> None:
     """Raises InputProblem where a block cannot take what the input is."""
     takes = {"encoder": "tokens", "mlp": "vectors and tokens"}.get(name, "pictures and spectra")
-    good = {"encoder": task.kind == "tokens", "mlp": task.kind == "tokens" or len(x.shape) == 1}
-    if not good.get(name, task.kind != "tokens" and len(x.shape) > 1):
-        raise InputProblem(f"the block {name} takes {takes}", task.field.name, task.kind, "choose another space")
+    good = {"encoder": io_spec.kind == "tokens", "mlp": io_spec.kind == "tokens" or len(x.shape) == 1}
+    if not good.get(name, io_spec.kind != "tokens" and len(x.shape) > 1):
+        raise InputProblem(f"the block {name} takes {takes}", io_spec.field.name, io_spec.kind, "choose another space")
 
 
-def embedded(net: Net, x: Value, task: Task, width: int) -> Value:
+def embed_tokens(net: NetworkBuilder, x: Value, io_spec: IoSpec, width: int) -> Value:
     """Tokens [L] -> [L, width]: a learned vector for each token and each position."""
-    y = net.embedding(x, task.vocabulary, width)
-    table = net.drawn([1, task.length, width], 5000)
+    y = net.embedding(x, io_spec.vocabulary, width)
+    table = net.drawn([1, io_spec.length, width], 5000)
     start, axis = (net.constant(np.array([v], np.int64)) for v in (0, 1))
     places = net.op("Slice", [table, start, net.length(x), axis], y.shape, batch=(1,))
     return net.add(y, places)
 
 
-def answers(net: Net, x: Value, task: Task, mask: Value | None, hidden: int) -> Value:
+def classifier_scores(net: NetworkBuilder, x: Value, io_spec: IoSpec, mask: Value | None, hidden: int) -> Value:
     """The mean over all positions (of those that are not hidden), a hidden layer where wished, and a score a class."""
-    if task.kind == "tokens":
+    if io_spec.kind == "tokens":
         x = _mean(net, net.layer_norm(x), mask)
     elif len(x.shape) > 1:
         x = net.global_pool(x)
     if hidden:
         x = net.activation(net.dense(x, hidden))
-    return net.dense(x, task.classes)
+    return net.dense(x, io_spec.classes)
 
 
-def _mean(net: Net, x: Value, mask: Value | None) -> Value:
+def _mean(net: NetworkBuilder, x: Value, mask: Value | None) -> Value:
     """[L,D] -> [D], by the weights that a softmax of the mask gives: equal ones where nothing is hidden."""
     if mask is None:
         return net.op("ReduceMean", [x.name], [x.shape[-1]], axes=[1], keepdims=0)

@@ -18,12 +18,12 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from onnxpress.nas.strategies.pareto import ranks
+from onnxpress.nas.strategies.pareto import dominance_ranks
 
 VIOLATION = "violation"  # a trial's attribute: by how much it exceeds the limits, 0 where it keeps them
 
 
-class Evolution(BaseSampler):  # type: ignore[misc]
+class RegularizedEvolution(BaseSampler):  # type: ignore[misc]
     """population: finished trials that may be parents; sample: of them drawn for each child; mutations: choices changed."""
 
     def __init__(self, seed: int = 0, population: int = 20, sample: int = 8, mutations: int = 1) -> None:
@@ -49,8 +49,8 @@ class Evolution(BaseSampler):  # type: ignore[misc]
         known = parent.get(param_name)
         fits = param_name in parent and param_distribution._contains(param_distribution.to_internal_repr(known))
         if not fits:
-            return drawn(param_distribution, rng)
-        return drawn(param_distribution, rng, known) if param_name in changed else known
+            return draw_value(param_distribution, rng)
+        return draw_value(param_distribution, rng, known) if param_name in changed else known
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._children.pop(trial.number, None)
@@ -66,17 +66,17 @@ class Evolution(BaseSampler):  # type: ignore[misc]
         done.sort(key=lambda t: t.number)
         living = done[-self.population :]
         if len(study.directions) > 1:
-            front = set(leading(done, study.directions))
+            front = set(best_trials(done, study.directions))
             living = [t for i, t in enumerate(done) if i in front or i >= len(done) - self.population]
         rng = self._rng(number, "parent")
         some = [living[i] for i in rng.choice(len(living), min(self.sample, len(living)), replace=False)]
-        parent = some[int(rng.choice(leading(some, study.directions)))].params
+        parent = some[int(rng.choice(best_trials(some, study.directions)))].params
         names = sorted(parent)
         count = min(self.mutations, len(names))
         return dict(parent), frozenset(names[i] for i in rng.choice(len(names), count, replace=False))
 
 
-def leading(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
+def best_trials(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
     """Numbers of the best: those of rank 0 within the limits; where none keeps them, the one that exceeds them least."""
     signs = np.array([-1.0 if d is StudyDirection.MAXIMIZE else 1.0 for d in directions])
     losses = np.array([t.values for t in trials]) * signs
@@ -84,10 +84,10 @@ def leading(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection])
     if beyond.min() > 0:
         return [int(beyond.argmin())]
     inside = np.flatnonzero(beyond == 0)
-    return [int(i) for i in inside[ranks(losses[inside]) == 0]]
+    return [int(i) for i in inside[dominance_ranks(losses[inside]) == 0]]
 
 
-def drawn(distribution: BaseDistribution, rng: np.random.Generator, other_than: Any = None) -> Any:
+def draw_value(distribution: BaseDistribution, rng: np.random.Generator, other_than: Any = None) -> Any:
     """A value of a distribution, uniformly (on a log scale where it says so); another one than given, where there is one."""
     if isinstance(distribution, CategoricalDistribution):
         choices = [c for c in distribution.choices if c != other_than] or list(distribution.choices)

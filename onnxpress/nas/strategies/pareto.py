@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def ranks(points: np.ndarray) -> np.ndarray:
+def dominance_ranks(points: np.ndarray) -> np.ndarray:
     """Rank of each row of [N,K] losses (lower is better in every column): 0 for those that no row dominates, 1 for those
     that only rank 0 dominates, and so on (Deb et al. 2002)."""
     points = np.asarray(points, float)
@@ -24,7 +24,7 @@ def ranks(points: np.ndarray) -> np.ndarray:
     return found
 
 
-def crowding(points: np.ndarray) -> np.ndarray:
+def crowding_distance(points: np.ndarray) -> np.ndarray:
     """How alone each row stands among its neighbours, column by column; infinite at the ends (Deb et al. 2002)."""
     points = np.asarray(points, float)
     found = np.zeros(len(points))
@@ -36,21 +36,21 @@ def crowding(points: np.ndarray) -> np.ndarray:
     return found
 
 
-def best(points: np.ndarray, count: int) -> list[int]:
+def select_best(points: np.ndarray, count: int) -> list[int]:
     """Numbers of the `count` best rows: by rank, within a rank the ones that stand alone."""
-    rank = ranks(points)
+    rank = dominance_ranks(points)
     order: list[int] = []
     for level in range(int(rank.max(initial=-1)) + 1):
         inside = np.flatnonzero(rank == level)
-        alone = crowding(np.asarray(points)[inside])
+        alone = crowding_distance(np.asarray(points)[inside])
         order += inside[np.argsort(-alone, kind="stable")].tolist()
     return order[:count]
 
 
-def front(points: Sequence[Sequence[float]]) -> list[int]:
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
     """Numbers of the rows that none dominates, by the first column."""
     if not len(points):
         return []
     array = np.asarray(points, float)
-    inside = np.flatnonzero(ranks(array) == 0)
+    inside = np.flatnonzero(dominance_ranks(array) == 0)
     return [int(i) for i in inside[np.lexsort((array[inside, -1], array[inside, 0]))]]

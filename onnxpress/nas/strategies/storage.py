@@ -17,7 +17,7 @@ _RETRIES = 1  # of a candidate whose worker died
 _PATIENCE = 60.0  # seconds that a worker waits while others write to the same SQLite file
 
 
-def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
+def connect(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
     """A database with signs of life.  Raises EnvironmentProblem where it does not answer."""
     address = str(where) if "://" in str(where) else f"sqlite:///{where}"
     address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)  # the driver that the extra brings
@@ -30,38 +30,40 @@ def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
             failed_trial_callback=RetryFailedTrialCallback(max_retry=_RETRIES),
         )
     except Exception as error:  # drivers raise errors of their own
-        raise silent(where, error) from error
+        raise storage_problem(where, error) from error
 
 
-def silent(where: str | Path, error: Exception) -> EnvironmentProblem:
+def storage_problem(where: str | Path, error: Exception) -> EnvironmentProblem:
     """The problem of a database that failed; passwords are not shown."""
     reason = str(error.__cause__ or error).strip().splitlines()[0][:160]
-    return EnvironmentProblem("the study's storage does not answer", shown(where), shown(reason), "check its address")
+    return EnvironmentProblem(
+        "the study's storage does not answer", without_password(where), without_password(reason), "check its address"
+    )
 
 
-def shown(text: str | Path) -> str:
+def without_password(text: str | Path) -> str:
     """Text that holds an address, without the password."""
     return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", str(text))
 
 
-def released(storage: RDBStorage) -> None:
+def close_storage(storage: RDBStorage) -> None:
     """Close the connections, which a pool would keep open."""
     storage.remove_session()
     storage.engine.dispose()
 
 
-def names(where: str | Path) -> list[str]:
+def study_names(where: str | Path) -> list[str]:
     """The studies that a database holds."""
-    with quiet():
-        storage = connected(where)
+    with quiet_optuna():
+        storage = connect(where)
         try:
             return [str(n) for n in optuna.get_all_study_names(storage)]
         finally:
-            released(storage)
+            close_storage(storage)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """optuna without its log, and without its remarks on what is experimental."""
     import warnings
 

@@ -36,7 +36,7 @@ class Surrogate:
         return accuracy, float(self.times[rows, chosen].sum()) / self._longest
 
 
-def volume(points: list[tuple[float, float]]) -> float:
+def hypervolume(points: list[tuple[float, float]]) -> float:
     """The area that a front of (accuracy, time) covers, seen from WORST; higher is better."""
     area, fastest = 0.0, WORST[1]
     for accuracy, time in sorted(points, key=lambda p: (-p[0], p[1])):

@@ -18,9 +18,9 @@ from onnxpress.model.cut_points import sections
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.in_model import replacement_survey
-from onnxpress.nas.in_model.in_model_search import inside
-from onnxpress.nas.in_model.replacements import library, shared_widths, steps
-from onnxpress.nas.report import frontier, packed, stem, write_front
+from onnxpress.nas.in_model.in_model_search import in_model_search
+from onnxpress.nas.in_model.replacements import plan_steps, section_replacements, shared_width_replacements
+from onnxpress.nas.report import file_stem, in_model_report, pareto_front, write_front
 from onnxpress.passes.int8 import node_selection
 from onnxpress.plan.plan import apply_plan, read_plan, take_step
 from onnxpress.runtime.machine import this_machine
@@ -40,7 +40,7 @@ from tests import nets
 def test_every_replacement_can_be_made_and_touches_its_section_only(model: ir.Model, passes: set[str]) -> None:
     evidence = evidence_for(model, nets.samples(model, 12, sequence=24))
     parts = sections(evidence.model, evidence.trace)
-    offers = library(evidence, parts)
+    offers = section_replacements(evidence, parts)
     levers = {r.pass_name for options in offers for r in options}
     assert levers == passes
     before = {n.name: n for n in evidence.model.graph}
@@ -56,14 +56,14 @@ def test_every_replacement_can_be_made_and_touches_its_section_only(model: ir.Mo
 def test_replacements_of_several_sections_are_one_plan() -> None:
     model = nets.residual(width=32, blocks=2)
     evidence = evidence_for(model, nets.samples(model, 12))
-    offers = library(evidence, sections(evidence.model, evidence.trace))
+    offers = section_replacements(evidence, sections(evidence.model, evidence.trace))
     narrow = [
         next(r for r in options if r.pass_name == "prune")
         for options in offers
         if any(r.pass_name == "prune" for r in options)
     ]
     gone = next(r for options in offers for r in options if r.pass_name == "depth")
-    made = steps([*narrow[1:], gone])
+    made = plan_steps([*narrow[1:], gone])
     assert [s.pass_name for s in made] == ["depth", "prune"]
     current = evidence
     for step in made:
@@ -77,10 +77,12 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
     evidence = evidence_for(model, nets.samples(model, 4))
     found = sections(evidence.model, evidence.trace)
     timed = 0
-    for section, options in zip(found, library(evidence, found), strict=True):
+    for section, options in zip(found, section_replacements(evidence, found), strict=True):
         for offer in (o for o in options if o.pass_name == "depth"):
             whole = take_step(offer.step(), evidence, evidence.model).model
-            part = submodels.between(whole, section.source, replacement_survey.end(evidence, whole, section, offer))
+            part = submodels.between(
+                whole, section.source, replacement_survey.output_name(evidence, whole, section, offer)
+            )
             assert replacement_survey._seconds({"part": part}, evidence, section)["part"] >= 0
             timed += 1
     assert timed
@@ -91,10 +93,10 @@ def test_a_packing_s_channels_are_those_of_the_model_it_pruned() -> None:
     data = nets.samples(model, 12)
     shop = Workshop(model, data, Judge(model, data), this_machine())
     shop.exact()
-    offers = library(shop.base, sections(shop.base.model, shop.base.trace))
+    offers = section_replacements(shop.base, sections(shop.base.model, shop.base.trace))
     narrow = next(r for r in offers[1] if r.pass_name == "prune")
     gone = next(r for r in offers[2] if r.pass_name == "depth")
-    kept = shop._kept(shop.changed("some", steps([narrow, gone])))
+    kept = shop._kept(shop.changed("some", plan_steps([narrow, gone])))
     group = narrow.decisions[0]["group"]
     value = next(n for n in shop.base.model.graph if n.name == group).outputs[0].name or ""
     left = kept(value)
@@ -107,8 +109,14 @@ def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
     model = nets.mobile(width=16)
     evidence = evidence_for(model, nets.samples(model, 12))
     found = sections(evidence.model, evidence.trace)
-    shared = shared_widths(evidence, found)
-    inner = {d["group"] for options in library(evidence, found) for r in options for d in r.decisions if "group" in d}
+    shared = shared_width_replacements(evidence, found)
+    inner = {
+        d["group"]
+        for options in section_replacements(evidence, found)
+        for r in options
+        for d in r.decisions
+        if "group" in d
+    }
     assert {g.name for g in evidence.channels.groups if g.hidden} <= inner | {p.name for p, _ in shared}
     for place, offers in shared:
         group = evidence.channels.group(place.name)
@@ -123,7 +131,7 @@ def test_a_width_that_sections_share_is_a_place_of_its_own() -> None:
 
 def test_places_of_equal_work_are_timed_once_and_each_has_its_dearest_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nets.residual(width=32, blocks=3)
-    ground = replacement_survey.Ground(evidence_for(model, nets.samples(model, 24)))
+    ground = replacement_survey.ReplacementEvaluator(evidence_for(model, nets.samples(model, 24)))
     timed: list[int] = []
     real = replacement_survey._seconds
 
@@ -164,18 +172,18 @@ def test_from_a_model_to_a_file_that_a_plan_makes_again(
     )
     model = nets.residual(width=64)
     request = Request(max_drop=0.9, time_budget=30, speedup=1.2)
-    outcome = inside(model, parts, request, tmp_path / "out.onnx")
+    outcome = in_model_search(model, parts, request, tmp_path / "out.onnx")
     packings = [c for c in outcome.candidates if c.name.startswith("packed for") and not c.name.endswith("int8")]
     assert packings
     best = max(packings, key=lambda c: c.quick or 0.0)
     assert to_bytes(apply_plan(best.plan, model, parts.calibrate).model) == best.data
     write_front(outcome, tmp_path / "out.run")
     files = sorted((tmp_path / "out.run" / "front").glob("*.onnx"))
-    assert sorted(f.stem for f in files) == sorted(stem(c.name) for c in frontier(outcome))
+    assert sorted(f.stem for f in files) == sorted(file_stem(c.name) for c in pareto_front(outcome))
     for file in files:
         plan = read_plan(file.with_suffix(".json"))
         assert to_bytes(apply_plan(plan, model, parts.calibrate).model) == file.read_bytes()
-    text = packed(outcome, this_machine(), "model.onnx", "--data samples.npz")
+    text = in_model_report(outcome, this_machine(), "model.onnx", "--data samples.npz")
     for candidate in outcome.candidates:
         assert f"- {candidate.name}: " in text
     assert f"onnxpress apply front/{files[0].stem}.json model.onnx --data samples.npz" in text

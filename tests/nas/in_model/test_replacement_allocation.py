@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.nas.in_model.replacement_allocation import Packer
-from onnxpress.nas.in_model.replacement_survey import Choice
+from onnxpress.nas.in_model.replacement_allocation import ReplacementAllocator
+from onnxpress.nas.in_model.replacement_survey import PlaceOption
 from onnxpress.nas.in_model.replacements import Replacement
 
 
@@ -19,9 +19,12 @@ def some(name: str) -> Replacement:
     return Replacement(name, "prune", ())
 
 
-def places(saved: Sequence[Sequence[float]], harms: Sequence[Sequence[float]]) -> list[list[Choice]]:
+def places(saved: Sequence[Sequence[float]], harms: Sequence[Sequence[float]]) -> list[list[PlaceOption]]:
     return [
-        [Choice(None), *(Choice(some(f"{i}.{k}"), s, h) for k, (s, h) in enumerate(zip(row, alone, strict=True)))]
+        [
+            PlaceOption(None),
+            *(PlaceOption(some(f"{i}.{k}"), s, h) for k, (s, h) in enumerate(zip(row, alone, strict=True))),
+        ]
         for i, (row, alone) in enumerate(zip(saved, harms, strict=True))
     ]
 
@@ -34,11 +37,11 @@ def test_two_that_hurt_the_same_function_are_not_taken_together() -> None:
         names = {r.name for r in replaced}
         return 1.0 if {"0.0", "1.0"} <= names else 0.03 * len(names)
 
-    packer = Packer(choices, harm)
-    first = packer.pack(2.0, lambda: False)
+    packer = ReplacementAllocator(choices, harm)
+    first = packer.allocate(2.0, lambda: False)
     assert first is not None
     assert first.harm == 1.0, "the plain knapsack falls into the trap"
-    found = packer.pack(2.0, lambda: True)
+    found = packer.allocate(2.0, lambda: True)
     assert found is not None
     assert found.saved >= 2.0
     assert found.harm == pytest.approx(0.06)
@@ -46,17 +49,17 @@ def test_two_that_hurt_the_same_function_are_not_taken_together() -> None:
 
 def test_what_does_not_go_together_is_passed_over() -> None:
     choices = places([[1.0], [1.0], [1.0]], [[0.01], [0.01], [0.5]])
-    found = Packer(choices, lambda rs: math.inf if {"0.0", "1.0"} <= {r.name for r in rs} else 0.1).pack(
-        2.0, lambda: True
-    )
+    found = ReplacementAllocator(
+        choices, lambda rs: math.inf if {"0.0", "1.0"} <= {r.name for r in rs} else 0.1
+    ).allocate(2.0, lambda: True)
     assert found is not None
     assert math.isfinite(found.harm)
 
 
 def test_what_cannot_be_saved_is_no_packing() -> None:
-    packer = Packer(places([[1.0]], [[0.1]]), lambda rs: 0.1)
+    packer = ReplacementAllocator(places([[1.0]], [[0.1]]), lambda rs: 0.1)
     assert packer.most == 1.0
-    assert packer.pack(1.5, lambda: True) is None
+    assert packer.allocate(1.5, lambda: True) is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -70,14 +73,14 @@ def test_the_wish_is_kept_and_search_never_loses_to_the_first_try(seed: int, cou
         at = [int(r.name.split(".")[0]) for r in replaced]
         return float(sum(pairs[i, j] for i in at for j in at))
 
-    packer = Packer(choices, harm, seed)
+    packer = ReplacementAllocator(choices, harm, seed)
     wish = 0.5 * packer.most
-    plain, searched = packer.pack(wish, lambda: False), packer.pack(wish, lambda: True)
+    plain, searched = packer.allocate(wish, lambda: False), packer.allocate(wish, lambda: True)
     assert plain is not None
     assert searched is not None
     assert searched.saved >= wish - 1e-6
     assert searched.harm <= plain.harm
-    known = packer.made
-    again = packer.pack(wish, lambda: False)
+    known = packer.measurements
+    again = packer.allocate(wish, lambda: False)
     assert again is not None
-    assert packer.made <= known + 1, "what was measured is not measured again"
+    assert packer.measurements <= known + 1, "what was measured is not measured again"
