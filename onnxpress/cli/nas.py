@@ -42,10 +42,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def samples_options(function: F) -> F:
-    """What says which ports and samples a search is about."""
+    """Options that name the reference model and the samples of a search."""
     for option in reversed((
-        click.option("--teacher", "-t", type=click.Path(path_type=Path), help="The model to learn from, whose ports are kept."),
-        click.option("--like", type=click.Path(path_type=Path), help="Without a teacher: a model whose ports are kept."),
+        click.option("--teacher", "-t", type=click.Path(path_type=Path),
+                     help="Teacher, whose inputs and outputs the networks have."),
+        click.option("--like", type=click.Path(path_type=Path),
+                     help="Without a teacher: a model whose inputs and outputs the networks have."),
         data_options(required=True),
         click.option("--select", metavar="PATH", help="Samples to select by; default: a part of --data."),
         click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data."),
@@ -74,8 +76,8 @@ def command() -> None:
     "--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True
 )
 @click.option("--proxy", default="capacity", show_default=True,
-              help="Quality before training: capacity (MACs and parameters), macs, parameters, naswot, zen, synflow, snip, grad-norm, "
-                   "jacobian, training (a short one), or FILE.py:function.")  # fmt: skip
+              help="Quality before training: capacity (MACs and parameters), macs, parameters, naswot, zen, synflow, "
+                   "snip, grad-norm, jacobian, training (a short one), or FILE.py:function.")  # fmt: skip
 @click.option("--proxy-train-time", type=Seconds(), default="20s", show_default=True, help="Of the proxy `training`.")
 @click.option("--trials", default=200, show_default=True, help="Candidates to evaluate.")
 @click.option(
@@ -144,7 +146,8 @@ def search_command(
         result = search(evaluator, output, bar, role)
     ports_option = ["--like" if teacher is None else "--teacher", str(ports)]
     write_report(
-        Path(output), search_report(result, evaluator, shlex.join([*ports_option, *_said(source, select, validate)]))
+        Path(output),
+        search_report(result, evaluator, shlex.join([*ports_option, *_sample_options(source, select, validate)])),
     )
     _show(result, output, as_json)
     if not quiet:
@@ -214,7 +217,10 @@ def inside_command(
     folder = Path(run_folder or Path(output).with_suffix(".run"))
     write_front(outcome, folder)
     write_report(
-        folder, in_model_report(outcome, this_machine(), shlex.quote(str(model)), shlex.join(_said(source, None, None)))
+        folder,
+        in_model_report(
+            outcome, this_machine(), shlex.quote(str(model)), shlex.join(_sample_options(source, None, None))
+        ),
     )
     return ended(outcome, output, as_json, strict)
 
@@ -303,11 +309,11 @@ def build_command(
     return 0
 
 
-def _said(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
+def _sample_options(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
     """The options that name these samples."""
     given = {
-        "--data": source.path, "--labels": source.labels, "--preprocess": source.preprocess, "--tokenizer": source.tokenizer,
-        "--select": select, "--validate": validate,
+        "--data": source.path, "--labels": source.labels, "--preprocess": source.preprocess,
+        "--tokenizer": source.tokenizer, "--select": select, "--validate": validate,
     }  # fmt: skip
     return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])
 
@@ -331,7 +337,8 @@ def _show(result: NasResult, output: str, as_json: bool) -> None:
     duplicates = sum(t.duplicate_of is not None for t in result.trials)
     console.out(f"{len(result.trials)} candidates evaluated, {duplicates} of them duplicates of earlier ones")
     console.table(
-        [("trained", "left"), ("score", "right"), ("ms", "right"), ("speed-up", "right"), ("weights", "right"), ("MACs", "right")],
+        [("network", "left"), ("score", "right"), ("ms", "right"), ("speed-up", "right"), ("weights", "right"),
+         ("MACs", "right")],
         [[("* " if f.on_front else "  ") + f.name, f"{f.score.value:.4f}", f"{f.ms:.3f}",
           f"{result.timing.ratio(f.name).speedup:.2f} "
           f"{console.interval(result.timing.ratio(f.name).low, result.timing.ratio(f.name).high, 2)}",
@@ -340,6 +347,7 @@ def _show(result: NasResult, output: str, as_json: bool) -> None:
     if result.networks:
         score = result.networks[0].score
         console.out(
-            f"* on the Pareto front; {score.metric} on {score.samples} validation samples, the original {score.reference:.4f}"
+            f"* on the Pareto front; {score.metric} on {score.samples} validation samples, "
+            f"the original {score.reference:.4f}"
         )
     console.out(f"speed-up: over the reference model; files in {output}/front, `nas build` makes each again")

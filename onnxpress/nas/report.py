@@ -34,16 +34,17 @@ def search_report(result: NasResult, evaluator: Evaluator, samples: str) -> str:
     return "\n".join([
         f"# Search in {request.space}",
         "",
-        f"{len(result.trials)} candidates evaluated ({duplicates} duplicates of earlier ones, {beyond} beyond a limit), "
-        f"{result.seconds:.0f} s; strategy {request.strategy}, proxy {request.proxy}, seed {request.seed}.",
+        f"{len(result.trials)} candidates evaluated ({duplicates} duplicates of earlier ones, "
+        f"{beyond} beyond a limit), {result.seconds:.0f} s; strategy {request.strategy}, "
+        f"proxy {request.proxy}, seed {request.seed}.",
         "",
         f"Machine: {evaluator.machine.text()}",
         "",
         *_table([_COLUMNS[0], metric, *_COLUMNS[1:]], [_network_row(n, ratios[n.name]) for n in result.networks]),
         "",
         *(f"- {note}" for note in result.notes),
-        "Bold: on the Pareto front, with a file in `front/`.  Scores are on the validation samples; latency is from one "
-        "interleaved run with one thread.",
+        "Bold: on the Pareto front, with a file in `front/`.  Scores are on the validation samples; latency is from "
+        "one interleaved run with one thread.",
         "",
         "## How to make each file again",
         "",

@@ -90,7 +90,9 @@ class NasRequest:
 
     @property
     def maximizes_quality_only(self) -> bool:
-        """Whether latency is limited and there are no aims, so that candidates within the limit differ in quality only."""
+        """Whether latency is limited and there are no aims, so that candidates within the limit differ in quality
+        only.
+        """
         return math.isfinite(self.latency) and not self.aims
 
     @property

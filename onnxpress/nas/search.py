@@ -1,7 +1,8 @@
 """Architecture search: many candidates are evaluated by a proxy and by latency, the best are trained and written.
 
-In the first part a strategy proposes candidates, which are scored by a proxy and timed against an anchor.  In the second
-part promising candidates are trained by successive halving.  The result is the Pareto front of score and latency.
+In the first part a strategy proposes candidates, which are scored by a proxy and timed against an anchor.  In the
+second part promising candidates are trained by successive halving.  The result is the Pareto front of score and
+latency.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class _SearchRun:
 
     def train(self, study: Study) -> NasResult:
         """Train the promising candidates, and time the trained ones."""
-        request, evaluator = self.request, self.evaluator
+        request = self.request
         limited = limit_trainees(request, (1 - _EVALUATION_FRACTION - _THROUGHPUT_FRACTION) * request.time_budget)
         selected = select_promising(self._penalize_slow_training(study.results(), limited), limited)
         if not selected:
@@ -197,7 +198,9 @@ class _SearchRun:
         return [self._network(t, by_number[t.number], judge) for t in last]
 
     def _time(self, networks: list[FoundNetwork]) -> tuple[Comparison, bool]:
-        """Time the networks against the anchor, set their latency and the front; whether one meets the latency limit."""
+        """Time the networks against the anchor, set their latency and the front; whether one meets the latency
+        limit.
+        """
         request, evaluator = self.request, self.evaluator
         models: dict[str, ir.Model | bytes | str] = {
             "anchor": evaluator.reference,

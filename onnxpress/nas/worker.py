@@ -1,7 +1,7 @@
 """Workers of a search, on this machine or on others that reach the study's storage.
 
-A worker needs the samples and the model with which the search was begun; the request is stored with the study.  The search
-itself is a worker, too, and trains the best candidates afterwards.
+A worker needs the samples and the model with which the search was begun; the request is stored with the study.  The
+search itself is a worker, too, and trains the best candidates afterwards.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def evaluate_candidates(
     on_result: Callable[[TrialResult], None] | None = None,
     heartbeat: float = HEARTBEAT,
 ) -> int:
-    """Evaluate candidates in a role until there are enough or time is over; returns the number of latencies for others."""
+    """Evaluate candidates in a role until there are enough or time is over; returns the number of latencies for
+    others.
+    """
     trials = evaluator.request.trials
     if role == "both":
         study.run(trial_builder(evaluator, study, None, in_time), trials, on_result, in_time)

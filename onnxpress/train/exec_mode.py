@@ -1,8 +1,8 @@
 """Execution mode of training: the precision of matrix products and the memory layout of images.
 
-With bfloat16, weights, optimizer moments and losses stay in 32 bits, and the inputs of the operators on torch's autocast
-list are rounded (Micikevicius et al. 2018, Kalamkar et al. 2019).  This suits untrained weights, which learn from many
-noisy steps; fine-tuning changes weights by less than the rounding error and uses 32 bits.
+With bfloat16, weights, optimizer moments and losses stay in 32 bits, and the inputs of the operators on torch's
+autocast list are rounded (Micikevicius et al. 2018, Kalamkar et al. 2019).  This suits untrained weights, which learn
+from many noisy steps; fine-tuning changes weights by less than the rounding error and uses 32 bits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tasks of each kind, small, and samples for them."""
+"""Small input and output specifications of each kind, and samples for them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from onnxpress.nas.spaces.io_spec import IoSpec
 from onnxpress.train.augmentations import InputField
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
-PICTURE = IoSpec(InputField("image", "image", 1, (2, 3)), (3, 16, 16), FLOAT, "scores", 10, 16)
-LAST = IoSpec(InputField("image", "image", 3, (1, 2)), (16, 16, 3), FLOAT, "scores", 10, 8)
-SPECTRUM = IoSpec(InputField("sound", "spectrogram", 3, (1, 2)), (49, 10, 1), FLOAT, "scores", 12, 16)
-ROWS = IoSpec(InputField("sound", "spectrogram", None, (1, 2)), (40, 8), FLOAT, "scores", 12, 16)
+IMAGE = IoSpec(InputField("image", "image", 1, (2, 3)), (3, 16, 16), FLOAT, "scores", 10, 16)
+CHANNELS_LAST = IoSpec(InputField("image", "image", 3, (1, 2)), (16, 16, 3), FLOAT, "scores", 10, 8)
+SPECTROGRAM = IoSpec(InputField("sound", "spectrogram", 3, (1, 2)), (49, 10, 1), FLOAT, "scores", 12, 16)
+FLAT_SPECTROGRAM = IoSpec(InputField("sound", "spectrogram", None, (1, 2)), (40, 8), FLOAT, "scores", 12, 16)
 VECTOR = IoSpec(InputField("row", "vector"), (20,), FLOAT, "scores", 3, 16)
 TOKENS = IoSpec(
     InputField("ids", "tokens", None, (1,), 1.0, 0, "mask"), (12,), INT, "scores", 2, 16, (("mask", INT),), 100, 32
@@ -23,5 +23,5 @@ def batch(io_spec: IoSpec, count: int = 1, length: int = 12, seed: int = 0) -> d
     rng = np.random.default_rng(seed)
     if io_spec.kind == "tokens":
         ids = {"ids": rng.integers(1, io_spec.vocabulary, (count, length))}
-        return ids if not io_spec.others else {**ids, "mask": np.ones((count, length), np.int64)}
+        return ids if not io_spec.other_inputs else {**ids, "mask": np.ones((count, length), np.int64)}
     return {io_spec.field.name: rng.standard_normal((count, *io_spec.shape)).astype(np.float32)}

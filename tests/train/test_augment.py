@@ -191,7 +191,9 @@ def test_the_same_draw_gives_the_same_batch() -> None:
 
 
 def test_auto_leaves_out_what_changes_the_answers() -> None:
-    """The first teacher evaluations at which side is brighter, the second at the whole: flips are for the second only."""
+    """The first teacher evaluations at which side is brighter, the second at the whole: flips are for the second
+    only.
+    """
     x = numbers(3, 16, 16)
     x[:, :, :, :8] += np.where(np.arange(12) % 2, 2, -2).reshape(12, 1, 1, 1).astype(F)
     data = dataset(x=x)

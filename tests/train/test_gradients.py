@@ -1,7 +1,7 @@
 """Every differentiable operator's gradient against finite differences, in float64.
 
-The cases cover the registry: an operator (or a version of one) without a case, or an input that carries gradients and is
-in no case, fails `test_every_operator_has_a_case`.
+The cases cover the registry: an operator (or a version of one) without a case, or an input that carries gradients and
+is in no case, fails `test_every_operator_has_a_case`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Trained models of a zoo (ONNXPRESS_ZOO: a folder with cases.py) as programs: onnxruntime's numbers, gradients everywhere."""
+"""Trained models of a zoo (ONNXPRESS_ZOO: a folder with cases.py) as programs: onnxruntime's numbers, gradients
+everywhere.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Training of candidates from random weights towards a teacher or labels, with evaluation on the selection samples.
 
-Successive halving (Jamieson and Talwalkar 2016): all candidates are trained for a short time, then the better half, and so
-on, each round from the weights of the one before.  Half of the time is that of the last round, whose students are the
-result; the other rounds share the rest equally.  All trainings use the same batches, so that the teacher runs once.
+Successive halving (Jamieson and Talwalkar 2016): all candidates are trained for a short time, then the better half, and
+so on, each round from the weights of the one before.  Half of the time is that of the last round, whose students are
+the result; the other rounds share the rest equally.  All trainings use the same batches, so that the teacher runs once.
 """
 
 from __future__ import annotations

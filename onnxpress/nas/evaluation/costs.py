@@ -1,6 +1,6 @@
-"""What a candidate costs by counting: multiply-accumulates, parameters, bytes, and memory at its fullest.
+"""Costs of a candidate: multiply-accumulates, parameters, bytes, and peak memory.
 
-Counted from the shapes that stand in the file (the builder writes them all), so that thousands are counted without a run;
+They are counted from the shapes that the file declares (the builder declares all of them), so that no run is needed;
 a file without them is run once.
 """
 
@@ -21,7 +21,13 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Costs:
-    """macs, for one sample; parameters; bytes of the weights; peak: bytes of values that are alive at once, at most."""
+    """Costs of a network.
+
+    macs: multiply-accumulates for one sample.
+    parameters: number of parameters.
+    bytes: size of the weights.
+    peak_memory: maximum of the bytes of inner values alive at once.
+    """
 
     macs: int
     parameters: int
@@ -30,7 +36,7 @@ class Costs:
 
 
 def count_costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
-    """sample: inputs of one sample, batch axis first."""
+    """Costs of a network.  sample: inputs of one sample, batch axis first."""
     shapes = declared_shapes(model, sample) or trace(model, sample)
     work = sum(counts.macs(model, shapes).values())
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
@@ -38,7 +44,7 @@ def count_costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
 
 
 def declared_shapes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
-    """Shapes as the file states them, free axes as in the sample; None where one is missing."""
+    """Shapes that the file declares, with free axes as in the sample; None where a shape is missing."""
     sizes: dict[str, int] = {}
     for value in model.graph.inputs:
         for dim, size in zip(value.shape or (), sample[value.name or ""].shape, strict=False):
@@ -57,7 +63,7 @@ def declared_shapes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace 
 
 
 def peak_memory(model: ir.Model, shapes: Trace) -> int:
-    """Bytes of inner values that are alive together, at the fullest moment of a run in the file's order."""
+    """Maximum of the bytes of inner values alive at once, in a run in the file's order."""
     graph = model.graph
     last = {v: i for i, node in enumerate(graph) for v in node.inputs if v is not None}
     last.update(dict.fromkeys(graph.outputs, len(graph)))

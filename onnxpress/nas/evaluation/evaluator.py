@@ -1,8 +1,8 @@
-"""Evaluation of candidates: a network is built from a trial's choices, its costs are counted, a proxy and latency measured.
+"""Evaluation of candidates: building the network of a trial, and measuring costs, proxy and latency.
 
-It holds what all workers of a search share: the space, the inputs and outputs, and a study name that differs where any of
-it does.  Roles: "both" scores and times candidates, "train" scores them and requests their latency, "latency" only times
-them.
+It holds what all workers of a search share: the space, the inputs and outputs, and a study name that differs where any
+of it does.  Roles: "both" scores and times candidates, "train" scores them and requests their latency, "latency" only
+times them.
 """
 
 from __future__ import annotations

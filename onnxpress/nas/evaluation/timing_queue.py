@@ -1,8 +1,8 @@
 """Queue of networks to time, so that latency is measured on machines of the right kind only.
 
-A worker with the role "train" puts its trial into the queue and goes on; one with the role "latency" claims the requests
-one by one (a claim is atomic in the storage), builds the network from the trial's choices and times it.  Requests are
-trials of a second study; the request of a worker that died is claimed again.
+A worker with the role "train" puts its trial into the queue and goes on; one with the role "latency" claims the
+requests one by one (a claim is atomic in the storage), builds the network from the trial's choices and times it.
+Requests are trials of a second study; the request of a worker that died is claimed again.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The model is cut where all computation passes through one value.  Each place has cheaper replacements, which are made in
 closed form (`replacements`), measured (`replacement_survey`) and allocated for the latency to save
-(`replacement_allocation`).  Savings do not quite add up, so the whole model is timed, and where it is too slow or faster
-than needed, allocated again for another saving.  With int8 the replacements need to save less.  Where there is training
-time, the best candidates are trained towards the original.
+(`replacement_allocation`).  Savings do not quite add up, so the whole model is timed, and where it is too slow or
+faster than needed, allocated again for another saving.  With int8 the replacements need to save less.  Where there is
+training time, the best candidates are trained towards the original.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A multiple-choice knapsack decides by the loss increases of the options, each measured alone.  These do not add up: two
 changes may harm the same function, or compensate each other.  So the loss increase of each allocation is measured, too,
-the places are weighted differently, and weights that lead to better allocations are kept (as SPDY does for layers: Frantar
-and Alistarh 2022).
+the places are weighted differently, and weights that lead to better allocations are kept (as SPDY does for layers:
+Frantar and Alistarh 2022).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Survey of the replacements at each place of a model: the latency that they save, and the loss increase.
 
-A place is a section between two values through which all computation passes, or a width that several sections share.  The
-latency of a replacement is measured on its place alone, interleaved with the original; its loss increase on the whole
-model, on samples that the refit did not use.
+A place is a section between two values through which all computation passes, or a width that several sections share.
+The latency of a replacement is measured on its place alone, interleaved with the original; its loss increase on the
+whole model, on samples that the refit did not use.
 """
 
 from __future__ import annotations

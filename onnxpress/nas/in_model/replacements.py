@@ -1,7 +1,7 @@
-"""What can stand in the place of a section, or of a width that several share: levers of the passes, as decisions that a plan can hold.
+"""Replacements of a section, or of a width that several sections share, as decisions of passes that a plan can hold.
 
-Nothing (whole blocks), narrower, thinner factors, smaller and separable kernels, attention of linear cost; each made in closed form from what is
-there (the passes' repair), so that it needs no training to be looked at.
+A block is removed, channels pruned, layers factored, kernels made smaller or separable, attention made linear.  All
+are made in closed form with the passes' refit, so that they can be measured without training.
 """
 
 from __future__ import annotations
@@ -29,19 +29,23 @@ LEAST_SQUARES = "least-squares"
 
 @dataclass(frozen=True)
 class Replacement:
-    """name: what is done; pass_name and decisions: how."""
+    """A replacement.
+
+    name: what is done.
+    pass_name, decisions: how.
+    """
 
     name: str
     pass_name: str
     decisions: tuple[Decision, ...]
 
     def step(self, repair: str = LOCAL) -> Step:
-        """Alone; repaired nearby, where the pass knows the difference, so that many can be looked at."""
+        """The replacement as a plan step; refitted locally where the pass supports it, which is fast."""
         return Step(self.pass_name, (*self.decisions, {"repair": _repair_of(self.pass_name, repair)}))
 
 
 def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
-    """For every section its replacements; none for one that has none."""
+    """The replacements of each section."""
     narrow = PRUNE.options(evidence.model, evidence)
     factored = LOWRANK.options(evidence.model, evidence)
     kernels = KERNELS.options(evidence.model, evidence)
@@ -59,7 +63,7 @@ def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[l
 
 
 def plan_steps(chosen: Sequence[Replacement], repair: str = LEAST_SQUARES) -> list[Step]:
-    """All of them as the steps of one plan.  repair: FULL, LOCAL or "none"."""
+    """The replacements as steps of one plan.  repair: LEAST_SQUARES, LOCAL or "none"."""
     made = []
     for name in PASS_ORDER:
         decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
@@ -69,12 +73,12 @@ def plan_steps(chosen: Sequence[Replacement], repair: str = LEAST_SQUARES) -> li
 
 
 def _repair_of(pass_name: str, repair: str) -> str:
-    """Only behind blocks that are gone does much depend on how far the repair reaches."""
+    """The repair of a pass: only for removed blocks does a local refit differ."""
     return LEAST_SQUARES if repair == LOCAL and pass_name != DEPTH.name else repair
 
 
 def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
-    """The blocks of the section: each, the largest first."""
+    """Removal of each block of the section, the largest first."""
     mine = [b for b in removable(evidence)[0] if b.nodes and inside(b.nodes, section)]
     seen: set[frozenset[str]] = set()
     for block in sorted(mine, key=lambda b: -b.macs):
@@ -84,7 +88,7 @@ def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
 
 
 def shared_width_replacements(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
-    """Every width that several sections share, on the stretch from the first of them to the last."""
+    """Replacements of each width that several sections share, with the range from the first to the last of them."""
     options = PRUNE.options(evidence.model, evidence)
     made = []
     for group in evidence.channels.groups:
@@ -102,7 +106,7 @@ def shared_width_replacements(evidence: Evidence, found: Sequence[Section]) -> l
 
 
 def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
-    """Every inner width at a share of what it is; and fewer heads, or groups, which lie across several axes."""
+    """All internal widths at a fraction; and fewer attention heads, or groups, which are slices of several axes."""
     groups = [g for g in evidence.channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
     yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
     sliced = [g for g in groups if g.sliced]
@@ -111,7 +115,7 @@ def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -
 
 
 def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) -> Iterator[Replacement]:
-    """All the groups at a share of their width, on the widths that this CPU likes."""
+    """All groups at a fraction of their width, rounded to widths that are fast on this CPU."""
     seen = set()
     for share in _KEPT_FRACTIONS:
         decisions = []
@@ -128,6 +132,7 @@ def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) ->
 
 
 def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    """Smaller and separable kernels."""
     for form in ("smaller", "separable"):
         mine = [o for o in options if o.unit in section.nodes and o.decision["form"] == form]
         if mine:
@@ -135,13 +140,14 @@ def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacemen
 
 
 def _linear(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+    """Attention of linear cost."""
     mine = [o for o in options if o.unit in section.nodes]
     if mine:
         yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.decision for o in mine))
 
 
 def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -> Iterator[Replacement]:
-    """Every layer at a share of its work, in the form that loses least there."""
+    """Each layer at a fraction of its MACs, in the form with the lowest loss increase."""
     mine = [o for o in options if o.unit in section.nodes]
     seen = set()
     for share in _KEPT_FRACTIONS:
@@ -157,7 +163,7 @@ def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -
 
 
 def _layer_macs(option: Option, evidence: Evidence) -> float:
-    """Multiply-accumulates of the layer an option speaks of."""
+    """Multiply-accumulates of the layer of an option."""
     from onnxpress.model.counts import node_macs
 
     node = next(n for n in evidence.model.graph if n.name == option.unit)

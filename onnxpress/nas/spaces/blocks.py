@@ -1,7 +1,7 @@
-"""Building blocks: each takes a value and gives one of another width, at half the size where `stride` is 2.
+"""Building blocks: functions of a value that return one of another width, at half the size where `stride` is 2.
 
-What a block can be told (kernel, expansion, act, squeeze, heads) stands in its keywords, so that a space names them; a block
-keeps a shortcut where shapes allow, and projects it where they do not.
+The options of a block (kernel, expansion, act, squeeze, heads) are its keyword arguments, which a search space
+names.  A block has a shortcut where shapes agree, and a projection shortcut otherwise, unless its docstring says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _round_width(width: float) -> int:
 
 
 def shortcut(net: NetworkBuilder, x: Value, like: Value, stride: int) -> Value:
-    """The input as the block's end needs it: itself, or a 1x1 projection."""
+    """The input in the shape of the block's output: unchanged, or by a 1x1 projection."""
     if x.shape == like.shape:
         return x
     return net.conv_norm(x, like.shape[0], 1, stride, act="")
@@ -61,7 +61,7 @@ def inverted(
     net: NetworkBuilder, x: Value, width: int, stride: int = 1, *,
     kernel: int = 3, expansion: float = 4, act: str = "relu", squeeze: bool = False,
 ) -> Value:  # fmt: skip
-    """1x1 up, depthwise, (squeeze-and-excitation), 1x1 down, linear end (Sandler et al. 2018)."""
+    """1x1 expansion, depthwise, (squeeze-and-excitation), linear 1x1 projection (Sandler et al. 2018)."""
     inner = _round_width(x.shape[0] * expansion)
     y = net.conv_norm(x, inner, 1, act=act) if inner != x.shape[0] else x
     y = net.activation(net.norm(net.depthwise(y, kernel, stride)), act)
@@ -72,7 +72,7 @@ def inverted(
 
 
 def squeeze_excite(net: NetworkBuilder, x: Value, ratio: float = 0.25) -> Value:
-    """Squeeze-and-excitation (Hu et al. 2018): channels weighed by what the whole picture says."""
+    """Squeeze-and-excitation (Hu et al. 2018): channels are scaled by a function of their means."""
     ones = [1] * (len(x.shape) - 1)
     mean = net.op("GlobalAveragePool", [x.name], [x.shape[0], *ones])
     small = net.activation(net.conv(mean, _round_width(x.shape[0] * ratio), 1, bias=True))
@@ -90,7 +90,9 @@ def convnext(
     expansion: float = 4,
     act: str = "gelu",
 ) -> Value:
-    """Depthwise, normalization, two 1x1 with an activation between (Liu et al. 2022); batch normalization, which folds."""
+    """Depthwise, normalization, two 1x1 with an activation between (Liu et al. 2022); with batch normalization,
+    which folds.
+    """
     if stride > 1 or x.shape[0] != width:
         x = net.norm(net.conv(x, width, 3 if stride > 1 else 1, stride))
     y = net.norm(net.depthwise(x, kernel))
@@ -99,21 +101,21 @@ def convnext(
 
 
 def vgg(net: NetworkBuilder, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu") -> Value:
-    """One convolution, no shortcut."""
+    """One convolution, without shortcut."""
     return net.conv_norm(x, width, kernel, stride, act=act)
 
 
 def separable(
     net: NetworkBuilder, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu"
 ) -> Value:
-    """Depthwise and 1x1, each with normalization and activation (Howard et al. 2017), with a shortcut where it fits."""
+    """Depthwise and 1x1, each with normalization and activation (Howard et al. 2017); a shortcut where shapes agree."""
     y = net.activation(net.norm(net.depthwise(x, kernel, stride)), act)
     y = net.conv_norm(y, width, 1, act=act)
     return net.add(y, x) if y.shape == x.shape else y
 
 
 def mlp(net: NetworkBuilder, x: Value, width: int, stride: int = 1, *, act: str = "relu") -> Value:
-    """A linear layer and an activation, with a shortcut where the widths agree."""
+    """A linear layer and an activation; a shortcut where widths agree."""
     y = net.activation(net.dense(x, width), act)
     return net.add(y, x) if y.shape == x.shape else y
 
@@ -122,12 +124,15 @@ def encoder(
     net: NetworkBuilder, x: Value, width: int, stride: int = 1, *,
     heads: int = 4, expansion: float = 4, act: str = "gelu", mask: Value | None = None,
 ) -> Value:  # fmt: skip
-    """Self-attention and a feed-forward part, normalized first (pre-norm Transformer).  [L,D] -> [L,width].
+    """Self-attention and a feed-forward part with pre-normalization (pre-norm Transformer).  [L,D] -> [L,width].
 
-    mask: [L] of 1 and 0 beside the tokens; what is 0 is not attended to.  Raises InputProblem where the heads do not divide.
+    mask: what is added to the attention scores (None: no mask).
+    Raises InputProblem where the number of heads does not divide the width.
     """
     if width % heads:
-        raise InputProblem("heads do not divide the width", "encoder", f"{width} by {heads}", "choose another number")
+        raise InputProblem(
+            "the number of heads does not divide the width", "encoder", f"{width} by {heads}", "change one"
+        )
     if x.shape[-1] != width:
         x = net.dense(x, width)
     x = net.add(x, attention(net, net.layer_norm(x), heads, mask))
@@ -136,7 +141,7 @@ def encoder(
 
 
 def attention(net: NetworkBuilder, x: Value, heads: int, mask: Value | None) -> Value:
-    """Multi-head self-attention as plain operators, as exporters write it."""
+    """Multi-head self-attention in standard operators, as exporters write it."""
     width = x.shape[-1]
     inner = width // heads
     free = net.constant(np.array([0, -1, heads, inner], np.int64))
@@ -174,7 +179,7 @@ BLOCKS: dict[str, Block] = {
 
 
 def find_block(name: str) -> Block:
-    """A block by name; raises InputProblem for one that does not exist."""
+    """A block by name.  Raises InputProblem for an unknown one."""
     if name not in BLOCKS:
         raise InputProblem("unknown block", name, "", f"one of {', '.join(BLOCKS)}")
     return BLOCKS[name]

@@ -1,7 +1,8 @@
-"""Cells of four nodes and six edges, each edge one of five operations (Dong and Yang 2020, NAS-Bench-201), in a fixed skeleton.
+"""Cells of four nodes and six edges with five operations (NAS-Bench-201, Dong and Yang 2020), in a fixed skeleton.
 
-A node is the sum of what its edges bring from the nodes before it.  Many of the 15,625 assignments mean the same
-function (a `none` cuts, a `skip` joins, sums do not care for order): `meaning` tells which, so that each is scored once.
+A node is the sum of the results of its edges from earlier nodes.  Many of the 15,625 assignments compute the same
+function (a `none` removes an edge, a `skip` merges nodes, sums commute): `canonical_form` is equal for them, so that
+each function is evaluated once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def all_cells() -> Iterator[Cell]:
 
 
 def unique_cells() -> list[Cell]:
-    """One assignment for each meaning, the first in the order of `every`; the one that says nothing is left out."""
+    """One assignment per canonical form, the first in the order of `all_cells`; without those that do not use the
+    input.
+    """
     found: dict[str, Cell] = {}
     for cell in all_cells():
         found.setdefault(canonical_form(cell), cell)
@@ -38,9 +41,10 @@ def unique_cells() -> list[Cell]:
 
 
 def canonical_form(cell: Cell) -> str:
-    """The function of a cell as an expression in which equal functions read alike; "" where nothing arrives.
+    """The function of a cell as an expression that is equal for equal functions; "" where the input is not used.
 
-    An operation whose result is used several times is marked: it has one set of weights where two like it have two.
+    An operation whose result is used several times is marked, since it has one set of weights, where two equal
+    operations have two.
     """
     sums: list[list[_Term]] = [[("x", -1, ())]]
     for node in range(1, _NODES):
@@ -73,9 +77,9 @@ def _expression(terms: Sequence[_Term], times: Mapping[int, int]) -> str:
 
 
 def cell_space(trial: Any, io_spec: IoSpec) -> ir.Model:
-    """The cell, how often it stands in each of three stacks, and the first stack's width."""
+    """The search space: the cell, its repetitions in each of three stacks, and the width of the first stack."""
     cell = tuple(trial.suggest_categorical(f"edge{a}{b}", list(OPERATIONS)) for a, b in EDGES)
-    if not canonical_form(cell):  # nothing would arrive: the direct edge is opened
+    if not canonical_form(cell):  # the output would not depend on the input: connect them
         cell = tuple("skip" if edge == (0, _NODES - 1) else o for edge, o in zip(EDGES, cell, strict=True))
     depth = trial.suggest_int("depth", 1, 3)
     width = trial.suggest_int(
@@ -85,16 +89,15 @@ def cell_space(trial: Any, io_spec: IoSpec) -> ir.Model:
 
 
 def build_cell_network(cell: Cell, io_spec: IoSpec, depth: int = 1, width: int = 16) -> ir.Model:
-    """Three stacks of cells of one, two and four times the width, halved in size between.
+    """Three stacks of cells of one, two and four times the width, with a stride of two between them.
 
-    Raises InputProblem for inputs that are neither pictures nor spectra, and for a cell that lets nothing through.
+    Raises InputProblem for inputs that are neither images nor spectrograms, and for a cell that does not use its
+    input.
     """
     if io_spec.kind not in ("image", "spectrogram"):
-        raise InputProblem(
-            "cells are for pictures and spectra", io_spec.field.name, io_spec.kind, "choose another space"
-        )
+        raise InputProblem("cells need images or spectrograms", io_spec.field.name, io_spec.kind, "use another space")
     if not canonical_form(cell):
-        raise InputProblem("nothing passes this cell", " ".join(cell), "", "choose another cell")
+        raise InputProblem("the output does not depend on the input", " ".join(cell), "", "use another cell")
     net = NetworkBuilder()
     x, _ = network_input(net, io_spec)
     x = net.conv_norm(x, width, 3)
@@ -107,7 +110,7 @@ def build_cell_network(cell: Cell, io_spec: IoSpec, depth: int = 1, width: int =
 
 
 def _add_cell(net: NetworkBuilder, x: Value, cell: Sequence[str]) -> Value:
-    """One cell; edges that lead nowhere are not written."""
+    """Add one cell; edges to unused nodes are left out."""
     nodes: list[Value | None] = [x]
     needed = _needed_nodes(cell)
     for node in range(1, _NODES):
@@ -127,7 +130,7 @@ def _add_cell(net: NetworkBuilder, x: Value, cell: Sequence[str]) -> Value:
 
 
 def _needed_nodes(cell: Sequence[str]) -> set[int]:
-    """The nodes that the last one depends on."""
+    """The nodes on which the last one depends."""
     needed = {_NODES - 1}
     for (source, target), operation in reversed(list(zip(EDGES, cell, strict=True))):
         if target in needed and operation != "none":
@@ -144,7 +147,7 @@ def _operation(net: NetworkBuilder, x: Value, operation: str) -> Value:
 
 
 def _downsample(net: NetworkBuilder, x: Value, width: int) -> Value:
-    """A residual block of stride two between the stacks."""
+    """A residual block of stride two."""
     y = net.conv_norm(net.conv_norm(x, width, 3, 2), width, 3, act="")
     short = net.conv_norm(net.pool(x, 3, 2, "average"), width, 1, act="")
     return net.activation(net.add(y, short))

@@ -1,4 +1,4 @@
-"""What a candidate must take and give, told from samples: kind and shape of the inputs, number and name of the answers."""
+"""Inputs and outputs of candidates, inferred from samples: kind and shape of the inputs, number of classes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ from onnxpress.train.augment import input_fields
 from onnxpress.train.augmentations import InputField
 
 KINDS = ("image", "spectrogram", "vector", "tokens")
-_MARGIN = 1.25  # times the vocabulary and the length that the samples show, for texts to come
+_MARGIN = 1.25  # of vocabulary and length over those of the samples
 _INSPECTED_SAMPLES = 256
-_MASKED = -1e9  # added to the scores of what the mask hides
+_MASKED = -1e9  # added to the scores of masked positions
 
 
 @dataclass(frozen=True)
 class IoSpec:
-    """field: the input that is looked at; shape: its size, without the batch; other_inputs: inputs that come along.
+    """Inputs and outputs of a network.
 
-    classes: answers; output: their name; probabilities: whether they add up to one; input_names: the inputs' names;
-    channel_multiple: channels that kernels of this CPU take at once; vocabulary, length: of tokens.
+    field: the main input.
+    shape: of the main input, without the batch axis.
+    dtype: of the main input.
+    output: name of the output.
+    classes: number of classes.
+    channel_multiple: number of channels that kernels of this CPU process at once.
+    other_inputs: names and types of further inputs.
+    vocabulary, length: of tokens.
+    probabilities: whether the output holds probabilities.
+    input_names: of all inputs, in order.
     """
 
     field: InputField
@@ -42,15 +50,19 @@ class IoSpec:
 
     @property
     def kind(self) -> str:
+        """Kind of the main input: one of KINDS."""
         return self.field.kind
 
 
 def io_spec_from_samples(
     parts: Sequence[Dataset], classes: int, output: str, machine: Machine, probabilities: bool = False
 ) -> IoSpec:
-    """The io_spec that samples describe: the first part's, and of all parts the tokens that occur.
+    """The specification that samples define: by the first part, and for tokens by all parts.
 
-    Raises InputProblem where no input is a picture, a spectrum, a vector or tokens, several are, or sizes differ.
+    parts: samples.
+    classes, output, probabilities: see IoSpec.
+    machine: this machine. Raises InputProblem where there is not exactly one image, spectrogram, vector or token
+        input, or where sizes differ.
     """
     data = parts[0]
     sig = data.signature
@@ -60,7 +72,7 @@ def io_spec_from_samples(
     if len(chosen) != 1:
         names = ", ".join(f"{f.name}: {f.kind}" for f in found) or ", ".join(sig.input_names)
         raise InputProblem(
-            "a search space needs one input to look at", names, f"{len(chosen)} could be", "write a space of your own"
+            "a search space needs one main input", names, f"found {len(chosen)}", "write a space of your own"
         )
     field = chosen[0]
     first = data[0].inputs[field.name]
@@ -73,12 +85,12 @@ def io_spec_from_samples(
         length = int(max(a.shape[1] for a in seen) * _MARGIN) + 1
     elif other_inputs:
         raise InputProblem(
-            "a search space needs one input", ", ".join(sig.input_names), "", "write a space of your own"
+            "a search space needs a single input", ", ".join(sig.input_names), "", "write a space of your own"
         )
     elif len(sizes := {s.inputs[field.name].shape for s in data.take(_INSPECTED_SAMPLES)}) > 1:
         some = " and ".join(str(list(size)) for size in sorted(sizes)[:2])
         raise InputProblem(
-            "samples of several sizes", field.name, some, "bring them to one size, or write a space of your own"
+            "samples differ in size", field.name, some, "resize them, or write a search space of your own"
         )
     return IoSpec(
         field, first.shape[1:], spec.dtype, output, classes, machine.conv_block, other_inputs, vocabulary, length,
@@ -87,9 +99,10 @@ def io_spec_from_samples(
 
 
 def network_input(net: NetworkBuilder, io_spec: IoSpec, resolution: int = 0) -> tuple[Value, Value | None]:
-    """The input in the form that blocks take, and what is added to attention scores (None: nothing is hidden).
+    """The main input in the form that blocks accept, and the attention mask (None: no mask).
 
-    Pictures [C,H,W] (at `resolution`, 0: as they are), spectra [features, time], vectors [D]; tokens [L] as numbers.
+    Images [C,H,W] (resized to `resolution`, 0: unchanged), spectrograms [features, time], vectors [D], token ids
+    [L].
     """
     free = ("L",) if io_spec.kind == "tokens" else ()
     types = {io_spec.field.name: io_spec.dtype, **dict(io_spec.other_inputs)}
@@ -107,7 +120,7 @@ def network_input(net: NetworkBuilder, io_spec: IoSpec, resolution: int = 0) -> 
 
 
 def network_output(net: NetworkBuilder, scores: Value, io_spec: IoSpec) -> Value:
-    """Scores as the io_spec wants them: probabilities where it says so."""
+    """The output: scores, or their softmax where probabilities are specified."""
     return net.op("Softmax", [scores.name], scores.shape, axis=-1) if io_spec.probabilities else scores
 
 
@@ -121,7 +134,7 @@ def _attention_mask(net: NetworkBuilder, mask: Value) -> Value:
 
 
 def _sequence(net: NetworkBuilder, x: Value, field: InputField) -> Value:
-    """A spectrum [.., time, .., features ..] -> [features, time]."""
+    """A spectrogram [.., time, .., features ..] -> [features, time]."""
     if len(x.shape) == 2:
         return net.transpose(x, (1, 0)) if field.space[0] == 1 else x
     time = field.space[0] - 1

@@ -1,7 +1,7 @@
-"""Search spaces: functions of a trial that build a network, ready ones, users' own, and those written as TOML.
+"""Search spaces: functions of a trial that build a network; built-in ones, user functions, and TOML files.
 
-A space asks its trial for every choice (`suggest_int`, `suggest_categorical`, `suggest_float`: the words of an optuna trial), and
-returns the network, so that a choice may depend on those before it.
+A space gets each choice from its trial (`suggest_int`, `suggest_categorical`, `suggest_float`: the methods of an
+optuna trial) and returns the network, so that a choice may depend on earlier ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ READY = ("image-small", "image-mobile", "keyword-1d", "tabular-mlp", "text-encod
 
 
 class Trial(Protocol):
-    """What a space asks for its choices: an optuna trial, or anything with these methods."""
+    """The methods of a trial that a space uses: those of an optuna trial."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
 
@@ -35,9 +35,9 @@ Space = Callable[[Trial, IoSpec], ir.Model]
 
 
 def load_space(name: str) -> Space:
-    """A space by what the user calls it: a ready one, FILE.toml, or FILE.py:function.
+    """A space by name: a built-in one, FILE.toml, or FILE.py:function.
 
-    Raises InputProblem where there is none of that name, or the file is not understood.
+    Raises InputProblem where there is none of that name, or the file is invalid.
     """
     if name == "cell":
         return cells.cell_space
@@ -62,10 +62,12 @@ def _user_space(name: str) -> Space:
             model = found(trial, io_spec)
         except InputProblem:
             raise
-        except Exception as error:  # the user's own code: whatever it raises, it is theirs to see in one line
+        except Exception as error:  # user code may raise anything; it is reported in one line
             raise InputProblem("the search space failed", name, f"{type(error).__name__}: {error}") from error
         if not isinstance(model, ir.Model):
-            raise InputProblem("the search space gave no model", name, type(model).__name__, "return net.model({...})")
+            raise InputProblem(
+                "the search space returned no model", name, type(model).__name__, "return net.model({...})"
+            )
         return model
 
     return own

@@ -1,4 +1,4 @@
-"""The database behind a study: an SQLite file, or an address that many machines share."""
+"""Storage of a study: an SQLite file, or the address of a shared database."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from optuna.storages import RDBStorage, RetryFailedTrialCallback
 
 from onnxpress.errors import EnvironmentProblem
 
-HEARTBEAT = 10.0  # seconds between two signs of life; after three without one a worker is dead
-_RETRIES = 1  # of a candidate whose worker died
-_PATIENCE = 60.0  # seconds that a worker waits while others write to the same SQLite file
+HEARTBEAT = 10.0  # seconds; a worker without one for three intervals is taken for dead
+_RETRIES = 1  # of a trial whose worker died
+_PATIENCE = 60.0  # seconds to wait for a lock of the SQLite file
 
 
 def connect(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
-    """A database with signs of life.  Raises EnvironmentProblem where it does not answer."""
+    """A storage with heartbeats.  Raises EnvironmentProblem where it cannot be reached."""
     address = str(where) if "://" in str(where) else f"sqlite:///{where}"
-    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)  # the driver that the extra brings
+    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)  # the driver of the extra `nas`
     try:
         return RDBStorage(
             address,
@@ -29,31 +29,31 @@ def connect(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
             grace_period=max(3, round(3 * heartbeat)),
             failed_trial_callback=RetryFailedTrialCallback(max_retry=_RETRIES),
         )
-    except Exception as error:  # drivers raise errors of their own
+    except Exception as error:  # drivers raise their own errors
         raise storage_problem(where, error) from error
 
 
 def storage_problem(where: str | Path, error: Exception) -> EnvironmentProblem:
-    """The problem of a database that failed; passwords are not shown."""
+    """EnvironmentProblem for a failed storage, without passwords."""
     reason = str(error.__cause__ or error).strip().splitlines()[0][:160]
     return EnvironmentProblem(
-        "the study's storage does not answer", without_password(where), without_password(reason), "check its address"
+        "the study's storage cannot be reached", without_password(where), without_password(reason), "check its address"
     )
 
 
 def without_password(text: str | Path) -> str:
-    """Text that holds an address, without the password."""
+    """A text with passwords in addresses replaced by ***."""
     return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", str(text))
 
 
 def close_storage(storage: RDBStorage) -> None:
-    """Close the connections, which a pool would keep open."""
+    """Close all connections."""
     storage.remove_session()
     storage.engine.dispose()
 
 
 def study_names(where: str | Path) -> list[str]:
-    """The studies that a database holds."""
+    """Names of the studies in a storage."""
     with quiet_optuna():
         storage = connect(where)
         try:
@@ -64,7 +64,7 @@ def study_names(where: str | Path) -> list[str]:
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """optuna without its log, and without its remarks on what is experimental."""
+    """Context without optuna's log and warnings about experimental features."""
     import warnings
 
     level = optuna.logging.get_verbosity()

@@ -3,9 +3,9 @@
 Any number of workers on any number of machines may run one study.  Workers send heartbeats; the trial of a worker that
 died is repeated by another one.
 
-A study maximizes quality and minimizes latency, and optionally further facts of the candidates.  A network that was built
-before from other choices gets the values measured then.  The `violation` of a candidate is how far it exceeds the limits,
-which strategies avoid.
+A study maximizes quality and minimizes latency, and optionally further facts of the candidates.  A network that was
+built before from other choices gets the values measured then.  The `violation` of a candidate is how far it exceeds the
+limits, which strategies avoid.
 """
 
 from __future__ import annotations

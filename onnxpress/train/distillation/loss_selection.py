@@ -1,9 +1,9 @@
 """Selection of the distillation loss by short trainings.
 
 Networks of one task differ in the loss that suits them: on a spectrogram network soft targets halved the error, on an
-image network of the same size the squared error of the logits was better, and matching inner values helped the first and
-harmed a third.  In each of these cases the loss that was ahead after a short training with a complete schedule was ahead
-after a long one, too.
+image network of the same size the squared error of the logits was better, and matching inner values helped the first
+and harmed a third.  In each of these cases the loss that was ahead after a short training with a complete schedule was
+ahead after a long one, too.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Samples are kept in memory where they fit and read again otherwise.  The teacher runs in onnxruntime on all cores: once
 per sample without augmentation (values are cached where they fit), and on every augmented batch with augmentation.
-Augmented batches repeat after DISTINCT_SAMPLES samples, too many for a student to memorize, so that the teacher's values
-can be cached in a long training.
+Augmented batches repeat after DISTINCT_SAMPLES samples, too many for a student to memorize, so that the teacher's
+values can be cached in a long training.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class BatchOrder:
         return max(1, size // self.batch)
 
     def at(self, step: int) -> np.ndarray:
-        """Sample indices of a step (0-based).  Samples of a bucket that do not fill a batch are left out in that epoch."""
+        """Sample indices of a step (0-based).  Samples of a bucket that do not fill a batch are left out in that
+        epoch.
+        """
         epoch, place = divmod(step, self.steps)
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, 1, epoch])

@@ -180,7 +180,9 @@ def test_weights_of_other_widths_go_back_as_their_type(kind: str) -> None:
     ],
 )
 def test_codes_that_are_held_back_stay_so(scales: int, codes: list[list[int]], wanted: list[list[int]]) -> None:
-    """Channels of fewer levels are there for machines whose 16-bit sums would overflow; what shares one scale is small by itself."""
+    """Channels of fewer levels are there for machines whose 16-bit sums would overflow; what shares one scale is
+    small by itself.
+    """
     step = np.full(scales, 0.1, np.float32) if scales > 1 else np.array(0.1, np.float32)
     graph = helper.make_graph(
         [

@@ -1,4 +1,6 @@
-"""Parts that torch computes in one kernel: found in every spelling, equal in numbers and gradients, absent where cut."""
+"""Parts that torch computes in one kernel: found in every spelling, equal in numbers and gradients, absent where
+cut.
+"""
 
 from __future__ import annotations
 

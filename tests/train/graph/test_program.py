@@ -241,7 +241,8 @@ def test_functions_of_the_model_are_inlined() -> None:
     proto = parser.parse_model(
         """<ir_version: 9, opset_import: ["": 17, "own": 1]>
         net (float[N, 4] x) => (float[N, 2] y) <float[4, 2] w = {1,2,3,4,5,6,7,8}> { y = own.half (x, w) }
-        <domain: "own", opset_import: ["": 17]> half (a, b) => (c) { d = MatMul (a, b) e = Constant <value_float = 0.5> () c = Mul (d, e) }"""
+        <domain: "own", opset_import: ["": 17]>
+        half (a, b) => (c) { d = MatMul (a, b) e = Constant <value_float = 0.5> () c = Mul (d, e) }"""
     )
     model = ir.from_proto(proto)
     program = Program(model)
