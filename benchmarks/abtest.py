@@ -1,14 +1,16 @@
-"""Whether `bench` can be believed: models against themselves, and a real change of 3 %.
+"""Reliability of `bench`: models against themselves, and a real change of 3 %.
 
     python benchmarks/abtest.py [--pairs 40] [--seconds 10] [--tries 10] [--limit 60] [--change 0.03] [MODEL]
 
-(a) A/A: the model against itself, --pairs times.  How many of the 95 % intervals contain 1, beside what the usual loop makes of the
-same pairs: the mean of N runs of one session after the mean of N runs of the other, the smaller one called faster; and the same
-with a t-test at 5 %.  The loop gets as many runs as bench took.
-(b) A/B: the model beside a copy that computes more, by a part that is found by measuring: products that are known to be extra work
-and reach an output that is multiplied by nothing.  In how many of --tries is the copy found slower within --limit seconds?
+(a) A/A: the model against itself, --pairs times.  How many of the 95 % intervals contain 1, compared with a naive loop
+on the same pairs: the mean of N runs of one session after the mean of N runs of the other, the smaller one called
+faster; and the same with a t-test at 5 %.  The loop gets as many runs as bench took.
 
-Without MODEL: the shipped digits model.  Leave the machine alone meanwhile; the more pairs, the better the shares are known.
+(b) A/B: the model against a copy with extra computation, sized by measurement: products that are known to be extra work
+and whose result is multiplied by zero before it reaches an output.  In how many of --tries is the copy found slower
+within --limit seconds?
+
+Without MODEL: the shipped digits model.  The machine must be idle otherwise; more pairs give more precise fractions.
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ from onnxpress.data.synthetic import synthetic
 from onnxpress.evaluate.bench import REBUILDS
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
-from onnxpress.runtime.intervals import independent
+from onnxpress.result import document
+from onnxpress.runtime.intervals import order_statistic_interval
 from onnxpress.runtime.latency import SLOWER, Effort, Ratio, Timing, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import open_session
 
-_SIDE, _WIDTH = 16, 64  # of the products that pad a model: [16, 64] by [64, 64], some microseconds each
+_SIDE, _WIDTH = 16, 64  # of the products added to a model: [16, 64] by [64, 64], some microseconds each
 Feeds = dict[str, np.ndarray]
 
 
 @dataclass
 class Pair:
-    """One A/A: bench's ratio, and what a naive loop says of the same two: the ratio of means, and the t statistic."""
+    """One A/A comparison: bench's ratio, and the ratio of means and t statistic of the naive loop."""
 
     ratio: Ratio
     naive: float
@@ -58,7 +60,7 @@ class Pair:
 
 @dataclass
 class Try:
-    """One A/B: bench's ratio of the padded copy, and how long it took."""
+    """One A/B comparison: bench's ratio of the padded copy, and how long it took."""
 
     ratio: Ratio
     seconds: float
@@ -69,7 +71,7 @@ class Try:
 
 
 def naive(model: bytes, feeds: list[Feeds], runs: int) -> tuple[float, float]:
-    """The loop that everyone writes: N runs of one, then N of the other; the ratio of means, and the t statistic."""
+    """The naive loop: N runs of one, then N of the other; the ratio of means, and the t statistic."""
     means, errors = [], []
     for _ in range(2):
         session = open_session(model)
@@ -95,14 +97,14 @@ def pair(model: bytes, feeds: list[Feeds], effort: Effort) -> Pair:
 
 
 def padded(model: ir.Model, products: int) -> bytes:
-    """The model with so many products in a chain beside it, the last of which joins the first output times nothing."""
+    """The model with a chain of `count` products, whose result is multiplied by zero and added to the first output."""
     proto = ir.to_proto(model)
     graph = proto.graph
     rng = np.random.default_rng(0)
     graph.initializer.append(numpy_helper.from_array(np.float32(rng.standard_normal((_WIDTH, _WIDTH)) / 8), "pad_w"))
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "pad_nothing"))
     graph.initializer.append(numpy_helper.from_array(np.float32(rng.standard_normal((_SIDE, _WIDTH))), "pad_x"))
-    start = [  # at an input, or all of it would be folded into a constant
+    start = [  # from an input: otherwise it would be folded into a constant
         helper.make_node("Cast", [graph.input[0].name], ["pad_float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMax", ["pad_float"], ["pad_most"], keepdims=0),
         helper.make_node("Mul", ["pad_most", "pad_nothing"], ["pad_zero"]),
@@ -130,9 +132,9 @@ def padded(model: ir.Model, products: int) -> bytes:
 
 
 def padding(model: ir.Model, feeds: list[Feeds], change: float, seconds: float) -> tuple[int, float]:
-    """How many products make a copy slower by the change, and by how much they then do, measured for so long each.
+    """How many products slow a copy by the change, and by how much they do.
 
-    Found by bisection on measured ratios, with other seeds than the tries'.
+    Found by bisection on measured ratios, with seeds other than those of the tries.
     """
     plain = bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
@@ -158,17 +160,23 @@ def padding(model: ir.Model, feeds: list[Feeds], change: float, seconds: float) 
 
 
 def report(pairs: list[Pair], tries: list[Try], extra: float, limit: float) -> None:
-    """The table, one claim a row."""
+    """Print the table, one claim per row."""
     rows = []
     if pairs:
         count = len(pairs)
-        spread = independent(np.array([abs(math.log(p.ratio.speedup)) for p in pairs]))[0]
+        spread = order_statistic_interval(np.array([abs(math.log(p.ratio.speedup)) for p in pairs]))[0]
         rows += [
             ["A/A: 95 % intervals that contain 1", f"{sum(p.contains_one for p in pairs)} of {count}"],
             ["A/A: median distance of bench's ratio from 1", f"{spread:.2%}"],
-            ["A/A: mean of N, one after the other, is off by more than 1 %", f"{sum(abs(p.naive - 1) > 0.01 for p in pairs)} of {count}"],
-            ["A/A: mean of N with a t-test at 5 % claims a difference", f"{sum(abs(p.t) > 1.96 for p in pairs)} of {count}"],
-        ]  # fmt: skip
+            [
+                "A/A: means of N consecutive runs are off by more than 1 %",
+                f"{sum(abs(p.naive - 1) > 0.01 for p in pairs)} of {count}",
+            ],
+            [
+                "A/A: means of N consecutive runs, with a t-test at 5 %, differ",
+                f"{sum(abs(p.t) > 1.96 for p in pairs)} of {count}",
+            ],
+        ]
     if tries:
         took = float(np.median([t.seconds for t in tries]))
         rows += [
@@ -184,25 +192,26 @@ def report(pairs: list[Pair], tries: list[Try], extra: float, limit: float) -> N
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), default=calibration_folder() / "digits" / "digits.onnx")
 @click.option("--pairs", default=40, show_default=True, help="A/A comparisons.")
-@click.option("--seconds", default=10.0, show_default=True, help="Of each A/A comparison, at most.")
-@click.option("--precision", default=0.01, show_default=True, help="At which an A/A comparison ends; bench's own.")
+@click.option("--seconds", default=10.0, show_default=True, help="Maximum time of each A/A comparison.")
+@click.option(
+    "--precision", default=0.01, show_default=True, help="Precision at which an A/A comparison ends; default of bench."
+)
 @click.option("--tries", default=10, show_default=True, help="A/B comparisons.")
-@click.option("--limit", default=60.0, show_default=True, help="Seconds of each A/B comparison, at most.")
-@click.option("--change", default=0.03, show_default=True, help="The real change.")
+@click.option("--limit", default=60.0, show_default=True, help="Maximum seconds of each A/B comparison.")
+@click.option("--change", default=0.03, show_default=True, help="Relative change in A/B comparisons.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/abtest.json"))
 def main(
     model: Path, pairs: int, seconds: float, precision: float, tries: int, limit: float, change: float, json_path: Path
 ) -> None:
-    """Believe `bench`, or not."""
+    """Measure how reliable `bench` is."""
     opened = load(model)
     feeds = [b.inputs for b in synthetic(signature(opened), 4).batches(1)]
     plain = bytes(ir.to_proto(opened).SerializeToString(deterministic=True))
     same = []
     for seed in range(pairs):
         same.append(pair(plain, feeds, Effort(seconds, precision, REBUILDS, seed=seed)))
-        console.note(
-            f"A/A {seed + 1} of {pairs}: {same[-1].ratio.speedup:.4f} [{same[-1].ratio.low:.4f}, {same[-1].ratio.high:.4f}]"
-        )
+        ratio = same[-1].ratio
+        console.note(f"A/A {seed + 1} of {pairs}: {ratio.speedup:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]")
     products, extra, changed = 0, 0.0, []
     if tries:
         products, extra = padding(opened, feeds, change, min(seconds, limit))

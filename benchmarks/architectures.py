@@ -1,18 +1,20 @@
-"""Architecture sweep: what share of its parameters every well-known architecture loses at one ratio, and whether rightly.
+"""Architecture sweep: the fraction of parameters that every well-known architecture loses at one ratio, and whether the
+result is correct.
 
-    pip install torchvision transformers onnxscript     # beside the extra `train`
-    python benchmarks/architectures.py [--family classification] [--only 'resnet*'] [--ratio 0.3] [--json FILE] [--resume]
+    pip install torchvision transformers onnxscript  # in addition to the extra `train`
+    python benchmarks/architectures.py [--family classification] [--only 'resnet*'] [--ratio 0.3] [--json FILE --resume]
 
-The list: the nine topologies of the onnx wheel, everything in torchvision's registry (classification, segmentation, video;
-of detectors the backbone), and small configurations of transformers.  Weights are drawn from a seed, those that would begin as
-constants (normalisation, layer scale, biases) too, so that a channel mistaken for another shows.  Every architecture is exported
-with a free batch axis (by dynamo, else by TorchScript), simplified, and pruned by magnitude with the same ratio for every group,
-without repair, in a process of its own.
+The list: the nine topologies of the onnx wheel, everything in torchvision's registry (classification, segmentation,
+video; of detectors the backbone), and small configurations of transformers.  Weights are drawn from a seed, those with
+constant initialization (normalization, layer scale, biases) as well, so that a channel mistaken for another shows.
+Every architecture is exported with a dynamic batch axis (by dynamo, else by TorchScript), simplified, and pruned by
+magnitude with the same ratio for every group, without refit, in a process of its own.
 
-An architecture passes where the result keeps the contract of `optimize` (checker, signature, sizes it runs at), agrees with the
-masked original at two batch sizes to 1e-5 of the largest output, and at least 20 % of the parameters are gone (of what does
-not classify pictures: any).  `effect` in the JSON is how far the mask itself moves the outputs: a small one would say that
-agreement means nothing.  For comparison: DepGraph's authors report 81 of 85 torchvision architectures, on torch modules.
+An architecture passes where the result keeps the contract of `optimize` (checker, signature, input sizes), agrees with
+the masked original at two batch sizes to 1e-5 of the largest output, and has at least 20 % fewer parameters (any fewer,
+where it is not an image classifier).  `effect` in the JSON is how much the mask itself changes the outputs: a small one
+would make the agreement meaningless.  For comparison: DepGraph's authors report 81 of 85 torchvision architectures, on
+torch modules.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ import onnx_ir as ir
 import torch
 from known_architectures import BATCHES, FAMILIES, VOCABULARY, Architecture, brief, catalogue, exported, far
 
-from onnxpress.api.one_pass import simplify
+from onnxpress import simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
@@ -48,51 +50,60 @@ from onnxpress.model import edit, read
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.plan import result_contract
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime import isolate
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import open_session, run
 
 PARITY, GOAL = 1e-5, 0.2
 
-os.environ["ONNXPRESS_CACHE"] = "off"  # nothing observed in an earlier run may help this one
+os.environ["ONNXPRESS_CACHE"] = "off"  # results of earlier runs must not be reused
 
 
 def measure(path: Path, ratio: float) -> dict[str, Any]:
-    """Prune one file and hold the result against the masked original.
+    """Prune one file and compare the result with the masked original.
 
-    gone: share of what the file or its simplified form has, whichever is less; neither exact reductions nor an unshared weight
-    may pass for pruning.
+    gone: relative to the file or its simplified form, whichever is smaller; neither exact reductions nor an unshared
+          weight count as pruning
     """
     model = load(path)
     data = synthetic(signature(model), max(BATCHES), vocabulary=VOCABULARY)
     evidence = evidence_for(simplify(model).model, data)
-    assert evidence.trace.shapes  # taken before the clock: a run of the model is no analysis
+    assert evidence.trace.shapes  # computed before the clock starts: a run of the model is not part of the analysis
     start = time.perf_counter()
     facts = evidence.channels
     seconds = time.perf_counter() - start
-    wish = Wish(ratio, spread="uniform", criterion="magnitude")
+    wish = PruneOptions(ratio, allocation="uniform", criterion="magnitude")
     decisions = plan_pruning(evidence, wish)
     removal = {d["group"]: d["remove"] for d in decisions}
-    pruned = PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}] if decisions else [], evidence).model
+    pruned = PRUNE.apply(evidence, [*decisions, {"refit": "none"}] if decisions else []).model
     original, simplified, after = (read.parameters(m) for m in (edit.canonical(model), evidence.model, pruned))
     before = min(original, simplified)
     row = {
-        "original": original, "simplified": simplified, "before": before, "after": after, "gone": 1 - after / before,
-        "seconds": seconds, "nodes": len(evidence.model.graph), "groups": len(facts.groups), "refused": refusals(evidence),
+        "original": original,
+        "simplified": simplified,
+        "before": before,
+        "after": after,
+        "gone": 1 - after / before,
+        "seconds": seconds,
+        "nodes": len(evidence.model.graph),
+        "groups": len(facts.groups),
+        "refused": refusals(evidence),
         "problems": result_contract.same_shape_behaviour(model, pruned, data),
-    }  # fmt: skip
+    }
     return row | parity([model, evidence.model, rm.mask(evidence.model, facts, removal), pruned], data)
 
 
 def parity(models: Sequence[ir.Model], data: Dataset) -> dict[str, Any]:
-    """Differences at the batch sizes that the file takes, of the original, its simplified form, that masked, and the result:
-    each from the one before it."""
+    """Differences, at the batch sizes that the file accepts, of the original, its simplified form, that masked, and the
+    result: each from the one before it.
+    """
     feeds = [next(iter(data.batches(size))).inputs for size in BATCHES]
-    batches = list(dict.fromkeys(len(next(iter(f.values()))) for f in feeds))  # one where the file's batch is fixed
+    batches = list(dict.fromkeys(len(next(iter(f.values()))) for f in feeds))  # one where the batch size is fixed
     answers = [answered(model, feeds[: len(batches)]) for model in models]
     exact, effect, apart = (max(map(far, first, second)) for first, second in itertools.pairwise(answers))
     return {"batches": batches, "exact": exact, "effect": effect, "difference": apart}
@@ -104,7 +115,7 @@ def answered(model: ir.Model, feeds: Sequence[dict[str, np.ndarray]]) -> list[li
 
 
 def refusals(evidence: Evidence) -> list[dict[str, Any]]:
-    """Why layers keep their channels, by the parameters that concerns; `first` names a layer."""
+    """Why layers keep their channels, by the number of parameters concerned; `first` names a layer."""
     nodes = {n.name: n for n in evidence.model.graph}
     found: dict[str, dict[str, Any]] = {}
     for refusal in evidence.channels.refused:
@@ -135,7 +146,7 @@ def child(name: str, family: str, ratio: str, models: str, target: str) -> None:
         row["why"] = verdict(row)
     except Problem as error:
         row["why"] = f"{stage}: {error}"
-    except Exception as error:  # a crash of the tool is a result here
+    except Exception as error:  # a crash of the tool is a result
         where = traceback.extract_tb(error.__traceback__)[-1]
         row["why"] = f"{stage}: {brief(error)}" + (
             f" ({Path(where.filename).name}:{where.lineno})" if stage == "prune" else ""
@@ -144,7 +155,7 @@ def child(name: str, family: str, ratio: str, models: str, target: str) -> None:
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Empty where the architecture passes, else the first reason against it."""
+    """Empty where the architecture passes, else the first reason for failure."""
     if row["problems"]:
         return f"contract: {row['problems'][0]}"
     if not row["difference"] <= PARITY:
@@ -183,7 +194,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """A table a family, what failed with the layers that keep most parameters, and the score."""
+    """Print a table per family, the failures with the layers that keep most parameters, and the score."""
     columns = [
         ("architecture", "left"),
         *((c, "right") for c in ("M par.", "gone", "diff", "batch", "s")),
@@ -199,9 +210,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             if row["why"]:
                 console.out(f"{row['name']}: {row['why']}")
                 for entry in row.get("refused", [])[:3]:
-                    console.out(
-                        f"  {entry['parameters'] / max(row['before'], 1):.0%} in {entry['layers']} layers: {entry['first']}"
-                    )
+                    share = entry["parameters"] / max(row["before"], 1)
+                    console.out(f"  {share:.0%} in {entry['layers']} layers: {entry['first']}")
         passed, tried = sum(not r["why"] for r in own), sum(bool(r["exporter"]) for r in own)
         console.out(f"{family}: {passed} of {tried} pass; {len(own) - tried} could not be exported or ended before")
 
@@ -213,7 +223,7 @@ def save(rows: Sequence[dict[str, Any]], ratio: float, path: Path) -> None:
 
 
 def known(path: Path, ratio: float) -> list[dict[str, Any]]:
-    """Rows that an earlier run with this ratio left."""
+    """Rows of an earlier run with this ratio."""
     if not path.exists():
         return []
     before = json.loads(path.read_text())
@@ -221,19 +231,19 @@ def known(path: Path, ratio: float) -> list[dict[str, Any]]:
 
 
 @click.command()
-@click.option("--only", default="*", help="Names, as shell patterns with commas between.")
+@click.option("--only", default="*", help="Names as shell patterns, separated by commas.")
 @click.option("--family", type=click.Choice(FAMILIES), multiple=True)
 @click.option("--ratio", default=0.3)
 @click.option("--timeout", default=1200.0, help="Seconds for one architecture.")
-@click.option("--models", type=click.Path(path_type=Path), help="Folder where exported files are kept and found again.")
-@click.option("--resume", is_flag=True, help="Keep the rows that the JSON file has already.")
+@click.option("--models", type=click.Path(path_type=Path), help="Folder of exported files, which are reused.")
+@click.option("--resume", is_flag=True, help="Keep the rows of the JSON file.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/architectures.json")
 )
 def main(
     only: str, family: tuple[str, ...], ratio: float, timeout: float, models: Path | None, resume: bool, json_path: Path
 ) -> None:
-    """Run the sweep and print one table a family."""
+    """Run the sweep and print one table per family."""
     here = str(Path(__file__).resolve().parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (here, os.environ.get("PYTHONPATH", "")) if p)
     listed = [

@@ -1,11 +1,11 @@
-"""Forward parity of onnxpress.train with the ONNX standard, operator by operator, beside onnx2torch.
+"""Forward parity of onnxpress.train with the ONNX standard, operator by operator, compared with onnx2torch.
 
     python benchmarks/backend_tests.py [--failures] [--json FILE]
 
 The list is the node tests of the ONNX backend suite (the installed onnx package generates them) that onnxruntime's CPU
 provider runs: training operators (`ai.onnx.preview.training`), strings and images are left out, as is what onnxruntime
-refuses.  A case passes where every output has the expected type, shape and numbers (rtol 1e-3, atol 1e-5; four units in
-the last place of 16-bit floats); outputs of random operators need type and shape only.
+rejects.  A case passes where every output has the expected type, shape and values (rtol 1e-3, atol 1e-5; four units in
+the last place for 16-bit floats); outputs of random operators need type and shape only.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from onnxpress.train.graph.program import Program
 from onnxpress.train.graph.tensors import to_numpy, to_torch
 
 RANDOM = {"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
-OLDER = 16  # onnx2torch names the operator sets up to this one as tested
+OLDER = 16  # onnx2torch is tested up to this operator set
 LEFT_OUT = {"ai.onnx.preview.training", "ai.onnx.ml"}
 ort.set_default_logger_severity(4)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test: operator it is named after, the model, inputs by name and expected outputs."""
+    """One test: the operator it is named after, the model, inputs by name and expected outputs."""
 
     name: str
     operator: str
@@ -50,7 +50,7 @@ class Case:
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, sub-graphs included."""
+    """All nodes, sub-graphs included."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -65,7 +65,7 @@ def _is_text(value: Any) -> bool:
 
 
 def cases() -> list[Case]:
-    """The node tests of numbers in the standard operator set."""
+    """The numeric node tests of the standard operator set."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -110,7 +110,7 @@ def runs_in_onnxruntime(case: Case) -> bool:
 
 
 def _feed(value: Any) -> Any:
-    """bfloat16, float8 and 4-bit arrays reach onnxruntime as OrtValues of their bits."""
+    """bfloat16, float8 and 4-bit arrays as OrtValues of their bits."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "V":
         kind = ir.DataType.from_numpy(value.dtype)
         bits = value.view(np.uint16 if value.dtype.itemsize == 2 else np.uint8)
@@ -136,7 +136,7 @@ def _same(expected: Any, result: Any, random: bool) -> bool:
     if random:
         return expected.dtype == result.dtype
     near = {"float16": 4e-3, "bfloat16": 3e-2}.get(expected.dtype.name, 1e-3)
-    if expected.dtype.kind == "V":  # types numpy does not know; what torch holds wider compares by number
+    if expected.dtype.kind == "V":  # types unknown to numpy; wider torch types compare by value
         expected = expected.astype(np.float32)
     elif expected.dtype != result.dtype and result.dtype.kind != "V":
         return False
@@ -173,18 +173,18 @@ def by_onnx2torch(case: Case) -> list[Any]:
 
 
 def verdict(convert: Callable[[Case], list[Any]], case: Case) -> str:
-    """Empty where the case passes, else what went wrong."""
+    """Empty where the case passes, else the reason."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             results = convert(case)
-    except Exception as error:  # any failure of a converter is a result here
+    except Exception as error:  # any failure of a converter is a result
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return "" if agrees(case, results) else "other numbers"
 
 
 @click.command()
-@click.option("--failures", is_flag=True, help="List what onnxpress fails.")
+@click.option("--failures", is_flag=True, help="List the failures of onnxpress.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path))
 def main(failures: bool, json_path: Path | None) -> None:
     """Run the benchmark and print a table by operator."""

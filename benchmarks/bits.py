@@ -19,30 +19,32 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
-from onnxpress.api.one_pass import Result
-from onnxpress.api.weight_passes import ShareWish, WeightsWish, dynamic, half, share, weights
+from onnxpress import dynamic, half, share, weights
+from onnxpress.api.run_pass import PassResult
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
+from onnxpress.passes.weights.share import ShareOptions
+from onnxpress.passes.weights.weights import WeightsOptions
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
 
-LEVERS: dict[str, Callable[[ir.Model, Dataset], Result]] = {
+LEVERS: dict[str, Callable[[ir.Model, Dataset], PassResult]] = {
     "16 centres": lambda m, d: share(m, d),
-    "16, 8 times smaller": lambda m, d: share(m, d, ShareWish(smaller=8)),
-    "16, none spared": lambda m, d: share(m, d, ShareWish(spare=0.0)),
-    "256 centres": lambda m, d: share(m, d, ShareWish(256)),
+    "16, 8 times smaller": lambda m, d: share(m, d, options=ShareOptions(smaller=8)),
+    "16, none spared": lambda m, d: share(m, d, options=ShareOptions(spare=0.0)),
+    "256 centres": lambda m, d: share(m, d, options=ShareOptions(256)),
     "8 bits": lambda m, d: weights(m, d),
-    "8, 4 times smaller": lambda m, d: weights(m, d, WeightsWish(smaller=4)),
-    "4 bits": lambda m, d: weights(m, d, WeightsWish(4)),
-    "4 bits of 32": lambda m, d: weights(m, d, WeightsWish(4, 32)),
-    "3 bits": lambda m, d: weights(m, d, WeightsWish(3)),
+    "8, 4 times smaller": lambda m, d: weights(m, d, options=WeightsOptions(smaller=4)),
+    "4 bits": lambda m, d: weights(m, d, options=WeightsOptions(4)),
+    "4 bits of 32": lambda m, d: weights(m, d, options=WeightsOptions(4, 32)),
+    "3 bits": lambda m, d: weights(m, d, options=WeightsOptions(3)),
     "half": lambda m, d: half(m),
     "dynamic": lambda m, d: dynamic(m),
 }
@@ -53,7 +55,7 @@ def bits_case(case: Any, levers: list[str], split: str, seconds: float) -> list[
     model = load(case.model)
     sig = signature(model)
     train = dataset(case, "train", sig)
-    judge = Judge(model, dataset(case, split, sig))
+    judge = Scorer(model, dataset(case, split, sig))
     rows: list[dict[str, Any]] = []
     made: dict[str, ir.Model | bytes | str] = {"original": model}
     for lever in levers:
@@ -66,7 +68,7 @@ def bits_case(case: Any, levers: list[str], split: str, seconds: float) -> list[
         took = time.perf_counter() - start
         made[lever] = to_bytes(done.model)
         score = judge.score(to_bytes(done.model))
-        rows.append({"case": case.name, "lever": lever, "smaller": done.before / done.after, "bytes": done.after,
+        rows.append({"case": case.name, "lever": lever, "smaller": done.bytes_before / done.bytes_after, "bytes": done.bytes_after,
                      "score": score, "seconds": took})  # fmt: skip
     feeds = [b.inputs for b in train.take(4).batches(1)]
     for row, ratio in zip(

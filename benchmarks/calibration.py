@@ -1,11 +1,12 @@
-"""What finding ranges costs: time beside a plain pass over the same samples, and memory over it; onnxruntime's calibrators beside.
+"""Cost of calibration: time relative to a plain pass over the same samples, and additional memory, with onnxruntime's
+calibrators for comparison.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/calibration.py [--case lite0] [--samples 64,512]
 
-Without a case: a stack of convolutions on 64 x 64 pictures with large inner tensors; all on the simplified file, as `quantize` does.
-Each measurement is a fresh process that first runs all samples once, each alone, with all cores, then finds the ranges; its memory is
-VmHWM (ru_maxrss would inherit the parent's peak).  Samples are 64 of `train`, again and again where more are asked for, so that they
-take no memory.
+Without a case: a stack of convolutions on 64 x 64 images with large intermediate tensors; all on the simplified file,
+as in `quantize`.  Each measurement is a fresh process that first runs all samples one by one with all cores, then
+computes the ranges; its memory is VmHWM (ru_maxrss would include the parent's peak).  The samples are 64 of `train`,
+repeated where more are needed, so that they take no memory.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ import numpy as np
 
 METHODS = ("minmax", "average", "percentile", "entropy", "mse", "weighted")
 PEERS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-_KEPT = 64  # samples that are held
+_SAMPLES_IN_MEMORY = 64  # samples in memory
 
-os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
+os.environ["ONNXPRESS_CACHE"] = "off"  # results of earlier runs must not be reused
 
 Samples = Callable[[], Iterator[dict[str, np.ndarray]]]
 Finder = Callable[[Path, str, Samples], None]
 
 
 def stack(folder: Path) -> Path:
-    """conv-relu x 6 with 32 channels on 64 x 64: 6 MB of inner values a sample."""
+    """conv-relu x 6 with 32 channels on 64 x 64: 6 MB of intermediate values per sample."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     rng = np.random.default_rng(0)
@@ -63,17 +64,17 @@ def stack(folder: Path) -> Path:
 
 
 def held(path: Path, case: str) -> list[dict[str, np.ndarray]]:
-    """A few samples, each of batch 1."""
+    """A few samples in memory, each of batch 1."""
     if not case:
         rng = np.random.default_rng(0)
-        return [{"image": rng.standard_normal((1, 3, 64, 64)).astype(np.float32)} for _ in range(_KEPT)]
+        return [{"image": rng.standard_normal((1, 3, 64, 64)).astype(np.float32)} for _ in range(_SAMPLES_IN_MEMORY)]
     from zoo import dataset, zoo_module
 
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
 
     found = zoo_module(Path(os.environ["ONNXPRESS_ZOO"])).load(case)
-    return [dict(b.inputs) for b in dataset(found, "train", signature(load(path)), _KEPT).batches(1)]
+    return [dict(b.inputs) for b in dataset(found, "train", signature(load(path)), _SAMPLES_IN_MEMORY).batches(1)]
 
 
 def peak_mb() -> float:
@@ -94,7 +95,7 @@ class Again:
 
 
 class Reader:
-    """The same as onnxruntime's calibrators read them."""
+    """The same samples for onnxruntime's calibrators."""
 
     def __init__(self, samples: Samples) -> None:
         self._left = samples()
@@ -109,12 +110,12 @@ def ours() -> Finder:
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
     from onnxpress.passes.int8 import calibration
-    from onnxpress.passes.int8.qdq_write import spreads_for
+    from onnxpress.passes.int8.qdq_write import histograms_for
 
     def find(path: Path, method: str, samples: Samples) -> None:
         model = load(path)
         evidence = evidence_for(model, open_dataset(Again(samples), signature(model)))
-        calibration.ranges(evidence, method, list(spreads_for(evidence)))
+        calibration.activation_ranges(evidence, method, list(histograms_for(evidence)))
 
     return find
 
@@ -134,7 +135,7 @@ def theirs() -> Finder:
 
 
 def child(tool: str, method: str, count: int, path: Path, case: str) -> dict[str, float]:
-    """In a fresh process: a plain pass, then the ranges.  What a tool imports is imported before."""
+    """In a fresh process: a plain pass, then the ranges.  Imports are not measured."""
     from onnxpress.runtime.session import all_cores, open_session
 
     feeds = held(path, case)
@@ -165,7 +166,7 @@ def measure(tool: str, method: str, count: int, path: Path, case: str) -> dict[s
 
 
 @click.command()
-@click.option("--case", default="", help="Of the zoo; nothing: a stack of convolutions.")
+@click.option("--case", default="", help="A case of the zoo; default: a stack of convolutions.")
 @click.option("--samples", default="64,512")
 @click.option("--peers/--no-peers", default=True)
 @click.option(
@@ -178,9 +179,9 @@ def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str 
         tool, method, count, path = child_spec.split(",", 3)
         print(json.dumps(child(tool, method, int(count), Path(path), case)))
         return
-    from onnxpress.api.one_pass import simplify
+    from onnxpress import simplify
     from onnxpress.cli import console
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
     rows, table = [], []

@@ -25,21 +25,21 @@ import onnx
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress import quantize, simplify
 from onnxpress.api.distill import Distilled, distill
-from onnxpress.api.distillation_session import Wish
-from onnxpress.api.one_pass import quantize, simplify
+from onnxpress.api.distillation_session import DistillSettings
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.edit import canonical
 from onnxpress.model.files import load, save, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish as PruneWish
 from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.train.settings import TrainingSettings
@@ -80,8 +80,8 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     """
     evidence = evidence_for(simplify(path).model, data)
     weights = None if by_harm else {}
-    decisions = plan_pruning(evidence, PruneWish(macs=share, scope=scope), weights=weights)
-    return PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares"}], evidence).model
+    decisions = plan_pruning(evidence, PruneOptions(macs=share, scope=scope), loss_scales=weights)
+    return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model
 
 
 def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Model | str:
@@ -100,11 +100,13 @@ def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Mod
     return f"no block of {len(results)} is trained" + "".join(f": {r}" for r in reasons[:1])
 
 
-def run_case(case: Any, share: float, scope: str, wish: Wish, student: Path | None, keep: Path | None) -> list[Row]:
+def run_case(
+    case: Any, share: float, scope: str, wish: DistillSettings, student: Path | None, keep: Path | None
+) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
     train, select = dataset(case, "train", sig), dataset(case, "select", sig)
-    judge = Judge(original, dataset(case, "val", sig))
+    judge = Scorer(original, dataset(case, "val", sig))
     inputs, _ = case.data("train")
     bare = Dataset.from_arrays(inputs, sig, name=f"{case.name}/train without labels")
     labels = replace(wish, settings=replace(wish.settings, loss="none", labels_weight=1.0, features="none"))
@@ -181,7 +183,7 @@ def main(zoo: Path | None, name: str, minutes: float, threads: int, json_path: P
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
     if fields["keep"] is not None:
         fields["keep"].mkdir(parents=True, exist_ok=True)
-    wish = Wish(seconds=60 * minutes)
+    wish = DistillSettings(seconds=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))
     rows = run_case(zoo_module(Path(zoo)).load(name), wish=wish, **fields)

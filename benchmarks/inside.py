@@ -21,16 +21,16 @@ from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.nas.in_model.in_model_search import in_model_search
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 _METHODS = {"optimize": optimize, "nas --from": in_model_search}
@@ -49,16 +49,16 @@ class Row:
     candidates: list[tuple[str, float, float]]
 
 
-def run_case(case: Any, request: Request, val: str) -> list[Row]:
+def run_case(case: Any, request: OptimizeOptions, val: str) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
     bare = Dataset.from_arrays(case.data("train")[0], sig, name=f"{case.name}/train without labels")
     splits = Splits(bare, dataset(case, "select", sig), dataset(case, val, sig))
-    found: dict[str, Outcome] = {name: method(case.model, splits, request) for name, method in _METHODS.items()}
+    found: dict[str, OptimizeResult] = {name: method(case.model, splits, request) for name, method in _METHODS.items()}
     feeds = [b.inputs for b in bare.take(4).batches(1)]
     models: dict[str, ir.Model | bytes | str] = {"original": original, **{n: o.data for n, o in found.items()}}
     ratios = compare_latency(models, feeds, Effort(seconds=12.0, precision=0.004))
-    judge = Judge(original, splits.validate)
+    judge = Scorer(original, splits.validate)
     return [
         Row(name, o.chosen, o.met, ratios.ratio(name), judge.score(o.data), o.seconds,
             [(c.name, c.quick or 0.0, c.score.drop) for c in o.candidates])
@@ -88,7 +88,7 @@ def main(
     """Run the benchmark and print one table."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
-    request = Request(max_drop, time_budget=time_budget, train_budget=train_budget, speedup=speedup)
+    request = OptimizeOptions(max_drop, time_budget=time_budget, train_budget=train_budget, speedup=speedup)
     rows = run_case(zoo_module(Path(zoo)).load(name), request, val)
     console.table(
         [("method", "left"), ("chosen", "left"), ("speed-up", "right"), (val, "right"), ("drop", "right"),

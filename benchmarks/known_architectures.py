@@ -1,8 +1,8 @@
-"""Well-known architectures as ONNX files: which there are here, their modules with seeded weights, and their export.
+"""Well-known architectures as ONNX files: which are available, their modules with seeded weights, and their export.
 
-The list of `architectures.py`: the topologies of the onnx wheel, torchvision's registry (of detectors the backbone), and small
-configurations of transformers.  Weights that would begin as constants (normalisation, layer scale, biases) are drawn, too, so
-that a channel mistaken for another shows.
+The list of `architectures.py`: the topologies of the onnx wheel, torchvision's registry (of detectors the backbone),
+and small configurations of transformers.  Weights with constant initialization (normalization, layer scale, biases) are
+drawn at random as well, so that a channel mistaken for another shows.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TOKENS, VOCABULARY = 16, 512
 _TORCHVISION = ("classification", "segmentation", "detection", "video")
 FAMILIES = ("light", *_TORCHVISION, "transformers")
 
-# Pictures are small where the architecture allows: (frames,) height, width; 64 x 64 where nothing is said.
+# Images are small where the architecture allows: (frames,) height, width; default 64 x 64.
 SIZES: dict[str, tuple[int, ...]] = {
     "inception_v3": (299, 299), "maxvit_t": (224, 224), "vit_h_14": (70, 70), "swin_*": (96, 96), "ssd*": (300, 300),
     "s3d": (16, 224, 224), "mvit_*": (16, 224, 224), "swin3d_*": (8, 64, 64), "*_18": (8, 64, 64),
 }  # fmt: skip
 
-# name: class of the configuration, class of the model, settings, what it reads
+# name: class of the configuration, class of the model, settings, kind of input
 _ENCODER = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
@@ -66,11 +66,13 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "gpt2": (
         "GPT2Config", "GPT2LMHeadModel",
-        {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "use_cache": False}, "tokens",
+        {"vocab_size": VOCABULARY, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "use_cache": False},
+        "tokens",
     ),
     "opt": (
         "OPTConfig", "OPTForCausalLM",
-        {**_ENCODER, "ffn_dim": 512, "word_embed_proj_dim": 128, "max_position_embeddings": 64, "use_cache": False}, "tokens",
+        {**_ENCODER, "ffn_dim": 512, "word_embed_proj_dim": 128, "max_position_embeddings": 64, "use_cache": False},
+        "tokens",
     ),
     "llama": ("LlamaConfig", "LlamaForCausalLM", _DECODER, "tokens"),
     "mistral": ("MistralConfig", "MistralForCausalLM", {**_DECODER, "sliding_window": None, "head_dim": 32}, "tokens"),
@@ -79,7 +81,8 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "deit": ("DeiTConfig", "DeiTForImageClassification", {**_PATCHES, "patch_size": 8}, "pictures"),
     "swin": (
         "SwinConfig", "SwinForImageClassification",
-        {"image_size": 64, "embed_dim": 48, "depths": [2, 2], "num_heads": [3, 6], "window_size": 4, "patch_size": 4}, "pictures",
+        {"image_size": 64, "embed_dim": 48, "depths": [2, 2], "num_heads": [3, 6], "window_size": 4, "patch_size": 4},
+        "pictures",
     ),
     "segformer": (
         "SegformerConfig", "SegformerForImageClassification",
@@ -95,7 +98,7 @@ class Architecture:
 
 
 class Plain(torch.nn.Module):  # type: ignore[misc]
-    """A module that takes tensors by position and answers a tuple of tensors, whatever the inner one calls them."""
+    """A module with positional tensors as inputs and a tuple of tensors as output."""
 
     def __init__(self, inner: torch.nn.Module, keywords: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class Plain(torch.nn.Module):  # type: ignore[misc]
 
 
 def tensors(answer: Any) -> tuple[torch.Tensor, ...]:
-    """The tensors of an answer, in order."""
+    """The tensors of an output, in order."""
     if isinstance(answer, torch.Tensor):
         return (answer,)
     parts = answer.values() if hasattr(answer, "values") else answer if isinstance(answer, (tuple, list)) else ()
@@ -116,8 +119,11 @@ def tensors(answer: Any) -> tuple[torch.Tensor, ...]:
 
 
 def vision() -> ModuleType:
-    """torchvision.models.  Its wheel may be built for another torch than this one, and its C++ operators then do not load:
-    nothing here needs them, but the import wants to register shapes for two, which is then left out."""
+    """torchvision.models.
+
+    Its wheel may be built for another version of torch, and its C++ operators then do not load: nothing here needs
+    them, but the import registers shapes for two of them, which is then skipped.
+    """
     register = torch.library.register_fake
 
     def tolerant(name: Any, *args: Any, **more: Any) -> Callable[[Any], Any]:
@@ -137,7 +143,7 @@ def vision() -> ModuleType:
 
 
 def catalogue() -> list[Architecture]:
-    """Every architecture that the installed packages have."""
+    """All architectures of the installed packages."""
     found = [Architecture(p.stem, "light") for p in sorted(LIGHT.glob("*.onnx"))]
     if importlib.util.find_spec("torchvision") is not None:
         models = vision()
@@ -159,7 +165,7 @@ def built(item: Architecture) -> tuple[Plain, dict[str, torch.Tensor]]:
     rows = max(BATCHES)
     if item.family == "transformers":
         if importlib.util.find_spec("torchvision") is not None:
-            vision()  # transformers imports it, too
+            vision()  # transformers imports it as well
         import transformers
 
         config, kind, settings, reads = TRANSFORMERS[item.name]
@@ -177,7 +183,9 @@ def built(item: Architecture) -> tuple[Plain, dict[str, torch.Tensor]]:
 
 
 def unsettle(module: torch.nn.Module) -> None:
-    """Random numbers for what begins as a constant: else channels are alike, and branches that begin at zero are not seen."""
+    """Random values for weights with constant initialization: else channels are equal, and branches that start at zero
+    have no effect.
+    """
     generator = torch.Generator().manual_seed(1)
     statistics = [b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
     with torch.no_grad():
@@ -191,7 +199,7 @@ def unsettle(module: torch.nn.Module) -> None:
 
 def by_dynamo(module: Plain, inputs: dict[str, torch.Tensor], path: Path) -> None:
     batch = torch.export.Dim("batch")
-    shapes = (tuple({0: batch} for _ in inputs),)  # of the one variadic parameter
+    shapes = (tuple({0: batch} for _ in inputs),)  # for the one variadic parameter
     program = torch.onnx.export(
         module, tuple(inputs.values()), dynamo=True, dynamic_shapes=shapes, input_names=list(inputs), verbose=False
     )
@@ -213,7 +221,7 @@ def by_script(module: Plain, inputs: dict[str, torch.Tensor], path: Path) -> Non
 
 
 def exported(item: Architecture, path: Path) -> str:
-    """Write the architecture's file; returns the exporter.  Raises RuntimeError with the reasons of both."""
+    """Write the architecture's file; returns the exporter.  Raises RuntimeError with the reasons of both exporters."""
     if item.family == "light":
         light(item.name, path)
         return "file"
@@ -226,14 +234,14 @@ def exported(item: Architecture, path: Path) -> str:
                 export(module, inputs, path)
                 check(module, inputs, path)
             return name
-        except Exception as error:  # whatever an exporter raises, the next one is asked
+        except Exception as error:  # whatever an exporter raises, the next one is tried
             cause = error.__cause__ or error
             reasons.append(f"{name}: {brief(cause)}")
     raise RuntimeError("; ".join(reasons))
 
 
 def check(module: Plain, inputs: dict[str, torch.Tensor], path: Path) -> None:
-    """The file must answer as the module does, at both batch sizes."""
+    """Check that the file computes the same as the module, at both batch sizes."""
     session = open_session(path)
     for size in BATCHES:
         part = {name: t[:size] for name, t in inputs.items()}
@@ -245,8 +253,9 @@ def check(module: Plain, inputs: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def light(name: str, path: Path) -> None:
-    """A topology of the wheel with seeded weights in place of its equal ones, and without the closing Softmax: on weights that
-    nobody trained it saturates, and hides what stands before it."""
+    """A topology of the wheel with seeded weights in place of its constant ones, and without the final Softmax, which
+    saturates with untrained weights and hides the layers before it.
+    """
     proto, rng = onnx.load(LIGHT / f"{name}.onnx"), np.random.default_rng(0)
     shapes = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     uses = {v: (n.op_type, i) for n in proto.graph.node for i, v in enumerate(n.input)}
@@ -268,7 +277,7 @@ def light(name: str, path: Path) -> None:
 
 
 def far(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Largest difference, as a share of the largest number, over all outputs; infinite where one is not a number."""
+    """Largest difference relative to the largest value, over all outputs; infinite where one is NaN."""
     worst = 0.0
     for a, b in zip(wanted, found, strict=True):
         if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -27,7 +27,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import Signature, signature
 from onnxpress.nas.evaluation.candidate_training import fold_for_inference
@@ -37,7 +37,7 @@ from onnxpress.nas.search import search
 from onnxpress.nas.spaces.blocks import residual
 from onnxpress.nas.spaces.io_spec import network_input, network_output
 from onnxpress.nas.spaces.network import NetworkBuilder
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.train.progress import Progress
@@ -138,7 +138,7 @@ def main(
         name = f"resnet20, width {width}"
         model, _, _ = evaluator.trainer.train(resnet20(evaluator, width), seconds, progress)
         models[name] = fold_for_inference(model, evaluator.data.take(1), evaluator.machine)
-    judge = Judge(teacher, splits.validate)
+    judge = Scorer(teacher, splits.validate)
     compared: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}
     ratios = compare_latency(compared, feeds, Effort(seconds=4.0 * len(compared), precision=0.004))
     rows = [Row("resnet20_bn", 0, judge.score(to_bytes(anchor)).value, 1.0, 1.0, 1.0, 0.0)]

@@ -24,7 +24,7 @@ from onnxpress.model.signature import signature
 from onnxpress.nas.evaluation.evaluator import Evaluator
 from onnxpress.nas.request import NasRequest
 from onnxpress.nas.search import search, summary
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.machine import this_machine
 
 os.environ["ONNXPRESS_CACHE"] = "off"

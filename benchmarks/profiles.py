@@ -1,12 +1,16 @@
-"""Whether `bench --profile` adds up, and whether `bench` ends in sensible time on models that are very short or very long.
+"""Whether the kernels of `bench --profile` add up, and whether `bench` is fast enough on very short and very long
+models.
 
     OPENBLAS_NUM_THREADS=1 ONNXPRESS_ZOO=path/to/zoo python benchmarks/profiles.py [--cases kws,vww,…]
 
-(a) The peak of the roofline beside numpy's own product of large matrices, both on one thread, measured in turns.
-(b) What the operators' times add up to, as a share of the median run without the profiler, on models of the zoo.
-(c) `bench` with its defaults on a model of about 0.1 ms and on one of about 2 s: how long it takes, how wide the interval is.
+(a) The peak of the roofline against numpy's product of large matrices, both on one thread, measured alternately.
 
-Leave the machine alone meanwhile.
+(b) The sum of the operators' times as a fraction of the median run without the profiler, on models of the zoo.
+
+(c) `bench` with its defaults on a model of about 0.1 ms and on one of about 2 s: its duration, and the width of the
+interval.
+
+The machine must be idle otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from onnxpress.cli import console
 from onnxpress.evaluate.bench import bench
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.builtin_models import measured_peak
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.profile import profile
@@ -36,7 +40,7 @@ _CASES = "kws,vww,resnet8,resnet20_bn,resnet56,lite0,sst2"
 
 
 def numpy_peak(seconds: float = 0.6) -> float:
-    """The best GFLOP/s of numpy's float32 product."""
+    """The best rate of numpy's float32 product in GFLOP/s."""
     best = 0.0
     for side in _SIDES:
         a, b = np.random.default_rng(0).standard_normal((2, side, side)).astype(np.float32)
@@ -49,13 +53,13 @@ def numpy_peak(seconds: float = 0.6) -> float:
 
 
 def peaks() -> dict[str, float]:
-    """Medians of some looks in turns: a shared machine has slow seconds."""
+    """Medians of several alternating measurements: a shared machine has slow seconds."""
     ours, theirs = zip(*[(measured_peak().gflops, numpy_peak()) for _ in range(_ROUNDS)], strict=True)
     return {"onnxpress": float(np.median(ours)), "numpy": float(np.median(theirs))}
 
 
 def products(side: int, count: int) -> ir.Model:
-    """So many products of a [side, side] matrix in a row."""
+    """A chain of products of a [side, side] matrix."""
     weight = numpy_helper.from_array(
         (np.random.default_rng(0).standard_normal((side, side)) / side**0.5).astype(np.float32), "w"
     )
@@ -66,7 +70,7 @@ def products(side: int, count: int) -> ir.Model:
 
 
 def sized(milliseconds: float, side: int) -> ir.Model:
-    """Products that take about so long here."""
+    """Products that take about this long on this machine."""
     single = bench({"products": products(side, 4)}).timings[0].median / 4
     return products(side, max(1, round(1e-3 * milliseconds / single)))
 
@@ -74,7 +78,7 @@ def sized(milliseconds: float, side: int) -> ir.Model:
 @click.command()
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--cases", default=_CASES)
-@click.option("--seconds", default=4.0, help="Of each profile.")
+@click.option("--seconds", default=4.0, help="Seconds of each profile.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/profiles.json"))
 def main(zoo: Path | None, cases: str, seconds: float, json_path: Path) -> None:
     """Run the benchmark and print its tables."""

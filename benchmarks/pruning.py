@@ -21,32 +21,32 @@ import click
 import numpy as np
 from zoo import dataset, zoo_module
 
-from onnxpress.api.one_pass import prune, simplify
+from onnxpress import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.read import parameters
 from onnxpress.model.signature import signature
-from onnxpress.passes.core.contract import Decision
-from onnxpress.passes.pruning.allocation import Wish
-from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.pruning.error_curves import error_curves
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE, decision
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 GOALS = {  # and the points of accuracy that may be lost
-    "resnet56": (Wish(macs=0.6), 0.02),
-    "lite0": (Wish(macs=0.85), 0.05),
+    "resnet56": (PruneOptions(macs=0.6), 0.02),
+    "lite0": (PruneOptions(macs=0.85), 0.05),
     "sst2": (None, 0.01),
-    "kws": (Wish(speedup=1.1), 0.01),
-    "vww": (Wish(speedup=1.1), 0.02),
-    "resnet8": (Wish(speedup=1.1), 0.01),
-    "resnet20_bn": (Wish(macs=0.8), 0.02),
+    "kws": (PruneOptions(speedup=1.1), 0.01),
+    "vww": (PruneOptions(speedup=1.1), 0.02),
+    "resnet8": (PruneOptions(speedup=1.1), 0.01),
+    "resnet20_bn": (PruneOptions(macs=0.8), 0.02),
 }
 RECIPES = {  # criterion, spread, whether it is repaired
     "second-order, by harm": ("second-order", "harm", True),
@@ -63,7 +63,7 @@ def prune_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     model = load(case.model)
     sig = signature(model)
     train = dataset(case, "train", sig).take(samples)
-    judge = Judge(model, dataset(case, split, sig))
+    judge = Scorer(model, dataset(case, split, sig))
     goal, allowed = GOALS[case.name]
     made, rows = {"original": model}, []
     for name, (criterion, spread, repaired) in RECIPES.items():
@@ -73,7 +73,7 @@ def prune_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
         if goal is None:
             made[name] = transformer(model, train, criterion, repaired)
         else:
-            wish = replace(goal, criterion=criterion, spread=spread)
+            wish = replace(goal, criterion=criterion, allocation=spread)
             made[name] = prune(model, train, wish, repair=repaired, samples=samples).model
         score = judge.score(to_bytes(made[name]))
         rows.append({"case": case.name, "recipe": name, "parameters": parameters(made[name]) / parameters(model), "allowed": allowed,
@@ -95,16 +95,14 @@ def work(model: Any, data: Dataset) -> int:
 def transformer(model: Any, data: Dataset, criterion: str, repaired: bool) -> Any:
     """Shares of the units of all feed-forward layers, and of the heads."""
     evidence = evidence_for(simplify(model).model, data)
-    found = curves(evidence, criterion=criterion)
-    decisions: list[Decision] = []
+    found = error_curves(evidence, criterion=criterion)
+    decisions: list[Action] = []
     for group in evidence.channels.groups:
-        heads = group.sliced and any(p.role == "in" for p in group.places) and len(group.makers) > 1
+        heads = group.sliced and any(p.role == "in" for p in group.slices) and len(group.producers) > 1
         share = _HEADS if heads else 0.0 if group.sliced else _FEED_FORWARD
-        if share and group.hidden:
+        if share and group.internal:
             decisions.append(decision(found[group.name], round(share * group.size)))
-    return PRUNE.apply(
-        evidence.model, [*decisions, {"repair": "least-squares" if repaired else "none"}], evidence
-    ).model
+    return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares" if repaired else "none"}]).model
 
 
 def small_residual() -> dict[str, Any]:
@@ -120,7 +118,7 @@ def small_residual() -> dict[str, Any]:
     model = nets.residual(width=32, blocks=3)
     rng = np.random.default_rng(0)
     data = Dataset.from_arrays({"image": rng.standard_normal((64, 3, 8, 8)).astype(np.float32)}, signature(model))
-    ours = prune(model, data, Wish(0.5))
+    ours = prune(model, data, options=PruneOptions(0.5))
     return {"kept": parameters(ours.model) / parameters(model), "onnxsim": onnxsim_kept(model)}
 
 

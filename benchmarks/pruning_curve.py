@@ -24,19 +24,20 @@ import onnx
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
-from onnxpress.api.one_pass import simplify
+from onnxpress import simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.core.contract import Decision
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
@@ -57,17 +58,17 @@ def points(original: ir.Model, train: Dataset) -> Iterator[tuple[str, float, ir.
     """(recipe, aim, model or None, why not)."""
     evidence = evidence_for(simplify(original).model, train)
     for recipe, (criterion, spread) in RECIPES.items():
-        before: list[Decision] = []
+        before: list[Action] = []
         for share in SHARES:
             try:
-                decisions = plan_pruning(evidence, Wish(macs=share, criterion=criterion, spread=spread))
+                decisions = plan_pruning(evidence, PruneOptions(macs=share, criterion=criterion, allocation=spread))
                 if decisions == before:
                     continue
                 before = decisions
                 yield (
                     recipe,
                     share,
-                    PRUNE.apply(evidence.model, [*decisions, {"repair": "least-squares"}], evidence).model,
+                    PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model,
                     "",
                 )
             except Problem as error:
@@ -98,7 +99,7 @@ def run_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     original = load(case.model)
     sig = signature(original)
     train = dataset(case, "train", sig).take(samples)
-    judge = Judge(original, dataset(case, split, sig))
+    judge = Scorer(original, dataset(case, split, sig))
     whole = work(original, train)
     made: dict[str, ir.Model | bytes | str] = {"original": original}
     rows: list[dict[str, Any]] = []

@@ -19,21 +19,21 @@ import numpy as np
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
-from onnxpress.api.one_pass import quantize
+from onnxpress import quantize
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.plan.run_record import document
-from onnxpress.runtime.machine import machine_for, this_machine
-from onnxpress.runtime.session import Settings, all_cores, open_session
+from onnxpress.result import document
+from onnxpress.runtime.machine import this_machine
+from onnxpress.runtime.session import SessionSettings, all_cores, open_session
 
-PRECISE = Settings(threads=all_cores().threads, config=(("session.x64quantprecision", "1"),))
+PRECISE = SessionSettings(threads=all_cores().threads, config=(("session.x64quantprecision", "1"),))
 
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
 
 
-def top1(model: bytes, data: Dataset, settings: Settings) -> float:
+def top1(model: bytes, data: Dataset, settings: SessionSettings) -> float:
     session = open_session(model, settings)
     right = total = 0
     for batch in data.batches(16):
@@ -54,7 +54,7 @@ def run_case(case: Any, split: str) -> dict[str, Any]:
     train, val = dataset(case, "train", sig), dataset(case, split, sig)
     done = quantize(model, train).model
     here = to_bytes(done)
-    made = quantize(model, train, machine=machine_for("avx2"))
+    made = quantize(model, train, target_cpu="avx2")
     plain = all_cores()
     return {
         "case": case.name,

@@ -18,12 +18,12 @@ from zoo import dataset, zoo_module
 
 from onnxpress.cli import console
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.passes.int8.calibration import RULES
-from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.calibration import RANGE_METHODS
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.structure.attention import ATTENTION, sites
 from onnxpress.runtime.machine import this_machine
 
@@ -35,14 +35,16 @@ def forms(evidence: Evidence) -> dict[str, ir.Model]:
     chosen = quantizable(evidence)
     exact = evidence.machine.int8_exact
     found = {
-        f"int8, {rule}": quantize(evidence, chosen, Recipe(rule), True, exact).model for rule in RULES if rule != "auto"
+        f"int8, {rule}": quantize(evidence, chosen, QuantizationRecipe(rule), True, exact).model
+        for rule in RANGE_METHODS
+        if rule != "auto"
     }
     names = [s.name for s in sites(evidence)[0]]
     several = {f"attention {i + 1} linear": [name] for i, name in enumerate(names)}
     if len(names) > 1:
         several["all attentions but the first linear"] = names[1:]
     for what, some in several.items():
-        found[what] = ATTENTION.apply(evidence.model, [{"attention": name} for name in some], evidence).model
+        found[what] = ATTENTION.apply(evidence, [{"attention": name} for name in some]).model
     return found
 
 
@@ -50,7 +52,7 @@ def run_case(case: Any) -> list[list[str]]:
     original = load(case.model)
     sig = signature(original)
     evidence = evidence_for(original, dataset(case, "train", sig).take(128))
-    judge = Judge(evidence.model, dataset(case, "select", sig))
+    judge = Scorer(evidence.model, dataset(case, "select", sig))
     rows = []
     for what, model in forms(evidence).items():
         score = judge.score(model)

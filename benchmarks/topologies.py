@@ -1,22 +1,25 @@
-"""Channels of 24 topologies: how many parameters `prune --ratio 0.5` keeps, and whether dead channels go exactly.
+"""Channels of 24 topologies: the fraction of parameters that `prune --ratio 0.5` keeps, and whether removing dead
+channels is exact.
 
     python benchmarks/topologies.py [--only chain,lstm] [--ratio 0.5] [--spread harm] [--no-peer]
 
-kept: of the prunable parameters, the share that is left by `onnxpress prune --ratio 0.5` (its defaults: all groups, spread by
-harm, second-order selection, repair).  Prunable are the float weights, biases and norms, but for the matrices of
-layers one of whose widths is fixed (see `fixed`): those that read an input or make an output of the graph (they are cut along
-their other axis nevertheless, to a half), and those at a spine that LayerNormalization takes its statistics of, where no removal
-is exact.  At half of both widths a quarter of a matrix is left and half of a vector, 0.25 to 0.28 together.  A shared
-weight counts once, and twice where its uses have been parted.  What is fixed is read off the net before and off the result, by
-this file and not by the tool under test, so that what a tool refuses shows as kept.
-exact: in the simplified net every second channel of every group is made dead (all that makes and passes it is zeroed,
-what reads it is left) and then exactly these are removed, without repair; the largest difference of an output over its
-largest value.  Required: kept at most 0.35, exact at most 1e-5.
+kept: the fraction of the prunable parameters that `onnxpress prune --ratio 0.5` keeps (with its defaults: all groups,
+      global allocation, second-order selection, refit).  Prunable are the float weights, biases and norms, except the
+      matrices of layers with a fixed width (see `fixed`): those that read an input or compute an output of the graph
+      (they are sliced along their other axis nevertheless, to a half), and those at a residual stream with
+      LayerNormalization, where no removal is exact.  At half of both widths a quarter of a matrix and half of a vector
+      remain, 0.25 to 0.28 together.  A shared weight counts once, and twice where its uses have been separated.  What
+      is fixed is determined from the net before and from the result, by this file and not by the tool under test, so
+      that refusals show as kept.
 
-onnxsim's pruner (`apply_structured_pruning`, then `apply_attention_head_pruning`) in the same run: of the net as it is and of
-the net simplified by onnxsim, the smaller result that runs.  It chooses by itself what goes, so its "exact" is taken on a net
-in which every second channel of each layer (each block of channels that can only go together) is dead as the net says:
-at a sparsity of one half these have the smallest norms.
+exact: in the simplified net every second channel of every group is made dead (everything that computes or passes it is
+       zeroed, its readers are unchanged) and exactly these are removed, without refit; the largest difference of an
+       output over its largest value.  Required: kept at most 0.35, exact at most 1e-5.
+
+onnxsim's pruner (`apply_structured_pruning`, then `apply_attention_head_pruning`) in the same run, on the net as it is
+and on the net simplified by onnxsim: the smaller result that runs.  It selects the channels itself, so its "exact" is
+measured on a net in which every second channel of each layer (each block of channels that can only be removed together)
+is dead: at a sparsity of one half these have the smallest norms.
 """
 
 from __future__ import annotations
@@ -36,23 +39,24 @@ import onnx
 import onnx_ir as ir
 from topology_nets import TOPOLOGIES, Made, make
 
-from onnxpress.api.one_pass import prune, simplify
+from onnxpress import prune, simplify
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import SPREADS, Wish
+from onnxpress.passes.pruning.allocation import SPREADS
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.machine import this_machine
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.runtime.session import SessionSettings, open_session, run
 
 KEPT_AT_MOST, EXACT_AT_MOST = 0.35, 1e-5
 SECONDS = 600.0  # for the peer on one topology
 SEQUENCE = 8
-LAYERS = {*read.WEIGHTED, "LSTM", "Attention"}  # the last is what onnxsim makes of an attention
+LAYERS = {*read.WEIGHTED, "LSTM", "Attention"}  # the last is what onnxsim replaces an attention with
 STEERED = {
     "Reshape",
     "Expand",
@@ -67,12 +71,15 @@ STEERED = {
 }  # by their other inputs
 Feeds = Mapping[str, np.ndarray]
 
-os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
+os.environ["ONNXPRESS_CACHE"] = "off"  # results of earlier runs must not be reused
 
 
 @dataclass
 class Row:
-    """None: it failed (error says how) or, of the peer, was not run.  refused: layers whose channels stay, and why."""
+    """Results of one topology.
+
+    None: it failed (`error` says why) or, of the peer, was not run.  refused: layers whose channels stay, and why.
+    """
 
     topology: str
     kept: float | None = None
@@ -99,8 +106,9 @@ class Row:
 
 
 def fixed(graph: onnx.GraphProto) -> set[str]:
-    """Values whose width cannot change: inputs and outputs of the graph and what LayerNormalization reads and makes, and all
-    that has the same channels, up to the layers."""
+    """Values whose width cannot change: inputs and outputs of the graph, inputs and outputs of LayerNormalization, and
+    everything with the same channels, up to the layers.
+    """
     stored = {t.name for t in graph.initializer}  # two nodes that share a constant do not share channels
     ports = [v.name for v in (*graph.input, *graph.output)]
     norms = [name for n in graph.node if n.op_type == "LayerNormalization" for name in (n.input[0], n.output[0])]
@@ -120,7 +128,7 @@ def fixed(graph: onnx.GraphProto) -> set[str]:
 
 
 def prunable(model: onnx.ModelProto) -> int:
-    """Float parameters, without the matrices of layers that have a fixed width."""
+    """Number of float parameters, without the matrices of layers with a fixed width."""
     stays = fixed(model.graph)
     counted = {
         name
@@ -143,17 +151,17 @@ def feeds_for(model: onnx.ModelProto, count: int, seed: int = 0) -> dict[str, np
 
 def difference(one: ir.Model, other: ir.Model, feeds: Feeds) -> float:
     """Largest difference of an output over its largest value, without onnxruntime's own rewrites."""
-    wanted, found = (run(open_session(m, Settings(level="none")), feeds) for m in (one, other))
+    wanted, found = (run(open_session(m, SessionSettings(level="none")), feeds) for m in (one, other))
     scales = [max(float(np.abs(a).max()), 1e-30) for a in wanted]
     return max(float(np.abs(a - b).max()) / s for a, b, s in zip(wanted, found, scales, strict=True))
 
 
 def silenced(model: ir.Model, facts: ch.Channels, removal: ch.Removal) -> ir.Model:
-    """The model whose removed channels are zero where they are read: makers, biases, scales and shifts are zeroed there."""
+    """The model with the removed channels zeroed where they are computed: weights, biases, scales and shifts."""
     clone = model.clone()
     nodes = {n.name: n for n in clone.graph}
     for name, gone in removal.items():
-        for place in facts.group(name).places:
+        for place in facts.group(name).slices:
             node = nodes[place.node]
             if place.role == "in" or node.op_type == "Div":  # 0 / 0
                 continue
@@ -166,16 +174,16 @@ def silenced(model: ir.Model, facts: ch.Channels, removal: ch.Removal) -> ir.Mod
 
 
 def exactness(model: ir.Model, feeds: Feeds) -> tuple[float | None, int]:
-    """How far the removal of dead channels changes the outputs (None: there are none), and the number of groups."""
+    """How much the removal of dead channels changes the outputs (None: there are none), and the number of groups."""
     plain = evidence_for(simplify(model).model, None)
     removal = {g.name: list(range(1, g.size, 2)) for g in plain.channels.groups if g.size > 1}
     dead = evidence_for(silenced(plain.model, plain.channels, removal), None)
     decisions = [{"group": name, "remove": gone} for name, gone in removal.items()]
-    cut = PRUNE.apply(dead.model, [*decisions, {"repair": "none"}], dead).model
+    cut = PRUNE.apply(dead, [*decisions, {"refit": "none"}]).model
     return difference(dead.model, cut, feeds) if removal else None, len(removal)
 
 
-def ours(row: Row, made: Made, wish: Wish, samples: int) -> None:
+def ours(row: Row, made: Made, wish: PruneOptions, samples: int) -> None:
     """Fills in what onnxpress does; whatever goes wrong is a result, too."""
     model = ir.from_proto(made.model)
     data = Dataset.from_arrays(feeds_for(made.model, samples), signature(model))
@@ -184,12 +192,12 @@ def ours(row: Row, made: Made, wish: Wish, samples: int) -> None:
         row.kept = prunable(ir.to_proto(done.model)) / prunable(made.model)
         row.refused = tuple(f"{r.unit}: {r.reason}" for r in done.refused if not r.reason.startswith("graph output"))
         row.exact, row.groups = exactness(model, feeds_for(made.model, 4, seed=1))
-    except Exception as error:  # one topology that breaks the tool must not hide the others
+    except Exception as error:  # one failing topology must not hide the others
         row.error = f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def peer(row: Row, made: Made, sparsity: float) -> None:
-    """Fills in what onnxsim does, in a process of its own: a crash of native code costs one row."""
+    """Run onnxsim in a process of its own and fill in its results: a crash of native code costs one row."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dead = made.half_dead()
@@ -227,7 +235,7 @@ def child(folder: Path, sparsity: float) -> None:
 def runs(model: onnx.ModelProto) -> bool:
     try:
         run(open_session(ir.from_proto(model)), feeds_for(model, 2))
-    except Exception:  # whatever onnxruntime refuses is no result
+    except Exception:  # what onnxruntime rejects is not a result
         return False
     return True
 
@@ -274,7 +282,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 @click.command()
-@click.option("--only", default=",".join(TOPOLOGIES), help="Names of topologies, with commas.")
+@click.option("--only", default=",".join(TOPOLOGIES), help="Names of topologies, separated by commas.")
 @click.option("--ratio", default=0.5, show_default=True)
 @click.option("--spread", type=click.Choice(SPREADS), default="harm", show_default=True)
 @click.option("--samples", default=32, show_default=True)
@@ -295,7 +303,7 @@ def main(
     for name in only.split(","):
         console.note(name)
         made, row = make(name), Row(name)
-        ours(row, made, Wish(ratio, spread=spread), samples)
+        ours(row, made, PruneOptions(ratio, allocation=spread), samples)
         if with_peer:
             peer(row, made, ratio)
         rows.append(row)
@@ -305,7 +313,8 @@ def main(
     written = [asdict(r) | {"reached": r.reached} for r in rows]
     json_path.write_text(
         json.dumps(
-            document("topologies", machine=this_machine().as_dict(), ratio=ratio, spread=spread, rows=written), indent=1
+            document("topologies", machine=this_machine().as_dict(), ratio=ratio, allocation=spread, rows=written),
+            indent=1,
         )
     )
     sys.exit(0 if all(r.reached for r in rows) else 1)

@@ -1,8 +1,9 @@
-"""The nets of `topologies.py`: 24 ways in which channels are tied, small, with seeded weights and a free batch axis.
+"""The nets of `topologies.py`: 24 ways in which channels are coupled, small, with seeded weights and a dynamic batch
+axis.
 
-A stem and a head stand around what is tested, so that no layer of it reads an input or makes an output of the graph.
-Each net also knows what to zero to make every second channel dead, where channels can only go in blocks (heads, groups of
-a normalization, the channels that a pixel shuffle lays side by side) every second block.
+A stem and a head surround the tested part, so that no layer of it reads an input or computes an output of the graph.
+Each net also states what to zero to make every second channel dead, or every second block where channels can only be
+removed in blocks (heads, groups of a normalization, channels that a pixel shuffle combines).
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ WIDTH, CLASSES = 64, 10
 
 @dataclass(frozen=True)
 class Made:
-    """dead: (initializer, axis, block) whose every second block of the axis is zero in the net with dead channels."""
+    """A net and its dead channels.
+
+    dead: (initializer, axis, block) of which every second block of the axis is zero in the net with dead channels
+    """
 
     model: onnx.ModelProto
     dead: tuple[tuple[str, int, int], ...]
@@ -41,7 +45,7 @@ class Made:
 
 @dataclass
 class Net:
-    """Adds operators one by one; every method returns the name of the value it makes."""
+    """Adds operators one by one; every method returns the name of the value it computes."""
 
     widths: dict[str, int] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -66,7 +70,7 @@ class Net:
         return self.constant(np.array(numbers, np.int64))
 
     def op(self, kind: str, inputs: Sequence[str], width: int = 0, **attributes: Any) -> str:
-        """width: of the output's channels; that of the first input where none is given."""
+        """width: number of output channels; default: that of the first input."""
         out = f"{kind.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [out], name=out, **attributes))
         self.widths[out] = width or self.widths.get(inputs[0], 0)
@@ -128,7 +132,7 @@ class Net:
         return self.op("Add", [y, self.floats(self.normal(width, gain=0.1), 0, block)], width)
 
     def out(self, x: str) -> None:
-        """Makes what the last layer made an output of the graph; that layer's weight and bias stay alive."""
+        """Make the result of the last layer an output of the graph; that layer's weight and bias stay."""
         del self.dead[-2:]
         self.outputs.append(x)
 
@@ -167,7 +171,7 @@ def se_convolutions(net: Net) -> None:
 
 
 def se_dense(net: Net) -> None:
-    """The gate as ReduceMean, two Gemm, HardSigmoid and a Reshape back to a picture."""
+    """The gate as ReduceMean, two Gemm, HardSigmoid and a Reshape back to a feature map."""
     x = net.block(net.stem())
     pooled = net.op("ReduceMean", [x], axes=[2, 3], keepdims=0)
     gate = net.op("HardSigmoid", [net.gemm(net.relu(net.gemm(pooled, 16)))])
@@ -214,7 +218,7 @@ def fpn(net: Net) -> None:
 
 
 def conv_batchnorm(net: Net) -> None:
-    """Behind a Conv, where it folds, and in front of one (behind an Add), where it does not."""
+    """After a Conv, where it folds, and before one (after an Add), where it does not."""
     x = net.relu(net.batchnorm(net.conv("image", bias=False)))
     for _ in range(2):
         y = net.relu(net.batchnorm(net.conv(net.relu(net.batchnorm(x)), bias=False)))
@@ -258,7 +262,7 @@ def channel_shuffle(net: Net) -> None:
 
 
 def channel_slice(net: Net) -> None:
-    """ShuffleNet's and GhostNet's cut: each half of the channels goes its own way."""
+    """The split of ShuffleNet and GhostNet: each half of the channels takes its own path."""
     x, half = net.stem(), WIDTH // 2
     for _ in range(2):
         x = net.block(x)
@@ -269,7 +273,7 @@ def channel_slice(net: Net) -> None:
 
 
 def groupnorm_reshape(net: Net) -> None:
-    """As PyTorch's exporter writes it: InstanceNormalization on groups, back by the shape of what came in."""
+    """As PyTorch's exporter writes it: InstanceNormalization on groups, reshaped back by the shape of the input."""
     x, groups, block = net.stem(), 8, WIDTH // 8
     for _ in range(2):
         y = net.conv(x, block=block)
@@ -299,7 +303,7 @@ def lstm(net: Net) -> None:
 
 
 def siamese(net: Net) -> None:
-    """Two pictures through the same weights, then their distance."""
+    """Two images through the same weights, then their distance."""
     stem, *inner = [net.conv_weights(fan, WIDTH, 3) for fan in (3, WIDTH, WIDTH)]
     sides = []
     for name in ("image", "other"):
@@ -311,7 +315,9 @@ def siamese(net: Net) -> None:
 
 
 def residual_mlp_layernorm(net: Net) -> None:
-    """LayerNormalization on the spine, whose width is then a part of the function; the branches are free inside."""
+    """LayerNormalization on the residual stream, whose width is then part of the function; the branches are free
+    inside.
+    """
     x = net.dense("tokens")
     for _ in range(2):
         y = net.relu(net.dense(net.layernorm(x), 128))
@@ -320,7 +326,7 @@ def residual_mlp_layernorm(net: Net) -> None:
 
 
 def _attend(net: Net, query: str, key: str, value: str, x: str) -> None:
-    """From heads (query and value N,h,L,d; key N,h,d,L) over projection and feed-forward to the output."""
+    """From heads (query and value N,h,L,d; key N,h,d,L) through projection and feed-forward to the output."""
     scores = net.op("Div", [net.op("MatMul", [query, key]), net.constant(np.array(4, np.float32))])
     mixed = net.op("MatMul", [net.op("Softmax", [scores], axis=-1), value])
     flat = net.op("Reshape", [net.op("Transpose", [mixed], perm=[0, 2, 1, 3]), net.ints(0, 0, WIDTH)], WIDTH)
@@ -338,7 +344,7 @@ def attention(net: Net) -> None:
 
 
 def attention_packed(net: Net) -> None:
-    """The same from one layer of three times the width, as vision transformers have it."""
+    """The same from one layer of three times the width, as in vision transformers."""
     x = net.dense("tokens")
     packed = net.op("Reshape", [net.dense(x, 3 * WIDTH, block=16), net.ints(0, 0, 3, 4, 16)])
     packed = net.op("Transpose", [packed], perm=[2, 0, 3, 1, 4])
@@ -356,7 +362,7 @@ def gated_ffn(net: Net) -> None:
 
 
 def depth_to_space(net: Net) -> None:
-    """Two pixel shuffles, as in super-resolution: four channels side by side become one of twice the size."""
+    """Two pixel shuffles, as in super-resolution: four adjacent channels become one of twice the size."""
     x = net.stem()
     for _ in range(2):
         x = net.relu(net.op("DepthToSpace", [net.conv(x, 4 * 32, block=4)], 32, blocksize=2, mode="CRD"))
@@ -383,7 +389,7 @@ TOPOLOGIES = _inputs()
 
 
 def make(name: str) -> Made:
-    """The net of that name, checked."""
+    """The net with this name, checked."""
     build, inputs = TOPOLOGIES[name]
     net = Net(widths={k: int(shape[-1 if k == "tokens" else 1]) for k, shape in inputs.items()})
     build(net)

@@ -21,22 +21,22 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
+from onnxpress import quantize
 from onnxpress.api.distill import distill
-from onnxpress.api.distillation_session import Wish, cores
-from onnxpress.api.one_pass import quantize
+from onnxpress.api.distillation_session import DistillSettings, available_cores
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, apply_plan
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import allowed
 from onnxpress.train.settings import TrainingSettings
 
@@ -55,7 +55,7 @@ class Row:
     over: float = 0.0
 
 
-def trained_form(outcome: Outcome) -> Candidate | None:
+def trained_form(outcome: OptimizeResult) -> Candidate | None:
     """The float student behind the fastest trained candidate that the selection samples allow."""
     if "trained" not in outcome.chosen:
         return None
@@ -63,7 +63,7 @@ def trained_form(outcome: Outcome) -> Candidate | None:
     return next((c for c in outcome.candidates if c.name == name), None)
 
 
-def untrained(outcome: Outcome, max_drop: float, word: str = "") -> Candidate | None:
+def untrained(outcome: OptimizeResult, max_drop: float, word: str = "") -> Candidate | None:
     """The fastest candidate without training, by its short timing, whose name begins with `word`."""
     some = [
         c for c in outcome.candidates if "trained" not in c.name and c.name.startswith(word) and allowed(c, max_drop)
@@ -71,7 +71,7 @@ def untrained(outcome: Outcome, max_drop: float, word: str = "") -> Candidate | 
     return max(some, key=lambda c: c.quick or 0.0, default=None)
 
 
-def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
+def run_case(case: Any, request: OptimizeOptions) -> tuple[list[Row], OptimizeResult]:
     original = load(case.model)
     sig = signature(original)
     inputs, _ = case.data("train")
@@ -94,9 +94,9 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
     if float_form is not None:
         step = float_form.plan.steps[-1]
         start = apply_plan(Plan(float_form.plan.steps[:-1]), original, bare).model
-        steps = int(step.decisions[0]["settings"]["steps"])
-        settings = TrainingSettings(loss="none", labels_weight=1.0, features="none", threads=cores())
-        alone = distill(start, original, labelled, Wish(settings, steps=steps), select=splits.select).model
+        steps = int(step.actions[0]["settings"]["steps"])
+        settings = TrainingSettings(loss="none", labels_weight=1.0, features="none", threads=available_cores())
+        alone = distill(start, original, labelled, DistillSettings(settings, steps=steps), select=splits.select).model
         forms = {
             "same student, closed form": start,
             "same student, labels alone": alone,
@@ -105,7 +105,7 @@ def run_case(case: Any, request: Request) -> tuple[list[Row], Outcome]:
         for name, model in forms.items():
             in_int8 = "int8" in outcome.chosen and name != "trained, float"
             models[name] = to_bytes(quantize(model, bare).model if in_int8 else model)
-    judge = Judge(original, splits.validate)
+    judge = Scorer(original, splits.validate)
     rows = [Row(case.name, n, len(m), judge.score(m)) for n, m in models.items() if isinstance(m, bytes)]
     feeds = [b.inputs for b in bare.take(4).batches(1)]
     ratios = compare_latency(models, feeds, Effort(seconds=4.0 * len(models), precision=0.004)).ratios
@@ -151,7 +151,7 @@ def main(
     """Run the benchmark and print one table."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
-    request = Request(max_drop=max_drop, time_budget=time_budget, train_budget=train_budget)
+    request = OptimizeOptions(max_drop=max_drop, time_budget=time_budget, train_budget=train_budget)
     rows, outcome = run_case(zoo_module(Path(zoo)).load(name), request)
     show(rows)
     for refused, why in outcome.rejected.items():

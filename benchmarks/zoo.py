@@ -30,14 +30,14 @@ import onnx
 from onnxpress.cli import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.errors import Problem
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import Signature, signature
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 
 CALIBRATION = 128
 
@@ -146,7 +146,7 @@ RECIPES: dict[str, Callable[[Path, Path, Dataset], None]] = {
 }
 
 
-def run_case(case: Any, folder: Path, request: Request, peers: bool, seconds: float) -> list[Row]:
+def run_case(case: Any, folder: Path, request: OptimizeOptions, peers: bool, seconds: float) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
     splits = Splits(dataset(case, "train", sig), dataset(case, "select", sig), dataset(case, "val", sig))
@@ -179,7 +179,7 @@ def run_case(case: Any, folder: Path, request: Request, peers: bool, seconds: fl
 
 
 def _measure(rows: list[Row], models: dict[str, bytes], original: Any, splits: Splits, seconds: float) -> None:
-    judge = Judge(original, splits.validate)
+    judge = Scorer(original, splits.validate)
     feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
     for row in rows:
         if row.recipe in models:
@@ -261,7 +261,11 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for name in wanted:
             rows += run_case(
-                module.load(name), Path(folder), Request(max_drop=max_drop, time_budget=time_budget), peers, seconds
+                module.load(name),
+                Path(folder),
+                OptimizeOptions(max_drop=max_drop, time_budget=time_budget),
+                peers,
+                seconds,
             )
             json_path.parent.mkdir(parents=True, exist_ok=True)
             json_path.write_text(

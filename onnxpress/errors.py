@@ -1,7 +1,7 @@
-"""What went wrong, where, and what to do about it; and the exit codes that say so to programs.
+"""Errors that a user can cause or fix, and the exit codes of the command line.
 
-Every failure a user can cause or cure is a `Problem`: one line, no traceback.  The subclass decides the
-exit code, so that scripts can tell a wrong file (2) from a full disk (3) from a goal that was not met (1).
+Every such failure is a `Problem`: one line, no traceback.  The subclass determines the exit code, so that scripts can
+tell wrong input (2) from a full disk (3) and from a goal that was not met (1).
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ EXIT_INTERRUPTED = 130
 
 
 class Problem(Exception):
-    """`error: WHAT (WHERE): WHY. TRY: …` in one line.
+    """An error of one line: `WHAT (WHERE): WHY. TRY: HINT.`
 
-    what:  the thing that failed, a short clause ("cannot read the model")
-    where: the file, sample, node or option concerned ("" where there is none)
-    why:   the observed fact, with expected and found values where that helps
-    hint:  what the user can do next
+    what:  what failed, a short clause ("cannot read the model")
+    where: the file, sample, node or argument concerned; "" where there is none
+    why:   the observed fact, with expected and found values where they help
+    hint:  what the user can do
+
+    Arguments of Python functions are named in backticks (`data`, `max_drop`).  The command line shows them as its
+    options (--data, --max-drop), which have the same names.
     """
 
     exit_code = EXIT_INPUT
@@ -29,6 +32,7 @@ class Problem(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
+        """The message in one line."""
         text = self.what
         if self.where:
             text += f" ({self.where})"
@@ -44,25 +48,25 @@ class Problem(Exception):
 
 
 class InputProblem(Problem):
-    """The user's model, data or options are wrong (exit 2)."""
+    """The model, the data or the options are wrong (exit code 2)."""
 
     exit_code = EXIT_INPUT
 
 
 class EnvironmentProblem(Problem):
-    """The machine fails: memory, disk, a missing extra, a crashed child process (exit 3)."""
+    """The machine fails: memory, disk, a missing optional package, a crashed child process (exit code 3)."""
 
     exit_code = EXIT_ENVIRONMENT
 
 
 class Unmet(Problem):
-    """A gate or goal was not met although everything worked (exit 1)."""
+    """A gate or goal was not met although everything worked (exit code 1)."""
 
     exit_code = EXIT_UNMET
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> EnvironmentProblem:
-    """The error for an optional dependency that is not installed."""
+    """The error for an optional package that is not installed.  extra: the extra of onnxpress that installs it."""
     return EnvironmentProblem(
         f"{purpose} needs the package {package}",
         "",

@@ -1,4 +1,4 @@
-"""Tests keep what they measure in a folder of their own, never in the user's cache; and those that measure time run alone."""
+"""Tests use a cache folder of their own, never the user's; tests that measure time run alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from onnxpress.measure.cache import VARIABLE
+from onnxpress.measure.cache import CACHE_VARIABLE
 
 try:
     import fcntl
-except ImportError:  # not a system on which tests run side by side
+except ImportError:  # not a system on which tests run in parallel
     fcntl = None
 
-# Tests share the cores among processes: threads of numpy and torch that spin in one would hold up the other.  Read by the processes
-# that pytest-xdist starts, after this file.
+# Test processes share the cores: spinning threads of numpy and torch in one process would slow the other.  The
+# processes that pytest-xdist starts read these variables after this file.
 for variable, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("OMP_NUM_THREADS", "1"), ("OPENBLAS_NUM_THREADS", "1")):
     os.environ.setdefault(variable, value)
 
@@ -25,15 +25,16 @@ for variable, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Where processes share the tests (`pytest -n 2`), one that is marked `alone` waits for the others' and they for it.
+    """With several processes (`pytest -n 2`), a test marked `alone` waits for the other processes, and they wait for
+    it.
 
-    The fixtures of a test are made within.
+    The fixtures of a test are created within.
     """
     session = getattr(item.config, "workerinput", {}).get("testrunuid")
     if session is None or fcntl is None:

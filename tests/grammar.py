@@ -1,6 +1,7 @@
-"""Random networks from a grammar of some forty operators: what exporters write for pictures and for sequences.
+"""Random networks from a grammar of some forty operators, as exporters write them for images and sequences.
 
-Every rule takes a value and gives one; a network is a word of rules on pictures, and sometimes one on tokens behind it.
+Every rule takes a value and returns one; a network is a sequence of rules on images, and sometimes one on tokens after
+it.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def gate(net: Net, draw: st.DrawFn, x: str) -> str:
     return net.op("Mul", [x, net.op("HardSigmoid", [scores], w)], w)
 
 
-def gate_of_places(net: Net, draw: st.DrawFn, x: str) -> str:
-    """One number a position, which takes all channels together: they stay."""
+def position_gate(net: Net, draw: st.DrawFn, x: str) -> str:
+    """One number per position, which multiplies all channels."""
     mean = net.op("ReduceMean", [x], 1, axes=[1], keepdims=1)
     return net.op("Mul", [x, net.op("Sigmoid", [net.conv(mean, 1)], 1)], net.widths[x])
 
@@ -116,7 +117,7 @@ def picked(net: Net, draw: st.DrawFn, x: str) -> str:
 
 
 def pixels(net: Net, draw: st.DrawFn, x: str) -> str:
-    """Twice the size and back."""
+    """Up- and downsampling by two."""
     mode = draw(st.sampled_from(["CRD", "DCR"]))
     y = net.op("DepthToSpace", [net.conv(x, 32, 1)], 8, blocksize=2, mode=mode)
     if draw(st.booleans()):
@@ -157,8 +158,8 @@ def instance_norm(net: Net, draw: st.DrawFn, x: str) -> str:
     return net.op("InstanceNormalization", [x, floats(net, w, gain=0.2, base=1), floats(net, w)], w)
 
 
-def in_integers(net: Net, draw: st.DrawFn, x: str) -> str:
-    """A convolution that is quantized already: weights in int8, a scale for every channel."""
+def prequantized_conv(net: Net, draw: st.DrawFn, x: str) -> str:
+    """A convolution that is already quantized: int8 weights with one scale per channel."""
     width, fan = draw(WIDTHS), net.widths[x]
     weight = net.constant(net.rng.integers(-120, 120, (width, fan, 1, 1), np.int8))
     scale = net.constant((0.01 / fan**0.5 * (1 + net.rng.random(width))).astype(np.float32))
@@ -169,9 +170,26 @@ def in_integers(net: Net, draw: st.DrawFn, x: str) -> str:
 
 
 PICTURES: tuple[Rule, ...] = (
-    plain, residual, joined, depthwise, normalized, gate, gate_of_places, padded, grouped, shuffled, split, cut, picked, pixels,
-    upward, resized, group_norm, instance_norm, in_integers,
-)  # fmt: skip
+    plain,
+    residual,
+    joined,
+    depthwise,
+    normalized,
+    gate,
+    position_gate,
+    padded,
+    grouped,
+    shuffled,
+    split,
+    cut,
+    picked,
+    pixels,
+    upward,
+    resized,
+    group_norm,
+    instance_norm,
+    prequantized_conv,
+)
 
 
 def dense(net: Net, x: str, width: int) -> str:
@@ -195,7 +213,9 @@ def layer_norm(net: Net, draw: st.DrawFn, x: str) -> str:
 
 
 def attention(net: Net, draw: st.DrawFn, x: str) -> str:
-    """Two to four heads; query, key and value apart or from one layer, key and value sometimes of fewer heads."""
+    """Two to four heads; query, key and value from separate layers or from one, key and value sometimes with fewer
+    heads.
+    """
     heads, inner = draw(st.sampled_from([(2, 4), (4, 3), (3, 4)]))
     width = heads * inner
     way = draw(st.sampled_from(["apart", "packed", "shared"]))
@@ -249,7 +269,7 @@ def recurrent(net: Net, draw: st.DrawFn, x: str) -> str:
 
 
 def mixed_tokens(net: Net, draw: st.DrawFn, x: str) -> str:
-    """A layer across positions, as MLP-Mixer has it: weights on the left."""
+    """A layer across positions, as in MLP-Mixer: the weight is the left operand."""
     y = net.op("MatMul", [floats(net, SIDE * SIDE, SIDE * SIDE, gain=1 / SIDE), x], net.widths[x])
     return net.op("Add", [y, x], net.widths[x])
 
@@ -259,7 +279,7 @@ TOKENS: tuple[Rule, ...] = (feed_forward, layer_norm, attention, recurrent, mixe
 
 @st.composite
 def networks(draw: st.DrawFn) -> ir.Model:
-    """A picture of 8 x 8 in, ten numbers out."""
+    """Image of 8 x 8 to ten numbers."""
     net = nets.image_net(draw(st.integers(0, 10_000)))
     x = net.relu(net.conv("image", draw(WIDTHS)))
     for rule in draw(st.lists(st.sampled_from(PICTURES), min_size=1, max_size=3)):

@@ -1,4 +1,4 @@
-"""Small networks built by hand, and random ones for hypothesis; all run in onnxruntime as they are."""
+"""Small networks built by hand, and random ones for hypothesis; all run in onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxpress.model.signature import signature
 
 @dataclass
 class Net:
-    """Adds operators one by one; every method returns the name of the value it makes."""
+    """Adds operators one by one; every method returns the name of the value it computes."""
 
     seed: int = 0
     opset: int = 17
@@ -74,7 +74,7 @@ class Net:
         return self.op("Concat", list(parts), sum(self.widths[p] for p in parts), axis=1)
 
     def head(self, x: str, classes: int = 10, pooled: bool = True, size: int = 64) -> str:
-        """Global pooling (or none), Flatten, Gemm.  size: spatial positions where it is not pooled."""
+        """Global pooling (or none), Flatten, Gemm.  size: spatial positions without pooling."""
         width = self.widths[x]
         if pooled:
             x, size = self.op("GlobalAveragePool", [x], width), 1
@@ -107,7 +107,7 @@ IMAGE = {"image": ["N", 3, 8, 8]}
 
 
 def residual(seed: int = 0, width: int = 32, blocks: int = 2, norm: bool = False) -> ir.Model:
-    """Stem, residual blocks on one spine, global pooling, Gemm: the small residual network of the issue."""
+    """Stem, residual blocks on one stream, global pooling, Gemm."""
     net = image_net(seed)
     x = net.relu(net.conv("image", width))
     for _ in range(blocks):
@@ -128,7 +128,7 @@ def mobile(seed: int = 0, width: int = 32) -> ir.Model:
 
 
 def padded_shortcut(seed: int = 0, width: int = 32) -> ir.Model:
-    """A stride by Slice and new channels by Pad (ResNet's option A), and a Pad in front of a Conv."""
+    """A shortcut that strides with Slice and adds channels with Pad (option A of ResNet), and a Pad before a Conv."""
     net = image_net(seed)
     x = net.relu(net.conv("image", width))
     wide = net.constant(np.array([0, 4, 0, 0, 0, 4, 0, 0], np.int64), "pads")
@@ -153,8 +153,9 @@ def mlp(seed: int = 0, width: int = 48) -> ir.Model:
 
 
 def transformer(seed: int = 0, width: int = 16, layers: int = 2, post: bool = True) -> ir.Model:
-    """Attention with an additive mask and feed-forward, on sequences of free length; the normalization behind the Add
-    (post) or in the branch."""
+    """Attention with an additive mask and feed-forward, on sequences of dynamic length; normalization after the Add
+    (post) or in the branch.
+    """
     net = Net(seed)
     net.widths["tokens"] = width
     rng = net.rng
@@ -223,7 +224,7 @@ def random_nets(draw: st.DrawFn) -> ir.Model:
 
 
 def samples(model: ir.Model, count: int = 24, seed: int = 0, labels: bool = False, sequence: int = 5) -> Dataset:
-    """Random inputs of a model; labels are its own answers, so that the original scores 1."""
+    """Random inputs of a model; labels are its own predictions, so that the original scores 1."""
     rng = np.random.default_rng(seed)
     sig = signature(model)
     arrays = {}
@@ -246,7 +247,7 @@ def samples_like(model: ir.Model, dtype: type[np.floating], count: int = 6) -> D
 
 def outputs(model: ir.Model, data: Dataset, level: str = "none") -> np.ndarray:
     """The first output on all samples."""
-    from onnxpress.runtime.session import Settings, open_session
+    from onnxpress.runtime.session import SessionSettings, open_session
 
-    session = open_session(model, Settings(level=level))
+    session = open_session(model, SessionSettings(level=level))
     return np.concatenate([session.run(None, b.inputs)[0][: b.count] for b in data.batches(8)])

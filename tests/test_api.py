@@ -23,11 +23,13 @@ def test_importing_costs_nothing() -> None:
 
 
 def test_optimize_can_be_called_after_its_floor_was_imported(tmp_path: Path) -> None:
-    from onnxpress.search.request import Request
+    from onnxpress.search.request import OptimizeOptions
 
     folder = calibration_folder() / "digits"
     model = onnxpress.load(folder / "digits.onnx")
     data = onnxpress.open_dataset(folder / "train.npz", onnxpress.signature(model))
-    outcome = onnxpress.optimize(folder / "digits.onnx", data, Request(time_budget=6), output=tmp_path / "fast.onnx")
+    outcome = onnxpress.optimize(
+        folder / "digits.onnx", data, OptimizeOptions(time_budget=6), output=tmp_path / "fast.onnx"
+    )
     assert (tmp_path / "fast.onnx").read_bytes() == outcome.data
     assert onnxpress.bench({"a": model}, data).timings[0].median > 0

@@ -15,11 +15,11 @@ TESTS = """
 import pytest
 
 def test_no_slower(onnx_latency_gate):
-    decision = onnx_latency_gate("large.onnx", "small.onnx", slower=0.05, seconds=1.0)
+    decision = onnx_latency_gate("large.onnx", "small.onnx", fail_slower=0.05, seconds=1.0)
     assert decision.passed and decision.times < 1
 
 def test_slower(onnx_latency_gate):
-    onnx_latency_gate("small.onnx", "large.onnx", slower=0.05, seconds=1.0)
+    onnx_latency_gate("small.onnx", "large.onnx", fail_slower=0.05, seconds=1.0)
 """
 
 

@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Taught, Wish, refitted, taught
-from onnxpress.api.one_pass import ModelLike, Result, _exact, _finish, _opened
+from onnxpress.api.distillation_session import (
+    DistillationOutcome,
+    DistillSettings,
+    TeacherStudentPair,
+    refit_closed_form,
+    run_distillation,
+)
+from onnxpress.api.run_pass import PassResult, opened, write_checked
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge, Score
-from onnxpress.model.files import load, model_hash, must_fit, to_bytes
+from onnxpress.measure.score import Score, Scorer
+from onnxpress.model.files import check_size, model_hash, model_size, to_bytes
+from onnxpress.model.source import ModelSource, open_model, source_name
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
-from onnxpress.passes.pruning.allocation import Wish as PruneWish
 from onnxpress.passes.pruning.allocation import plan_pruning
-from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, Step, new_plan, take_step
+from onnxpress.passes.pruning.options import PruneOptions
+from onnxpress.plan.exact_base import exact_base
+from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.train.distillation.feature_matching import KeptChannels
 from onnxpress.train.progress import Progress
@@ -32,11 +40,11 @@ TRAIN_SPLIT = SPLITS[3]
 _POOR = 0.05  # drop of a student from which training starts from its closed form, if that is closer to the teacher
 
 
-@dataclass
-class Distilled(Result):
+@dataclass(repr=False)
+class DistillResult(PassResult):
     """start, score: on the selection samples, against the teacher; improved: whether the new weights were taken.
 
-    curve: looks at the selection samples; settings: as trained (None for the closed form); best: the step kept.
+    curve: evaluations at the selection samples; settings: as trained (None for the closed form); best: the step kept.
     """
 
     start: Score | None = None
@@ -60,26 +68,26 @@ class _Start:
 
 
 def distill(
-    student: ModelLike | None,
-    teacher: ModelLike,
+    student: ModelSource | None,
+    teacher: ModelSource,
     data: Dataset,
-    wish: Wish | None = None,
+    wish: DistillSettings | None = None,
     *,
     select: Dataset | None = None,
     output: str | Path | None = None,
-    plan_path: str | Path | None = None,
+    plan_file: str | Path | None = None,
     run_folder: str | Path | None = None,
     resume: bool = False,
     machine: Machine | None = None,
     progress: Progress | None = None,
-) -> Distilled:
+) -> DistillResult:
     """Bring a student's answers to a teacher's on the given samples.
 
     student: None makes one from the teacher (wish.shrink); select: samples that choose the weights to keep (default: a
     fifth of data); run_folder: checkpoints and the record of the run (default: beside the output), which resume goes on from.
     The result is the student as it was where nothing better was found (`improved` tells).  Raises Problem.
     """
-    wish = wish or Wish()
+    wish = wish or DistillSettings()
     wish.check()
     if (student is None) == (wish.shrink is None):
         raise InputProblem(
@@ -93,26 +101,26 @@ def distill(
         learn, judged = parts.calibrate, parts.select
     begin = _begin(student, teacher, learn, wish, output, machine)
     now = evidence_for(begin.model, learn, machine, wish.settings.seed)
-    couple = Couple(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
-    judge = Judge(couple.teacher.model, judged)
+    couple = TeacherStudentPair(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
+    judge = Scorer(couple.teacher.model, judged)
     first = judge.score(to_bytes(begin.model))
     if wish.closed_form:
-        return _choose(begin, refitted(couple, wish), judge, first, output, plan_path, learn)
-    ahead = refitted(couple, wish) if student is not None and first.drop > _POOR else None
+        return _choose(begin, refit_closed_form(couple, wish), judge, first, output, plan_file, learn)
+    ahead = refit_closed_form(couple, wish) if student is not None and first.drop > _POOR else None
     if ahead is not None and judge.score(to_bytes(ahead.model)).nmse < first.nmse:
         couple = replace(couple, student=evidence_for(ahead.model, learn, machine, wish.settings.seed))
     else:
         ahead = None
-    made = taught(couple, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
+    made = run_distillation(couple, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
     if ahead is not None:
-        made.decisions, made.notes = ahead.decisions + made.decisions, ahead.notes + made.notes
-    return _choose(begin, made, judge, first, output, plan_path, learn)
+        made.actions, made.notes = ahead.actions + made.actions, ahead.notes + made.notes
+    return _choose(begin, made, judge, first, output, plan_file, learn)
 
 
-def _loaded(model: ModelLike) -> ir.Model:
-    opened = model if isinstance(model, ir.Model) else load(model)
-    must_fit(opened)
-    return opened
+def _loaded(model: ModelSource) -> ir.Model:
+    found = open_model(model, "teacher")
+    check_size(found)
+    return found
 
 
 def _folder(run_folder: str | Path | None, output: str | Path | None) -> Path | None:
@@ -122,32 +130,33 @@ def _folder(run_folder: str | Path | None, output: str | Path | None) -> Path | 
 
 
 def _begin(
-    student: ModelLike | None,
-    teacher: ModelLike,
+    student: ModelSource | None,
+    teacher: ModelSource,
     data: Dataset,
-    wish: Wish,
+    wish: DistillSettings,
     output: str | Path | None,
     machine: Machine,
 ) -> _Start:
     seed = wish.settings.seed
     if student is not None:
-        own = _opened(student, output)
+        own = opened(student, output)
         master = _loaded(teacher)
-        source = Source(str(teacher) if not isinstance(teacher, ir.Model) else "in memory", model_hash(master))
+        source = Source(source_name(teacher), model_hash(master))
         return _Start(own, new_plan(own, data, seed), own, source, [])
-    own = _opened(teacher, output)
+    own = opened(teacher, output)
     part = data.take(CALIBRATION)
-    plan, base, notes, evidence = _exact(own, part, machine, seed)
+    base = exact_base(own, part, machine, seed)
+    evidence, notes = base.evidence, base.notes
     assert wish.shrink is not None
-    decisions = plan_pruning(evidence, PruneWish(wish.shrink))
-    if not decisions:
+    actions = plan_pruning(evidence, PruneOptions(wish.shrink))
+    if not actions:
         raise InputProblem(
             "no channel group can be narrowed by this much", "--shrink", f"got {wish.shrink}", "try a larger share"
         )
-    plan = plan.then("prune", [*decisions, {"repair": "least-squares"}])
-    done = take_step(plan.steps[-1], evidence, base)
-    steps = tuple(Step(s.pass_name, s.decisions, CALIBRATION) for s in plan.steps)
-    removal = {d["group"]: d["remove"] for d in decisions}
+    plan = base.plan.then("prune", [*actions, {"refit": "least-squares"}])
+    done = take_step(plan.steps[-1], evidence)
+    steps = tuple(PlanStep(s.pass_name, s.actions, CALIBRATION) for s in plan.steps)
+    removal = {d["group"]: d["remove"] for d in actions}
     return _Start(
         own,
         replace(plan, steps=steps, data_hash=data.hash),
@@ -160,13 +169,13 @@ def _begin(
 
 def _choose(
     begin: _Start,
-    made: Taught,
-    judge: Judge,
+    made: DistillationOutcome,
+    judge: Scorer,
     first: Score,
     output: str | Path | None,
-    plan_path: str | Path | None,
+    plan_file: str | Path | None,
     data: Dataset,
-) -> Distilled:
+) -> DistillResult:
     """The new weights where the selection samples like them at least as well, else the student as it was."""
     second = judge.score(to_bytes(made.model))
     better = math.isfinite(second.nmse) and (second.drop, second.nmse) <= (first.drop, first.nmse)
@@ -174,7 +183,7 @@ def _choose(
     model, plan, score = begin.model, begin.plan, first
     if better:
         model, score = made.model, second
-        plan = begin.plan.then("distill", made.decisions)
+        plan = begin.plan.then("distill", made.actions)
     else:
         notes.append(
             f"the new weights are worse on the selection samples (drop {second.drop:+.4f}, before {first.drop:+.4f}):"
@@ -183,8 +192,9 @@ def _choose(
     history = made.history
     if history is not None and history.overfitted:
         notes.append(f"it began to overfit: the weights of step {history.best_step} are kept")
-    done = _finish(begin.original, model, plan, notes, [], output, plan_path, data)
-    return Distilled(
-        done.model, done.plan, done.before, done.after, done.notes, start=first, score=score, improved=better,
-        curve=history.curve if history else [], settings=made.settings, best=history.best_step if history else 0,
+    result = DistillResult(
+        "distill", model, plan, model_size(begin.original), model_size(model), notes, start=first, score=score,
+        improved=better, curve=history.curve if history else [], settings=made.settings, best=history.best_step if history else 0,
     )  # fmt: skip
+    write_checked(begin.original, result, data, output, plan_file)
+    return result

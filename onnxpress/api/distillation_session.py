@@ -1,4 +1,4 @@
-"""One student taught by one teacher: pairs matched, settings fixed, trained with looks at the selection samples.
+"""One student taught by one teacher: pairs matched, settings fixed, trained with evaluations at the selection samples.
 
 `distill` drives it for a file, `training` for the students of a search.
 """
@@ -18,12 +18,12 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import to_bytes, write_atomic
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
-from onnxpress.passes.pruning.allocation import Wish as PruneWish
-from onnxpress.plan.run_record import Run
+from onnxpress.passes.pruning.options import PruneOptions
+from onnxpress.plan.run_record import RunRecord
 from onnxpress.train.distillation.feature_matching import FeaturePair, KeptChannels, match_by_name, match_features
 from onnxpress.train.distillation.teacher_batches import TeacherCache
 from onnxpress.train.optional_torch import require_torch
@@ -46,14 +46,14 @@ _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
 
 
 @dataclass(frozen=True)
-class Wish:
+class DistillSettings:
     """What a user asks for.  settings: of the training; steps 0: as many as fit in `seconds`.
 
     augment: auto, none, or names; match: (teacher value, student value); shrink: share of the channels to remove from
     the teacher to make the student; closed_form: no training, layers refitted one by one.
     """
 
-    settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(threads=cores()))
+    settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(threads=available_cores()))
     steps: int = 0
     seconds: float = SECONDS
     augment: str = "auto"
@@ -69,7 +69,7 @@ class Wish:
             raise InputProblem("the time budget is nothing", "--time-budget", f"got {self.seconds:g} s", "try 10m")
         self.settings.check()
         if self.shrink is not None:
-            PruneWish(self.shrink).check()
+            PruneOptions(self.shrink).checked()
         if self.augment not in ("auto", "none"):
             from onnxpress.train.augment import check_augmentations
 
@@ -78,12 +78,12 @@ class Wish:
             require_torch("distill")
 
 
-def cores() -> int:
+def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
-class Couple:
+class TeacherStudentPair:
     """student and teacher on the samples to learn from, ports under the same names; source: the teacher as a plan names
     it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; cache: shared
     with other students of the teacher that learn from the same samples."""
@@ -94,7 +94,7 @@ class Couple:
     kept: KeptChannels | None = None
     cache: TeacherCache | None = None
 
-    def matched(self, wish: Wish) -> list[FeaturePair]:
+    def matched(self, wish: DistillSettings) -> list[FeaturePair]:
         """Inner values that are compared: as wished, or found."""
         if wish.match:
             return match_by_name(wish.match, self.student, self.teacher)
@@ -102,38 +102,38 @@ class Couple:
 
 
 @dataclass
-class Taught:
+class DistillationOutcome:
     """The student's model with its new weights, the decisions that make it, and how the training went."""
 
     model: ir.Model
-    decisions: list[Decision]
+    actions: list[Action]
     notes: list[str]
     history: TrainingHistory | None = None
     settings: TrainingSettings | None = None
 
 
-def refitted(couple: Couple, wish: Wish) -> Taught:
+def refit_closed_form(couple: TeacherStudentPair, wish: DistillSettings) -> DistillationOutcome:
     """In closed form: every layer with a twin by least squares, on a part of the samples."""
-    decision: Decision = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
+    action: Action = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
     part = couple.student.samples().take(_CLOSED_SAMPLES)
     given = None
     if wish.match:
         given = match_by_name(wish.match, couple.student, couple.teacher)
-        decision["pairs"] = [p.as_dict() for p in given]
+        action["pairs"] = [p.as_dict() for p in given]
     few = [evidence_for(e.model, part, e.machine, e.seed) for e in (couple.student, couple.teacher)]
     model, fits = closed_form(few[0], few[1], given)
-    return Taught(model, [decision], [fitted(fits)])
+    return DistillationOutcome(model, [action], [fitted(fits)])
 
 
-def taught(
-    couple: Couple,
-    wish: Wish,
-    judge: Judge,
+def run_distillation(
+    couple: TeacherStudentPair,
+    wish: DistillSettings,
+    judge: Scorer,
     start: float = math.inf,
     folder: Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-) -> Taught:
+) -> DistillationOutcome:
     """By training.  start: the student's drop before; folder: of checkpoints and the record of the run (None: neither),
     which `resume` goes on from."""
     from onnxpress.train.distillation.runner import Distillation, RunOptions
@@ -152,8 +152,8 @@ def taught(
         _look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, initial_drop=start
     )
     model, history = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
-    decision = training(job.settings, couple.source, matched, history.best_step)
-    return Taught(model, [decision], notes, history, job.settings)
+    action = training(job.settings, couple.source, matched, history.best_step)
+    return DistillationOutcome(model, [action], notes, history, job.settings)
 
 
 def _recorded(job: Distillation, watch: RunOptions, source: Source, folder: Path) -> tuple[ir.Model, TrainingHistory]:
@@ -163,7 +163,7 @@ def _recorded(job: Distillation, watch: RunOptions, source: Source, folder: Path
     watch.checkpoint = folder / _CHECKPOINT
     if watch.resume and job.settings.mode == "end-to-end":
         read_checkpoint(watch.checkpoint, job.fingerprint)  # one that is no good is refused before anything is written
-    run = Run(folder, command="distill", teacher=source.plain(), settings=job.settings.as_dict())
+    run = RunRecord(folder, command="distill", teacher=source.plain(), settings=job.settings.as_dict())
     try:
         write_atomic(folder / _SETTINGS, (json.dumps(job.settings.as_dict(), indent=1) + "\n").encode())
         model, history = job.run(watch)
@@ -175,7 +175,7 @@ def _recorded(job: Distillation, watch: RunOptions, source: Source, folder: Path
     return model, history
 
 
-def begun(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a training run to resume."""
     return (folder / _SETTINGS).is_file() and (folder / _CHECKPOINT).is_file()
 
@@ -192,7 +192,7 @@ def _stored(folder: Path | None) -> TrainingSettings:
     return settings_from_dict(body)
 
 
-def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> TrainingSettings:
+def _settled(job: Distillation, wish: DistillSettings, judge: Scorer, say: Progress) -> TrainingSettings:
     """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
     time of a step."""
     from onnxpress.train.augment import GENTLE
@@ -229,7 +229,7 @@ def _settled(job: Distillation, wish: Wish, judge: Judge, say: Progress) -> Trai
     return replace(settings, steps=wish.steps or job.steps_within(left))
 
 
-def _pair_notes(matched: Sequence[FeaturePair], wish: Wish) -> list[str]:
+def _pair_notes(matched: Sequence[FeaturePair], wish: DistillSettings) -> list[str]:
     if wish.settings.features == "none" and wish.settings.mode == "end-to-end":
         return []
     narrow = sum(p.kept is not None for p in matched)
@@ -239,7 +239,7 @@ def _pair_notes(matched: Sequence[FeaturePair], wish: Wish) -> list[str]:
     return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
 
 
-def _look(judge: Judge, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
+def _look(judge: Scorer, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
     """(drop, nmse, value, one standard error of the drop); with labels alone closeness to the teacher is no aim."""
 
     def look(model: ir.Model) -> tuple[float, float, float, float]:
@@ -250,7 +250,7 @@ def _look(judge: Judge, labels_alone: bool) -> Callable[[ir.Model], tuple[float,
     return look
 
 
-def _teller(say: Progress, judge: Judge) -> Callable[[int, int, float, CurvePoint | None], None]:
+def _teller(say: Progress, judge: Scorer) -> Callable[[int, int, float, CurvePoint | None], None]:
     def tell(step: int, steps: int, loss: float, point: CurvePoint | None) -> None:
         metric = "" if point is None else f", {judge.metric} {point.value:.4f}"
         say(f"loss {loss:.4f}{metric}", step / steps)

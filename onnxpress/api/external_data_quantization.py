@@ -6,7 +6,6 @@ Without samples nothing is known of the inputs: every row keeps the scale that l
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -17,51 +16,72 @@ import onnx_ir as ir
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import edit
-from onnxpress.model.files import beside, check_target, load, opened, save, settle, to_bytes, weight_bytes, written
+from onnxpress.model.files import (
+    check_target,
+    commit_staged,
+    load,
+    open_model,
+    save,
+    serialize_graph,
+    staging_files,
+    to_bytes,
+    weight_bytes,
+)
 from onnxpress.model.signature import signature
-from onnxpress.passes.core.contract import Refused
-from onnxpress.passes.core.weight_matrix import Stored, find_weights
+from onnxpress.passes.core.contract import Refusal
+from onnxpress.passes.core.weight_matrix import WeightMatrix, find_weights
 from onnxpress.passes.weights import codebook
-from onnxpress.passes.weights.bit_packing import Packer, bytes_of
-from onnxpress.passes.weights.codebook import Book
-from onnxpress.passes.weights.low_bit import GRIDS
-from onnxpress.passes.weights.weights import Wish
+from onnxpress.passes.weights.bit_packing import BitPacker, packed_bytes
+from onnxpress.passes.weights.codebook import Codebook
+from onnxpress.passes.weights.low_bit import LEVELS
+from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan import result_contract
+from onnxpress.result import Progress, Result, silent, size_text
 
 _STRETCH = 4 * 2**20  # numbers at a time
 _PAGE = 4096  # where onnxruntime likes a tensor of external data to begin
 _INLINE = 1024  # bytes up to which a tensor stays in the file itself
 _SMALL = 256 * 2**20  # bytes of weights up to which a model is written as one file, and run
 
-Tell = Callable[[str, float], None]
 
+@dataclass(repr=False)
+class StreamResult(Result):
+    """bytes_before, bytes_after: with external data. weights: number of rounded weights. notes, refused: as of any pass."""
 
-@dataclass
-class Streamed:
-    """before, after: bytes with external data; weights: how many were rounded."""
-
-    before: int
-    after: int
+    bytes_before: int
+    bytes_after: int
     weights: int
     notes: list[str] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+
+    def facts(self) -> list[tuple[str, str]]:
+        times = self.bytes_before / max(self.bytes_after, 1)
+        sizes = f"{size_text(self.bytes_before)} -> {size_text(self.bytes_after)} ({times:.2f}x smaller)"
+        return [("size", sizes), ("weights", f"{self.weights} rounded"), *(("note", n) for n in self.notes)]
 
 
 def stream_weights(
-    path: str | Path, output: str | Path, wish: Wish | None = None, tell: Tell | None = None
-) -> Streamed:
-    """Write `output`, and `output`.data beside it where the model is large.  Memory: about twice the largest weight.
+    path: str | Path,
+    output: str | Path,
+    options: WeightsOptions | None = None,
+    progress: Progress = silent,
+) -> StreamResult:
+    """Round the weights of a file of any size without samples, one weight in memory at a time.
 
-    Raises InputProblem on bad input.
+    Writes `output`, and `output`.data beside it where the model is large. Memory: about twice the largest weight. options:
+    bits and block; options that need samples are refused. Raises InputProblem on bad input.
     """
-    wish = wish or Wish()
-    wish.check()
+    options = options or WeightsOptions()
+    options.checked()
+    for name in ("spare", "smaller"):
+        if getattr(options, name) is not None:
+            raise InputProblem("this needs samples", f"`{name}`", "no data was given", "give `data`, or leave it out")
     target = check_target(output, path)
-    model = opened(path)
+    model = open_model(path)
     before = Path(path).stat().st_size + _outside(model)
     if weight_bytes(model) <= _SMALL:
         model = load(path)
-        work, found = _written(edit.canonical(model), wish, None, tell)
+        work, found = _written(edit.canonical(model), options, None, progress)
         problems = result_contract.same_shape_behaviour(model, to_bytes(work), synthetic(signature(model), 1))
         if problems:
             raise InputProblem(
@@ -70,13 +90,13 @@ def stream_weights(
                 problems[0],
                 "report this model; nothing was written",
             )
-        return replace(found, before=before, after=len(save(work, target)))
-    with beside(target) as (part, data_part):
+        return replace(found, bytes_before=before, bytes_after=len(save(work, target)))
+    with staging_files(target) as (part, data_part):
         try:
             with data_part.open("wb") as stream:
-                work, found = _written(edit.canonical(model), wish, _Store(stream, data_part), tell)
-            part.write_bytes(written(work))
-            own = settle(target, part, data_part)
+                work, found = _written(edit.canonical(model), options, _Store(stream, data_part), progress)
+            part.write_bytes(serialize_graph(work))
+            own = commit_staged(target, part, data_part)
         except OSError as error:
             raise EnvironmentProblem(
                 "cannot write the file", target, str(error), "check space and permissions"
@@ -84,28 +104,29 @@ def stream_weights(
     after = len(own) + (target.parent / data_part.name).stat().st_size
     return replace(
         found,
-        before=before,
-        after=after,
+        bytes_before=before,
+        bytes_after=after,
         notes=[*found.notes, "too large to be run here: the result was checked, but not run"],
     )
 
 
-def _written(work: ir.Model, wish: Wish, store: _Store | None, tell: Tell | None) -> tuple[ir.Model, Streamed]:
+def _written(
+    work: ir.Model, options: WeightsOptions, store: _Store | None, progress: Progress
+) -> tuple[ir.Model, StreamResult]:
     """A model in canonical form with its weights rounded; numbers that are not rounded go to the store as they are."""
-    weights, refused = find_weights(work, look=False)
-    packer = Packer(work, hold=store.put if store is not None else None)
+    weights, refused = find_weights(work, check_finite=False)
+    packer = BitPacker(work, storage=store.put if store is not None else None)
     kept = 0
     for done, weight in enumerate(weights):
-        if tell is not None:
-            tell(weight.name, done / len(weights))
-        book = _rounded(weight, _numbers(work.graph.initializers[weight.name].const_value), wish)
+        progress(weight.name, done / len(weights))
+        book = _rounded(weight, _numbers(work.graph.initializers[weight.name].const_value), options)
         if book is None:
-            refused.append(Refused(weight.name, "its weight is not finite"))
+            refused.append(Refusal(weight.name, "its weight is not finite"))
             continue
-        if bytes_of(weight, book) >= weight.array.nbytes:
-            refused.append(Refused(weight.name, "its weight is too small to be worth unpacking"))
+        if packed_bytes(weight, book) >= weight.array.nbytes:
+            refused.append(Refusal(weight.name, "its weight is too small to be worth unpacking"))
             continue
-        packer.put(weight, book)
+        packer.write(weight, book)
         work.graph.initializers.pop(weight.name)
         kept += 1
     for name, value in work.graph.initializers.items():
@@ -117,8 +138,8 @@ def _written(work: ir.Model, wish: Wish, store: _Store | None, tell: Tell | None
             value.const_value = store.put(_numbers(value.const_value), name)
     edit.drop_dead(work)
     edit.forget_floats(work)
-    return work, Streamed(
-        0, 0, kept, [f"{kept} weights in {wish.bits} bits, rounded one by one without samples"], refused
+    return work, StreamResult(
+        0, 0, kept, [f"{kept} weights in {options.bits} bits, rounded one by one without samples"], refused
     )
 
 
@@ -169,31 +190,36 @@ def _numbers(tensor: ir.TensorProtocol | None) -> np.ndarray:
     )
 
 
-def _rounded(weight: Stored, array: np.ndarray, wish: Wish) -> Book | None:
+def _rounded(weight: WeightMatrix, array: np.ndarray, options: WeightsOptions) -> Codebook | None:
     """None where a number is not finite."""
-    stored = Stored(weight.name, weight.readers, array, weight.lead)
-    rows = stored.rows  # [M, K]: a view where the rows come first, else a copy
+    stored = WeightMatrix(weight.name, weight.readers, array, weight.row_axes)
+    rows = stored.matrix  # [M, K]: a view where the rows come first, else a copy
     most = max(1, _STRETCH // max(rows.shape[1], 1))
-    parts: list[Book] = []
+    parts: list[Codebook] = []
     for block in (rows[start : start + most] for start in range(0, len(rows), most)):
         if not np.isfinite(block).all():
             return None
-        parts.append(_in_8_bits(block) if wish.bits == 8 and not wish.block else _on_grid(stored, block, wish))
-    return Book(parts[0].centres, np.concatenate([p.codes for p in parts]), np.concatenate([p.scale for p in parts]))
+        parts.append(_in_8_bits(block) if options.bits == 8 and not options.block else _on_grid(stored, block, options))
+    return Codebook(
+        parts[0].centroids, np.concatenate([p.codes for p in parts]), np.concatenate([p.scale for p in parts])
+    )
 
 
-def _in_8_bits(rows: np.ndarray) -> Book:
-    levels = GRIDS[8]
+def _in_8_bits(rows: np.ndarray) -> Codebook:
+    levels = LEVELS[8]
     top = np.abs(rows).max(axis=1, keepdims=True)
     scale = np.where(top > 0, top / np.float32(levels[-1]), np.float32(1))
     codes = (np.rint(rows / scale) - levels[0]).astype(np.uint8)
-    return Book(levels, codes, scale.astype(np.float64)).lean()
+    return Codebook(levels, codes, scale.astype(np.float64)).compact()
 
 
-def _on_grid(weight: Stored, rows: np.ndarray, wish: Wish) -> Book:
+def _on_grid(weight: WeightMatrix, rows: np.ndarray, options: WeightsOptions) -> Codebook:
     block = (
-        wish.block
-        if wish.block and rows.shape[1] % wish.block == 0 and rows.shape[1] > wish.block and weight.rows_apart
+        options.block
+        if options.block
+        and rows.shape[1] % options.block == 0
+        and rows.shape[1] > options.block
+        and weight.has_outer_rows
         else 0
     )
-    return codebook.on_grid(rows, None, GRIDS[wish.bits], block, polish=False).lean()
+    return codebook.fit_grid(rows, None, LEVELS[options.bits], block, output_aware=False).compact()

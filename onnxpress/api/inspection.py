@@ -70,7 +70,7 @@ def inspect(model: str | Path | ir.Model) -> Inspection:
         return Inspection(*common, 0, (), (), error.line())
     costs = macs(base, trace)
     refused = {r.node: r.reason for r in channels.refused}
-    free = {maker for g in channels.groups for maker in g.makers}
+    free = {maker for g in channels.groups for maker in g.producers}
     nodes = []
     for node in base.graph:
         if node.op_type not in read.WEIGHTED:
@@ -83,11 +83,12 @@ def inspect(model: str | Path | ir.Model) -> Inspection:
                 node.op_type,
                 costs.get(node.name or "", 0),
                 0 if weight is None else weight.size,
-                qdq.eligible(node, trace) or "",
+                qdq.refusal_reason(node, trace) or "",
                 own,
             )
         )
     groups = tuple(
-        (g.name, g.size, "hidden" if g.hidden else "bottleneck" if g.bottleneck else "spine") for g in channels.groups
+        (g.name, g.size, "internal" if g.internal else "bottleneck" if g.bottleneck else "residual stream")
+        for g in channels.groups
     )
     return Inspection(*common, sum(costs.values()), tuple(nodes), groups, "")

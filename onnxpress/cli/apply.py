@@ -25,8 +25,8 @@ def command(
     quiet: bool,
 ) -> None:
     """Replay PLAN on MODEL.  With the model and the samples it was made for, the bytes are the same."""
-    from onnxpress.api.one_pass import apply
-    from onnxpress.cli.result import show
+    from onnxpress.api.run_pass import apply
+    from onnxpress.cli.pass_command import show
     from onnxpress.model.files import check_target
     from onnxpress.plan.plan import read_plan
 

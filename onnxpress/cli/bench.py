@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.bench_options import ask_options, conditions_options, gate_options
+from onnxpress.cli.bench_options import conditions_options, gate_options, measurement_options
 from onnxpress.cli.options import DataChoice, Seconds, data_options, files_options, json_option, open_data, quiet_option
 from onnxpress.errors import EXIT_OK, EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.evaluate.bench import Ask, Conditions
-    from onnxpress.evaluate.gate import Gate
+    from onnxpress.evaluate.bench import BenchConditions, BenchOptions
+    from onnxpress.evaluate.gate import GateOptions
 
 
 @click.command("bench")
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--seconds", type=Seconds(), default="10s", show_default=True, help="At most so long; each of a sweep.")
 @click.option("--precision", default=0.01, show_default=True, help="Stop when the interval's half-width is this small.")
 @conditions_options
-@ask_options
+@measurement_options
 @gate_options
 @files_options
 @click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Rows of the profile's tables.")
@@ -34,9 +34,9 @@ def command(
     source: DataChoice,
     seconds: float,
     precision: float,
-    conditions: Conditions,
-    ask: Ask,
-    gate: Gate,
+    conditions: BenchConditions,
+    options: BenchOptions,
+    gate: GateOptions,
     junit: Path | None,
     markdown: Path | None,
     top: int,
@@ -54,9 +54,9 @@ def command(
     from onnxpress.cli import bench_files, bench_tables, console
     from onnxpress.cli.junit import junit as as_junit
     from onnxpress.evaluate.bench import REBUILDS
-    from onnxpress.evaluate.gate import gated
+    from onnxpress.evaluate.gate import run_gate
     from onnxpress.model.files import check_target, write_atomic
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.latency import Effort
     from onnxpress.runtime.machine import this_machine
 
@@ -68,13 +68,17 @@ def command(
         console.note("note: no --data: inputs are synthetic")
     effort = Effort(seconds=seconds, precision=precision, rebuilds=REBUILDS, seed=seed)
     with console.progress(quiet or as_json) as report:
-        found = gated(_names(models), samples, effort, lambda done: report("timing", done), ask, conditions, gate)
+        found = run_gate(
+            _names(models), samples, effort, lambda done: report("timing", done), options, conditions, gate
+        )
     result, machine = found.bench, this_machine()
     if junit is not None:
-        cases = bench_files.cases(result.every, found.decisions)
-        write_atomic(junit, as_junit("onnxpress bench", cases, machine.text(), sum(p.seconds for p in result.every)))
+        cases = bench_files.cases(result.all_points, found.decisions)
+        write_atomic(
+            junit, as_junit("onnxpress bench", cases, machine.text(), sum(p.seconds for p in result.all_points))
+        )
     if markdown is not None:
-        write_atomic(markdown, bench_files.markdown(result.every, found.decisions, machine.text()).encode())
+        write_atomic(markdown, bench_files.markdown(result.all_points, found.decisions, machine.text()).encode())
     if as_json:
         verdicts = {r.name: r.verdict for r in result.ratios}
         decisions = [{**d.__dict__, "passed": d.passed, "why": d.why} for d in found.decisions]
@@ -83,17 +87,17 @@ def command(
             "verdicts": verdicts,
             "conditions": conditions,
             "decisions": decisions,
-            "against": found.against,
+            "baseline_ratio": found.baseline_ratio,
         }
         console.emit_json(document("bench", machine=machine.as_dict(), **body))
         return EXIT_OK if found.passed else EXIT_UNMET
-    for point in result.every:
-        bench_tables.point(point, conditions, top, several=len(result.every) > 1)
-    if found.against:
-        bench_tables.ratios([found.against], "speed-up")
+    for point in result.all_points:
+        bench_tables.point(point, conditions, top, several=len(result.all_points) > 1)
+    if found.baseline_ratio:
+        bench_tables.ratios([found.baseline_ratio], "speed-up")
     bench_tables.decisions(found.decisions)
     console.out(machine.text())
-    for warning in dict.fromkeys(w for point in result.every for w in point.warnings):
+    for warning in dict.fromkeys(w for point in result.all_points for w in point.warnings):
         console.note(f"warning: {warning}")
     return EXIT_OK if found.passed else EXIT_UNMET
 

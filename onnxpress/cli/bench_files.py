@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from onnxpress.cli.junit import Case
 
 if TYPE_CHECKING:
-    from onnxpress.evaluate.bench import Point
-    from onnxpress.evaluate.slowdown import Decision
+    from onnxpress.evaluate.bench import BenchPoint
+    from onnxpress.evaluate.slowdown import SlowdownDecision
 
 
-def cases(points: Sequence[Point], decisions: Sequence[Decision]) -> list[Case]:
+def cases(points: Sequence[BenchPoint], decisions: Sequence[SlowdownDecision]) -> list[Case]:
     """One case a model and condition; a decision against a model is its failure.
 
     A case's time is the model's median in seconds.  The n-th decision of a name belongs to the n-th point with that name.
@@ -32,7 +32,7 @@ def cases(points: Sequence[Point], decisions: Sequence[Decision]) -> list[Case]:
     return made
 
 
-def markdown(points: Sequence[Point], decisions: Sequence[Decision], machine: str) -> str:
+def markdown(points: Sequence[BenchPoint], decisions: Sequence[SlowdownDecision], machine: str) -> str:
     """Tables of times and ratios, then what was decided and why."""
     lines = ["## onnxpress bench", "", machine, ""]
     for point in points:

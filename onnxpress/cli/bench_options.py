@@ -96,12 +96,12 @@ def _conditions(
     session_config: tuple[str, ...],
     provider: str,
 ) -> Any:
-    from onnxpress.evaluate.bench import Conditions
-    from onnxpress.runtime.session import Settings, provider_named
+    from onnxpress.evaluate.bench import BenchConditions
+    from onnxpress.runtime.session import SessionSettings, find_provider
 
     entries = tuple(_pair(text, "--session-config") for text in session_config)
-    settings = Settings(level=graph_opt, config=entries, spinning=spinning, provider=provider_named(provider))
-    return Conditions(threads, batch or (), _shapes(shape), pin or (), settings)
+    settings = SessionSettings(level=graph_opt, config=entries, spinning=spinning, provider=find_provider(provider))
+    return BenchConditions(threads, batch or (), _shapes(shape), pin or (), settings)
 
 
 def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -124,7 +124,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return name, value
 
 
-def ask_options(function: F) -> F:
+def measurement_options(function: F) -> F:
     """What to look at besides the latency; the command gets `ask: Ask`."""
     options = (
         click.option("--profile", is_flag=True, help="Where the time goes, operator by operator, node by node."),
@@ -135,15 +135,17 @@ def ask_options(function: F) -> F:
         click.option("--self-check", is_flag=True, help="Time a second session of the first model: its ratio ought to be 1."),
     )  # fmt: skip
     names = ("profile", "cold", "memory", "throughput", "callers", "self_check")
-    return _grouped(options, names, "ask", _ask)(function)
+    return _grouped(options, names, "options", _bench_options)(function)
 
 
-def _ask(profile: bool, cold: bool, memory: bool, throughput: bool, callers: int | None, self_check: bool) -> Any:
-    from onnxpress.evaluate.bench import Ask
+def _bench_options(
+    profile: bool, cold: bool, memory: bool, throughput: bool, callers: int | None, self_check: bool
+) -> Any:
+    from onnxpress.evaluate.bench import BenchOptions
 
     if callers and not throughput:
         raise InputProblem("--callers belongs to --throughput", "", "no --throughput was given", "add --throughput")
-    return Ask(profile, cold, memory, (callers or -1) if throughput else 0, self_check)
+    return BenchOptions(profile, cold, memory, (callers or -1) if throughput else 0, self_check)
 
 
 def gate_options(function: F) -> F:
@@ -158,6 +160,6 @@ def gate_options(function: F) -> F:
 
 
 def _gate(fail_slower: float | None, baseline: Path | None, force: bool, save_baseline: Path | None) -> Any:
-    from onnxpress.evaluate.gate import Gate
+    from onnxpress.evaluate.gate import GateOptions
 
-    return Gate(fail_slower, baseline, force, save_baseline)
+    return GateOptions(fail_slower, baseline, force, save_baseline)

@@ -11,15 +11,15 @@ from onnxpress.runtime.latency import SAME
 from onnxpress.runtime.session import CPU
 
 if TYPE_CHECKING:
-    from onnxpress.evaluate.bench import Conditions, Point
-    from onnxpress.evaluate.slowdown import Decision
+    from onnxpress.evaluate.bench import BenchConditions, BenchPoint
+    from onnxpress.evaluate.slowdown import SlowdownDecision
     from onnxpress.runtime.latency import Ratio, Timing
     from onnxpress.runtime.profile import KernelTime, Profile
-    from onnxpress.runtime.subprocess_metrics import Cold, Memory
+    from onnxpress.runtime.subprocess_metrics import ColdStart, PeakMemory
     from onnxpress.runtime.throughput import Throughput
 
 
-def point(found: Point, conditions: Conditions, top: int, several: bool) -> None:
+def point(found: BenchPoint, conditions: BenchConditions, top: int, several: bool) -> None:
     """All that was measured under one set of conditions."""
     said = _said(found, conditions)
     latency(found.timings, said if several else "")
@@ -47,7 +47,7 @@ def self_check(found: Ratio) -> None:
         console.out("  that is not 1: believe no difference of this run that is not larger")
 
 
-def _said(found: Point, conditions: Conditions) -> str:
+def _said(found: BenchPoint, conditions: BenchConditions) -> str:
     """The conditions in words; the usual ones are not said."""
     own = conditions.settings
     parts = [f"{found.threads} thread{'s' if found.threads != 1 else ''}", f"batch {found.batch}"]
@@ -59,7 +59,7 @@ def _said(found: Point, conditions: Conditions) -> str:
     return ", ".join(parts)
 
 
-def decisions(found: Sequence[Decision]) -> None:
+def decisions(found: Sequence[SlowdownDecision]) -> None:
     """What the gate decided, and why."""
     for decision in found:
         text = f"{'pass' if decision.passed else 'FAIL'}: {decision.why} ({decision.how})"
@@ -98,7 +98,7 @@ def ratios(found: Sequence[Ratio], what: str) -> None:
     )
 
 
-def cold(found: Sequence[Cold], against: Sequence[Ratio]) -> None:
+def cold(found: Sequence[ColdStart], against: Sequence[Ratio]) -> None:
     columns = [
         ("cold start ms", "right"),
         ("95 % interval", "right"),
@@ -124,7 +124,7 @@ def cold(found: Sequence[Cold], against: Sequence[Ratio]) -> None:
         ratios(against, "cold start")
 
 
-def memory(found: Sequence[Memory]) -> None:
+def memory(found: Sequence[PeakMemory]) -> None:
     console.table(
         [
             ("model", "left"),

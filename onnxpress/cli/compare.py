@@ -11,8 +11,8 @@ from onnxpress.cli.options import DataChoice, data_options, files_options, json_
 from onnxpress.errors import EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.evaluate.compare import Compared
-    from onnxpress.evaluate.tensor_differences import Difference
+    from onnxpress.evaluate.compare import CompareResult
+    from onnxpress.evaluate.tensor_differences import TensorDifference
 
 METRICS = (
     "top-1",
@@ -36,7 +36,6 @@ _NAME = 32  # characters of a value's name that fit
 @data_options(required=True)
 @click.option(
     "--metric",
-    "metrics",
     multiple=True,
     metavar="NAME",
     help=f"{', '.join(METRICS)}, or module:function; may be repeated.",
@@ -58,7 +57,7 @@ def command(
     original: Path,
     other: Path,
     source: DataChoice,
-    metrics: tuple[str, ...],
+    metric: tuple[str, ...],
     decode: str | None,
     worst: int,
     max_drop: float | None,
@@ -76,17 +75,17 @@ def command(
     from onnxpress.cli import compare_files, console
     from onnxpress.cli.junit import junit as as_junit
     from onnxpress.evaluate.compare import compare
-    from onnxpress.evaluate.tensor_differences import along
+    from onnxpress.evaluate.tensor_differences import intermediate_differences
     from onnxpress.model.files import check_target, load, write_atomic
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
     for target in (junit, markdown):
         if target is not None:
             check_target(target, original, other)
     samples = need_data(source, original, quiet)
-    found = compare(original, other, samples, metrics=metrics, decode=decode, worst=worst)
-    inner = along(load(original), load(other), samples.take(_WALKED)) if layers else []
+    found = compare(original, other, samples, metric=metric, decode=decode, worst=worst)
+    inner = intermediate_differences(load(original), load(other), samples.take(_WALKED)) if layers else []
     if junit is not None:
         cases = compare_files.cases(found, other.name, max_drop)
         write_atomic(junit, as_junit("onnxpress compare", cases, this_machine().text(), 0.0))
@@ -99,7 +98,7 @@ def command(
     return EXIT_UNMET if max_drop is not None and max(found.drops.values()) > max_drop else 0
 
 
-def _show(found: Compared, inner: list[Difference]) -> None:
+def _show(found: CompareResult, inner: list[TensorDifference]) -> None:
     from onnxpress.cli import console
 
     if inner:
@@ -123,7 +122,7 @@ def _show(found: Compared, inner: list[Difference]) -> None:
         console.out(f"same answer on {found.score.agreement:.2%} of the samples")
 
 
-def _told(d: Difference) -> list[str]:
+def _told(d: TensorDifference) -> list[str]:
     return [f"{d.max_abs:.3g}", f"{d.sqnr_db:.1f}", f"{d.cosine:.6f}"]
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from onnxpress.cli import junit
 
 if TYPE_CHECKING:
-    from onnxpress.evaluate.compare import Compared
+    from onnxpress.evaluate.compare import CompareResult
 
 
-def cases(found: Compared, other: str, max_drop: float | None) -> list[junit.Case]:
+def cases(found: CompareResult, other: str, max_drop: float | None) -> list[junit.Case]:
     """One case a metric; a drop beyond what is allowed is its failure."""
     made = []
     for m in found.measured:
@@ -23,7 +23,7 @@ def cases(found: Compared, other: str, max_drop: float | None) -> list[junit.Cas
     return made
 
 
-def markdown(found: Compared, original: str, other: str, max_drop: float | None) -> str:
+def markdown(found: CompareResult, original: str, other: str, max_drop: float | None) -> str:
     """Tables of metrics, outputs and the worst samples."""
     lines = ["## onnxpress compare", "", f"{_cell(other)} against {_cell(original)}", ""]
     lines += ["| metric | value | original | drop | 95 % interval | |", "|---|---:|---:|---:|---:|---|"]

@@ -6,6 +6,7 @@ Progress bars only on a terminal; colours never carry the only meaning (rich hon
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 WIDTH = 80
+_ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)`")
 
 
 def out(text: str = "") -> None:
@@ -21,8 +23,16 @@ def out(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Something worth saying that is not the result."""
-    click.echo(text, err=True)
+    """Print a note on stderr, with arguments as options."""
+    click.echo(with_options(text), err=True)
+
+
+def with_options(text: str) -> str:
+    """The text with every Python argument in backticks as the option of the same name: `max_drop` becomes --max-drop.
+
+    Backticked text of several words (a command to run) stays as it is.
+    """
+    return _ARGUMENT.sub(lambda found: f"--{found[1].replace('_', '-')}", text)
 
 
 def emit_json(document: dict[str, Any]) -> None:

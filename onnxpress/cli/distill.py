@@ -21,7 +21,7 @@ from onnxpress.cli.options import (
 from onnxpress.errors import EXIT_UNMET, InputProblem
 
 if TYPE_CHECKING:
-    from onnxpress.api.distill import Distilled
+    from onnxpress.api.distill import DistillResult
 
 _ROWS = 10  # of the selection curve
 
@@ -75,7 +75,7 @@ _ROWS = 10  # of the selection curve
 @click.option("--augment", metavar="LIST", default="auto", show_default=True,
               help="none, or some of flip,shift,stretch,tone,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
-@click.option("--threads", type=int, default=0, help="Of training; default: all cores.")
+@click.option("--threads", type=int, default=0, help="Of training; default: all available_cores.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of this output, with its settings.")
 @click.option("--strict", is_flag=True, help="Exit 1 where nothing better was found.")
 @plan_option
@@ -111,7 +111,7 @@ def command(
     threads: int,
     resume: bool,
     strict: bool,
-    plan_path: str | None,
+    plan: str | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -120,7 +120,7 @@ def command(
     Without STUDENT, --shrink 0.5 makes one with half of the teacher's channels.
     """
     from onnxpress.api.distill import distill
-    from onnxpress.api.distillation_session import Wish, cores
+    from onnxpress.api.distillation_session import DistillSettings, available_cores
     from onnxpress.cli import console
     from onnxpress.model.files import check_target
     from onnxpress.train.distillation.feature_matching import parse_match
@@ -129,10 +129,10 @@ def command(
     settings = TrainingSettings(
         batch=batch, lr=0.0 if lr is None else lr, warmup=warmup, weight_decay=weight_decay, clip=clip, ema=ema,
         patience=patience, mode=mode, loss=loss, temperature=temperature, labels_weight=labels_weight, features=features,
-        features_weight=features_weight, seed=seed, threads=threads or cores(),
+        features_weight=features_weight, seed=seed, threads=threads or available_cores(),
     )  # fmt: skip
     seconds = time_budget if minutes is None else 60 * minutes
-    wish = Wish(settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form)
+    wish = DistillSettings(settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form)
     wish.check()
     check_target(output, teacher, *([student] if student is not None else []))
     if student is None and shrink is None:
@@ -143,16 +143,16 @@ def command(
     with console.progress(quiet or as_json) as bar:
         done = distill(
             student, teacher, data, wish,
-            select=chosen, output=output, plan_path=plan_path, resume=resume, progress=bar,
+            select=chosen, output=output, plan_file=plan, resume=resume, progress=bar,
         )  # fmt: skip
     _show(done, output, as_json, quiet)
     return EXIT_UNMET if strict and not done.improved else 0
 
 
-def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
+def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
     from onnxpress.cli import console
     from onnxpress.model.read import parameters
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
 
     if as_json:
         console.emit_json(
@@ -160,8 +160,8 @@ def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
                 "distill",
                 output=output,
                 improved=done.improved,
-                bytes_before=done.before,
-                bytes_after=done.after,
+                bytes_before=done.bytes_before,
+                bytes_after=done.bytes_after,
                 parameters=parameters(done.model),
                 start=done.start,
                 score=done.score,
@@ -187,5 +187,5 @@ def _show(done: Distilled, output: str, as_json: bool, quiet: bool) -> None:
     console.out(f"before: {done.start.text()}")
     console.out(f"after:  {done.score.text()}" if done.improved else "after:  nothing better was found; as before")
     console.out(
-        f"{output}: {console.size(done.before)} -> {console.size(done.after)}, {parameters(done.model):,} parameters"
+        f"{output}: {console.size(done.bytes_before)} -> {console.size(done.bytes_after)}, {parameters(done.model):,} parameters"
     )

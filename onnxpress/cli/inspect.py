@@ -18,7 +18,7 @@ def command(model: Path, nodes: bool, as_json: bool) -> None:
     """Show what MODEL holds, what could be done to it on this CPU, and why not where it could not."""
     from onnxpress.api.inspection import inspect
     from onnxpress.cli import console
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
     facts = inspect(model)

@@ -15,19 +15,9 @@ COMMANDS = {
     "optimize": "make a smaller, faster, verified file (start here)",
     "bench": "measure latency; several models side by side",
     "compare": "measure how far one model is from another on samples",
-    "inspect": "what a file holds and what each lever could do",
-    "simplify": "exact clean-ups and reductions, no samples needed",
-    "prune": "remove channels and refit the rest",
-    "depth": "take whole residual blocks or layers out and refit the rest",
-    "lowrank": "weights as products of two thinner ones, where that is faster",
-    "quantize": "static int8 with calibration samples",
-    "share": "weights as codebooks and short codes: a file 8x smaller where asked for",
-    "weights": "weights in 8, 4, 3 or 2 bits, activations in float: a smaller file",
-    "sparsify": "zeros among the weights: a smaller compressed file, the same speed",
-    "half": "weights in 16 bits: half the file, the same speed",
-    "dynamic": "dynamic int8 of MatMul and Gemm, no samples needed",
+    "inspect": "what a file holds, and what each pass could do",
     "distill": "train a student towards a teacher, or refit it in closed form",
-    "nas": "search for a network: candidates as ONNX, scored by the clock",
+    "nas": "search for a network: candidates as ONNX, scored by measured latency",
     "apply": "replay a plan: same plan, model and data, same bytes",
     "report": "a run as one HTML file with charts, as Markdown or JSON",
     "view": "a model's graph in the browser, with netron",
@@ -37,21 +27,37 @@ COMMANDS = {
 
 
 class Lazy(click.Group):
-    """Imports a command's module only when it is run, so that --help answers at once."""
+    """Imports a command when it is run, so that --help answers at once; passes get their commands from the registry."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        from onnxpress.passes.registry import pass_names
+
+        return [*COMMANDS, *(n for n in pass_names() if n not in COMMANDS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = import_module(f"onnxpress.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
+        if cmd_name in COMMANDS:
+            command = import_module(f"onnxpress.cli.{cmd_name}").command
+            assert isinstance(command, click.Command)
+            return command
+        if cmd_name in self.list_commands(ctx):
+            from onnxpress.cli.pass_command import pass_command
+
+            return pass_command(cmd_name)
+        return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from onnxpress.passes.registry import package_of, pass_names, summary
+
+        passes = [n for n in pass_names() if n not in COMMANDS]
+        own = [n for n in passes if package_of(n) == "onnxpress"]
+        others = [(n, f"{summary(n)} ({package_of(n)})") for n in passes if n not in own]
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+        with formatter.section("Passes (one at a time)"):
+            formatter.write_dl([(n, summary(n)) for n in own])
+        if others:
+            with formatter.section("Passes of other packages"):
+                formatter.write_dl(others)
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -82,31 +88,33 @@ def run(arguments: list[str]) -> int:
     except Problem as problem:
         if debug:
             raise
-        _say(problem.line())
+        _print_error(problem.line())
         return problem.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return 2
     except click.ClickException as error:
         where = f" ({error.ctx.command_path})" if isinstance(error, click.UsageError) and error.ctx else ""
-        _say(f"{error.format_message().rstrip('.')}{where}. TRY: add --help")
+        _print_error(f"{error.format_message().rstrip('.')}{where}. TRY: add --help")
         return 2
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; nothing was written but the run record")
+        _print_error("interrupted; nothing was written but the run record")
         return EXIT_INTERRUPTED
     except MemoryError:
-        _say("out of memory. TRY: smaller samples, or a machine with more memory")
+        _print_error("out of memory. TRY: smaller samples, or a machine with more memory")
         return EXIT_ENVIRONMENT
     except BrokenPipeError:
         return 0
     except Exception as error:
         if debug:
             raise
-        _say(
+        _print_error(
             f"internal error ({type(error).__name__}): {' '.join(str(error).split())[:300]}. TRY: --debug, and report it"
         )
         return EXIT_ENVIRONMENT
 
 
-def _say(line: str) -> None:
-    click.echo(f"error: {line}", err=True)
+def _print_error(line: str) -> None:
+    from onnxpress.cli.console import with_options
+
+    click.echo(f"error: {with_options(line)}", err=True)

@@ -199,10 +199,10 @@ def inside_command(
     from onnxpress.nas.in_model.in_model_search import in_model_search
     from onnxpress.nas.report import in_model_report, write_front, write_report
     from onnxpress.runtime.machine import this_machine
-    from onnxpress.search.request import Request
+    from onnxpress.search.request import OptimizeOptions
 
     check_target(output, model)
-    request = Request(
+    request = OptimizeOptions(
         max_drop,
         time_budget=time_budget,
         seed=seed,
@@ -258,7 +258,7 @@ def worker_command(
 
     require_optuna("nas")
     from onnxpress.nas.worker import run_worker
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
 
     ports = _ports(teacher, like)
     splits = splits_of(ports, source, select, validate, quiet)
@@ -329,7 +329,7 @@ def _ports(teacher: Path | None, like: Path | None) -> Path:
 def _show(result: NasResult, output: str, as_json: bool) -> None:
     from onnxpress.cli import console
     from onnxpress.nas.search import summary
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
 
     if as_json:
         console.emit_json(document("nas", output=output, **summary(result)))

@@ -20,7 +20,7 @@ from onnxpress.cli.options import (
 from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET
 
 if TYPE_CHECKING:
-    from onnxpress.search.finalists import Outcome
+    from onnxpress.search.finalists import OptimizeResult
 
 
 @click.command("optimize")
@@ -76,17 +76,17 @@ def command(
     from onnxpress.cli.console import progress
     from onnxpress.model.files import check_target
     from onnxpress.search.optimize import optimize
-    from onnxpress.search.request import Request
+    from onnxpress.search.request import OptimizeOptions
 
     check_target(output, model)
     splits = splits_of(model, source, select_source, validate_source, quiet)
-    request = Request(max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms / 1e3)
+    request = OptimizeOptions(max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms / 1e3)
     with progress(quiet or as_json) as report:
         outcome = optimize(model, splits, request, output, run_folder, report)
     return ended(outcome, output, as_json, strict)
 
 
-def ended(outcome: Outcome, output: str, as_json: bool, strict: bool) -> int:
+def ended(outcome: OptimizeResult, output: str, as_json: bool, strict: bool) -> int:
     """Show what was found; the exit code of it."""
     show(outcome, output, as_json)
     if outcome.interrupted:
@@ -94,10 +94,10 @@ def ended(outcome: Outcome, output: str, as_json: bool, strict: bool) -> int:
     return EXIT_UNMET if strict and not outcome.met else 0
 
 
-def show(outcome: Outcome, output: str, as_json: bool) -> None:
+def show(outcome: OptimizeResult, output: str, as_json: bool) -> None:
     """The table of candidates with the Pareto front, and the verdict in words."""
     from onnxpress.cli import console
-    from onnxpress.plan.run_record import document
+    from onnxpress.result import document
     from onnxpress.search.finalists import summary
 
     if as_json:
@@ -117,7 +117,7 @@ def show(outcome: Outcome, output: str, as_json: bool) -> None:
     console.out(_verdict(outcome, output))
 
 
-def _rows(outcome: Outcome) -> list[list[str]]:
+def _rows(outcome: OptimizeResult) -> list[list[str]]:
     from onnxpress.cli import console
 
     final = {r.name: r for r in outcome.final.ratios} if outcome.final else {}
@@ -158,7 +158,7 @@ def pareto(points: dict[str, tuple[float, ...]]) -> set[str]:
     return {name for name in points if not dominated(name)}
 
 
-def _verdict(outcome: Outcome, output: str) -> str:
+def _verdict(outcome: OptimizeResult, output: str) -> str:
     from onnxpress.cli import console
 
     lines = ["* on the Pareto front; drop: on the selection samples; ~: a short timing", ""]
@@ -180,8 +180,8 @@ def _verdict(outcome: Outcome, output: str) -> str:
     else:
         lines.append(f"{output}: the original, unchanged; nothing held the contract")
     if not outcome.met:
-        lines += ["  the goal was not met"] + [f"  - {reason}" for reason in outcome.reasons[:8]]
-        lines += [f"  try: {advice}" for advice in outcome.advice]
+        lines += ["  the goal was not met"] + [f"  - {console.with_options(reason)}" for reason in outcome.reasons[:8]]
+        lines += [f"  try: {console.with_options(advice)}" for advice in outcome.advice]
     lines += ["  interrupted: this is the best of what had been found by then"] if outcome.interrupted else []
     lines += [f"  warning: {w}" for w in (outcome.final.warnings if outcome.final else ())]
     return "\n".join(lines)

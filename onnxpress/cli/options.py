@@ -104,9 +104,7 @@ def output_option(function: F) -> F:
 
 
 def plan_option(function: F) -> F:
-    return click.option("--plan", "plan_path", metavar="FILE", help="Also write the plan, for `onnxpress apply`.")(
-        function
-    )
+    return click.option("--plan", metavar="FILE", help="Also write the plan, for `onnxpress apply`.")(function)
 
 
 class Seconds(click.ParamType[float]):

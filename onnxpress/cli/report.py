@@ -17,23 +17,22 @@ import click
 )
 @click.option(
     "--format",
-    "kind",
     type=click.Choice(["html", "md", "json"]),
     default="html",
     show_default=True,
     help="One HTML file with charts, Markdown, or the figures as JSON.",
 )
-def command(run: Path, output: Path | None, kind: str) -> None:
+def command(run: Path, output: Path | None, format: str) -> None:
     """Show a run: RUN is the folder that optimize or nas left, or what a command printed with --json."""
     from onnxpress.cli import console
     from onnxpress.model.files import check_target, write_atomic
-    from onnxpress.reporting.page import rendered
+    from onnxpress.reporting.page import render
     from onnxpress.reporting.reading import page, read
 
     if output is not None:
         check_target(output, run)
-    text = rendered(page(read(run)), kind)
-    if output is None and kind != "html":
+    text = render(page(read(run)), format)
+    if output is None and format != "html":
         console.out(text.rstrip("\n"))
         return
     target = output or (run / "report.html" if run.is_dir() else run.with_suffix(".html"))

@@ -1,7 +1,7 @@
-"""Whether a value may be fed to an input: element type, values, rank and sizes; one line where it may not.
+"""Checks of values against an input of the model: element type, values, rank and sizes; one line where they do not fit.
 
-Only casts that lose nothing but float precision are made.  Everything raised here is an InputProblem that
-names the sample, the input, and what was expected and found.
+Only casts that lose nothing but float precision are made.  Everything raised here is an InputProblem that names the
+sample, the input, and what was expected and found.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnxpress.data.layout import Layout, Port
+from onnxpress.data.layout import BatchLayout, Port
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Dim
 
 _WHAT = "cannot use the data"
 
 
-def conform(raw: Mapping[str, np.ndarray], layout: Layout, key: str) -> dict[str, np.ndarray]:
-    """The feeds of one sample: every input present, of the model's element type and rank, read-only.
+def conform(raw: Mapping[str, np.ndarray], layout: BatchLayout, key: str) -> dict[str, np.ndarray]:
+    """The feeds of one sample: every input present, with the model's element type and rank, read-only.
 
-    raw: arrays by input name, each with or without its batch axis.  Raises InputProblem.
+    raw: arrays by input name, each with or without its batch axis
+
+    Raises InputProblem.
     """
     missing = [name for name in layout.names if name not in raw]
     if missing:
@@ -39,9 +41,9 @@ def conform(raw: Mapping[str, np.ndarray], layout: Layout, key: str) -> dict[str
 
 
 def missing_inputs(
-    missing: Sequence[str], found: Mapping[str, object] | Sequence[str], layout: Layout, where: str
+    missing: Sequence[str], found: Mapping[str, object] | Sequence[str], layout: BatchLayout, where: str
 ) -> InputProblem:
-    """The error for inputs that the data do not name."""
+    """The error for inputs that the data do not contain."""
     names = ", ".join(sorted(found)) or "nothing"
     return InputProblem(
         _WHAT,
@@ -56,7 +58,7 @@ def missing_inputs(
 
 
 def is_text(dtype: np.dtype[np.generic]) -> bool:
-    """Whether an element type of a model's input stands for strings."""
+    """Whether an element type of a model's input represents strings."""
     return dtype.kind in "OUST"
 
 
@@ -69,13 +71,13 @@ def is_integer(dtype: np.dtype[np.generic]) -> bool:
 
 
 def integer_limits(dtype: np.dtype[np.generic]) -> tuple[int, int]:
-    """The least and the greatest value of an integer type, also of those of fewer than eight bits."""
+    """The smallest and the largest value of an integer type, those with fewer than eight bits included."""
     limits: Any = ml_dtypes.iinfo(dtype)
     return int(limits.min), int(limits.max)
 
 
 def cast_note(found: np.dtype[np.generic], wanted: np.dtype[np.generic], name: str) -> str:
-    """What a cast assumes, to be printed; "" where it assumes nothing."""
+    """What a cast assumes, for a note; "" where it assumes nothing."""
     if is_float(found) and is_integer(wanted):
         return f"whole {found.name} values of {name!r} read as {wanted.name}"
     if found == np.uint8 and is_float(wanted):
@@ -84,7 +86,7 @@ def cast_note(found: np.dtype[np.generic], wanted: np.dtype[np.generic], name: s
 
 
 def refusal(found: np.dtype[np.generic], wanted: np.dtype[np.generic]) -> str:
-    """Why no value of one element type may feed another; "" where it depends on the values."""
+    """Why no value of one element type can be cast to another; "" where it depends on the values."""
     if is_text(wanted):
         return "" if is_text(found) else f"expected strings, found {found.name}"
     if found.kind == "O":
@@ -103,9 +105,9 @@ def refusal(found: np.dtype[np.generic], wanted: np.dtype[np.generic]) -> str:
 def cast(value: np.ndarray, dtype: np.dtype[np.generic], where: str) -> np.ndarray:
     """The value in the input's element type.
 
-    Integers fit any integer type that holds all of them, and any float type that holds them exactly (2^24
-    for float32); floats fit floats without overflow, and integers where all are whole; bool and 0/1 are
-    the same.  NaN and infinity are refused.  Raises InputProblem.
+    Integers fit any integer type that holds all of them, and any float type that represents them exactly (up to 2^24
+    for float32); floats fit floats without overflow, and integers where all are whole numbers; bool and 0/1 are the
+    same.  NaN and infinity are rejected.  Raises InputProblem.
     """
     reason = refusal(value.dtype, dtype)
     if reason:
@@ -158,7 +160,7 @@ def _finite(value: np.ndarray, where: str) -> None:
             _WHAT,
             where,
             f"{count} of {value.size} values are not finite ({kind} at {first})",
-            "remove the sample or mend its values",
+            "remove the sample or correct its values",
         )
 
 
@@ -200,7 +202,7 @@ def _to_float(value: np.ndarray, dtype: np.dtype[np.generic], where: str) -> np.
                 _WHAT,
                 where,
                 f"expected {dtype.name}, which holds integers exactly to {exact}; found {low} to {high}",
-                "scale the values, or save them as floats if the loss is meant",
+                "scale the values, or save them as floats if the loss of precision is acceptable",
             )
     elif is_float(value.dtype) and value.size and limits.bits < 8 * value.dtype.itemsize:
         peak, top = float(np.abs(value).max()), float(limits.max)
@@ -218,8 +220,7 @@ def _to_float(value: np.ndarray, dtype: np.dtype[np.generic], where: str) -> np.
 
 
 def fitted(shape: tuple[int, ...], port: Port, where: str) -> tuple[int, ...]:
-    """The full-rank shape of one sample that was given with or without its batch axis.  Raises
-    InputProblem."""
+    """The full-rank shape of one sample given with or without its batch axis.  Raises InputProblem."""
     dims = port.dims
     if 0 in shape:
         raise InputProblem(_WHAT, where, f"the array is empty: shape {text(shape)}")
@@ -240,12 +241,12 @@ def fitted(shape: tuple[int, ...], port: Port, where: str) -> tuple[int, ...]:
 
 
 def fits(shape: Sequence[int], dims: Sequence[Dim]) -> bool:
-    """Whether a shape agrees with the fixed sizes of a model's."""
+    """Whether a shape agrees with the fixed sizes of the model's shape."""
     return len(shape) == len(dims) and all(isinstance(d, str) or d == n for n, d in zip(shape, dims, strict=True))
 
 
 def text(shape: Sequence[Dim]) -> str:
-    """A shape for an error message: [1,3,?,?]."""
+    """A shape for error messages: [1,3,?,?]."""
     return "[" + ",".join("?" if d == "" else str(d) for d in shape) + "]"
 
 
@@ -267,8 +268,8 @@ def _hint(shape: tuple[int, ...], full: tuple[int, ...], port: Port) -> str:
     if len(full) == 4 and len(dims) == 4:
         for order, found, wanted in (((0, 3, 1, 2), "NHWC", "NCHW"), ((0, 2, 3, 1), "NCHW", "NHWC")):
             if fits([full[i] for i in order], dims):
-                way = f"transpose the arrays with x.transpose{order}"
-                return f"the data look {found} and the model takes {wanted}: {way}"
+                fix = f"transpose the arrays with x.transpose{order}"
+                return f"the data look like {found} and the model expects {wanted}: {fix}"
     if len(full) == 3 and len(dims) == 3 and fits((full[0], full[2], full[1]), dims):
         return "the last two axes look swapped: transpose the arrays with x.transpose(0, 2, 1)"
     if (
@@ -277,16 +278,16 @@ def _hint(shape: tuple[int, ...], full: tuple[int, ...], port: Port) -> str:
         and full[port.axis] != 1
         and fits([1 if i == port.axis else n for i, n in enumerate(full)], dims)
     ):
-        return f"one sample at a time: it holds {full[port.axis]} along the batch axis"
+        return f"give one sample at a time: this one has {full[port.axis]} along the batch axis"
     inner = port.inner or ()
     if (
         inner
         and all(isinstance(d, int) for d in inner)
         and math.prod(shape) == math.prod(d for d in inner if isinstance(d, int))
     ):
-        return f"the number of values agrees: reshape each sample to {text(inner)}"
+        return f"the number of values is right: reshape each sample to {text(inner)}"
     if len(full) == len(dims) == 4 and any(
         n != d for n, d in zip(full[1:], dims[1:], strict=True) if isinstance(d, int)
     ):
-        return "resize or crop the samples to the model's size"
-    return "check that the data were made for this model"
+        return "resize or crop the samples to the size of the model's input"
+    return "check that the data are for this model"

@@ -1,8 +1,8 @@
-"""Samples: lazy, re-iterable, immutable, checked against the model's inputs as they are read.
+"""Datasets: lazy, re-iterable, immutable, checked against the model's inputs as they are read.
 
-`open_dataset` takes every form of data (see opening.py for the list); `Dataset` is what the rest of the
-tool sees. A dataset is a view (some indices) onto a source that reads one sample at a time, so that parts
-of a split share files, caches and digests, and memory never depends on the number of samples.
+`open_dataset` accepts every supported form of data (listed in opening.py); the rest of the tool works with `Dataset`.
+A dataset is a view (some indices) of a source that reads one sample at a time, so the parts of a split share files,
+caches and digests, and memory does not depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ import numpy as np
 
 from onnxpress.data import opening
 from onnxpress.data.checks import cast_note, conform
-from onnxpress.data.layout import Layout, layout
+from onnxpress.data.layout import BatchLayout, batch_layout
 from onnxpress.data.readers.arrays import from_mapping
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
 
 @dataclass(frozen=True)
 class Sample:
-    """inputs: by name, full rank, batch axis 1, read-only; label: scalar, array or None; key:
-    "train.npz[17]"."""
+    """One sample.
+
+    inputs: by name, full rank, batch axis 1, read-only
+    label:  scalar, array or None
+    key:    for messages: "train.npz[17]"
+    """
 
     inputs: dict[str, np.ndarray]
     label: Any | None
@@ -37,10 +41,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """count real samples stacked; a fixed-batch model's last batch repeats its last sample to fill the
-    inputs.
+    """Stacked samples; the last batch of a model with a fixed batch size is padded with its last sample.
 
-    labels and keys have one entry a real sample.  The arrays are the caller's to change.
+    inputs: by name; the arrays may be changed
+    labels: one entry per sample, without padding
+    keys:   one entry per sample, without padding
+    count:  number of samples without padding
     """
 
     inputs: dict[str, np.ndarray]
@@ -51,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint parts: calibrate feeds statistics, select feeds choices, validate is looked at once."""
+    """Disjoint parts: `calibrate` for statistics, `select` for choices, `validate` used once, at the end."""
 
     calibrate: Dataset
     select: Dataset
@@ -60,21 +66,21 @@ class Splits:
 
 @dataclass
 class _Store:
-    """A source with all that its views share: the layout, the preprocessing, the digests so far."""
+    """A source and what its views share: the layout, the preprocessing, the digests computed so far."""
 
-    source: Source
-    layout: Layout
+    source: SampleSource
+    layout: BatchLayout
     prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None
     digests: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
     def sample(self, index: int, raw: dict[str, np.ndarray]) -> Sample:
         key = self.source.key(index)
-        return Sample(checked(raw, self.layout, key, self.prepare), self.source.labels[index], key)
+        return Sample(preprocess_and_check(raw, self.layout, key, self.prepare), self.source.labels[index], key)
 
 
-def checked(
+def preprocess_and_check(
     raw: dict[str, np.ndarray],
-    where: Layout,
+    layout: BatchLayout,
     key: str,
     prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None,
 ) -> dict[str, np.ndarray]:
@@ -86,11 +92,11 @@ def checked(
             raise InputProblem(
                 problem.what, f"{key}, {problem.where}" if problem.where else key, problem.why, problem.hint
             ) from problem
-    return conform(raw, where, key)
+    return conform(raw, layout, key)
 
 
 class Dataset:
-    """A set of samples of one model.  Made by open_dataset or Dataset.from_arrays, not by its constructor."""
+    """The samples of one model.  Made by open_dataset or Dataset.from_arrays, not by its constructor."""
 
     def __init__(
         self, name: str, signature: Signature, store: _Store, indices: Sequence[int], assumed: tuple[str, ...]
@@ -103,9 +109,11 @@ class Dataset:
     def from_arrays(
         cls, inputs: Mapping[str, np.ndarray], signature: Signature, labels: Any = None, name: str = "arrays"
     ) -> Dataset:
-        """A dataset over arrays in memory: first axis samples.  Raises InputProblem."""
-        where = layout(signature)
-        return wrap(from_mapping(inputs, signature, where, name, labels=labels), signature, where, None)
+        """A dataset of arrays in memory, first axis samples.  Raises InputProblem."""
+        layout = batch_layout(signature)
+        return dataset_from_source(
+            from_mapping(inputs, signature, layout, name, labels=labels), signature, layout, None
+        )
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -123,6 +131,7 @@ class Dataset:
 
     @property
     def labels(self) -> list[Any | None]:
+        """One entry per sample; None where unlabelled."""
         every = self._store.source.labels
         return [every[i] for i in self._indices]
 
@@ -134,14 +143,14 @@ class Dataset:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of all inputs and labels, whatever their order.  The first use reads every sample."""
+        """SHA-256 (hex) of all inputs and labels, independent of their order.  The first use reads every sample."""
         if self._hash is None:
             both = sorted(first + second for first, second in self._digests())
             self._hash = hashlib.sha256(b"".join(both)).hexdigest()
         return self._hash
 
     def _digests(self) -> list[tuple[bytes, bytes]]:
-        """(inputs, label) digest of every sample; kept, so that the parts of a split need not read again."""
+        """(inputs, label) digest of every sample; cached, so that the parts of a split do not read them again."""
         known = self._store.digests
         missing = [i for i in self._indices if i not in known]
         for index, raw in self._store.source.scan(missing):
@@ -150,11 +159,9 @@ class Dataset:
         return [known[i] for i in self._indices]
 
     def take(self, count: int) -> Dataset:
-        """At most count samples spread over the set: one of each of count equal stretches, always the same
-        ones.
+        """At most `count` samples, one from each of `count` equal stretches of the set, always the same ones.
 
-        The place inside a stretch varies, so that periodic sets (classes in turn) are not sampled at one
-        phase.
+        The position inside a stretch varies, so that periodic sets (classes in turn) are not sampled at one phase.
         """
         if count < 0:
             raise InputProblem("cannot take samples", self.name, f"{count} is negative")
@@ -170,28 +177,30 @@ class Dataset:
         return Dataset(self.name, self.signature, self._store, [self._indices[i] for i in indices], self.assumed)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Consecutive samples of equal shapes stacked, at most size together.
+        """Consecutive samples of equal shapes, stacked, at most `size` in a batch.
 
-        A model whose batch is fixed to k always gets exactly k rows; a model whose inputs cannot be
-        stacked gets one sample at a time.
+        A model with a fixed batch size always gets exactly that many rows; a model whose inputs cannot be stacked gets
+        one sample at a time.
         """
         if size < 1:
             raise InputProblem("cannot make batches", self.name, f"the batch size is {size}", "use 1 or more")
-        where = self._store.layout
-        rows = where.batch or 1
-        size = 1 if where.alone else (where.batch or size)
+        layout = self._store.layout
+        rows = layout.batch or 1
+        size = 1 if layout.alone else (layout.batch or size)
         group: list[Sample] = []
         for sample in self:
-            if group and (len(group) == size or not _alike(group[-1], sample, where)):
-                yield _stack(group, where, rows)
+            if group and (len(group) == size or not _can_stack(group[-1], sample, layout)):
+                yield _stack(group, layout, rows)
                 group = []
             group.append(sample)
         if group:
-            yield _stack(group, where, rows)
+            yield _stack(group, layout, rows)
 
     def split(self, fractions: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Splits:
-        """Three disjoint parts by the content of the samples' inputs: reordering the set changes nothing, and
-        duplicates (also with other labels) land in the same part.  Reads every sample once.
+        """Three disjoint parts, by the content of the inputs.
+
+        The split is independent of the order of the samples, and duplicates (with other labels as well) are in the same
+        part.  Reads every sample once.
 
         Raises InputProblem where there are fewer than three distinct samples.
         """
@@ -221,7 +230,7 @@ class Dataset:
             "cannot split the data",
             self.name,
             f"three parts (calibrate, select, validate) need at least 3 distinct samples, found {count}",
-            "give more samples, or name the parts with --select and --validate",
+            "give more samples, or name the parts with `select` and `validate`",
         )
 
 
@@ -234,34 +243,35 @@ def open_dataset(
     tokenizer: str | Path | None = None,
     trust: bool = False,
 ) -> Dataset:
-    """The samples of any supported form, the first one checked and, where it is cheap, all of them.
+    """Open samples of any supported form; the first one is checked, and all of them where that is cheap.
 
     source:     a path, "module:function", "file.py:function", arrays by input name, an iterable, or a Dataset
-    labels:     a label file (.npy, .npz, .csv, .txt), or the key or column that holds the labels
-    preprocess: a recipe's name, a TOML file, or "module:function"
+    signature:  of the model that the samples are for
+    labels:     a label file (.npy, .npz, .csv, .txt), or the key or column of the labels
+    preprocess: the name of a preprocessing, a TOML file, or "module:function"
     tokenizer:  tokenizer.json, for text
-    trust:      lifts the size limits that protect from hostile images and archives
+    trust:      lift the size limits that protect from malicious images and archives
 
-    Raises InputProblem (wrong data) or EnvironmentProblem (a missing extra, no memory).
+    Raises InputProblem (wrong data) or EnvironmentProblem (a missing package, no memory).
     """
-    where = layout(signature)
+    layout = batch_layout(signature)
     if not signature.inputs:
         raise InputProblem("cannot read the data", "", "the model has no inputs")
     if isinstance(source, Dataset):
         if source.signature == signature and labels is None and preprocess is None:
             return source
-        loaded = Loaded(_View(source), source.name, list(source.assumed))
+        loaded = LoadedSource(_View(source), source.name, list(source.assumed))
         if labels is not None:
             opening.attach_labels(loaded, labels, signature)
-        return wrap(loaded, signature, where, opening.array_recipe(preprocess, where))
-    ask = opening.Request(signature, where, labels, preprocess, tokenizer, trust)
-    prepare = opening.array_recipe(preprocess, where)
-    loaded = opening.load(source, ask, lambda raw, key: checked(raw, where, key, prepare))
-    return wrap(loaded, signature, where, None if loaded.ready else prepare)
+        return dataset_from_source(loaded, signature, layout, opening.array_preprocessing(preprocess, layout))
+    request = opening.OpenRequest(signature, layout, labels, preprocess, tokenizer, trust)
+    prepare = opening.array_preprocessing(preprocess, layout)
+    loaded = opening.load(source, request, lambda raw, key: preprocess_and_check(raw, layout, key, prepare))
+    return dataset_from_source(loaded, signature, layout, None if loaded.ready else prepare)
 
 
-class _View(Source):
-    """A dataset as a source, for reading one set's samples under another signature."""
+class _View(SampleSource):
+    """A dataset as a source, for reading its samples with another signature."""
 
     def __init__(self, data: Dataset) -> None:
         self._data = data
@@ -279,27 +289,29 @@ class _View(Source):
             yield index, sample.inputs
 
 
-def wrap(loaded: Loaded, signature: Signature, where: Layout, prepare: opening.Prepare | None) -> Dataset:
+def dataset_from_source(
+    loaded: LoadedSource, signature: Signature, layout: BatchLayout, prepare: opening.ArrayPreprocessing | None
+) -> Dataset:
+    """A dataset of all samples of a source; the first one is checked.  Raises InputProblem."""
     if not len(loaded.source):
-        raise InputProblem("cannot read the data", loaded.name, "there are no samples in it")
-    store = _Store(loaded.source, where, prepare)
+        raise InputProblem("cannot read the data", loaded.name, "it has no samples")
+    store = _Store(loaded.source, layout, prepare)
     raw = loaded.source.read(0)
     store.sample(0, raw)
     notes = list(loaded.notes)
     if prepare is not None:
         notes += prepare.notes(raw)
         raw = prepare(raw)
-    for port in where.ports:
+    for port in layout.ports:
         note = cast_note(np.asarray(raw[port.name]).dtype, port.spec.dtype, port.name)
         if note:
             notes.append(note)
     return Dataset(loaded.name, signature, store, range(len(loaded.source)), tuple(dict.fromkeys(notes)))
 
 
-def _alike(one: Sample, other: Sample, where: Layout) -> bool:
-    """Whether two samples may stand in one batch: equal shapes, and equal values of the inputs that are
-    not batched."""
-    for port in where.ports:
+def _can_stack(one: Sample, other: Sample, layout: BatchLayout) -> bool:
+    """Whether two samples can be in one batch: equal shapes, and equal values of inputs without batch axis."""
+    for port in layout.ports:
         a, b = one.inputs[port.name], other.inputs[port.name]
         if a.shape != b.shape:
             return False
@@ -310,11 +322,11 @@ def _alike(one: Sample, other: Sample, where: Layout) -> bool:
     return True
 
 
-def _stack(group: list[Sample], where: Layout, rows: int) -> Batch:
-    """The batch of a group; filled up to rows by repeating its last sample."""
+def _stack(group: list[Sample], layout: BatchLayout, rows: int) -> Batch:
+    """The batch of a group of samples, padded to `rows` with its last sample."""
     fill = group + [group[-1]] * (rows - len(group))
     inputs: dict[str, np.ndarray] = {}
-    for port in where.ports:
+    for port in layout.ports:
         values = [s.inputs[port.name] for s in fill]
         if port.axis is None or len(values) == 1:
             inputs[port.name] = np.array(values[0], order="C")
@@ -331,8 +343,7 @@ def _inputs_digest(inputs: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _digest(value: Any) -> bytes:
-    """The digest of an array, scalar, string or None; equal numbers in the same element type digest
-    equally."""
+    """The digest of an array, scalar, string or None; equal values of one element type have equal digests."""
     if value is None:
         return hashlib.sha256(b"none").digest()
     array = np.asarray(value)

@@ -1,6 +1,6 @@
-"""Labels: where they stand in each form of data, files of labels, and their common form.
+"""Labels: where each form of data stores them, label files, and their common form.
 
-The common form is one Python value a sample: an int, a float, an array, or None where unlabelled.
+The common form is one Python value per sample: an int, a float, an array, or None where unlabelled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WHAT = "cannot read the labels"
 def find_key(
     keys: Sequence[str], inputs: Sequence[str], named: str | None, where: str, usual: Sequence[str] = KEYS
 ) -> str | None:
-    """The key or column of labels: the named one, else a usual one that is no input.  Raises InputProblem."""
+    """The key or column of the labels: the named one, else a usual name that is not an input.  Raises InputProblem."""
     if named is not None:
         if named not in keys:
             raise InputProblem(
@@ -43,15 +43,17 @@ def find_key(
 
 
 def is_file(labels: str | None) -> bool:
-    """Whether --labels names a file rather than a key or column."""
+    """Whether `labels` names a file rather than a key or column."""
     return labels is not None and Path(labels).suffix.lower() in FILES
 
 
 def read_file(path: Path, keys: Sequence[str] | None = None) -> tuple[list[Any | None], list[str]]:
     """The labels of a file, and notes.
 
-    keys: names of the samples in order, which lines of `filename,label` are matched against; None where
-    samples have no names, so that labels come in order.  Raises InputProblem.
+    keys: names of the samples in order, matched against lines of `filename,label`; None where samples have no names and
+          labels are in order
+
+    Raises InputProblem.
     """
     existing(path, _WHAT)
     suffix = path.suffix.lower()
@@ -61,7 +63,7 @@ def read_file(path: Path, keys: Sequence[str] | None = None) -> tuple[list[Any |
         arrays = npfiles.headers(path)
         key = find_key(list(arrays), (), None, str(path)) or (next(iter(arrays)) if len(arrays) == 1 else None)
         if key is None:
-            raise InputProblem(_WHAT, path, f"found several arrays: {', '.join(arrays)}", "name the right one `labels`")
+            raise InputProblem(_WHAT, path, f"found several arrays: {', '.join(arrays)}", "name the right one 'labels'")
         return _rows(npfiles.load_npz(path, [key])[key]), []
     if suffix in (".csv", ".tsv", ".txt"):
         return _read_text(path, keys)
@@ -87,14 +89,14 @@ def _read_text(path: Path, keys: Sequence[str] | None) -> tuple[list[Any | None]
         rows = [[text.strip() for text in row] for row in csv.reader(lines, delimiter=mark)]
     except csv.Error as error:
         raise unreadable(path, error) from error
-    if keys is not None and all(len(row) == 1 for row in rows):  # "7.png 3": separated by the last blank
+    if keys is not None and all(len(row) == 1 for row in rows):  # "7.png 3": separated by the last space
         split = [row[0].rsplit(None, 1) for row in rows]
         if all(len(pair) == 2 for pair in split) and _match(split[0][0], _index(keys)) is not None:
             rows = split
     if all(len(row) == 1 for row in rows):
         if rows[0][0].lower() in _CLASS_COLUMNS:
             rows = rows[1:]
-        return [cell(row[0]) for row in rows], []
+        return [parse_cell(row[0]) for row in rows], []
     return _table(rows, path, keys)
 
 
@@ -120,8 +122,8 @@ def _table(rows: list[list[str]], path: Path, keys: Sequence[str] | None) -> tup
             f"row {short + 1} has {len(rows[short])} columns, expected {max(label, name or 0) + 1} or more",
         )
     if keys is None or name is None:
-        return [cell(row[label]) for row in rows], []
-    return _by_name({row[name]: cell(row[label]) for row in rows}, path, keys)
+        return [parse_cell(row[label]) for row in rows], []
+    return _by_name({row[name]: parse_cell(row[label]) for row in rows}, path, keys)
 
 
 def _by_name(given: Mapping[str, Any], path: Path, keys: Sequence[str]) -> tuple[list[Any | None], list[str]]:
@@ -148,7 +150,7 @@ def _by_name(given: Mapping[str, Any], path: Path, keys: Sequence[str]) -> tuple
 
 
 def _index(keys: Sequence[str]) -> dict[str, int | None]:
-    """Positions by full name, by file name and by stem; None where a short name is not unique."""
+    """Positions by full name, file name and stem; None where a short name is not unique."""
     index: dict[str, int | None] = {}
     forms: tuple[Callable[[str], str], ...] = (lambda k: Path(k).name, lambda k: Path(k).stem)
     for form in forms:
@@ -163,8 +165,8 @@ def _match(name: str, index: Mapping[str, int | None]) -> int | None:
     return index.get(name.replace("\\", "/").removeprefix("./"))
 
 
-def cell(text: str) -> Any | None:
-    """A cell of text as int, float, string, or None where empty."""
+def parse_cell(text: str) -> Any | None:
+    """The text of a cell as int, float or string; None where empty."""
     text = text.strip()
     if not text:
         return None
@@ -176,35 +178,34 @@ def cell(text: str) -> Any | None:
     return text
 
 
-def matched(labels: Sequence[Any], count: int, where: object) -> None:
-    """Raise InputProblem unless there is one label a sample."""
+def check_label_count(labels: Sequence[Any], count: int, where: object) -> None:
+    """Raises InputProblem unless there is one label per sample."""
     if len(labels) != count:
         raise InputProblem(
-            _WHAT, where, f"there are {len(labels)} labels for {count} samples", "give one label a sample"
+            _WHAT, where, f"there are {len(labels)} labels for {count} samples", "give one label per sample"
         )
 
 
-def tidy(values: Any, signature: Signature, where: object = "") -> tuple[list[Any | None], list[str]]:
+def normalize_labels(values: Any, signature: Signature, where: object = "") -> tuple[list[Any | None], list[str]]:
     """Labels in their common form, and notes.
 
-    NaN, "" and, for classifiers with integer labels, -1 mean unlabelled; names of classes become their
-    index in sorted order; [1]-shaped arrays become scalars.  Raises InputProblem for labels that are
-    neither numbers nor names.
+    NaN, "" and, for classifiers with integer labels, -1 mean unlabelled; class names become their index in sorted
+    order; arrays of shape [1] become scalars.  Raises InputProblem for labels that are neither numbers nor names.
     """
-    labels = [_plain(v, where) for v in (list(values) if not isinstance(values, np.ndarray) else _rows(values))]
+    labels = [_plain_label(v, where) for v in (list(values) if not isinstance(values, np.ndarray) else _rows(values))]
     notes: list[str] = []
     named = [v for v in labels if isinstance(v, str)]
     if named:
         if len(named) != sum(v is not None for v in labels):
             other = next(v for v in labels if v is not None and not isinstance(v, str))
             raise InputProblem(
-                _WHAT, where, f"found names ({named[0]!r}) and numbers ({other!r}) together", "use one kind"
+                _WHAT, where, f"found both names ({named[0]!r}) and numbers ({other!r})", "use one of the two"
             )
         names = sorted(set(named))
         index = {name: i for i, name in enumerate(names)}
         labels = [None if v is None else index[v] for v in labels]
         shown = ", ".join(f"{name}={i}" for name, i in list(index.items())[:5]) + (", …" if len(names) > 5 else "")
-        notes.append(f"{len(names)} names of classes numbered in sorted order ({shown})")
+        notes.append(f"{len(names)} class names numbered in sorted order ({shown})")
     if (
         scores_classes(signature)
         and any(isinstance(v, int) and v == -1 for v in labels)
@@ -215,19 +216,19 @@ def tidy(values: Any, signature: Signature, where: object = "") -> tuple[list[An
     return labels, notes
 
 
-def _plain(value: Any, where: object) -> Any | None:
+def _plain_label(value: Any, where: object) -> Any | None:
     if value is None or isinstance(value, str):
         return value or None
     array = np.asarray(value)
     if array.dtype.kind not in "biufUSO" and not is_float(array.dtype):
-        raise InputProblem(_WHAT, where, f"a label is {array.dtype.name}", "use numbers or names of classes")
+        raise InputProblem(_WHAT, where, f"a label is {array.dtype.name}", "use numbers or class names")
     if array.size != 1 or array.ndim > 1:
         if array.dtype.kind in "OUS":
             raise InputProblem(
                 _WHAT,
                 where,
                 f"a label is {type(value).__name__}",
-                "use numbers, arrays of numbers, or names of classes",
+                "use numbers, arrays of numbers, or class names",
             )
         return array
     item = array.reshape(-1).tolist()[0] if array.dtype.kind != "V" else float(array.reshape(-1)[0])
@@ -240,13 +241,12 @@ def _plain(value: Any, where: object) -> Any | None:
     if isinstance(item, float) and np.isnan(item):
         return None
     if not isinstance(item, (int, float)):
-        raise InputProblem(_WHAT, where, f"a label is {type(item).__name__}", "use numbers or names of classes")
+        raise InputProblem(_WHAT, where, f"a label is {type(item).__name__}", "use numbers or class names")
     return item
 
 
 def scores_classes(signature: Signature) -> bool:
-    """Whether the first output looks like class scores: float, with a class axis of free size or at least
-    2."""
+    """Whether the first output looks like class scores: float, with a class axis of dynamic size or of at least 2."""
     if not signature.outputs:
         return False
     spec = signature.outputs[0]

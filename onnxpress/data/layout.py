@@ -1,8 +1,8 @@
-"""Where the batch axis of each input is, and what one sample of it looks like.
+"""Batch axis of each input, and the shape of one sample.
 
-Everything that reads, checks or stacks samples asks this file and nothing else, so that the answer is the
-same everywhere.  An input is *batched* (it has an axis along which samples are stacked) or *whole* (a scalar
-such as a sampling rate, a recurrent state: every run needs it complete).
+All code that reads, checks or stacks samples uses this module, so that the answer is the same everywhere.  An input is
+*batched* (samples are stacked along one of its axes) or *whole* (a scalar such as a sampling rate, a recurrent state:
+every run needs all of it).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from onnxpress.model.signature import Dim, Signature, TensorSpec
 
 @dataclass(frozen=True)
 class Port:
-    """One input as samples see it.
+    """One input as seen by a sample.
 
-    axis:  the batch axis, None for a whole input
-    loose: a rank-1 input of free size that stands without batched companions: whether its only axis is a
-    batch or
-           a sequence cannot be told, so that both are taken
+    axis:  the batch axis; None for a whole input
+    loose: a rank-1 input of dynamic size without batched companions: its only axis may be the batch or a sequence, and
+           both are accepted
     """
 
     spec: TensorSpec
@@ -45,9 +44,13 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """batch: the size the model bakes in, None where free; alone: samples of this model can never be
-    stacked."""
+class BatchLayout:
+    """The batch axes of a model's inputs.
+
+    ports: one per input
+    batch: the batch size that the model fixes; None where it is dynamic
+    alone: whether samples of this model cannot be stacked
+    """
 
     ports: tuple[Port, ...]
     batch: int | None
@@ -61,13 +64,12 @@ class Layout:
         return tuple(port.name for port in self.ports)
 
 
-def layout(signature: Signature) -> Layout:
-    """The layout of a model's inputs.
+def batch_layout(signature: Signature) -> BatchLayout:
+    """The batch layout of a model.
 
-    A free first axis is the batch, unless another axis names itself one ("batch") or shares the batch's
-    symbol (recurrent states: [layers, batch, width]).  Where no input has a free batch, the common fixed
-    first size is it, provided that the outputs do not contradict: a time-major [49,1,10] -> [1,12] has no
-    batch of 49.
+    A dynamic first axis is the batch, unless another axis is named as one ("batch") or has the same symbol (recurrent
+    states: [layers, batch, width]).  Where no input has a dynamic batch, the common fixed first size is the batch size,
+    provided that the outputs agree: a time-major [49,1,10] -> [1,12] has no batch of 49.
     """
     wide = [s for s in signature.inputs if s.shape is not None and len(s.shape) >= 2]
     symbols = {s.shape[0] for s in wide if s.shape and s.batch_is_free and s.shape[0] and _named_axis(s) in (0, None)}
@@ -75,11 +77,11 @@ def layout(signature: Signature) -> Layout:
     batch = None if free else _fixed(wide, signature.outputs)
     ports = tuple(_port(s, bool(free), symbols, batch, bool(wide)) for s in signature.inputs)
     alone = any(p.axis is None and len(p.spec.shape or ()) >= 2 for p in ports)
-    return Layout(ports, None if alone else batch, alone)
+    return BatchLayout(ports, None if alone else batch, alone)
 
 
 def _named_axis(spec: TensorSpec) -> int | None:
-    """The axis whose symbol says that it is the batch."""
+    """The axis whose symbol names it as the batch."""
     return next((i for i, d in enumerate(spec.shape or ()) if isinstance(d, str) and "batch" in d.lower()), None)
 
 

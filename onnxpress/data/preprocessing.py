@@ -1,22 +1,22 @@
-"""Preprocessing recipes: how pictures (or arrays, or text) become what the model was trained on.
+"""Preprocessing: how images, arrays or text become what the model was trained on.
 
-A recipe is a shipped name (`unit`, `imagenet`, …), a TOML file, or "module:function" (array -> array).
+A preprocessing is a shipped name (`unit`, `imagenet`, …), a TOML file, or "module:function" (array -> array).
 The file has these sections, all keys optional:
 
     description = "one line"
     [image]
-    resize = "stretch"        # to the input's size; "none"; a number: the short side in pixels;
-                              # "cover": so that the crop takes `ratio` of the short side
+    resize = "stretch"        # to the size of the input; "none"; a number: the short side in pixels;
+                              # "cover": such that the crop is `ratio` of the short side
     ratio = 1.0               # for "cover": 0.875 resizes to 256 for a crop of 224
     crop = "none"             # "center"
-    size = 224                # where the model leaves height and width free; else pictures keep theirs
+    size = 224                # where height and width are dynamic; without it images keep their size
     interpolation = "bilinear"  # "nearest", "bicubic", "lanczos", "box"
     mode = "rgb"              # "bgr", "gray"
-    [normalize]               # (value * scale - mean) / std; mean and std: one number, or one a channel
+    [normalize]               # (value * scale - mean) / std; mean and std: one number, or one per channel
     scale = 1.0
     mean = 0.0
     std = 1.0
-    layout = "auto"           # "nchw", "nhwc": where the model's sizes do not tell
+    layout = "auto"           # "nchw", "nhwc": where the model's shape is ambiguous
     [text]
     max_length = 512
     special_tokens = true
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data.readers.files import existing
-from onnxpress.data.readers.user_function import find, is_named
+from onnxpress.data.readers.user_function import load_function, names_function
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 
@@ -44,8 +44,11 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """See the file's head for the meaning of each key.  function: given instead of everything else."""
+class Preprocessing:
+    """Settings of a preprocessing; the module's docstring explains each key.
+
+    function: in place of all other settings
+    """
 
     name: str
     description: str = ""
@@ -65,7 +68,7 @@ class Recipe:
 
     @property
     def plain(self) -> bool:
-        """Whether values stay as they are."""
+        """Whether values stay unchanged."""
         return (
             self.function is None
             and self.scale == 1
@@ -75,7 +78,7 @@ class Recipe:
         )
 
     def values(self) -> str:
-        """What happens to the values, for `assumed`."""
+        """What happens to the values, for notes."""
         if self.function is not None:
             return f"preprocessed by {self.name}"
         if self.plain:
@@ -92,17 +95,17 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def names() -> list[str]:
-    """The shipped recipes."""
+    """Names of the shipped preprocessings."""
     return sorted(p.stem for p in (calibration_folder() / "recipes").glob("*.toml"))
 
 
-def recipe(text: str) -> Recipe:
-    """The recipe that --preprocess names.  Raises InputProblem."""
-    if is_named(text):
-        function = find(text, _WHAT)
+def read_preprocessing(text: str) -> Preprocessing:
+    """The preprocessing of a shipped name, a TOML file or a function.  Raises InputProblem."""
+    if names_function(text):
+        function = load_function(text, _WHAT)
         if not callable(function):
             raise InputProblem(_WHAT, text, f"it is a {type(function).__name__}, expected a function (array -> array)")
-        return Recipe(text, function=function)
+        return Preprocessing(text, function=function)
     if text.lower().endswith(".toml"):
         return load(existing(Path(text), _WHAT))
     known = names()
@@ -112,13 +115,13 @@ def recipe(text: str) -> Recipe:
     raise InputProblem(
         _WHAT,
         text,
-        f"there is no such recipe; there are {', '.join(known)}",
+        f"there is no such preprocessing; shipped are {', '.join(known)}",
         f"did you mean {close[0]}?" if close else "name one of them, a .toml file, or module:function",
     )
 
 
-def load(path: Path) -> Recipe:
-    """A recipe from a TOML file.  Raises InputProblem with file and line."""
+def load(path: Path) -> Preprocessing:
+    """The preprocessing of a TOML file.  Raises InputProblem with file and line."""
     try:
         text = path.read_text(encoding="utf-8")
         given = tomllib.loads(text)
@@ -128,7 +131,7 @@ def load(path: Path) -> Recipe:
         raise InputProblem(_WHAT, place, f"not TOML: {str(error).split(' (at')[0]}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputProblem(_WHAT, path, str(error)) from error
-    return _Reader(path, text).recipe(given)
+    return _Reader(path, text).preprocessing(given)
 
 
 _Check = Callable[[Any], Any]
@@ -172,11 +175,11 @@ def _share(value: Any) -> float:
 def _channels(value: Any) -> tuple[float, ...]:
     found = tuple(_number(v) for v in value) if isinstance(value, list) else (_number(value),)
     if not found:
-        raise ValueError("expected a number, or one a channel")
+        raise ValueError("expected a number, or one per channel")
     return found
 
 
-def _spread(value: Any) -> tuple[float, ...]:
+def _deviations(value: Any) -> tuple[float, ...]:
     found = _channels(value)
     if min(found) <= 0:
         raise ValueError("expected numbers above 0")
@@ -207,7 +210,7 @@ _SECTIONS: dict[str, dict[str, _Check]] = {
     "normalize": {
         "scale": _positive,
         "mean": _channels,
-        "std": _spread,
+        "std": _deviations,
         "layout": _one_of("auto", "nchw", "nhwc"),
     },
     "text": {"max_length": _pixels, "special_tokens": _flag},
@@ -215,12 +218,12 @@ _SECTIONS: dict[str, dict[str, _Check]] = {
 
 
 class _Reader:
-    """Checks the tables of one file, and finds the line of what is wrong."""
+    """Checks the tables of one file, and finds the line of an error."""
 
     def __init__(self, path: Path, text: str) -> None:
         self._path, self._lines = path, text.splitlines()
 
-    def recipe(self, given: dict[str, Any]) -> Recipe:
+    def preprocessing(self, given: dict[str, Any]) -> Preprocessing:
         values: dict[str, Any] = {}
         for name, table in given.items():
             if name == "description" and isinstance(table, str):
@@ -230,7 +233,7 @@ class _Reader:
             else:
                 for key, value in table.items():
                     values[key] = self._value(name, key, value)
-        return Recipe(self._path.stem, **values)
+        return Preprocessing(self._path.stem, **values)
 
     def _value(self, section: str, key: str, value: Any) -> Any:
         checks = _SECTIONS[section]

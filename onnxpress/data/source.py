@@ -1,4 +1,4 @@
-"""What a reader hands to a Dataset: samples by index, not yet checked, and what was assumed to find them."""
+"""Sources: what a reader returns for a Dataset, samples by index, unchecked, with notes on what was assumed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 
-class Source(ABC):
-    """Random access to raw samples.  Reading the same index twice gives the same values.
+class SampleSource(ABC):
+    """Random access to raw samples.  Reading an index twice gives the same values.
 
-    labels: one a sample, None where unlabelled.  All of them are held; the inputs need not be.
+    labels: one per sample, None where unlabelled; all are held in memory, the inputs need not be
     """
 
     labels: Sequence[Any | None]
@@ -27,23 +27,24 @@ class Source(ABC):
 
     @abstractmethod
     def key(self, index: int) -> str:
-        """A stable name of the sample for people: "train.npz[17]"."""
+        """A stable name of the sample for messages: "train.npz[17]"."""
 
     def scan(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """The samples of the given indices in that order; sources without random access override this."""
+        """The samples of the given indices in this order; sources without random access override this."""
         for index in indices:
             yield index, self.read(index)
 
 
 @dataclass
-class Loaded:
-    """source with the clauses of what was assumed.
+class LoadedSource:
+    """A source and what was assumed to read it.
 
-    ready: the reader applied the preprocessing recipe itself (images, text); otherwise it is applied to
-    the arrays.
+    name:  for messages
+    notes: what was assumed
+    ready: whether the reader has applied the preprocessing itself (images, text); else it is applied to the arrays
     """
 
-    source: Source
+    source: SampleSource
     name: str
     notes: list[str] = field(default_factory=list)
     ready: bool = False

@@ -1,8 +1,7 @@
-"""Inputs made up from the signature alone: for checking that a model runs, tracing shapes, and timing
-without data.
+"""Synthetic inputs from the signature alone: for checking that a model runs, tracing shapes, and timing without data.
 
-They are sensible enough for a model to run on (ids inside its tables or a small vocabulary, masks open); what it
-answers means nothing.
+Values are valid for the model (ids within its tables or a small vocabulary, masks of ones); its outputs are
+meaningless.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data.checks import integer_limits, is_float, is_integer, is_text
-from onnxpress.data.dataset import Dataset, wrap
-from onnxpress.data.layout import Layout, Port, layout
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.dataset import Dataset, dataset_from_source
+from onnxpress.data.layout import BatchLayout, Port, batch_layout
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Dim, Signature
 
@@ -25,13 +24,13 @@ _CHANNELS = 3
 _VOCABULARY = 100
 
 
-class Synthetic(Source):
+class Synthetic(SampleSource):
     """Samples drawn from (seed, index), so that each is the same whenever it is read."""
 
     def __init__(
-        self, shapes: dict[str, tuple[int, ...]], where: Layout, count: int, seed: int, limits: Mapping[str, int]
+        self, shapes: dict[str, tuple[int, ...]], layout: BatchLayout, count: int, seed: int, limits: Mapping[str, int]
     ) -> None:
-        self._shapes, self._layout, self._seed, self._limits = shapes, where, seed, limits
+        self._shapes, self._layout, self._seed, self._limits = shapes, layout, seed, limits
         self.labels = [None] * count
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -58,15 +57,17 @@ def synthetic(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> Dataset:
-    """count samples from the signature.
+    """`count` synthetic samples.
 
-    sizes:      sizes of free dimensions by symbol; others get 16 in sequences and 64 in space, one symbol
-    one size
-    vocabulary: token ids are drawn below it (100 where it is not known)
-    shapes:     whole shapes of one sample by input (see `wished_shapes`); their symbols hold for other inputs, too
-    limits:     by input: what its numbers stay below, where that is known better than by the vocabulary
+    signature:  of the model
+    count:      number of samples
+    seed:       of the random values
+    sizes:      sizes of dynamic dimensions by symbol; others get 16 in sequences and 64 in space, one size per symbol
+    vocabulary: exclusive upper bound of token ids (100 where unknown)
+    shapes:     whole shapes of one sample by input (see `sample_shapes`); their symbols hold for other inputs as well
+    limits:     by input, the exclusive upper bound of its values, in place of the vocabulary
 
-    Images are uniform in [0,1), other floats normal within three deviations.  Raises InputProblem.
+    Images are uniform in [0,1), other floats normal within three standard deviations.  Raises InputProblem.
     """
     if count < 1 or not signature.inputs:
         raise InputProblem(
@@ -77,62 +78,65 @@ def synthetic(
     wrong = {name: size for name, size in (sizes or {}).items() if size < 1}
     if wrong:
         raise InputProblem("cannot make synthetic samples", "", f"sizes must be 1 or more, found {wrong}")
-    where = layout(signature)
+    layout = batch_layout(signature)
     given = dict(shapes or {})
-    known: dict[str, int] = {**_symbols(where, given), **(sizes or {})}
+    known: dict[str, int] = {**_symbols(layout, given), **(sizes or {})}
     found = {}
     for port in sorted(
-        where.ports, key=lambda p: len(p.spec.shape or ())
-    ):  # a sequence's symbol is settled by its ids, not by a 4-D mask
+        layout.ports, key=lambda p: len(p.spec.shape or ())
+    ):  # the symbol of a sequence is determined by its ids, not by a 4-D mask
         found[port.name] = given[port.name] if port.name in given else _shape(port, known)
-    bounds = {port.name: (limits or {}).get(port.name, vocabulary or _VOCABULARY) for port in where.ports}
-    source = Synthetic(found, where, count, seed, bounds)
-    return wrap(Loaded(source, "synthetic", ["synthetic values"]), signature, where, None)
+    bounds = {port.name: (limits or {}).get(port.name, vocabulary or _VOCABULARY) for port in layout.ports}
+    source = Synthetic(found, layout, count, seed, bounds)
+    return dataset_from_source(LoadedSource(source, "synthetic", ["synthetic values"]), signature, layout, None)
 
 
-def wished_shapes(
-    signature: Signature, wished: Mapping[str, tuple[int, ...]]
+def sample_shapes(
+    signature: Signature, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """Whole input shapes as a user wrote them, as shapes of one sample and the batch size that they name (None: none does).
+    """Shapes of one sample and the batch size (None where no shape has one) from whole input shapes that a user gives.
 
-    Raises InputProblem where a name, a rank or a fixed size is not the model's, or two inputs contradict each other.
+    Raises InputProblem where a name, a rank or a fixed size does not fit the model, or where two inputs contradict each
+    other.
     """
-    where = layout(signature)
+    layout = batch_layout(signature)
     samples: dict[str, tuple[int, ...]] = {}
     batch: int | None = None
-    for name, shape in wished.items():
+    for name, shape in shapes.items():
         text = f"{name}={','.join(str(s) for s in shape)}"
-        if name not in where.names:
-            raise _unfit(text, f"the model's inputs are {', '.join(where.names)}")
-        port = where.port(name)
+        if name not in layout.names:
+            raise _shape_problem(text, f"the model's inputs are {', '.join(layout.names)}")
+        port = layout.port(name)
         own = port.spec.shape
         if min(shape, default=1) < 1:
-            raise _unfit(text, "sizes must be 1 or more")
+            raise _shape_problem(text, "sizes must be 1 or more")
         if own is not None and (
             len(own) != len(shape) or any(isinstance(d, int) and d != s for d, s in zip(own, shape, strict=True))
         ):
-            raise _unfit(text, f"the model takes {port.spec.text()}")
+            raise _shape_problem(text, f"the model takes {port.spec.text()}")
         if port.axis is not None and own is not None and not port.loose:
-            if batch not in (None, shape[port.axis]) or (where.alone and shape[port.axis] != 1):
-                raise _unfit(text, f"its batch is {shape[port.axis]}, others' is {batch or 1}")
+            if batch not in (None, shape[port.axis]) or (layout.alone and shape[port.axis] != 1):
+                raise _shape_problem(text, f"its batch size is {shape[port.axis]}, that of other inputs {batch or 1}")
             batch = shape[port.axis]
             shape = tuple(1 if i == port.axis else s for i, s in enumerate(shape))
         samples[name] = shape
-    _symbols(where, samples)
+    _symbols(layout, samples)
     return samples, batch
 
 
-def _symbols(where: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Sizes of free dimensions by symbol that whole shapes settle."""
+def _symbols(layout: BatchLayout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of dynamic dimensions by symbol that whole shapes determine."""
     known: dict[str, int] = {}
     for name, shape in shapes.items():
-        for dim, size in zip(where.port(name).dims or (), shape, strict=False):
+        for dim, size in zip(layout.port(name).dims or (), shape, strict=False):
             if isinstance(dim, str) and dim and known.setdefault(dim, size) != size:
-                raise _unfit(f"{name}={','.join(str(s) for s in shape)}", f"{dim} is {known[dim]} in another input")
+                raise _shape_problem(
+                    f"{name}={','.join(str(s) for s in shape)}", f"{dim} is {known[dim]} in another input"
+                )
     return known
 
 
-def _unfit(text: str, why: str) -> InputProblem:
+def _shape_problem(text: str, why: str) -> InputProblem:
     return InputProblem(
         "the shape does not fit the model", text, why, "give each input's whole shape, as in x=1,3,224,224"
     )
@@ -157,7 +161,7 @@ def _shape(port: Port, known: dict[str, int]) -> tuple[int, ...]:
 
 
 def _free(axis: int, dim: str, dims: tuple[Dim, ...]) -> int:
-    """The size of a free dimension from its place and name."""
+    """The size of a dynamic dimension from its position and name."""
     if "chan" in dim.lower():
         return _CHANNELS
     if len(dims) >= 4:
@@ -196,6 +200,6 @@ def _integers(
     if "len" in name:
         return np.full(shape, _SEQUENCE, dtype)
     least, greatest = integer_limits(dtype)
-    if dtype.itemsize == 1 and dtype.kind in "iu" and len(shape) >= 3:  # stored pictures and features
+    if dtype.itemsize == 1 and dtype.kind in "iu" and len(shape) >= 3:  # images and features stored as integers
         return rng.integers(least, greatest, shape, endpoint=True).astype(dtype)
     return rng.integers(0, min(vocabulary, greatest + 1), shape).astype(dtype)

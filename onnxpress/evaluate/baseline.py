@@ -1,13 +1,13 @@
-"""What a model took, kept in a file, for a later run to be compared with.
+"""Latency baselines: a model's latency in a file, for comparison in a later run.
 
-Times of two runs cannot be compared: the machine's state differs by more than what one wants to see.  So a baseline holds two
-things that can.  The model's path and hash: where the file is still there, it is timed beside the new one, and the old numbers are
-not used at all.  And the ratio of the model's time to a built-in reference model's, taken in one interleaved run: where the old file
-is gone, the new model's ratio is held against it.  What slows both alike then cancels, but not what slows one kind of work more
-(caches, memory bandwidth, clock under vector load), so that the interval is widened by what such ratios were allowed to
-differ between runs.
+Times of two runs cannot be compared: the state of the machine differs by more than the differences of interest.  So a
+baseline holds two things that can.  The path and hash of the model: while the file still exists, it is timed together
+with the new model, and the stored numbers are not used.  And the ratio of the model's latency to that of a built-in
+reference model, measured in one interleaved run: where the old file is gone, the new model's ratio is compared with it.
+What slows both models equally cancels out, but not what slows one kind of work more than another (caches, memory
+bandwidth, clock under vector load), so the interval is widened by how much such ratios differ between runs.
 
-A baseline holds for one machine, one onnxruntime and one set of conditions; elsewhere it is refused.
+A baseline holds for one machine, one onnxruntime version and one set of conditions; elsewhere it is rejected.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ from onnxpress.runtime.machine import this_machine
 
 SCHEMA = 1
 KIND = "bench baseline"
-BETWEEN_RUNS = 0.02  # relative: one session's placement in memory alone moves a median by 1.7 %
+BETWEEN_RUNS = 0.02  # relative; the placement of one session in memory alone shifts a median by 1.7 %
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model's time as kept: who, where, under which conditions, and how it stood to the reference model.
+    """A stored latency.
 
-    speed: the model's speed in units of the reference model's, low and high its 95 % interval; median: seconds, for information
+    path, sha256:    of the model file
+    median:          seconds, for information only
+    speed, low, high: speed in units of the reference model's, and its 95 % interval
+    machine:         see `machine_fingerprint`
+    conditions:      of the measurement
+    reference:       version of the reference model
     """
 
     path: str
@@ -54,43 +59,42 @@ class Baseline:
         return f"baseline {Path(self.path).name}"
 
     def same_file(self) -> Path | None:
-        """The baseline's model where it still lies as it was."""
+        """The path of the baseline's model while the file is unchanged, else None."""
         path = Path(self.path)
         return path if path.is_file() and file_hash(path) == self.sha256 else None
 
 
-def fingerprint() -> dict[str, Any]:
-    """What must be the same for times to be comparable at all."""
+def machine_fingerprint() -> dict[str, Any]:
+    """The facts of the machine that must agree for latencies to be comparable."""
     own = this_machine().as_dict()
     return {key: own[key] for key in ("model", "arch", "isa", "system", "onnxruntime")}
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a model's file and of the files beside it that hold its weights."""
+    """SHA-256 (hex) of a model file and of its external data files."""
     state = hashlib.sha256(path.read_bytes())
     tensors = (value.const_value for value in load(path).graph.initializers.values())
-    for beside in sorted({str(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}):
-        with Path(beside).open("rb") as stream:
+    for data_file in sorted({str(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}):
+        with Path(data_file).open("rb") as stream:
             state.update(hashlib.file_digest(stream, "sha256").digest())
     return state.hexdigest()
 
 
 def write_baseline(found: Baseline, target: Path) -> None:
+    """Write a baseline as JSON."""
     body = {"schema": SCHEMA, "kind": KIND, **asdict(found)}
     write_atomic(target, (json.dumps(body, indent=1) + "\n").encode())
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Raises InputProblem for a file that is none, or of another version."""
-    again = "make one with `onnxpress bench MODEL --save-baseline FILE`"
+    """Read a baseline.  Raises InputProblem for any other file, and for another version."""
+    hint = "write one with `save_baseline`"
     try:
         body = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputProblem("cannot read the baseline", path, str(error), again) from error
+        raise InputProblem("cannot read the baseline", path, str(error), hint) from error
     if not isinstance(body, dict) or body.pop("kind", None) != KIND or body.pop("schema", None) != SCHEMA:
-        raise InputProblem(
-            "this is no baseline of this version", path, f"it must be a {KIND} of schema {SCHEMA}", again
-        )
+        raise InputProblem("not a baseline of this version", path, f"expected a {KIND} of schema {SCHEMA}", hint)
     try:
         found = Baseline(**body)
         numbers = (found.median, found.speed, found.low, found.high)
@@ -98,33 +102,41 @@ def read_baseline(path: Path) -> Baseline:
             found.machine, dict
         )
     except TypeError as error:
-        raise InputProblem("the baseline is damaged", path, str(error), again) from error
+        raise InputProblem("the baseline is damaged", path, str(error), hint) from error
     if not sound:
-        raise InputProblem("the baseline is damaged", path, "its times are not positive numbers", again)
+        raise InputProblem("the baseline is damaged", path, "its times are not positive numbers", hint)
     return found
 
 
 def check_baseline(found: Baseline, path: Path, conditions: dict[str, Any], force: bool) -> None:
-    """Raises InputProblem where the baseline is of another machine (unless forced), or of other conditions."""
-    here = fingerprint()
+    """Check that a baseline applies here.
+
+    Raises InputProblem for another machine, unless `force`, and for other conditions.
+    """
+    here = machine_fingerprint()
     other = [key for key in here if found.machine.get(key) != here[key]]
     if other and not force:
         key = other[0]
         why = f"its {key} is {_shown(found.machine.get(key))}, here it is {_shown(here[key])}"
-        raise InputProblem("the baseline is of another machine", path, why, "make one here, or add --force")
+        raise InputProblem("the baseline is from another machine", path, why, "write one here, or pass `force`")
     changed = [key for key in conditions if found.conditions.get(key) != conditions[key]]
     if changed:
         key = changed[0]
         why = f"{key} was {_shown(found.conditions.get(key))}, now it is {_shown(conditions[key])}"
-        raise InputProblem("the baseline is of other conditions", path, why, "give the same options, or make it anew")
+        raise InputProblem(
+            "the baseline was measured under other conditions",
+            path,
+            why,
+            "use the same options, or write a new baseline",
+        )
     if found.reference != REFERENCE_VERSION and found.same_file() is None:
-        raise InputProblem("the baseline's reference model is of another version", path, "", "make it anew")
+        raise InputProblem("the baseline's reference model has another version", path, "", "write a new baseline")
 
 
-def against(found: Baseline, own: Ratio) -> Ratio:
-    """The new model's speed against the baseline's, both in units of the reference model's, of two runs.
+def ratio_to_baseline(found: Baseline, own: Ratio) -> Ratio:
+    """The new model's speed against the baseline's, from their ratios to the reference model in two runs.
 
-    own: the new model against the reference model.  Errors of both and of two runs add up in squares.
+    own: the new model against the reference model.  The errors of both ratios and between the runs add in quadrature.
     """
     middle = math.log(own.speedup / found.speed)
     parts = [
@@ -137,7 +149,7 @@ def against(found: Baseline, own: Ratio) -> Ratio:
 
 
 def _reach(middle: float, low: float, high: float) -> float:
-    """The half-width of an interval in logarithms, to the farther side."""
+    """The larger half-width of an interval, in logarithms."""
     return max(math.log(high / middle), math.log(middle / low) if low > 0 else math.inf)
 
 

@@ -1,7 +1,7 @@
-"""Measuring models on this machine, as a function: latency side by side under the wished conditions, and what else is asked for.
+"""Latency of models on this machine under given conditions, and optional profiles, cold starts, memory and throughput.
 
-`bench` returns a Bench; `--json` prints the same dataclass.  Where several numbers of threads or batch sizes are wished, every
-combination is a Point of its own, measured for the wished seconds, and the Bench's own fields are those of the first.
+`bench` returns a BenchResult.  With several numbers of threads or batch sizes every combination is a BenchPoint of its
+own, measured for the whole time, and the fields of the BenchResult itself are those of the first one.
 """
 
 from __future__ import annotations
@@ -14,35 +14,38 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.layout import layout
-from onnxpress.data.synthetic import synthetic, wished_shapes
+from onnxpress.data.layout import batch_layout
+from onnxpress.data.synthetic import sample_shapes, synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import load, to_bytes
-from onnxpress.model.index_bounds import index_limits
+from onnxpress.model.index_bounds import index_bounds
 from onnxpress.model.signature import Signature, signature
 from onnxpress.runtime.builtin_models import measured_peak, reference_feeds, reference_model
-from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
+from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.machine import pinned, this_machine
 from onnxpress.runtime.profile import Profile, profile
-from onnxpress.runtime.session import Settings
-from onnxpress.runtime.subprocess_metrics import Cold, Memory, cold_starts, peak_memory
+from onnxpress.runtime.session import SessionSettings
+from onnxpress.runtime.subprocess_metrics import ColdStart, PeakMemory, cold_starts, peak_memory
 from onnxpress.runtime.throughput import Throughput, throughput
 
 ModelLike = str | Path | ir.Model
-AGAIN = " (again)"  # the name of a model's second session in a self-check
-REFERENCE = "the built-in reference"
-REBUILDS = 6  # of sessions: enough for the differences between them to count in the interval
+SELF_CHECK_SUFFIX = " (again)"  # the name of a model's second session in a self-check
+REFERENCE_NAME = "the built-in reference"
+REBUILDS = 6  # of sessions: enough for the variance between them to count in the interval
 _PROFILE_SECONDS = 4.0
-_MOST_THREADS = 512
+_MAX_THREADS = 512
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What to look at besides the latency.
+class BenchOptions:
+    """What to measure besides the latency.
 
-    profile: where the time goes; cold: loading and the first run; memory: the peak (both in fresh processes); callers: how many
-    threads ask at once for a throughput, 0 for none, -1 for as many as the cores hold; self_check: a second session of the
-    first model's bytes in the same run, whose ratio to the first ought to be 1; reference: the built-in model in the same run.
+    profile:    time by operator and kernel
+    cold:       loading and first run, in fresh processes
+    memory:     peak memory, in fresh processes
+    callers:    number of concurrent callers for the throughput; 0: none, -1: as many as the cores allow
+    self_check: a second session of the first model in the same run, whose ratio to the first should be 1
+    reference:  the built-in reference model in the same run
     """
 
     profile: bool = False
@@ -54,34 +57,35 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """Under which conditions models run.
+class BenchConditions:
+    """The conditions of a measurement.
 
-    threads, batches: every combination of them is measured; no threads: the effort's number
-    shapes:   whole shapes of synthetic inputs; a batch in them is the batch
-    pin:      CPUs that alone may be used
-    settings: of the sessions; its number of threads and its profile are not looked at
+    threads:  intra-op threads; () takes the effort's number
+    batch:    batch sizes; every combination with `threads` is measured; () takes the model's own, or 1
+    shape:    by input name, shapes of synthetic inputs, batch size included
+    pin:      the only CPUs to use; () for all
+    settings: of the sessions; `threads` and `profile` in it are ignored
     """
 
     threads: tuple[int, ...] = ()
-    batches: tuple[int, ...] = ()
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    batch: tuple[int, ...] = ()
+    shape: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pin: tuple[int, ...] = ()
-    settings: Settings = field(default_factory=Settings)
+    settings: SessionSettings = field(default_factory=SessionSettings)
 
     def check(self) -> None:
-        """Raises InputProblem for numbers that cannot be."""
-        for what, numbers, most in (("threads", self.threads, _MOST_THREADS), ("batch", self.batches, 2**20)):
+        """Raises InputProblem for numbers out of range."""
+        for what, numbers, most in (("threads", self.threads, _MAX_THREADS), ("batch", self.batch, 2**20)):
             wrong = [n for n in numbers if not 1 <= n <= most]
             if wrong:
-                raise InputProblem(f"--{what} is out of range", wrong[0], f"it must be 1 to {most}")
+                raise InputProblem(f"`{what}` is out of range", wrong[0], f"it must be 1 to {most}")
 
 
 @dataclass(frozen=True)
-class Point(Comparison):
-    """What was measured with one number of threads and one batch size.
+class BenchPoint(LatencyComparison):
+    """Measurements with one number of threads and one batch size.
 
-    reference: the first model's speed in units of the built-in reference model's.
+    reference: the first model's speed in units of the built-in reference model's
     """
 
     threads: int = 1
@@ -89,21 +93,21 @@ class Point(Comparison):
     self_check: Ratio | None = None
     reference: Ratio | None = None
     profiles: tuple[Profile, ...] = ()
-    cold: tuple[Cold, ...] = ()
+    cold: tuple[ColdStart, ...] = ()
     cold_ratios: tuple[Ratio, ...] = ()
-    memory: tuple[Memory, ...] = ()
+    memory: tuple[PeakMemory, ...] = ()
     throughput: tuple[Throughput, ...] = ()
     throughput_ratios: tuple[Ratio, ...] = ()
 
 
 @dataclass(frozen=True)
-class Bench(Point):
-    """The first point, and all of them where there are several."""
+class BenchResult(BenchPoint):
+    """The first point, and all points where there are several."""
 
-    points: tuple[Point, ...] = ()
+    points: tuple[BenchPoint, ...] = ()
 
     @property
-    def every(self) -> tuple[Point, ...]:
+    def all_points(self) -> tuple[BenchPoint, ...]:
         return self.points or (self,)
 
 
@@ -112,14 +116,25 @@ def bench(
     data: Dataset | None = None,
     effort: Effort | None = None,
     progress: Callable[[float], None] | None = None,
-    ask: Ask | None = None,
-    conditions: Conditions | None = None,
-) -> Bench:
+    options: BenchOptions | None = None,
+    conditions: BenchConditions | None = None,
+) -> BenchResult:
     """Latency of one model, or of several against the first, on the same inputs in one interleaved run.
 
-    Raises InputProblem where the models take different inputs, or what is asked for cannot be.
+    models:     by name, files or models
+    data:       samples; None: synthetic inputs
+    effort:     default: Effort(rebuilds=REBUILDS)
+    progress:   called with the completed fraction
+    options:    what to measure besides the latency
+    conditions: threads, batch sizes, shapes, CPUs and session settings
+
+    Raises InputProblem where the models have different inputs, or where the conditions do not fit them.
     """
-    effort, ask, conditions = effort or Effort(rebuilds=REBUILDS), ask or Ask(), conditions or Conditions()
+    effort, options, conditions = (
+        effort or Effort(rebuilds=REBUILDS),
+        options or BenchOptions(),
+        conditions or BenchConditions(),
+    )
     conditions.check()
     if not models or effort.seconds <= 0 or effort.precision <= 0:
         raise InputProblem("nothing to measure", "", "there must be a model, a time above 0 and a precision above 0")
@@ -127,22 +142,22 @@ def bench(
         opened = {name: m if isinstance(m, ir.Model) else load(m) for name, m in models.items()}
         sources = {name: to_bytes(m) if isinstance(m, ir.Model) else str(m) for name, m in models.items()}
         first = _same_inputs(opened)
-        wanted = _feeds(opened, first, data, conditions)
-        points: list[Point] = []
-        parts = len(wanted) * len(conditions.threads or (1,))
+        feeds_by_batch = _feeds(opened, first, data, conditions)
+        points: list[BenchPoint] = []
+        parts = len(feeds_by_batch) * len(conditions.threads or (1,))
         for threads in conditions.threads or (effort.threads,):
             settings = replace(conditions.settings, threads=threads, profile="", dump="")
-            for batch, feeds in wanted.items():
-                share = _share(progress, len(points), parts)
+            for batch, feeds in feeds_by_batch.items():
+                share = _part_progress(progress, len(points), parts)
                 points.append(
-                    _point(opened, sources, feeds, batch, replace(effort, threads=threads), settings, ask, share)
+                    _point(opened, sources, feeds, batch, replace(effort, threads=threads), settings, options, share)
                 )
-    own = {f.name: getattr(points[0], f.name) for f in fields(Point)}
-    return Bench(**own, points=tuple(points) if len(points) > 1 else ())
+    own = {f.name: getattr(points[0], f.name) for f in fields(BenchPoint)}
+    return BenchResult(**own, points=tuple(points) if len(points) > 1 else ())
 
 
-def _share(progress: Callable[[float], None] | None, done: int, parts: int) -> Callable[[float], None] | None:
-    """The progress of one part of several."""
+def _part_progress(progress: Callable[[float], None] | None, done: int, parts: int) -> Callable[[float], None] | None:
+    """Progress of one of several parts."""
     return None if progress is None else lambda fraction: progress((done + fraction) / parts)
 
 
@@ -152,44 +167,44 @@ def _point(
     feeds: list[dict[str, np.ndarray]],
     batch: int,
     effort: Effort,
-    settings: Settings,
-    ask: Ask,
+    settings: SessionSettings,
+    options: BenchOptions,
     progress: Callable[[float], None] | None,
-) -> Point:
+) -> BenchPoint:
     first = next(iter(sources))
     timed: dict[str, ir.Model | bytes | str] = dict(sources)
-    if ask.self_check:
-        timed[first + AGAIN] = sources[first]
-    if ask.reference:
-        timed[REFERENCE] = reference_model()
-    seen = compare_latency(timed, feeds, effort, settings, progress, {REFERENCE: [reference_feeds()]})
-    found = Point(**seen.__dict__, threads=settings.threads, batch=batch)
-    found = replace(found, ratios=tuple(r for r in seen.ratios if r.name in sources))
-    if ask.self_check:
-        found = replace(found, self_check=seen.ratio(first + AGAIN))
-    if ask.reference:
-        turned = seen.ratio(REFERENCE)
-        speed = Ratio(first, REFERENCE, 1 / turned.speedup, 1 / turned.high, 1 / turned.low)
-        found = replace(found, reference=speed)
-    if ask.profile:
+    if options.self_check:
+        timed[first + SELF_CHECK_SUFFIX] = sources[first]
+    if options.reference:
+        timed[REFERENCE_NAME] = reference_model()
+    timed_result = compare_latency(timed, feeds, effort, settings, progress, {REFERENCE_NAME: [reference_feeds()]})
+    result = BenchPoint(**timed_result.__dict__, threads=settings.threads, batch=batch)
+    result = replace(result, ratios=tuple(r for r in timed_result.ratios if r.name in sources))
+    if options.self_check:
+        result = replace(result, self_check=timed_result.ratio(first + SELF_CHECK_SUFFIX))
+    if options.reference:
+        inverse = timed_result.ratio(REFERENCE_NAME)
+        speed = Ratio(first, REFERENCE_NAME, 1 / inverse.speedup, 1 / inverse.high, 1 / inverse.low)
+        result = replace(result, reference=speed)
+    if options.profile:
         peak, seconds = measured_peak(settings), min(effort.seconds, _PROFILE_SECONDS)
-        found = replace(
-            found, profiles=tuple(profile(m, feeds[0], settings, seconds, n, peak) for n, m in opened.items())
+        result = replace(
+            result, profiles=tuple(profile(m, feeds[0], settings, seconds, n, peak) for n, m in opened.items())
         )
-    if ask.cold:
+    if options.cold:
         starts, ratios = cold_starts(sources, feeds[0], settings, effort.seconds, effort.seed)
-        found = replace(found, cold=starts, cold_ratios=ratios)
-    if ask.memory:
-        found = replace(found, memory=peak_memory(sources, feeds[0], settings))
-    if ask.callers:
-        callers = ask.callers if ask.callers > 0 else max(1, this_machine().cores // settings.threads)
+        result = replace(result, cold=starts, cold_ratios=ratios)
+    if options.memory:
+        result = replace(result, memory=peak_memory(sources, feeds[0], settings))
+    if options.callers:
+        callers = options.callers if options.callers > 0 else max(1, this_machine().cores // settings.threads)
         rates, ratios = throughput(sources, feeds, settings, effort.seconds, callers, batch, effort.seed)
-        found = replace(found, throughput=rates, throughput_ratios=ratios)
-    return found
+        result = replace(result, throughput=rates, throughput_ratios=ratios)
+    return result
 
 
 def _same_inputs(opened: Mapping[str, ir.Model]) -> Signature:
-    """The first model's signature.  Raises InputProblem where another takes other inputs."""
+    """The first model's signature.  Raises InputProblem where another model has different inputs."""
     signatures = {name: signature(m) for name, m in opened.items()}
     first = next(iter(signatures.values()))
     for name, own in signatures.items():
@@ -206,34 +221,36 @@ def _same_inputs(opened: Mapping[str, ir.Model]) -> Signature:
 
 
 def _feeds(
-    opened: Mapping[str, ir.Model], first: Signature, data: Dataset | None, conditions: Conditions
+    opened: Mapping[str, ir.Model], first: Signature, data: Dataset | None, conditions: BenchConditions
 ) -> dict[int, list[dict[str, np.ndarray]]]:
-    """Inputs by batch size.  Raises InputProblem where the model or the data do not give that batch."""
-    where = layout(first)
-    if data is not None and conditions.shapes:
-        raise InputProblem("--shape belongs to synthetic inputs", "", "--data gives inputs of its own", "leave one out")
-    shapes, named = wished_shapes(first, conditions.shapes)
-    if named not in (None, 1) and conditions.batches and conditions.batches != (named,):
+    """Feeds by batch size.  Raises InputProblem where the model or the data do not allow a batch size."""
+    layout = batch_layout(first)
+    if data is not None and conditions.shape:
         raise InputProblem(
-            "the batch is said twice", f"{named} in --shape", f"--batch says {conditions.batches}", "say it once"
+            "`shape` applies to synthetic inputs only", "", "`data` gives the inputs", "leave out one of the two"
         )
-    batches = conditions.batches or (named or where.batch or 1,)
+    shapes, named = sample_shapes(first, conditions.shape)
+    if named not in (None, 1) and conditions.batch and conditions.batch != (named,):
+        raise InputProblem(
+            "the batch size is given twice", f"{named} in `shape`", f"`batch` is {conditions.batch}", "give it once"
+        )
+    batches = conditions.batch or (named or layout.batch or 1,)
     for batch in batches:
-        if where.batch not in (None, batch) or (where.alone and batch != 1):
-            takes = "samples one at a time" if where.alone else f"batches of {where.batch} only"
+        if layout.batch not in (None, batch) or (layout.alone and batch != 1):
+            takes = "samples one at a time" if layout.alone else f"batches of {layout.batch} only"
             raise InputProblem(
                 "the model does not take this batch", batch, f"it takes {takes}", "export it with a free batch axis"
             )
     limits: dict[str, int] = {}
     for model in opened.values():
-        for name, limit in index_limits(model).items():
+        for name, limit in index_bounds(model).items():
             limits[name] = min(limit, limits.get(name, limit))
-    found = {}
+    result = {}
     for batch in batches:
         samples = data
         if samples is None:
             samples = synthetic(first, 4 if batch == 1 else 2 * batch, shapes=shapes, limits=limits)
-        rows = [b for b in samples.take(8 * batch).batches(batch) if b.count == batch or where.batch is not None]
+        rows = [b for b in samples.take(8 * batch).batches(batch) if b.count == batch or layout.batch is not None]
         if not rows:
             raise InputProblem(
                 "the data do not fill this batch",
@@ -241,5 +258,5 @@ def _feeds(
                 f"no {batch} samples of equal shapes follow each other",
                 "give more samples",
             )
-        found[batch] = [b.inputs for b in rows]
-    return found
+        result[batch] = [b.inputs for b in rows]
+    return result

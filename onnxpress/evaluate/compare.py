@@ -1,4 +1,4 @@
-"""compare: how far a model is from another on samples, by task metrics, by numbers, and sample by sample."""
+"""Comparison of a model with the original on samples: task metrics, numerical differences, and results by sample."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Batch, Dataset
 from onnxpress.data.readers import user_function
 from onnxpress.errors import InputProblem
-from onnxpress.evaluate.tensor_differences import Difference, differences
-from onnxpress.measure.metrics import Metric, Outputs, metric
-from onnxpress.measure.score import Judge, Measured, Score, difference
+from onnxpress.evaluate.tensor_differences import TensorDifference, tensor_differences
+from onnxpress.measure.metrics import Metric, Outputs, make_metric
+from onnxpress.measure.score import MetricResult, Score, Scorer, output_error
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 
@@ -23,9 +23,14 @@ ModelLike = str | Path | ir.Model
 
 
 @dataclass(frozen=True)
-class Sample:
-    """How a sample fares.  error: relative, of the output that differs most; before, after: the classes answered, where an output
-    has scores of classes; label: where there is one that is a number."""
+class SampleScore:
+    """The result on one sample.
+
+    key:           of the sample
+    error:         relative error of the output that differs most
+    before, after: class predicted by the original and by the other model; None where no output has class scores
+    label:         None where there is none, or where it is not a number
+    """
 
     key: str
     error: float
@@ -35,22 +40,28 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """score: what `optimize` goes by; outputs: numbers of each; metrics: those asked for; worst: samples, the worst first."""
+class CompareResult:
+    """The result of `compare`.
+
+    score:   the score by which `optimize` accepts a candidate
+    outputs: differences of each output
+    metrics: results of the requested metrics
+    worst:   the samples with the worst results, worst first
+    """
 
     score: Score
-    outputs: list[Difference]
-    metrics: list[Measured] = field(default_factory=list)
-    worst: list[Sample] = field(default_factory=list)
+    outputs: list[TensorDifference]
+    metrics: list[MetricResult] = field(default_factory=list)
+    worst: list[SampleScore] = field(default_factory=list)
 
     @property
-    def measured(self) -> Sequence[Measured]:
-        """The metrics that were asked for, else the score."""
+    def measured(self) -> Sequence[MetricResult]:
+        """The requested metrics; without any, the score."""
         return self.metrics or [self.score]
 
     @property
     def drops(self) -> dict[str, float]:
-        """By metric."""
+        """The drop by name of the metric."""
         return {m.metric: m.drop for m in self.measured}
 
 
@@ -59,69 +70,74 @@ def compare(
     other: ModelLike,
     data: Dataset,
     *,
-    metrics: Sequence[str | Callable[[Outputs, Any], Any]] = (),
+    metric: Sequence[str | Callable[[Outputs, Any], Any]] = (),
     decode: str | Callable[[Outputs], Any] | None = None,
     worst: int = 0,
-) -> Compared:
-    """The other model against the original on samples.
+) -> CompareResult:
+    """Compare a model with the original on samples.
 
-    metrics: names (measure/metrics.py NAMES), "module:function", or functions of (outputs of a sample by name, its label) that give
-    a number, more is better; decode: of outputs of a sample, gives rows (x1, y1, x2, y2, score, class), for "map"; worst: how
-    many samples to name.  Raises InputProblem where the models differ in inputs or outputs, or a metric does not fit.
+    metric: names (METRIC_NAMES in measure/metrics.py), "module:function", or functions (outputs of one sample by name,
+            its label) -> number, higher is better
+    decode: for the metric "map": function, or "module:function", (outputs of one sample by name) -> rows (x1, y1, x2,
+            y2, score, class)
+    worst:  number of samples to report
+
+    Raises InputProblem where the models differ in inputs or outputs, or where a metric does not fit the outputs or
+    labels.
     """
     first, second = (m if isinstance(m, ir.Model) else load(m) for m in (original, other))
     if [s.name for s in signature(first).inputs] != [s.name for s in signature(second).inputs]:
-        raise InputProblem("the models take different inputs", str(other), "", "compare models with the same inputs")
+        raise InputProblem("the models have different inputs", str(other), "", "compare models with the same inputs")
     if [s.name for s in signature(first).outputs] != [s.name for s in signature(second).outputs]:
-        raise InputProblem("the models give different outputs", str(other), "", "compare models with the same outputs")
-    judge = Judge(first, data)
-    answer = judge.names[judge.answer] if judge.answer is not None else None
+        raise InputProblem("the models have different outputs", str(other), "", "compare models with the same outputs")
+    scorer = Scorer(first, data)
+    class_output = scorer.output_names[scorer.class_output] if scorer.class_output is not None else None
     by_label = bool(data.labelled) and all(x is not None for x in data.labels)
-    boxes = user_function.find(decode, "cannot use --decode") if isinstance(decode, str) else decode
-    asked = [_metric(m, answer, by_label, boxes) for m in metrics]
-    score = judge.score(second)
-    samples = _walked(judge, second, answer, asked) if asked or worst else []
-    return Compared(
+    decoder = user_function.load_function(decode, "cannot use `decode`") if isinstance(decode, str) else decode
+    metrics = [_metric(m, class_output, by_label, decoder) for m in metric]
+    score = scorer.score(second)
+    samples = _score_samples(scorer, second, class_output, metrics) if metrics or worst else []
+    return CompareResult(
         score,
-        differences(first, second, judge.names, data),
-        [m.measured() for m in asked],
-        sorted(samples, key=lambda s: (not _lost(s), s.before == s.after, -s.error))[:worst],
+        tensor_differences(first, second, scorer.output_names, data),
+        [m.result() for m in metrics],
+        sorted(samples, key=lambda s: (not _regressed(s), s.before == s.after, -s.error))[:worst],
     )
 
 
 def _metric(
     given: str | Callable[[Outputs, Any], Any],
-    answer: str | None,
+    class_output: str | None,
     by_label: bool,
     decode: Callable[[Outputs], Any] | None,
 ) -> Metric:
-    own = (
-        given
-        if callable(given)
-        else user_function.find(given, "cannot use --metric")
-        if user_function.is_named(given)
-        else None
-    )
+    function: Callable[[Outputs, Any], Any] | None = None
+    if callable(given):
+        function = given
+    elif user_function.names_function(given):
+        function = user_function.load_function(given, "cannot use `metric`")
     name = given if isinstance(given, str) else getattr(given, "__name__", "metric")
-    return metric(name, answer, by_label, decode, own)
+    return make_metric(name, class_output, by_label, decode, function)
 
 
-def _walked(judge: Judge, model: ir.Model, answer: str | None, asked: Sequence[Metric]) -> list[Sample]:
-    """Every sample, for the metrics and for what is told of it."""
-    found: list[Sample] = []
-    for batch, kept, new in judge.pairs(model):
-        errors = np.max([difference(a, b, batch.count) for a, b in zip(kept, new, strict=True)], axis=0)
+def _score_samples(
+    scorer: Scorer, model: ir.Model, class_output: str | None, metrics: Sequence[Metric]
+) -> list[SampleScore]:
+    """Scores of every sample; adds every sample to the metrics."""
+    found: list[SampleScore] = []
+    for batch, expected, actual in scorer.paired_outputs(model):
+        errors = np.max([output_error(a, b, batch.count) for a, b in zip(expected, actual, strict=True)], axis=0)
         for i in range(batch.count):
-            one, two = (_row(judge.names, values, i, batch) for values in (kept, new))
-            for each in asked:
+            one, two = (_row(scorer.output_names, values, i, batch) for values in (expected, actual))
+            for each in metrics:
                 each.add(one, two, batch.labels[i], batch.keys[i])
-            before, after = (None if answer is None else int(o[answer].argmax()) for o in (one, two))
-            found.append(Sample(batch.keys[i], float(errors[i]), before, after, _number(batch.labels[i])))
+            before, after = (None if class_output is None else int(o[class_output].argmax()) for o in (one, two))
+            found.append(SampleScore(batch.keys[i], float(errors[i]), before, after, _number(batch.labels[i])))
     return found
 
 
 def _row(names: Sequence[str], values: Sequence[np.ndarray], index: int, batch: Batch) -> dict[str, np.ndarray]:
-    """A sample's outputs; one that has no batch axis is everybody's."""
+    """The outputs of one sample by name; an output without batch axis is the same for all samples."""
     return {n: v[index] if v.ndim and v.shape[0] == batch.count else v for n, v in zip(names, values, strict=True)}
 
 
@@ -129,6 +145,6 @@ def _number(label: Any) -> float | None:
     return float(label) if np.ndim(label) == 0 and isinstance(label, (int, float, np.number)) else None
 
 
-def _lost(sample: Sample) -> bool:
-    """Whether the original was right and the other is not."""
+def _regressed(sample: SampleScore) -> bool:
+    """Whether the original's prediction is right and the other model's is wrong."""
     return sample.label is not None and sample.before == sample.label and sample.after != sample.label

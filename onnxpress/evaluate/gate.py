@@ -1,4 +1,4 @@
-"""`bench` as a gate: models against an allowed slowdown, or one model against what was kept of an earlier one."""
+"""Latency gate: models against an allowed slowdown, or one model against a stored baseline."""
 
 from __future__ import annotations
 
@@ -13,130 +13,150 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.evaluate.baseline import (
     Baseline,
-    against,
     check_baseline,
     file_hash,
-    fingerprint,
+    machine_fingerprint,
+    ratio_to_baseline,
     read_baseline,
     write_baseline,
 )
-from onnxpress.evaluate.bench import REBUILDS, Ask, Bench, Conditions, ModelLike, bench
-from onnxpress.evaluate.slowdown import BESIDE, BY_REFERENCE, Decision, decide
+from onnxpress.evaluate.bench import REBUILDS, BenchConditions, BenchOptions, BenchResult, ModelLike, bench
+from onnxpress.evaluate.slowdown import BY_REFERENCE, INTERLEAVED, SlowdownDecision, decide_slowdown
 from onnxpress.model.files import check_target
 from onnxpress.runtime.latency import Effort, Ratio
 
 
 @dataclass(frozen=True)
-class Gate:
-    """fail_slower: how much longer than the baseline a model may take (0.05: 5 %), None for no decision.
+class GateOptions:
+    """What to decide and to store.
 
-    baseline: a file that `save` wrote in an earlier run, force: also from another machine.
+    fail_slower:   additional time over the baseline at which a model fails (0.05: 5 %); None: no decision
+    baseline:      file that `save_baseline` wrote in an earlier run
+    force:         accept a baseline of another machine
+    save_baseline: file to write this model's baseline to
     """
 
     fail_slower: float | None = None
     baseline: Path | None = None
     force: bool = False
-    save: Path | None = None
+    save_baseline: Path | None = None
 
-    def check(self, models: Mapping[str, ModelLike], conditions: Conditions) -> None:
-        """Raises InputProblem where the parts do not go together."""
-        alone = self.baseline or self.save
-        if self.baseline and self.save:
-            raise InputProblem("--baseline and --save-baseline are two runs", self.save, "", "give one of them")
-        if self.force and not self.baseline:
-            raise InputProblem("--force belongs to --baseline", "", "no --baseline was given", "leave --force out")
-        if alone and len(models) != 1:
-            raise InputProblem("a baseline is of one model", alone, f"there are {len(models)}", "name one MODEL")
-        if alone and (len(conditions.threads) > 1 or len(conditions.batches) > 1):
+    def check(self, models: Mapping[str, ModelLike], conditions: BenchConditions) -> None:
+        """Raises InputProblem where options contradict each other or the models."""
+        baseline_file = self.baseline or self.save_baseline
+        if self.baseline and self.save_baseline:
             raise InputProblem(
-                "a baseline is of one condition", alone, "--threads or --batch is a list", "give one number"
+                "`baseline` and `save_baseline` are mutually exclusive", self.save_baseline, "", "give one of them"
+            )
+        if self.force and not self.baseline:
+            raise InputProblem(
+                "`force` has no effect without `baseline`", "", "no `baseline` was given", "leave out `force`"
+            )
+        if baseline_file and len(models) != 1:
+            raise InputProblem(
+                "a baseline holds one model", baseline_file, f"{len(models)} models were given", "give one model"
+            )
+        if baseline_file and (len(conditions.threads) > 1 or len(conditions.batch) > 1):
+            raise InputProblem(
+                "a baseline has one number of threads and one batch size",
+                baseline_file,
+                "`threads` or `batch` is a list",
+                "give one number",
             )
         if self.fail_slower is not None and not self.baseline and len(models) < 2:
             raise InputProblem(
-                "--fail-slower needs something to compare with",
+                "`fail_slower` needs a model to compare with",
                 "",
                 "there is one model",
-                "name the old model first, or give --baseline",
+                "give the old model first, or give `baseline`",
             )
-        if self.save:
-            check_target(self.save, *(m for m in models.values() if not isinstance(m, ir.Model)))
+        if self.save_baseline:
+            check_target(self.save_baseline, *(m for m in models.values() if not isinstance(m, ir.Model)))
 
 
 @dataclass(frozen=True)
-class Gated:
-    """bench: what was measured; against: the model against a baseline whose file is gone; decisions: one a ratio."""
+class GateResult:
+    """The result of `run_gate`.
 
-    bench: Bench
-    decisions: tuple[Decision, ...] = ()
-    against: Ratio | None = None
+    bench:          all measurements
+    decisions:      one per ratio
+    baseline_ratio: the model against a baseline whose file is gone
+    """
+
+    bench: BenchResult
+    decisions: tuple[SlowdownDecision, ...] = ()
+    baseline_ratio: Ratio | None = None
 
     @property
     def passed(self) -> bool:
         return all(d.passed for d in self.decisions)
 
 
-def gated(
+def run_gate(
     models: Mapping[str, ModelLike],
     data: Dataset | None = None,
     effort: Effort | None = None,
     progress: Callable[[float], None] | None = None,
-    ask: Ask | None = None,
-    conditions: Conditions | None = None,
-    gate: Gate | None = None,
-) -> Gated:
-    """Measure as `bench` does, then decide.  Raises InputProblem; a gate that is not met is no error but a decision."""
-    effort, ask, conditions, gate = (
+    options: BenchOptions | None = None,
+    conditions: BenchConditions | None = None,
+    gate: GateOptions | None = None,
+) -> GateResult:
+    """`bench` with decisions: see there for the arguments, and GateOptions for `gate`.
+
+    Raises InputProblem.  A gate that is not met raises nothing: see GateResult.passed.
+    """
+    effort, options, conditions, gate = (
         effort or Effort(rebuilds=REBUILDS),
-        ask or Ask(),
-        conditions or Conditions(),
-        gate or Gate(),
+        options or BenchOptions(),
+        conditions or BenchConditions(),
+        gate or GateOptions(),
     )
     gate.check(models, conditions)
-    known = _facts(conditions, effort, data) if gate.baseline or gate.save else {}
+    known = _conditions_record(conditions, effort, data) if gate.baseline or gate.save_baseline else {}
     if gate.baseline:
         kept = read_baseline(gate.baseline)
         check_baseline(kept, gate.baseline, known, gate.force)
-        return _against(kept, models, data, effort, progress, ask, conditions, gate)
-    if gate.save:
-        ask = replace(ask, reference=True)
-    found = bench(models, data, effort, progress, ask, conditions)
-    if gate.save:
-        _save(found, models, known, gate.save)
-    ratios = [r for point in found.every for r in point.ratios]
-    return Gated(found, _decided(ratios, gate, BESIDE))
+        return _run_against_baseline(kept, models, data, effort, progress, options, conditions, gate)
+    if gate.save_baseline:
+        options = replace(options, reference=True)
+    found = bench(models, data, effort, progress, options, conditions)
+    if gate.save_baseline:
+        _save_baseline(found, models, known, gate.save_baseline)
+    ratios = [r for point in found.all_points for r in point.ratios]
+    return GateResult(found, _decisions(ratios, gate, INTERLEAVED))
 
 
-def _against(
+def _run_against_baseline(
     kept: Baseline,
     models: Mapping[str, ModelLike],
     data: Dataset | None,
     effort: Effort,
     progress: Callable[[float], None] | None,
-    ask: Ask,
-    conditions: Conditions,
-    gate: Gate,
-) -> Gated:
+    options: BenchOptions,
+    conditions: BenchConditions,
+    gate: GateOptions,
+) -> GateResult:
     old = kept.same_file()
     if old is not None:
-        found = bench({kept.name: old, **models}, data, effort, progress, ask, conditions)
-        return Gated(found, _decided(found.ratios, gate, BESIDE))
-    found = bench(models, data, effort, progress, replace(ask, reference=True), conditions)
+        found = bench({kept.name: old, **models}, data, effort, progress, options, conditions)
+        return GateResult(found, _decisions(found.ratios, gate, INTERLEAVED))
+    found = bench(models, data, effort, progress, replace(options, reference=True), conditions)
     assert found.reference is not None
-    ratio = against(kept, found.reference)
-    return Gated(found, _decided([ratio], gate, BY_REFERENCE), ratio)
+    ratio = ratio_to_baseline(kept, found.reference)
+    return GateResult(found, _decisions([ratio], gate, BY_REFERENCE), ratio)
 
 
-def _decided(ratios: list[Ratio] | tuple[Ratio, ...], gate: Gate, how: str) -> tuple[Decision, ...]:
-    return () if gate.fail_slower is None else tuple(decide(r, gate.fail_slower, how) for r in ratios)
+def _decisions(ratios: list[Ratio] | tuple[Ratio, ...], gate: GateOptions, how: str) -> tuple[SlowdownDecision, ...]:
+    return () if gate.fail_slower is None else tuple(decide_slowdown(r, gate.fail_slower, how) for r in ratios)
 
 
-def _facts(conditions: Conditions, effort: Effort, data: Dataset | None) -> dict[str, Any]:
-    """What must be the same for two runs' ratios to be comparable."""
+def _conditions_record(conditions: BenchConditions, effort: Effort, data: Dataset | None) -> dict[str, Any]:
+    """The conditions that must agree for the ratios of two runs to be comparable."""
     settings = conditions.settings
     return {
         "threads": list(conditions.threads or (effort.threads,)),
-        "batch": list(conditions.batches),
-        "shapes": {name: list(shape) for name, shape in conditions.shapes.items()},
+        "batch": list(conditions.batch),
+        "shapes": {name: list(shape) for name, shape in conditions.shape.items()},
         "pin": list(conditions.pin),
         "graph optimizations": settings.level,
         "spinning": settings.spinning,
@@ -146,15 +166,22 @@ def _facts(conditions: Conditions, effort: Effort, data: Dataset | None) -> dict
     }
 
 
-def _save(found: Bench, models: Mapping[str, ModelLike], known: dict[str, Any], target: Path) -> None:
+def _save_baseline(found: BenchResult, models: Mapping[str, ModelLike], known: dict[str, Any], target: Path) -> None:
     model = next(iter(models.values()))
     if isinstance(model, ir.Model):
         raise InputProblem(
-            "a baseline is of a file", "", "the model was given as an object", "save it, and give its path"
+            "a baseline needs a model file", "", "the model is an object in memory", "save it, and give its path"
         )
     assert found.reference is not None
     path, own = Path(model).resolve(), found.reference
     kept = Baseline(
-        str(path), file_hash(path), found.timings[0].median, own.speedup, own.low, own.high, fingerprint(), known
-    )  # fmt: skip
+        str(path),
+        file_hash(path),
+        found.timings[0].median,
+        own.speedup,
+        own.low,
+        own.high,
+        machine_fingerprint(),
+        known,
+    )
     write_baseline(kept, target)

@@ -1,7 +1,7 @@
-"""How far the values of one model are from those of another: outputs, and inner values that both have under one name.
+"""Numerical differences of two models: outputs, and intermediate values that both have under one name.
 
-Passes keep the names of the values they do not replace, so that walking the common names in the original's order shows where a
-difference begins.  Values of other shapes (a pruned layer's) have no counterpart and are left out.
+Passes keep the names of the values they do not replace, so the differences of the common values, in the original's
+order, show where the models start to differ.  Values whose shapes differ (those of a pruned layer) are left out.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.runtime.session import Settings, tap
+from onnxpress.measure.sqnr import sqnr_db
+from onnxpress.runtime.session import SessionSettings, tap
 
 _TINY = 1e-30
-_AT_ONCE = 64 * 2**20  # bytes of inner values of one sample held at once
+_MAX_BYTES = 64 * 2**20  # bytes of intermediate values of one sample held at once
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One value, over all samples.  max_abs: the largest difference; sqnr_db: its power over the difference's; op: what makes it."""
+class TensorDifference:
+    """The difference of one value over all samples.
+
+    max_abs: largest absolute difference
+    sqnr_db: power of the original's values over the power of the difference, in dB
+    cosine:  cosine similarity
+    op:      operator that computes the value
+    """
 
     name: str
     max_abs: float
@@ -31,9 +38,14 @@ class Difference:
     op: str = ""
 
 
-def differences(first: ir.Model, second: ir.Model, names: Sequence[str], data: Dataset) -> list[Difference]:
-    """The named values, which both models have, in this order; those that are no numbers or of another shape count as equal."""
-    level = Settings()
+def tensor_differences(
+    first: ir.Model, second: ir.Model, names: Sequence[str], data: Dataset
+) -> list[TensorDifference]:
+    """Differences of the named values, which both models have, in this order.
+
+    Values that are not numeric, or whose shapes differ, count as equal.
+    """
+    level = SessionSettings()
     one, two = tap(first, names, level), tap(second, names, level)
     top, sums = np.zeros(len(names)), np.zeros((len(names), 4))
     for batch in data.batches(1):
@@ -46,16 +58,16 @@ def differences(first: ir.Model, second: ir.Model, names: Sequence[str], data: D
             sums[i] += ((x * x).sum(), (y * y).sum(), (x * y).sum(), ((x - y) ** 2).sum())
     makers = {v.name: n.op_type for n in first.graph for v in n.outputs}
     return [
-        Difference(
-            name, float(top[i]), float(10 * np.log10(max(s[0], _TINY) / max(s[3], _TINY))),
+        TensorDifference(
+            name, float(top[i]), sqnr_db(s[0], s[3], _TINY),
             float(s[2] / max(np.sqrt(s[0] * s[1]), _TINY)), makers.get(name, ""),
         )
         for i, (name, s) in enumerate(zip(names, sums, strict=True))
     ]  # fmt: skip
 
 
-def along(first: ir.Model, second: ir.Model, data: Dataset) -> list[Difference]:
-    """Inner values that both have with one shape, in the first model's order."""
+def intermediate_differences(first: ir.Model, second: ir.Model, data: Dataset) -> list[TensorDifference]:
+    """Differences of the intermediate values that both models have with the same shape, in the first model's order."""
     ours, theirs = (evidence_for(m, data) for m in (first, second))
     names, sizes = [], []
     for node in ours.model.graph:
@@ -64,9 +76,9 @@ def along(first: ir.Model, second: ir.Model, data: Dataset) -> list[Difference]:
             if value.name and shape is not None and shape == theirs.trace.shape(value.name):
                 names.append(value.name)
                 sizes.append(8 * int(np.prod(shape)))
-    found: list[Difference] = []
+    found: list[TensorDifference] = []
     while names:
-        count = max(1, int(np.searchsorted(np.cumsum(sizes), _AT_ONCE)))
-        found += differences(ours.model, theirs.model, names[:count], data)
+        count = max(1, int(np.searchsorted(np.cumsum(sizes), _MAX_BYTES)))
+        found += tensor_differences(ours.model, theirs.model, names[:count], data)
         names, sizes = names[count:], sizes[count:]
     return found

@@ -1,8 +1,8 @@
-"""What was measured once is kept on disk: small arrays under the platform's cache folder, addressed by content.
+"""On-disk cache of measurements: small arrays in the user's cache folder, addressed by content.
 
-A key names everything that the arrays depend on, so an entry is never stale; a corrupt one is a miss.  Entries are
-written under another name and renamed, so that concurrent runs are safe, and the oldest go when the folder grows past
-its limit.  ONNXPRESS_CACHE names another folder, or turns it off ("off").
+A key covers everything that the arrays depend on, so entries are never stale; a corrupt entry is a miss.  Entries are
+written under another name and renamed, so concurrent runs are safe, and the least recently used ones are deleted when
+the folder exceeds its limit.  ONNXPRESS_CACHE names another folder, or turns the cache off ("off").
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ import onnxpress
 from onnxpress.errors import Problem
 from onnxpress.model.files import write_atomic
 
-VARIABLE = "ONNXPRESS_CACHE"
+CACHE_VARIABLE = "ONNXPRESS_CACHE"
 _LIMIT = 512 * 2**20  # bytes
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Cache:
-    """folder: None keeps nothing; limit: bytes."""
+    """A cache folder.  folder: None stores nothing; limit: in bytes."""
 
     folder: Path | None
     limit: int = _LIMIT
 
     def get(self, key: str) -> Arrays | None:
-        """The arrays under a key; None where there are none, or none that can be read."""
+        """The arrays of a key; None where there are none or they cannot be read."""
         if self.folder is None:
             return None
         path = self.folder / f"{key}.npz"
@@ -51,11 +51,11 @@ class Cache:
                 path.unlink()
             return None
         with suppress(OSError):
-            os.utime(path)  # the oldest by use go first
+            os.utime(path)  # marks it as used
         return found
 
     def put(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep arrays; a folder that cannot be written is no error, the next run computes again."""
+        """Store arrays; a folder that cannot be written is ignored, and the next run computes them again."""
         if self.folder is None:
             return
         stream = io.BytesIO()
@@ -81,13 +81,13 @@ class Cache:
 
 
 def user_cache() -> Cache:
-    """The cache of this user, wherever the platform keeps caches."""
-    named = os.environ.get(VARIABLE, "")
+    """The cache of this user, in the platform's cache folder."""
+    named = os.environ.get(CACHE_VARIABLE, "")
     if named == "off":
         return Cache(None)
     return Cache(Path(named) if named else Path(platformdirs.user_cache_dir("onnxpress")) / "measured")
 
 
-def key_of(*parts: str) -> str:
-    """One key for everything a result depends on, this version of onnxpress included."""
+def cache_key(*parts: str) -> str:
+    """The key of a result from everything it depends on; the version of onnxpress is included."""
     return hashlib.sha256("\n".join((onnxpress.__version__, *parts)).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Mean average precision of detections, as COCO defines it: over classes, overlaps 0.5 to 0.95, and 101 recalls.
+"""Mean average precision of detections, as COCO defines it: over classes, IoU thresholds 0.5 to 0.95, and 101 recalls.
 
-Detections of a sample are rows (x1, y1, x2, y2, score, class), true boxes rows (x1, y1, x2, y2, class).  Within a sample and class
-the best detection comes first and takes the free box it overlaps most; which box that is does not depend on other samples, so a
-bootstrap draws samples that are matched already.
+Detections of a sample are rows (x1, y1, x2, y2, score, class), true boxes rows (x1, y1, x2, y2, class).  Within a
+sample and class, detections in descending order of score each match the free true box with the largest IoU.  The
+matches do not depend on other samples, so a bootstrap resamples matched samples.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-OVERLAPS = np.arange(0.5, 1.0, 0.05)
+IOU_THRESHOLDS = np.arange(0.5, 1.0, 0.05)
 _RECALLS = np.linspace(0, 1, 101)
-_MOST = 100  # detections of a class in a sample that count
+_MAX_DETECTIONS = 100  # of a class in a sample
 
 
 @dataclass(frozen=True)
-class Matched:
-    """A sample.  classes, scores: [n] of its detections, matched: [overlaps, n] whether each took a box; boxes: classes of the true
-    boxes."""
+class MatchedDetections:
+    """Matched detections of one sample.
+
+    classes, scores: [n] of the detections
+    matched:         [thresholds, n] whether each detection matches a true box
+    boxes:           classes of the true boxes
+    """
 
     classes: np.ndarray
     scores: np.ndarray
@@ -28,23 +32,26 @@ class Matched:
     boxes: np.ndarray
 
 
-def match(found: np.ndarray, true: np.ndarray) -> Matched:
-    """found: [n, 6]; true: [m, 5]."""
+def match_detections(found: np.ndarray, true: np.ndarray) -> MatchedDetections:
+    """Match detections with true boxes.  found: [n, 6]; true: [m, 5]."""
     kept, hits = [], []
     for one in np.unique(found[:, 5]):
         own = found[found[:, 5] == one]
-        own = own[np.argsort(-own[:, 4], kind="stable")][:_MOST]
+        own = own[np.argsort(-own[:, 4], kind="stable")][:_MAX_DETECTIONS]
         kept.append(own)
-        hits.append(_taken(overlap(own[:, :4], true[true[:, 4] == one][:, :4])))
+        hits.append(_match(box_iou(own[:, :4], true[true[:, 4] == one][:, :4])))
     rows = np.concatenate(kept) if kept else np.zeros((0, 6))
-    taken = np.concatenate(hits, axis=1) if hits else np.zeros((len(OVERLAPS), 0), bool)
-    return Matched(rows[:, 5], rows[:, 4], taken, true[:, 4])
+    taken = np.concatenate(hits, axis=1) if hits else np.zeros((len(IOU_THRESHOLDS), 0), bool)
+    return MatchedDetections(rows[:, 5], rows[:, 4], taken, true[:, 4])
 
 
-def _taken(overlaps: np.ndarray) -> np.ndarray:
-    """overlaps: [n, m], the best detection first -> [overlaps, n] whether a detection takes a box that none before it took."""
-    taken = np.zeros((len(OVERLAPS), len(overlaps)), bool)
-    for level, least in enumerate(OVERLAPS):
+def _match(overlaps: np.ndarray) -> np.ndarray:
+    """[thresholds, n] whether a detection matches a free box.
+
+    overlaps: [n, m] IoU, detections in descending order of score
+    """
+    taken = np.zeros((len(IOU_THRESHOLDS), len(overlaps)), bool)
+    for level, least in enumerate(IOU_THRESHOLDS):
         free = np.ones(overlaps.shape[1], bool)
         for i, row in enumerate(overlaps):
             able = np.where(free, row, -1.0)
@@ -54,8 +61,8 @@ def _taken(overlaps: np.ndarray) -> np.ndarray:
     return taken
 
 
-def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[n, 4], [m, 4] -> [n, m] intersection over union."""
+def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union.  first: [n, 4]; second: [m, 4] -> [n, m]."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     common = np.clip(high - low, 0, None).prod(axis=2)
@@ -63,8 +70,8 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(common / np.maximum(sizes[0][:, None] + sizes[1][None, :] - common, 1e-12))
 
 
-def mean_average_precision(samples: Sequence[Matched]) -> float:
-    """Over the classes that have a true box; 0 where none has."""
+def mean_average_precision(samples: Sequence[MatchedDetections]) -> float:
+    """Mean over the classes that have a true box; 0 where none has."""
     classes = np.concatenate([s.classes for s in samples])
     scores = np.concatenate([s.scores for s in samples])
     matched = np.concatenate([s.matched for s in samples], axis=1)
@@ -77,7 +84,7 @@ def mean_average_precision(samples: Sequence[Matched]) -> float:
 
 
 def _average_precision(scores: np.ndarray, matched: np.ndarray, boxes: int) -> float:
-    """Mean over overlaps of the precision at 101 recalls (the best precision at that recall or beyond it)."""
+    """Mean over IoU thresholds of the interpolated precision at 101 recalls."""
     order = np.argsort(-scores, kind="stable")
     right = matched[:, order].cumsum(axis=1)
     recall = right / boxes

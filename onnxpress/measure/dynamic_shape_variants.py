@@ -1,6 +1,6 @@
-"""One sample at the other sizes that a model's free axes allow: more of a batch, longer and shorter sequences, pictures.
+"""Variants of one sample with other sizes of a model's dynamic axes: batch size, sequence length, image size.
 
-Axes that share a symbol change together; what is added repeats what is there, so that values stay sensible (token ids
+Axes that share a symbol change together.  Added positions repeat existing ones, so that values stay valid (token ids
 stay ids, masks stay masks).
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from onnxpress.data.layout import layout
-from onnxpress.measure.evidence import repeated
+from onnxpress.data.layout import batch_layout
+from onnxpress.measure.evidence import repeat_feeds
 from onnxpress.model.signature import Signature
 
 Feeds = dict[str, np.ndarray]
@@ -19,20 +19,20 @@ Axis = tuple[str, int]  # input, axis
 BATCHES = (1, 2, 3)
 
 
-def variations(feeds: Mapping[str, np.ndarray], sig: Signature) -> Iterator[tuple[str, Feeds]]:
-    """(what was varied, feeds): the sample at a few batch sizes, then at half and one and a half of each free axis."""
+def dynamic_shape_variants(feeds: Mapping[str, np.ndarray], sig: Signature) -> Iterator[tuple[str, Feeds]]:
+    """(description, feeds) of a few batch sizes, then of 0.5 and 1.5 times the size of each dynamic axis."""
     for size in BATCHES:
-        yield f"batch {size}", repeated(feeds, sig, size)
+        yield f"batch {size}", repeat_feeds(feeds, sig, size)
     for name, axes in free_axes(sig).items():
         old = max((feeds[port].shape[axis] for port, axis in axes), default=0)
         for size in dict.fromkeys((max(old // 2, 1), old + (old + 1) // 2)):
             if old and size != old:
-                yield f"{name} {size}", resized(feeds, axes, size)
+                yield f"{name} {size}", resize_axes(feeds, axes, size)
 
 
 def free_axes(sig: Signature) -> dict[str, list[Axis]]:
-    """Axes of free size that are not the batch, by symbol; nameless ones of one position count as one."""
-    batch = {port.name: port.axis for port in layout(sig).ports}
+    """Dynamic axes other than the batch, by symbol; unnamed axes at the same position share one entry."""
+    batch = {port.name: port.axis for port in batch_layout(sig).ports}
     found: dict[str, list[Axis]] = {}
     for spec in sig.inputs:
         for axis, dim in enumerate(spec.shape or ()):
@@ -41,8 +41,8 @@ def free_axes(sig: Signature) -> dict[str, list[Axis]]:
     return found
 
 
-def resized(feeds: Mapping[str, np.ndarray], axes: list[Axis], size: int) -> Feeds:
-    """The feeds with the given axes cut, or filled up by starting over."""
+def resize_axes(feeds: Mapping[str, np.ndarray], axes: list[Axis], size: int) -> Feeds:
+    """The feeds with the given axes cut to `size`, or extended to it by repetition."""
     out = dict(feeds)
     for name, axis in axes:
         old = out[name].shape[axis]

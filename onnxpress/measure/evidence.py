@@ -1,8 +1,8 @@
-"""What is known of one model from one set of samples, gathered when first asked for and kept.
+"""Measurements of one model on one set of samples, computed on first use and kept.
 
-An Evidence belongs to exactly the model it was made for (canonical form).  Everything streams: memory depends on the
-model and the batch, never on the number of samples.  What is small and slow to gather is kept on disk, too
-(`cache.py`), so that a second command on the same file and samples, or a resumed run, starts where the first was.
+An Evidence belongs to one model in canonical form.  Everything is streamed: memory depends on the model and the batch,
+not on the number of samples.  Results that are small and slow to compute are also cached on disk (`cache.py`), so that
+a second command on the same file and samples, or a resumed run, does not measure them again.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import onnx_ir as ir
 from onnxruntime import InferenceSession
 
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.layout import layout
+from onnxpress.data.layout import batch_layout
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
-from onnxpress.measure.cache import Arrays, Cache, key_of, user_cache
+from onnxpress.measure.cache import Arrays, Cache, cache_key, user_cache
 from onnxpress.model import edit
-from onnxpress.model.channels.groups import Channels, analyse
+from onnxpress.model.channels.groups import Channels, find_channel_groups
 from onnxpress.model.files import model_hash
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
@@ -30,13 +30,24 @@ from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
 _STREAM_BYTES = 48 * 2**20  # of tapped values held at once
+T = TypeVar("T")
+
+
+class EvidenceKey(Generic[T]):
+    """The typed name of something that is derived from evidence and kept with it; a constant of the module that derives it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"EvidenceKey({self.name!r})"
 
 
 @dataclass
 class Evidence:
-    """model: canonical; data: samples that feed statistics (None: only exact passes can run).
+    """Measurements of a model.
 
-    teacher: the model a plan began with, as the user gave it, for passes that bring a changed model back towards it.
+    original: the model a plan began with, as the user gave it, for passes that refer to it.
     whole: the evidence whose samples these are a part of.
     """
 
@@ -44,10 +55,10 @@ class Evidence:
     data: Dataset | None = None
     machine: Machine = field(default_factory=this_machine)
     seed: int = 0
-    kept: dict[str, Any] = field(default_factory=dict)  # what rooms above derived from it, by their own keys
     cache: Cache = field(default_factory=user_cache)
-    teacher: ir.Model | None = None
+    original: ir.Model | None = None
     whole: Evidence | None = None
+    _derived: dict[EvidenceKey[Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def signature(self) -> Signature:
@@ -55,7 +66,7 @@ class Evidence:
 
     @cached_property
     def trace(self) -> Trace:
-        """Shapes and small values at one sample (a synthetic one without data)."""
+        """Shapes and small values at one sample (synthetic without data)."""
         return trace(self.model, self.probe) if self.whole is None else self.whole.trace
 
     @cached_property
@@ -66,23 +77,24 @@ class Evidence:
 
     @cached_property
     def channels(self) -> Channels:
-        return analyse(self.model, self.trace)
+        """Groups of removable channels."""
+        return find_channel_groups(self.model, self.trace)
 
     @cached_property
     def batchable(self) -> bool:
-        """Whether the model gives two samples the same answers together as apart (a baked batch of 1 does not)."""
+        """Whether two samples in one batch give the same outputs as separately (not so with a fixed batch of 1)."""
         return (
-            takes_batches(self.model, self.probe, self.signature, self._other)
+            supports_batching(self.model, self.probe, self.signature, self._other)
             if self.whole is None
             else self.whole.batchable
         )
 
     def batchable_in(self, session: InferenceSession, names: Sequence[str]) -> bool:
-        """The same, asked of a session that is open anyhow. names: of its outputs that are the model's."""
+        """`batchable`, determined in an open session.  names: of the model's own outputs in it."""
         if self.whole is not None:
             return self.whole.batchable_in(session, names)
         if "batchable" not in self.__dict__:
-            self.batchable = may_batch(self.signature) and agrees(
+            self.batchable = signature_allows_batching(self.signature) and batching_agrees(
                 session, self.probe, self.signature, self._other, names
             )
         return self.batchable
@@ -96,19 +108,33 @@ class Evidence:
 
     @cached_property
     def identity(self) -> str:
-        """What everything observed depends on: model, samples, seed and the machine that ran them."""
+        """The cache key of everything that measurements depend on: model, samples, seed and machine."""
         machine = f"{self.machine.model} {self.machine.arch} {self.machine.isa} {self.machine.onnxruntime}"
         data = self.data.hash if self.data is not None else "none"
-        return key_of(model_hash(self.model), data, str(self.seed), machine)
+        return cache_key(model_hash(self.model), data, str(self.seed), machine)
+
+    def derive(self, key: EvidenceKey[T], make: Callable[[], T]) -> T:
+        """What is kept under a key; made by `make` when it is first asked for."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return cast(T, self._derived[key])
+
+    def put(self, key: EvidenceKey[T], value: T) -> None:
+        """Keep a value under a key."""
+        self._derived[key] = value
+
+    def get(self, key: EvidenceKey[T]) -> T | None:
+        """What is kept under a key, or None."""
+        return cast("T | None", self._derived.get(key))
 
     def observed(self, what: str, measure: Callable[[], Arrays]) -> Arrays:
-        """Arrays that `measure` gathers from the samples, or the same ones from the user's cache.
+        """Arrays that `measure` computes from the samples, from the user's cache where they are there.
 
-        what: names the observer and its settings.
+        what: identifies the measurement and its settings
         """
-        if self.cache.folder is None:  # nothing needs a name, which takes a look at every sample
+        if self.cache.folder is None:  # no key is needed, which would read every sample
             return measure()
-        key = key_of(self.identity, what)
+        key = cache_key(self.identity, what)
         found = self.cache.get(key)
         if found is None:
             found = measure()
@@ -117,7 +143,7 @@ class Evidence:
 
     @cached_property
     def halves(self) -> tuple[Evidence, Evidence] | None:
-        """The same model's evidence from every second sample, and from the others; None where there are too few for two."""
+        """Evidence of the same model on every second sample, and on the others; None with fewer than two samples."""
         count = len(self.samples())
         if count < 2:
             return None
@@ -128,53 +154,54 @@ class Evidence:
         return first, second
 
     def samples(self) -> Dataset:
+        """The calibration samples.  Raises InputProblem without data."""
         if self.data is None:
-            raise InputProblem("this pass needs samples", "", "no data was given", "add --data")
+            raise InputProblem("this pass needs samples", "", "no data was given", "give `data`")
         return self.data
 
     def stream(self, names: Sequence[str], limit: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """The named inner values, batch by batch (first axis: real samples only)."""
+        """The named intermediate values, batch by batch, without padding.  limit: maximum number of samples."""
         data = self.samples() if limit is None else self.samples().take(limit)
         yield from stream(self.model, names, data, self.batch_for(names))
 
     def batch_for(self, names: Sequence[str]) -> int:
-        """Samples a batch such that the named values fit the stream's memory."""
+        """Samples per batch such that the named values fit in _STREAM_BYTES."""
         if not self.batchable:
             return 1
         each = sum(4 * int(np.prod(self.trace.shapes.get(n, (1,)))) for n in names)
         return int(max(1, min(16, _STREAM_BYTES // max(each, 1))))
 
 
-def takes_batches(
+def supports_batching(
     model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature, other: dict[str, np.ndarray] | None = None
 ) -> bool:
-    """Run two samples (one and itself without `other`) alone and together; batches are allowed where answers agree."""
-    if not may_batch(sig):
+    """Whether two samples (one sample twice without `other`) give the same outputs in one batch as separately."""
+    if not signature_allows_batching(sig):
         return False
     try:
-        return agrees(open_session(model, all_cores()), feeds, sig, other)
+        return batching_agrees(open_session(model, all_cores()), feeds, sig, other)
     except InputProblem:
         return False
 
 
-def may_batch(sig: Signature) -> bool:
-    """Whether the declared shapes have room for more than one sample."""
-    where = layout(sig)
-    return where.batch is None and not where.alone and any(p.axis is not None for p in where.ports)
+def signature_allows_batching(sig: Signature) -> bool:
+    """Whether the declared shapes allow more than one sample."""
+    layout = batch_layout(sig)
+    return layout.batch is None and not layout.alone and any(p.axis is not None for p in layout.ports)
 
 
-def agrees(
+def batching_agrees(
     session: InferenceSession,
     feeds: dict[str, np.ndarray],
     sig: Signature,
     other: dict[str, np.ndarray] | None = None,
     names: Sequence[str] | None = None,
 ) -> bool:
-    """Whether two samples get the same answers together as apart. names: the outputs that are compared (None: all)."""
+    """Whether two samples give the same outputs in one batch as separately.  names: outputs to compare (None: all)."""
     second = other if other is not None and all(other[k].shape == v.shape for k, v in feeds.items()) else feeds
     try:
         alone = [run(session, feeds, names), run(session, second, names)]
-        both = run(session, together(feeds, second, sig), names)
+        both = run(session, stack_feeds(feeds, second, sig), names)
     except InputProblem:
         return False
     return all(_equal(np.concatenate([a, b]) if a.ndim else a, c) for a, b, c in zip(*alone, both, strict=True))
@@ -188,22 +215,22 @@ def _equal(wanted: np.ndarray, found: np.ndarray) -> bool:
     return bool(np.array_equal(wanted, found))
 
 
-def together(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], sig: Signature) -> dict[str, np.ndarray]:
-    """Two samples along each input's batch axis."""
-    axes = {p.name: p.axis for p in layout(sig).ports}
+def stack_feeds(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], sig: Signature) -> dict[str, np.ndarray]:
+    """Two samples stacked along the batch axis of each input."""
+    axes = {p.name: p.axis for p in batch_layout(sig).ports}
     return {k: v if axes[k] is None else np.concatenate([v, two[k]], axis=axes[k]) for k, v in one.items()}
 
 
-def repeated(feeds: Mapping[str, np.ndarray], sig: Signature, count: int) -> dict[str, np.ndarray]:
-    """One sample `count` times along each input's batch axis."""
-    axes = {p.name: p.axis for p in layout(sig).ports}
+def repeat_feeds(feeds: Mapping[str, np.ndarray], sig: Signature, count: int) -> dict[str, np.ndarray]:
+    """One sample repeated `count` times along the batch axis of each input."""
+    axes = {p.name: p.axis for p in batch_layout(sig).ports}
     return {k: v if axes[k] is None else np.concatenate([v] * count, axis=axes[k]) for k, v in feeds.items()}
 
 
 def stream(model: ir.Model, names: Sequence[str], data: Dataset, batch: int) -> Iterator[dict[str, np.ndarray]]:
-    """Run data through a model tapped at the named values; rows of a fixed batch's padding are cut off."""
+    """The named values of a model on samples, batch by batch, without the padding of a fixed batch."""
     session = tap(model, names)
-    fixed = layout(data.signature).batch or 1
+    fixed = batch_layout(data.signature).batch or 1
     for part in data.batches(batch):
         values = run(session, part.inputs, where=part.keys[0])
         padded = part.count < fixed
@@ -218,7 +245,7 @@ def evidence_for(
     data: Dataset | None,
     machine: Machine | None = None,
     seed: int = 0,
-    teacher: ir.Model | None = None,
+    original: ir.Model | None = None,
 ) -> Evidence:
     """Evidence of a model in canonical form (the form passes edit)."""
-    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, teacher=teacher)
+    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, original=original)

@@ -1,7 +1,7 @@
-"""Second moments of layer inputs, and of inputs against wished outputs, gathered in one stream.
+"""Second moments of layer inputs, and of inputs with target outputs, accumulated in one stream.
 
-Everything accumulates in float64; rows are sampled (the same way every time) so that a layer costs about
-`ROWS_PER_COLUMN` rows a column however many samples there are: spatially neighbouring rows say the same twice.
+Everything accumulates in float64.  Rows are sampled, deterministically, so that a layer takes about ROWS_PER_COLUMN
+rows per column whatever the number of samples: spatially adjacent rows are redundant.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.linear import Linear, input_rows, linear, output_rows, positions
+from onnxpress.measure.linear import LinearLayer, input_rows, linear, output_rows, positions
 from onnxpress.model import read
 
 ROWS_PER_COLUMN = 32
@@ -25,7 +25,14 @@ _PASS_BYTES = 512 * 2**20
 
 @dataclass
 class Moments:
-    """Sums over rows: count, x [K], y [M], xx [K,K], yx [M,K], yy (scalar); parts: of two halves of the samples, where those are known."""
+    """Sums over rows x [K] and y [M].
+
+    count:  number of rows
+    x, y:   [K], [M] sums
+    xx, yx: [K, K], [M, K] sums of outer products
+    yy:     sum of squares of y
+    parts:  the moments of two halves of the samples, or None
+    """
 
     count: float
     x: np.ndarray
@@ -37,11 +44,13 @@ class Moments:
 
     @classmethod
     def empty(cls, columns: int, outputs: int) -> Moments:
+        """Moments without rows."""
         return cls(
             0.0, np.zeros(columns), np.zeros((columns, columns)), np.zeros(outputs), np.zeros((outputs, columns)), 0.0
         )
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
+        """Add rows x [n, K] and, optionally, y [n, M]."""
         x = x.astype(np.float64)
         self.count += len(x)
         self.x += x.sum(axis=0)
@@ -63,7 +72,7 @@ class Moments:
         )
 
     def centred(self, centre: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """(covariance of x [K,K], covariance of y with x [M,K]); about zero where centre is False."""
+        """(covariance of x [K, K], covariance of y with x [M, K]); second moments about zero where centre is False."""
         n = max(self.count, 1.0)
         if not centre:
             return self.xx / n, self.yx / n
@@ -71,8 +80,8 @@ class Moments:
         return self.xx / n - np.outer(mx, mx), self.yx / n - np.outer(my, mx)
 
 
-def picks_for(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: int, batch: int) -> np.ndarray | None:
-    """Which rows of a batch to use: spread at random but the same every time; None: all of them."""
+def sampled_rows(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: int, batch: int) -> np.ndarray | None:
+    """Indices of the rows of a batch to use, drawn at random with a fixed seed; None: all rows."""
     total = positions(node, y_shape)
     budget = max(MIN_ROWS, ROWS_PER_COLUMN * columns)
     rows = min(y_shape[0], samples) * max(1, -(-budget // max(samples, 1)))
@@ -84,14 +93,16 @@ def picks_for(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: in
 
 def input_moments(
     evidence: Evidence, nodes: Sequence[ir.Node], blocks: Mapping[str, int] | None = None
-) -> Iterator[tuple[str, Linear, Moments]]:
-    """(node name, layer, Gram matrix of its input), in streams that hold about _PASS_BYTES of them at once.
+) -> Iterator[tuple[str, LinearLayer, Moments]]:
+    """Moments of layer inputs: (node name, layer, moments).
 
-    Nodes that are not linear are left out.  blocks: neighbouring columns that belong to one channel, for layers behind a
-    Flatten.  A layer of more than WIDE columns is treated as its taps apart: columns are channels, rows (row, tap); one
-    that is too wide even so is left out.
+    Each pass over the samples holds about _PASS_BYTES of moments.  Nodes that are not linear are skipped.  A layer with
+    more than WIDE columns is treated as its taps separately: columns are channels, rows (row, tap); one that is too
+    wide even so is skipped.
+
+    blocks: by node, the number of adjacent columns that belong to one channel, for layers behind a Flatten
     """
-    part: list[tuple[ir.Node, Linear]] = []
+    part: list[tuple[ir.Node, LinearLayer]] = []
     size = 0
     for node in nodes:
         layer = linear(node)
@@ -111,18 +122,20 @@ def input_moments(
         yield from _one_pass(evidence, part)
 
 
-def _columns(layer: Linear) -> int:
+def _columns(layer: LinearLayer) -> int:
     total = int(layer.weight.shape[1])
     return layer.channels if total > WIDE and layer.taps > 1 else total
 
 
-def by_tap(layer: Linear) -> np.ndarray:
+def weight_by_tap(layer: LinearLayer) -> np.ndarray:
     """The weight with taps moved to the rows: [M * taps, channels]."""
     m = layer.weight.shape[0]
     return layer.weight.reshape(m, layer.channels, layer.taps).transpose(0, 2, 1).reshape(m * layer.taps, -1)
 
 
-def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> Iterator[tuple[str, Linear, Moments]]:
+def _one_pass(
+    evidence: Evidence, part: Sequence[tuple[ir.Node, LinearLayer]]
+) -> Iterator[tuple[str, LinearLayer, Moments]]:
     halves = {layer.node: tuple(Moments.empty(_columns(layer), 0) for _ in range(2)) for _, layer in part}
     names = list(dict.fromkeys(layer.source for _, layer in part))
     shapes = evidence.trace.shapes
@@ -136,12 +149,12 @@ def _one_pass(evidence: Evidence, part: Sequence[tuple[ir.Node, Linear]]) -> Ite
             elif x.shape[2:] != shapes[layer.source][2:]:
                 y_shape = _conv_shape(node, layer, x)
             kernel = _kernel(node)
-            rows = input_rows(node, x, kernel, picks_for(node, y_shape, layer.weight.shape[1], samples, index))
+            rows = input_rows(node, x, kernel, sampled_rows(node, y_shape, layer.weight.shape[1], samples, index))
             if _columns(layer) != rows.shape[1]:
                 rows = (
                     rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
                 )
-            middle = len(rows) // 2 if len(x) > 1 else len(rows) * ((index + 1) % 2)  # rows of a sample lie together
+            middle = len(rows) // 2 if len(x) > 1 else len(rows) * ((index + 1) % 2)  # rows of a sample are adjacent
             for half, own in zip(halves[layer.node], (rows[:middle], rows[middle:]), strict=True):
                 if len(own):
                     half.add(own)
@@ -156,14 +169,14 @@ def _kernel(node: ir.Node) -> tuple[int, ...]:
     return tuple(weight.shape[2:]) if node.op_type == "Conv" else ()
 
 
-def _conv_shape(node: ir.Node, layer: Linear, x: np.ndarray) -> tuple[int, ...]:
+def _conv_shape(node: ir.Node, layer: LinearLayer, x: np.ndarray) -> tuple[int, ...]:
     rows = input_rows(node, x[:1, :1], _kernel(node), None)
     return (x.shape[0], layer.weight.shape[0], len(rows))
 
 
 def fit_moments(
-    node: ir.Node, layer: Linear, x: np.ndarray, y: np.ndarray, samples: int, batch: int, into: Moments
+    node: ir.Node, layer: LinearLayer, x: np.ndarray, y: np.ndarray, samples: int, batch: int, into: Moments
 ) -> None:
-    """Add one batch of (input, wished output) of a layer."""
-    picks = picks_for(node, y.shape, layer.weight.shape[1], samples, batch)
+    """Add one batch of a layer's inputs and target outputs to the moments."""
+    picks = sampled_rows(node, y.shape, layer.weight.shape[1], samples, batch)
     into.add(input_rows(node, x, _kernel(node), picks), output_rows(node, y, picks))

@@ -1,10 +1,11 @@
-"""Questions about large inner tensors, answered inside the graph: what is handed out is small.
+"""Statistics of large intermediate tensors, computed inside the graph, so that its added outputs are small.
 
-Looking at every tensor of a model then costs less than one more run of it, and no memory to speak of.  (Handing all values out costs
-as much again in page faults.)  Feature maps are asked by pools, which onnxruntime computes in the blocked layout that its convolutions
-use: for reductions and slices it would put each in order first.
+Collecting statistics of every tensor then costs less than one more run of the model, and hardly any memory.  (Exporting
+all values costs about as much again in page faults.)  Feature maps are reduced and sampled by pooling operators, which
+onnxruntime computes in the blocked layout of its convolutions; for reductions and slices it would reorder each map
+first.
 
-Which values are taken is settled by the shape of one sample: evenly over all places of every axis.
+The shape of one sample determines which values are sampled: evenly over all positions of every axis.
 """
 
 from __future__ import annotations
@@ -21,108 +22,120 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit, read, submodels
 from onnxpress.runtime.session import all_cores, open_session, run
 
-OPSET = 11  # from which on Slice and the reductions are as they are written here
-_MAP = 7  # rows and columns from which on a feature map is asked by pools, for
-_DENSER = 4  # times the values: a grid sees borders, or every second pixel, more often than others
+MIN_OPSET = 11  # first version of Slice and of the reductions as they are written here
+_MIN_MAP_SIZE = 7  # rows and columns from which on a feature map is sampled by pooling
+_GRID_OVERSAMPLING = 4  # values of a grid per value wanted: a grid meets borders, or every second pixel, more often
 _END = 2**62
-_BYTES = 80 * 2**20  # of a few of the largest tensors at once
+_BATCH_BYTES = 80 * 2**20  # of a few of the largest tensors of a batch
 
 
-def step(count: int, wish: int) -> int:
-    """At least the wish, and prime to the count: a step that divides a width would see the same channels again and again."""
-    return next(s for s in range(max(1, wish), count + wish + 2) if math.gcd(s, count) == 1)
+def coprime_stride(count: int, stride: int) -> int:
+    """The smallest stride of at least `stride` that is coprime to `count`.
+
+    A divisor of a width would meet the same channels only.
+    """
+    return next(s for s in range(max(1, stride), count + stride + 2) if math.gcd(s, count) == 1)
 
 
-def grid(shape: tuple[int, ...], axis: int | None, wish: int) -> int:
-    """How many rows and columns of a feature map [samples, channels, rows, columns] lie between those that pools take, for a few times
-    as many values of a sample as are wished for; 0 for what is no map, or too small a one."""
-    if len(shape) != 4 or axis != 1 or min(shape[2:]) < _MAP:
+def grid_stride(shape: tuple[int, ...], axis: int | None, target: int) -> int:
+    """Stride of the pooling grid that samples a feature map [samples, channels, rows, columns].
+
+    target: number of values of a sample; the grid has a few times as many.  0 for other tensors and for small maps.
+    """
+    if len(shape) != 4 or axis != 1 or min(shape[2:]) < _MIN_MAP_SIZE:
         return 0
     size = int(np.prod(shape))
-    return next(g for g in itertools.chain((1,), itertools.count(2, 2)) if size <= g * g * wish * _DENSER)
+    return next(g for g in itertools.chain((1,), itertools.count(2, 2)) if size <= g * g * target * _GRID_OVERSAMPLING)
 
 
-def on_grid(shape: tuple[int, ...], apart: int) -> int:
-    """The positions of a map that a grid takes."""
-    return -(-shape[2] // apart) * -(-shape[3] // apart)
+def grid_positions(shape: tuple[int, ...], stride: int) -> int:
+    """Number of positions of a feature map on a grid with this stride."""
+    return -(-shape[2] // stride) * -(-shape[3] // stride)
 
 
-class Asking:
-    """A copy of a model with nodes that answer questions.
+class StatsGraph:
+    """A copy of a model with added nodes that compute statistics.
 
-    onnxruntime walks back from the nodes whose outputs no node reads, the last in the file first.  So the questions to the first tensor
-    stand last, and are answered when it has just been made: it is still in the processor's cache, and its memory is free for the next.
-    (A pool would be no such node: what puts its output in order comes behind it.  Flatten does.)
+    onnxruntime orders nodes backwards from those whose outputs no node reads, the last in the file first.  So the
+    statistics of the first tensor stand last, and are computed as soon as it exists: it is still in the processor's
+    cache, and its memory is free afterwards.  (A pooling node would not do: the node that reorders its output follows
+    it.  Flatten does.)
     """
 
     def __init__(self, model: ir.Model) -> None:
         graph = (work := model.clone()).graph
         self._work, self._last = work, list(graph)[-1]
         self._values = {v.name: v for v in (*graph.inputs, *(v for n in graph for v in n.outputs))}
-        self._late = read.opset(model) >= 18  # a reduction's axes are an input from there on
-        self._numbers: dict[tuple[int, ...], ir.Value] = {}
+        self._axes_as_input = read.opset(model) >= 18  # reductions take their axes as an input from there on
+        self._constants: dict[tuple[int, ...], ir.Value] = {}
 
-    def answering(self, questions: Mapping[str, Callable[[ir.Value], Sequence[ir.Value]]]) -> Answers:
-        """The model opened; a question adds nodes behind the tensor of its name and gives what is handed out of it."""
-        made = {name: list(ask(self._values[name])) for name, ask in reversed(list(questions.items()))}
-        asked = [value for name in questions for value in made[name]]
-        for value in asked:
+    def build(self, statistics: Mapping[str, Callable[[ir.Value], Sequence[ir.Value]]]) -> StatsSession:
+        """A session with the added outputs.
+
+        statistics: by tensor name, a function that adds nodes and returns their outputs
+        """
+        made = {name: list(add(self._values[name])) for name, add in reversed(list(statistics.items()))}
+        added = [value for name in statistics for value in made[name]]
+        for value in added:
             value.type = ir.TensorType(ir.DataType.FLOAT)
-        model = submodels.only_these(self._work, [*asked, *self._work.graph.outputs])
-        return Answers(model, {name: len(made[name]) for name in questions})
+        model = submodels.set_outputs(self._work, [*added, *self._work.graph.outputs])
+        return StatsSession(model, {name: len(made[name]) for name in statistics})
 
-    def extreme(self, op: str, value: ir.Value, over: Sequence[int]) -> ir.Value:
+    def reduce(self, op: str, value: ir.Value, axes: Sequence[int]) -> ir.Value:
         """ReduceMin or ReduceMax over some axes."""
-        if not over:
+        if not axes:
             return self._node("Identity", value)
-        if self._late:
-            return self._node(op, value, self._constant(over), keepdims=0)
-        return self._node(op, value, axes=list(over), keepdims=0)
+        if self._axes_as_input:
+            return self._node(op, value, self._constant(axes), keepdims=0)
+        return self._node(op, value, axes=list(axes), keepdims=0)
 
-    def highest(self, value: ir.Value) -> ir.Value:
-        """Of a map, [samples, channels]."""
+    def global_max(self, value: ir.Value) -> ir.Value:
+        """[samples, channels] maximum of a feature map."""
         return self._node("Flatten", self._node("GlobalMaxPool", value))
 
-    def on_grid(self, value: ir.Value, apart: int) -> ir.Value:
-        """Of a map, [samples, channels x positions]."""
-        return self._node("Flatten", self._node("MaxPool", value, kernel_shape=[1, 1], strides=[apart, apart]))
+    def sample_grid(self, value: ir.Value, stride: int) -> ir.Value:
+        """[samples, channels x positions] of a feature map on a grid."""
+        return self._node("Flatten", self._node("MaxPool", value, kernel_shape=[1, 1], strides=[stride, stride]))
 
-    def last(self, value: ir.Value, axis: int, rank: int) -> ir.Value:
-        """The axis behind all others."""
+    def move_axis_last(self, value: ir.Value, axis: int, rank: int) -> ir.Value:
+        """The tensor with one axis moved behind all others."""
         return self._node("Transpose", value, perm=[*(i for i in range(rank) if i != axis), axis])
 
-    def every(self, value: ir.Value, stride: int, width: int | None = None) -> ir.Value:
-        """Every so manieth value, or row of that width."""
+    def sample_strided(self, value: ir.Value, stride: int, width: int | None = None) -> ir.Value:
+        """Every `stride`-th value of the flat tensor, or every `stride`-th row of this width."""
         rows = self._node("Reshape", value, self._constant([-1] if width is None else [-1, width]))
         return self._node("Slice", rows, *(self._constant([number]) for number in (0, _END, 0, stride)))
 
     def _node(self, op: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        made = edit.insert_after(self._work, self._last, op, inputs, "asked", attributes)
+        made = edit.insert_after(self._work, self._last, op, inputs, "statistic", attributes)
         self._last = made.producer() or self._last
         return made
 
     def _constant(self, numbers: Sequence[int]) -> ir.Value:
         key = tuple(numbers)
-        if key not in self._numbers:
-            self._numbers[key] = edit.add_constant(self._work, np.asarray(numbers, np.int64), "asked")
-        return self._numbers[key]
+        if key not in self._constants:
+            self._constants[key] = edit.add_constant(self._work, np.asarray(numbers, np.int64), "statistic")
+        return self._constants[key]
 
 
-class Answers:
-    """A session that gives what was asked, and the model's own outputs."""
+class StatsSession:
+    """A session that computes the added statistics, and the model's own outputs."""
 
     def __init__(self, model: ir.Model, counts: Mapping[str, int]) -> None:
-        # waking a thread for each of hundreds of small nodes would cost more than they take
+        """counts: number of added outputs by tensor name, in order."""
+        # spinning: waking a thread for each of hundreds of small nodes would take longer than the nodes do
         self.session = open_session(model, replace(all_cores(), spinning=True))
         self._counts = counts
         names = [port.name for port in self.session.get_outputs()]
-        self._asked, self.own = names[: sum(counts.values())], names[sum(counts.values()) :]
+        self._added, self.model_outputs = names[: sum(counts.values())], names[sum(counts.values()) :]
 
-    def batch(self, evidence: Evidence) -> int:
-        """Samples a batch, so that a few of the model's largest tensors fit."""
+    def batch_size(self, evidence: Evidence) -> int:
+        """Samples per batch such that a few of the model's largest tensors fit in memory."""
         largest = max((4 * int(np.prod(evidence.trace.shapes[name])) for name in evidence.trace.floats), default=1)
-        return int(max(1, min(16, _BYTES // (4 * largest)))) if evidence.batchable_in(self.session, self.own) else 1
+        batchable = evidence.batchable_in(self.session, self.model_outputs)
+        return int(max(1, min(16, _BATCH_BYTES // (4 * largest)))) if batchable else 1
 
-    def of(self, inputs: Mapping[str, np.ndarray], where: object = "") -> dict[str, list[np.ndarray]]:
-        found = iter(run(self.session, inputs, self._asked, where))
-        return {name: list(itertools.islice(found, count)) for name, count in self._counts.items()}
+    def run(self, inputs: Mapping[str, np.ndarray], where: object = "") -> dict[str, list[np.ndarray]]:
+        """The added outputs by tensor name."""
+        outputs = iter(run(self.session, inputs, self._added, where))
+        return {name: list(itertools.islice(outputs, count)) for name, count in self._counts.items()}

@@ -1,8 +1,8 @@
-"""Layers with weights seen as matrices: rows of inputs times a weight matrix gives rows of outputs.
+"""Weighted layers as matrices: rows of inputs times a weight matrix give rows of outputs.
 
-Conv (group 1, any number of spatial axes), Gemm and MatMul by constant matrices become W [M, K] with rows x [n, K]
-and y [n, M].  For Conv a row is one receptive field, columns ordered (channel, taps), as W.reshape(M, -1) is.
-Least squares, Gram matrices and saturation checks are then written once.
+Conv (group 1, any number of spatial axes), Gemm and MatMul with a constant weight become W [M, K] with rows x [n, K]
+and y [n, M].  For Conv a row is one receptive field, its columns ordered (channel, taps) as in W.reshape(M, -1).  Least
+squares, Gram matrices and saturation checks are written once for all of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from onnxpress.model import edit, read
 
 
 @dataclass(frozen=True)
-class Linear:
-    """One weighted node as a matrix. weight: [M, K]; bias: [M] or None; taps: columns per input channel."""
+class LinearLayer:
+    """One weighted node as a matrix.
+
+    weight: [M, K]; bias: [M] or None; taps: columns per input channel
+    """
 
     node: str
     op: str
@@ -29,11 +32,12 @@ class Linear:
 
     @property
     def channels(self) -> int:
+        """Number of input channels."""
         return int(self.weight.shape[1]) // self.taps
 
 
-def linear(node: ir.Node) -> Linear | None:
-    """The node as a matrix; None where it is not one (grouped, transposed, computed weight, odd flags)."""
+def linear(node: ir.Node) -> LinearLayer | None:
+    """The node as a matrix; None where it is not one (grouped, transposed, computed weight, unsupported attributes)."""
     if not read.standard(node) or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     weight = read.constant(node.inputs[1])
@@ -59,18 +63,18 @@ def linear(node: ir.Node) -> Linear | None:
     flat = read.column_bias(node, len(matrix)) if given and node.op_type != "MatMul" else None
     if given and flat is None:
         return None
-    return Linear(node.name or "", node.op_type, source.name or "", output.name or "", matrix, flat, taps)
+    return LinearLayer(node.name or "", node.op_type, source.name or "", output.name or "", matrix, flat, taps)
 
 
 def _scales(node: ir.Node) -> tuple[float, float]:
-    """What a node multiplies its weight and its bias by: Gemm's alpha and beta."""
+    """Factors of the weight and of the bias: Gemm's alpha and beta, else 1."""
     if node.op_type != "Gemm":
         return 1.0, 1.0
     return read.float_attribute(node, "alpha", 1.0), read.float_attribute(node, "beta", 1.0)
 
 
 def set_linear(model: ir.Model, node: ir.Node, matrix: np.ndarray, bias: np.ndarray | None) -> None:
-    """Write a weight matrix [M, K] (and bias [M]) back into the node's own layout."""
+    """Write a weight matrix [M, K] (and a bias [M]) back in the layout of the node."""
     old = read.constant(node.inputs[1])
     assert old is not None
     alpha = _scales(node)[0]
@@ -87,13 +91,13 @@ def set_linear(model: ir.Model, node: ir.Node, matrix: np.ndarray, bias: np.ndar
 
 
 def set_bias(model: ir.Model, node: ir.Node, bias: np.ndarray) -> None:
-    """Give a Conv or Gemm a bias, one number a column [M]."""
+    """Give a Conv or Gemm a bias [M]."""
     beta = _scales(node)[1]
     edit.set_input(model, node, 2, (bias / beta).astype(np.float32), f"{node.name}_bias")
 
 
 def conv_pads(node: ir.Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(begin, end) zero padding of each spatial axis, auto_pad resolved for the given input size (Conv spec)."""
+    """(begin, end) zero padding of each spatial axis, with auto_pad resolved for the given input size (ONNX Conv)."""
     rank = len(spatial)
     strides = read.ints_attribute(node, "strides") or [1] * rank
     dilations = read.ints_attribute(node, "dilations") or [1] * rank
@@ -111,7 +115,7 @@ def conv_pads(node: ir.Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) 
 
 
 def input_rows(node: ir.Node, x: np.ndarray, kernel: tuple[int, ...], picks: np.ndarray | None) -> np.ndarray:
-    """Rows [n, K] of a layer's input.  picks: flat positions (sample, then output position) to take; None: all."""
+    """Rows [n, K] of a layer's input.  picks: flat indices of rows (sample, then output position); None: all."""
     if node.op_type != "Conv":
         rows = x.reshape(-1, x.shape[-1])
         return rows if picks is None else rows[picks]
@@ -131,15 +135,15 @@ def input_rows(node: ir.Node, x: np.ndarray, kernel: tuple[int, ...], picks: np.
         *(slice(None, None, d) for d in dilations),
     )
     windows = windows[index]
-    places = np.moveaxis(windows, 1, 1 + rank)  # sample, positions…, channel, taps…
-    shape = places.shape[: 1 + rank]
+    fields = np.moveaxis(windows, 1, 1 + rank)  # sample, positions…, channel, taps…
+    shape = fields.shape[: 1 + rank]
     if picks is None:
-        return places.reshape(int(np.prod(shape)), -1)
-    return places[np.unravel_index(picks, shape)].reshape(len(picks), -1)
+        return fields.reshape(int(np.prod(shape)), -1)
+    return fields[np.unravel_index(picks, shape)].reshape(len(picks), -1)
 
 
 def output_rows(node: ir.Node, y: np.ndarray, picks: np.ndarray | None) -> np.ndarray:
-    """Rows [n, M] of a layer's output, in the order of input_rows."""
+    """Rows [n, M] of a layer's output, in the order of `input_rows`."""
     moved = np.moveaxis(y, 1, -1) if node.op_type == "Conv" else y
     if picks is None:
         return moved.reshape(-1, moved.shape[-1])
@@ -147,5 +151,5 @@ def output_rows(node: ir.Node, y: np.ndarray, picks: np.ndarray | None) -> np.nd
 
 
 def positions(node: ir.Node, y_shape: tuple[int, ...]) -> int:
-    """Number of rows a batch of outputs of this shape has."""
+    """Number of rows of a batch of outputs of this shape."""
     return int(np.prod(y_shape)) // y_shape[1 if node.op_type == "Conv" else -1]

@@ -1,8 +1,9 @@
-"""Ranges of activations, from a stream: exact extremes and a histogram of bounded size, and from those a clip range.
+"""Activation ranges: streaming histograms with exact extremes, and clip ranges computed from them.
 
-Extremes are of all values, histograms of some of those of large tensors.  One has 2,048 bins on [-R, R]; where a value falls outside,
-R doubles and neighbouring bins merge, which is exact, so the memory of a tensor is 16 KB whatever the data.  (onnxruntime's histogram
-calibrator keeps all values of all batches, and its bin count explodes when a late batch is wider.)
+Extremes cover all values; histograms cover a sample of the values of large tensors.  A histogram has 2,048 bins on [-R,
+R].  Where a value lies outside, R doubles and neighbouring bins merge, which is exact, so a tensor takes 16 KB whatever
+the data.  (onnxruntime's histogram calibrator keeps all values of all batches, and its number of bins grows without
+bound when a late batch has a wider range.)
 """
 
 from __future__ import annotations
@@ -16,20 +17,27 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.tensor_summary import Digest, digest_of, digests
+from onnxpress.measure.tensor_summary import TensorSummary, summarize, summarize_tensors
 
 BINS = 2048
 METHODS = ("auto", "minmax", "average", "percentile", "entropy", "mse")
 _LEVELS = 256
-_PERCENTILE = 1e-4  # share of values that may be clipped at each end
+_PERCENTILE = 1e-4  # fraction of values that may be clipped at each end
 
 
 @dataclass
-class Spread:
-    """What was seen of one tensor. low, high: extremes; sums: of the extremes of each batch; batches: their number; radius: of the
-    histogram; channel_low/high: along `axis`; channel_square: sums over batches of mean squares along it.
+class Histogram:
+    """Extremes and a histogram of one tensor over all batches.
 
-    finite: False where NaN or infinity was seen (a mask of -inf): such a tensor cannot be quantized.
+    low, high:                 extremes, 0 included
+    radius:                    the histogram covers [-radius, radius]
+    counts:                    [BINS]
+    finite:                    False where a value is NaN or infinite (a mask of -inf): such a tensor cannot be
+                               quantized
+    channel_low, channel_high: [channels] extremes, where an axis is kept
+    channel_square_sums:       [channels] sum over batches of the mean squares
+    extreme_sums:              sums over batches of the minimum and of the maximum
+    batches:                   number of batches
     """
 
     low: float = 0.0
@@ -39,54 +47,56 @@ class Spread:
     finite: bool = True
     channel_low: np.ndarray | None = None
     channel_high: np.ndarray | None = None
-    channel_square: np.ndarray | None = None
-    sums: tuple[float, float] = (0.0, 0.0)
+    channel_square_sums: np.ndarray | None = None
+    extreme_sums: tuple[float, float] = (0.0, 0.0)
     batches: int = 0
 
     def add(self, x: np.ndarray, axis: int | None = None) -> None:
-        """Add a batch of values; axis: keep extremes of each position of it as well."""
+        """Add a batch of values.  axis: extremes are kept along it as well."""
         if x.size:
-            self.take(digest_of(x, axis))
+            self.add_summary(summarize(x, axis))
 
-    def take(self, batch: Digest) -> None:
-        """Add what is known of a batch.  What is not finite is noted, not added."""
+    def add_summary(self, batch: TensorSummary) -> None:
+        """Add the summary of a batch.  A batch with values that are not finite only clears `finite`."""
         low, high = float(batch.low.min()), float(batch.high.max())
-        if not np.isfinite([low, high]).all() or not (np.isfinite(batch.some.sum()) or np.isfinite(batch.some).all()):
+        if not np.isfinite([low, high]).all() or not (
+            np.isfinite(batch.values.sum()) or np.isfinite(batch.values).all()
+        ):
             self.finite = False
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
-        self.sums, self.batches = (self.sums[0] + low, self.sums[1] + high), self.batches + 1
+        self.extreme_sums, self.batches = (self.extreme_sums[0] + low, self.extreme_sums[1] + high), self.batches + 1
         self._widen(max(-low, high, 0.0))
         if self.radius > 0:
-            scaled = np.floor(batch.some * np.float32(BINS / 2 / self.radius))  # exact, as the radius is a power of two
+            scaled = np.floor(batch.values * np.float32(BINS / 2 / self.radius))  # exact: the radius is a power of two
             scaled += np.float32(BINS / 2)
             counts = np.bincount(scaled.astype(np.int64), minlength=BINS + 1)
-            counts[BINS - 1] += counts[BINS]  # what stands on the right edge
+            counts[BINS - 1] += counts[BINS]  # values on the right edge
             self.counts += counts[:BINS]
-        if batch.square is not None:
-            self._add_channels(batch.low, batch.high, batch.square)
+        if batch.mean_square is not None:
+            self._add_channels(batch.low, batch.high, batch.mean_square)
 
     def _add_channels(self, lows: np.ndarray, highs: np.ndarray, squares: np.ndarray) -> None:
-        if self.channel_low is None or self.channel_high is None or self.channel_square is None:
-            self.channel_low, self.channel_high, self.channel_square = lows, highs, squares
-        elif self.channel_low.shape == lows.shape:  # a width that varies from sample to sample has no channels
+        if self.channel_low is None or self.channel_high is None or self.channel_square_sums is None:
+            self.channel_low, self.channel_high, self.channel_square_sums = lows, highs, squares
+        elif self.channel_low.shape == lows.shape:  # a width that differs between samples has no channels
             self.channel_low = np.minimum(self.channel_low, lows)
             self.channel_high = np.maximum(self.channel_high, highs)
-            self.channel_square = self.channel_square + squares
+            self.channel_square_sums = self.channel_square_sums + squares
 
-    def __add__(self, other: Spread) -> Spread:
-        """What was seen of both."""
-        both = Spread(self.low, self.high, self.radius, self.counts.copy(), self.finite and other.finite)
+    def __add__(self, other: Histogram) -> Histogram:
+        """The histogram of both sets of batches."""
+        both = Histogram(self.low, self.high, self.radius, self.counts.copy(), self.finite and other.finite)
         both.low, both.high = min(self.low, other.low), max(self.high, other.high)
-        both.sums = self.sums[0] + other.sums[0], self.sums[1] + other.sums[1]
+        both.extreme_sums = self.extreme_sums[0] + other.extreme_sums[0], self.extreme_sums[1] + other.extreme_sums[1]
         both.batches = self.batches + other.batches
         both._widen(other.radius)
-        again = Spread(radius=other.radius, counts=other.counts.copy())
+        again = Histogram(radius=other.radius, counts=other.counts.copy())
         again._widen(both.radius)
         both.counts += again.counts
         for one in (self, other):
-            if one.channel_low is not None and one.channel_high is not None and one.channel_square is not None:
-                both._add_channels(one.channel_low, one.channel_high, one.channel_square)
+            if one.channel_low is not None and one.channel_high is not None and one.channel_square_sums is not None:
+                both._add_channels(one.channel_low, one.channel_high, one.channel_square_sums)
         return both
 
     def _widen(self, peak: float) -> None:
@@ -103,108 +113,129 @@ class Spread:
             self.radius *= 2
 
     @property
-    def centres(self) -> np.ndarray:
+    def bin_centers(self) -> np.ndarray:
         width = 2 * self.radius / BINS
         return (np.arange(BINS) + 0.5) * width - self.radius
 
 
-def observe(
-    evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None, floors: Collection[str] = ()
-) -> dict[str, Spread]:
-    """One pass over the samples; the spread of each named tensor. axes: tensors whose channel extremes are kept; floors: tensors with
-    nothing below 0, whose lowest value is said to be 0 without a look."""
-    return observe_parts(evidence, tensors, axes or {}, [evidence.samples()], floors)[0]
+def collect_histograms(
+    evidence: Evidence, tensors: Sequence[str], axes: dict[str, int] | None = None, nonnegative: Collection[str] = ()
+) -> dict[str, Histogram]:
+    """The histogram of each named tensor, in one pass over the samples.
+
+    axes:        by tensor, the axis that extremes are kept along
+    nonnegative: tensors without negative values, whose minimum is set to 0 without a reduction
+    """
+    return collect_histograms_by_part(evidence, tensors, axes or {}, [evidence.samples()], nonnegative)[0]
 
 
-def observe_parts(
+def collect_histograms_by_part(
     evidence: Evidence,
     tensors: Sequence[str],
     axes: Mapping[str, int],
     parts: Sequence[Dataset],
-    floors: Collection[str] = (),
-) -> list[dict[str, Spread]]:
-    """The same for each of some parts of the samples, in one pass."""
+    nonnegative: Collection[str] = (),
+) -> list[dict[str, Histogram]]:
+    """The same for each of several parts of the samples, in one pass."""
     if not tensors:
         return [{} for _ in parts]
-    what = f"spreads 7 {list(tensors)} {sorted(axes.items())} {sorted(floors)} {BINS} {[len(part) for part in parts]}"
-    every = [f"{place} {name}" for place in range(len(parts)) for name in tensors]
-    known = _unpacked(every, evidence.observed(what, lambda: _packed(_observe(evidence, tensors, axes, parts, floors))))
+    settings = f"{sorted(axes.items())} {sorted(nonnegative)} {BINS} {[len(part) for part in parts]}"
+    what = f"histograms 7 {list(tensors)} {settings}"
+    keys = [f"{place} {name}" for place in range(len(parts)) for name in tensors]
+    known = _unpack(keys, evidence.observed(what, lambda: _pack(_collect(evidence, tensors, axes, parts, nonnegative))))
     return [{name: known[f"{place} {name}"] for name in tensors} for place in range(len(parts))]
 
 
-def _packed(every: Sequence[Spread]) -> Arrays:
-    """One array a field; per-channel extremes under the spread's position."""
+def _pack(histograms: Sequence[Histogram]) -> Arrays:
+    """One array per field; arrays by channel under the position of the histogram."""
     arrays = {
-        "ends": np.array([(s.low, s.high, s.radius, s.finite, *s.sums, s.batches) for s in every], np.float64),
-        "counts": np.array([s.counts for s in every]),
+        "ends": np.array(
+            [(s.low, s.high, s.radius, s.finite, *s.extreme_sums, s.batches) for s in histograms], np.float64
+        ),
+        "counts": np.array([s.counts for s in histograms]),
     }
-    for i, spread in enumerate(every):
-        if spread.channel_low is not None and spread.channel_high is not None and spread.channel_square is not None:
-            arrays[f"channels {i}"] = np.array([spread.channel_low, spread.channel_high], np.float32)
-            arrays[f"squares {i}"] = spread.channel_square
+    for i, histogram in enumerate(histograms):
+        if (
+            histogram.channel_low is not None
+            and histogram.channel_high is not None
+            and histogram.channel_square_sums is not None
+        ):
+            arrays[f"channels {i}"] = np.array([histogram.channel_low, histogram.channel_high], np.float32)
+            arrays[f"squares {i}"] = histogram.channel_square_sums
     return arrays
 
 
-def _unpacked(tensors: Sequence[str], arrays: Arrays) -> dict[str, Spread]:
+def _unpack(tensors: Sequence[str], arrays: Arrays) -> dict[str, Histogram]:
     found = {}
     for i, name in enumerate(tensors):
-        low, high, radius, finite, *sums, batches = (float(v) for v in arrays["ends"][i])
-        spread = Spread(
-            low, high, radius, arrays["counts"][i], bool(finite), sums=(sums[0], sums[1]), batches=int(batches)
+        low, high, radius, finite, *extreme_sums, batches = (float(v) for v in arrays["ends"][i])
+        histogram = Histogram(
+            low,
+            high,
+            radius,
+            arrays["counts"][i],
+            bool(finite),
+            extreme_sums=(extreme_sums[0], extreme_sums[1]),
+            batches=int(batches),
         )
         if f"channels {i}" in arrays:
-            spread.channel_low, spread.channel_high = arrays[f"channels {i}"]
-            spread.channel_square = arrays[f"squares {i}"]
-        found[name] = spread
+            histogram.channel_low, histogram.channel_high = arrays[f"channels {i}"]
+            histogram.channel_square_sums = arrays[f"squares {i}"]
+        found[name] = histogram
     return found
 
 
-def _observe(
+def _collect(
     evidence: Evidence,
     tensors: Sequence[str],
     axes: Mapping[str, int],
     parts: Sequence[Dataset],
-    floors: Collection[str],
-) -> list[Spread]:
-    """Of every tensor of the first part, then of the next."""
-    spreads = [{name: Spread() for name in tensors} for _ in parts]
-    for part, batch in digests(evidence, tensors, axes, parts, floors):
-        for name, digest in batch.items():
-            spreads[part][name].take(digest)
-    return [spread for found in spreads for spread in found.values()]
+    nonnegative: Collection[str],
+) -> list[Histogram]:
+    """Histograms of every tensor of the first part, then of the next part, and so on."""
+    histograms = [{name: Histogram() for name in tensors} for _ in parts]
+    for part, batch in summarize_tensors(evidence, tensors, axes, parts, nonnegative):
+        for name, summary in batch.items():
+            histograms[part][name].add_summary(summary)
+    return [histogram for found in histograms for histogram in found.values()]
 
 
-def clip_range(spread: Spread, method: str = "auto") -> tuple[float, float]:
-    """(low, high) to quantize to 256 levels; holds 0.  "auto" is mse here; `quantize` chooses by measured harm."""
-    low, high = min(spread.low, 0.0), max(spread.high, 0.0)
-    total = int(spread.counts.sum())
+def clip_range(histogram: Histogram, method: str = "auto") -> tuple[float, float]:
+    """(low, high) for quantization to 256 levels, with 0 inside.  method: one of METHODS; "auto" is mse here.
+
+    Raises InputProblem for another method.
+    """
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    total = int(histogram.counts.sum())
     if high - low <= 0 or total == 0:
         return low, high
     if method == "minmax":
         return low, high
     if method == "average":
-        first, last = (total / max(spread.batches, 1) for total in spread.sums)
+        first, last = (total / max(histogram.batches, 1) for total in histogram.extreme_sums)
         return max(low, min(first, 0.0)), min(high, max(last, 0.0))
     if method == "percentile":
-        return _percentile(spread, low, high)
+        return _percentile(histogram, low, high)
     if method == "entropy":
-        return _entropy(spread, low, high)
+        return _entropy(histogram, low, high)
     if method in ("mse", "auto"):
-        return _mse(spread, low, high)
+        return _mse(histogram, low, high)
     raise InputProblem("unknown range method", method, "", f"one of {', '.join(METHODS)}")
 
 
-def _percentile(spread: Spread, low: float, high: float) -> tuple[float, float]:
-    share = np.cumsum(spread.counts) / spread.counts.sum()
-    width = 2 * spread.radius / BINS
-    first = int(np.searchsorted(share, _PERCENTILE, side="right"))
-    last = int(np.searchsorted(share, 1 - _PERCENTILE))
-    return max(low, min(0.0, -spread.radius + first * width)), min(high, max(0.0, -spread.radius + (last + 1) * width))
+def _percentile(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
+    cumulative = np.cumsum(histogram.counts) / histogram.counts.sum()
+    width = 2 * histogram.radius / BINS
+    first = int(np.searchsorted(cumulative, _PERCENTILE, side="right"))
+    last = int(np.searchsorted(cumulative, 1 - _PERCENTILE))
+    return max(low, min(0.0, -histogram.radius + first * width)), min(
+        high, max(0.0, -histogram.radius + (last + 1) * width)
+    )
 
 
-def _mse(spread: Spread, low: float, high: float) -> tuple[float, float]:
-    """The pair of shrinkages with the least expected squared error (rounding inside, clipping outside)."""
-    x, n = spread.centres, spread.counts.astype(np.float64)
+def _mse(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
+    """The pair of shrunken ends with the least expected squared error (rounding inside, clipping outside)."""
+    x, n = histogram.bin_centers, histogram.counts.astype(np.float64)
     x, n = x[n > 0], n[n > 0]
     steps = np.linspace(1.0, 0.3, 36)
     lows, highs = (steps * end if end else np.zeros(1) for end in (low, high))
@@ -216,34 +247,37 @@ def _mse(spread: Spread, low: float, high: float) -> tuple[float, float]:
     error[(apart >= 0.25) | (width <= 0)] = np.inf
     if not np.isfinite(error).any():
         return low, high
-    best = int(np.argmin(error.T))  # the widest of equals
+    best = int(np.argmin(error.T))  # the widest range among equals
     return float(lows[best // len(highs)]), float(highs[best % len(highs)])
 
 
-def _entropy(spread: Spread, low: float, high: float) -> tuple[float, float]:
-    """The threshold whose quantized version of |x| has the least KL divergence (TensorRT's calibration).
+def _entropy(histogram: Histogram, low: float, high: float) -> tuple[float, float]:
+    """The threshold with the least KL divergence of the quantized distribution of |x| (TensorRT's calibration).
 
-    p: counts up to the threshold, what is beyond it in the last bin; q: each of the levels' mean over its bins that are not empty.
-    Sums over the bins of a level are differences of running sums, for all thresholds at once.
+    p: counts up to the threshold, with all counts beyond it in the last bin; q: for each level its mean count over its
+       bins that are not empty.  Sums over the bins of a level are differences of cumulative sums, computed for all
+       thresholds at once.
     """
     half = BINS // 2
-    magnitude = (spread.counts[half:] + spread.counts[:half][::-1]).astype(np.float64)
-    magnitude[0] = magnitude[1]  # the spike of exact zeros carries no information and would decide everything
-    levels = _LEVELS // 2 if spread.low < 0 else _LEVELS
+    magnitude = (histogram.counts[half:] + histogram.counts[:half][::-1]).astype(np.float64)
+    magnitude[0] = magnitude[1]  # the count of exact zeros carries no information and would dominate
+    levels = _LEVELS // 2 if histogram.low < 0 else _LEVELS
     stops = np.arange(levels, half + 1, 8)
     logs = np.log(np.maximum(magnitude, 1))
-    masses, seen, products = (np.append(0, np.cumsum(v)) for v in (magnitude, magnitude > 0, magnitude * logs))
-    ends = -(-np.arange(levels + 1) * stops[:, None] // levels)  # [stops, levels + 1]: where each level begins
-    mass, number = np.diff(masses[ends]), np.diff(seen[ends])
+    masses, nonempty, products = (np.append(0, np.cumsum(v)) for v in (magnitude, magnitude > 0, magnitude * logs))
+    ends = -(-np.arange(levels + 1) * stops[:, None] // levels)  # [stops, levels + 1]: first bin of each level
+    mass, number = np.diff(masses[ends]), np.diff(nonempty[ends])
     last, tail = magnitude[stops - 1], masses[-1] - masses[stops]
     inner, total = masses[stops], masses[-1]
     if not total:
         return low, high
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.log(np.maximum(np.where(number > 0, mass / number, 0) / inner[:, None], 1e-12))
-        own = products[stops] - last * np.log(np.maximum(last, 1)) + (last + tail) * np.log(np.maximum(last + tail, 1))
-        told = (mass * shares).sum(axis=1) + tail * np.where(last > 0, shares[:, -1], np.log(1e-12))
-    divergence = np.where(inner > 0, (own - told) / total - np.log(total), np.inf)
+        log_q = np.log(np.maximum(np.where(number > 0, mass / number, 0) / inner[:, None], 1e-12))
+        entropy = (
+            products[stops] - last * np.log(np.maximum(last, 1)) + (last + tail) * np.log(np.maximum(last + tail, 1))
+        )
+        cross_entropy = (mass * log_q).sum(axis=1) + tail * np.where(last > 0, log_q[:, -1], np.log(1e-12))
+    divergence = np.where(inner > 0, (entropy - cross_entropy) / total - np.log(total), np.inf)
     best = int(np.argmin(divergence))
-    threshold = (stops[best] if np.isfinite(divergence[best]) else half) * spread.radius / half
+    threshold = (stops[best] if np.isfinite(divergence[best]) else half) * histogram.radius / half
     return max(low, -float(threshold)), min(high, float(threshold))

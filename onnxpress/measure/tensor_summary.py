@@ -1,4 +1,4 @@
-"""What is seen of a tensor in one batch: its extremes along an axis, and some of its values; as numbers, or as rows of channels."""
+"""Statistics of one tensor in one batch: extremes along an axis, and a sample of its values, flat or as rows."""
 
 from __future__ import annotations
 
@@ -10,214 +10,249 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.layout import layout
+from onnxpress.data.layout import batch_layout
 from onnxpress.measure.evidence import Evidence, stream
-from onnxpress.measure.in_graph_statistics import OPSET, Asking, grid, on_grid, step
+from onnxpress.measure.in_graph_statistics import MIN_OPSET, StatsGraph, coprime_stride, grid_positions, grid_stride
 from onnxpress.model import read
 
-_TAKEN = 2**18  # values of a tensor, of all samples; but of each sample no more and no fewer than
-_MOST, _LEAST = 8192, 1024
+_MAX_VALUES = 2**18  # values kept of one tensor over all samples, within the bounds per sample below
+_MAX_PER_SAMPLE, _MIN_PER_SAMPLE = 8192, 1024
 
 
 @dataclass(frozen=True)
-class Digest:
-    """Of one tensor in one batch. low, high: extremes, along the axis asked for or one number; some: values, evenly spread over all
-    places of every axis; square: the mean square of those along the axis (None: not known, or no axis)."""
+class TensorSummary:
+    """Statistics of one tensor in one batch.
+
+    low, high:   extremes: [channels] where an axis is kept, else a scalar
+    values:      a sample of the values, flat, evenly spaced over all axes
+    mean_square: [channels] mean square of the sampled values; None without an axis, or where their channels are unknown
+    """
 
     low: np.ndarray
     high: np.ndarray
-    some: np.ndarray
-    square: np.ndarray | None
+    values: np.ndarray
+    mean_square: np.ndarray | None
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Where values stand on an axis. at: of each its position; count: of each position its values."""
+class _AxisPositions:
+    """Axis positions of sampled values.
 
-    at: np.ndarray
+    position: of each value
+    count:    number of values at each position, at least 1
+    """
+
+    position: np.ndarray
     count: np.ndarray
 
     @classmethod
-    def on(cls, values: int, stride: int, inner: int, size: int) -> _Places:
-        """Of every so manieth value of an array whose axis has that size, and so many elements behind each position."""
-        at = np.arange(values, dtype=np.int64) * stride // inner % size
-        return cls(at, np.maximum(np.bincount(at, minlength=size), 1))
+    def of_strided(cls, count: int, stride: int, inner: int, size: int) -> _AxisPositions:
+        """Axis positions of `count` values sampled with `stride`.
 
-    def square(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(np.bincount(self.at, np.square(values), len(self.count)) / self.count)
+        size:  number of positions of the axis
+        inner: number of elements of each position
+        """
+        position = np.arange(count, dtype=np.int64) * stride // inner % size
+        return cls(position, np.maximum(np.bincount(position, minlength=size), 1))
+
+    def mean_square(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(np.bincount(self.position, np.square(values), len(self.count)) / self.count)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Of one tensor. shape: of one sample, as traced; axis: kept beside the first, or None; floor: nothing is below 0; apart: of a
-    map that pools read, rows and columns between those handed out, or 0; step: between the values that are taken of all, or of those."""
+class _SummaryQuery:
+    """How one tensor is summarized inside the graph.
+
+    shape:       of one sample, as traced
+    axis:        the axis that extremes are kept along, or None
+    nonnegative: whether no value is below 0, so that `low` is 0
+    grid:        stride of the pooling grid of a feature map, 0 where none is used
+    stride:      of the values sampled from the tensor, or from the grid
+    """
 
     shape: tuple[int, ...]
     axis: int | None
-    floor: bool
-    apart: int
-    step: int
-    places: dict[int, _Places] = field(default_factory=dict)  # by the number of values
+    nonnegative: bool
+    grid: int
+    stride: int
+    positions: dict[int, _AxisPositions] = field(default_factory=dict)  # by the number of values
 
     @classmethod
-    def about(cls, shape: tuple[int, ...], axis: int | None, wish: int, floor: bool) -> _Asked:
-        place = (None if axis is None or len(shape) < 2 else axis % len(shape)) or None
-        apart = grid(shape, place, wish)
-        size = shape[1] * on_grid(shape, apart) if apart else int(np.prod(shape))
-        return cls(shape, place, floor, apart, step(size, size // wish))
+    def for_shape(cls, shape: tuple[int, ...], axis: int | None, target: int, nonnegative: bool) -> _SummaryQuery:
+        """target: number of values to sample."""
+        kept = (None if axis is None or len(shape) < 2 else axis % len(shape)) or None
+        grid = grid_stride(shape, kept, target)
+        size = shape[1] * grid_positions(shape, grid) if grid else int(np.prod(shape))
+        return cls(shape, kept, nonnegative, grid, coprime_stride(size, size // target))
 
-    def question(self, asking: Asking, value: ir.Value) -> list[ir.Value]:
-        """high, some, and low where it is looked for."""
+    def add_nodes(self, graph: StatsGraph, value: ir.Value) -> list[ir.Value]:
+        """Outputs in order: high, sampled values, and low unless it is known."""
         over = [i for i in range(1, len(self.shape)) if i != self.axis]
-        made = [asking.highest(value) if self.apart else asking.extreme("ReduceMax", value, over)]
-        made.append(asking.on_grid(value, self.apart) if self.apart else asking.every(value, self.step))
-        return made if self.floor else [*made, asking.extreme("ReduceMin", value, over)]
+        made = [graph.global_max(value) if self.grid else graph.reduce("ReduceMax", value, over)]
+        made.append(graph.sample_grid(value, self.grid) if self.grid else graph.sample_strided(value, self.stride))
+        return made if self.nonnegative else [*made, graph.reduce("ReduceMin", value, over)]
 
-    def digest(self, answers: Sequence[np.ndarray], count: int, fixed: int) -> Digest:
-        """count: real samples of the batch; fixed: its size where that is baked in."""
-        high, some = answers[0], answers[1]
-        low = answers[2] if len(answers) > 2 else np.zeros_like(high)
-        if count < fixed and high.ndim and high.shape[0] == fixed:  # rows that fill a fixed batch up
+    def summary(self, outputs: Sequence[np.ndarray], count: int, fixed: int) -> TensorSummary:
+        """count: samples of the batch without padding; fixed: the model's fixed batch size, else 1."""
+        high, values = outputs[0], outputs[1]
+        low = outputs[2] if len(outputs) > 2 else np.zeros_like(high)
+        if count < fixed and high.ndim and high.shape[0] == fixed:  # rows that pad a fixed batch
             low, high = low[:count], high[:count]
-            some = some[: count if self.apart else -(-count * self._row // self.step)]
+            values = values[: count if self.grid else -(-count * self._sample_size // self.stride)]
         if self.axis is None:
-            return Digest(low.min(initial=np.inf), high.max(initial=-np.inf), some, None)
-        square = self._square(some, len(high), high.shape[-1])
-        return Digest(low.min(axis=0), high.max(axis=0), some.ravel()[:: self.step] if self.apart else some, square)
+            return TensorSummary(low.min(initial=np.inf), high.max(initial=-np.inf), values, None)
+        mean_square = self._mean_square(values, len(high), high.shape[-1])
+        flat = values.ravel()[:: self.stride] if self.grid else values
+        return TensorSummary(low.min(axis=0), high.max(axis=0), flat, mean_square)
 
     @property
-    def _row(self) -> int:
-        """Values of each position of the first axis."""
+    def _sample_size(self) -> int:
+        """Number of values of one sample."""
         return int(np.prod(self.shape[1:]))
 
-    def _square(self, some: np.ndarray, samples: int, size: int) -> np.ndarray | None:
-        """Mean squares along the axis of the values handed out, where it is known on which of its positions each stands."""
+    def _mean_square(self, values: np.ndarray, samples: int, size: int) -> np.ndarray | None:
+        """[size] mean square of the sampled values by axis position; None where the positions are unknown."""
         assert self.axis is not None
-        if self.apart:
-            rows = some.reshape(len(some), size, -1)
-            return np.asarray(np.einsum("ncp,ncp->c", rows, rows) / max(some.size // size, 1))
+        if self.grid:
+            rows = values.reshape(len(values), size, -1)
+            return np.asarray(np.einsum("ncp,ncp->c", rows, rows) / max(values.size // size, 1))
         inner = int(np.prod(self.shape[self.axis + 1 :]))
-        if size != self.shape[self.axis] or (inner != 1 and len(some) != -(-samples * self._row // self.step)):
+        count = len(values)
+        if size != self.shape[self.axis] or (inner != 1 and count != -(-samples * self._sample_size // self.stride)):
             return None
-        if len(some) not in self.places:
-            self.places[len(some)] = _Places.on(len(some), self.step, inner, size)
-        return self.places[len(some)].square(some)
+        if count not in self.positions:
+            self.positions[count] = _AxisPositions.of_strided(count, self.stride, inner, size)
+        return self.positions[count].mean_square(values)
 
 
-def digests(
+def summarize_tensors(
     evidence: Evidence,
     tensors: Sequence[str],
     axes: Mapping[str, int],
     parts: Sequence[Dataset] | None = None,
-    floors: Collection[str] = (),
-) -> Iterator[tuple[int, dict[str, Digest]]]:
-    """One pass over samples, batch by batch, with the part that each is of. axes: along which extremes are wanted; others get one
-    number; parts: of the evidence's samples (None: all as one); floors: tensors with nothing below 0, whose low may be said to be 0.
+    nonnegative: Collection[str] = (),
+) -> Iterator[tuple[int, dict[str, TensorSummary]]]:
+    """Summaries of tensors in one pass over the samples: (number of the part, summary by tensor name) for each batch.
 
-    Tensors of the trace that are float32; of others nothing is said.  onnxruntime's reductions pass NaN over: it is looked for among
-    the values that are taken, and among all of the sample that was traced.
+    tensors:     names; those that are not float32 in the trace are skipped
+    axes:        by tensor, the axis that extremes are kept along; others get scalars
+    parts:       parts of the evidence's samples; None: one part
+    nonnegative: tensors without negative values, whose `low` is set to 0 without a reduction
+
+    onnxruntime's reductions ignore NaN: it is detected among the sampled values, and among all values of the traced
+    sample.
     """
     parts = parts if parts is not None else [evidence.samples()]
-    if read.opset(evidence.model) < OPSET:
+    if read.opset(evidence.model) < MIN_OPSET:
         for part, data in enumerate(parts):
             for values in stream(evidence.model, tensors, data, evidence.batch_for(tensors)):
-                yield (
-                    part,
-                    {
-                        name: digest_of(x, axes.get(name))
-                        for name, x in values.items()
-                        if x.dtype == np.float32 and x.size
-                    },
-                )
+                floats = {name: x for name, x in values.items() if x.dtype == np.float32 and x.size}
+                yield part, {name: summarize(x, axes.get(name)) for name, x in floats.items()}
         return
-    seen = evidence.trace
-    wish = min(_MOST, max(_LEAST, _TAKEN // max(sum(len(data) for data in parts), 1)))
-    known = {n: seen.shapes[n] for n in tensors if n in seen.floats and seen.shapes[n]}
-    asked = {n: _Asked.about(shape, axes.get(n), wish, n in floors) for n, shape in known.items()}
-    asking = Asking(evidence.model)
-    answers = asking.answering({n: partial(a.question, asking) for n, a in asked.items()})
-    batch, fixed = answers.batch(evidence), layout(evidence.samples().signature).batch or 1
+    trace = evidence.trace
+    target = min(_MAX_PER_SAMPLE, max(_MIN_PER_SAMPLE, _MAX_VALUES // max(sum(len(data) for data in parts), 1)))
+    shapes = {n: trace.shapes[n] for n in tensors if n in trace.floats and trace.shapes[n]}
+    queries = {n: _SummaryQuery.for_shape(shape, axes.get(n), target, n in nonnegative) for n, shape in shapes.items()}
+    graph = StatsGraph(evidence.model)
+    session = graph.build({n: partial(query.add_nodes, graph) for n, query in queries.items()})
+    batch, fixed = session.batch_size(evidence), batch_layout(evidence.samples().signature).batch or 1
     for part, data in enumerate(parts):
         for rows in data.batches(batch):
-            found = answers.of(rows.inputs, rows.keys[0])
-            taken = {name: a.digest(found[name], rows.count, fixed) for name, a in asked.items()}
+            outputs = session.run(rows.inputs, rows.keys[0])
+            found = {n: query.summary(outputs[n], rows.count, fixed) for n, query in queries.items()}
             yield (
                 part,
-                {n: replace(d, low=np.full_like(d.low, np.nan)) if seen.floats[n] else d for n, d in taken.items()},
+                {n: replace(s, low=np.full_like(s.low, np.nan)) if trace.floats[n] else s for n, s in found.items()},
             )
 
 
-def digest_of(x: np.ndarray, axis: int | None) -> Digest:
-    """The same of values at hand."""
+def summarize(x: np.ndarray, axis: int | None) -> TensorSummary:
+    """The summary of an array.  axis: kept for the extremes, or None."""
     flat = x.ravel()
-    stride = step(len(flat), len(flat) // (_MOST * max(len(x), 1) if x.ndim else 1))
-    some = flat[::stride]
+    stride = coprime_stride(len(flat), len(flat) // (_MAX_PER_SAMPLE * max(len(x), 1) if x.ndim else 1))
+    values = flat[::stride]
     if axis is None or x.ndim < 2:
-        return Digest(flat.min(), flat.max(), some, None)
-    place = axis % x.ndim
-    size, inner = x.shape[place], int(np.prod(x.shape[place + 1 :]))
+        return TensorSummary(flat.min(), flat.max(), values, None)
+    kept = axis % x.ndim
+    size, inner = x.shape[kept], int(np.prod(x.shape[kept + 1 :]))
     rows = x.reshape(-1, size, inner)
-    return Digest(
-        rows.min(axis=(0, 2)), rows.max(axis=(0, 2)), some, _Places.on(len(some), stride, inner, size).square(some)
-    )
+    mean_square = _AxisPositions.of_strided(len(values), stride, inner, size).mean_square(values)
+    return TensorSummary(rows.min(axis=(0, 2)), rows.max(axis=(0, 2)), values, mean_square)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Of one tensor, whose channels (width: their number) lie on an axis, or None; apart, step: as in `_Asked`, of positions."""
+class _RowQuery:
+    """How rows of channels of one tensor are sampled inside the graph.
+
+    axis:   the axis of the channels, or None
+    rank:   of the tensor
+    width:  number of channels; 1 without an axis
+    grid:   stride of the pooling grid of a feature map, 0 where none is used
+    stride: of the positions sampled from the tensor, or from the grid
+    """
 
     axis: int | None
     rank: int
     width: int
-    apart: int
-    step: int
+    grid: int
+    stride: int
 
     @classmethod
-    def about(cls, shape: tuple[int, ...], axis: int | None, wish: int) -> _Rows:
-        place = None if axis is None or len(shape) < 2 else axis % len(shape)
-        width, apart = 1 if place is None else shape[place], grid(shape, place, wish)
-        positions = on_grid(shape, apart) if apart else int(np.prod(shape)) // max(width, 1)
-        return cls(place, len(shape), width, apart, step(positions, positions * width // wish))
+    def for_shape(cls, shape: tuple[int, ...], axis: int | None, target: int) -> _RowQuery:
+        """target: number of values to sample."""
+        kept = None if axis is None or len(shape) < 2 else axis % len(shape)
+        width, grid = 1 if kept is None else shape[kept], grid_stride(shape, kept, target)
+        positions = grid_positions(shape, grid) if grid else int(np.prod(shape)) // max(width, 1)
+        return cls(kept, len(shape), width, grid, coprime_stride(positions, positions * width // target))
 
-    def question(self, asking: Asking, value: ir.Value) -> list[ir.Value]:
-        if self.apart:
-            return [asking.on_grid(value, self.apart)]
+    def add_nodes(self, graph: StatsGraph, value: ir.Value) -> list[ir.Value]:
+        if self.grid:
+            return [graph.sample_grid(value, self.grid)]
         if self.axis is None:
-            return [asking.every(value, self.step)]
-        last = value if self.axis == self.rank - 1 else asking.last(value, self.axis, self.rank)
-        return [asking.every(last, self.step, self.width)]
+            return [graph.sample_strided(value, self.stride)]
+        last = value if self.axis == self.rank - 1 else graph.move_axis_last(value, self.axis, self.rank)
+        return [graph.sample_strided(last, self.stride, self.width)]
 
-    def rows(self, answer: np.ndarray) -> np.ndarray:
-        if self.apart:
-            return answer.reshape(len(answer), self.width, -1).swapaxes(1, 2).reshape(-1, self.width)[:: self.step]
-        return answer.reshape(-1, self.width)
+    def rows(self, output: np.ndarray) -> np.ndarray:
+        """[positions, width] of an output of the graph."""
+        if self.grid:
+            return output.reshape(len(output), self.width, -1).swapaxes(1, 2).reshape(-1, self.width)[:: self.stride]
+        return output.reshape(-1, self.width)
 
 
-def some_rows(
-    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], samples: int, wish: int
+def sample_rows(
+    evidence: Evidence, tensors: Sequence[str], axes: Mapping[str, int], samples: int, target: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """[some positions, channels] of each tensor, batch by batch, of so many samples; of one without an axis [some values, 1].
+    """Rows of channels at sampled positions, batch by batch.
 
-    axes: of channels, of which every sample has the same number; wish: values of a tensor and sample.  Tensors of the trace that are
-    float32.
+    Each item has [positions, channels] by tensor name; [values, 1] without an axis.
+
+    tensors: names; those that are not float32 in the trace are skipped
+    axes:    by tensor, the axis of the channels, whose size is the same in every sample
+    samples: maximum number of samples
+    target:  number of values of each tensor and sample
     """
-    data, seen = evidence.samples().take(samples), evidence.trace
-    known = {n: seen.shapes[n] for n in tensors if n in seen.floats and seen.shapes[n]}
-    if read.opset(evidence.model) < OPSET:
-        for values in stream(evidence.model, list(known), data, evidence.batch_for(list(known))):
-            yield {n: rows_of(x, axes.get(n), wish * max(len(x), 1)) for n, x in values.items()}
+    data, trace = evidence.samples().take(samples), evidence.trace
+    shapes = {n: trace.shapes[n] for n in tensors if n in trace.floats and trace.shapes[n]}
+    if read.opset(evidence.model) < MIN_OPSET:
+        for values in stream(evidence.model, list(shapes), data, evidence.batch_for(list(shapes))):
+            yield {n: array_rows(x, axes.get(n), target * max(len(x), 1)) for n, x in values.items()}
         return
-    asking = Asking(evidence.model)
-    plans = {n: _Rows.about(shape, axes.get(n), wish) for n, shape in known.items()}
-    answers = asking.answering({n: partial(p.question, asking) for n, p in plans.items()})
-    batch, fixed = answers.batch(evidence), layout(data.signature).batch or 1
+    graph = StatsGraph(evidence.model)
+    queries = {n: _RowQuery.for_shape(shape, axes.get(n), target) for n, shape in shapes.items()}
+    session = graph.build({n: partial(query.add_nodes, graph) for n, query in queries.items()})
+    batch, fixed = session.batch_size(evidence), batch_layout(data.signature).batch or 1
     for rows in data.batches(batch):
-        found = answers.of(rows.inputs, rows.keys[0])
-        whole = {n: plan.rows(found[n][0]) for n, plan in plans.items()}
+        outputs = session.run(rows.inputs, rows.keys[0])
+        whole = {n: query.rows(outputs[n][0]) for n, query in queries.items()}
         yield {n: x[: len(x) * rows.count // fixed] if rows.count < fixed else x for n, x in whole.items()}
 
 
-def rows_of(x: np.ndarray, axis: int | None, wish: int) -> np.ndarray:
-    """The same of values at hand; wish: values."""
+def array_rows(x: np.ndarray, axis: int | None, target: int) -> np.ndarray:
+    """[positions, channels] of an array at evenly spaced positions.
+
+    axis:   of the channels, or None
+    target: number of values
+    """
     rows = x.reshape(-1, 1) if axis is None or x.ndim < 2 else np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
-    return rows[:: step(len(rows), rows.size // wish)]
+    return rows[:: coprime_stride(len(rows), rows.size // target)]

@@ -1,4 +1,4 @@
-"""Multiply-accumulates and parameters of a model, node by node."""
+"""Multiply-accumulates of a model, by node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnxpress.model.trace import Trace
 
 
 def node_macs(node: ir.Node, trace: Trace) -> int:
-    """Multiply-accumulates of one node at the trace's sizes; 0 for operators without a contraction."""
+    """Multiply-accumulates of one node at the sizes of the trace; 0 for operators without a contraction."""
     if not read.standard(node) or not node.outputs:
         return 0
     if node.op_type in read.RECURRENT:
@@ -35,7 +35,7 @@ def node_macs(node: ir.Node, trace: Trace) -> int:
 
 
 def _recurrent(node: ir.Node, trace: Trace) -> int:
-    """Of all steps: inputs and state through W [directions, gates H, I] and R [directions, gates H, H]."""
+    """Over all time steps: input and state times W [directions, gates H, I] and R [directions, gates H, H]."""
     source = node.inputs[0]
     shape = trace.shape(source.name) if source is not None else None
     weights = [_stored(v) or trace.shape(v.name if v is not None else None) for v in node.inputs[1:3]]
@@ -45,11 +45,11 @@ def _recurrent(node: ir.Node, trace: Trace) -> int:
 
 
 def _stored(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The shape of a constant."""
+    """The shape of a constant; None for others."""
     tensor = read.constant_tensor(value)
     return None if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
 
 
 def macs(model: ir.Model, trace: Trace) -> dict[str, int]:
-    """Multiply-accumulates by node name, weighted nodes only."""
+    """Multiply-accumulates by node name, for nodes with weights only."""
     return {n.name or "": node_macs(n, trace) for n in model.graph if n.op_type in read.WEIGHTED | read.RECURRENT}

@@ -1,7 +1,7 @@
-"""The only room that changes graphs: a small vocabulary that keeps names, uses and value infos right.
+"""The only module that changes graphs: a small set of edits that keep names, uses and value infos consistent.
 
-Passes clone a model and then speak these verbs.  Shapes and types of computed values are dropped where an
-edit may have made them false; onnxruntime infers them anew.
+Passes clone a model and apply these edits.  Stated shapes and types of computed values are dropped where an edit may
+have made them wrong; onnxruntime infers them again.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from onnx_ir.passes import common
 
 from onnxpress.model.read import constant
 
-_OWN_INITIALIZERS = 4  # IR version from which on initializers need not be inputs, too
-_WEIGHT = 256  # elements from which on an array of a sub-graph is a weight
+_MIN_IR_VERSION = 4  # IR version from which on initializers need not be inputs as well
+_MIN_WEIGHT_SIZE = 256  # elements from which on a constant of a sub-graph is a weight
 
 
 def canonical(model: ir.Model) -> ir.Model:
-    """A clone in the form passes expect: functions inlined, constants as initializers, weights of sub-graphs among the graph's own,
-    no Identity, names unique.
+    """A clone in the form that passes expect.
 
-    Inputs that merely repeat an initializer (IR < 4) stop being inputs: an override by the caller is not
-    something an optimized file can honour.  Identity removal also unties biases that exporters share through
-    Identity nodes (onnxruntime leaves such a Conv in float).
+    Functions are inlined, constants are initializers, weights of sub-graphs are initializers of the main graph, there
+    is no Identity, and names are unique.  Inputs that only repeat an initializer (IR < 4) stop being inputs: an
+    optimized file cannot honour an override by the caller.  Removing Identity nodes also separates biases that
+    exporters share through them (onnxruntime leaves such a Conv in float).
     """
     clone = model.clone()
     if clone.functions:
         common.InlinePass()(clone)
     common.RemoveInitializersFromInputsPass()(clone)
-    if clone.ir_version < _OWN_INITIALIZERS:
-        clone.ir_version = _OWN_INITIALIZERS
+    if clone.ir_version < _MIN_IR_VERSION:
+        clone.ir_version = _MIN_IR_VERSION
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone)
     common.IdentityEliminationPass()(clone)
     _lift_weights(clone)
@@ -42,29 +42,34 @@ def canonical(model: ir.Model) -> ir.Model:
 
 
 def _lift_weights(model: ir.Model) -> None:
-    """Sub-graphs read the graph's initializers as well as their own: weights need only be looked for in one place."""
+    """Move weights of sub-graphs to the main graph, so that all weights are found there."""
     for graph in model.graph.subgraphs():
         for name in list(graph.initializers):
             value = graph.initializers[name]
             tensor = value.const_value
-            if tensor is None or tensor.size < _WEIGHT or len(tensor.shape) < 2 or tensor.dtype != ir.DataType.FLOAT:
+            if (
+                tensor is None
+                or tensor.size < _MIN_WEIGHT_SIZE
+                or len(tensor.shape) < 2
+                or tensor.dtype != ir.DataType.FLOAT
+            ):
                 continue
             if not value.is_graph_output() and not value.is_graph_input():
                 value.replace_all_uses_with(
                     add_constant(model, tensor.numpy(), name)
-                )  # tensors are shared with the given model
+                )  # tensors are shared with the original model
                 del graph.initializers[name]
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node a stable unique name (its first output's where it has none)."""
-    taken: set[str] = set()
+    """Give every node a stable unique name: its own, else that of its first output."""
+    used: set[str] = set()
     for node in model.graph:
         name = node.name or next((v.name for v in node.outputs if v.name), node.op_type) or node.op_type
         unique, count = name, 1
-        while unique in taken:
+        while unique in used:
             unique, count = f"{name}_{count}", count + 1
-        taken.add(unique)
+        used.add(unique)
         node.name = unique
 
 
@@ -74,7 +79,7 @@ def drop_dead(model: ir.Model) -> None:
 
 
 def forget_shapes(model: ir.Model, keep: Iterable[ir.Value] = ()) -> None:
-    """Drop stated shapes of computed values; the graph's own inputs and outputs keep theirs."""
+    """Drop stated shapes of computed values, except of `keep` and of the graph outputs."""
     kept = {id(v) for v in keep} | {id(v) for v in model.graph.outputs}
     for node in model.graph:
         for value in node.outputs:
@@ -83,7 +88,7 @@ def forget_shapes(model: ir.Model, keep: Iterable[ir.Value] = ()) -> None:
 
 
 def forget_floats(model: ir.Model) -> None:
-    """Drop stated types and shapes of computed float32 values, which whoever loads the file infers anew: it gets smaller."""
+    """Drop stated types and shapes of computed float32 values, which loading infers again: the file gets smaller."""
     kept = {id(v) for v in model.graph.outputs}
     for node in model.graph:
         for value in node.outputs:
@@ -91,24 +96,24 @@ def forget_floats(model: ir.Model) -> None:
                 value.type, value.shape = None, None
 
 
-def fresh(model: ir.Model, stem: str) -> str:
-    """A value name that neither the graph nor a sub-graph uses yet."""
-    taken = model.meta.get("onnxpress.names")
-    if taken is None:
-        taken = {v.name for n in model.graph.all_nodes() for v in n.outputs}
+def unique_name(model: ir.Model, stem: str) -> str:
+    """A value name that neither the graph nor a sub-graph uses yet, starting with the stem."""
+    used = model.meta.get("onnxpress.names")
+    if used is None:
+        used = {v.name for n in model.graph.all_nodes() for v in n.outputs}
         for graph in (model.graph, *model.graph.subgraphs()):
-            taken |= {v.name for v in graph.inputs} | set(graph.initializers)
-        model.meta["onnxpress.names"] = taken
+            used |= {v.name for v in graph.inputs} | set(graph.initializers)
+        model.meta["onnxpress.names"] = used
     name, count = stem, 1
-    while name in taken:
+    while name in used:
         name, count = f"{stem}_{count}", count + 1
-    taken.add(name)
+    used.add(name)
     return name
 
 
 def add_constant(model: ir.Model, array: np.ndarray, stem: str) -> ir.Value:
-    """A new initializer holding the array (zero-rank arrays stay zero-rank)."""
-    name = fresh(model, stem)
+    """A new initializer that holds the array (rank 0 is kept)."""
+    name = unique_name(model, stem)
     contiguous = np.ascontiguousarray(array).reshape(np.shape(array))
     value = ir.Value(name=name, shape=ir.Shape(contiguous.shape), const_value=ir.tensor(contiguous, name=name))
     value.type = ir.TensorType(ir.DataType.from_numpy(contiguous.dtype))
@@ -117,7 +122,7 @@ def add_constant(model: ir.Model, array: np.ndarray, stem: str) -> ir.Value:
 
 
 def set_constant(value: ir.Value, array: np.ndarray) -> None:
-    """Give an initializer new numbers (and shape); its type follows the array."""
+    """Replace the data, shape and type of an initializer."""
     contiguous = np.ascontiguousarray(array).reshape(np.shape(array))
     value.const_value = ir.tensor(contiguous, name=value.name)
     value.shape = ir.Shape(contiguous.shape)
@@ -125,7 +130,7 @@ def set_constant(value: ir.Value, array: np.ndarray) -> None:
 
 
 def own_constant(model: ir.Model, node: ir.Node, index: int) -> ir.Value:
-    """The constant at an input, private to this node: cloned first where other uses share it."""
+    """The constant at an input, used by this node only: cloned where other nodes share it."""
     value = node.inputs[index]
     array = constant(value)
     if value is None or array is None:
@@ -138,7 +143,7 @@ def own_constant(model: ir.Model, node: ir.Node, index: int) -> ir.Value:
 
 
 def set_input(model: ir.Model, node: ir.Node, index: int, array: np.ndarray, stem: str) -> None:
-    """Make an input of a node the given constant, without touching other users of what stood there."""
+    """Make an input of a node the given constant, without changing other users of the previous value."""
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     value = node.inputs[index]
@@ -157,7 +162,7 @@ def insert_before(
     attributes: Mapping[str, object] | None = None,
     domain: str = "",
 ) -> ir.Value:
-    """A new one-output node in front of the anchor; returns its output."""
+    """Insert a node with one output before the anchor; returns its output."""
     node = _make(model, op, inputs, stem, attributes, domain)
     model.graph.insert_before(anchor, node)
     return node.outputs[0]
@@ -166,10 +171,10 @@ def insert_before(
 def insert_many(
     model: ir.Model, anchor: ir.Node, op: str, inputs: Sequence[ir.Value | None], stem: str, count: int
 ) -> list[ir.Value]:
-    """A new standard node of several outputs in front of the anchor; returns its outputs."""
-    node = ir.node(op, list(inputs), num_outputs=count, name=fresh(model, stem))
+    """Insert a standard node with several outputs before the anchor; returns its outputs."""
+    node = ir.node(op, list(inputs), num_outputs=count, name=unique_name(model, stem))
     for index, value in enumerate(node.outputs):
-        value.name = fresh(model, f"{stem}_{index}")
+        value.name = unique_name(model, f"{stem}_{index}")
     model.graph.insert_before(anchor, node)
     return list(node.outputs)
 
@@ -183,7 +188,7 @@ def insert_after(
     attributes: Mapping[str, object] | None = None,
     domain: str = "",
 ) -> ir.Value:
-    """A new one-output node behind the anchor; returns its output."""
+    """Insert a node with one output after the anchor; returns its output."""
     node = _make(model, op, inputs, stem, attributes, domain)
     model.graph.insert_after(anchor, node)
     return node.outputs[0]
@@ -197,69 +202,69 @@ def _make(
     attributes: Mapping[str, object] | None,
     domain: str,
 ) -> ir.Node:
-    name = fresh(model, stem)
+    name = unique_name(model, stem)
     node = ir.node(op, list(inputs), dict(attributes or {}), domain=domain, name=name)  # type: ignore[arg-type]
     node.outputs[0].name = name
     return node
 
 
 def bypass(model: ir.Model, node: ir.Node, source: ir.Value) -> None:
-    """Remove a one-output node: whoever read its output reads the source instead.
+    """Remove a node with one output: the readers of its output read the source instead.
 
-    Where the output is a graph output its name is kept by the source, so the signature does not change; if the
-    source cannot take the name (it is an input, an initializer or an output itself) the node stays as Identity.
+    Where the output is a graph output, the source takes its name, so that the signature does not change.  If the source
+    cannot take the name (it is an input, an initializer or an output itself) the node is replaced by an Identity.
     """
     output = node.outputs[0]
     if output.is_graph_output():
         if source.producer() is None or source.is_graph_output() or source.is_initializer():
             replacement = ir.node("Identity", [source], name=node.name)
             model.graph.insert_before(node, replacement)
-            take_over(model, output, replacement.outputs[0])
+            replace_value(model, output, replacement.outputs[0])
             model.graph.remove(node, safe=True)
             return
-        take_over(model, output, source)
+        replace_value(model, output, source)
     else:
         output.replace_all_uses_with(source)
     model.graph.remove(node, safe=True)
 
 
 def reroute(model: ir.Model, old: ir.Value, source: ir.Value) -> None:
-    """Whoever read `old` reads the source, sub-graphs too; what made `old` stays until `drop_dead`.
+    """Make the readers of `old`, sub-graphs included, read the source; the producer of `old` stays until `drop_dead`.
 
-    A graph output is handed on by an Identity, so that names inside the graph do not change.
+    A graph output is computed by a new Identity, so that names inside the graph do not change.
     """
     if old.is_graph_output():
         made = old.producer()
         if made is None:
             raise ValueError(f"{old.name} is not computed")
-        relay = ir.node("Identity", [source], name=fresh(model, f"{made.name}_skipped"))
+        relay = ir.node("Identity", [source], name=unique_name(model, f"{made.name}_skipped"))
         model.graph.insert_after(made, relay)
-        take_over(model, old, relay.outputs[0])
+        replace_value(model, old, relay.outputs[0])
         return
     old.replace_all_uses_with(source)
 
 
-def take_over(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be read wherever `old` was; a graph output's name, type and shape go with it."""
+def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
+    """Make all readers of `old` read `new`; a graph output's name, type and shape move to `new`."""
     if old.is_graph_output():
         name, kind, shape = old.name, old.type, old.shape
-        old.name = fresh(model, f"{name}_old")
+        old.name = unique_name(model, f"{name}_old")
         new.name, new.type, new.shape = name, kind, shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
-def hand_over_output(model: ir.Model, value: ir.Value, back: ir.Value) -> None:
-    """A graph output becomes `back`, under the old name; what else reads `value` still does."""
+def replace_output(model: ir.Model, value: ir.Value, back: ir.Value) -> None:
+    """Make `back` the graph output in place of `value`, under the old name; other readers still read `value`."""
     outputs = model.graph.outputs
     position = next(i for i, v in enumerate(outputs) if v is value)
     name, kind, shape = value.name, value.type, value.shape
-    value.name = fresh(model, f"{name}_float")
+    value.name = unique_name(model, f"{name}_float")
     back.name, back.type, back.shape = name, kind, shape
     outputs[position] = back
 
 
 def slice_constant(model: ir.Model, node: ir.Node, index: int, axis: int, keep: np.ndarray) -> None:
-    """Keep only the given positions of one axis of a constant input."""
+    """Keep only the given positions along one axis of a constant input."""
     array = constant(node.inputs[index])
     if array is None:
         raise ValueError(f"input {index} of {node.name} is not constant")
@@ -275,14 +280,14 @@ def set_ints(node: ir.Node, name: str, numbers: Sequence[int]) -> None:
 
 
 def set_attributes(node: ir.Node, attributes: Mapping[str, Any]) -> None:
-    """Give a node these attributes and no others."""
+    """Give a node exactly these attributes."""
     node.attributes.clear()
     for name, value in attributes.items():
         node.attributes[name] = ir.convenience.convert_attribute(name, value)
 
 
 def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give the graph's inputs and outputs other names, in order; inner values that bear one of them step aside."""
+    """Rename the graph's inputs and outputs, in order; internal values with one of these names are renamed."""
     given = set(model.graph.initializers)
     ports = [v for v in model.graph.inputs if v.name not in given]
     pairs = [*zip(ports, inputs, strict=True), *zip(model.graph.outputs, outputs, strict=True)]
@@ -292,14 +297,14 @@ def rename_ports(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str])
     inner = [v for n in model.graph.all_nodes() for v in n.outputs] + list(model.graph.initializers.values())
     for value in inner:
         if value.name in wanted and id(value) not in own:
-            value.name = fresh(model, f"{value.name}_inner")
+            value.name = unique_name(model, f"{value.name}_inner")
     for value, name in pairs:
         value.name = name
     model.meta.pop("onnxpress.names", None)
 
 
 def set_numbers(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> None:
-    """Give stored tensors new numbers by value name, wherever they stand: initializers and Constant nodes of any graph.
+    """Replace the data of stored tensors by value name: initializers and Constant nodes of any graph.
 
     Raises KeyError for a name that no graph of the model stores.
     """

@@ -1,8 +1,8 @@
-"""Models in and out of files: opened with suspicion, written all at once or not at all.
+"""Reading and writing model files: checked before use, written completely or not at all.
 
-A file from a stranger is checked before anything is allocated for it: the protobuf parses, every tensor's
-announced size is in the file, external data stay inside the model's folder.  A file is written under a
-temporary name beside its target and renamed, so a killed run leaves no half model.
+An untrusted file is checked before memory is allocated for it: the protobuf parses, the data of every tensor are in the
+file, and external data stay inside the model's folder. A file is written under a temporary name next to its target and
+renamed, so an interrupted run leaves no partial model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model.read import element_bytes
 
-_INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GB; leave room for the graph itself
+_INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GB; some of it is for the graph itself
 _STANDARD_DOMAINS = {
     "",
     "ai.onnx",
@@ -37,16 +37,16 @@ _STANDARD_DOMAINS = {
 
 
 def load(path: str | Path) -> ir.Model:
-    """Read and check one ONNX file; raises InputProblem with one line on anything that is wrong with it."""
-    model = opened(path)
+    """Read and check an ONNX file.  Raises InputProblem on anything that is wrong with it."""
+    model = open_model(path)
     _check_weights(model, Path(path))
     if weight_bytes(model) <= _INLINE_LIMIT:
         ir.external_data.load_to_model(model)
     return model
 
 
-def opened(path: str | Path) -> ir.Model:
-    """A file of any size, checked, with the numbers of external weights still on the disk and not looked at.
+def open_model(path: str | Path) -> ir.Model:
+    """Open and check a file of any size; external weights stay on disk and are not checked.
 
     Raises InputProblem as `load` does.
     """
@@ -70,7 +70,7 @@ def opened(path: str | Path) -> ir.Model:
             "export it again, or repair it with the exporter's own checker",
         ) from error
     try:
-        model = ir.from_proto(proto)  # not read from the file once more
+        model = ir.from_proto(proto)  # without reading the file again
         ir.external_data.set_base_dir(model.graph, path.parent)
     except Exception as error:
         raise InputProblem("cannot read the model's graph", path, _first_line(error), "export it again") from error
@@ -127,6 +127,7 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """The graph and all its sub-graphs."""
     found, queue = [], [graph]
     while queue:
         current = queue.pop()
@@ -144,7 +145,7 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
     if any(d < 0 for d in tensor.dims):
         raise InputProblem("a tensor has a negative dimension", where, str(list(tensor.dims)), "export the model again")
     width = element_bytes(tensor.data_type)
-    if width is None:  # strings and unknown types: the checker speaks of them
+    if width is None:  # strings and unknown types are left to the checker
         return
     need = int(np.prod([int(d) for d in tensor.dims], dtype=object) * width) if tensor.dims else int(max(width, 1))
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -184,13 +185,13 @@ def _check_external(tensor: onnx.TensorProto, need: int, path: Path, where: str)
             "external data outside the model's folder",
             where,
             f"location {location!r}",
-            "put the data file beside the model",
+            "put the data file in the folder of the model",
         )
     if not target.is_file():
         raise InputProblem(
             "external data file is missing",
             where,
-            f"{location} is not beside the model",
+            f"{location} is not in the folder of the model",
             "copy the data file together with the .onnx file",
         )
     try:
@@ -228,42 +229,42 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def is_large(model: ir.Model) -> bool:
-    """Whether the model is more than protobuf's 2 GB, so that its weights must lie beside its file."""
+    """Whether the model exceeds protobuf's limit of 2 GB, so that its weights need a file of their own."""
     return weight_bytes(model) > _INLINE_LIMIT
 
 
-def must_fit(model: ir.Model) -> None:
-    """Raises InputProblem where the model is large, for what needs it in one piece."""
+def check_size(model: ir.Model) -> None:
+    """Raises InputProblem where the model is large, for operations that need it in one protobuf."""
     if is_large(model):
-        size, able = f"{weight_bytes(model) / 1e9:.1f} GB of weights", "bench, compare, and every lever but distill"
-        raise InputProblem("the model is too large for this", "", size, f"what takes more than 1.8 GB: {able}")
+        size, able = f"{weight_bytes(model) / 1e9:.1f} GB of weights", "bench, compare, and every pass but distill"
+        raise InputProblem("the model is too large for this", "", size, f"models above 1.8 GB work with {able}")
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model's deterministic serialisation, all weights inline.  Raises InputProblem where that is more than protobuf's 2 GB."""
-    must_fit(model)
+    """Deterministic serialization of the model with all weights inline.  Raises InputProblem where it exceeds 2 GB."""
+    check_size(model)
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
-        model = model.clone()  # a part of a large one, whose other parts still lie in the file
+        model = model.clone()  # a part of a large model, with its data still in the file
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
-    return written(model)
+    return serialize_graph(model)
 
 
-def written(model: ir.Model) -> bytes:
-    """The model's deterministic serialisation; external data stays where it is."""
+def serialize_graph(model: ir.Model) -> bytes:
+    """Deterministic serialization of the model; external data stay where they are."""
     proto = ir.to_proto(model)
-    known = {tensor.name for tensor in proto.graph.initializer}  # which say their type and shape themselves
-    told = [value for value in proto.graph.value_info if value.name not in known or value.metadata_props]
-    if len(told) < len(proto.graph.value_info):
+    known = {tensor.name for tensor in proto.graph.initializer}  # they state type and shape themselves
+    kept = [value for value in proto.graph.value_info if value.name not in known or value.metadata_props]
+    if len(kept) < len(proto.graph.value_info):
         del proto.graph.value_info[:]
-        proto.graph.value_info.extend(told)
+        proto.graph.value_info.extend(kept)
     return bytes(proto.SerializeToString(deterministic=True))
 
 
 @contextmanager
-def serialised(model: ir.Model) -> Iterator[bytes | Path]:
-    """The model as others read it: its bytes, or of a large one a file, with its weights beside it, that is gone in the end."""
+def serialized(model: ir.Model) -> Iterator[bytes | Path]:
+    """The model as its bytes, or, for a large one, as the path of a temporary file with external data."""
     if not is_large(model):
         yield to_bytes(model)
         return
@@ -274,7 +275,7 @@ def serialised(model: ir.Model) -> Iterator[bytes | Path]:
 
 
 def model_hash(model: ir.Model) -> str:
-    """sha256 of the serialised model; of a large one of its skeleton and then its weights."""
+    """SHA-256 (hex) of the serialized model; of a large one, of the graph without weights and then of the weights."""
     if not is_large(model):
         return hashlib.sha256(to_bytes(model)).hexdigest()
     state = hashlib.sha256(to_bytes(_skeleton(model)))
@@ -285,12 +286,12 @@ def model_hash(model: ir.Model) -> str:
 
 
 def model_size(model: ir.Model) -> int:
-    """Bytes of the model, its weights with it."""
+    """Bytes of the model, weights included."""
     return len(to_bytes(model)) if not is_large(model) else len(to_bytes(_skeleton(model))) + weight_bytes(model)
 
 
 def compressed_size(model: ir.Model) -> int:
-    """Bytes of the model, its weights with it, after gzip."""
+    """Bytes of the model, weights included, after gzip."""
     press, total = zlib.compressobj(6, wbits=31), 0
     large = is_large(model)
     total += len(press.compress(to_bytes(_skeleton(model) if large else model)))
@@ -301,7 +302,7 @@ def compressed_size(model: ir.Model) -> int:
 
 
 def _skeleton(model: ir.Model) -> ir.Model:
-    """A copy whose weights are empty."""
+    """A copy with empty weights."""
     work = model.clone()
     for value in work.graph.initializers.values():
         if value.const_value is not None:
@@ -310,7 +311,7 @@ def _skeleton(model: ir.Model) -> ir.Model:
 
 
 def check_target(target: str | Path, *sources: str | Path) -> Path:
-    """The output path, if it may be written: the folder exists and it is none of the inputs."""
+    """The output path, checked: its folder exists and is writable, and it is not a source.  Raises InputProblem."""
     target = Path(target)
     if not target.parent.is_dir():
         raise InputProblem("the output folder does not exist", target.parent, "", f"mkdir -p {target.parent}")
@@ -325,7 +326,7 @@ def check_target(target: str | Path, *sources: str | Path) -> Path:
 
 
 def write_atomic(target: str | Path, data: bytes) -> None:
-    """Write a file whole: temporary file in the same folder, fsync, rename."""
+    """Write a file atomically: temporary file in the same folder, fsync, rename.  Raises EnvironmentProblem."""
     target = Path(target)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
@@ -348,7 +349,7 @@ def write_atomic(target: str | Path, data: bytes) -> None:
 def save(model: ir.Model, target: str | Path) -> bytes:
     """Check the model and write it atomically; returns the bytes written.
 
-    Above protobuf's 2 GB the weights go to `<name>.data` beside the file, written first.
+    Above 2 GB the weights go to `<name>.data` next to the file, which is written first.
     """
     target = Path(target)
     if is_large(model):
@@ -360,20 +361,20 @@ def save(model: ir.Model, target: str | Path) -> bytes:
 
 
 def _save_external(model: ir.Model, target: Path) -> bytes:
-    with beside(target) as (part, data_part):
+    with staging_files(target) as (part, data_part):
         ir.save(model, part, external_data=data_part.name)
-        return settle(target, part, data_part)
+        return commit_staged(target, part, data_part)
 
 
 @contextmanager
-def beside(target: Path) -> Iterator[tuple[Path, Path]]:
-    """Where a file and its data can grow: of the same names, in a hidden folder beside the target that is gone in the end."""
+def staging_files(target: Path) -> Iterator[tuple[Path, Path]]:
+    """Paths for a file and its external data in a temporary hidden folder next to the target."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         yield Path(folder) / target.name, Path(folder) / f"{target.name}.data"
 
 
-def settle(target: Path, part: Path, data_part: Path) -> bytes:
-    """Check what grew there and put it in its place, the data first; returns the bytes of the file itself."""
+def commit_staged(target: Path, part: Path, data_part: Path) -> bytes:
+    """Check the staged model and move it to its target, the data first; returns the bytes of the model file."""
     onnx.checker.check_model(str(part))
     data_part.replace(target.parent / data_part.name)
     data = part.read_bytes()

@@ -1,23 +1,26 @@
-"""Reading a graph: constants, attributes, the operator families that several rooms reason about.
+"""Read access to graphs: constants, attributes, and families of operators.
 
-Everything here looks and nothing changes the model.
+Nothing here changes a model.
 """
 
 from __future__ import annotations
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 and the float8 types with numpy)
+from importlib import import_module
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-# Operators that treat every element alike, so that channel j of each input meets channel j of the output.
+import_module("ml_dtypes")  # registers bfloat16 and the float8 types with numpy
+
+# Elementwise operators: channel j of each input is combined into channel j of the output.
 ELEMENTWISE = frozenset(
     """Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid
     HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh
     Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Add Sub Mul Div Pow Min Max Mean Sum Mod PRelu And Or
     Xor Equal Greater GreaterOrEqual Less LessOrEqual Where QuickGelu FastGelu BiasGelu""".split()
 )
-# Pooling: axes 0 and 1 pass, the spatial axes are reduced.
+# Pooling operators: they reduce the spatial axes, and keep axes 0 and 1.
 POOLING = frozenset("""AveragePool MaxPool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool""".split())
 WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 COMPUTED = "its weight is computed from the inputs"
@@ -25,7 +28,7 @@ RECURRENT = frozenset("LSTM GRU RNN".split())
 
 
 def element_bytes(data_type: int) -> float | None:
-    """Bytes an element of an ONNX tensor type takes in raw form; None for strings and unknown types."""
+    """Bytes per element of an ONNX tensor type in raw form; None for strings and unknown types."""
     try:
         dtype = ir.DataType(data_type)
         return None if dtype == ir.DataType.STRING else float(dtype.itemsize)
@@ -34,13 +37,13 @@ def element_bytes(data_type: int) -> float | None:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array a value always holds: an initializer that no caller can override, or a Constant node's."""
+    """The array that a value always holds: an initializer that no caller can override, or a Constant node's value."""
     tensor = constant_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The same, its numbers not yet read: enough to ask for type and shape."""
+    """The tensor of `constant`, its data not read yet: enough for type and shape."""
     if value is None:
         return None
     if value.is_initializer() and not value.is_graph_input() and value.const_value is not None:
@@ -52,7 +55,10 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def why_not_constant(value: ir.Value | None) -> str:
-    """Why `constant` gives nothing for a weight, for people: made of constants (exporters leave chains), or computed."""
+    """Why `constant` is None for a weight, for messages.
+
+    It is computed from constants (exporters leave such chains), or from inputs.
+    """
     waiting, seen = [value], set()
     while waiting:
         current = waiting.pop()
@@ -63,11 +69,11 @@ def why_not_constant(value: ir.Value | None) -> str:
         if producer is None or has_subgraph(producer):
             return COMPUTED
         waiting += list(producer.inputs)
-    return "its weight is still to be computed from constants: simplify first"
+    return "its weight is computed from constants: run simplify first"
 
 
 def attribute(node: ir.Node, name: str, default: object = None) -> object:
-    """An attribute's plain Python value, or the default where it is absent."""
+    """The plain Python value of an attribute, or the default where it is absent."""
     found = node.attributes.get(name)
     return default if found is None or found.value is None else found.value
 
@@ -88,17 +94,17 @@ def ints_attribute(node: ir.Node, name: str, default: list[int] | None = None) -
 
 
 def fills_constant(pad: ir.Node) -> bool:
-    """Whether a Pad fills in a constant (and not copies of what it pads)."""
+    """Whether a Pad fills with a constant, and not with copies of its input."""
     return attribute(pad, "mode", "constant") in ("constant", b"constant")
 
 
 def standard(node: ir.Node) -> bool:
-    """Whether the node belongs to the standard operator set (and so means what this package knows)."""
+    """Whether the node belongs to the standard operator set."""
     return node.domain in ("", "ai.onnx")
 
 
 def only_user(value: ir.Value) -> ir.Node | None:
-    """The one node that reads a value, where there is exactly one and it is no graph output."""
+    """The only node that reads a value; None where there are several or the value is a graph output."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -106,15 +112,15 @@ def only_user(value: ir.Value) -> ir.Node | None:
 
 
 def is_depthwise(node: ir.Node) -> bool:
-    """A Conv with one input channel per group."""
+    """Whether the node is a Conv with one input channel per group."""
     if node.op_type != "Conv" or not standard(node):
         return False
-    weight = constant_tensor(node.inputs[1])  # its shape alone: numbers may not be there yet
+    weight = constant_tensor(node.inputs[1])  # shape only: the data may not be loaded yet
     return weight is not None and weight.shape[1] == 1 and int_attribute(node, "group", 1) > 1
 
 
 def captured(node: ir.Node) -> set[str]:
-    """Names of outer values that the node's sub-graphs read."""
+    """Names of the outer values that the node's sub-graphs read."""
     names: set[str] = set()
     for attr in node.attributes.values():
         graphs = (
@@ -134,20 +140,20 @@ def has_subgraph(node: ir.Node) -> bool:
 
 
 def opset(model: ir.Model) -> int:
-    """The version of the standard operator set."""
+    """The model's version of the standard operator set."""
     return model.opset_imports.get("", model.opset_imports.get("ai.onnx", onnx.defs.onnx_opset_version()))
 
 
 def node_opset(node: ir.Node) -> int:
-    """The standard operator set's version that a node of a graph is read in."""
+    """The version of the standard operator set that applies to a node."""
     imports = node.graph.opset_imports if node.graph is not None else {}
     return imports.get("", imports.get("ai.onnx", onnx.defs.onnx_opset_version()))
 
 
 def column_bias(node: ir.Node, columns: int) -> np.ndarray | None:
-    """The bias operand of a Conv, ConvTranspose or Gemm as one number an output column, beta applied.
+    """The bias of a Conv, ConvTranspose or Gemm as one number per output column [columns], beta applied.
 
-    Zeros where there is none; None where it is computed, or not one number a column (Gemm's C may be a matrix).
+    Zeros without a bias; None where it is computed, or not one number per column (Gemm's C may be a matrix).
     """
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
@@ -160,12 +166,12 @@ def column_bias(node: ir.Node, columns: int) -> np.ndarray | None:
 
 
 def node_label(node: ir.Node) -> str:
-    """A name to show and to refer to a node by: its own, else its first output's."""
+    """The name of a node, else that of its first output: for messages and references."""
     return node.name or next((v.name for v in node.outputs if v.name), node.op_type)
 
 
 def parameters(model: ir.Model) -> int:
-    """Number of float weights (initializers of rank 1 and more, of any float or integer weight type)."""
+    """Number of parameters: elements of all initializers but INT64, BOOL and STRING ones."""
     total = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value

@@ -1,6 +1,6 @@
-"""What a model takes and gives: names, element types and shapes of its inputs and outputs.
+"""Signature of a model: names, element types and shapes of its inputs and outputs.
 
-A dimension is an int where the model fixes it, else a string: the symbol's name, or "" where it has none.
+A dimension is an int where the model fixes it, else a string: the name of the symbol, or "" without one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Dim = int | str
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output. shape is None where the model does not state even the rank."""
+    """One input or output.  shape: None where the model does not state the rank."""
 
     name: str
     dtype: np.dtype[np.generic]
@@ -27,16 +27,19 @@ class TensorSpec:
 
     @property
     def batch_is_free(self) -> bool:
-        """Whether the first axis may take any size."""
+        """Whether the first axis is dynamic."""
         return self.shape is not None and len(self.shape) > 0 and isinstance(self.shape[0], str)
 
     def text(self) -> str:
+        """Type and shape in one line: float32[N,3,224,224]."""
         dims = "?" if self.shape is None else ",".join(str(d) if d != "" else "?" for d in self.shape)
         return f"{self.dtype.name}[{dims}]"
 
 
 @dataclass(frozen=True)
 class Signature:
+    """Inputs and outputs of a model."""
+
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -61,7 +64,7 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 
 def signature(model: ir.Model) -> Signature:
-    """The signature of a model; initializers listed among the inputs (IR < 4) are not inputs."""
+    """The signature of a model.  Initializers listed among the inputs (IR < 4) are not inputs."""
     given = set(model.graph.initializers)
     return Signature(
         tuple(_spec(v) for v in model.graph.inputs if v.name not in given),

@@ -1,4 +1,4 @@
-"""New models made of parts of a given one: single nodes, excerpts, other outputs, the part between two values."""
+"""Models made of parts of a model: single nodes, extracted nodes, other outputs, the part between two values."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnxpress.model.edit import drop_dead, fresh
+from onnxpress.model.edit import drop_dead, unique_name
 from onnxpress.model.read import constant, constant_tensor
 from onnxpress.model.trace import Trace
 
 
-def alone(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
-    """A model of one node with its constants: its first input, of any shape, becomes the graph's, its output the output."""
+def single_node_model(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
+    """A model of one node and its constants.
+
+    The first input, of any shape, becomes the graph input, the output the graph output.
+    """
     source = node.inputs[0]
     if source is None or len(node.outputs) != 1:
         raise ValueError(f"{node.name} cannot stand alone")
@@ -37,9 +40,12 @@ def alone(model: ir.Model, node: ir.Node, kind: ir.DataType) -> ir.Model:
     return ir.Model(graph, ir_version=model.ir_version)
 
 
-def excerpt(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model:
-    """A model of some nodes with their constants, in the model's order: what they read from elsewhere are its inputs, what the
-    last one makes is given; sizes and types as in the trace and the file, float where the file tells no type."""
+def extract_nodes(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model:
+    """A model of some nodes and their constants, in the model's order.
+
+    Values that the nodes read from elsewhere become inputs, the outputs of the last node become outputs.  Shapes come
+    from the trace, types from the file (float where it gives none).
+    """
     made: dict[int, ir.Value] = {}
     inputs: list[ir.Value] = []
     constants: list[ir.Value] = []
@@ -72,14 +78,14 @@ def excerpt(model: ir.Model, nodes: Sequence[ir.Node], trace: Trace) -> ir.Model
 
 
 def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A clone whose outputs are exactly the named values and that computes nothing else."""
+    """A clone whose outputs are exactly the named values, and that computes nothing else."""
     clone = model.clone()
     values = {v.name: v for v in (*clone.graph.inputs, *(v for n in clone.graph for v in n.outputs))}
-    return only_these(clone, [values[name] for name in names])
+    return set_outputs(clone, [values[name] for name in names])
 
 
-def only_these(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
-    """The model itself, its outputs from now on exactly these values of it."""
+def set_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
+    """Make exactly these values the outputs of the model, in place; returns the model."""
     model.graph.outputs.clear()
     for value in values:
         if value.producer() is None:  # a graph input: an output must be computed
@@ -93,19 +99,21 @@ def only_these(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
 
 
 def between(model: ir.Model, source: str, output: str) -> ir.Model:
-    """The part of a model from one value to a later one, as a model that has `source` as an input; inputs of the whole that
-    enter from the side remain its inputs.  Where both are one value it is an Identity.  A source whose type the file does not
-    tell is taken for float."""
+    """The part of a model from one value to a later one, with `source` as an input.
+
+    Other inputs of the model that this part reads remain inputs.  Where both values are the same it is an Identity.  A
+    source whose type the file does not give is taken as float.
+    """
     clone = outputs_only(model, [output])
     values = {v.name: v for n in clone.graph for v in n.outputs}
     given = {v.name for v in clone.graph.inputs}
     if source not in given:
         old = values[source]
         port = ir.Value(name=source, shape=old.shape, type=ir.TensorType(old.dtype or ir.DataType.FLOAT))
-        old.name = fresh(clone, f"{source}_inner")
+        old.name = unique_name(clone, f"{source}_inner")
         if old.is_graph_output():  # nothing lies between
             clone.graph.outputs.clear()
-            node = ir.node("Identity", [port], name=fresh(clone, "nothing"))
+            node = ir.node("Identity", [port], name=unique_name(clone, "nothing"))
             node.outputs[0].type, node.outputs[0].shape = port.type, port.shape
             clone.graph.append(node)
             clone.graph.outputs.append(node.outputs[0])

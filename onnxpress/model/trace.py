@@ -1,7 +1,7 @@
-"""What one run at a small size showed: the concrete shape of every value, and the small integer values.
+"""Trace of one run at a small size: the concrete shape of every value, and the small integer values.
 
-The runtime fills it in; rooms of this floor reason from it.  A Reshape that computes its target from Shape
-operators is then as readable as one with a constant, and no shape rule of any operator is written twice.
+The runtime records it, the model package reasons from it.  A Reshape whose target is computed by Shape operators is
+then as readable as one with a constant, and no operator needs a shape rule of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Trace:
-    """shapes: by value name, concrete; values: integer and bool values of at most 64 elements; floats: those of float32, and whether
-    NaN is among their numbers."""
+    """What one run recorded, by value name.
+
+    shapes: concrete shapes
+    values: integer and bool values of at most 64 elements
+    floats: for float32 values, whether any element is NaN
+    """
 
     shapes: dict[str, tuple[int, ...]]
     values: dict[str, np.ndarray] = field(default_factory=dict)

@@ -16,9 +16,9 @@ from onnxpress.model.files import model_hash, write_atomic
 from onnxpress.nas.evaluation.candidate_training import fold_for_inference
 from onnxpress.nas.evaluation.evaluator import Evaluator
 from onnxpress.nas.request import NasRequest
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.plan.plan import versions_here
-from onnxpress.plan.run_record import document
+from onnxpress.result import document
 from onnxpress.runtime.machine import Machine, this_machine
 
 _KIND = "nas-candidate"
@@ -39,7 +39,7 @@ class RebuildResult:
 
 
 def write_record(
-    path: Path, evaluator: Evaluator, choices: Mapping[str, Any], trainings: Sequence[Decision], model: ir.Model
+    path: Path, evaluator: Evaluator, choices: Mapping[str, Any], trainings: Sequence[Action], model: ir.Model
 ) -> None:
     """Write the record of a network.
 

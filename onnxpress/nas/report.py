@@ -14,7 +14,7 @@ from onnxpress.nas.strategies import pareto
 from onnxpress.plan.candidate_store import Candidate
 from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.machine import Machine
-from onnxpress.search.finalists import Outcome as SearchOutcome
+from onnxpress.search.finalists import OptimizeResult as SearchOutcome
 
 FRONT, REPORT = "front", "report.md"
 _MAX_NAMED = 12  # replacements that a row lists

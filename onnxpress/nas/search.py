@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import save, to_bytes
 from onnxpress.nas import worker
 from onnxpress.nas.evaluation.candidate_training import SCHEDULERS, Trainee, fold_for_inference, round_fractions
@@ -28,9 +28,9 @@ from onnxpress.nas.request import WORST_QUALITY, NasRequest
 from onnxpress.nas.strategies import pareto
 from onnxpress.nas.strategies.storage import HEARTBEAT
 from onnxpress.nas.strategies.study import Study, TrialResult
-from onnxpress.passes.core.contract import Decision
-from onnxpress.plan.run_record import Run
-from onnxpress.runtime.latency import Comparison, Effort, compare_latency
+from onnxpress.passes.core.contract import Action
+from onnxpress.plan.run_record import RunRecord
+from onnxpress.runtime.latency import Effort, LatencyComparison, compare_latency
 from onnxpress.train.progress import Progress, no_progress
 
 CategoricalChoices = tuple[tuple[str, str], ...]
@@ -63,7 +63,7 @@ class FoundNetwork:
     model: ir.Model
     select: Score
     score: Score
-    trainings: list[Decision]
+    trainings: list[Action]
     seconds: float = 0.0
     ms: float = 0.0
     macs: int = 0
@@ -87,7 +87,7 @@ class NasResult:
 
     networks: list[FoundNetwork]
     trials: list[TrialResult]
-    timing: Comparison
+    timing: LatencyComparison
     seconds: float
     met: bool = True
     notes: list[str] = field(default_factory=list)
@@ -114,7 +114,7 @@ def search(
     request = evaluator.request
     request.check()
     initial = [choices for earlier in request.warm for choices in load_front_choices(earlier)]
-    run = Run(folder, command="nas", request=request.as_dict(), machine=evaluator.machine.as_dict())
+    run = RunRecord(folder, command="nas", request=request.as_dict(), machine=evaluator.machine.as_dict())
     job = _SearchRun(evaluator, request, progress or no_progress)
     storage = request.storage or run.folder / "study.db"
     try:
@@ -194,10 +194,10 @@ class _SearchRun:
         schedule = SCHEDULERS[request.schedule]
         last = schedule(evaluator.trainer, trainees, seconds, request.keep, progress, request.maximizes_quality_only)
         by_number = {r.number: r for _, r in selected}
-        judge = Judge(evaluator.reference, evaluator.splits.validate, "validation samples")
+        judge = Scorer(evaluator.reference, evaluator.splits.validate, "validation samples")
         return [self._network(t, by_number[t.number], judge) for t in last]
 
-    def _time(self, networks: list[FoundNetwork]) -> tuple[Comparison, bool]:
+    def _time(self, networks: list[FoundNetwork]) -> tuple[LatencyComparison, bool]:
         """Time the networks against the anchor, set their latency and the front; whether one meets the latency
         limit.
         """
@@ -235,7 +235,7 @@ class _SearchRun:
             found.append(replace(result, quality=result.quality - float(np.log(seconds))))
         return found
 
-    def _network(self, trainee: Trainee, result: TrialResult, judge: Judge) -> FoundNetwork:
+    def _network(self, trainee: Trainee, result: TrialResult, judge: Scorer) -> FoundNetwork:
         """The trained network, folded for inference and scored on the validation samples."""
         model = fold_for_inference(trainee.model, self.evaluator.data.take(1), self.evaluator.machine)
         assert trainee.score is not None
@@ -313,7 +313,7 @@ def categorical_choices(result: TrialResult) -> CategoricalChoices:
     return tuple(sorted((name, value) for name, value in result.choices.items() if isinstance(value, str)))
 
 
-def _write_front(result: NasResult, evaluator: Evaluator, run: Run) -> None:
+def _write_front(result: NasResult, evaluator: Evaluator, run: RunRecord) -> None:
     """Write the networks of the front and their records."""
     target = run.folder / "front"
     target.mkdir(exist_ok=True)

@@ -45,7 +45,7 @@ def model_of(candidate: Candidate) -> ir.Model:
     return ir.from_proto(onnx.load_from_string(candidate.data))
 
 
-class Shelf:
+class CandidateStore:
     """folder: of the run; None keeps nothing."""
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A plan: the decisions that turn one model into another, as JSON a person can read, edit, diff and commit.
+"""A plan: the actions that turn one model into another, as JSON a person can read, edit, diff and commit.
 
 `apply` replays it: the same plan, model and data give the same bytes.  Steps name passes; each pass sees the model as
 the steps before it left it.
@@ -20,7 +20,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.files import model_hash, write_atomic
-from onnxpress.passes.core.contract import Applied, Decision, Refused
+from onnxpress.passes.core.contract import Action, Applied, Refusal
 from onnxpress.passes.registry import find_pass
 from onnxpress.runtime.machine import Machine, this_machine
 
@@ -31,11 +31,11 @@ SPLITS = ((0.4, 0.3, 0.3), (0.6, 0.39, 0.01), (0.6, 0.01, 0.39), (0.8, 0.19, 0.0
 
 
 @dataclass(frozen=True)
-class Step:
+class PlanStep:
     """samples: of the plan's data, at most so many feed this step (None: all), as `Dataset.take` draws them."""
 
     pass_name: str
-    decisions: tuple[Decision, ...]
+    actions: tuple[Action, ...]
     samples: int | None = None
 
     def part(self, data: Dataset | None) -> Dataset | None:
@@ -43,7 +43,7 @@ class Step:
 
     def plain(self) -> dict[str, Any]:
         limit = {} if self.samples is None else {"samples": self.samples}
-        return {"pass": self.pass_name, **limit, "decisions": list(self.decisions)}
+        return {"pass": self.pass_name, **limit, "actions": list(self.actions)}
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ class Plan:
     """steps in order; hashes of what the plan was made for ("" where nothing was), and its number of samples; seed for
     anything random."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     model_hash: str = ""
     data_hash: str = ""
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     samples: int = 0
 
-    def then(self, pass_name: str, decisions: Sequence[Decision], samples: int | None = None) -> Plan:
+    def then(self, pass_name: str, actions: Sequence[Action], samples: int | None = None) -> Plan:
         """This plan with one step more (none where there is nothing to do)."""
-        if not decisions:
+        if not actions:
             return self
-        step = Step(pass_name, tuple(decisions), samples)
+        step = PlanStep(pass_name, tuple(actions), samples)
         return replace(self, steps=(*self.steps, step))
 
     @property
@@ -126,19 +126,19 @@ def read_plan(path: str | Path) -> Plan:
     for number, step in enumerate(body.get("steps") or [], 1):
         good = (
             isinstance(step, dict)
-            and isinstance(step.get("decisions"), list)
-            and all(isinstance(d, dict) for d in step["decisions"])
+            and isinstance(step.get("actions"), list)
+            and all(isinstance(d, dict) for d in step["actions"])
             and isinstance(step.get("samples", 1), int)
         )
         if not good or "pass" not in step:
             raise InputProblem(
                 "a step of the plan is malformed",
                 f"{path}, step {number}",
-                'expected {"pass": name, "decisions": [{…}]}',
+                'expected {"pass": name, "actions": [{…}]}',
                 "compare it with the plan.json of a run",
             )
         find_pass(step["pass"])
-        steps.append(Step(str(step["pass"]), tuple(step["decisions"]), step.get("samples")))
+        steps.append(PlanStep(str(step["pass"]), tuple(step["actions"]), step.get("samples")))
     return Plan(
         tuple(steps),
         str(body.get("model", "")),
@@ -176,11 +176,11 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
             "use the calibration data it was made with",
         )
     notes: list[str] = []
-    refused: list[Refused] = []
+    refused: list[Refusal] = []
     current = model
     for step in plan.steps:
         evidence = evidence_for(current, step.part(data), machine or this_machine(), plan.seed, model)
-        done = take_step(step, evidence, current)
+        done = take_step(step, evidence)
         current = done.model
         notes += done.notes
         refused = done.refused or refused
@@ -205,6 +205,6 @@ def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Da
     return data
 
 
-def take_step(step: Step, evidence: Evidence, model: ir.Model) -> Applied:
-    """One step on one model."""
-    return find_pass(step.pass_name).apply(model, step.decisions, evidence)
+def take_step(step: PlanStep, evidence: Evidence) -> Applied:
+    """One step on the model of its evidence."""
+    return find_pass(step.pass_name).apply(evidence, step.actions)

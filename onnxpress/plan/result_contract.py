@@ -12,9 +12,9 @@ import onnxruntime as ort
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem, Problem
-from onnxpress.measure.dynamic_shape_variants import Feeds, variations
+from onnxpress.measure.dynamic_shape_variants import Feeds, dynamic_shape_variants
 from onnxpress.measure.score import Score
-from onnxpress.model.files import serialised
+from onnxpress.model.files import serialized
 from onnxpress.model.signature import Signature, signature
 from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.session import all_cores, open_session, run
@@ -37,7 +37,7 @@ def same_shape_behaviour(original: ir.Model, result: ir.Model | bytes, samples: 
     """What of (a) fails: checker, load, signature, and every batch size and free axis the original runs at."""
     if isinstance(result, bytes):
         return _failures(original, result, samples)
-    with serialised(result) as data:
+    with serialized(result) as data:
         return _failures(original, data, samples)
 
 
@@ -82,7 +82,7 @@ def _varied(samples: Dataset, sig: Signature) -> Iterator[tuple[str, list[Feeds]
     """A few samples of one shape, at every size of `variations`."""
     first = [dict(batch.inputs) for batch in samples.take(_SAMPLES).batches(1)]
     alike = [f for f in first if all(f[k].shape == v.shape for k, v in first[0].items())]
-    for several in zip(*(variations(feeds, sig) for feeds in alike), strict=True):
+    for several in zip(*(dynamic_shape_variants(feeds, sig) for feeds in alike), strict=True):
         yield several[0][0], [feeds for _, feeds in several]
 
 

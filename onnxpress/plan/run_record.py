@@ -7,45 +7,18 @@ then goes on from there (`candidate_store.py`).
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import write_atomic
-from onnxpress.plan.candidate_store import Shelf
-
-SCHEMA = 1
-
-
-def plain(value: Any) -> Any:
-    """JSON-ready: dataclasses, arrays, paths; infinities and NaN become null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+from onnxpress.plan.candidate_store import CandidateStore
+from onnxpress.result import document, plain
 
 
-def document(kind: str, **body: Any) -> dict[str, Any]:
-    """One JSON document with its schema version."""
-    return {"schema": SCHEMA, "kind": kind, **{k: plain(v) for k, v in body.items()}}
-
-
-class Run:
+class RunRecord:
     """A run folder.  One run an output: a second one on the same folder is refused while the first lives.
 
     identity: of everything that decides what the run will find; an unfinished run of the same identity is resumed.
@@ -62,7 +35,7 @@ class Run:
         self._lock = self.folder / ".lock"
         self._claim()
         self.resumed = self._unfinished(identity)
-        self.shelf = Shelf(self.folder)
+        self.shelf = CandidateStore(self.folder)
         if not self.resumed:
             self.shelf.clear()
         facts = {"identity": identity, "resumed": self.resumed, **facts}

@@ -1,1 +1,1 @@
-"""Run records as HTML, Markdown or JSON."""
+"""Run records as HTML, Markdown or JSON reports."""

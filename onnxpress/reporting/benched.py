@@ -1,4 +1,4 @@
-"""What `bench` shows: every point of a sweep, and all that was asked for besides the latency."""
+"""Report of `bench`: every point of a sweep, and all optional measurements."""
 
 from __future__ import annotations
 
@@ -7,98 +7,116 @@ from collections.abc import Callable, Iterable
 from onnxpress.reporting.facts import (
     MOST_BARS,
     Chart,
+    ChartPoint,
     Document,
     Headline,
     Page,
-    Point,
-    Table,
-    against,
-    latencies,
-    machine,
-    strings,
+    ReportTable,
+    latency_charts,
+    machine_table,
+    ratio_note,
+    string_list,
 )
 
 
-def benched(body: Document) -> Page:
+def bench_page(body: Document) -> Page:
+    """The report of a record of `bench`."""
     points = body.get("points") or [body]
     several = len(points) > 1
-    made = Page("Latency", ", ".join(str(t["name"]) for t in points[0].get("timings") or []))
+    page = Page("Latency", ", ".join(str(t["name"]) for t in points[0].get("timings") or []))
     for point in points:
-        where = _where(point) if several else ""
-        made.headlines += _headlines(point, where)
-        made.charts += [*latencies(point.get("timings") or [], where), *_profiles(point, where)]
+        where = _point_label(point) if several else ""
+        page.headlines += _headlines(point, where)
+        page.charts += [*latency_charts(point.get("timings") or [], where), *_profiles(point, where)]
         if point.get("self_check"):
             check = point["self_check"]
-            made.remarks.append(
-                f"self-check{_behind(where)}: the first model beside itself {check['speedup']:.3f}x, {_ends(check, 3)}"
+            page.remarks.append(
+                f"self-check{_suffix(where)}: the first model against itself {check['speedup']:.3f}x, {_ends(check, 3)}"
             )
         if point.get("reference"):
             speed = point["reference"]
-            made.remarks.append(
-                f"in units of the built-in reference model{_behind(where)}: {speed['speedup']:.3g}, {_ends(speed, 3)}"
+            page.remarks.append(
+                f"speed in units of the built-in reference model{_suffix(where)}: {speed['speedup']:.3g}, "
+                f"{_ends(speed, 3)}"
             )
-        made.remarks += [f"{text}{_behind(where)}" for text in strings(point, "warnings")]
+        page.remarks += [f"{text}{_suffix(where)}" for text in string_list(point, "warnings")]
     if several:
-        made.charts.insert(0, _sweep(points))
-    made.tables = [
+        page.charts.insert(0, _sweep(points))
+    page.tables = [
         *(t(points) for t in (_timings, _ratios, _cold, _memory, _throughput)),
         _decisions(body),
         _conditions(body),
-        machine(body),
+        machine_table(body),
     ]
-    made.remarks += [] if several else strings(body, "notes")
-    return made
+    page.remarks += [] if several else string_list(body, "notes")
+    return page
 
 
-def _where(point: Document) -> str:
+def _point_label(point: Document) -> str:
     threads = point.get("threads", 1)
     return f"{threads} thread{'s' if threads != 1 else ''}, batch {point.get('batch', 1)}"
 
 
-def _behind(where: str) -> str:
+def _suffix(where: str) -> str:
     return f" ({where})" if where else ""
 
 
 def _headlines(point: Document, where: str) -> list[Headline]:
     found = [
-        Headline(f"{r['name']}{_behind(where)}", f"{r['speedup']:.2f}x", against(r)) for r in point.get("ratios") or []
+        Headline(f"{r['name']}{_suffix(where)}", f"{r['speedup']:.2f}x", ratio_note(r))
+        for r in point.get("ratios") or []
     ]
     timings = point.get("timings") or []
     if timings and not found:
         t = timings[0]
         note = f"median; 90 % of the runs within {1e3 * t['p90']:.3g} ms"
-        found.append(Headline(f"{t['name']}{_behind(where)}", f"{1e3 * t['median']:.3g} ms", note))
+        found.append(Headline(f"{t['name']}{_suffix(where)}", f"{1e3 * t['median']:.3g} ms", note))
     return found
 
 
 def _sweep(points: list[Document]) -> Chart:
-    """Samples a second over the batch, a line for each model and number of threads."""
-    marks = tuple(
-        Point(_where(p), float(p.get("batch", 1)), p.get("batch", 1) / t["median"], p.get("batch", 1) / t["high"], p.get("batch", 1) / t["low"],
-              0.3, group=f"{t['name']}, {p.get('threads', 1)} thr.")
-        for p in points
-        for t in p.get("timings") or []
-    )  # fmt: skip
+    """Samples per second over the batch size, one line for each model and number of threads."""
+    marks = []
+    for p in points:
+        batch = p.get("batch", 1)
+        for t in p.get("timings") or []:
+            rate, low, high = (batch / t[key] for key in ("median", "high", "low"))
+            marks.append(
+                ChartPoint(
+                    _point_label(p),
+                    float(batch),
+                    rate,
+                    low,
+                    high,
+                    0.3,
+                    group=f"{t['name']}, {p.get('threads', 1)} thr.",
+                )
+            )
     return Chart(
-        "lines", "Sweep", "batch", "samples a second", marks, "One run after the other; lines: 95 % intervals."
+        "lines",
+        "Sweep",
+        "batch",
+        "samples per second",
+        tuple(marks),
+        "Points are measured one after another; lines: 95 % intervals.",
     )
 
 
 def _profiles(point: Document, where: str) -> list[Chart]:
-    """The slowest kernels of each model that was profiled."""
+    """The slowest kernels of each profiled model."""
     charts = []
     for one in point.get("profiles") or []:
         kernels = sorted(one["kernels"], key=lambda k: -k["seconds"])[:MOST_BARS]
-        points = tuple(Point(_kernel(k), 1e6 * k["seconds"], 0.0) for k in kernels)
+        points = tuple(ChartPoint(_kernel(k), 1e6 * k["seconds"], 0.0) for k in kernels)
         left = len(one["kernels"]) - len(kernels)
         note = f"The kernels cover {one['covered']:.0%} of a run." + (
-            f" {left} faster ones are left out." if left else ""
+            f" {left} faster ones are omitted." if left else ""
         )
         charts.append(
             Chart(
                 "bars",
-                f"Where the time goes: {one['name'] or 'the model'}{_behind(where)}",
-                "microseconds a run",
+                f"Where the time goes: {one['name'] or 'the model'}{_suffix(where)}",
+                "microseconds per run",
                 "",
                 points,
                 note,
@@ -114,14 +132,16 @@ def _kernel(kernel: Document) -> str:
 
 def _rows(points: list[Document], part: str, row: Callable[[Document], tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
     several = len(points) > 1
-    return tuple(((_where(p),) if several else ()) + row(x) for p in points for x in p.get(part) or [])
+    return tuple(((_point_label(p),) if several else ()) + row(x) for p in points for x in p.get(part) or [])
 
 
-def _table(points: list[Document], title: str, columns: Iterable[str], rows: tuple[tuple[str, ...], ...]) -> Table:
-    return Table(title, (*(("under",) if len(points) > 1 else ()), *columns), rows)
+def _table(
+    points: list[Document], title: str, columns: Iterable[str], rows: tuple[tuple[str, ...], ...]
+) -> ReportTable:
+    return ReportTable(title, (*(("conditions",) if len(points) > 1 else ()), *columns), rows)
 
 
-def _timings(points: list[Document]) -> Table:
+def _timings(points: list[Document]) -> ReportTable:
     def row(t: Document) -> tuple[str, ...]:
         return (
             t["name"],
@@ -132,12 +152,12 @@ def _timings(points: list[Document]) -> Table:
     return _table(
         points,
         "Milliseconds",
-        ("model", "median", "low", "high", "p90", "least", "CPU", "rounds"),
+        ("model", "median", "low", "high", "p90", "minimum", "CPU", "rounds"),
         _rows(points, "timings", row),
     )
 
 
-def _ratios(points: list[Document]) -> Table:
+def _ratios(points: list[Document]) -> ReportTable:
     def row(r: Document) -> tuple[str, ...]:
         return r["name"], r["baseline"], f"{r['speedup']:.3f}x", f"{r['low']:.3f} to {r['high']:.3f}"
 
@@ -146,7 +166,7 @@ def _ratios(points: list[Document]) -> Table:
     )
 
 
-def _cold(points: list[Document]) -> Table:
+def _cold(points: list[Document]) -> ReportTable:
     def row(c: Document) -> tuple[str, ...]:
         return (
             c["name"],
@@ -158,37 +178,37 @@ def _cold(points: list[Document]) -> Table:
     return _table(points, "Cold start", columns, _rows(points, "cold", row))
 
 
-def _memory(points: list[Document]) -> Table:
+def _memory(points: list[Document]) -> ReportTable:
     def row(m: Document) -> tuple[str, ...]:
         return (m["name"], *(f"{m[k]:.1f}" for k in ("peak", "low", "high", "loaded", "settled", "process")))
 
     columns = ("model", "peak MB", "low", "high", "loaded", "after runs", "process")
-    return _table(points, "Memory in a process of its own", columns, _rows(points, "memory", row))
+    return _table(points, "Memory in a fresh process", columns, _rows(points, "memory", row))
 
 
-def _throughput(points: list[Document]) -> Table:
+def _throughput(points: list[Document]) -> ReportTable:
     def row(t: Document) -> tuple[str, ...]:
         return t["name"], f"{t['per_second']:.4g}", _ends(t, 0), str(t["callers"])
 
     return _table(
         points,
         "Throughput",
-        ("model", "samples a second", "95 % interval", "callers"),
+        ("model", "samples per second", "95 % interval", "callers"),
         _rows(points, "throughput", row),
     )
 
 
-def _decisions(body: Document) -> Table:
+def _decisions(body: Document) -> ReportTable:
     rows = tuple(("pass" if d["passed"] else "fail", str(d["why"]), str(d["how"])) for d in body.get("decisions") or [])
-    return Table("Gate", ("", "why", "how"), rows)
+    return ReportTable("Gate", ("", "why", "how"), rows)
 
 
-def _conditions(body: Document) -> Table:
-    """The session's settings that are not empty."""
+def _conditions(body: Document) -> ReportTable:
+    """Session settings that are not empty."""
     found = body.get("conditions") or {}
-    told = {**{k: v for k, v in found.items() if k != "settings"}, **(found.get("settings") or {})}
-    return Table(
-        "Conditions", ("", ""), tuple((k, str(v)) for k, v in told.items() if v not in ("", None, [], {}, 0, False))
+    named = {**{k: v for k, v in found.items() if k != "settings"}, **(found.get("settings") or {})}
+    return ReportTable(
+        "Conditions", ("", ""), tuple((k, str(v)) for k, v in named.items() if v not in ("", None, [], {}, 0, False))
     )
 
 

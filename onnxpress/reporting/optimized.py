@@ -1,4 +1,4 @@
-"""What a run of `optimize` (or of `distill`) shows."""
+"""Report of a run of `optimize` (or of `distill`)."""
 
 from __future__ import annotations
 
@@ -8,60 +8,69 @@ from typing import Any
 
 from onnxpress.reporting.facts import (
     Chart,
+    ChartPoint,
     Document,
     Headline,
     Page,
-    Point,
-    Table,
-    against,
-    drop_of,
-    latencies,
-    machine,
+    ReportTable,
+    drop_text,
+    latency_charts,
+    machine_table,
     name_of,
-    refusals,
-    sides,
+    profile_charts,
+    ratio_note,
+    refusal_table,
     size,
-    smaller,
-    strings,
+    size_headline,
+    string_list,
 )
 
-_SAID = 3  # notes of a candidate
+_MAX_NOTES = 3  # notes shown per candidate
 
 
-def optimized(body: Document) -> Page:
-    """A record without an outcome is of a run that was stopped, or goes on: what it knows so far is shown."""
+def optimize_page(body: Document) -> Page:
+    """The report of a record; one without an outcome (an interrupted or running command) shows what is known so far."""
     found = body.get("outcome") or (body if "chosen" in body else {})
-    made = Page(_title(found), name_of(body))
-    made.headlines = [*_speed(found.get("speedup")), *smaller(found.get("original_bytes"), found.get("bytes")),
-                      *_quality(found.get("validate")), *_seconds(found)]  # fmt: skip
-    made.charts = [
+    page = Page(_title(found), name_of(body))
+    page.headlines = [
+        *_speed(found.get("speedup")),
+        *size_headline(found.get("original_bytes"), found.get("bytes")),
+        *_quality(found.get("validate")),
+        *_seconds(found),
+    ]
+    page.charts = [
         _candidates(body, found),
-        *latencies(found.get("timings") or []),
-        *sides(found.get("sides")),
+        *latency_charts(found.get("timings") or []),
+        *profile_charts(found.get("profile_comparison")),
         _training(body),
     ]
-    made.tables = [_table(body, found), _plan(body), refusals(found.get("refused") or []), machine(body)]
-    made.remarks = [*strings(found, "reasons"), *(f"try: {a}" for a in strings(found, "advice")), *_rejected(found),
-                    *(f"{name} failed: {why}" for name, why in (body.get("failed") or {}).items()),
-                    *strings(found, "notes"), *strings(found, "warnings")]  # fmt: skip
-    return made
+    page.tables = [_table(body, found), _plan(body), refusal_table(found.get("refused") or []), machine_table(body)]
+    page.remarks = [
+        *string_list(found, "reasons"),
+        *(f"try: {a}" for a in string_list(found, "advice")),
+        *_rejected(found),
+        *(f"{name} failed: {why}" for name, why in (body.get("failed") or {}).items()),
+        *string_list(found, "notes"),
+        *string_list(found, "warnings"),
+    ]
+    return page
 
 
 def _title(found: Document) -> str:
     if not found:
         return "Not finished"
-    title = "Optimized" if found.get("met") else "No result that keeps the wish"
+    title = "Optimized" if found.get("met") else "No result meets the goal"
     return f"{title} (interrupted)" if found.get("interrupted") else title
 
 
 def _speed(ratio: Document | None) -> list[Headline]:
-    return [Headline("faster", f"{ratio['speedup']:.2f}x", against(ratio))] if ratio else []
+    return [Headline("faster", f"{ratio['speedup']:.2f}x", ratio_note(ratio))] if ratio else []
 
 
 def _quality(score: Document | None) -> list[Headline]:
     if not score or score.get("value") is None:
         return []
-    note = f"original {score['reference']:.4f}; drop {drop_of(score)}, {score['samples']} samples"
+    note = f"original {score['reference']:.4f}; drop {drop_text(score)}, {score['samples']} samples"
     return [Headline(str(score["metric"]), f"{score['value']:.4f}", note)]
 
 
@@ -78,35 +87,37 @@ def _candidates(body: Document, found: Document) -> Chart:
     largest = max((c["size"] for c in several), default=1)
     chosen = found.get("chosen")
     points = tuple(
-        Point(c["name"], c["quick_speedup"], c["select"]["drop"], c["select"].get("low"), c["select"].get("high"),
+        ChartPoint(c["name"], c["quick_speedup"], c["select"]["drop"], c["select"].get("low"), c["select"].get("high"),
               c["size"] / largest, c["name"] == chosen)
         for c in several
     )  # fmt: skip
-    marked = " Orange: what was taken." if any(p.chosen for p in points) else ""
+    marked = " Orange: the chosen candidate." if any(p.chosen for p in points) else ""
     note = f"Lower and to the right is better; the mark's size is the file's; lines: 95 % intervals.{marked}"
     return Chart("scatter", "Candidates", "times as fast (first timing)", "drop on the selection samples", points, note)
 
 
-def _table(body: Document, found: Document) -> Table:
+def _table(body: Document, found: Document) -> ReportTable:
     rows = []
     for c in body.get("candidates", []):
-        speed, notes = c.get("quick_speedup"), strings(c, "notes")
-        said = "; ".join(notes[:_SAID]) + (f"; and {len(notes) - _SAID} more" if len(notes) > _SAID else "")
-        name = f"{c['name']} (taken)" if c["name"] == found.get("chosen") else c["name"]
-        rows.append((name, f"{speed:.2f}x" if speed else "", drop_of(c.get("select")), size(c["size"]), said))
-    return Table("Candidates", ("name", "faster", "drop", "size", "notes"), tuple(rows))
+        speed, notes = c.get("quick_speedup"), string_list(c, "notes")
+        notes_text = "; ".join(notes[:_MAX_NOTES]) + (
+            f"; and {len(notes) - _MAX_NOTES} more" if len(notes) > _MAX_NOTES else ""
+        )
+        name = f"{c['name']} (chosen)" if c["name"] == found.get("chosen") else c["name"]
+        rows.append((name, f"{speed:.2f}x" if speed else "", drop_text(c.get("select")), size(c["size"]), notes_text))
+    return ReportTable("Candidates", ("name", "faster", "drop", "size", "notes"), tuple(rows))
 
 
 def _training(body: Document) -> Chart:
     curve = [p for p in body.get("curve", []) if p.get("drop") is not None]
-    points = tuple(Point(f"step {p['step']}", float(p["step"]), p["drop"], size=0.2, group="drop") for p in curve)
+    points = tuple(ChartPoint(f"step {p['step']}", float(p["step"]), p["drop"], size=0.2, group="drop") for p in curve)
     return Chart("lines", "Training", "step", "drop on the selection samples", points)
 
 
-def _plan(body: Document) -> Table:
+def _plan(body: Document) -> ReportTable:
     steps = (body.get("plan") or {}).get("steps") or []
-    rows = [(str(s.get("pass")), f"{len(s.get('decisions', []))}", _brief(s.get("decisions", []))) for s in steps]
-    return Table("Plan", ("pass", "decisions", "first"), tuple(rows))
+    rows = [(str(s.get("pass")), f"{len(s.get('actions', []))}", _brief(s.get("actions", []))) for s in steps]
+    return ReportTable("Plan", ("pass", "actions", "first"), tuple(rows))
 
 
 def _brief(decisions: Sequence[Any]) -> str:

@@ -1,7 +1,7 @@
-"""A page as HTML in one file, or as Markdown.
+"""Reports as one HTML file, or as Markdown or JSON.
 
-The HTML holds its style, its script and the chart library (page/README.md), asks for nothing on the network, and gets all that was
-measured as JSON in which nothing can end the script it stands in: names of nodes and files are other people's.
+The HTML contains its style, its script and the chart library (page/README.md), makes no network requests, and holds all
+measurements as JSON in which nothing can end the enclosing script element: names of nodes and files are untrusted.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from onnxpress.errors import missing_extra
 from onnxpress.model.files import check_target, write_atomic
-from onnxpress.plan.run_record import plain
-from onnxpress.reporting.facts import Page, Table
+from onnxpress.reporting.facts import Page, ReportTable
 from onnxpress.reporting.reading import page, read
+from onnxpress.result import plain
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,31 +24,37 @@ FORMATS = ("html", "md", "json")
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def report(run: str | Path, output: str | Path | None = None, kind: str = "html") -> Page:
-    """What a run's record holds, ready to be shown; written to `output` where that is given, in one of FORMATS.
+def report(run: str | Path, output: str | Path | None = None, format: str = "html") -> Page:
+    """The contents of the report of a run.
 
-    Raises InputProblem where there is no such record, EnvironmentProblem where jinja2 is missing, which HTML needs.
+    run:    run folder, or a JSON file written by a command
+    output: file to write the report to; None: no file
+    format: of the file, one of FORMATS
+
+    Raises InputProblem where there is no such record, EnvironmentProblem without jinja2, which HTML needs.
     """
     made = page(read(run))
     if output is not None:
         check_target(output, run)
-        write_atomic(Path(output), rendered(made, kind).encode())
+        write_atomic(Path(output), render(made, format).encode())
     return made
 
 
-def rendered(shown: Page, kind: str) -> str:
-    """The page in one of FORMATS.  Raises EnvironmentProblem where jinja2 is missing, which HTML needs."""
-    if kind == "html":
+def render(shown: Page, format: str) -> str:
+    """The report in one of FORMATS.  Raises EnvironmentProblem without jinja2, which HTML needs."""
+    if format == "html":
         return html(shown)
-    return markdown(shown) if kind == "md" else json.dumps(plain(shown), indent=1) + "\n"
+    return markdown(shown) if format == "md" else json.dumps(plain(shown), indent=1) + "\n"
 
 
 def html(shown: Page) -> str:
-    """One self-contained file."""
+    """One self-contained HTML file."""
     folder = files("onnxpress.reporting") / "page"
     style, script, library = ((folder / name).read_text() for name in ("page.css", "page.js", "chart.umd.js"))
     template = _environment().from_string((folder / "page.html").read_text())
-    return template.render(page=shown, data=embedded(plain(shown.charts)), style=style, script=script, library=library)
+    return template.render(
+        page=shown, data=script_json(plain(shown.charts)), style=style, script=script, library=library
+    )
 
 
 def _environment() -> Environment:
@@ -59,8 +65,8 @@ def _environment() -> Environment:
     return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def embedded(value: object) -> str:
-    """JSON that can stand within a script element, whatever the strings in it say."""
+def script_json(value: object) -> str:
+    """JSON that is safe within a script element, whatever its strings contain."""
     text = json.dumps(value)
     for character, escaped in _ESCAPED.items():
         text = text.replace(character, escaped)
@@ -68,7 +74,7 @@ def embedded(value: object) -> str:
 
 
 def markdown(shown: Page) -> str:
-    """The numbers without the pictures."""
+    """The report without the charts."""
     parts = [f"# {_cell(shown.title)}", *([_cell(shown.subtitle)] if shown.subtitle else [])]
     if shown.headlines:
         parts.append(
@@ -83,7 +89,7 @@ def markdown(shown: Page) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> str:
+def _table(table: ReportTable) -> str:
     lines = [" | ".join(_cell(c) for c in row) for row in (table.columns, ("---",) * len(table.columns), *table.rows)]
     return f"## {_cell(table.title)}\n\n" + "\n".join(f"| {line} |" for line in lines)
 

@@ -1,20 +1,20 @@
-"""What `quantize --report` shows."""
+"""Report of `quantize`."""
 
 from __future__ import annotations
 
 from onnxpress.reporting.facts import (
     MOST_BARS,
     Chart,
+    ChartPoint,
     Document,
     Headline,
     Page,
-    Point,
-    Table,
+    ReportTable,
     name_of,
-    refusals,
-    sides,
-    smaller,
-    strings,
+    profile_charts,
+    refusal_table,
+    size_headline,
+    string_list,
 )
 
 _COLUMNS = (
@@ -34,19 +34,20 @@ _COLUMNS = (
 )
 
 
-def quantized(body: Document) -> Page:
-    made = Page("Quantized", name_of(body))
+def quantize_page(body: Document) -> Page:
+    """The report of a record of `quantize`."""
+    page = Page("Quantized", name_of(body))
     layers = body.get("layers") or []
-    made.headlines = smaller(body.get("bytes_before"), body.get("bytes_after"))
-    made.headlines += (
+    page.headlines = size_headline(body.get("bytes_before"), body.get("bytes_after"))
+    page.headlines += (
         [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
     )
-    harms = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
-    harm = tuple(Point(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in harms)
-    wide = tuple(_distribution(x) for x in harms if x["high"] > x["low"])
-    marked = "Orange: layers that stay in float." if any(p.chosen for p in harm) else ""
-    made.charts = [
-        Chart("bars", "What each layer harms", "nmse of the model with only this layer in int8", "", harm, marked),
+    sensitive = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
+    losses = tuple(ChartPoint(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in sensitive)
+    wide = tuple(_distribution(x) for x in sensitive if x["high"] > x["low"])
+    marked = "Orange: layers that stay in float." if any(p.chosen for p in losses) else ""
+    page.charts = [
+        Chart("bars", "Loss by layer", "nmse of the model with only this layer in int8", "", losses, marked),
         Chart(
             "spans",
             "How outputs are distributed",
@@ -55,16 +56,19 @@ def quantized(body: Document) -> Page:
             wide,
             "The darker, the more values lie there; int8 has 255 steps for a row.",
         ),
-        *sides(body.get("sides")),
+        *profile_charts(body.get("profile_comparison")),
     ]
-    made.tables = [Table("Layers", _COLUMNS, tuple(_row(x) for x in layers)), refusals(body.get("refused") or [])]
-    made.remarks = strings(body, "notes")
-    return made
+    page.tables = [
+        ReportTable("Layers", _COLUMNS, tuple(_row(x) for x in layers)),
+        refusal_table(body.get("refused") or []),
+    ]
+    page.remarks = string_list(body, "notes")
+    return page
 
 
-def _distribution(x: Document) -> Point:
+def _distribution(x: Document) -> ChartPoint:
     largest = max(abs(x["low"]), abs(x["high"]))
-    return Point(
+    return ChartPoint(
         x["node"],
         x["high"] / largest,
         0.0,
@@ -75,14 +79,23 @@ def _distribution(x: Document) -> Point:
 
 
 def _row(x: Document) -> tuple[str, ...]:
-    def told(name: str, form: str, factor: float = 1.0) -> str:
+    def formatted(name: str, form: str, factor: float = 1.0) -> str:
         return "" if x.get(name) is None else format(factor * x[name], form)
 
     ends = (
-        (told("low", ".3g"), told("high", ".3g")) if x["high"] > x["low"] else ("", "")
-    )  # what leaves at once is not observed
+        (formatted("low", ".3g"), formatted("high", ".3g")) if x["high"] > x["low"] else ("", "")
+    )  # graph outputs are not observed
     return (
-        x["node"], x["op"], str(x.get("types") or ("int8" if x["int8"] else "float")), *ends,
-        told("sqnr_in", ".0f"), told("sqnr", ".0f"), told("cut", ".2%"), told("alone", ".1e"), told("back", ".1e"),
-        told("before", ".3g", 1e6), told("after", ".3g", 1e6), str(x.get("why", "")),
-    )  # fmt: skip
+        x["node"],
+        x["op"],
+        str(x.get("types") or ("int8" if x["int8"] else "float")),
+        *ends,
+        formatted("sqnr_in", ".0f"),
+        formatted("sqnr", ".0f"),
+        formatted("cut", ".2%"),
+        formatted("alone", ".1e"),
+        formatted("back", ".1e"),
+        formatted("before", ".3g", 1e6),
+        formatted("after", ".3g", 1e6),
+        str(x.get("why", "")),
+    )

@@ -1,1 +1,1 @@
-"""A model run on this machine: sessions, isolation, latency, profiles and machine facts."""
+"""Execution of models on this machine: sessions, isolation, latency, profiles and machine facts."""

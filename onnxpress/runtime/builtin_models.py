@@ -1,7 +1,7 @@
-"""Models that the tool brings along to measure the machine with: a large product for its peak, chains of nearly nothing for what
-a profiler adds, a small network as a measure between runs.
+"""Built-in models for measuring the machine.
 
-All are made from fixed numbers, so that they are the same models on every machine and in every run.
+A large product for its peak rate, chains of trivial kernels for the profiler's overhead, and a small reference network
+for comparisons between runs.  All are made from fixed numbers, so they are the same on every machine and in every run.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session
 
-REFERENCE_VERSION = 1  # of reference_model: ratios to another version cannot be compared
+REFERENCE_VERSION = 1  # of reference_model: ratios to different versions are not comparable
 _OPSET, _IR = 17, 8
 _SIDES = (512, 1024)
 
 
 @dataclass(frozen=True)
-class Peak:
-    """The most float32 work a second that this machine showed, in GFLOP/s (2 a multiply-accumulate), with so many threads."""
+class PeakRate:
+    """The highest measured float32 rate of this machine in GFLOP/s (2 per multiply-accumulate)."""
 
     gflops: float
     threads: int
     kind: str = "float32 MatMul in onnxruntime"
 
 
-def measured_peak(settings: Settings | None = None, seconds: float = 0.6) -> Peak:
-    """The best rate of large float32 products: what noise takes away only ever lowers it, so the best counts."""
-    settings = replace(settings or Settings(), level="all", profile="")
+def measured_peak(settings: SessionSettings | None = None, seconds: float = 0.6) -> PeakRate:
+    """The highest rate over large float32 products: noise only lowers a rate, so the maximum is the estimate."""
+    settings = replace(settings or SessionSettings(), level="all", profile="")
     best = 0.0
     for side in _SIDES:
         session = open_session(matmul_model(side), settings)
         feeds = {"x": np.random.default_rng(1).standard_normal((side, side)).astype(np.float32)}
         session.run(None, feeds)
-        begun, count = time.perf_counter(), 0
-        while count < 3 or time.perf_counter() - begun < seconds / len(_SIDES):
+        started, count = time.perf_counter(), 0
+        while count < 3 or time.perf_counter() - started < seconds / len(_SIDES):
             start = time.perf_counter()
             session.run(None, feeds)
             best = max(best, 2e-9 * side**3 / (time.perf_counter() - start))
             count += 1
-    return Peak(best, settings.threads)
+    return PeakRate(best, settings.threads)
 
 
 def matmul_model(side: int) -> bytes:
-    """x [side, side] by a stored weight."""
+    """x [side, side] times a constant weight."""
     weight = np.random.default_rng(0).standard_normal((side, side)).astype(np.float32)
     return _model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight}, [side, side], [side, side])
 
 
 def chain_model(length: int, operands: int) -> bytes:
-    """length operators on so many tensors of four numbers: kernels that take next to no time."""
+    """`length` operators with `operands` tensors of four numbers each: kernels that take almost no time."""
     names = ["x", *(f"v{i}" for i in range(length))]
     constants = {f"c{i}": np.full(4, i, np.float32) for i in range(operands - 1)}
     op = "Max" if operands > 1 else "Abs"
@@ -63,7 +63,7 @@ def chain_model(length: int, operands: int) -> bytes:
 
 
 def reference_model() -> bytes:
-    """A small network of the work that models consist of: convolutions, products, elementwise; about a millisecond."""
+    """A small network of typical operators: convolutions, products, elementwise; about one millisecond."""
     rng = np.random.default_rng(0)
     shapes = {"k1": (32, 16, 3, 3), "k2": (32, 1, 3, 3), "k3": (64, 32, 1, 1), "m1": (256, 256), "m2": (256, 64)}
     weights = {n: (rng.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32) for n, s in shapes.items()}

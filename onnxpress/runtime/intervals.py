@@ -1,4 +1,4 @@
-"""95 % intervals of a median, for times: correlated sequences, few values, independent repetitions."""
+"""95 % confidence intervals of a median of times: correlated sequences, few values, independent repetitions."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import math
 
 import numpy as np
 
-FEW = 12  # values below which a bootstrap promises more than it knows
-GROUPS = 5  # fewer say too little of how groups differ
+MIN_BOOTSTRAP_VALUES = 12  # number of values below which a bootstrap interval is too narrow
+MIN_GROUPS = 5  # fewer groups do not show the variance between groups
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201)  # 97.5 %, 1 to 11 degrees
-_CHUNK = 4_000_000  # numbers that are resampled at once
+_CHUNK = 4_000_000  # numbers resampled at once
 
 
-def typical(
+def median_interval(
     values: np.ndarray, resamples: int, seed: int, groups: np.ndarray | None = None
 ) -> tuple[float, float, float]:
-    """(median, low, high) of a serially correlated sequence; by Student's t where there are few values.
+    """(median, low, high) of a serially correlated sequence; by Student's t with few values.
 
-    groups: of each value, the number of its group; what is drawn once a group (where a session's weights lie) is invisible within it.
-    Where there are five groups or more, the interval is at least what their medians' spread allows.  One value alone has an
-    interval without bounds.
+    groups: by value, the number of its group.  An effect that is drawn once per group (where a session's weights lie in
+            memory) is invisible within a group, so with five groups or more the interval is at least as wide as the
+            variance of their medians implies.
+
+    A single value has an unbounded interval.
     """
-    middle, low, high = block_bootstrap(values, resamples, seed) if len(values) >= FEW else student(values)
+    middle, low, high = (
+        block_bootstrap(values, resamples, seed) if len(values) >= MIN_BOOTSTRAP_VALUES else student_interval(values)
+    )
     names = np.unique(groups) if groups is not None else np.zeros(0)
-    if len(names) < GROUPS:
+    if len(names) < MIN_GROUPS:
         return middle, low, high
-    centre, least, most = student(np.array([np.median(values[groups == name]) for name in names]))
+    centre, least, most = student_interval(np.array([np.median(values[groups == name]) for name in names]))
     return middle, min(low, middle - (centre - least)), max(high, middle + (most - centre))
 
 
@@ -46,8 +50,8 @@ def _medians(values: np.ndarray, starts: np.ndarray, block: int) -> np.ndarray:
     return np.asarray(np.median(values[index], axis=1))
 
 
-def student(values: np.ndarray) -> tuple[float, float, float]:
-    """(median, low, high) of 12 values or fewer, their spread taken for normal."""
+def student_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """(median, low, high) of at most 12 values, assuming a normal distribution."""
     middle = float(np.median(values))
     if len(values) < 2:
         return middle, -math.inf, math.inf
@@ -55,15 +59,15 @@ def student(values: np.ndarray) -> tuple[float, float, float]:
     return middle, middle - reach, middle + reach
 
 
-def independent(values: np.ndarray) -> tuple[float, float, float]:
-    """(median, low, high) of independent repetitions, whatever their distribution: by order statistics.
+def order_statistic_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """(median, low, high) of independent repetitions of any distribution, by order statistics.
 
-    Fewer than 6 values cannot bound a median by 95 %: then by Student's t.
+    Fewer than 6 values cannot bound a median at 95 %: Student's t is used.
     """
     size = len(values)
     if size < 6:
-        return student(values)
-    below, rank = 0.0, 0  # the rank-th smallest lies below the median unless fewer than rank of all do
+        return student_interval(values)
+    below, rank = 0.0, 0  # the rank-th smallest lies below the median unless fewer than `rank` values do
     while below + math.comb(size, rank) * 0.5**size <= 0.025:
         below += math.comb(size, rank) * 0.5**size
         rank += 1

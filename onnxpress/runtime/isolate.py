@@ -1,6 +1,6 @@
-"""Native code that may crash or hang on a stranger's graph runs in a child process with limits.
+"""Calls in a child process with limits, for native code that may crash or hang on an untrusted graph.
 
-The child gets a dotted function and string arguments (paths); it answers through files and its exit code.
+The child gets a dotted function and string arguments (paths); it returns files and an exit code.
 """
 
 from __future__ import annotations
@@ -13,29 +13,36 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """ok, or why not: "time" (seconds exceeded), "crash" (killed by a signal), "error" (the last line it said)."""
+class ChildResult:
+    """The result of a call in a child process.
+
+    reason: "time" (limit exceeded), "crash" (killed by a signal), "error" (`detail` is its last line on stderr)
+    """
 
     ok: bool
     reason: str = ""
     detail: str = ""
 
 
-def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> Outcome:
-    """Run `module:function(*args)` in a child.  memory_mb bounds its address space (0: unbounded)."""
+def call(function: str, *args: str, seconds: float, memory_mb: int = 0) -> ChildResult:
+    """Run `module:function(*args)` in a child process.
+
+    seconds:   time limit
+    memory_mb: limit of its address space; 0: unlimited
+    """
     command = [sys.executable, "-m", "onnxpress.runtime.isolate", function, str(memory_mb), *args]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        return Outcome(False, "time", f"no answer within {seconds:g} s")
+        return ChildResult(False, "time", f"no answer within {seconds:g} s")
     if done.returncode == 0:
-        return Outcome(True)
+        return ChildResult(True)
     last = (done.stderr.strip().splitlines() or [""])[-1][:200]
     if done.returncode < 0:
-        return Outcome(False, "crash", f"killed by signal {-done.returncode}")
-    return Outcome(False, "error", last)
+        return ChildResult(False, "crash", f"killed by signal {-done.returncode}")
+    return ChildResult(False, "error", last)
 
 
 def _child(argv: list[str]) -> int:

@@ -1,10 +1,10 @@
-"""Which nodes of a file a kernel of onnxruntime's stands for, as well as can be told.
+"""Mapping from onnxruntime's kernels to the nodes of the model file.
 
-onnxruntime rewrites a graph before it runs it.  What is left of the file's names: values that survived (a kernel's outputs are
-then the file's own), kernels named after a node or a value of the file with a suffix of the rewrite, and operators inserted for
-the layout, which stand for nothing in the file.  A kernel stands for the nodes between what it reads and what it writes; nodes that
-have no kernel of their own belong to the one whose epilogue they are (an activation after a convolution), else to the next
-kernel downstream (a DequantizeLinear before one).
+onnxruntime rewrites a graph before it runs it.  What remains of the file's names: values that survive (a kernel's
+outputs are then values of the file), kernels named after a node or value of the file with a suffix of the rewrite, and
+operators inserted for the layout, which represent no node of the file.  A kernel implements the nodes between its
+inputs and its outputs; a node without a kernel of its own belongs to the kernel into which it is fused as an epilogue
+(an activation after a convolution), else to the next kernel downstream (a DequantizeLinear before one).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxpress.model.read import constant_tensor, node_label
 _EPILOGUE = frozenset(
     "Relu LeakyRelu Sigmoid Tanh Clip HardSigmoid HardSwish Gelu Elu Add Mul BatchNormalization QuantizeLinear".split()
 )
-_LAYOUT = frozenset("ReorderInput ReorderOutput".split())  # blocked and plain channels: no operators of a file
+_LAYOUT = frozenset("ReorderInput ReorderOutput".split())  # conversions between blocked and plain channels
 _SUFFIX = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_duplicated|/\w*Fusion/?)+$")
 
 Named = dict[str | None, ir.Node]
@@ -29,9 +29,11 @@ Named = dict[str | None, ir.Node]
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operator that onnxruntime runs.  key: its name and which of the name it is (0 for the first).
+    """One operator that onnxruntime runs.
 
-    outputs are the values that it writes, operands how many it reads; both are empty where only the name is known.
+    key:      its name, and its index among kernels of this name (from 0)
+    outputs:  names of the values it writes; () where only the name is known
+    operands: number of values it reads; 0 where only the name is known
     """
 
     key: tuple[str, int]
@@ -40,8 +42,8 @@ class Kernel:
     operands: int = 0
 
 
-def kernels_of(optimized: onnx.ModelProto) -> list[Kernel]:
-    """The kernels of a graph as onnxruntime wrote it after its rewrites, in its order; those of sub-graphs follow."""
+def optimized_kernels(optimized: onnx.ModelProto) -> list[Kernel]:
+    """The kernels of a graph that onnxruntime wrote after its rewrites, in its order, then those of sub-graphs."""
     found: list[Kernel] = []
     counts: dict[str, int] = {}
     waiting = [optimized.graph]
@@ -56,10 +58,10 @@ def kernels_of(optimized: onnx.ModelProto) -> list[Kernel]:
     return found
 
 
-def stands_for(model: ir.Model, kernels: Sequence[Kernel]) -> dict[tuple[str, int], tuple[str, ...]]:
-    """The labels of the file's nodes behind each kernel, in the file's order; () where none can be told.
+def nodes_of_kernels(model: ir.Model, kernels: Sequence[Kernel]) -> dict[tuple[str, int], tuple[str, ...]]:
+    """By kernel, the labels of the file's nodes it implements, in the file's order; () where unknown.
 
-    model's nodes are named; a node is behind one kernel at most.
+    The model's nodes must be named; a node belongs to at most one kernel.
     """
     nodes = list(model.graph.all_nodes())
     producers: Named = {v.name: n for n in nodes for v in n.outputs if v.name}
@@ -79,7 +81,7 @@ def stands_for(model: ir.Model, kernels: Sequence[Kernel]) -> dict[tuple[str, in
 
 
 def _anchors(kernel: Kernel, producers: Named, names: Named) -> list[ir.Node]:
-    """The nodes that surely are the kernel's: those that write its outputs, else the one that it is named after."""
+    """Nodes that certainly belong to the kernel: those that compute its outputs, else the one it is named after."""
     written = [producers[o] for o in kernel.outputs if o in producers]
     if kernel.op in _LAYOUT or _inserted(kernel, written, names):
         return []
@@ -93,7 +95,7 @@ def _anchors(kernel: Kernel, producers: Named, names: Named) -> list[ir.Node]:
 
 
 def _inserted(kernel: Kernel, written: Sequence[ir.Node], names: Named) -> bool:
-    """Whether a Transpose or Cast was put in after the node whose value it hands on."""
+    """Whether onnxruntime inserted a Transpose or Cast after the node whose value it copies."""
     return (
         kernel.op in ("Transpose", "Cast")
         and kernel.key[0] not in names
@@ -108,7 +110,7 @@ def _claim(nodes: Iterable[ir.Node], key: tuple[str, int], taken: dict[int, tupl
 
 
 def _epilogue(node: ir.Node, kernel: Kernel, taken: Mapping[int, tuple[str, int]]) -> list[ir.Node]:
-    """Nodes after the anchor that have no kernel of their own and that kernels compute along: activations, sums, Q."""
+    """Nodes after the anchor that are fused into its kernel: activations, additions, QuantizeLinear."""
     found: list[ir.Node] = []
     current = node
     while current.op_type != "QuantizeLinear" and len(current.outputs) == 1:
@@ -121,14 +123,14 @@ def _epilogue(node: ir.Node, kernel: Kernel, taken: Mapping[int, tuple[str, int]
             break
         others = [v for v in after.inputs if v is not None and v is not output]
         if after.op_type in ("Add", "Mul") and any(constant_tensor(v) is None for v in others) and kernel.operands < 4:
-            break  # the sum with another branch is a convolution's fourth operand
+            break  # the addition of another branch is the fourth operand of a convolution
         found.append(after)
         current = after
     return found
 
 
 def _upstream(anchors: Sequence[ir.Node], key: tuple[str, int], taken: Mapping[int, tuple[str, int]]) -> list[ir.Node]:
-    """Nodes before the anchors up to those of other kernels."""
+    """Nodes before the anchors, up to those of other kernels."""
     found: dict[int, ir.Node] = {}
     waiting = list(anchors)
     while waiting:

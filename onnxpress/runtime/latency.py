@@ -1,16 +1,16 @@
-"""Latency that can be believed: models timed side by side, and the ratio reported with its interval.
+"""Latency of models in interleaved rounds, and their ratio with a confidence interval.
 
-In every round each model runs once untimed and then a block of timed runs, in an order drawn anew each round.  Noise
-that drifts (frequency, neighbours) hits both sides of a round alike, so the per-round log ratio is what is averaged:
-median, with a moving-block bootstrap for the 95 % interval (rounds are correlated in time).  Sessions are built
-several times, because where the allocator puts the weights is a random effect of its own; built five times or more, the spread
-between the builds counts in the interval.
+In every round each model runs once untimed and then a block of timed runs, in a random order.  Drifting noise
+(frequency, neighbours) affects both models of a round equally, so the log ratio per round is used: its median, with a
+moving-block bootstrap for the 95 % interval (rounds are correlated in time).  Sessions are built several times, because
+where the allocator places the weights is a random effect of its own; with five builds or more, the variance between
+builds is part of the interval.
 
-A slow model must not take minutes: its warm-up is one run, and of rounds and rebuilds it gets what fits into the wished time
-and a half, but three rounds at least, with an interval that knows how few they are.
+A slow model must not take minutes: its warm-up is one run, and it gets as many rounds and rebuilds as fit into one and
+a half times the given time, but at least three rounds, with an interval for so few.
 
-The stopping rule looks at the interval's width only, never at its position: peeking at significance would inflate
-false claims (27 % instead of 5 % in our simulation of ten looks).
+The stopping rule uses the width of the interval only, not its position: repeated significance tests would inflate false
+positives (27 % instead of 5 % in our simulation of ten tests).
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxpress.model.files import serialised
-from onnxpress.runtime.intervals import GROUPS, typical
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.model.files import serialized
+from onnxpress.runtime.intervals import MIN_GROUPS, median_interval
+from onnxpress.runtime.session import SessionSettings, open_session, run
 
 _BLOCK_SECONDS = 2e-3
 _RESAMPLES = 800
 _QUANTILES = 41
-_MIN_ROUNDS, _FEWEST = 12, 3
-_OVERTIME = 10.0  # seconds that the least rounds may take beyond the wished time; or half of that, if it is more
-_OPENING = 0.3  # of the wished time may go into building sessions, or half the overtime, if it is more
-_LONG = 0.25  # a run of so many seconds finds its caches by itself: no untimed run before it
+_MIN_ROUNDS, _MIN_ROUNDS_SLOW = 12, 3
+_OVERTIME = (
+    10.0  # seconds beyond the given time for the minimum number of rounds, or half the given time if that is more
+)
+_BUILD_FRACTION = 0.3  # fraction of the given time for building sessions, or half the overtime if that is more
+_LONG_RUN = 0.25  # seconds of a run from which on it needs no untimed run before it to fill the caches
 _SETTLED, _PATIENCE = 0.1, 0.5
 
 FASTER, SLOWER, SAME = "faster", "slower", "no significant difference"
@@ -43,10 +45,13 @@ FASTER, SLOWER, SAME = "faster", "slower", "no significant difference"
 
 @dataclass(frozen=True)
 class Timing:
-    """One model's times in seconds a run; low and high bound the median's 95 % interval.
+    """Times of one model, in seconds per run.
 
-    cpu: median seconds that the whole process computes a run, on all its threads; quantiles: of the rounds' times, from the least
-    (0 %) to the greatest (100 %) in equal steps.
+    low, high:      95 % interval of the median
+    rounds:         number of timed rounds
+    runs_per_round: runs in a block
+    cpu:            median CPU seconds of the whole process per run, over all threads
+    quantiles:      of the rounds' times, from the minimum (0 %) to the maximum (100 %) in equal steps
     """
 
     name: str
@@ -63,7 +68,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast `name` is as `baseline`: above 1 is faster. low, high: 95 % interval."""
+    """The speed of `name` relative to `baseline`: above 1 is faster.  low, high: 95 % interval."""
 
     name: str
     baseline: str
@@ -73,14 +78,15 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
+        """FASTER or SLOWER where the interval excludes 1, else SAME."""
         if self.low > 1.0:
             return FASTER
         return SLOWER if self.high < 1.0 else SAME
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Timings of all models, ratios against the first, and what made the measurement less certain."""
+class LatencyComparison:
+    """Timings of all models, ratios to the first, warnings about the machine, and the seconds it took."""
 
     timings: tuple[Timing, ...]
     ratios: tuple[Ratio, ...]
@@ -98,8 +104,12 @@ class Comparison:
 class Effort:
     """How long to measure.
 
-    precision: relative half-width of the ratios' interval at which to stop early
-    rebuilds:  how often sessions are built anew, at most; from 5 on, the differences between them count in the interval
+    seconds:   maximum time of all models together
+    precision: relative half-width of the ratios' intervals at which to stop early
+    rebuilds:  maximum number of session builds; from 5 on, the variance between them is part of the interval
+    threads:   intra-op threads
+    seed:      of the order of the models and of the bootstrap
+    resamples: of the bootstrap
     """
 
     seconds: float = 10.0
@@ -111,11 +121,13 @@ class Effort:
 
 
 @dataclass
-class _Arm:
+class _TimedModel:
+    """One model of a comparison, with its session and its times."""
+
     name: str
     source: bytes | str
     feeds: Sequence[Mapping[str, np.ndarray]]
-    settings: Settings
+    settings: SessionSettings
     session: ort.InferenceSession | None = None
     repeat: int = 1
     times: list[float] = field(default_factory=list)
@@ -126,11 +138,12 @@ class _Arm:
     single: float = 0.0
 
     def open(self) -> None:
+        """Build a session and warm it up."""
         self.session = open_session(self.source, self.settings, self.name)
         self.built += 1
         start = time.perf_counter()
         count, spent = 0, 0.0
-        while count < 1 or (count < 3 and spent < 2 * _LONG) or (count < 20 and spent < 0.05):
+        while count < 1 or (count < 3 and spent < 2 * _LONG_RUN) or (count < 20 and spent < 0.05):
             begin = time.perf_counter()
             run(self.session, self.feeds[count % len(self.feeds)], where=self.name)
             self.single = max(time.perf_counter() - begin, 1e-7)
@@ -138,8 +151,8 @@ class _Arm:
         self.repeat = int(max(1, min(200, _BLOCK_SECONDS / self.single)))
 
     def cost(self) -> float:
-        """Seconds that a block takes, about."""
-        return self.single * (self.repeat + (self.single < _LONG))
+        """Approximate seconds of a block."""
+        return self.single * (self.repeat + (self.single < _LONG_RUN))
 
     def block(self) -> None:
         """Time one block, after one untimed run where that matters."""
@@ -147,7 +160,7 @@ class _Arm:
         assert session is not None
         feeds = self.feeds[self.position % len(self.feeds)]
         self.position += 1
-        if self.single < _LONG:
+        if self.single < _LONG_RUN:
             session.run(None, feeds)
         busy, start = time.process_time(), time.perf_counter()
         for _ in range(self.repeat):
@@ -161,75 +174,88 @@ def compare_latency(
     models: Mapping[str, ir.Model | bytes | str],
     feeds: Sequence[Mapping[str, np.ndarray]],
     effort: Effort | None = None,
-    settings: Settings | None = None,
+    settings: SessionSettings | None = None,
     progress: Callable[[float], None] | None = None,
     own_feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]] | None = None,
-) -> Comparison:
-    """Time the models against the first one.  feeds: cycled round by round, the same for every model without own_feeds.
+) -> LatencyComparison:
+    """Time models in interleaved rounds, and compare them with the first one.
+
+    models:    by name
+    feeds:     inputs, cycled round by round, the same for every model
+    effort:    default: Effort()
+    settings:  of the sessions; default: the effort's threads
+    progress:  called with the completed fraction
+    own_feeds: by model, inputs in place of `feeds`
 
     Raises InputProblem where a model does not load or run.
     """
     effort = effort or Effort()
-    settings = settings or Settings(threads=effort.threads)
+    settings = settings or SessionSettings(threads=effort.threads)
     rng = np.random.default_rng(effort.seed)
     plain, own = _contiguous(feeds), {name: _contiguous(some) for name, some in (own_feeds or {}).items()}
-    reference, start = _Reference(), time.perf_counter()
+    reference, start = _MachineMonitor(), time.perf_counter()
 
-    def tell() -> None:
-        reference.look()
+    def on_round() -> None:
+        reference.sample()
         if progress:
             progress(min(1.0, (time.perf_counter() - start) / effort.seconds))
 
     with ExitStack() as files:
-        arms = [_Arm(name, _source(model, files), own.get(name, plain), settings) for name, model in models.items()]
-        _measure(arms, effort, settings, rng, tell)
-    return Comparison(
-        tuple(_timing(a, effort) for a in arms),
-        tuple(_ratio(arms[0], a, effort) for a in arms[1:]),
+        timed = [
+            _TimedModel(name, _source(model, files), own.get(name, plain), settings) for name, model in models.items()
+        ]
+        _measure(timed, effort, settings, rng, on_round)
+    return LatencyComparison(
+        tuple(_timing(a, effort) for a in timed),
+        tuple(_ratio(timed[0], a, effort) for a in timed[1:]),
         reference.warnings(),
         time.perf_counter() - start,
     )
 
 
 def _source(model: ir.Model | bytes | str, files: ExitStack) -> bytes | str:
-    """What a session is made of, again and again; of a large model in memory a file that lasts as long as `files`."""
+    """What sessions are built from; for a large model in memory a temporary file that exists as long as `files`."""
     if not isinstance(model, ir.Model):
         return model
-    found = files.enter_context(serialised(model))
+    found = files.enter_context(serialized(model))
     return found if isinstance(found, bytes) else str(found)
 
 
 def _measure(
-    arms: list[_Arm], effort: Effort, settings: Settings, rng: np.random.Generator, tell: Callable[[], None]
+    timed: list[_TimedModel],
+    effort: Effort,
+    settings: SessionSettings,
+    rng: np.random.Generator,
+    on_round: Callable[[], None],
 ) -> None:
-    """Build the sessions again and again, and time rounds with each; tell is called after every round."""
-    calm = settings.spinning and settings.threads > 1 and len(arms) > 1
+    """Build the sessions repeatedly, and time rounds with each build.  on_round: called after every round."""
+    wait_between_models = settings.spinning and settings.threads > 1 and len(timed) > 1
     start = time.perf_counter()
     builds, least, enough = effort.rebuilds, 0, 0
     build = 0
     while build < builds:
         opening = time.perf_counter()
-        for index in rng.permutation(len(arms)):
-            arms[index].open()
+        for index in rng.permutation(len(timed)):
+            timed[index].open()
         if build == 0:
-            allowed = max(_OPENING * effort.seconds, 0.5 * _OVERTIME)
+            allowed = max(_BUILD_FRACTION * effort.seconds, 0.5 * _OVERTIME)
             builds = max(1, min(builds, int(allowed / (time.perf_counter() - opening))))
-            least = -(-_least_rounds(arms, effort.seconds, time.perf_counter() - start) // builds)
+            least = -(-_least_rounds(timed, effort.seconds, time.perf_counter() - start) // builds)
         deadline = start + effort.seconds * (build + 1) / builds
         rounds = 0
         while rounds < least or time.perf_counter() < deadline:
-            for index in rng.permutation(len(arms)):
-                if calm:
-                    _settle()
-                arms[index].block()
-            tell()
+            for index in rng.permutation(len(timed)):
+                if wait_between_models:
+                    _wait_until_idle()
+                timed[index].block()
+            on_round()
             rounds += 1
-            total = len(arms[0].times)
+            total = len(timed[0].times)
             due = rounds % max(8, total // 64 * 8) == 0 and rounds * (build + 1) >= 40 // builds
-            if due and rounds >= enough and _narrow(arms, effort):
+            if due and rounds >= enough and _precise_enough(timed, effort):
                 break
-        if builds >= GROUPS and build == 0:
-            enough = rounds  # builds are compared with each other, so that each gets as many rounds as the first
+        if builds >= MIN_GROUPS and build == 0:
+            enough = rounds  # builds are compared with each other, so each gets as many rounds as the first
         build += 1
 
 
@@ -237,14 +263,14 @@ def _contiguous(feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.
     return [{k: np.ascontiguousarray(v) for k, v in f.items()} for f in feeds]
 
 
-def _least_rounds(arms: list[_Arm], seconds: float, spent: float) -> int:
-    """How many rounds there must be: 12, but of slow models what fits into the wished time and overtime, and 3."""
+def _least_rounds(timed: list[_TimedModel], seconds: float, spent: float) -> int:
+    """Minimum number of rounds: 12, but for slow models as many as fit into the time and overtime, and at least 3."""
     left = seconds + max(_OVERTIME, 0.5 * seconds) - spent
-    return max(_FEWEST, min(_MIN_ROUNDS, int(left / sum(arm.cost() for arm in arms))))
+    return max(_MIN_ROUNDS_SLOW, min(_MIN_ROUNDS, int(left / sum(model.cost() for model in timed))))
 
 
-def _settle() -> None:
-    """Wait until no thread of this process computes: the pool of the session that ran last spins on for a while."""
+def _wait_until_idle() -> None:
+    """Wait until no thread of this process computes: the thread pool of the previous session spins for a while."""
     start = time.perf_counter()
     while time.perf_counter() - start < _PATIENCE:
         busy, begin = time.process_time(), time.perf_counter()
@@ -254,63 +280,64 @@ def _settle() -> None:
 
 
 def quick_seconds(model: ir.Model, feeds: Mapping[str, np.ndarray], seconds: float = 0.015) -> float:
-    """The median of a run, timed alone for so long: an estimate for tables, no basis of a claim.
+    """Median seconds of a run, timed alone for `seconds`: an estimate for tables, not for comparisons.
 
     Raises InputProblem where the model does not load or run.
     """
     session = open_session(model)
     run(session, feeds)
     times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - begun < seconds:
+    started = time.perf_counter()
+    while len(times) < 5 or time.perf_counter() - started < seconds:
         start = time.perf_counter()
         session.run(None, feeds)
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 
 
-def _narrow(arms: list[_Arm], effort: Effort) -> bool:
-    if len(arms[0].times) < 40:
+def _precise_enough(timed: list[_TimedModel], effort: Effort) -> bool:
+    """Whether all intervals are as narrow as the effort's precision."""
+    if len(timed[0].times) < 40:
         return False
     quick = replace(effort, resamples=200)
-    if len(arms) == 1:
-        timing = _timing(arms[0], quick)
+    if len(timed) == 1:
+        timing = _timing(timed[0], quick)
         return (timing.high - timing.low) / 2 <= effort.precision * timing.median
     return all(
-        (r.high - r.low) / 2 <= effort.precision * r.speedup for r in (_ratio(arms[0], a, quick) for a in arms[1:])
+        (r.high - r.low) / 2 <= effort.precision * r.speedup for r in (_ratio(timed[0], a, quick) for a in timed[1:])
     )
 
 
-def _timing(arm: _Arm, effort: Effort) -> Timing:
-    values = np.array(arm.times)
-    median, low, high = _in_logs(np.log(values), arm, effort)
-    p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(arm.cpus))
+def _timing(model: _TimedModel, effort: Effort) -> Timing:
+    values = np.array(model.times)
+    median, low, high = _log_interval(np.log(values), model, effort)
+    p90, least, cpu = float(np.quantile(values, 0.9)), float(values.min()), float(np.median(model.cpus))
     quantiles = tuple(float(v) for v in np.quantile(values, np.linspace(0.0, 1.0, _QUANTILES)))
-    return Timing(arm.name, median, p90, least, low, high, len(values), arm.repeat, cpu, quantiles)
+    return Timing(model.name, median, p90, least, low, high, len(values), model.repeat, cpu, quantiles)
 
 
-def _ratio(base: _Arm, arm: _Arm, effort: Effort) -> Ratio:
-    logs = np.log(np.array(base.times) / np.array(arm.times))
-    median, low, high = _in_logs(logs, arm, effort)
-    return Ratio(arm.name, base.name, median, low, high)
+def _ratio(base: _TimedModel, model: _TimedModel, effort: Effort) -> Ratio:
+    logs = np.log(np.array(base.times) / np.array(model.times))
+    median, low, high = _log_interval(logs, model, effort)
+    return Ratio(model.name, base.name, median, low, high)
 
 
-def _in_logs(logs: np.ndarray, arm: _Arm, effort: Effort) -> tuple[float, float, float]:
+def _log_interval(logs: np.ndarray, model: _TimedModel, effort: Effort) -> tuple[float, float, float]:
     """Median and 95 % interval of a positive quantity from its logarithms, round by round."""
-    found = typical(logs, effort.resamples, effort.seed, np.array(arm.builds))
+    found = median_interval(logs, effort.resamples, effort.seed, np.array(model.builds))
     median, low, high = (float(np.exp(min(v, 700.0))) for v in found)
     return median, low, high
 
 
-class _Reference:
-    """A fixed piece of work timed every round: what it shows is the machine, not the models."""
+class _MachineMonitor:
+    """A fixed computation timed in every round: its changes are those of the machine, not of the models."""
 
     def __init__(self) -> None:
         self._matrix = np.random.default_rng(0).standard_normal((48, 48)).astype(np.float32)
         self._times: list[float] = []
         self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
-    def look(self) -> None:
+    def sample(self) -> None:
         start = time.perf_counter()
         value = self._matrix
         for _ in range(8):
@@ -320,7 +347,7 @@ class _Reference:
     def warnings(self) -> tuple[str, ...]:
         found = []
         cores = os.cpu_count() or 1
-        if self._load > cores:  # our own work counts for one
+        if self._load > cores:  # our own process counts for one
             found.append(f"the machine was busy: load average {self._load:.1f} on {cores} cores")
         times = np.array(self._times)
         if len(times) >= 20:

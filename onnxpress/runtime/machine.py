@@ -1,9 +1,8 @@
-"""What this CPU can do, read at run time, and what that means for kernel widths and 8-bit types.
+"""Facts of this CPU, read at run time, and their consequences for kernel widths and 8-bit types.
 
-Facts about kernels follow onnxruntime's MLAS (core/mlas/lib/platform.cpp, snchwc.cpp, convsym.cpp):
-blocked float convolutions pad channels to a block (16 floats with AVX-512F, 8 on other x86), and leave the fast path
-when the input width is not a multiple of 4.  u8 x s8 products without VNNI, AMX or a NEON dot product are summed
-in pairs that saturate at 16 bits.
+They follow onnxruntime's MLAS (core/mlas/lib/platform.cpp, snchwc.cpp, convsym.cpp): blocked float convolutions pad
+channels to a block (16 floats with AVX-512F, 8 on other x86), and leave the fast path when the input width is not a
+multiple of 4.  u8 x s8 products without VNNI, AMX or a NEON dot product are summed in pairs that saturate at 16 bits.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _FLAGS = {
     "asimddp": "asimddp",
     "i8mm": "i8mm",
 }
-# The sets a user can name to write a file for another machine.
+# Instruction sets that a user can name, to write a file for another machine.
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "avx2": ("x86_64", ("avx2", "fma")),
     "avx512": ("x86_64", ("avx2", "fma", "avx512f", "avx512bw", "avx512vl")),
@@ -43,8 +42,13 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """arch: platform.machine(); isa: the flags above that the CPU has; cores: those this process may use; granularity: channels
-    that a user wants to go together, where it is not this CPU's kernels that are to decide (0: they are)."""
+    """Facts of a machine.
+
+    arch:        platform.machine()
+    isa:         instruction sets, of those in _FLAGS
+    cores:       that this process may use
+    granularity: multiple that channel counts are rounded to, in place of this CPU's kernel block; 0: the kernel block
+    """
 
     model: str
     arch: str
@@ -64,35 +68,37 @@ class Machine:
 
     @property
     def conv_block(self) -> int:
-        """Channels that a float convolution kernel computes together; its cost is a staircase with this step."""
+        """Channels that a float convolution kernel computes together; its cost rises in steps of this size."""
         return self.granularity or (16 if "avx512f" in self.isa else 8)
 
     def grid(self, width: int) -> int:
-        """The step on which a channel count of the given size should lie: the block, or half of one below a block."""
+        """The multiple to round a channel count to: the block, or half a block for counts up to one block."""
         return self.conv_block if width > self.conv_block or self.granularity else self.conv_block // 2
 
-    def nearest(self, wish: float, full: int) -> int:
-        """The width on the grid nearest to the wish, at most the full width and at least one step.
+    def nearest(self, target: float, full: int) -> int:
+        """The multiple of `grid` nearest to the target, at least one step and at most the full width.
 
-        A tie goes down (half of 48 is 16 on a grid of 16), but up where nothing is gained below one block.
+        A tie rounds down (half of 48 is 16 with a grid of 16), but up where less than one block would save nothing.
         """
-        if wish >= full:
+        if target >= full:
             return full
         step = self.grid(full)
-        down = int(wish // step) * step
-        over = wish - down
+        down = int(target // step) * step
+        over = target - down
         best = down if over < step / 2 or (over == step / 2 and full > self.conv_block) else down + step
         return min(full, best if best > 0 else step)
 
     def text(self) -> str:
-        return f"{self.model}, {self.arch}, {' '.join(self.isa) or 'no vector flags known'}, {self.cores} cores, onnxruntime {self.onnxruntime}"
+        """The facts in one line."""
+        isa = " ".join(self.isa) or "no vector flags known"
+        return f"{self.model}, {self.arch}, {isa}, {self.cores} cores, onnxruntime {self.onnxruntime}"
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "isa": list(self.isa), "int8_exact": self.int8_exact, "conv_block": self.conv_block}
 
 
 def this_machine() -> Machine:
-    """Facts of the CPU that runs this process."""
+    """Facts of the machine that runs this process."""
     info = _cpuinfo()
     words = set((info.get("flags") or info.get("Features") or "").split())
     isa = tuple(name for name, flag in _FLAGS.items() if flag in words) or _isa_without_proc()
@@ -109,7 +115,10 @@ def this_machine() -> Machine:
 
 
 def machine_for(target: str = "auto") -> Machine:
-    """This machine, or this machine with the instruction set of a named target."""
+    """This machine, or this machine with the instruction set of a named target.
+
+    Raises InputProblem for an unknown target.
+    """
     own = this_machine()
     if target == "auto":
         return own
@@ -121,7 +130,7 @@ def machine_for(target: str = "auto") -> Machine:
 
 @contextmanager
 def pinned(cpus: Sequence[int]) -> Iterator[None]:
-    """This thread, and all threads and processes that it starts, on these CPUs only; no CPUs: as it is.
+    """Restrict this thread, and all threads and processes it starts, to these CPUs; () leaves them as they are.
 
     Raises InputProblem where one of them cannot be used.
     """
@@ -129,12 +138,12 @@ def pinned(cpus: Sequence[int]) -> Iterator[None]:
         yield
         return
     if not hasattr(os, "sched_setaffinity"):
-        raise InputProblem("cannot pin to CPUs", "", f"{platform.system()} has no such call", "leave --pin out")
+        raise InputProblem("cannot pin to CPUs", "", f"{platform.system()} has no such call", "leave out `pin`")
     before = os.sched_getaffinity(0)
     wrong = [cpu for cpu in cpus if cpu not in before]
     if wrong:
         listed = ", ".join(str(c) for c in sorted(before))
-        raise InputProblem("no such CPU to pin to", wrong[0], f"this process may use {listed}", "name some of these")
+        raise InputProblem("no such CPU to pin to", wrong[0], f"this process may use {listed}", "choose from these")
     os.sched_setaffinity(0, cpus)
     try:
         yield
@@ -157,7 +166,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _isa_without_proc() -> tuple[str, ...]:
-    """Outside Linux: what the architecture guarantees, and nothing more."""
+    """Outside Linux: only what the architecture guarantees."""
     if platform.machine() in ("arm64", "aarch64"):
         return ("asimddp",)
     return ()

@@ -1,7 +1,7 @@
-"""onnxruntime sessions: opened with the tool's settings, tapped at inner values, refused in one line.
+"""onnxruntime sessions: opened with the tool's settings, tapped at intermediate values; errors become one line.
 
-Calibration and scoring use every core; latency uses one thread (see latency.py).  Spinning is always off, so that
-an idle session does not slow the one being looked at.
+Calibration and scoring use all cores; latency uses one thread by default (see latency.py).  Spinning is off by default,
+so that an idle session does not slow the measured one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import submodels
-from onnxpress.model.files import serialised
+from onnxpress.model.files import serialized
 from onnxpress.model.trace import Trace
 
 Feeds = Mapping[str, np.ndarray]
@@ -34,12 +34,16 @@ CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """threads: intra-op threads; level: none, basic or all graph optimizations; config: session config entries.
+class SessionSettings:
+    """Settings of a session.
 
-    spinning: whether idle threads of the pool wait in a loop (faster, but they disturb whoever runs next).
-    provider: onnxruntime's name of it; what it does not implement runs on the CPU's.
-    profile: prefix of the profiler's file, "" for none; dump: where onnxruntime writes the graph that it made of the model.
+    threads:  intra-op threads
+    level:    graph optimizations: "none", "basic" or "all"
+    config:   session config entries
+    profile:  prefix of the profiler's file; "" for no profile
+    dump:     file that onnxruntime writes its optimized graph to; "" for none
+    spinning: whether idle threads of the pool spin (faster, but they disturb whatever runs next)
+    provider: onnxruntime's name of the execution provider; operators it does not implement run on the CPU
     """
 
     threads: int = 1
@@ -51,18 +55,21 @@ class Settings:
     provider: str = CPU
 
 
-def all_cores(level: str = "all") -> Settings:
-    """Settings for work whose result matters and whose time does not."""
-    return Settings(
+def all_cores(level: str = "all") -> SessionSettings:
+    """Settings for computations whose time does not matter: all cores of this process."""
+    return SessionSettings(
         threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, level=level
     )
 
 
 def open_session(
-    model: ir.Model | bytes | str | Path, settings: Settings | None = None, where: object = ""
+    model: ir.Model | bytes | str | Path, settings: SessionSettings | None = None, where: object = ""
 ) -> ort.InferenceSession:
-    """A CPU session.  Raises InputProblem where onnxruntime cannot run the model, EnvironmentProblem without memory."""
-    settings = settings or Settings()
+    """Open a session.  where: shown in errors.
+
+    Raises InputProblem where onnxruntime cannot run the model, EnvironmentProblem without memory.
+    """
+    settings = settings or SessionSettings()
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
@@ -80,15 +87,15 @@ def open_session(
             "session.optimized_model_external_initializers_file_name", f"{Path(settings.dump).name}.data"
         )
     if isinstance(model, ir.Model):
-        with serialised(model) as source:
+        with serialized(model) as source:
             return _create(str(source) if isinstance(source, Path) else source, options, settings.provider, where)
     return _create(str(model) if isinstance(model, Path) else model, options, settings.provider, where)
 
 
-def provider_named(word: str) -> str:
-    """The full name of a provider that this onnxruntime has: `cpu` and `CPUExecutionProvider` are the same.
+def find_provider(word: str) -> str:
+    """The full name of an execution provider of this onnxruntime: `cpu` and `CPUExecutionProvider` are the same.
 
-    Raises InputProblem for another.
+    Raises InputProblem for another name.
     """
     available = ort.get_available_providers()
     for name in available:
@@ -96,10 +103,10 @@ def provider_named(word: str) -> str:
             return str(name)
     short = ", ".join(name.removesuffix("ExecutionProvider") for name in available)
     raise InputProblem(
-        "no such execution provider here",
+        "no such execution provider",
         word,
         f"this onnxruntime has {short}",
-        "name one of these, or install another build of onnxruntime",
+        "choose one of these, or install another build of onnxruntime",
     )
 
 
@@ -125,7 +132,7 @@ def _create(source: bytes | str, options: ort.SessionOptions, provider: str, whe
 def run(
     session: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None, where: object = ""
 ) -> list[np.ndarray]:
-    """Run once; onnxruntime's refusal of an input becomes one line."""
+    """Run once.  Raises InputProblem where onnxruntime rejects an input, EnvironmentProblem without memory."""
     try:
         return [np.asarray(a) for a in session.run(list(names) if names else None, dict(feeds))]
     except MemoryError as error:
@@ -139,27 +146,28 @@ def run(
         ) from error
 
 
-def tap(model: ir.Model, names: Sequence[str], settings: Settings | None = None) -> ort.InferenceSession:
-    """A session that computes exactly the named inner values (in that order, as its outputs)."""
+def tap(model: ir.Model, names: Sequence[str], settings: SessionSettings | None = None) -> ort.InferenceSession:
+    """A session whose outputs are exactly the named values, in this order."""
     return open_session(submodels.outputs_only(model, names), settings or all_cores())
 
 
 def trace(model: ir.Model, feeds: Feeds) -> Trace:
-    """Run once with every value exposed, for shapes and small integer values.
+    """Run once with arrays value as output, and record shapes and small integer values.
 
-    Values that only exist inside sub-graphs, or that onnxruntime cannot hand out (optional, sequence), are absent.
+    Values inside sub-graphs, and those that onnxruntime cannot output (optional, sequence), are absent.
     """
-    names = [v.name for n in model.graph for v in n.outputs if v.name and not _odd(v)]
+    names = [v.name for n in model.graph for v in n.outputs if v.name and not _is_not_tensor(v)]
     found = dict(zip(names, run(tap(model, names, all_cores("none")), feeds), strict=True))
-    every = {**feeds, **found}
+    arrays = {**feeds, **found}
     values = {name: array for name, array in found.items() if array.dtype.kind in "iub" and array.size <= 64}
     floats = {
-        n: bool(np.isnan(a.min())) for n, a in every.items() if a.dtype == np.float32 and a.size
-    }  # which a minimum passes on
-    return Trace({name: tuple(array.shape) for name, array in every.items()}, values, floats)
+        n: bool(np.isnan(a.min())) for n, a in arrays.items() if a.dtype == np.float32 and a.size
+    }  # the minimum propagates NaN
+    return Trace({name: tuple(array.shape) for name, array in arrays.items()}, values, floats)
 
 
-def _odd(value: ir.Value) -> bool:
+def _is_not_tensor(value: ir.Value) -> bool:
+    """Whether a value is not a tensor."""
     return value.type is not None and not isinstance(value.type, ir.TensorType)
 
 

@@ -1,8 +1,8 @@
-"""onnxsim in a child process: one file in, one file out, under limits.
+"""onnxsim in a child process with limits: one file in, one file out.
 
-Files of an operator set below 13 are raised to it first, since int8 needs it.  Left out of its rewrites are MatMul of
-rank 3 as Reshape-Gemm-Reshape (slower on CPU, and it hides widths that pruning works on), the merging of Q, K and V, and whole
-attentions as one operator of onnxruntime's (other tools no longer read the file, and heads are no longer to be seen).
+Files with an operator set below 13 are converted to 13 first, which int8 needs.  Some rewrites are disabled: MatMul of
+rank 3 as Reshape-Gemm-Reshape (slower on CPU, and it hides the widths that pruning works on), the fusion of Q, K and V,
+and whole attentions as one operator of onnxruntime (other tools cannot read the file, and heads are no longer visible).
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from onnxpress.runtime import isolate
 from onnxpress.runtime.session import temporary_folder
 
 SECONDS = 180.0
-NEEDED_OPSET = 13  # integers with a scale a channel; older files are raised to it
-_LEFT_OUT = [
-    "fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv", "fuse_attention", "fuse_gqa",
-]  # fmt: skip
-_LARGE = 1_500_000_000
+NEEDED_OPSET = 13  # for integers with one scale per channel; older files are converted to it
+_DISABLED = [
+    "fuse_matmul_add_bias_into_gemm",
+    "fuse_matmul_add_bias_into_gemm_batched",
+    "fuse_qkv",
+    "fuse_attention",
+    "fuse_gqa",
+]
+_MAX_BYTES = 1_500_000_000
 
 
 def onnxsim(model: bytes) -> bytes | str:
     """The simplified model, or one clause that says why there is none."""
     if importlib.util.find_spec("onnxsim") is None:
         return "it is not installed"
-    if len(model) > _LARGE:
+    if len(model) > _MAX_BYTES:
         return "the model is too large for it"
     with temporary_folder() as folder:
         source, target = folder / "in.onnx", folder / "out.onnx"
@@ -40,7 +44,7 @@ def onnxsim(model: bytes) -> bytes | str:
 
 def child(source: str, target: str) -> None:
     """In the child process: simplify one file into another."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # the tool imports it where it is: a second, for nothing used here
+    sys.modules["torch"] = None  # type: ignore[assignment]  # onnxsim imports it where it is installed, which takes a second and is not needed
     import onnx
     import onnxsim as tool
 
@@ -49,14 +53,14 @@ def child(source: str, target: str) -> None:
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), NEEDED_OPSET)
     if version < NEEDED_OPSET:
         model = onnx.version_converter.convert_version(model, NEEDED_OPSET)
-    proto, ok = tool.simplify(model, skipped_optimizers=_LEFT_OUT)
+    proto, ok = tool.simplify(model, skipped_optimizers=_DISABLED)
     if not ok:
         raise RuntimeError("onnxsim's own check of the result failed")
     Path(target).write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _own_initializers(model: Any) -> None:
-    """Before IR version 4 initializers are inputs, too, and what the tool adds would have to be; there they are constants anyway."""
+    """Before IR version 4 initializers are inputs as well; the added ones are not, so the others stop being inputs."""
     if model.ir_version < 4:
         held = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in held]

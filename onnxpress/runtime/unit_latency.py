@@ -1,7 +1,8 @@
-"""What single units of a model take: a layer with what onnxruntime fuses into it, or any other operator, timed alone.
+"""Latency of single units of a model, timed alone.
 
-Alone a unit takes longer than among others, whose layout it could share: such times compare units and rank what could be
-saved; they are no basis of a claim.
+A unit is a layer with the operators that onnxruntime fuses into it, or any other operator.  Alone it takes longer than
+within a model, whose memory layout it could share: such times rank units and possible savings, and are not a basis for
+claims.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnxpress.runtime.latency import quick_seconds
 _FUSED = {"BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu"}
 
 
-def units(model: ir.Model) -> Iterator[list[ir.Node]]:
+def fused_units(model: ir.Model) -> Iterator[list[ir.Node]]:
     """The nodes of each unit, in the model's order."""
     taken: set[int] = set()
     for node in model.graph:
@@ -40,8 +41,8 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
     return uses[0].node if alone and read.standard(uses[0].node) else None
 
 
-class UnitTimes:
-    """Seconds of units on this machine, by structure and sizes: each is timed once."""
+class UnitLatencies:
+    """Seconds of units on this machine, cached by structure and sizes."""
 
     def __init__(self) -> None:
         self._known: dict[str, float] = {}
@@ -50,8 +51,8 @@ class UnitTimes:
         return len(self._known)
 
     def seconds(self, model: ir.Model, nodes: Sequence[ir.Node], sizes: Trace) -> float:
-        """Of one unit; nothing where it cannot stand alone (what only computes shapes costs nearly nothing)."""
-        part = submodels.excerpt(model, nodes, sizes)
+        """Seconds of one unit; 0 where it cannot run alone (nodes that only compute shapes take almost no time)."""
+        part = submodels.extract_nodes(model, nodes, sizes)
         key = f"{structural_hash(part, named=False)} {[sizes.shape(v.name) for v in part.graph.inputs]}"
         if key not in self._known:
             self._known[key] = _timed(part, sizes)
@@ -59,9 +60,9 @@ class UnitTimes:
 
 
 def node_seconds(model: ir.Model, sizes: Trace) -> dict[str, float]:
-    """Seconds by node name: a unit's time stands at its first node."""
-    times = UnitTimes()
-    return {nodes[0].name or "": times.seconds(model, nodes, sizes) for nodes in units(model)}
+    """Seconds by node name; the time of a unit is attributed to its first node."""
+    times = UnitLatencies()
+    return {nodes[0].name or "": times.seconds(model, nodes, sizes) for nodes in fused_units(model)}
 
 
 def _timed(part: ir.Model, sizes: Trace) -> float:

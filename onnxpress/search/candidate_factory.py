@@ -8,48 +8,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Wish, begun, cores, taught
+from onnxpress.api.distillation_session import (
+    DistillSettings,
+    TeacherStudentPair,
+    available_cores,
+    has_checkpoint,
+    run_distillation,
+)
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
-from onnxpress.passes.exact.reduce import REDUCE
+from onnxpress.passes.exact.simplify import EXACT
 from onnxpress.passes.int8 import node_selection, qdq
-from onnxpress.passes.int8.embedding_tables import tables
-from onnxpress.passes.int8.quantization_recipe import Wish as RecipeWish
-from onnxpress.passes.int8.quantize import decisions_for, quantizable, recipe_for
-from onnxpress.passes.pruning.allocation import Wish as PruneWish
-from onnxpress.passes.structure.depth import Wish as DepthWish
-from onnxpress.passes.structure.depth import plan_depth
-from onnxpress.passes.weights.share import Wish as ShareWish
-from onnxpress.passes.weights.share import plan_sharing
-from onnxpress.passes.weights.weights import Wish as WeightsWish
-from onnxpress.passes.weights.weights import plan_weights
-from onnxpress.plan.candidate_store import Candidate, Shelf, model_of
-from onnxpress.plan.plan import CALIBRATION, Plan, Step, new_plan, take_step
+from onnxpress.passes.int8.embedding_tables import quantizable_lookups
+from onnxpress.passes.int8.quantization_recipe import RecipeOptions
+from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions, recipe_for
+from onnxpress.passes.pruning.options import PruneOptions
+from onnxpress.passes.registry import find_pass
+from onnxpress.passes.structure.depth import DepthOptions, plan_depth
+from onnxpress.passes.weights.share import ShareOptions
+from onnxpress.passes.weights.weights import WeightsOptions
+from onnxpress.plan.candidate_store import Candidate, CandidateStore, model_of
+from onnxpress.plan.exact_base import FALLBACK, exact_base
+from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
-from onnxpress.search.pruning_base import Ground
+from onnxpress.search.pruning_base import PruningBase
 from onnxpress.train.distillation.feature_matching import KeptChannels
 from onnxpress.train.progress import Progress
 from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
-_QUICK = RecipeWish("mse", False, "nearest")  # for what is only timed
+_QUICK = RecipeOptions("mse", False, "nearest")  # for what is only timed
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
 
 @dataclass(frozen=True)
-class Sketch:
+class UnrepairedCandidate:
     """A model cut but not repaired: it tells work and time, not quality.  macs: for one sample; cut: makes the model
     (many are planned, few are held), on a few samples."""
 
@@ -57,7 +62,7 @@ class Sketch:
     cut: Callable[[], Evidence]
 
 
-class Workshop:
+class CandidateFactory:
     """original: as the user gave it; calibrate: is trained on, and a part of it feeds statistics; judge: scores on the
     selection samples."""
 
@@ -65,56 +70,46 @@ class Workshop:
         self,
         original: ir.Model,
         calibrate: Dataset,
-        judge: Judge,
+        judge: Scorer,
         machine: Machine,
         seed: int = 0,
-        shelf: Shelf | None = None,
+        shelf: CandidateStore | None = None,
     ) -> None:
         self.original, self.judge, self.machine, self.seed = original, judge, machine, seed
-        self.shelf = shelf or Shelf()
+        self.shelf = shelf or CandidateStore()
         self.learn = calibrate
         self.calibrate = calibrate.take(CALIBRATION)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
         self._plan = new_plan(original, calibrate, seed)
-        self._grounds: dict[int, Ground] = {}
+        self._grounds: dict[int, PruningBase] = {}
         self.exact_evidence: Evidence | None = None
         self.exact_plan = self._plan
 
     def exact(self) -> Candidate:
-        """simplify and reduce: the base of everything else."""
-        return self._as_base(self._candidate("exact", self._reduce))
+        """The model after the exact rewrites: the base of everything else."""
+        return self._as_base(self._candidate("exact", lambda: self._exact(EXACT)))
 
     def bare(self) -> Candidate:
-        """The base where the exact passes fail: onnx-ir's clean-ups alone."""
-        return self._as_base(self._candidate("exact", self._clean_up))
+        """The base where the exact rewrites fail: onnx-ir's passes alone."""
+        return self._as_base(self._candidate("exact", lambda: self._exact(FALLBACK)))
 
     def _as_base(self, candidate: Candidate) -> Candidate:
         self.exact_plan, self.exact_evidence = candidate.plan, self.evidence(candidate)
         return candidate
 
-    def _reduce(self) -> Made:
-        plan, model = self._plan, self.original
-        notes: list[str] = []
-        reductions = [o.decision for o in REDUCE.options(model, self._evidence(model))]
-        for step in (Step("simplify", ({"tool": "onnxsim"},)), Step("reduce", tuple(reductions))):
-            done = take_step(step, self._evidence(model), model)
-            plan, model, notes = plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, notes + done.notes
-        return plan, model, notes
+    def _exact(self, actions: tuple[Action, ...]) -> Made:
+        base = exact_base(self.original, self.calibrate, self.machine, self.seed, samples=CALIBRATION, actions=actions)
+        return replace(self._plan, steps=base.plan.steps), base.evidence.model, base.notes
 
-    def _clean_up(self) -> Made:
-        step = Step("simplify", ({"tool": "onnx-ir"},))
-        done = take_step(step, self._evidence(self.original), self.original)
-        return self._plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
-
-    def changed(self, name: str, steps: Sequence[Step], said: Sequence[str] = ()) -> Candidate:
+    def changed(self, name: str, steps: Sequence[PlanStep], said: Sequence[str] = ()) -> Candidate:
         """The exact model after some steps, each on what the one before it made.  said: notes to begin with."""
 
         def make() -> Made:
             plan, evidence = self.exact_plan, self.base
             notes = [*said]
             for step in steps:
-                done = take_step(step, evidence, evidence.model)
-                plan = plan.then(step.pass_name, step.decisions, CALIBRATION)
+                done = take_step(step, evidence)
+                plan = plan.then(step.pass_name, step.actions, CALIBRATION)
                 evidence = evidence_for(done.model, self.calibrate, self.machine, self.seed, self.original)
                 notes += done.notes
             return plan, evidence.model, notes
@@ -127,16 +122,15 @@ class Workshop:
         return self.exact_evidence
 
     @property
-    def _recipe(self) -> RecipeWish:
+    def _recipe(self) -> RecipeOptions:
         """How int8 is made, settled on the exact model: of those that come of it in the same way."""
         known = self.shelf.fact("recipe of int8")
         if known is None:
-            recipe_for(self.base, quantizable(self.base), RecipeWish())
-            found: RecipeWish = self.base.kept["settled"]
+            found = recipe_for(self.base, quantizable(self.base), RecipeOptions())[0]
             known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
             self.shelf.note("recipe of int8", known)
         some = known["equalize"]
-        return RecipeWish(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
+        return RecipeOptions(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What is known of a candidate's model from the calibration samples."""
@@ -171,8 +165,8 @@ class Workshop:
 
         def make() -> Made:
             step = _to_int8(where, chosen, self._recipe)
-            done = take_step(step, where, where.model)
-            return plan.then(step.pass_name, step.decisions, CALIBRATION), done.model, done.notes
+            done = take_step(step, where)
+            return plan.then(step.pass_name, step.actions, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
 
@@ -181,9 +175,10 @@ class Workshop:
 
         def make() -> Made:
             name = "share" if bits == 4 else "weights"
-            plan = plan_sharing(self.base, ShareWish()) if bits == 4 else plan_weights(self.base, WeightsWish(bits))
-            done = take_step(Step(name, tuple(plan[0])), self.base, self.base.model)
-            return self.exact_plan.then(name, plan[0], CALIBRATION), done.model, done.notes
+            options = ShareOptions() if bits == 4 else WeightsOptions(bits)
+            actions = find_pass(name).plan(self.base, options).actions
+            done = take_step(PlanStep(name, tuple(actions)), self.base)
+            return self.exact_plan.then(name, actions, CALIBRATION), done.model, done.notes
 
         return self._candidate(f"weights in {bits} bits", make)
 
@@ -195,10 +190,10 @@ class Workshop:
         known = self.shelf.fact(fact)
         if known is None:
             where = self.base if candidate is None else self.evidence(candidate)
-            found, tried = node_selection.fastest(
-                where, self.feeds, qdq.trim(where.model, _able(where, start)), more_time
-            )
-            how = f"{tried.count} windows timed, {tried.kept} put back to float"
+            nodes = qdq.drop_unprofitable(where.model, _able(where, start))
+            recipe = recipe_for(where, nodes, self._recipe)[1]
+            found, tried = node_selection.select_int8_by_latency(where, self.feeds, nodes, more_time, recipe)
+            how = f"{tried.tried} windows timed, {tried.reverted} moved back to float"
             known = {"nodes": sorted(found), "how": how}
             self.shelf.note(fact, known)
         return frozenset(known["nodes"]), known["how"]
@@ -207,54 +202,57 @@ class Workshop:
         """The subset of int8 nodes whose drop on the selection samples is allowed."""
         known = self.shelf.fact("safest int8")
         if known is None:
-            known = sorted(node_selection.safest(self.base, self.judge, start, allowed, more_time)[0])
+            recipe = recipe_for(self.base, start, self._recipe)[1]
+            known = sorted(
+                node_selection.select_int8_by_accuracy(self.base, self.judge, start, allowed, more_time, recipe)[0]
+            )
             self.shelf.note("safest int8", known)
         return frozenset(known)
 
-    def removal_order(self, more_time: Callable[[], bool] | None = None) -> list[Decision]:
+    def removal_order(self, more_time: Callable[[], bool] | None = None) -> list[Action]:
         """Blocks that can go, the least harmful for its work first: as far as was found when it was last asked, unless
         there is `more_time` and some may be missing."""
         known = self.shelf.fact("order of blocks")
         if known is None or (more_time is not None and not known["whole"]):
             more_time = more_time or (lambda: True)
-            order = plan_depth(self.base, DepthWish(keep=_SHALLOWEST, units="layers"), more_time)
+            order = plan_depth(self.base, DepthOptions(keep=_SHALLOWEST, units="layers"), more_time)
             if known is None or len(order) > len(known["order"]):
                 known = {"order": order, "whole": more_time()}
                 self.shelf.note("order of blocks", known)
-        found: list[Decision] = known["order"]
+        found: list[Action] = known["order"]
         return found
 
     def shallower(self, count: int) -> Candidate:
         """The first `count` blocks of the order taken out, and the rest refitted."""
 
         def make() -> Made:
-            steps = [*self.removal_order()[:count], {"repair": "least-squares"}]
-            done = take_step(Step("depth", tuple(steps)), self.base, self.base.model)
+            steps = [*self.removal_order()[:count], {"refit": "least-squares"}]
+            done = take_step(PlanStep("depth", tuple(steps)), self.base)
             return self.exact_plan.then("depth", steps, CALIBRATION), done.model, done.notes
 
         return self._candidate(blocks_name(count), make)
 
-    def ground(self, count: int = 0) -> Ground:
+    def ground(self, count: int = 0) -> PruningBase:
         """What is pruned: the exact model, or the one with so many blocks out."""
         if count not in self._grounds:
             cut = self.shallower(count) if count else None
             where = (self.exact_plan, self.base) if cut is None else (cut.plan, self.evidence(cut))
-            self._grounds[count] = Ground(*where)
+            self._grounds[count] = PruningBase(*where)
         return self._grounds[count]
 
     def pruned(
-        self, name: str, wish: PruneWish, more_time: Callable[[], bool] = lambda: True, count: int = 0
+        self, name: str, options: PruneOptions, more_time: Callable[[], bool] = lambda: True, count: int = 0
     ) -> Candidate | None:
         """Channels removed and repaired, behind `count` blocks taken out; None where the wish removes nothing on this CPU's
         widths."""
         ground = self.ground(count)
-        decisions = ground.decisions(wish, more_time)
-        if not decisions:
+        actions = ground.actions(options, more_time)
+        if not actions:
             return None
 
         def make() -> Made:
-            steps = [*decisions, {"repair": "least-squares"}]
-            done = take_step(Step("prune", tuple(steps)), ground.evidence, ground.evidence.model)
+            steps = [*actions, {"refit": "least-squares"}]
+            done = take_step(PlanStep("prune", tuple(steps)), ground.evidence)
             return ground.plan.then("prune", steps, CALIBRATION), done.model, done.notes
 
         return self._candidate(name, make)
@@ -263,25 +261,25 @@ class Workshop:
         """Multiply-accumulates for one sample."""
         return _cost(self.evidence(candidate))
 
-    def narrowed(self, wish: PruneWish, count: int = 0) -> Sketch:
+    def narrowed(self, options: PruneOptions, count: int = 0) -> UnrepairedCandidate:
         """What a wish would leave behind `count` blocks taken out; that model itself where it removes nothing."""
         ground = self.ground(count)
-        return self._sketch("prune", ground.decisions(wish), ground.evidence)
+        return self._sketch("prune", ground.actions(options), ground.evidence)
 
-    def without(self, count: int) -> Sketch:
+    def without(self, count: int) -> UnrepairedCandidate:
         """What is left when so many blocks of the order are gone."""
         return self._sketch("depth", self.removal_order()[:count], self.base)
 
-    def _sketch(self, name: str, decisions: Sequence[Decision], ground: Evidence) -> Sketch:
-        step = Step(name, (*decisions, {"repair": "none"}))
+    def _sketch(self, name: str, actions: Sequence[Action], ground: Evidence) -> UnrepairedCandidate:
+        step = PlanStep(name, (*actions, {"refit": "none"}))
 
         def cut() -> Evidence:
-            model = take_step(step, ground, ground.model).model if decisions else ground.model
+            model = take_step(step, ground).model if actions else ground.model
             return evidence_for(model, self.calibrate.take(_SKETCH_SAMPLES), self.machine, self.seed)
 
-        return Sketch(_cost(cut()), cut)
+        return UnrepairedCandidate(_cost(cut()), cut)
 
-    def pace(self, name: str, sketch: Sketch, chosen: frozenset[str], seconds: float = 0.8) -> float:
+    def pace(self, name: str, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float = 0.8) -> float:
         """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower.
 
         seconds: of timing."""
@@ -291,11 +289,11 @@ class Workshop:
             self.shelf.note(f"pace of {name}", known)
         return float(known)
 
-    def _paced(self, sketch: Sketch, chosen: frozenset[str], seconds: float) -> float:
+    def _paced(self, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float) -> float:
         cut = sketch.cut()
         models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
         if chosen:
-            models["cut, int8"] = take_step(_to_int8(cut, chosen, _QUICK), cut, cut.model).model
+            models["cut, int8"] = take_step(_to_int8(cut, chosen, _QUICK), cut).model
         effort = Effort(seconds=seconds, precision=0.01, rebuilds=1, resamples=100)
         return min(1 / r.speedup for r in compare_latency(models, self.feeds, effort).ratios)
 
@@ -304,13 +302,21 @@ class Workshop:
 
         def make() -> Made:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
-            couple = Couple(now, teacher_evidence(self.original, now), Source(), self._kept(student))
-            wish = Wish(TrainingSettings(threads=cores(), seed=self.seed, features="auto"), seconds=seconds)
-            folder = self.shelf.room(name)
-            done = taught(
-                couple, wish, self.judge, student.score.drop, folder, folder is not None and begun(folder), report
+            couple = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
+            wish = DistillSettings(
+                TrainingSettings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
             )
-            plan = student.plan.then("distill", done.decisions)
+            folder = self.shelf.room(name)
+            done = run_distillation(
+                couple,
+                wish,
+                self.judge,
+                student.score.drop,
+                folder,
+                folder is not None and has_checkpoint(folder),
+                report,
+            )
+            plan = student.plan.then("distill", done.actions)
             curve = done.history.curve if done.history is not None else []
             notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
             return plan, done.model, student.notes + done.notes + notes
@@ -323,11 +329,11 @@ class Workshop:
         evidence, removal = self.base, dict[str, list[int]]()
         for step in own:
             if step.pass_name == "prune":
-                removal = {d["group"]: list(d["remove"]) for d in step.decisions if "group" in d}
+                removal = {d["group"]: list(d["remove"]) for d in step.actions if "group" in d}
                 break
             if step.pass_name != "distill":  # what stands before it decides what its groups are called
-                bare = Step(step.pass_name, (*(d for d in step.decisions if "repair" not in d), {"repair": "none"}))
-                evidence = self._evidence(take_step(bare, evidence, evidence.model).model)
+                bare = PlanStep(step.pass_name, (*(d for d in step.actions if "refit" not in d), {"refit": "none"}))
+                evidence = self._evidence(take_step(bare, evidence).model)
         channels = evidence.channels
         return lambda value: channels.kept(value, removal)
 
@@ -337,15 +343,17 @@ def blocks_name(count: int) -> str:
     return f"{count} block{'s' * (count > 1)} out"
 
 
-def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeWish) -> Step:
+def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) -> PlanStep:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
-    nodes = qdq.trim(evidence.model, _able(evidence, chosen))
-    return Step("quantize", tuple(decisions_for(nodes, evidence, wish, looked_up=tables(evidence.model))))
+    nodes = qdq.drop_unprofitable(evidence.model, _able(evidence, chosen))
+    return PlanStep(
+        "quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=quantizable_lookups(evidence.model)))
+    )
 
 
 def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:
     """Those of the chosen nodes that the model has and that can be in int8."""
-    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.eligible(n, evidence.trace) is None}
+    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.refusal_reason(n, evidence.trace) is None}
 
 
 def _cost(evidence: Evidence) -> int:

@@ -17,10 +17,10 @@ from functools import partial
 
 import numpy as np
 
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate
-from onnxpress.search.candidate_factory import Sketch, blocks_name
-from onnxpress.search.search import SEARCH_ENDS, Report, Search, allowed, wish_name
+from onnxpress.search.candidate_factory import UnrepairedCandidate, blocks_name
+from onnxpress.search.search import SEARCH_ENDS, Report, Search, allowed, prune_name
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Of the time of the fastest that the selection samples allow without training.  At its own time, too: few samples may
@@ -36,28 +36,28 @@ _TIMED = 3  # students of a kind that are timed; the others' times lie on the li
 
 
 @dataclass(frozen=True)
-class Way:
+class StudentSpec:
     """One way down: its name, what it would leave, and how the student is made."""
 
     name: str
-    sketch: Sketch
+    sketch: UnrepairedCandidate
     make: Callable[[], Candidate | None]
 
 
 @dataclass(frozen=True)
-class Student:
+class TimedStudent:
     """A way down and the share of the original's time that it leads to."""
 
-    way: Way
+    way: StudentSpec
     time: float
 
 
 @dataclass(frozen=True)
-class Rung:
+class LatencyLevel:
     """A level of time (a share of the original's) and the students near it, of each kind the slowest."""
 
     level: float
-    students: tuple[Student, ...]
+    students: tuple[TimedStudent, ...]
 
 
 def train(search: Search, seconds: float, report: Report) -> None:
@@ -65,7 +65,9 @@ def train(search: Search, seconds: float, report: Report) -> None:
     begun = time.monotonic()
     pace = min(_PACE, _PACE_SHARE * seconds)
     ladder = (
-        search.attempt("students", lambda: rungs(search, lambda: time.monotonic() - begun < _PREPARE * seconds, pace))
+        search.attempt(
+            "students", lambda: latency_levels(search, lambda: time.monotonic() - begun < _PREPARE * seconds, pace)
+        )
         or []
     )
     tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
@@ -75,14 +77,16 @@ def train(search: Search, seconds: float, report: Report) -> None:
         if low >= high:
             return
         middle = (low + high) // 2
-        say = told_within(report, number, tries)
+        say = sub_progress(report, number, tries)
         if _holds(search, ladder[middle], seconds / tries, say):
             low = middle + 1
         else:
             high = middle
 
 
-def rungs(search: Search, more_time: Callable[[], bool] | None = None, pace: float = _PACE) -> list[Rung]:
+def latency_levels(
+    search: Search, more_time: Callable[[], bool] | None = None, pace: float = _PACE
+) -> list[LatencyLevel]:
     """Levels at and below what holds without training, slowest first, where there is a student near.
 
     more_time: for the order of the blocks, where the search before had not enough; pace: seconds of timing a student.
@@ -90,19 +94,19 @@ def rungs(search: Search, more_time: Callable[[], bool] | None = None, pace: flo
     search.say("preparing students", SEARCH_ENDS)
     search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
-    ways = [_pruned(search, "hidden"), _pruned(search, "all"), _shallow(search)]
-    ways += [_pruned(search, "hidden", count) for count in _counts(search)]
-    kinds = [timed(search, some, pace) for some in ways]
-    ladder: list[Rung] = []
+    ways = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]
+    ways += [_pruned(search, INTERNAL, count) for count in _counts(search)]
+    kinds = [time_students(search, some, pace) for some in ways]
+    ladder: list[LatencyLevel] = []
     for level in (start * share for share in _LEVELS):
         near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
         students = tuple(max(some, key=lambda s: s.time) for some in near if some)
         if students and (not ladder or students != ladder[-1].students):
-            ladder.append(Rung(level, students))
+            ladder.append(LatencyLevel(level, students))
     return ladder
 
 
-def timed(search: Search, ways: list[Way], pace: float = _PACE) -> list[Student]:
+def time_students(search: Search, ways: list[StudentSpec], pace: float = _PACE) -> list[TimedStudent]:
     """Students of one kind with their times: some measured, the others' between those by their multiply-accumulates."""
     ways = sorted(ways, key=lambda w: w.sketch.macs)
     if not ways:
@@ -110,16 +114,18 @@ def timed(search: Search, ways: list[Way], pace: float = _PACE) -> list[Student]
     marks = sorted({round(i) for i in np.linspace(0, len(ways) - 1, _TIMED)})
     work = [ways[i].sketch.macs for i in marks]
     times = [search.shop.pace(ways[i].name, ways[i].sketch, search.chosen, pace) for i in marks]
-    return [Student(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
+    return [TimedStudent(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
 
 
-def _pruned(search: Search, scope: str, count: int = 0) -> list[Way]:
+def _pruned(search: Search, scope: str, count: int = 0) -> list[StudentSpec]:
     """Narrower, behind `count` blocks taken out."""
     shop, before = search.shop, f"{blocks_name(count)}, " if count else ""
     ground = shop.ground(count)
-    wishes = [w for w in (Wish(ratio, scope) for ratio in _RATIOS) if ground.can_prune and ground.decisions(w)]
+    wishes = [
+        w for w in (PruneOptions(ratio, scope=scope) for ratio in _RATIOS) if ground.can_prune and ground.actions(w)
+    ]
     return [
-        Way(n := before + wish_name(w), shop.narrowed(w, count), partial(shop.pruned, n, w, count=count))
+        StudentSpec(n := before + prune_name(w), shop.narrowed(w, count), partial(shop.pruned, n, w, count=count))
         for w in wishes
     ]
 
@@ -137,13 +143,13 @@ def _drop(search: Search, name: str) -> float:
     return next((c.score.drop for c in search.found if c.name == name), math.inf)
 
 
-def _shallow(search: Search) -> list[Way]:
+def _shallow(search: Search) -> list[StudentSpec]:
     shop = search.shop
     counts = range(1, len(shop.removal_order()) + 1)
-    return [Way(blocks_name(n), shop.without(n), partial(shop.shallower, n)) for n in counts]
+    return [StudentSpec(blocks_name(n), shop.without(n), partial(shop.shallower, n)) for n in counts]
 
 
-def _holds(search: Search, rung: Rung, seconds: float, say: Report) -> bool:
+def _holds(search: Search, rung: LatencyLevel, seconds: float, say: Report) -> bool:
     """Train the best student of a level; whether one of its forms holds the allowed drop."""
     made = [c for s in rung.students if (c := search.attempt(s.way.name, s.way.make)) is not None]
     if not made:
@@ -182,6 +188,6 @@ def _mix(search: Search, student: Candidate, seconds: float) -> frozenset[str]:
     return search.shop.fastest_int8(search.chosen, lambda: time.monotonic() - begun < seconds, student)[0]
 
 
-def told_within(report: Report, number: int, of: int) -> Report:
+def sub_progress(report: Report, number: int, of: int) -> Report:
     """Progress of one student as a part of the whole."""
     return lambda stage, share: report(f"student {number + 1} of {of}: {stage}", (number + share) / of)

@@ -14,18 +14,18 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import Problem
-from onnxpress.evaluate.profile_comparison import Sides, side_by_side
-from onnxpress.measure.score import Judge, Score
+from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.core.contract import Refused
-from onnxpress.passes.int8.quantize import refusals
+from onnxpress.passes.core.contract import Refusal
+from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
-from onnxpress.runtime.latency import Comparison, Effort, Ratio, compare_latency
-from onnxpress.runtime.session import Settings
-from onnxpress.search.candidate_factory import Workshop
-from onnxpress.search.request import Request
+from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
+from onnxpress.runtime.session import SessionSettings
+from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Search, allowed
 
 _FINALISTS = 5
@@ -38,9 +38,13 @@ _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing deci
 
 
 @dataclass
-class Outcome:
-    """What a run found.  chosen: the accepted candidate's name, or "original"; score and speedup are the final ones; sides: layers and
-    operators before and after, None where nothing was taken."""
+class OptimizeResult:
+    """What a run found.
+
+    chosen:             the accepted candidate's name, or "original"
+    score, speedup:     final ones
+    profile_comparison: layers and operators before and after; None where nothing was accepted
+    """
 
     chosen: str
     met: bool
@@ -50,7 +54,7 @@ class Outcome:
     original_size: int
     score: Score | None
     speedup: Ratio | None
-    final: Comparison | None
+    final: LatencyComparison | None
     candidates: list[Candidate]
     rejected: dict[str, list[str]]
     looks: int
@@ -58,11 +62,13 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     interrupted: bool = False
-    sides: Sides | None = None
-    refused: list[Refused] = field(default_factory=list)
+    profile_comparison: ProfileComparison | None = None
+    refused: list[Refusal] = field(default_factory=list)
 
 
-def finals(original: ir.Model, splits: Splits, search: Search, request: Request, seconds: float) -> Outcome:
+def finalists(
+    original: ir.Model, splits: Splits, search: Search, request: OptimizeOptions, seconds: float
+) -> OptimizeResult:
     """Time the finalists together, then look at the validation samples from the best down."""
     say, shop, found, clock = search.say, search.shop, search.found, search.clock
     say("timing the finalists", 0.75)
@@ -81,10 +87,10 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
     speeds = {c.name: final.ratio(c.name).low if search.target else final.ratio(c.name).speedup for c in finalists}
     order = _ranked(finalists, speeds, request.goal, search.target)
     say("validating", 0.92)
-    judge = Judge(original, splits.validate, "validation samples")
+    judge = Scorer(original, splits.validate, "validation samples")
     rejected: dict[str, list[str]] = {}
     looks = 0
-    outcome: Outcome | None = None
+    outcome: OptimizeResult | None = None
     for candidate in order:
         score = judge.score(candidate.data)
         looks += 1
@@ -96,7 +102,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
             met = not exact or _exact_meets(candidate, final, original, request)
             if search.target:
                 met = final.ratio(candidate.name).low >= search.target
-            outcome = Outcome(
+            outcome = OptimizeResult(
                 candidate.name,
                 met,
                 [],
@@ -115,7 +121,7 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
             break
         rejected[candidate.name] = list(verdict.reasons)
     if outcome is None:
-        outcome = Outcome(
+        outcome = OptimizeResult(
             "original",
             False,
             [],
@@ -139,13 +145,13 @@ def finals(original: ir.Model, splits: Splits, search: Search, request: Request,
         say("looking where the time goes", 0.97)
         taken = next(c for c in found if c.name == outcome.chosen)
         if _PROFILED_RUNS * final.timings[0].median < 2 * _PROFILE_SHARE * request.time_budget:
-            outcome.sides = _sides(original, model_of(taken), shop.feeds[0], request)
+            outcome.profile_comparison = _sides(original, model_of(taken), shop.feeds[0], request)
     outcome.refused = _refused(shop)
     say("done", 1.0)
     return outcome
 
 
-def _refused(shop: Workshop) -> list[Refused]:
+def _refused(shop: CandidateFactory) -> list[Refusal]:
     """Nodes with weights that a lever cannot act on, and why."""
     evidence = shop.exact_evidence
     if evidence is None:
@@ -154,15 +160,17 @@ def _refused(shop: Workshop) -> list[Refused]:
         narrow = evidence.channels.refused
     except Problem:  # what cannot be traced is not pruned either
         narrow = ()
-    whole = [Refused(r.unit, f"int8: {r.reason}") for r in refusals(evidence)]
-    return whole + [Refused(r.node, f"pruning: {r.reason}") for r in narrow]
+    whole = [Refusal(r.unit, f"int8: {r.reason}") for r in refusals(evidence)]
+    return whole + [Refusal(r.node, f"pruning: {r.reason}") for r in narrow]
 
 
-def _sides(original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: Request) -> Sides | None:
+def _sides(
+    original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: OptimizeOptions
+) -> ProfileComparison | None:
     """For the record alone: a model that cannot be profiled is as good, whatever the profiler stumbles over."""
-    settings = Settings(threads=request.threads)
+    settings = SessionSettings(threads=request.threads)
     try:
-        return side_by_side(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
+        return profile_compare(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
     except Exception:
         return None
 
@@ -179,13 +187,13 @@ def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: 
     return reached + [c for c in fast if c not in reached]
 
 
-def _exact_meets(candidate: Candidate, final: Comparison, original: ir.Model, request: Request) -> bool:
+def _exact_meets(candidate: Candidate, final: LatencyComparison, original: ir.Model, request: OptimizeOptions) -> bool:
     if request.goal == "size":
         return candidate.size < len(to_bytes(original))
     return final.ratio(candidate.name).low > 1.0
 
 
-def _goal(outcome: Outcome, target: float) -> list[str]:
+def _goal(outcome: OptimizeResult, target: float) -> list[str]:
     """That a goal in time was missed, and by how much."""
     if not target:
         return []
@@ -197,14 +205,14 @@ def _goal(outcome: Outcome, target: float) -> list[str]:
     return [f"{target:.2f}x the original's speed was not reached: {fastest}"]
 
 
-def _why(outcome: Outcome, request: Request) -> list[str]:
+def _why(outcome: OptimizeResult, request: OptimizeOptions) -> list[str]:
     reasons = [f"{name}: {'; '.join(why)}" for name, why in outcome.rejected.items()]
     lost = [c for c in outcome.candidates if not allowed(c, request.max_drop)]
     reasons += [f"{c.name}: loses {c.score.drop:.4f} on the selection samples" for c in lost]
     return reasons
 
 
-def _advice(outcome: Outcome, splits: Splits, request: Request) -> list[str]:
+def _advice(outcome: OptimizeResult, splits: Splits, request: OptimizeOptions) -> list[str]:
     found = []
     if any(c.score.drop > request.max_drop for c in outcome.candidates):
         found.append("allow a larger --max-drop")
@@ -218,7 +226,7 @@ def _advice(outcome: Outcome, splits: Splits, request: Request) -> list[str]:
     return found
 
 
-def summary(outcome: Outcome) -> dict[str, object]:
+def summary(outcome: OptimizeResult) -> dict[str, object]:
     return {
         "chosen": outcome.chosen,
         "met": outcome.met,
@@ -236,6 +244,6 @@ def summary(outcome: Outcome) -> dict[str, object]:
         "seconds": outcome.seconds,
         "notes": outcome.notes,
         "interrupted": outcome.interrupted,
-        "sides": outcome.sides,
+        "profile_comparison": outcome.profile_comparison,
         "refused": outcome.refused,
     }

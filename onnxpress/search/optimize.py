@@ -14,18 +14,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset, Splits
-from onnxpress.measure.cache import key_of
-from onnxpress.measure.score import Judge
-from onnxpress.model.files import check_target, load, model_hash, must_fit, write_atomic
+from onnxpress.measure.cache import cache_key
+from onnxpress.measure.score import Scorer
+from onnxpress.model.files import check_size, check_target, load, model_hash, write_atomic
 from onnxpress.plan.plan import write_plan
-from onnxpress.plan.run_record import Run
+from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.search import candidate_training
-from onnxpress.search.candidate_factory import Workshop
-from onnxpress.search.finalists import Outcome, finals, summary
-from onnxpress.search.request import Request
-from onnxpress.search.search import SEARCH_ENDS, Clock, Report, Search
+from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.finalists import OptimizeResult, finalists, summary
+from onnxpress.search.request import OptimizeOptions
+from onnxpress.search.search import SEARCH_ENDS, Report, Search, TimeBudget
 
 Explore = Callable[[Search], None]
 Train = Callable[[Search, float, Report], None]
@@ -34,33 +34,33 @@ Train = Callable[[Search, float, Report], None]
 def optimize(
     model: str | Path | ir.Model,
     data: Dataset | Splits,
-    request: Request | None = None,
+    request: OptimizeOptions | None = None,
     output: str | Path | None = None,
     run_folder: str | Path | None = None,
     report: Report | None = None,
     machine: Machine | None = None,
     explore: Explore = Search.go,
     train: Train = candidate_training.train,
-) -> Outcome:
+) -> OptimizeResult:
     """Optimize a model; with `output` the file is written atomically, plan.json and run.json go to the run folder.
 
     explore: finds candidates; train: adds trained ones, where there is a budget for it.  Raises InputProblem on bad input;
     nothing is written then.
     """
-    request = request or Request()
+    request = request or OptimizeOptions()
     request.check()
     machine = machine or this_machine()
     path = model if isinstance(model, (str, Path)) else None
     original = load(path) if path is not None else model
     assert isinstance(original, ir.Model)
-    must_fit(original)
+    check_size(original)
     if output is not None:
         check_target(output, *([path] if path is not None else []))
     splits = data if isinstance(data, Splits) else data.split()
     say = report or (lambda stage, fraction: None)
     run = None
     if output is not None:
-        run = Run(
+        run = RunRecord(
             run_folder or Path(output).with_suffix(".run"),
             _identity(original, splits, request, machine),
             model=str(path or ""),
@@ -88,13 +88,13 @@ def optimize(
 def _search(
     original: ir.Model,
     splits: Splits,
-    request: Request,
+    request: OptimizeOptions,
     machine: Machine,
     say: Report,
-    run: Run | None,
+    run: RunRecord | None,
     ways: tuple[Explore, Train],
-) -> Outcome:
-    clock = Clock(request.time_budget)
+) -> OptimizeResult:
+    clock = TimeBudget(request.time_budget)
     search_part = request.time_budget / (request.time_budget + request.train_budget)
 
     def told(stage: str, fraction: float) -> None:
@@ -105,9 +105,9 @@ def _search(
         say(stage, SEARCH_ENDS * search_part + fraction * (1 - search_part))
 
     told("measuring the original", 0.0)
-    judge = Judge(original, splits.select, "selection samples")
+    judge = Scorer(original, splits.select, "selection samples")
     shelf = run.shelf if run is not None else None
-    shop = Workshop(original, splits.calibrate, judge, machine, request.seed, shelf)
+    shop = CandidateFactory(original, splits.calibrate, judge, machine, request.seed, shelf)
     target = _target(original, shop, request)
     search = Search(shop, request.max_drop, request.goal, clock, told, run, target=target)
     interrupted = False
@@ -119,14 +119,14 @@ def _search(
         if not search.found:
             raise
         interrupted = True
-    outcome = finals(original, splits, search, request, 4.0 if interrupted else _timing_seconds(request))
+    outcome = finalists(original, splits, search, request, 4.0 if interrupted else _timing_seconds(request))
     if interrupted:
         outcome.interrupted = True
         outcome.notes.append("interrupted: the best of what had been found by then")
     return outcome
 
 
-def _target(original: ir.Model, shop: Workshop, request: Request) -> float:
+def _target(original: ir.Model, shop: CandidateFactory, request: OptimizeOptions) -> float:
     """Times the original's speed that are wanted; 0: as many as can be."""
     if not request.latency:
         return request.speedup
@@ -134,11 +134,11 @@ def _target(original: ir.Model, shop: Workshop, request: Request) -> float:
     return max(seen.timings[0].median / request.latency, 0.0)
 
 
-def _identity(original: ir.Model, splits: Splits, request: Request, machine: Machine) -> str:
+def _identity(original: ir.Model, splits: Splits, request: OptimizeOptions, machine: Machine) -> str:
     """Of everything that decides what a run finds."""
     parts = [s.hash for s in (splits.calibrate, splits.select, splits.validate)]
-    return key_of(model_hash(original), *parts, repr(request), repr(machine))
+    return cache_key(model_hash(original), *parts, repr(request), repr(machine))
 
 
-def _timing_seconds(request: Request) -> float:
+def _timing_seconds(request: OptimizeOptions) -> float:
     return max(4.0, min(40.0, 0.15 * request.time_budget))

@@ -6,33 +6,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.passes.core.contract import Decision
-from onnxpress.passes.pruning.allocation import Wish, candidates, plan_pruning, sensitivities
-from onnxpress.passes.pruning.error_curves import curves
-from onnxpress.passes.pruning.obs_selection import Curve
-from onnxpress.passes.pruning.prune import widths
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_pruning
+from onnxpress.passes.pruning.error_curves import error_curves
+from onnxpress.passes.pruning.kernel_grid import widths
+from onnxpress.passes.pruning.obs_selection import ErrorCurve
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.plan import Plan
 
 
 @dataclass
-class Ground:
+class PruningBase:
     """plan: what led to the model; evidence: what is known of it."""
 
     plan: Plan
     evidence: Evidence
-    _curves: dict[str, Curve] | None = None
+    _curves: dict[str, ErrorCurve] | None = None
     _scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def can_prune(self) -> bool:
         return any(widths(g, self.evidence) for g in self.evidence.channels.groups)
 
-    def decisions(self, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> Sequence[Decision]:
-        """Channels to remove for a wish; none where it removes nothing on this CPU's widths."""
+    def actions(self, options: PruneOptions, more_time: Callable[[], bool] = lambda: True) -> Sequence[Action]:
+        """Channels to remove for the options; none where they remove nothing on this CPU's widths."""
         if self._curves is None:
-            self._curves = curves(self.evidence)
-        picked = candidates(self.evidence, wish, self._curves)
+            self._curves = error_curves(self.evidence)
+        picked = candidate_groups(self.evidence, options, self._curves)
         if not self._scales:
             nothing = dict.fromkeys(self._curves, 0)
-            self._scales = sensitivities(self.evidence, self._curves, nothing, more_time)
-        return plan_pruning(self.evidence, wish, picked, self._scales)
+            self._scales = loss_sensitivities(self.evidence, self._curves, nothing, more_time)
+        return plan_pruning(self.evidence, options, picked, self._scales)

@@ -11,7 +11,7 @@ GOALS = ("latency", "size")
 
 
 @dataclass(frozen=True)
-class Request:
+class OptimizeOptions:
     """max_drop: in the metric's unit (0.01 = one point); time_budget: seconds; goal: latency or size.
 
     train_budget: seconds of training on top (0: none), which needs torch; speedup: times the original's speed that are enough,

@@ -16,11 +16,11 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from onnxpress.errors import Problem
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate
-from onnxpress.plan.run_record import Run
+from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, compare_latency
-from onnxpress.search.candidate_factory import Workshop
+from onnxpress.search.candidate_factory import CandidateFactory
 
 T = TypeVar("T")
 Report = Callable[[str, float], None]
@@ -31,7 +31,7 @@ _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, As
 
 
 @dataclass
-class Clock:
+class TimeBudget:
     """Shares out a time budget in seconds."""
 
     budget: float
@@ -52,9 +52,9 @@ def allowed(candidate: Candidate, max_drop: float) -> bool:
     return candidate.score.drop <= max_drop + 1e-9 and changed <= 6 * max(max_drop, 0.002)
 
 
-def wish_name(wish: Wish) -> str:
+def prune_name(options: PruneOptions) -> str:
     """A pruned candidate's name."""
-    return f"prune {wish.ratio:.0%}" + ("" if wish.scope == "hidden" else " all")
+    return f"prune {options.ratio:.0%}" + ("" if options.scope == INTERNAL else " all")
 
 
 @dataclass
@@ -62,12 +62,12 @@ class Search:
     """found: candidates in the order they were made; failed: levers that broke on this model, and why; chosen: nodes that
     are worth an integer kernel; target: times the original's speed that are enough (0: none are)."""
 
-    shop: Workshop
+    shop: CandidateFactory
     max_drop: float
     goal: str
-    clock: Clock
+    clock: TimeBudget
     say: Report
-    run: Run | None
+    run: RunRecord | None
     found: list[Candidate] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     chosen: frozenset[str] = frozenset()
@@ -163,7 +163,7 @@ class Search:
         """Channels pruned, more of them while the samples allow it: inner widths, then all."""
         if not self.shop.ground().can_prune or not self.clock.until(_PRUNING_BEGINS)():
             return
-        for scope in ("hidden", "all"):
+        for scope in (INTERNAL, ALL):
             self._descend(self._narrower(scope))
 
     def _narrower(self, scope: str) -> Iterator[Candidate]:
@@ -171,8 +171,8 @@ class Search:
             if not self.clock.until(SEARCH_ENDS)():
                 return
             self._tell(f"pruning {ratio:.0%} of the channels")
-            wish = Wish(ratio, scope)
-            made = self.shop.pruned(wish_name(wish), wish, self.clock.until(0.65))
+            options = PruneOptions(ratio, scope=scope)
+            made = self.shop.pruned(prune_name(options), options, self.clock.until(0.65))
             if made is not None and made.plan.to_json() not in {c.plan.to_json() for c in self.found}:
                 yield made
 

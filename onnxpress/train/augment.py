@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.layout import layout
+from onnxpress.data.layout import batch_layout
 from onnxpress.errors import InputProblem
 from onnxpress.train.augmentations import PER_SAMPLE, Arrays, InputField, mix_samples
 
@@ -40,8 +40,8 @@ _MASK_TOKEN_BY_FIRST_TOKEN = {101: 103}  # BERT: [CLS] -> [MASK]
 
 def input_fields(data: Dataset) -> tuple[InputField, ...]:
     """The kind of each batched input, inferred from the first samples."""
-    ports = {p.name: p for p in layout(data.signature).ports if p.axis == 0}
-    if layout(data.signature).alone:
+    ports = {p.name: p for p in batch_layout(data.signature).ports if p.axis == 0}
+    if batch_layout(data.signature).alone:
         return ()
     seen = [sample.inputs for sample in data.take(_INSPECTED_SAMPLES)]
     fields = []

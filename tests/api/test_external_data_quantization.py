@@ -18,7 +18,7 @@ from onnxpress.cli.main import run as cli
 from onnxpress.errors import InputProblem
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
-from onnxpress.passes.weights.weights import Wish
+from onnxpress.passes.weights.weights import WeightsOptions
 from tests import nets
 
 
@@ -50,11 +50,11 @@ def test_the_result_is_small_and_right(
     assert (tmp_path / "small.onnx.data").exists() == large
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [], "nothing is left lying about"
     size = target.stat().st_size + ((tmp_path / "small.onnx.data").stat().st_size if large else 0)
-    assert done.after == size
+    assert done.bytes_after == size
     whole = sum(p.stat().st_size for p in (path, tmp_path / "given.data") if p.exists())
-    assert 0.9 * whole <= done.before <= whole, "but for what fills the data file's pages"
+    assert 0.9 * whole <= done.bytes_before <= whole, "but for what fills the data file's pages"
     if not large:
-        assert done.after < 0.6 * done.before
+        assert done.bytes_after < 0.6 * done.bytes_before
     again = tmp_path / "again.onnx"
     stream_weights(path, again)
     assert load(again).graph.initializers.keys() == load(target).graph.initializers.keys()
@@ -64,7 +64,7 @@ def test_the_result_is_small_and_right(
 @pytest.mark.parametrize(("bits", "block", "most"), [(8, 32, 1e-3), (4, 0, 0.05), (4, 16, 0.03), (3, 0, 0.2)])
 def test_few_bits_and_blocks(bits: int, block: int, most: float, tmp_path: Path) -> None:
     model = nets.mlp(width=64)
-    done = stream_weights(written(model, tmp_path, False), tmp_path / "o.onnx", Wish(bits=bits, block=block))
+    done = stream_weights(written(model, tmp_path, False), tmp_path / "o.onnx", WeightsOptions(bits=bits, block=block))
     assert done.weights == 2
     assert nmse(model, tmp_path / "o.onnx") < most
 
@@ -89,7 +89,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert wrong[0] in capsys.readouterr().err
     assert not (tmp_path / "n.onnx").exists()
     with pytest.raises(InputProblem, match="no such number of bits"):
-        stream_weights(path, tmp_path / "n.onnx", Wish(bits=5))
+        stream_weights(path, tmp_path / "n.onnx", WeightsOptions(bits=5))
 
 
 _RUN = """
@@ -97,7 +97,7 @@ import sys
 from onnxpress.api.external_data_quantization import stream_weights
 done = stream_weights(sys.argv[1], sys.argv[2])
 high = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(done.weights, done.before, done.after, int(high.split()[1]) * 1024)
+print(done.weights, done.bytes_before, done.bytes_after, int(high.split()[1]) * 1024)
 """
 
 

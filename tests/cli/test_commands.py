@@ -93,7 +93,7 @@ def test_compare_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         MODEL,
         "--ratio",
         "0.8",
-        "--no-repair",
+        "--no-refit",
         "--criterion",
         "magnitude",
         "-d",

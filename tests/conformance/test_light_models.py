@@ -9,13 +9,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnxpress import prune, quantize, simplify
 from onnxpress.api.inspection import inspect
-from onnxpress.api.one_pass import prune, quantize, simplify
 from onnxpress.data.synthetic import synthetic
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan import result_contract
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -75,7 +75,7 @@ def test_equal_channels_of_a_well_known_model_are_one() -> None:
 def test_a_well_known_model_is_pruned(name: str) -> None:
     model = drawn(load(FOLDER / f"light_{name}.onnx"))
     data = synthetic(signature(model), 4)
-    done = prune(model, data, Wish(0.3, spread="uniform"))
+    done = prune(model, data, options=PruneOptions(0.3, allocation="uniform"))
     assert not result_contract.same_shape_behaviour(model, to_bytes(done.model), data)
     assert len(to_bytes(done.model)) < 0.8 * len(to_bytes(simplify(model).model))
 
@@ -85,5 +85,5 @@ def test_inspect_says_what_to_do_about_weights_still_to_be_made(name: str) -> No
     found = inspect(FOLDER / f"light_{name}.onnx")
     assert found.runs == ""
     assert {n.int8 for n in found.nodes if n.op == "Conv"} == {
-        "its weight is still to be computed from constants: simplify first"
+        "its weight is computed from constants: run simplify first"
     }

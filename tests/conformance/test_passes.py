@@ -21,12 +21,12 @@ from onnxpress.model.channels import removal as rm
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.core.contract import Decision, Pass
-from onnxpress.passes.int8.quantize import decisions_for, quantizable
+from onnxpress.passes.core.contract import Action, Pass, proposals
+from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
 from onnxpress.passes.registry import all_passes
 from onnxpress.plan import result_contract
 from onnxpress.plan.plan import apply_plan, new_plan
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session
 from tests import nets
 
 NETS: dict[str, Callable[[], ir.Model]] = {
@@ -123,9 +123,7 @@ def quantized() -> ir.Model:
     """An int8 model; made once, as no pass may change what it is given."""
     model = nets.residual(width=32, blocks=1)
     evidence = evidence_for(model, nets.samples(model, 8))
-    return (
-        all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
-    )
+    return all_passes()["quantize"].apply(evidence, quantize_actions(quantizable(evidence), evidence)).model
 
 
 def prepared(model: ir.Model, count: int = 12) -> Evidence:
@@ -137,11 +135,11 @@ def at_home(name: str) -> ir.Model:
     return nets.transformer(post=False) if name == "attention" else nets.mobile(width=32)
 
 
-def some(lever: Pass, evidence: Evidence) -> list[Decision]:
+def some(lever: Pass, evidence: Evidence) -> list[Action]:
     """Decisions a user could take: of every unit the middle option."""
-    by_unit: dict[str, list[Decision]] = {}
-    for option in lever.options(evidence.model, evidence):
-        by_unit.setdefault(option.unit, []).append(option.decision)
+    by_unit: dict[str, list[Action]] = {}
+    for option in proposals(lever, evidence):
+        by_unit.setdefault(option.unit, []).append(option.action)
     return [found[len(found) // 2] for found in by_unit.values()]
 
 
@@ -159,7 +157,7 @@ def test_result_is_sound_and_the_given_model_untouched(name: str, build: Callabl
     evidence = prepared(model)
     lever = all_passes()[name]
     before = to_bytes(evidence.model)
-    done = lever.apply(evidence.model, some(lever, evidence), evidence)
+    done = lever.apply(evidence, some(lever, evidence))
     assert to_bytes(evidence.model) == before
     assert_sound(model, done.model, evidence)
 
@@ -168,7 +166,7 @@ def test_result_is_sound_and_the_given_model_untouched(name: str, build: Callabl
 @pytest.mark.parametrize("name", PASSES)
 def test_no_decisions_is_the_identity(name: str, build: Callable[[], ir.Model]) -> None:
     evidence = prepared(build())
-    assert to_bytes(all_passes()[name].apply(evidence.model, [], evidence).model) == to_bytes(evidence.model)
+    assert to_bytes(all_passes()[name].apply(evidence, []).model) == to_bytes(evidence.model)
 
 
 @pytest.mark.parametrize("build", NETS.values(), ids=NETS)
@@ -177,7 +175,7 @@ def test_exact_passes_keep_the_function(name: str, build: Callable[[], ir.Model]
     model = build()
     evidence = prepared(model)
     lever = all_passes()[name]
-    done = lever.apply(evidence.model, some(lever, evidence), evidence)
+    done = lever.apply(evidence, some(lever, evidence))
     data = evidence.samples()
     np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)
 
@@ -187,10 +185,10 @@ def test_every_option_applies_alone(name: str) -> None:
     model = at_home(name)
     evidence = prepared(model)
     lever = all_passes()[name]
-    options = lever.options(evidence.model, evidence)
+    options = proposals(lever, evidence)
     assert options
     for option in options:
-        assert_sound(model, lever.apply(evidence.model, [option.decision], evidence).model, evidence)
+        assert_sound(model, lever.apply(evidence, [option.action]).model, evidence)
 
 
 @pytest.mark.parametrize("build", HEAVY)
@@ -213,8 +211,8 @@ def test_savings_agree_in_sign_with_a_recount(name: str) -> None:
     evidence = prepared(at_home(name))
     lever = all_passes()[name]
     before = sum(macs(evidence.model, evidence.trace).values())
-    for option in lever.options(evidence.model, evidence):
-        done = evidence_for(lever.apply(evidence.model, [option.decision], evidence).model, evidence.data)
+    for option in proposals(lever, evidence):
+        done = evidence_for(lever.apply(evidence, [option.action]).model, evidence.data)
         if option.saving.macs > 0:
             assert sum(macs(done.model, done.trace).values()) < before
         if option.saving.weight_bytes > 0:
@@ -224,10 +222,10 @@ def test_savings_agree_in_sign_with_a_recount(name: str) -> None:
 def test_prune_before_repair_is_the_masked_original() -> None:
 
     evidence = prepared(nets.mobile(width=32))
-    decisions = some(all_passes()["prune"], evidence)
-    removal = {d["group"]: d["remove"] for d in decisions if d.get("remove")}
+    actions = some(all_passes()["prune"], evidence)
+    removal = {d["group"]: d["remove"] for d in actions if d.get("remove")}
     assert removal
-    done = all_passes()["prune"].apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
+    done = all_passes()["prune"].apply(evidence, [*actions, {"refit": "none"}]).model
     masked = rm.mask(evidence.model, evidence.channels, removal)
     data = evidence.samples()
     np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
@@ -263,8 +261,8 @@ def test_depth_before_repair_is_the_model_with_branches_masked_and_runs_passed_b
     evidence = prepared(build())
     data = evidence.samples()
     for block in removable(evidence)[0]:
-        decisions = [{"block": block.name}, {"repair": "none"}]
-        done = all_passes()["depth"].apply(evidence.model, decisions, evidence).model
+        actions = [{"block": block.name}, {"refit": "none"}]
+        done = all_passes()["depth"].apply(evidence, actions).model
         reference = without_branch if block.kind == "branch" else with_identity
         wanted = nets.outputs(reference(evidence.model, block.source, block.output), data)
         np.testing.assert_allclose(nets.outputs(done, data), wanted, rtol=1e-5, atol=1e-5)
@@ -281,8 +279,8 @@ def product(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], trans
 def test_lowrank_before_repair_is_the_model_with_the_products_as_weights(build: Callable[[], ir.Model]) -> None:
     evidence = prepared(build())
     lever = all_passes()["lowrank"]
-    decisions = some(lever, evidence)
-    done = lever.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
+    actions = some(lever, evidence)
+    done = lever.apply(evidence, [*actions, {"refit": "none"}]).model
     reference = evidence.model.clone()
     after = {n.name: n for n in done.graph}
     for node in reference.graph:
@@ -304,12 +302,12 @@ def test_lowrank_before_repair_is_the_model_with_the_products_as_weights(build: 
 def test_repair_brings_the_outputs_closer() -> None:
     evidence = prepared(nets.residual(width=32), 48)
     prune = all_passes()["prune"]
-    decisions = some(prune, evidence)
+    actions = some(prune, evidence)
     data = nets.samples(evidence.model, 24, seed=5)
     wanted = nets.outputs(evidence.model, data)
     error = {}
     for mode in ("none", "least-squares"):
-        done = prune.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        done = prune.apply(evidence, [*actions, {"refit": mode}]).model
         error[mode] = float(((nets.outputs(done, data) - wanted) ** 2).mean())
     assert error["least-squares"] < 0.8 * error["none"]
 
@@ -317,9 +315,7 @@ def test_repair_brings_the_outputs_closer() -> None:
 def test_quantize_runs_as_its_fake_quantized_values() -> None:
     """The fused integer kernels must give what the Q/DQ graph means in float arithmetic."""
     evidence = prepared(nets.residual(width=32))
-    done = (
-        all_passes()["quantize"].apply(evidence.model, decisions_for(quantizable(evidence), evidence), evidence).model
-    )
+    done = all_passes()["quantize"].apply(evidence, quantize_actions(quantizable(evidence), evidence)).model
     data = evidence.samples()
     meant, fused = nets.outputs(done, data, "none"), nets.outputs(done, data, "all")
     wanted = nets.outputs(evidence.model, data)
@@ -340,9 +336,9 @@ def test_float16_is_refused_with_reasons() -> None:
     half = ir.from_proto(proto)
     evidence = evidence_for(half, nets.samples_like(half, np.float16))
     quantize = all_passes()["quantize"]
-    assert not quantize.options(half, evidence)
-    done = all_passes()["reduce"].apply(half, [{"fold": "batchnorm"}], evidence)
-    open_session(done.model, Settings(level="none"))
+    assert not proposals(quantize, evidence)
+    done = all_passes()["simplify"].apply(evidence, [{"fold": "batchnorm"}])
+    open_session(done.model, SessionSettings(level="none"))
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -350,7 +346,7 @@ def test_float16_is_refused_with_reasons() -> None:
 def test_random_nets_come_out_sound(model: ir.Model) -> None:
     evidence = prepared(model, 6)
     for lever in all_passes().values():
-        done = lever.apply(evidence.model, some(lever, evidence), evidence)
+        done = lever.apply(evidence, some(lever, evidence))
         assert_sound(model, done.model, evidence)
 
 

@@ -1,4 +1,4 @@
-"""Signatures written as text, and what a misuse says."""
+"""Signatures written as text, and the messages of errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxpress.model.signature import Signature, TensorSpec
 
 
 def sig(*inputs: str, outputs: tuple[str, ...] = ("scores float32 N 10",)) -> Signature:
-    """sig("x float32 N 3 8 8"): name, element type, dimensions; "?" is a free dimension without a name."""
+    """sig("x float32 N 3 8 8"): name, element type, dimensions; "?" is a dynamic dimension without a name."""
 
     def spec(text: str) -> TensorSpec:
         name, kind, *dims = text.split()
@@ -25,7 +25,7 @@ def sig(*inputs: str, outputs: tuple[str, ...] = ("scores float32 N 10",)) -> Si
 
 
 def refused(action: Callable[[], object], *parts: str) -> InputProblem:
-    """The one line of a misuse, which holds all parts."""
+    """The one-line message of an error, which must contain all parts."""
     with pytest.raises(InputProblem) as caught:
         action()
     line = caught.value.line()

@@ -1,4 +1,4 @@
-"""Casts and shapes: what is taken, and the one line of what is not."""
+"""Casts and shapes: accepted values, and the one-line errors of others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxpress.data.checks import cast, conform
-from onnxpress.data.layout import layout
+from onnxpress.data.layout import batch_layout
 from tests.data.helpers import floats, refused, sig
 
 GOOD = [
@@ -89,7 +89,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("model", "given", "full"), SHAPES)
 def test_shapes(model: str, given: tuple[int, ...], full: tuple[int, ...]) -> None:
-    where = layout(sig(model, outputs=("y float32 1 5",)))
+    where = batch_layout(sig(model, outputs=("y float32 1 5",)))
     assert conform({"x": np.ones(given, np.float32)}, where, "k")["x"].shape == full
 
 
@@ -100,12 +100,12 @@ MISFITS = [
         [
             "[1,3,8,9] or [3,8,9]",
             "found [8,9,3]",
-            "look NHWC and the model takes NCHW",
+            "look like NHWC and the model expects NCHW",
             "x.transpose(0, 3, 1, 2)",
         ],
     ),
-    ("x float32 N 8 9 3", (1, 3, 8, 9), ["look NCHW and the model takes NHWC", "x.transpose(0, 2, 3, 1)"]),
-    ("x float32 N 3 8 8", (2, 3, 8, 8), ["one sample at a time", "holds 2 along the batch axis"]),
+    ("x float32 N 8 9 3", (1, 3, 8, 9), ["look like NCHW and the model expects NHWC", "x.transpose(0, 2, 3, 1)"]),
+    ("x float32 N 3 8 8", (2, 3, 8, 8), ["one sample at a time", "has 2 along the batch axis"]),
     ("x float32 N 3 8 8", (192,), ["reshape each sample to [3,8,8]"]),
     ("x float32 N 3 8 8", (3, 9, 9), ["resize or crop"]),
     ("x float32 N 40 T", (9, 40), ["last two axes look swapped"]),
@@ -118,14 +118,14 @@ MISFITS = [
 @pytest.mark.parametrize(("model", "given", "says"), MISFITS)
 def test_misfits(model: str, given: tuple[int, ...], says: list[str]) -> None:
     refused(
-        lambda: conform({"x": np.ones(given, np.float32)}, layout(sig(model)), "set[5]"),
+        lambda: conform({"x": np.ones(given, np.float32)}, batch_layout(sig(model)), "set[5]"),
         "set[5], input 'x'",
         *says,
     )
 
 
 def test_missing_input() -> None:
-    where = layout(sig("ids int64 N L", "mask int64 N L"))
+    where = batch_layout(sig("ids int64 N L", "mask int64 N L"))
     refused(
         lambda: conform({"ids": np.ones(3), "b": floats(3)}, where, "k"),
         "no array for input mask",

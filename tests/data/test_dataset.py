@@ -55,7 +55,7 @@ def test_batches_hold_every_sample_once_in_order(count: int, size: int) -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 9))
-def test_fixed_batch_is_always_filled(count: int, size: int) -> None:
+def test_fixed_batch_is_always_padded(count: int, size: int) -> None:
     model = sig("x float32 4 2", outputs=("y float32 4 3",))
     data = Dataset.from_arrays({"x": floats(count, 2)}, model)
     batches = list(data.batches(size))
@@ -83,21 +83,21 @@ def test_inputs_without_batch_axis_are_shared_when_equal() -> None:
     assert [b.count for b in other.batches(4)] == [2, 2]
 
 
-def test_batch_axis_behind_the_first() -> None:
+def test_batch_axis_after_the_first() -> None:
     model = sig("x float32 batch 6", "state float32 2 batch 3")
     data = Dataset.from_arrays({"x": floats(4, 6), "state": floats(4, 2, 3)}, model)
     assert data[0].inputs["state"].shape == (2, 1, 3)
     assert next(data.batches(4)).inputs["state"].shape == (2, 4, 3)
 
 
-def test_whole_inputs_of_higher_rank_go_alone() -> None:
+def test_whole_inputs_of_higher_rank_are_not_batched() -> None:
     model = sig("x float32 N 6", "state float32 2 1 3")
     data = Dataset.from_arrays({"x": floats(4, 6), "state": np.zeros((2, 1, 3), np.float32)}, model)
     assert [b.count for b in data.batches(4)] == [1, 1, 1, 1]
     assert "'state' is the same for every sample" in data.assumed
 
 
-def test_time_major_input_is_no_batch() -> None:
+def test_time_major_input_is_not_a_batch() -> None:
     model = sig("x float32 49 1 10", outputs=("y float32 1 12",))
     data = Dataset.from_arrays({"x": floats(3, 49, 1, 10)}, model)
     assert [b.inputs["x"].shape for b in data.batches(8)] == [(49, 1, 10)] * 3
@@ -133,7 +133,7 @@ def test_hash_ignores_the_order_only(count: int, random: object) -> None:
     assert data.select([*order[1:], order[1]]).hash != data.hash
 
 
-def test_hash_sees_values_labels_and_shapes_but_not_the_stored_type() -> None:
+def test_hash_covers_values_labels_and_shapes_but_not_the_stored_type() -> None:
     whole = np.arange(12).reshape(3, 4)
     base = Dataset.from_arrays({"x": whole.astype(np.float32)}, ROWS)
     assert Dataset.from_arrays({"x": whole.astype(np.uint8)}, ROWS).hash == base.hash
@@ -147,7 +147,7 @@ def test_hash_sees_values_labels_and_shapes_but_not_the_stored_type() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=3, max_size=40).filter(lambda v: len(set(v)) >= 3), st.randoms())
-def test_split_is_disjoint_whole_and_stable(contents: list[int], random: object) -> None:
+def test_split_is_disjoint_complete_and_stable(contents: list[int], random: object) -> None:
     array = np.array(contents, np.float32)[:, None] * np.ones(4, np.float32)
 
     def parts(order: list[int]) -> list[set[float]]:
@@ -174,7 +174,7 @@ def test_split_fractions() -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_split_of_too_few(count: int) -> None:
-    refused(rows(count).split, "at least 3 distinct samples", f"found {count}", "--select")
+    refused(rows(count).split, "at least 3 distinct samples", f"found {count}", "`select`")
 
 
 def test_split_of_duplicates_only() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxpress.data.labels import find_key, read_file, scores_classes, tidy
+from onnxpress.data.labels import find_key, normalize_labels, read_file, scores_classes
 from tests.data.helpers import refused, sig
 
 NAMES = ["a/1.png", "b/1.png", "b/2.png"]
@@ -59,16 +59,16 @@ def test_array_files(tmp_path: Path) -> None:
 
 def test_common_form() -> None:
     model = sig("x float32 N 2")
-    assert tidy([b"cat", "ant", ""], model)[0] == [1, 0, None]
-    assert tidy([-1, 0, 2], model)[0] == [None, 0, 2]
-    assert tidy([-1.0, 0.5], model)[0] == [-1.0, 0.5]
-    assert tidy(np.array([1, 2], np.float16), model)[0] == [1.0, 2.0]
-    refused(lambda: tidy([{"a": 1}], model, "set"), "set", "a label is dict")
-    refused(lambda: tidy([["a", "b"]], model), "a label is list")
-    refused(lambda: tidy([np.datetime64("2020-01-01")], model), "datetime64")
+    assert normalize_labels([b"cat", "ant", ""], model)[0] == [1, 0, None]
+    assert normalize_labels([-1, 0, 2], model)[0] == [None, 0, 2]
+    assert normalize_labels([-1.0, 0.5], model)[0] == [-1.0, 0.5]
+    assert normalize_labels(np.array([1, 2], np.float16), model)[0] == [1.0, 2.0]
+    refused(lambda: normalize_labels([{"a": 1}], model, "set"), "set", "a label is dict")
+    refused(lambda: normalize_labels([["a", "b"]], model), "a label is list")
+    refused(lambda: normalize_labels([np.datetime64("2020-01-01")], model), "datetime64")
 
 
-def test_classifiers_are_known_by_their_output() -> None:
+def test_classifiers_are_recognized_by_their_output() -> None:
     for output, expected in [
         ("y float32 N 5", True),
         ("y float32 N 1", False),

@@ -1,4 +1,4 @@
-"""Recipes: shipped ones, TOML files and their mistakes, and recipes on arrays."""
+"""Preprocessing: shipped ones, TOML files and their errors, and arrays."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 
 from onnxpress.data import shipped
 from onnxpress.data.dataset import open_dataset
-from onnxpress.data.preprocessing import load, names, recipe
+from onnxpress.data.preprocessing import load, names, read_preprocessing
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import EnvironmentProblem
 from tests.data.helpers import floats, refused, sig
 
 
-def test_shipped_recipes() -> None:
+def test_shipped_preprocessings() -> None:
     assert names() == ["caffe", "clip", "imagenet", "raw", "tf", "unit"]
     assert (calibration_folder() / "recipes" / "imagenet.toml").is_file()
     for name in names():
-        found = recipe(name)
+        found = read_preprocessing(name)
         assert found.name == name
         assert found.description
         assert found.values()
@@ -62,7 +62,7 @@ MISTAKES = [
     ("[image]\nratio = 1.5\n", ":2", "at most 1"),
     ("[image]\ncrop = 'none'\n[normalize]\nmean = 0\nstd = [1, 0]\n", ":5", "above 0"),
     ("[normalize]\nscale = 'x'\n", ":2", "expected a number"),
-    ("[normalize]\nmean = []\n", ":2", "one a channel"),
+    ("[normalize]\nmean = []\n", ":2", "one per channel"),
     ("[text]\nspecial_tokens = 1\n", ":2", "true or false"),
     ("image.crop = 'x'\n", ":1", "expected none or center"),
     ("image = 3\n", ":1", "unknown section"),
@@ -70,31 +70,31 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "line", "says"), MISTAKES)
-def test_mistakes_have_file_and_line(tmp_path: Path, text: str, line: str, says: str) -> None:
+def test_errors_have_file_and_line(tmp_path: Path, text: str, line: str, says: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
     refused(lambda: load(path), f"bad.toml{line}", says)
 
 
-def test_unknown_recipes(tmp_path: Path) -> None:
+def test_unknown_preprocessings(tmp_path: Path) -> None:
     refused(
-        lambda: recipe("imagenett"),
-        "there are caffe, clip, imagenet, raw, tf, unit",
+        lambda: read_preprocessing("imagenett"),
+        "shipped are caffe, clip, imagenet, raw, tf, unit",
         "did you mean imagenet?",
     )
-    refused(lambda: recipe("zzz"), "no such recipe", "module:function")
-    refused(lambda: recipe(str(tmp_path / "none.toml")), "does not exist")
-    refused(lambda: recipe("no_such_module_anywhere:f"), "there is no module 'no_such_module_anywhere'")
-    assert recipe("math:sqrt").function is not None
+    refused(lambda: read_preprocessing("zzz"), "no such preprocessing", "module:function")
+    refused(lambda: read_preprocessing(str(tmp_path / "none.toml")), "does not exist")
+    refused(lambda: read_preprocessing("no_such_module_anywhere:f"), "there is no module 'no_such_module_anywhere'")
+    assert read_preprocessing("math:sqrt").function is not None
 
 
-def test_recipes_on_arrays() -> None:
+def test_preprocessings_of_arrays() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), np.uint8)
     nchw, nhwc = sig("x float32 N 3 8 9"), sig("x float32 N 8 9 3")
     refused(lambda: open_dataset({"x": pictures}, nchw), "NHWC")
     scaled = open_dataset({"x": pictures}, nchw, preprocess="unit")
     np.testing.assert_allclose(scaled[1].inputs["x"][0], pictures[1].transpose(2, 0, 1) / 255, atol=1e-6)
-    assert "arrays turned from NHWC to NCHW, the layout of the model's input" in scaled.assumed
+    assert "arrays converted from NHWC to NCHW, the layout of the model's input" in scaled.assumed
     caffe = open_dataset({"x": pictures}, nchw, preprocess="caffe")[1].inputs["x"][0]
     expected = pictures[1][:, :, ::-1] - np.array([103.939, 116.779, 123.68])
     np.testing.assert_allclose(caffe, expected.transpose(2, 0, 1), atol=1e-4)
@@ -107,7 +107,7 @@ def test_recipes_on_arrays() -> None:
     assert free[0].inputs["x"].shape == (1, 3, 8, 9)
 
 
-def test_recipes_on_other_arrays(tmp_path: Path) -> None:
+def test_preprocessings_of_other_arrays(tmp_path: Path) -> None:
     path = tmp_path / "int8.toml"
     path.write_text("[normalize]\nscale = 0.5\nmean = 3\n")
     features = np.arange(-10, 10, dtype=np.int8).reshape(2, 10)
@@ -130,10 +130,10 @@ def test_recipes_on_other_arrays(tmp_path: Path) -> None:
     )
 
 
-def test_recipes_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preprocessings_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "onnxpress" / "data" / "shipped.py"
     monkeypatch.setattr(shipped, "__file__", str(module))
-    with pytest.raises(EnvironmentProblem, match="shipped recipes are missing"):
+    with pytest.raises(EnvironmentProblem, match="shipped calibration files are missing"):
         calibration_folder()
     (tmp_path / "calibration" / "recipes").mkdir(parents=True)
     assert calibration_folder() == tmp_path / "calibration"

@@ -1,4 +1,4 @@
-"""Made-up inputs."""
+"""Synthetic inputs."""
 
 from __future__ import annotations
 

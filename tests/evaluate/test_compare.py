@@ -1,4 +1,4 @@
-"""compare: metrics, gates and the samples that fare worst."""
+"""compare: metrics, gates and the worst samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from onnxpress.api.one_pass import prune, quantize
+from onnxpress import prune, quantize
 from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.shipped import calibration_folder
@@ -17,7 +17,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.evaluate.compare import compare
 from onnxpress.model.files import load, save
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import PruneOptions
 from tests import nets
 
 DIGITS = calibration_folder() / "digits"
@@ -26,10 +26,13 @@ MODEL, SELECT = str(DIGITS / "digits.onnx"), str(DIGITS / "select.npz")
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that lost much."""
+    """A model that lost much accuracy."""
     target = tmp_path_factory.mktemp("cut") / "cut.onnx"
     data = nets.samples(load(MODEL), 8)
-    save(prune(MODEL, data, Wish(0.8, criterion="magnitude", spread="uniform"), repair=False).model, target)
+    save(
+        prune(MODEL, data, options=PruneOptions(0.8, criterion="magnitude", allocation="uniform", refit=False)).model,
+        target,
+    )
     return str(target)
 
 
@@ -41,7 +44,7 @@ def test_worst_samples_come_first(cut: str) -> None:
         MODEL,
         cut,
         data,
-        metrics=["top-1", "f1", lambda out, label: float(next(iter(out.values())).argmax() == label)],
+        metric=["top-1", "f1", lambda out, label: float(next(iter(out.values())).argmax() == label)],
         worst=4,
     )
     top1, f1, own = found.metrics
@@ -49,13 +52,13 @@ def test_worst_samples_come_first(cut: str) -> None:
     assert own.metric == "<lambda>"
     assert 0 < f1.low <= f1.drop <= f1.high
     assert len(found.worst) == 4
-    assert all(s.before == s.label != s.after for s in found.worst), "those that were right come first"
+    assert all(s.bytes_before == s.label != s.bytes_after for s in found.worst), "those that were right come first"
     assert [s.error for s in found.worst] == sorted((s.error for s in found.worst), reverse=True)
     assert found.drops == {m.metric: m.drop for m in found.metrics}
     assert set(compare(MODEL, cut, data).drops) == {"top-1"}
 
 
-def test_the_command_shows_and_writes_them(cut: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_and_writes_them(cut: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.py").write_text(
         "def kept(outputs, label):\n    return float(list(outputs.values())[0].argmax() == label)\n"
     )
@@ -88,20 +91,20 @@ def test_the_command_shows_and_writes_them(cut: str, tmp_path: Path, capsys: pyt
     assert len(body["worst"]) == 2
 
 
-def test_a_model_beside_itself_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_against_itself_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("top-1", "top-5", "agreement", "f1", "mse", "mae", "pearson", "spearman")
     data = Dataset.from_arrays(
         {n: np.stack([s.inputs[n][0] for s in nets.samples(load(MODEL), 12)]) for n in ("image",)},
         signature(load(MODEL)),
     )
-    found = compare(MODEL, MODEL, data, metrics=names, worst=1)
+    found = compare(MODEL, MODEL, data, metric=names, worst=1)
     assert all((m.drop, m.low, m.high) == (0, 0, 0) for m in found.metrics)
     assert [m.value for m in found.metrics] == [1, 1, 1, 1, 0, 0, 1, 1]
     assert found.worst[0].error == 0
 
 
-def test_detectors_are_judged_through_a_function() -> None:
-    """Boxes are read off a net's numbers; without labels the original's sure ones are true."""
+def test_detectors_are_scored_with_a_function() -> None:
+    """Boxes are decoded from the outputs; without labels the original's confident boxes are the truth."""
     model = nets.residual(width=16)
     data = nets.samples(model, 12)
 
@@ -110,14 +113,14 @@ def test_detectors_are_judged_through_a_function() -> None:
         best = int(y.argmax())
         return np.array([[0, 0, 10 + best, 10, 0.9, best]])
 
-    same = compare(model, model, data, metrics=["map"], decode=decode).metrics[0]
+    same = compare(model, model, data, metric=["map"], decode=decode).metrics[0]
     assert (same.value, same.reference) == (1.0, 1.0)
     other = compare(
-        model, prune(model, data, Wish(0.6), repair=False).model, data, metrics=["map"], decode=decode
+        model, prune(model, data, options=PruneOptions(0.6, refit=False)).model, data, metrics=["map"], decode=decode
     ).metrics[0]
     assert other.value < 1.0
-    with pytest.raises(InputProblem, match="--decode"):
-        compare(model, quantize(model, data).model, data, metrics=["map"])
+    with pytest.raises(InputProblem, match="`decode`"):
+        compare(model, quantize(model, data).model, data, metric=["map"])
 
 
 @pytest.mark.parametrize(

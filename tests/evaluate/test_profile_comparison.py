@@ -1,15 +1,15 @@
-"""Where time and width went: by layer, whatever a layer is fused with."""
+"""Time and width by layer, whatever a layer is fused with."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.one_pass import depth, prune, quantize
-from onnxpress.evaluate.profile_comparison import side_by_side, widths
+from onnxpress import depth, prune, quantize
+from onnxpress.evaluate.profile_comparison import profile_compare, widths
 from onnxpress.model import edit
-from onnxpress.passes.pruning.allocation import Wish
-from onnxpress.passes.structure.depth import Wish as DepthWish
+from onnxpress.passes.pruning.options import PruneOptions
+from onnxpress.passes.structure.depth import DepthOptions
 from tests import nets
 
 
@@ -17,33 +17,33 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
     return next(iter(nets.samples(model, 1).batches(1))).inputs
 
 
-def test_every_layer_has_its_time_on_both_sides() -> None:
+def test_every_layer_has_a_time_in_both_models() -> None:
     model = edit.canonical(nets.residual(width=32))
     done = quantize(model, nets.samples(model, 8)).model
-    found = side_by_side(model, done, feeds(model), 0.4)
+    found = profile_compare(model, done, feeds(model), 0.4)
     weighted = [n.name for n in model.graph if n.op_type in ("Conv", "Gemm")]
-    assert [p.name for p in found.layers] == weighted == [p.name for p in found.widths]
-    assert all(p.before > 0 and p.after > 0 for p in found.layers)
+    assert [p.name for p in found.details.layers] == weighted == [p.name for p in found.widths]
+    assert all(p.bytes_before > 0 and p.bytes_after > 0 for p in found.details.layers)
     ops = {p.name: p for p in found.operators}
-    assert ops["QLinearConv"].before == 0 < ops["QLinearConv"].after
-    total = sum(p.before for p in found.operators)
-    assert sum(p.before for p in found.layers) <= total
+    assert ops["QLinearConv"].bytes_before == 0 < ops["QLinearConv"].bytes_after
+    total = sum(p.bytes_before for p in found.operators)
+    assert sum(p.bytes_before for p in found.details.layers) <= total
 
 
-def test_widths_follow_pruning_and_what_went() -> None:
+def test_widths_follow_pruning_and_removed_layers() -> None:
     model = nets.residual(width=64, blocks=3)
     data = nets.samples(model, 8)
-    narrow = widths(model, prune(model, data, Wish(0.5, spread="uniform")).model)
-    assert any(p.after < p.before for p in narrow)
-    assert all(p.after > 0 for p in narrow)
-    shallow = widths(model, depth(model, data, DepthWish(remove=1)).model)
-    assert sum(p.after == 0 for p in shallow) == 2, "a block of two convolutions"
-    assert all(p.after in (0, p.before) for p in shallow)
+    narrow = widths(model, prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model)
+    assert any(p.bytes_after < p.bytes_before for p in narrow)
+    assert all(p.bytes_after > 0 for p in narrow)
+    shallow = widths(model, depth(model, data, options=DepthOptions(remove=1)).model)
+    assert sum(p.bytes_after == 0 for p in shallow) == 2, "a block of two convolutions"
+    assert all(p.bytes_after in (0, p.bytes_before) for p in shallow)
     assert widths(model, quantize(model, data).model) == widths(model, model), "integers are as wide"
 
 
 def test_a_layer_fused_from_two_nodes_keeps_its_name() -> None:
-    """MatMul and Add become one Gemm under the MatMul's name."""
+    """MatMul and Add become one Gemm with the name of the MatMul."""
     net = nets.Net()
     net.widths["x"] = 8
     weight = net.constant(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))

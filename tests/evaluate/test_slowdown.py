@@ -1,4 +1,4 @@
-"""The gate: decided by the interval, with reasons; kept baselines."""
+"""The latency gate: decisions by the interval, and stored baselines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from onnxpress.cli.main import run
-from onnxpress.evaluate.baseline import Baseline, against
-from onnxpress.evaluate.slowdown import decide
+from onnxpress.evaluate.baseline import Baseline, ratio_to_baseline
+from onnxpress.evaluate.slowdown import decide_slowdown
 from onnxpress.model import files
 from onnxpress.runtime.latency import Ratio
 from tests import nets
@@ -30,16 +30,16 @@ from tests import nets
 def test_decided_by_the_interval(
     speedup: float, low: float, high: float, passed: bool, decided: bool, why: str
 ) -> None:
-    found = decide(Ratio("new", "old", speedup, low, high), 0.05)
+    found = decide_slowdown(Ratio("new", "old", speedup, low, high), 0.05)
     assert (found.passed, found.decided) == (passed, decided)
     assert why in found.why
     assert "new takes" in found.why
 
 
 def test_two_runs_are_less_certain_than_one() -> None:
-    """Half as fast as the baseline in units of the reference; the interval is wider than either run's."""
+    """Half as fast as the baseline in units of the reference; the interval is wider than that of either run."""
     kept = Baseline("m.onnx", "0", 1e-3, 2.0, 1.98, 2.02, {}, {})
-    found = against(kept, Ratio("new", "reference", 1.0, 0.99, 1.01))
+    found = ratio_to_baseline(kept, Ratio("new", "reference", 1.0, 0.99, 1.01))
     assert found.speedup == pytest.approx(0.5)
     assert found.high / found.speedup > 1.05
     assert found.verdict == "slower"
@@ -55,7 +55,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.alone
-def test_a_slower_model_fails_and_the_reports_say_so(pair: tuple[str, str], tmp_path: Path) -> None:
+def test_a_slower_model_fails_and_is_reported(pair: tuple[str, str], tmp_path: Path) -> None:
     small, large = pair
     reports = ["--junit", str(tmp_path / "j.xml"), "--markdown", str(tmp_path / "m.md")]
     usual = ["--seconds", "0.2", "--fail-slower", "20%", "-q"]
@@ -68,10 +68,10 @@ def test_a_slower_model_fails_and_the_reports_say_so(pair: tuple[str, str], tmp_
     assert run(["bench", large, small, *usual]) == 0
 
 
-def test_a_kept_baseline_by_file_and_by_reference(
+def test_a_stored_baseline_by_file_and_by_reference(
     pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While the old file is there it is timed anew; when it is gone, its ratio to the built-in model stands in."""
+    """While the old file exists it is timed again; without it, its ratio to the built-in model is used."""
     small, large = pair
     kept = str(tmp_path / "b.json")
     assert run(["bench", small, "--seconds", "0.2", "-q", "--save-baseline", kept]) == 0

@@ -1,4 +1,4 @@
-"""Where a difference begins: values of one name, walked in order."""
+"""Differences of values with the same name, in the order of the graph."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxpress.api.one_pass import prune, quantize
+from onnxpress import prune, quantize
 from onnxpress.cli.main import run as cli
-from onnxpress.evaluate.tensor_differences import along, differences
+from onnxpress.evaluate.tensor_differences import intermediate_differences, tensor_differences
 from onnxpress.model import edit, read
 from onnxpress.model.files import save
-from onnxpress.passes.pruning.allocation import Wish
+from onnxpress.passes.pruning.options import PruneOptions
 from tests import nets
 
 
@@ -23,7 +23,7 @@ def test_everything_before_the_changed_layer_is_equal() -> None:
     weight = read.constant(convs[2].inputs[1])
     assert weight is not None
     edit.set_input(other, convs[2], 1, 1.1 * weight, "changed")
-    found = along(model, other, nets.samples(model, 4))
+    found = intermediate_differences(model, other, nets.samples(model, 4))
     names = [d.name for d in found]
     place = names.index(convs[2].outputs[0].name)
     assert all(d.max_abs == 0 and d.sqnr_db > 100 for d in found[:place])
@@ -36,7 +36,7 @@ def test_a_difference_by_hand() -> None:
     model = edit.canonical(nets.residual(width=16))
     data = nets.samples(model, 3)
     output = model.graph.outputs[0].name or ""
-    (found,) = differences(model, quantize(model, data).model, [output], data)
+    (found,) = tensor_differences(model, quantize(model, data).model, [output], data)
     one, two = (nets.outputs(m, data).astype(np.float64) for m in (model, quantize(model, data).model))
     assert found.max_abs == pytest.approx(np.abs(one - two).max(), rel=1e-3)
     assert found.sqnr_db == pytest.approx(10 * np.log10((one**2).sum() / ((one - two) ** 2).sum()), rel=1e-2)
@@ -45,12 +45,12 @@ def test_a_difference_by_hand() -> None:
 def test_values_of_other_shapes_have_no_counterpart() -> None:
     model = nets.residual(width=64)
     data = nets.samples(model, 8)
-    pruned = prune(model, data, Wish(0.5, spread="uniform")).model
-    found = along(model, pruned, data)
+    pruned = prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model
+    found = intermediate_differences(model, pruned, data)
     assert 0 < len(found) < len(list(edit.canonical(model).graph))
 
 
-def test_the_walk_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = nets.residual(width=16)
     data = nets.samples(model, 4)
     save(model, tmp_path / "a.onnx")

@@ -1,4 +1,4 @@
-"""The cache of measured arrays: content-addressed, bounded, and never a reason to fail."""
+"""The cache of measured arrays: content-addressed, bounded, and never a cause of failure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxpress.measure.cache import VARIABLE, Cache, user_cache
+from onnxpress.measure.cache import CACHE_VARIABLE, Cache, user_cache
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.ranges import observe
-from onnxpress.passes.pruning.error_curves import curves
+from onnxpress.measure.ranges import collect_histograms
+from onnxpress.passes.pruning.error_curves import error_curves
 from tests import nets
 
 
-def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
+def test_arrays_are_restored(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "not" / "there")
     arrays = {"a b": np.arange(6.0).reshape(2, 3), "c": np.array(True)}
     assert cache.get("k") is None
@@ -45,7 +45,7 @@ def test_a_truncated_entry_is_a_miss(tmp_path: Path) -> None:
     assert cache.get("k") is None
 
 
-def test_the_oldest_go_when_it_grows(tmp_path: Path) -> None:
+def test_the_least_recently_used_are_deleted(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random(1000)
     cache = Cache(tmp_path, limit=20_000)
     for i, key in enumerate("abc"):
@@ -55,7 +55,7 @@ def test_the_oldest_go_when_it_grows(tmp_path: Path) -> None:
     assert cache.get("c") is not None
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file")
     cache.put("k", {"x": np.ones(1)})
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 def test_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "off")
+    monkeypatch.setenv(CACHE_VARIABLE, "off")
     assert user_cache().folder is None
 
 
@@ -74,20 +74,20 @@ def prepared(folder: Path, count: int = 8) -> Evidence:
     return evidence
 
 
-def test_a_second_evidence_observes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_evidence_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(tmp_path)
     names = [n.outputs[0].name or "" for n in first.model.graph][:4]
-    spreads, shapes = observe(first, names, {names[0]: 1}), curves(first)
+    spreads, shapes = collect_histograms(first, names, {names[0]: 1}), error_curves(first)
     monkeypatch.setattr(Evidence, "stream", lambda *a, **k: pytest.fail("observed again"))
     second = prepared(tmp_path)
-    again = observe(second, names, {names[0]: 1})
+    again = collect_histograms(second, names, {names[0]: 1})
     for name, spread in spreads.items():
         for field, value in vars(spread).items():
             np.testing.assert_array_equal(getattr(again[name], field), value)
-    assert curves(second) == shapes
+    assert error_curves(second) == shapes
 
 
-def test_other_samples_are_observed_anew(tmp_path: Path) -> None:
+def test_other_samples_are_measured(tmp_path: Path) -> None:
     names = [n.outputs[0].name or "" for n in prepared(tmp_path).model.graph][:1]
-    few, more = observe(prepared(tmp_path, 4), names), observe(prepared(tmp_path, 8), names)
+    few, more = collect_histograms(prepared(tmp_path, 4), names), collect_histograms(prepared(tmp_path, 8), names)
     assert few[names[0]].counts.sum() < more[names[0]].counts.sum()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.gram import input_moments
 from onnxpress.measure.linear import input_rows, linear, output_rows
-from onnxpress.measure.ranges import METHODS, Spread, clip_range, observe
-from onnxpress.measure.score import Judge
+from onnxpress.measure.ranges import METHODS, Histogram, clip_range, collect_histograms
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit
 from tests import nets
 
@@ -21,10 +21,10 @@ from tests import nets
 @settings(max_examples=40, deadline=None)
 @example([1.0, 1.0, 0.01171875, 203.0], 22)  # a number just below 0
 @given(st.lists(st.floats(0.01, 300), min_size=1, max_size=6), st.integers(0, 99))
-def test_histogram_does_not_depend_on_how_the_data_come(scales: list[float], seed: int) -> None:
+def test_histogram_is_independent_of_batching(scales: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     parts = [(rng.standard_normal(50) * s).astype(np.float32) for s in scales]
-    apart, together = Spread(), Spread()
+    apart, together = Histogram(), Histogram()
     for part in parts:
         apart.add(part)
     together.add(np.concatenate(parts))
@@ -34,68 +34,74 @@ def test_histogram_does_not_depend_on_how_the_data_come(scales: list[float], see
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ranges_hold_zero_and_stay_inside(method: str) -> None:
+def test_ranges_contain_zero_and_stay_inside(method: str) -> None:
     rng = np.random.default_rng(0)
     for values in (rng.standard_normal(9999), np.abs(rng.standard_normal(9999)), -rng.random(999), np.full(9, 3.0)):
-        spread = Spread()
-        spread.add(values.astype(np.float32))
-        low, high = clip_range(spread, method)
-        assert min(spread.low, 0) <= low <= 0 <= high <= max(spread.high, 0)
+        histogram = Histogram()
+        histogram.add(values.astype(np.float32))
+        low, high = clip_range(histogram, method)
+        assert min(histogram.low, 0) <= low <= 0 <= high <= max(histogram.high, 0)
 
 
 def test_mse_clips_an_outlier_and_minmax_does_not() -> None:
     values = np.concatenate([np.random.default_rng(0).standard_normal(200_000), [30.0]]).astype(np.float32)
-    spread = Spread()
-    spread.add(values)
-    assert clip_range(spread, "minmax")[1] == 30.0
-    assert clip_range(spread, "mse")[1] < 25.0
+    histogram = Histogram()
+    histogram.add(values)
+    assert clip_range(histogram, "minmax")[1] == 30.0
+    assert clip_range(histogram, "mse")[1] < 25.0
 
 
 @pytest.mark.parametrize("axis", [1, -1])
-def test_of_a_large_tensor_some_values_of_every_channel_are_looked_at(axis: int) -> None:
-    """Extremes of all; squares and the histogram of some, whose steps see no channel more often than another."""
+def test_values_of_every_channel_of_a_large_tensor_are_sampled(axis: int) -> None:
+    """Extremes are of all values; mean squares and histogram of a sample, whose stride meets all channels equally
+    often.
+    """
     rng = np.random.default_rng(0)
     wide = 10.0 ** np.arange(-2, 2, 0.125)
     x = np.moveaxis(rng.standard_normal((4, 128, 128, 32)) * wide, -1, axis).astype(np.float32)
-    spread = Spread()
-    spread.add(x, axis)
-    spread.add(x, axis)
+    histogram = Histogram()
+    histogram.add(x, axis)
+    histogram.add(x, axis)
     others = tuple(a for a in range(4) if a != axis % 4)
-    assert spread.channel_low is not None and spread.channel_high is not None and spread.channel_square is not None
-    np.testing.assert_array_equal(spread.channel_low, x.min(axis=others))
-    np.testing.assert_array_equal(spread.channel_high, x.max(axis=others))
-    np.testing.assert_allclose(spread.channel_square / spread.batches, wide**2, rtol=0.3)
-    assert 2e4 < spread.counts.sum() < 2e5, "some of four million"
-    assert np.sum(spread.counts * spread.centres**2) / spread.counts.sum() == pytest.approx(
+    assert (
+        histogram.channel_low is not None
+        and histogram.channel_high is not None
+        and histogram.channel_square_sums is not None
+    )
+    np.testing.assert_array_equal(histogram.channel_low, x.min(axis=others))
+    np.testing.assert_array_equal(histogram.channel_high, x.max(axis=others))
+    np.testing.assert_allclose(histogram.channel_square_sums / histogram.batches, wide**2, rtol=0.3)
+    assert 2e4 < histogram.counts.sum() < 2e5, "a sample of four million"
+    assert np.sum(histogram.counts * histogram.bin_centers**2) / histogram.counts.sum() == pytest.approx(
         float(np.mean(x**2)), rel=0.15
     )
 
 
-def test_two_spreads_are_what_one_would_be() -> None:
+def test_the_sum_of_histograms_is_the_histogram_of_both() -> None:
     rng = np.random.default_rng(0)
-    first, second, both = Spread(), Spread(), Spread()
-    for spread, scale in ((first, 1.0), (second, 100.0)):
+    first, second, both = Histogram(), Histogram(), Histogram()
+    for histogram, scale in ((first, 1.0), (second, 100.0)):
         x = (rng.standard_normal((8, 6)) * scale).astype(np.float32)
-        for one in (spread, both):
+        for one in (histogram, both):
             one.add(x, -1)
     for one, other in ((first + second, both), (second + first, both)):
         assert (one.low, one.high, one.radius, one.batches) == (other.low, other.high, other.radius, other.batches)
         np.testing.assert_array_equal(one.counts, other.counts)
         np.testing.assert_array_equal(one.channel_low, other.channel_low)
-        np.testing.assert_allclose(one.channel_square, other.channel_square)
+        np.testing.assert_allclose(one.channel_square_sums, other.channel_square_sums)
     first.add(np.full((1, 6), np.nan, np.float32), -1)
     assert not (first + second).finite
 
 
-def test_memory_of_a_spread_is_bounded() -> None:
-    spread = Spread()
+def test_memory_of_a_histogram_is_bounded() -> None:
+    histogram = Histogram()
     for scale in (1e-3, 1.0, 1e6):
-        spread.add(np.linspace(-scale, scale, 1000, dtype=np.float32))
-    assert spread.counts.nbytes == 2048 * 8
+        histogram.add(np.linspace(-scale, scale, 1000, dtype=np.float32))
+    assert histogram.counts.nbytes == 2048 * 8
 
 
 @pytest.mark.parametrize("model", [nets.residual(), nets.mobile(), nets.mlp()], ids=["residual", "mobile", "mlp"])
-def test_layers_are_the_matrices_they_claim(model: ir.Model) -> None:
+def test_layers_equal_their_matrices(model: ir.Model) -> None:
     data = nets.samples(model, 3)
     evidence = evidence_for(model, data)
     layers = [(n, layer) for n in evidence.model.graph if (layer := linear(n)) is not None]
@@ -120,23 +126,23 @@ def test_moments_are_those_of_all_rows() -> None:
     assert moments.count == len(rows)
 
 
-def test_judge_uses_labels_where_there_are_some() -> None:
+def test_scorer_uses_labels_where_there_are_some() -> None:
     model = nets.residual()
     labelled, bare = nets.samples(model, 20, labels=True), nets.samples(model, 20)
-    score = Judge(model, labelled).score(model)
+    score = Scorer(model, labelled).score(model)
     assert (score.metric, score.value, score.drop, score.nmse) == ("top-1", 1.0, 0.0, 0.0)
     other = nets.residual(seed=5)
-    assert Judge(model, bare).score(other).metric == "agreement"
-    assert Judge(model, labelled).score(other).drop > 0.2
+    assert Scorer(model, bare).score(other).metric == "agreement"
+    assert Scorer(model, labelled).score(other).drop > 0.2
     sequence = nets.mlp()
-    found = Judge(sequence, nets.samples(sequence, 8)).score(nets.mlp(seed=3))
+    found = Scorer(sequence, nets.samples(sequence, 8)).score(nets.mlp(seed=3))
     assert found.metric == "relative error"
     assert found.drop > 0.1
 
 
-def test_drop_interval_holds_the_drop() -> None:
+def test_drop_interval_contains_the_drop() -> None:
     model = nets.residual()
-    score = Judge(model, nets.samples(model, 60, labels=True)).score(nets.residual(seed=1))
+    score = Scorer(model, nets.samples(model, 60, labels=True)).score(nets.residual(seed=1))
     assert score.low <= score.drop <= score.high
 
 
@@ -145,10 +151,10 @@ def test_values_that_are_not_finite_are_marked() -> None:
     x = net.op("Log", [net.conv("image", 8)], 8)
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 4))
-    assert not observe(evidence, [x])[x].finite
+    assert not collect_histograms(evidence, [x])[x].finite
 
 
-def test_integer_outputs_and_side_outputs_are_judged() -> None:
+def test_integer_outputs_and_other_outputs_are_scored() -> None:
     """A changed ArgMax, and a destroyed second output, must count."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
@@ -168,18 +174,18 @@ def test_integer_outputs_and_side_outputs_are_judged() -> None:
         wrong = model.clone()
         weight = next(v for v in wrong.graph.initializers.values() if v.const_value.numpy().ndim == rank)
         edit.set_constant(weight, -weight.const_value.numpy())
-        score = Judge(model, data).score(wrong)
+        score = Scorer(model, data).score(wrong)
         assert score.drop > 0.2, score.text()
-        assert Judge(model, data).score(model).drop == 0
+        assert Scorer(model, data).score(model).drop == 0
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-np.inf, 0.0), (-1.0, 6.0)]))
-def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, float]) -> None:
-    """By hand: rounding to 256 levels inside, what is clipped outside."""
-    spread = Spread()
-    spread.add(np.clip(np.random.default_rng(seed).standard_t(3, 3000), *ends).astype(np.float32))
-    x, n = spread.centres, spread.counts
+def test_mse_range_has_the_least_squared_error(seed: int, ends: tuple[float, float]) -> None:
+    """By brute force: rounding to 256 levels inside, clipping outside."""
+    histogram = Histogram()
+    histogram.add(np.clip(np.random.default_rng(seed).standard_t(3, 3000), *ends).astype(np.float32))
+    x, n = histogram.bin_centers, histogram.counts
 
     def error(low: float, high: float) -> float:
         inside = n[(x >= low) & (x <= high)].sum()
@@ -188,8 +194,8 @@ def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, flo
             + inside * ((high - low) / 255) ** 2 / 12
         )
 
-    low, high = min(spread.low, 0.0), max(spread.high, 0.0)
-    found = clip_range(spread, "mse")
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    found = clip_range(histogram, "mse")
     assert low <= found[0] <= 0 <= found[1] <= high
     steps = np.linspace(1.0, 0.3, 36)
     near = [(a, b) for a in steps for b in steps if abs(a - b) < 0.25 or not low or not high]
@@ -200,12 +206,12 @@ def test_no_shrunk_pair_has_less_squared_error(seed: int, ends: tuple[float, flo
 @given(
     st.integers(0, 9999), st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (-1.0, 6.0)]), st.sampled_from([60, 3000])
 )
-def test_no_threshold_has_less_divergence(seed: int, ends: tuple[float, float], count: int) -> None:
-    """By hand: KL of what is left of |x| from the same in as many levels as an integer has, one threshold after the other."""
-    spread = Spread()
-    spread.add(np.clip(np.random.default_rng(seed).standard_t(3, count), *ends).astype(np.float32))
-    half, levels = len(spread.counts) // 2, 128 if spread.low < 0 else 256
-    counts = (spread.counts[half:] + spread.counts[:half][::-1]).astype(float)
+def test_entropy_threshold_has_the_least_divergence(seed: int, ends: tuple[float, float], count: int) -> None:
+    """By brute force: KL divergence of |x| and of its quantized version, one threshold after the other."""
+    histogram = Histogram()
+    histogram.add(np.clip(np.random.default_rng(seed).standard_t(3, count), *ends).astype(np.float32))
+    half, levels = len(histogram.counts) // 2, 128 if histogram.low < 0 else 256
+    counts = (histogram.counts[half:] + histogram.counts[:half][::-1]).astype(float)
     counts[0] = counts[1]
     found = {}
     for stop in range(levels, half + 1, 8):
@@ -219,9 +225,9 @@ def test_no_threshold_has_less_divergence(seed: int, ends: tuple[float, float], 
             p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-12)
             found[stop] = float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
     best = min(found.values())
-    threshold = max(-min(clip_range(spread, "entropy")[0], 0), clip_range(spread, "entropy")[1])
+    threshold = max(-min(clip_range(histogram, "entropy")[0], 0), clip_range(histogram, "entropy")[1])
     allowed = [
-        min(stop * spread.radius / half, max(-spread.low, spread.high))
+        min(stop * histogram.radius / half, max(-histogram.low, histogram.high))
         for stop, kl in found.items()
         if kl <= best + 1e-9
     ]

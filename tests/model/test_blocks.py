@@ -1,4 +1,4 @@
-"""Which parts of a graph can be taken out whole."""
+"""Blocks: parts of a graph that can be removed whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
-from onnxpress.model.blocks import BRANCH, LAYER, LINK, RUN, Block, dying, find_blocks, resolve, take_out
+from onnxpress.model.blocks import BRANCH, LAYER, LINK, RUN, Block, dead_nodes, find_blocks, remove_blocks, resolve
 from tests import nets
 
 
@@ -27,20 +27,20 @@ def test_residual_blocks_are_branches() -> None:
     assert all(b.macs == 2 * 8 * 8 * 9 * 64 and b.weight_bytes == 2 * 4 * (8 * 8 * 9 + 8) for b in found)
 
 
-def test_normalization_in_the_branch_goes_with_it() -> None:
-    """Attention and feed-forward of two layers, and the two layers: a run would be the same as a branch."""
+def test_normalization_in_the_branch_belongs_to_it() -> None:
+    """Attention and feed-forward of two layers, and the two layers; a run would equal a branch."""
     assert kinds(nets.transformer(post=False)) == {BRANCH: 4, RUN: 0, LAYER: 2}
 
 
-def test_normalization_behind_the_add_makes_runs() -> None:
-    """Norm to norm (4) and sum to sum (3: nothing is added before the first); layers of either."""
+def test_normalization_after_the_add_makes_runs() -> None:
+    """Runs from norm to norm (4) and from sum to sum (3: nothing is added before the first), and layers of both."""
     found = kinds(nets.transformer(post=True))
     assert found[BRANCH] == 4
     assert found[RUN] == 7
     assert found[LAYER] == 2
 
 
-def test_a_projected_skip_is_no_identity() -> None:
+def test_a_projected_skip_is_not_an_identity() -> None:
     net = nets.image_net()
     x = net.relu(net.conv("image", 8))
     y = net.add(net.conv(net.relu(net.conv(x, 8)), 8), net.conv(x, 8, 1))
@@ -51,8 +51,8 @@ def test_a_projected_skip_is_no_identity() -> None:
     assert whole.macs == (2 * 8 * 8 * 9 + 8 * 8) * 64
 
 
-def test_a_plain_chain_is_made_of_links() -> None:
-    """Activation to activation; convolution to convolution would be the same."""
+def test_a_plain_chain_consists_of_links() -> None:
+    """From activation to activation; from convolution to convolution would be the same."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 8))
     for _ in range(3):
@@ -73,16 +73,16 @@ def test_links_that_repeat_in_pairs_are_layers() -> None:
     assert len({frozenset(b.nodes) for b in found}) == len(found)
 
 
-def test_a_cheap_branch_is_no_block() -> None:
-    """As in GELU's cubic form: nothing to save."""
+def test_a_branch_without_macs_is_not_a_block() -> None:
+    """As in the cubic form of GELU: there is nothing to save."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 8))
     x = net.add(x, net.op("Mul", [net.op("Mul", [x, x], 8), x], 8))
     assert not blocks(net.model(net.head(x), nets.IMAGE, ["N", 10]))
 
 
-def test_what_others_read_of_a_branch_stays() -> None:
-    """A branch whose middle feeds another output saves only what nobody else needs."""
+def test_nodes_of_a_branch_with_other_readers_stay() -> None:
+    """A branch whose middle feeds another output saves only what nothing else needs."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 8))
     middle = net.relu(net.conv(x, 8))
@@ -91,15 +91,15 @@ def test_what_others_read_of_a_branch_stays() -> None:
     assert [b.macs for b in found] == [8 * 8 * 64]
 
 
-def test_neighbours_and_overlaps_resolve_to_the_furthest_source() -> None:
+def test_adjacent_and_overlapping_blocks_resolve_to_the_furthest_source() -> None:
     model = edit.canonical(nets.transformer(post=False, layers=2))
     found = blocks(model)
     branches = [b for b in found if b.kind == BRANCH]
     layer = next(b for b in found if b.kind == LAYER)
     together = resolve(model, [*branches[:2], layer])
     assert together[layer.output] == layer.source
-    assert dying(model, branches[:2]) == dying(model, [layer])
-    two, one = take_out(model, branches[:2]), take_out(model, [layer])
+    assert dead_nodes(model, branches[:2]) == dead_nodes(model, [layer])
+    two, one = remove_blocks(model, branches[:2]), remove_blocks(model, [layer])
     data = nets.samples(model, 3)
     np.testing.assert_array_equal(nets.outputs(two, data), nets.outputs(one, data))
 
@@ -109,6 +109,6 @@ def test_a_block_at_the_graphs_output_keeps_the_signature() -> None:
     x = net.relu(net.conv("image", 3))
     y = net.add(net.conv(x, 3), x)
     model = edit.canonical(net.model(y, nets.IMAGE, ["N", 3, 8, 8]))
-    done = take_out(model, blocks(model))
+    done = remove_blocks(model, blocks(model))
     assert [n.op_type for n in done.graph] == ["Conv", "Relu", "Identity"]
     assert done.graph.outputs[0].name == model.graph.outputs[0].name

@@ -1,4 +1,4 @@
-"""A model cut where one value carries everything."""
+"""Cut points of a model, and the sections between them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("build", NETS.values(), ids=NETS)
-def test_sections_hold_all_the_work_once(build: object) -> None:
+def test_sections_hold_all_macs_once(build: object) -> None:
     assert callable(build)
     model: ir.Model = build()
     evidence = evidence_for(model, nets.samples(model, 2))
@@ -36,8 +36,8 @@ def test_sections_hold_all_the_work_once(build: object) -> None:
 
 
 @pytest.mark.parametrize("build", NETS.values(), ids=NETS)
-def test_parts_run_as_the_whole_does(build: object) -> None:
-    """Each part, fed what the whole has at its beginning, gives what the whole has at its end."""
+def test_sections_compute_the_same_as_the_model(build: object) -> None:
+    """Each section, fed the model's value at its source, computes the model's value at its output."""
     assert callable(build)
     model: ir.Model = build()
     evidence = evidence_for(model, nets.samples(model, 2))
@@ -52,7 +52,7 @@ def test_parts_run_as_the_whole_does(build: object) -> None:
         np.testing.assert_allclose(run(open_session(part), feeds)[0], values[section.output], rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_between_is_an_identity() -> None:
+def test_an_empty_section_is_an_identity() -> None:
     model = nets.residual(width=8, blocks=1)
     evidence = evidence_for(model, nets.samples(model, 2))
     cut = sections(evidence.model, evidence.trace)[0].output

@@ -1,4 +1,4 @@
-"""Models above protobuf's 2 GB, which is lowered here: levers run them from a file with its weights beside it, and write such files."""
+"""Models above protobuf's limit of 2 GB, which is lowered here: passes read and write them with external data."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.api import one_pass, weight_passes
+import onnxpress
 from onnxpress.api.distill import distill
-from onnxpress.api.one_pass import Result
+from onnxpress.api.run_pass import PassResult
 from onnxpress.errors import InputProblem
 from onnxpress.evaluate.compare import compare
 from onnxpress.model import files
-from onnxpress.passes.pruning.allocation import Wish
-from onnxpress.passes.structure.depth import Wish as DepthWish
-from onnxpress.passes.structure.lowrank import Wish as LowRankWish
+from onnxpress.passes.pruning.options import PruneOptions
+from onnxpress.passes.structure.depth import DepthOptions
+from onnxpress.passes.structure.lowrank import LowRankOptions
 from onnxpress.plan.plan import apply_plan, read_plan
 from onnxpress.search.optimize import optimize
 from tests import nets
 
-LEVERS: dict[str, Callable[..., Result]] = {
-    "simplify": lambda m, d, **to: one_pass.simplify(m, **to),
-    "prune": lambda m, d, **to: one_pass.prune(m, d, Wish(0.5), **to),
-    "depth": lambda m, d, **to: one_pass.depth(m, d, DepthWish(remove=1), **to),
-    "lowrank": lambda m, d, **to: one_pass.lowrank(m, d, LowRankWish(0.5), **to),
-    "quantize": lambda m, d, **to: one_pass.quantize(m, d, **to),
-    "sparsify": lambda m, d, **to: weight_passes.sparsify(m, d, **to),
-    "share": lambda m, d, **to: weight_passes.share(m, d, **to),
-    "weights": lambda m, d, **to: weight_passes.weights(m, d, **to),
-    "half": lambda m, d, **to: weight_passes.half(m, **to),
+LEVERS: dict[str, Callable[..., PassResult]] = {
+    "simplify": lambda m, d, **to: onnxpress.simplify(m, **to),
+    "prune": lambda m, d, **to: onnxpress.prune(m, d, options=PruneOptions(0.5), **to),
+    "depth": lambda m, d, **to: onnxpress.depth(m, d, options=DepthOptions(remove=1), **to),
+    "lowrank": lambda m, d, **to: onnxpress.lowrank(m, d, options=LowRankOptions(0.5), **to),
+    "quantize": lambda m, d, **to: onnxpress.quantize(m, d, **to),
+    "sparsify": lambda m, d, **to: onnxpress.sparsify(m, d, **to),
+    "share": lambda m, d, **to: onnxpress.share(m, d, **to),
+    "weights": lambda m, d, **to: onnxpress.weights(m, d, **to),
+    "half": lambda m, d, **to: onnxpress.half(m, **to),
 }
 
 
@@ -46,15 +46,15 @@ def build() -> ir.Model:
 
 
 @pytest.mark.parametrize("name", LEVERS)
-def test_a_lever_writes_weights_beside_the_file(name: str, low_limit: None, tmp_path: Path) -> None:
+def test_a_pass_writes_external_data(name: str, low_limit: None, tmp_path: Path) -> None:
     source = tmp_path / "in.onnx"
     files.save(build(), source)
     assert (tmp_path / "in.onnx.data").exists(), "the limit is lowered"
     data, target = nets.samples(build(), 12), tmp_path / "out.onnx"
-    to: dict[str, Any] = {"output": target, "plan_path": tmp_path / "plan.json"}
+    to: dict[str, Any] = {"output": target, "plan": tmp_path / "plan.json"}
     done = LEVERS[name](source, data, **to)
     sizes = (target.stat().st_size, (tmp_path / "out.onnx.data").stat().st_size)
-    assert done.after == pytest.approx(sum(sizes), rel=0.2)
+    assert done.bytes_after == pytest.approx(sum(sizes), rel=0.2)
     assert sizes[0] < sizes[1]
     written = files.load(target)
     np.testing.assert_allclose(nets.outputs(written, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-6)
@@ -62,7 +62,7 @@ def test_a_lever_writes_weights_beside_the_file(name: str, low_limit: None, tmp_
     assert files.model_hash(again) == files.model_hash(done.model)
 
 
-def test_the_hash_knows_every_weight(low_limit: None) -> None:
+def test_the_hash_depends_on_every_weight(low_limit: None) -> None:
     from onnxpress.model import edit, read
 
     model = build()
@@ -75,18 +75,20 @@ def test_the_hash_knows_every_weight(low_limit: None) -> None:
     assert files.model_hash(changed) != files.model_hash(model)
 
 
-def test_what_cannot_be_done_says_so_at_once(low_limit: None, tmp_path: Path) -> None:
+def test_unsupported_commands_fail_at_once(low_limit: None, tmp_path: Path) -> None:
     data, target = nets.samples(build(), 24), tmp_path / "out.onnx"
-    asked: list[Callable[[], object]] = [
-        lambda: optimize(build(), data, output=target), lambda: distill(build(), build(), data, output=target), lambda: files.to_bytes(build()),
-    ]  # fmt: skip
-    for ask in asked:
+    calls: list[Callable[[], object]] = [
+        lambda: optimize(build(), data, output=target),
+        lambda: distill(build(), build(), data, output=target),
+        lambda: files.to_bytes(build()),
+    ]
+    for call in calls:
         with pytest.raises(InputProblem, match="too large for this"):
-            ask()
-    assert not list(tmp_path.iterdir()), "nothing is written, no run begun"
+            call()
+    assert not list(tmp_path.iterdir()), "no file and no run folder is written"
 
 
-def test_a_large_model_is_compared_and_its_compressed_size_told(
+def test_a_large_model_is_compared_and_its_compressed_size_reported(
     low_limit: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = nets.samples(build(), 8)

@@ -1,4 +1,4 @@
-"""Reports: made of real records, safe whatever names say, and drawn in a real browser."""
+"""Reports: of real records, safe for any names, and drawn in a real browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxpress.cli.main import run as cli
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
 from onnxpress.reporting.facts import Page
-from onnxpress.reporting.page import embedded, html, markdown, rendered
+from onnxpress.reporting.page import html, markdown, render, script_json
 from onnxpress.reporting.reading import page, read
 
 pytest.importorskip("jinja2")
@@ -24,16 +24,25 @@ pytest.importorskip("jinja2")
 DIGITS = calibration_folder() / "digits"
 HOSTILE = "</script><img src=x onerror=alert(1)>|*&"
 BROWSER = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
---disable-sync --virtual-time-budget=3000""".split()
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --virtual-time-budget=3000""".split()
 
 
 def optimized() -> dict[str, Any]:
-    """A record as `optimize` leaves it."""
+    """A record of `optimize`."""
 
     def score(drop: float) -> dict[str, Any]:
-        return {"metric": "top-1", "value": 0.9 - drop, "reference": 0.9, "drop": drop, "low": drop - 0.01, "high": drop + 0.01,
-                "agreement": 0.95, "nmse": 0.01, "samples": 500}  # fmt: skip
+        return {
+            "metric": "top-1",
+            "value": 0.9 - drop,
+            "reference": 0.9,
+            "drop": drop,
+            "low": drop - 0.01,
+            "high": drop + 0.01,
+            "agreement": 0.95,
+            "nmse": 0.01,
+            "samples": 500,
+        }
 
     names = ("exact", "int8", HOSTILE)
     candidates = [
@@ -48,21 +57,41 @@ def optimized() -> dict[str, Any]:
         for i, n in enumerate(names)
     ]
     timings = [
-        {"name": n, "median": 0.002 / (1 + i), "p90": 0.003, "minimum": 0.001, "low": 0.0019 / (1 + i), "high": 0.0021 / (1 + i), "rounds": 50,
-         "quantiles": [(0.0018 + 0.00001 * q) / (1 + i) for q in range(41)]}
+        {
+            "name": n,
+            "median": 0.002 / (1 + i),
+            "p90": 0.003,
+            "minimum": 0.001,
+            "low": 0.0019 / (1 + i),
+            "high": 0.0021 / (1 + i),
+            "rounds": 50,
+            "quantiles": [(0.0018 + 0.00001 * q) / (1 + i) for q in range(41)],
+        }
         for i, n in enumerate(("original", *names))
-    ]  # fmt: skip
+    ]
     pairs = [
         {"name": f"/stage{n}/block{n}/conv_with_a_long_name/Conv{HOSTILE}", "before": 64, "after": 48 + n}
         for n in range(17)
     ]
     sides = {"operators": pairs[:3], "layers": pairs, "widths": pairs}
     outcome = {
-        "chosen": "int8", "met": True, "reasons": [], "advice": ["give a longer --time-budget"], "bytes": 3000, "original_bytes": 12000,
-        "validate": score(0.002), "timings": timings, "ratios": [], "warnings": ["the machine was busy"], "notes": [HOSTILE], "seconds": 12.0,
-        "rejected": {HOSTILE: ["slower"]}, "sides": sides, "refused": [{"unit": HOSTILE, "reason": "int8: no kernel"}],
+        "chosen": "int8",
+        "met": True,
+        "reasons": [],
+        "advice": ["give a longer --time-budget"],
+        "bytes": 3000,
+        "original_bytes": 12000,
+        "validate": score(0.002),
+        "timings": timings,
+        "ratios": [],
+        "warnings": ["the machine was busy"],
+        "notes": [HOSTILE],
+        "seconds": 12.0,
+        "rejected": {HOSTILE: ["slower"]},
+        "profile_comparison": sides,
+        "refused": [{"unit": HOSTILE, "reason": "int8: no kernel"}],
         "speedup": {"name": "int8", "baseline": "original", "speedup": 2.0, "low": 1.9, "high": 2.1},
-    }  # fmt: skip
+    }
     return {
         "schema": 1,
         "kind": "run",
@@ -74,14 +103,31 @@ def optimized() -> dict[str, Any]:
 
 
 def searched() -> dict[str, Any]:
-    """What `nas --json` prints."""
-    score = {"metric": "top-1", "value": 0.8, "reference": 0.9, "drop": 0.1, "low": 0.08, "high": 0.12, "agreement": 0.9, "nmse": 0.1,
-             "samples": 500}  # fmt: skip
+    """The JSON output of `nas`."""
+    score = {
+        "metric": "top-1",
+        "value": 0.8,
+        "reference": 0.9,
+        "drop": 0.1,
+        "low": 0.08,
+        "high": 0.12,
+        "agreement": 0.9,
+        "nmse": 0.1,
+        "samples": 500,
+    }
     candidates = [
-        {"name": f"candidate-{n}", "ms": 0.1 * (n + 1), "score": score, "macs": 1e6, "parameters": 1e4, "bytes": 4e4, "on_front": not n,
-         "choices": {"block": HOSTILE}}
+        {
+            "name": f"candidate-{n}",
+            "ms": 0.1 * (n + 1),
+            "score": score,
+            "macs": 1e6,
+            "parameters": 1e4,
+            "bytes": 4e4,
+            "on_front": not n,
+            "choices": {"block": HOSTILE},
+        }
         for n in range(3)
-    ]  # fmt: skip
+    ]
     ratios = [{"name": "candidate-0", "baseline": "anchor", "speedup": 2.0, "low": 1.9, "high": 2.1}]
     return {
         "schema": 1,
@@ -94,7 +140,7 @@ def searched() -> dict[str, Any]:
     }
 
 
-def test_all_of_a_sweep_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_shown_completely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "bench",
         str(DIGITS / "digits.onnx"),
@@ -114,7 +160,7 @@ def test_all_of_a_sweep_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {t.title for t in made.tables} >= {
         "Milliseconds",
         "Cold start",
-        "Memory in a process of its own",
+        "Memory in a fresh process",
         "Throughput",
         "Machine",
     }
@@ -148,70 +194,81 @@ def written(folder: Path, body: dict[str, Any], plan: bool = False) -> Path:
     run.mkdir()
     (run / "run.json").write_text(json.dumps(body))
     if plan:
-        steps = [{"pass": "quantize", "decisions": [{"nodes": [HOSTILE]}]}]
+        steps = [{"pass": "quantize", "actions": [{"nodes": [HOSTILE]}]}]
         (run / "plan.json").write_text(json.dumps({"steps": steps}))
     return run
 
 
-def test_what_was_measured_is_shown(tmp_path: Path) -> None:
+def test_measurements_are_shown(tmp_path: Path) -> None:
     made = page(read(written(tmp_path, optimized(), plan=True)))
     assert [h.value for h in made.headlines] == ["2.00x", "4.00x", "0.8980", "12 s"]
     where = "Where the time goes: "
     assert [c.title for c in made.charts] == [
-        "Candidates", "Latency in one interleaved run", "How runs are spread", f"{where}operators", f"{where}layers", "Widths that changed"
-    ]  # fmt: skip
+        "Candidates",
+        "Latency in one interleaved run",
+        "Distribution of the runs",
+        f"{where}operators",
+        f"{where}layers",
+        "Changed widths",
+    ]
     assert {(p.group, p.x) for p in made.charts[-1].points if "stage0" in p.name} == {("before", 64), ("after", 48)}
-    assert "stage16" not in str(made.charts[-1]), "what keeps its width is not shown"
+    assert "stage16" not in str(made.charts[-1]), "unchanged widths are not shown"
     assert [p.chosen for p in made.charts[0].points] == [False, True, False]
     assert made.charts[1].points[0].x == pytest.approx(2.0)
-    assert {t.title for t in made.tables} == {"Candidates", "Plan", "Left alone", "Machine"}
+    assert {t.title for t in made.tables} == {"Candidates", "Plan", "Unchanged nodes", "Machine"}
     assert any("rejected: slower" in r for r in made.remarks)
 
 
-def test_names_cannot_break_out(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     text = html(page(read(written(tmp_path, optimized(), plan=True))))
     assert "<img src=x" not in text
-    assert text.count("</script>") == 3, "the data, the library, the page's own"
+    assert text.count("</script>") == 3, "the data, the library, and the page's script"
     data = re.search(r'<script type="application/json" id="charts">(.*?)</script>', text, re.S)
     assert data is not None
     assert HOSTILE in [p["name"] for p in json.loads(data[1])[0]["points"]]
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text.replace("https://www.chartjs.org", "")), (
         "nothing is fetched"
     )
-    assert "\u2028" not in embedded("\u2028")
+    assert "\u2028" not in script_json("\u2028")
 
 
-def test_markdown_and_json_say_the_same(tmp_path: Path) -> None:
+def test_markdown_and_json_agree(tmp_path: Path) -> None:
     made = page(read(written(tmp_path, optimized())))
     text = markdown(made)
     assert "**2.00x** faster" in text
     assert "| name | faster | drop | size | notes |" in text
-    assert "| int8 (taken) | 2.00x | +0.0040 [-0.0060, +0.0140] |" in text
+    assert "| int8 (chosen) | 2.00x | +0.0040 [-0.0060, +0.0140] |" in text
     assert "&lt;/script>" in text
-    assert json.loads(rendered(made, "json"))["headlines"][0]["value"] == "2.00x"
+    assert json.loads(render(made, "json"))["headlines"][0]["value"] == "2.00x"
 
 
 def test_a_part_without_numbers_is_left_out() -> None:
     made = page({"schema": 1, "kind": "run", "model": "m.onnx", "candidates": []})
-    assert made == Page("Not finished", "m.onnx"), "a run that was killed, or goes on"
+    assert made == Page("Not finished", "m.onnx"), "an interrupted or running command"
     assert "<canvas" not in html(made)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [(None, "no run to report"), ("{", "damaged"), ('{"schema": 1, "kind": "inspect"}', "no record"), ("[]", "no record"),
-     ('{"schema": 1, "kind": "nas", "candidates": [{}], "evaluated": 1}', "not complete"),
-     ('{"schema": 1, "kind": ["run"]}', "no record"), ("[" * 100_000, "damaged")],
-)  # fmt: skip
-def test_what_is_no_run_is_one_line(
-    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ("content", "message"),
+    [
+        (None, "no run to report"),
+        ("{", "damaged"),
+        ('{"schema": 1, "kind": "inspect"}', "not the record"),
+        ("[]", "not the record"),
+        ('{"schema": 1, "kind": "nas", "candidates": [{}], "evaluated": 1}', "incomplete"),
+        ('{"schema": 1, "kind": ["run"]}', "not the record"),
+        ("[" * 100_000, "damaged"),
+    ],
+)
+def test_errors_are_one_line(
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "x.json"
     if content is not None:
         file.write_text(content)
     assert cli(["report", str(file), "-o", str(tmp_path / "o.html")]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "o.html").exists()
 
@@ -224,12 +281,15 @@ def test_a_record_is_not_overwritten_by_its_report(tmp_path: Path) -> None:
     assert read(run)["model"] == HOSTILE
 
 
-def looked_at(file: Path, width: int, folder: Path) -> str:
-    """The page's body tag after its script ran, in a frame so wide (a window of its own has a least width)."""
+def rendered_body(file: Path, width: int, folder: Path) -> str:
+    """The page's body tag after its script ran, in a frame of this width (a window has a minimum width)."""
     assert BROWSER is not None
     frame = folder / f"{file.stem}{width}.frame.html"
-    frame.write_text(f"""<body><iframe src="{file.name}" width="{width}" height="900" style="border: 0" onload="Object.assign(
-        document.body.dataset, this.contentDocument.body.dataset, {{seen: this.contentWindow.innerWidth}})"></iframe></body>""")
+    onload = (
+        "Object.assign(document.body.dataset, this.contentDocument.body.dataset, {seen: this.contentWindow.innerWidth})"
+    )
+    attributes = f'width="{width}" height="900" style="border: 0" onload="{onload}"'
+    frame.write_text(f'<body><iframe src="{file.name}" {attributes}></iframe></body>')
     command = [
         BROWSER,
         *FLAGS,
@@ -254,11 +314,29 @@ def looked_at(file: Path, width: int, folder: Path) -> str:
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Records of optimize, bench, quantize and nas: no error, no chart empty, nothing wider than the window."""
+    """Records of optimize, bench, quantize and nas: no error, no empty chart, nothing wider than the window."""
     bench, quantized = (tmp_path / f"{n}.json" for n in ("bench", "quantize"))
     samples = ["-d", str(DIGITS / "validate.npz")]
-    assert cli(["bench", str(DIGITS / "digits.onnx"), *samples, "--seconds", "0.3", "--profile", "--cold", "--memory", "--self-check",
-                "--batch", "1,2", "--json", "-q"]) == 0  # fmt: skip
+    assert (
+        cli(
+            [
+                "bench",
+                str(DIGITS / "digits.onnx"),
+                *samples,
+                "--seconds",
+                "0.3",
+                "--profile",
+                "--cold",
+                "--memory",
+                "--self-check",
+                "--batch",
+                "1,2",
+                "--json",
+                "-q",
+            ]
+        )
+        == 0
+    )
     bench.write_text(capsys.readouterr().out)
     command = [
         "quantize",
@@ -278,7 +356,7 @@ def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.
     for record, charts in ((written(tmp_path, optimized(), plan=True), 6), (bench, 7), (quantized, 4), (nas, 1)):
         target = tmp_path / f"{record.stem}.html"
         assert cli(["report", str(record), "-o", str(target)]) == 0
-        body = looked_at(target, width, tmp_path)
+        body = rendered_body(target, width, tmp_path)
         assert f'data-charts="{charts} of {charts}"' in body, body
         assert 'data-errors=""' in body, body
         assert 'data-wide="0"' in body, body

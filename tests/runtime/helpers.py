@@ -11,7 +11,7 @@ def forever() -> None:
 
 
 def peaks() -> None:
-    """Prints onnxruntime's and numpy's best rate of a float32 product, GFLOP/s, taken in turns."""
+    """Prints the best float32 rates of onnxruntime and numpy in GFLOP/s, measured alternately."""
     import numpy as np
 
     from onnxpress.runtime.builtin_models import measured_peak

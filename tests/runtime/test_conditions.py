@@ -1,4 +1,4 @@
-"""Under which conditions a model is measured, and what a fresh process and several callers show."""
+"""Conditions of a measurement, and measurements in fresh processes and with several callers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.data.synthetic import synthetic, wished_shapes
-from onnxpress.evaluate.bench import Ask, Conditions, bench
+from onnxpress.data.synthetic import sample_shapes, synthetic
+from onnxpress.evaluate.bench import BenchConditions, BenchOptions, bench
 from onnxpress.model.files import to_bytes
-from onnxpress.model.index_bounds import index_limits
+from onnxpress.model.index_bounds import index_bounds
 from onnxpress.runtime import latency, subprocess_metrics, throughput
 from onnxpress.runtime.builtin_models import matmul_model
-from onnxpress.runtime.intervals import independent, typical
+from onnxpress.runtime.intervals import median_interval, order_statistic_interval
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import pinned
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session
 from tests import nets
 from tests.data.helpers import sig
 
@@ -28,7 +28,7 @@ SHORT = Effort(seconds=0.15, precision=0.2)
 
 
 def embedding(rows: int) -> ir.Model:
-    """ids [N, L] (cast first) pick rows of a table, which are summed over L."""
+    """ids [N, L] (cast first) index rows of a table, which are summed over L."""
     table = numpy_helper.from_array(np.ones((rows, 4), np.float32), "table")
     nodes = [
         helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.INT64),
@@ -41,35 +41,39 @@ def embedding(rows: int) -> ir.Model:
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
-def test_made_up_ids_stay_within_the_table() -> None:
+def test_synthetic_ids_stay_within_the_table() -> None:
     model = embedding(7)
-    assert index_limits(model) == {"ids": 7}
+    assert index_bounds(model) == {"ids": 7}
     found = bench(
-        {"m": model}, effort=SHORT, conditions=Conditions(shapes={"ids": (2, 33)})
+        {"m": model}, effort=SHORT, conditions=BenchConditions(shape={"ids": (2, 33)})
     )  # out of range would not run
     assert (found.batch, found.timings[0].rounds > 3) == (2, True)
 
 
 def test_every_combination_is_a_point() -> None:
     model = nets.residual(width=8, blocks=1)
-    found = bench({"m": model}, effort=SHORT, conditions=Conditions(threads=(1, 2), batches=(1, 8)))
-    assert [(p.threads, p.batch) for p in found.every] == [(1, 1), (1, 8), (2, 1), (2, 8)]
-    assert found.every[1].timings[0].minimum > 1.2 * found.every[0].timings[0].minimum  # what noise cannot lower
-    assert found.timings == found.every[0].timings
-    assert all(p.timings[0].cpu > 0 for p in found.every)
+    found = bench({"m": model}, effort=SHORT, conditions=BenchConditions(threads=(1, 2), batch=(1, 8)))
+    assert [(p.threads, p.batch) for p in found.all_points] == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    assert (
+        found.all_points[1].timings[0].minimum > 1.2 * found.all_points[0].timings[0].minimum
+    )  # what noise cannot lower
+    assert found.timings == found.all_points[0].timings
+    assert all(p.timings[0].cpu > 0 for p in found.all_points)
 
 
-def test_the_self_check_stands_apart() -> None:
+def test_the_self_check_is_separate() -> None:
     model = nets.residual(width=8, blocks=1)
-    found = bench({"a": model, "b": nets.residual(width=16, blocks=1)}, effort=SHORT, ask=Ask(self_check=True))
+    found = bench(
+        {"a": model, "b": nets.residual(width=16, blocks=1)}, effort=SHORT, options=BenchOptions(self_check=True)
+    )
     assert [r.name for r in found.ratios] == ["b"]
     assert found.self_check is not None
     assert 0.5 < found.self_check.speedup < 2
 
 
-def test_shapes_settle_symbols_and_the_batch() -> None:
+def test_shapes_determine_symbols_and_the_batch() -> None:
     model = sig("ids int64 B L", "mask int64 B L", "image float32 B 3 H W")
-    shapes, batch = wished_shapes(model, {"ids": (4, 9), "image": (4, 3, 20, 24)})
+    shapes, batch = sample_shapes(model, {"ids": (4, 9), "image": (4, 3, 20, 24)})
     assert (shapes, batch) == ({"ids": (1, 9), "image": (1, 3, 20, 24)}, 4)
     rows = next(synthetic(model, 4, shapes=shapes).batches(4)).inputs
     assert [rows[n].shape for n in ("ids", "mask", "image")] == [(4, 9), (4, 9), (4, 3, 20, 24)]
@@ -83,14 +87,14 @@ def test_pinning_ends_with_the_block() -> None:
 
 
 def test_session_options_reach_onnxruntime() -> None:
-    settings = Settings(threads=2, level="none", spinning=True, config=(("session.use_env_allocators", "0"),))
+    settings = SessionSettings(threads=2, level="none", spinning=True, config=(("session.use_env_allocators", "0"),))
     options = open_session(nets.residual(width=8, blocks=1), settings).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
     assert options.get_session_config_entry("session.use_env_allocators") == "0"
 
 
 def test_a_slow_model_gets_few_rounds_and_a_wide_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve rounds of this model would take several times what is allowed."""
+    """Twelve rounds of this model would take several times the allowed time."""
     monkeypatch.setattr(latency, "_OVERTIME", 0.02)
     data, feeds = matmul_model(768), [{"x": np.ones((768, 768), np.float32)}]
     found = compare_latency({"a": data, "b": data}, feeds, Effort(seconds=0.02))
@@ -99,31 +103,34 @@ def test_a_slow_model_gets_few_rounds_and_a_wide_interval(monkeypatch: pytest.Mo
     assert ratio.low < ratio.speedup < ratio.high < np.inf
 
 
-def test_intervals_know_how_few_values_they_have() -> None:
+def test_intervals_widen_with_few_values() -> None:
     values = np.array([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
-    assert independent(values) == (3.5, 1.0, 6.0)
-    assert independent(np.arange(12.0))[1:] == (2.0, 9.0)
-    middle, low, high = typical(np.array([1.0, 2.0, 3.0]), 100, 0)
+    assert order_statistic_interval(values) == (3.5, 1.0, 6.0)
+    assert order_statistic_interval(np.arange(12.0))[1:] == (2.0, 9.0)
+    middle, low, high = median_interval(np.array([1.0, 2.0, 3.0]), 100, 0)
     assert (middle, round(high - low, 2)) == (2.0, round(2 * 4.303 / np.sqrt(3), 2))
-    assert typical(np.array([1.0]), 100, 0)[1:] == (-np.inf, np.inf)
+    assert median_interval(np.array([1.0]), 100, 0)[1:] == (-np.inf, np.inf)
 
 
 def test_order_statistics_cover_the_median() -> None:
     draws = np.random.default_rng(0).exponential(size=(600, 9))
-    hits = [low <= np.log(2) <= high for _, low, high in map(independent, draws)]
+    hits = [low <= np.log(2) <= high for _, low, high in map(order_statistic_interval, draws)]
     assert np.mean(hits) > 0.93
 
 
-def test_what_is_drawn_once_a_session_counts() -> None:
-    """Each of 6 sessions is off by 2 %, its rounds by far less: intervals that look at rounds alone miss the truth mostly."""
+def test_variance_between_sessions_counts() -> None:
+    """Each of 6 sessions is off by 2 %, its rounds by far less.
+
+    Intervals from the rounds alone mostly miss the truth.
+    """
     alone = together = 0
     groups = np.repeat(np.arange(6), 40)
     for seed in range(30):
         rng = np.random.default_rng(seed)
         values = 0.02 * rng.standard_normal(6)[groups] + 0.002 * rng.standard_normal(240)
-        _, low, high = typical(values, 100, seed)
+        _, low, high = median_interval(values, 100, seed)
         alone += low <= 0 <= high
-        _, low, high = typical(values, 100, seed, groups)
+        _, low, high = median_interval(values, 100, seed, groups)
         together += low <= 0 <= high
     assert together >= 27
     assert alone < together
@@ -140,7 +147,7 @@ def test_throughput_counts_all_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def request(folder: Path, runs: int) -> dict[str, float]:
-    """What the child process would answer, asked in this one."""
+    """The result of the child process, computed in this one."""
     model = nets.residual(width=8, blocks=1)
     np.save(folder / "x.npy", next(nets.samples(model, 1).batches(1)).inputs["image"])
     (folder / "m.onnx").write_bytes(to_bytes(model))
@@ -152,15 +159,15 @@ def request(folder: Path, runs: int) -> dict[str, float]:
     return answer
 
 
-def test_a_child_tells_times_and_memory(tmp_path: Path) -> None:
+def test_a_child_reports_times_and_memory(tmp_path: Path) -> None:
     told = request(tmp_path, 2)
     assert 0 < told["first"] < 5 and 0 < told["load"] < 5
     assert 20 < told["base"] <= told["peak"] < 100_000
 
 
 @pytest.mark.slow
-def test_fresh_processes_tell_a_large_model_from_a_small_one() -> None:
-    """64 MB of weights show in the peak, and in the time to load; the parent's own memory does not."""
+def test_fresh_processes_distinguish_large_and_small_models() -> None:
+    """64 MB of weights show in the peak and in the loading time; the parent's own memory does not."""
     ballast = np.ones(40_000_000, np.float32)  # 160 MB here, of which the children must know nothing
     small, large = matmul_model(64), matmul_model(4096)
     found = subprocess_metrics.peak_memory({"large": large}, {"x": np.ones((4096, 4096), np.float32)})[0]

@@ -1,4 +1,4 @@
-"""Where the time goes: the profiler's events, and the file's nodes behind a kernel."""
+"""Profiles: the profiler's events, and the nodes of the file that a kernel implements."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load
-from onnxpress.runtime.builtin_models import Peak
-from onnxpress.runtime.kernel_to_node import Kernel, stands_for
+from onnxpress.runtime.builtin_models import PeakRate
+from onnxpress.runtime.kernel_to_node import Kernel, nodes_of_kernels
 from onnxpress.runtime.profile import parse_profile, profile
 from onnxpress.runtime.session import trace
 from tests import nets
 
-PEAK = Peak(100.0, 1)
+PEAK = PeakRate(100.0, 1)
 
 
 def event(name: str, ts: int, dur: int, op: str = "Conv", index: int = 0) -> dict[str, object]:
@@ -34,7 +34,7 @@ def whole(ts: int, dur: int) -> dict[str, object]:
     return {"cat": "Session", "ph": "X", "name": "model_run", "ts": ts, "dur": dur, "args": {}}
 
 
-def test_events_are_told_apart_by_run_and_node_and_nested_ones_belong_to_themselves() -> None:
+def test_events_are_split_by_run_and_node_and_nested_ones_are_separate() -> None:
     warm = [event("a", 10, 50), whole(0, 90)]
     first = [event("a", 110, 20), event("r", 140, 5, "ReorderOutput", 1), event("r", 150, 7, "ReorderOutput", 2)]
     second = [
@@ -50,8 +50,8 @@ def test_events_are_told_apart_by_run_and_node_and_nested_ones_belong_to_themsel
     assert found["in", 0].calls.tolist() == [0, 2]
 
 
-def test_nodes_behind_kernels() -> None:
-    """Epilogues, prologues, sums with a branch, operators put in for the layout."""
+def test_nodes_of_kernels() -> None:
+    """Epilogues, prologues, additions of a branch, and operators inserted for the layout."""
     model = nets.residual(width=8, blocks=1)
     conv = [n for n in model.graph if n.op_type == "Conv"]
     out = [n.outputs[0].name or "" for n in conv]
@@ -65,7 +65,7 @@ def test_nodes_behind_kernels() -> None:
         Kernel((f"{pooled.outputs[0].name}_nchwc", 0), "GlobalAveragePool", ("x9",), 1),
         Kernel((f"{gemm.name}/MatMulAddFusion", 0), "Gemm", (gemm.outputs[0].name or "",), 3),
     ]
-    behind = stands_for(model, kernels)
+    behind = nodes_of_kernels(model, kernels)
     kinds = {n.name: n.op_type for n in model.graph}
     assert [[kinds[n] for n in behind[k.key]] for k in kernels] == [
         ["Conv", "Relu"],
@@ -77,7 +77,7 @@ def test_nodes_behind_kernels() -> None:
     ]
 
 
-def test_a_profile_counts_all_work_of_the_file() -> None:
+def test_a_profile_counts_all_macs_of_the_file() -> None:
     model = nets.residual(width=32, blocks=1)
     feeds = {k: np.repeat(v, 2, 0) for k, v in next(nets.samples(model, 1).batches(1)).inputs.items()}
     found = profile(model, feeds, seconds=0.1, peak=PEAK)
@@ -91,7 +91,7 @@ def test_a_profile_counts_all_work_of_the_file() -> None:
 
 
 def test_kernels_within_a_loop_are_counted_once() -> None:
-    """The loop's own time is what is left of it without its kernels."""
+    """The loop's own time excludes that of its kernels."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [48, 48]) for n in ("s", "t", "x", "y")]
     flags = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("go", "on")]
     count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
@@ -112,7 +112,7 @@ def test_kernels_within_a_loop_are_counted_once() -> None:
 
 
 @pytest.mark.slow
-def test_the_peak_is_that_of_numpy() -> None:
+def test_the_peak_equals_that_of_numpy() -> None:
     code = "from tests.runtime.helpers import peaks; peaks()"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
@@ -124,7 +124,7 @@ def test_the_peak_is_that_of_numpy() -> None:
 @pytest.mark.skipif("ONNXPRESS_ZOO" not in os.environ, reason="ONNXPRESS_ZOO is not set")
 @pytest.mark.parametrize("name", ["kws", "vww", "resnet8", "resnet20_bn", "resnet56", "lite0", "sst2"])
 def test_kernels_add_up_to_the_latency(name: str) -> None:
-    """Within 10 % of the median; the best of three, since another program's bursts hit the one and not the other."""
+    """Within 10 % of the median; the best of three, since load from other programs affects only some of the runs."""
     zoo = Path(os.environ["ONNXPRESS_ZOO"])
     spec = util.spec_from_file_location("cases", zoo / "cases.py")
     assert spec is not None and spec.loader is not None

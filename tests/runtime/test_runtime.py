@@ -13,7 +13,7 @@ from onnxpress.runtime import isolate
 from onnxpress.runtime.intervals import block_bootstrap
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, machine_for, this_machine
-from onnxpress.runtime.session import Settings, open_session, trace
+from onnxpress.runtime.session import SessionSettings, open_session, trace
 from tests import nets
 
 
@@ -66,7 +66,7 @@ def test_targets_are_named() -> None:
         machine_for("z80")
 
 
-def test_trace_knows_shapes() -> None:
+def test_trace_records_shapes() -> None:
     model = nets.residual(width=8, blocks=1)
     evidence = evidence_for(model, nets.samples(model, 1))
     found = trace(evidence.model, evidence.probe)
@@ -74,7 +74,7 @@ def test_trace_knows_shapes() -> None:
     assert all(len(s) in (2, 4) for s in found.shapes.values())
 
 
-def test_sessions_refuse_in_one_line() -> None:
+def test_session_errors_are_one_line() -> None:
     with pytest.raises(InputProblem) as caught:
         open_session(b"nothing", where="x.onnx")
     assert "\n" not in caught.value.line()
@@ -90,7 +90,7 @@ def test_isolation_reports_time_crash_and_error() -> None:
 
 
 @pytest.mark.alone
-def test_latency_tells_a_larger_model_from_itself() -> None:
+def test_latency_distinguishes_a_larger_model() -> None:
     small, large = nets.residual(width=16, blocks=1), nets.residual(width=64, blocks=3)
     feeds = [b.inputs for b in nets.samples(small, 2).batches(1)]
     found = compare_latency({"small": small, "same": small, "large": large}, feeds, Effort(seconds=1.5, precision=0.02))
@@ -101,7 +101,7 @@ def test_latency_tells_a_larger_model_from_itself() -> None:
 
 
 def test_bootstrap_covers_a_correlated_median() -> None:
-    """Interval coverage on AR(1) noise: the i.i.d. bootstrap would cover far less."""
+    """Coverage of the interval on AR(1) noise; the i.i.d. bootstrap would cover far less."""
     covered = 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
@@ -115,5 +115,5 @@ def test_bootstrap_covers_a_correlated_median() -> None:
 
 def test_settings_reach_onnxruntime() -> None:
     model = nets.residual(width=8, blocks=1)
-    session = open_session(model, Settings(threads=2, level="basic"))
+    session = open_session(model, SessionSettings(threads=2, level="basic"))
     assert session.get_session_options().intra_op_num_threads == 2

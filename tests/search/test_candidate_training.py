@@ -11,10 +11,10 @@ from onnxpress.data.dataset import Splits
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.model.files import to_bytes
 from onnxpress.plan.plan import apply_plan
-from onnxpress.search.candidate_training import rungs
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.candidate_training import latency_levels
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.train import optional_torch
 from tests import nets
 
@@ -27,17 +27,17 @@ def splits() -> Splits:
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(optional_torch, "has_torch", lambda: False)
     with pytest.raises(EnvironmentProblem, match="onnxpress\\[train\\]"):
-        optimize(nets.residual(width=32), splits(), Request(train_budget=60), output=tmp_path / "o.onnx")
+        optimize(nets.residual(width=32), splits(), OptimizeOptions(train_budget=60), output=tmp_path / "o.onnx")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
-def trained() -> Outcome:
+def trained() -> OptimizeResult:
     pytest.importorskip("torch")
-    return optimize(nets.residual(width=32), splits(), Request(max_drop=0.3, time_budget=6, train_budget=1.5))
+    return optimize(nets.residual(width=32), splits(), OptimizeOptions(max_drop=0.3, time_budget=6, train_budget=1.5))
 
 
-def test_students_are_trained_and_quantized(trained: Outcome) -> None:
+def test_students_are_trained_and_quantized(trained: OptimizeResult) -> None:
     names = [c.name for c in trained.candidates]
     students = [n for n in names if n.endswith(", trained") and "int8" not in n]
     assert students
@@ -45,12 +45,12 @@ def test_students_are_trained_and_quantized(trained: Outcome) -> None:
     assert len(students) == len(set(students)) <= 3
 
 
-def test_the_selection_curve_is_told(trained: Outcome) -> None:
+def test_the_selection_curve_is_told(trained: OptimizeResult) -> None:
     student = next(c for c in trained.candidates if c.name.endswith(", trained") and "int8" not in c.name)
     assert any("on the selection samples" in note for note in student.notes)
 
 
-def test_a_trained_candidate_replays_to_the_same_bytes(trained: Outcome) -> None:
+def test_a_trained_candidate_replays_to_the_same_bytes(trained: OptimizeResult) -> None:
     student = next(c for c in trained.candidates if c.name.endswith(", trained + int8"))
     again = apply_plan(student.plan, nets.residual(width=32), splits().calibrate)
     assert to_bytes(again.model) == student.data
@@ -59,22 +59,22 @@ def test_a_trained_candidate_replays_to_the_same_bytes(trained: Outcome) -> None
 def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are taken for multiply-accumulates here, so that the machine's other work says nothing."""
     from onnxpress.data.dataset import Dataset
-    from onnxpress.measure.score import Judge
+    from onnxpress.measure.score import Scorer
     from onnxpress.runtime.machine import this_machine
-    from onnxpress.search.candidate_factory import Workshop
-    from onnxpress.search.search import Clock, Search
+    from onnxpress.search.candidate_factory import CandidateFactory
+    from onnxpress.search.search import Search, TimeBudget
 
     model = nets.residual(width=64)
     data: Dataset = nets.samples(model, 24)
-    shop = Workshop(model, data, Judge(model, data), this_machine())
-    search = Search(shop, 0.05, "latency", Clock(60), lambda stage, share: None, None)
+    shop = CandidateFactory(model, data, Scorer(model, data), this_machine())
+    search = Search(shop, 0.05, "latency", TimeBudget(60), lambda stage, share: None, None)
     search.keep(shop.exact(), seconds=0.05)
     search.keep(shop.shallower(1), seconds=0.05)
     whole = shop.macs(search.found[0])
     monkeypatch.setattr(shop, "pace", lambda name, sketch, chosen, seconds: sketch.macs / whole)
     search.found[0].quick = 1.0
     search.found[-1].score = replace(search.found[-1].score, drop=0.06)  # nearly allowed: the levers work together
-    ladder = rungs(search)
+    ladder = latency_levels(search)
     assert len(ladder) >= 3
     levels = [r.level for r in ladder]
     assert levels == sorted(levels, reverse=True)

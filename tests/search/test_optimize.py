@@ -23,13 +23,14 @@ from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8 import node_selection
 from onnxpress.plan import result_contract
-from onnxpress.plan.candidate_store import Shelf
+from onnxpress.plan.candidate_store import CandidateStore
 from onnxpress.plan.plan import apply_plan, new_plan, read_plan
-from onnxpress.plan.run_record import Run, plain
+from onnxpress.plan.run_record import RunRecord
+from onnxpress.result import plain
 from onnxpress.runtime.latency import Ratio
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Report
 from tests import nets
 
@@ -43,15 +44,15 @@ def digits() -> tuple[ir.Model, Splits]:
 
 
 @pytest.fixture(scope="module")
-def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[OptimizeResult, Path]:
     folder = tmp_path_factory.mktemp("optimized")
     _, splits = digits()
-    outcome = optimize(DIGITS / "digits.onnx", splits, Request(time_budget=16), output=folder / "fast.onnx")
+    outcome = optimize(DIGITS / "digits.onnx", splits, OptimizeOptions(time_budget=16), output=folder / "fast.onnx")
     return outcome, folder
 
 
 @pytest.mark.alone
-def test_digits_get_faster_smaller_and_stay_good(optimized: tuple[Outcome, Path]) -> None:
+def test_digits_get_faster_smaller_and_stay_good(optimized: tuple[OptimizeResult, Path]) -> None:
     outcome, folder = optimized
     assert outcome.met
     assert outcome.speedup is not None
@@ -62,7 +63,7 @@ def test_digits_get_faster_smaller_and_stay_good(optimized: tuple[Outcome, Path]
     assert (folder / "fast.onnx").read_bytes() == outcome.data
 
 
-def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[Outcome, Path]) -> None:
+def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[OptimizeResult, Path]) -> None:
     outcome, folder = optimized
     model, splits = digits()
     plan = read_plan(folder / "fast.run" / "plan.json")
@@ -70,7 +71,7 @@ def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[Outcome, P
     assert to_bytes(apply_plan(plan, model, data).model) == outcome.data
 
 
-def test_a_plan_replays_in_another_process(optimized: tuple[Outcome, Path]) -> None:
+def test_a_plan_replays_in_another_process(optimized: tuple[OptimizeResult, Path]) -> None:
     """Another hash seed: no set may decide the order of anything."""
     outcome, folder = optimized
     command = [sys.executable, "-m", "onnxpress", "apply", str(folder / "fast.run" / "plan.json"), str(DIGITS / "digits.onnx"),
@@ -82,7 +83,7 @@ def test_a_plan_replays_in_another_process(optimized: tuple[Outcome, Path]) -> N
     assert (folder / "again.onnx").read_bytes() == outcome.data
 
 
-def test_the_run_record_tells_everything(optimized: tuple[Outcome, Path]) -> None:
+def test_the_run_record_tells_everything(optimized: tuple[OptimizeResult, Path]) -> None:
     outcome, folder = optimized
     record = json.loads((folder / "fast.run" / "run.json").read_text())
     assert record["schema"] == 1
@@ -96,7 +97,7 @@ def test_nothing_allowed_means_the_function_is_kept(tmp_path: Path) -> None:
     """Random answers on random labels: whatever changes an answer is out; what is written equals the original."""
     model = nets.residual(width=16, blocks=1)
     data = nets.samples(model, 60)
-    outcome = optimize(model, data, Request(max_drop=0.0, time_budget=8), output=tmp_path / "out.onnx")
+    outcome = optimize(model, data, OptimizeOptions(max_drop=0.0, time_budget=8), output=tmp_path / "out.onnx")
     done = load(tmp_path / "out.onnx")
     agree = nets.outputs(model, data).argmax(1) == nets.outputs(done, data).argmax(1)
     if outcome.chosen in ("original", "exact"):
@@ -106,7 +107,9 @@ def test_nothing_allowed_means_the_function_is_kept(tmp_path: Path) -> None:
 
 def test_size_goal_prefers_bytes() -> None:
     model = nets.residual(width=32)
-    outcome = optimize(model, nets.samples(model, 90, labels=True), Request(goal="size", max_drop=0.2, time_budget=10))
+    outcome = optimize(
+        model, nets.samples(model, 90, labels=True), OptimizeOptions(goal="size", max_drop=0.2, time_budget=10)
+    )
     finalists = [
         c.size
         for c in outcome.candidates
@@ -117,9 +120,9 @@ def test_size_goal_prefers_bytes() -> None:
 
 def test_requests_are_checked() -> None:
     with pytest.raises(InputProblem, match="max-drop"):
-        Request(max_drop=2).check()
+        OptimizeOptions(max_drop=2).check()
     with pytest.raises(InputProblem, match="goal"):
-        Request(goal="beauty").check()
+        OptimizeOptions(goal="beauty").check()
 
 
 def score(drop: float) -> Score:
@@ -217,16 +220,16 @@ def killer(stage: str, error: type[BaseException]) -> Report:
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was made before is taken from the run folder, and the result is the one an unbroken run would give."""
     model, splits = digits()
-    request, out = Request(time_budget=10), tmp_path / "fast.onnx"
+    request, out = OptimizeOptions(time_budget=10), tmp_path / "fast.onnx"
     with pytest.raises(Killed):
         optimize(model, splits, request, out, report=killer("which blocks", Killed))
     assert not out.exists()
     kept = sorted(p.stem for p in (tmp_path / "fast.run" / "work").glob("*.onnx"))
     assert kept[:2] == ["exact", "int8"]
     made: list[str] = []
-    shelved = Shelf.keep
-    monkeypatch.setattr(Shelf, "keep", lambda self, c: (made.append(c.name), shelved(self, c))[1])
-    monkeypatch.setattr(node_selection, "fastest", lambda *a: pytest.fail("timed again"))
+    shelved = CandidateStore.keep
+    monkeypatch.setattr(CandidateStore, "keep", lambda self, c: (made.append(c.name), shelved(self, c))[1])
+    monkeypatch.setattr(node_selection, "select_int8_by_latency", lambda *a: pytest.fail("timed again"))
     outcome = optimize(model, splits, request, out)
     assert not {"exact", "int8"} & set(made)
     assert outcome.met
@@ -241,7 +244,9 @@ def test_another_request_starts_anew(tmp_path: Path) -> None:
     model, splits = digits()
     for drop in (0.01, 0.02):
         with pytest.raises(Killed):
-            optimize(model, splits, Request(drop, time_budget=8), tmp_path / "o.onnx", report=killer("which", Killed))
+            optimize(
+                model, splits, OptimizeOptions(drop, time_budget=8), tmp_path / "o.onnx", report=killer("which", Killed)
+            )
         record = json.loads((tmp_path / "o.run" / "run.json").read_text())
         assert not record["resumed"]
 
@@ -249,7 +254,7 @@ def test_another_request_starts_anew(tmp_path: Path) -> None:
 def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     model, splits = digits()
     outcome = optimize(
-        model, splits, Request(time_budget=60), tmp_path / "o.onnx", report=killer("which", KeyboardInterrupt)
+        model, splits, OptimizeOptions(time_budget=60), tmp_path / "o.onnx", report=killer("which", KeyboardInterrupt)
     )
     assert outcome.interrupted
     assert outcome.met
@@ -258,13 +263,13 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
 
 
 def test_two_runs_on_one_folder(tmp_path: Path) -> None:
-    first = Run(tmp_path / "r")
+    first = RunRecord(tmp_path / "r")
     with pytest.raises(InputProblem, match="another run"):
-        Run(tmp_path / "r")
+        RunRecord(tmp_path / "r")
     first.close()
-    Run(tmp_path / "r").close()
+    RunRecord(tmp_path / "r").close()
     (tmp_path / "r" / ".lock").write_text("999999999")  # a killed run's lock does not hold
-    Run(tmp_path / "r").close()
+    RunRecord(tmp_path / "r").close()
 
 
 def test_json_has_no_infinities() -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 torch = pytest.importorskip("torch")
 
 from benchmarks import backend_tests  # noqa: E402
-from onnxpress.runtime.session import Settings, open_session  # noqa: E402
+from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 from tests import nets  # noqa: E402
 
@@ -45,7 +45,7 @@ def test_backend_node_tests() -> None:
 
 def compare(model: ir.Model, feeds: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:
     """Program and onnxruntime give the same numbers, relative to the largest."""
-    expected = open_session(model, Settings(level="none")).run(None, feeds)
+    expected = open_session(model, SessionSettings(level="none")).run(None, feeds)
     with torch.no_grad():
         results = Program(model)({k: torch.from_numpy(v) for k, v in feeds.items()})
     for want, got in zip(expected, results.values(), strict=True):

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from onnxpress.model.files import load  # noqa: E402
-from onnxpress.runtime.session import Settings, open_session  # noqa: E402
+from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
 from onnxpress.train.graph import weight_selection  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 
@@ -41,7 +41,7 @@ def test_parity_and_gradients(name: str) -> None:
     model = load(case.model)
     program = Program(model)
     feeds, _ = case.data("select", 0, 4)
-    expected = open_session(model, Settings(level="none")).run(None, feeds)
+    expected = open_session(model, SessionSettings(level="none")).run(None, feeds)
     results = list(program({k: torch.from_numpy(v) for k, v in feeds.items()}).values())
     for want, got in zip(expected, results, strict=True):
         assert np.abs(want - got.detach().numpy()).max() <= 1e-4 * np.abs(want).max()

@@ -1,1 +1,1 @@
-"""One file a source of samples: arrays, pictures, audio, text, tables, protobufs and Python objects."""
+"""One reader per form of data: arrays, images, audio, text, tables, protobufs and Python objects."""

@@ -1,7 +1,6 @@
-"""Arrays by input name whose first axis is samples: .npz and .npy files, and arrays in memory.
+"""Arrays by input name with samples on the first axis: .npz and .npy files, and arrays in memory.
 
-Values are checked when the set is opened where they are in memory, and as they are read where they are
-mapped.
+Values in memory are checked when the dataset is opened, memory-mapped ones as they are read.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import cast, fits, fitted, is_text, missing_inputs, refusal, text
-from onnxpress.data.layout import Layout, Port
+from onnxpress.data.layout import BatchLayout, Port
 from onnxpress.data.readers import npfiles
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
@@ -30,8 +29,8 @@ _WHAT = "cannot use the data"
 class Column:
     """The values of one input.
 
-    count: how many samples it holds; None where one value is shared by all samples (a whole input given once)
-    batch: whether a row keeps an axis of size 1 in front (inputs whose rank the model does not state)
+    count: number of samples; None where all samples share one value (a whole input given once)
+    batch: whether a row keeps a first axis of size 1 (inputs whose rank the model does not state)
     """
 
     port: Port
@@ -45,7 +44,7 @@ class Column:
         return self.array[index : index + 1] if self.batch else self.array[index]
 
 
-class Arrays(Source):
+class Arrays(SampleSource):
     """Columns of equal length as samples."""
 
     def __init__(self, columns: Sequence[Column], labels: Sequence[Any | None], name: str) -> None:
@@ -59,12 +58,13 @@ class Arrays(Source):
 
 
 def column(array: np.ndarray, port: Port, where: str, checked: bool = True) -> Column:
-    """How an array holds the samples of an input, from its rank.
+    """How an array holds the samples of an input, by its rank.
 
-    First axis samples, with or without a batch axis of 1 behind it; an array of one sample without any
-    batch axis, and one value of a whole input, are taken too.  checked: raise InputProblem where the
-    element type or the sizes do not fit; without, only the rank is looked at (a preprocessing may still
-    change the rest).
+    The first axis is samples, with or without a batch axis of 1 after it; an array of one sample without batch axis,
+    and one value of a whole input, are accepted as well.
+
+    checked: raise InputProblem where the element type or the sizes do not fit; else only the rank is used (a
+             preprocessing may still change the rest)
     """
     dims = port.dims
     if checked:
@@ -82,7 +82,7 @@ def column(array: np.ndarray, port: Port, where: str, checked: bool = True) -> C
     if single and array.ndim and fits(array.shape, inner):
         return Column(port, array[None], 1)
     if single and array.ndim >= 2 and checked:
-        fitted(array.shape, port, where)  # its rows have too few axes: judged as the one sample it must be
+        fitted(array.shape, port, where)  # its rows have too few axes: checked as a single sample
     if array.ndim == 0:
         raise InputProblem(_WHAT, where, "found a single number, expected an array whose first axis is samples")
     if checked and len(array):
@@ -100,8 +100,7 @@ def lengths(columns: Sequence[Column], where: str) -> int:
 
 
 def check_values(columns: Sequence[Column], name: str) -> None:
-    """Cast all values once, in pieces, so that a bad one is found before the work begins.  Raises
-    InputProblem."""
+    """Cast all values once, in chunks, so that invalid ones are found at the start.  Raises InputProblem."""
     for each in columns:
         if each.count is None:
             cast(each.array, each.port.spec.dtype, f"{name}, input {each.port.name!r}")
@@ -123,18 +122,21 @@ def check_values(columns: Sequence[Column], name: str) -> None:
 
 def build(
     arrays: Mapping[str, np.ndarray],
-    layout: Layout,
+    layout: BatchLayout,
     name: str,
     where: str,
     labels: Any,
     signature: Signature,
     raw: bool = True,
     mapped: bool = False,
-) -> Loaded:
-    """Arrays by input name as a source.
+) -> LoadedSource:
+    """A source of arrays by input name.
 
-    labels: a sequence, an array or None; raw: nothing is preprocessed, so that everything can be checked now;
-    mapped: the values are on disk and are checked as they are read.  Raises InputProblem.
+    labels: a sequence, an array or None
+    raw:    nothing is preprocessed, so everything can be checked now
+    mapped: the values are on disk and are checked as they are read
+
+    Raises InputProblem.
     """
     columns = [column(arrays[p.name], p, f"{where}, input {p.name!r}", raw) for p in layout.ports]
     count = lengths(columns, where)
@@ -144,19 +146,18 @@ def build(
     if labels is None:
         values: list[Any | None] = [None] * count
     else:
-        values, more = labelling.tidy(labels, signature, where)
-        labelling.matched(values, count, where)
+        values, more = labelling.normalize_labels(labels, signature, where)
+        labelling.check_label_count(values, count, where)
         notes += more
     if raw and not mapped and count:
         check_values(columns, name)
-    return Loaded(Arrays(columns, values, name), name, notes)
+    return LoadedSource(Arrays(columns, values, name), name, notes)
 
 
-def rename_only(
-    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]], layout: Layout, label: str | None
+def match_names(
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]], layout: BatchLayout, label: str | None
 ) -> tuple[dict[str, str], list[str]]:
-    """Key by input name, and notes: a single input takes the only array of a foreign name that could be
-    its."""
+    """The key of each input by name, and notes: a single input takes the only other array that could be it."""
     names = {port.name: port.name for port in layout.ports}
     notes: list[str] = []
     rest = [key for key in shapes if key not in names and key != label]
@@ -175,19 +176,19 @@ def rename_only(
 def from_mapping(
     given: Mapping[str, Any],
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     name: str,
     labels: Any = None,
     key: str | None = None,
     raw: bool = True,
-) -> Loaded:
-    """Arrays in memory.  labels: values, which win over the key or a usual key of labels among the arrays."""
+) -> LoadedSource:
+    """A source of arrays in memory.  labels: values; they take precedence over a key among the arrays."""
     arrays: dict[str, np.ndarray] = {}
     for each, value in given.items():
         array = _array(value, f"{name}, {each!r}")
         arrays[str(each)] = array
     label = None if labels is not None else labelling.find_key(list(arrays), layout.names, key, name)
-    names, notes = rename_only({k: (a.shape, a.dtype) for k, a in arrays.items()}, layout, label)
+    names, notes = match_names({k: (a.shape, a.dtype) for k, a in arrays.items()}, layout, label)
     missing = [n for n, k in names.items() if k not in arrays]
     if missing:
         raise missing_inputs(missing, arrays, layout, name)
@@ -201,27 +202,28 @@ def _array(value: Any, where: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as error:
-        # ValueError from ragged lists; whatever a foreign tensor's __array__ raises (TypeError,
+        # ValueError of ragged lists, or whatever a foreign tensor's __array__ raises (TypeError,
         # RuntimeError for a GPU tensor)
         raise InputProblem(
             _WHAT,
             where,
-            f"it cannot be made an array ({str(error).splitlines()[0]})",
-            "give equal shapes, as numpy arrays",
+            f"it cannot be converted to an array ({str(error).splitlines()[0]})",
+            "give numpy arrays of equal shapes",
         ) from error
 
 
-def open_npz(path: Path, signature: Signature, layout: Layout, key: str | None, raw: bool, trust: bool) -> Loaded:
-    """An .npz file with a key per input; only the arrays that are needed are read, and mapped where stored
-    uncompressed."""
+def open_npz(
+    path: Path, signature: Signature, layout: BatchLayout, key: str | None, raw: bool, trust: bool
+) -> LoadedSource:
+    """A source of an .npz file with one key per input; only needed arrays are read, uncompressed ones are mapped."""
     known = npfiles.headers(path, trust)
     label = labelling.find_key(list(known), layout.names, key, str(path))
-    names, notes = rename_only({k: (h.shape, h.dtype) for k, h in known.items()}, layout, label)
+    names, notes = match_names({k: (h.shape, h.dtype) for k, h in known.items()}, layout, label)
     missing = [n for n, k in names.items() if k not in known]
     if missing:
         raise missing_inputs(missing, known, layout, str(path))
     if raw:
-        for name, found in names.items():  # wrong sizes are told before gigabytes are unpacked
+        for name, found in names.items():  # wrong sizes are reported before gigabytes are unpacked
             stub = np.broadcast_to(np.zeros((), known[found].dtype), known[found].shape)
             column(stub, layout.port(name), f"{path}, input {name!r}")
     wanted = [*names.values()] + ([label] if label else [])
@@ -245,9 +247,9 @@ def _is_mapped(array: np.ndarray) -> bool:
     return isinstance(array.base, np.memmap) or isinstance(array, np.memmap)
 
 
-def open_npy(path: Path, signature: Signature, layout: Layout, key: str | None, raw: bool) -> Loaded:
-    """An .npy file for a model with one input, mapped."""
-    port = only_port(layout, path, "an .npy file")
+def open_npy(path: Path, signature: Signature, layout: BatchLayout, key: str | None, raw: bool) -> LoadedSource:
+    """A source of an .npy file for a model with one input, mapped."""
+    port = single_port(layout, path, "an .npy file")
     if key is not None:
         raise InputProblem(
             "cannot read the labels",
@@ -261,13 +263,13 @@ def open_npy(path: Path, signature: Signature, layout: Layout, key: str | None, 
     return build({port.name: array}, layout, path.name, str(path), None, signature, raw, mapped=True)
 
 
-def only_port(layout: Layout, where: object, what: str) -> Port:
-    """The model's single input.  Raises InputProblem where it has several."""
+def single_port(layout: BatchLayout, where: object, what: str) -> Port:
+    """The model's only input.  Raises InputProblem where it has several."""
     if len(layout.ports) != 1:
         raise InputProblem(
             _WHAT,
             where,
             f"{what} feeds one input, the model has {len(layout.ports)}: {', '.join(layout.names)}",
-            "give an .npz with a key per input",
+            "give an .npz with one key per input",
         )
     return layout.ports[0]

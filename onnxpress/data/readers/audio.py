@@ -1,5 +1,4 @@
-"""A folder of .wav files (PCM of 8, 16, 24 or 32 bits), mixed to mono, cut or padded to the model's
-length."""
+"""Folders of .wav files (PCM of 8, 16, 24 or 32 bits), mixed to mono, cut or padded to the model's length."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import is_float
-from onnxpress.data.layout import Layout, Port
-from onnxpress.data.readers.arrays import only_port
+from onnxpress.data.layout import BatchLayout, Port
+from onnxpress.data.readers.arrays import single_port
 from onnxpress.data.readers.files import classes, relative, unreadable
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
@@ -25,35 +24,40 @@ _WHAT = "cannot use the sound"
 
 
 @dataclass(frozen=True)
-class Wave:
-    """How an input takes a waveform.  axis: of time, in a sample without batch axis; length: in frames,
-    None where free."""
+class WaveformSpec:
+    """How an input takes a waveform.
+
+    axis:   of time, in a sample without batch axis
+    length: number of frames; None where dynamic
+    """
 
     port: Port
     axis: int
     length: int | None
 
 
-class Sounds(Source):
-    """Sound files as samples of one input, read when asked for."""
+class Sounds(SampleSource):
+    """Sound files as samples of one input, read on demand."""
 
-    def __init__(self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], form: Wave) -> None:
-        self._files, self._keys, self.labels, self._form = files, keys, labels, form
+    def __init__(
+        self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], spec: WaveformSpec
+    ) -> None:
+        self._files, self._keys, self.labels, self._spec = files, keys, labels, spec
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        port = self._form.port
-        values = load(self._files[index], is_float(port.spec.dtype), self._form.length)
+        port = self._spec.port
+        values = load(self._files[index], is_float(port.spec.dtype), self._spec.length)
         shape = [1] * max(len(port.inner or (0,)), 1)
-        shape[self._form.axis] = len(values)
+        shape[self._spec.axis] = len(values)
         return {port.name: values.reshape(shape)}
 
     def key(self, index: int) -> str:
         return self._keys[index]
 
 
-def waveform(layout: Layout, where: object) -> Wave:
-    """How the model's only input takes a waveform.  Raises InputProblem where it takes none."""
-    port = only_port(layout, where, "a folder of .wav files")
+def waveform_spec(layout: BatchLayout, where: object) -> WaveformSpec:
+    """How the model's only input takes a waveform.  Raises InputProblem where it does not."""
+    port = single_port(layout, where, "a folder of .wav files")
     inner = (port.dims if port.loose else port.inner) or ()
     if 1 <= len(inner) <= 2:
         time = [i for i, d in enumerate(inner) if d != 1]
@@ -61,21 +65,21 @@ def waveform(layout: Layout, where: object) -> Wave:
         if len(inner) == 1 or (len(time) == 1 and len(channel) == 1):
             axis = time[0] if time else 0
             size = inner[axis]
-            if not isinstance(size, int) or size >= 256:  # fewer fixed values are features, no sound
-                return Wave(port, axis, size if isinstance(size, int) else None)
+            if not isinstance(size, int) or size >= 256:  # a small fixed size means features, not sound
+                return WaveformSpec(port, axis, size if isinstance(size, int) else None)
     raise InputProblem(
         _WHAT,
         where,
-        f"input {port.name!r} takes {port.spec.text()}, which is no waveform",
+        f"input {port.name!r} takes {port.spec.text()}, which is not a waveform",
         "compute the features and give an .npz or module:function",
     )
 
 
 def open_sounds(
-    folder: Path, files: Sequence[Path], signature: Signature, layout: Layout, label_file: Path | None
-) -> Loaded:
-    """Sounds as samples; the header of every file is read now.  Raises InputProblem."""
-    form = waveform(layout, folder)
+    folder: Path, files: Sequence[Path], signature: Signature, layout: BatchLayout, label_file: Path | None
+) -> LoadedSource:
+    """A source of sound files; the header of every file is read now.  Raises InputProblem."""
+    spec = waveform_spec(layout, folder)
     rates: dict[int, Path] = {}
     channels = 1
     for path in files:
@@ -87,35 +91,35 @@ def open_sounds(
         raise InputProblem(
             _WHAT,
             folder,
-            f"the files differ in their rate: {listed}",
+            f"the files differ in their sampling rate: {listed}",
             "resample them to the rate the model was trained on",
         )
     keys = relative(folder, files)
     if label_file is not None:
         values, notes = labelling.read_file(label_file, keys)
-        labelling.matched(values, len(files), label_file)
-        labels, more = labelling.tidy(values, signature, label_file)
+        labelling.check_label_count(values, len(files), label_file)
+        labels, more = labelling.normalize_labels(values, signature, label_file)
         notes = [f"labels from {label_file.name}", *notes, *more]
     else:
         indices, notes = classes(folder, files)
         labels = list(indices) if indices is not None else [None] * len(files)
     assumed = [f"{next(iter(rates))} Hz as recorded, not resampled"]
-    if is_float(form.port.spec.dtype):
+    if is_float(spec.port.spec.dtype):
         assumed.append("values scaled to [-1,1]")
     if channels > 1:
         assumed.append("channels averaged to mono")
-    if form.length is not None:
-        assumed.append(f"cut (centre) or padded with silence (end) to {form.length} frames")
-    return Loaded(Sounds(files, keys, labels, form), folder.name, [*assumed, *notes])
+    if spec.length is not None:
+        assumed.append(f"cut (centre) or padded with silence (end) to {spec.length} frames")
+    return LoadedSource(Sounds(files, keys, labels, spec), folder.name, [*assumed, *notes])
 
 
 def header(path: Path) -> wave._wave_params:
-    """The parameters of a .wav file.  Raises InputProblem for what is no PCM."""
+    """The parameters of a .wav file.  Raises InputProblem for anything but PCM."""
     try:
         with wave.open(str(path), "rb") as stream:
             found = stream.getparams()
     except (wave.Error, EOFError, OSError, RuntimeError) as error:
-        raise _no_wave(path, error) from error
+        raise _not_pcm(path, error) from error
     if found.sampwidth not in (1, 2, 3, 4) or found.nchannels < 1:
         raise InputProblem(
             _WHAT,
@@ -124,26 +128,24 @@ def header(path: Path) -> wave._wave_params:
             "save it as PCM of 16 bits",
         )
     if not found.nframes:
-        raise InputProblem(_WHAT, path, "there is no sound in it", "remove it")
+        raise InputProblem(_WHAT, path, "it has no frames", "remove it")
     size, need = path.stat().st_size, found.nframes * found.sampwidth * found.nchannels
     if size < need:
-        raise InputProblem(
-            _WHAT, path, f"the file is cut off: {need} bytes of sound expected, {size} found", "restore it"
-        )
+        raise InputProblem(_WHAT, path, f"the file is truncated: {need} bytes expected, {size} found", "restore it")
     return found
 
 
-def _no_wave(path: Path, error: BaseException) -> InputProblem:
+def _not_pcm(path: Path, error: BaseException) -> InputProblem:
     why = str(error)
     if "unknown format" in why:
         return InputProblem(
-            _WHAT, path, f"it is no plain PCM ({why})", "convert it: ffmpeg -i in.wav -c:a pcm_s16le out.wav"
+            _WHAT, path, f"it is not PCM ({why})", "convert it: ffmpeg -i in.wav -c:a pcm_s16le out.wav"
         )
     return unreadable(path, error, "save it as PCM of 16 bits")
 
 
 def load(path: Path, floats: bool, length: int | None) -> np.ndarray:
-    """One sound as [frames]: float32 in [-1,1], or whole numbers as stored.  Raises InputProblem."""
+    """One sound as [frames]: float32 in [-1,1], or integers as stored.  Raises InputProblem."""
     found = header(path)
     start, count = 0, found.nframes
     if length is not None and count > length:
@@ -153,7 +155,7 @@ def load(path: Path, floats: bool, length: int | None) -> np.ndarray:
             stream.setpos(start)
             data = stream.readframes(count)
     except (wave.Error, EOFError, OSError) as error:
-        raise _no_wave(path, error) from error
+        raise _not_pcm(path, error) from error
     values = _decoded(data, found.sampwidth).reshape(-1, found.nchannels)
     if found.nchannels > 1:
         mixed = values.mean(axis=1, dtype=np.float64)
@@ -168,7 +170,7 @@ def load(path: Path, floats: bool, length: int | None) -> np.ndarray:
 
 
 def _decoded(data: bytes, width: int) -> np.ndarray:
-    """Little-endian PCM as signed integers; 8 bits are stored unsigned."""
+    """Little-endian PCM as signed integers; 8-bit values are stored unsigned."""
     data = data[: len(data) // width * width]
     if width == 1:
         return np.frombuffer(data, np.uint8).astype(np.int16) - 128

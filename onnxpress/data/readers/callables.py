@@ -1,7 +1,7 @@
-"""Samples from Python: an iterable, or a function that gives one, called again for every pass.
+"""Samples from Python: an iterable, or a function that returns one and is called again for every pass.
 
-An item is a dict of arrays by input name (a key labels, label or y that is no input is its label), an
-array for a model with one input, or a pair (inputs, label).  Only labels and the count are held.
+An item is a dict of arrays by input name (a key labels, label or y that is not an input is its label), an array for a
+model with one input, or a pair (inputs, label).  Only labels and the count are held in memory.
 """
 
 from __future__ import annotations
@@ -12,35 +12,37 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data import labels as labelling
-from onnxpress.data.layout import Layout
+from onnxpress.data.layout import BatchLayout
 from onnxpress.data.readers import user_function
-from onnxpress.data.readers.arrays import only_port
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.readers.arrays import single_port
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem, Problem
 from onnxpress.model.signature import Signature
 
 _WHAT = "cannot read the data"
-_CALLS = 3  # a function may give a function that gives the iterable; deeper nesting is a mistake
+_CALLS = 3  # a function may return a function that returns the iterable; deeper nesting is an error
 
 Check = Callable[[dict[str, np.ndarray], str], object]
 
 
-class Stream(Source):
-    """Samples of an iterable that can be begun again; an index is reached by reading up to it."""
+class IterableSource(SampleSource):
+    """Samples of an iterable that can be restarted; an index is reached by reading up to it."""
 
-    def __init__(self, begin: Callable[[], Iterator[Any]], name: str, layout: Layout, label_key: str | None) -> None:
+    def __init__(
+        self, begin: Callable[[], Iterator[Any]], name: str, layout: BatchLayout, label_key: str | None
+    ) -> None:
         self._begin, self._name, self._layout, self._label_key = begin, name, layout, label_key
         self.labels: list[Any | None] = []
 
     def first_pass(self, check: Check) -> None:
-        """Count, collect labels, and check every sample.  Raises InputProblem."""
+        """Count the samples, collect labels, and check every sample.  Raises InputProblem."""
         for index, item in enumerate(self._items()):
             raw, label = self._parts(item, index)
             check(raw, self.key(index))
             self.labels.append(label)
 
     def _items(self) -> Iterator[Any]:
-        """The user's items; what the user's code raises becomes one line."""
+        """The user's items; errors of the user's code become one line."""
         try:
             yield from self._begin()
         except Problem:
@@ -48,7 +50,7 @@ class Stream(Source):
         except GeneratorExit:
             raise
         except Exception as error:
-            raise user_function.failed(self._name, error, _WHAT) from error
+            raise user_function.user_code_problem(self._name, error, _WHAT) from error
 
     def _parts(self, item: Any, index: int) -> tuple[dict[str, np.ndarray], Any | None]:
         where, label = self.key(index), None
@@ -69,7 +71,7 @@ class Stream(Source):
         else:
             if item is None or isinstance(item, (set, frozenset)) or callable(item):
                 raise InputProblem(_WHAT, where, f"expected an array or a dict of arrays, found {type(item).__name__}")
-            found = {only_port(self._layout, where, "an array").name: item}
+            found = {single_port(self._layout, where, "an array").name: item}
         return {
             name: self._array(value, f"{where}, input {name!r}")
             for name, value in found.items()
@@ -83,7 +85,7 @@ class Stream(Source):
         except Exception as error:
             # whatever a foreign tensor's __array__ raises
             raise InputProblem(
-                _WHAT, where, f"{type(value).__name__} cannot be made an array ({error})", "give numpy arrays"
+                _WHAT, where, f"{type(value).__name__} cannot be converted to an array ({error})", "give numpy arrays"
             ) from error
 
     def read(self, index: int) -> dict[str, np.ndarray]:
@@ -93,7 +95,7 @@ class Stream(Source):
         return f"{self._name}[{index}]"
 
     def scan(self, indices: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """One pass for indices that rise; begun again where they fall."""
+        """One pass for increasing indices; restarted where they decrease."""
         items: Iterator[Any] = iter(())
         position = -1
         item: Any = None
@@ -114,9 +116,11 @@ class Stream(Source):
             yield index, self._parts(item, index)[0]
 
 
-def open_named(text: str, signature: Signature, layout: Layout, label_key: str | None, check: Check) -> Loaded:
+def open_function(
+    text: str, signature: Signature, layout: BatchLayout, label_key: str | None, check: Check
+) -> LoadedSource:
     """Samples of "module:function" or "file.py:function".  Raises InputProblem."""
-    found = user_function.find(text, _WHAT)
+    found = user_function.load_function(text, _WHAT)
     if isinstance(found, Mapping) or not (callable(found) or isinstance(found, Iterable)):
         raise InputProblem(
             _WHAT, text, f"it is a {type(found).__name__}, expected a function or an iterable of samples"
@@ -127,17 +131,16 @@ def open_named(text: str, signature: Signature, layout: Layout, label_key: str |
 
 
 def open_iterable(
-    given: Iterable[Any], name: str, signature: Signature, layout: Layout, label_key: str | None, check: Check
-) -> Loaded:
-    """Samples of an iterable; one that can be read once only (a generator) is held in memory.  Raises
-    InputProblem."""
+    given: Iterable[Any], name: str, signature: Signature, layout: BatchLayout, label_key: str | None, check: Check
+) -> LoadedSource:
+    """A source of an iterable; one that can be read only once (a generator) is held in memory.  Raises InputProblem."""
     notes: list[str] = []
     if iter(given) is given:
         try:
             given = list(given)
         except Exception as error:
-            raise user_function.failed(name, error, _WHAT) from error
-        notes.append("held in memory: the iterable can be read once only")
+            raise user_function.user_code_problem(name, error, _WHAT) from error
+        notes.append("held in memory: the iterable can be read only once")
     return _stream(lambda: iter(given), name, signature, layout, label_key, check, notes)
 
 
@@ -151,7 +154,7 @@ def _iterator(function: Callable[[], Any], text: str) -> Iterator[Any]:
         raise InputProblem(
             _WHAT,
             text,
-            f"it gave a {type(found).__name__}, expected an iterable of samples",
+            f"it returned a {type(found).__name__}, expected an iterable of samples",
             "return a list, or make it a generator with yield",
         )
     return iter(found)
@@ -161,12 +164,12 @@ def _stream(
     begin: Callable[[], Iterator[Any]],
     name: str,
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     label_key: str | None,
     check: Check,
     notes: list[str],
-) -> Loaded:
-    source = Stream(begin, name, layout, label_key)
+) -> LoadedSource:
+    source = IterableSource(begin, name, layout, label_key)
     source.first_pass(check)
-    source.labels, more = labelling.tidy(source.labels, signature, name)
-    return Loaded(source, name, notes + more)
+    source.labels, more = labelling.normalize_labels(source.labels, signature, name)
+    return LoadedSource(source, name, notes + more)

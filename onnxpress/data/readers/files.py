@@ -1,4 +1,4 @@
-"""Finding files: paths that exist, what a folder holds, classes from sub-folders."""
+"""Files: existing paths, the contents of folders, classes from sub-folders."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from onnxpress.errors import InputProblem
 
-_MOST = 5  # names shown in a message
+_MAX_SHOWN = 5  # names shown in a message
 
 
 def existing(path: Path, what: str = "cannot read the data") -> Path:
-    """The path, or an InputProblem that names the closest existing one."""
+    """The path where it exists.  Raises InputProblem with the closest existing name."""
     try:
         if path.exists():
             return path
-    except OSError as error:  # too long for a name, or a folder that may not be entered
-        raise InputProblem(what, str(path)[:80], error.strerror or "the path cannot be looked at") from None
+    except OSError as error:  # a name that is too long, or a folder without permission
+        raise InputProblem(what, str(path)[:80], error.strerror or "the path cannot be accessed") from None
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -34,20 +34,19 @@ def existing(path: Path, what: str = "cannot read the data") -> Path:
 
 
 def listing(folder: Path, suffixes: Iterable[str], leave: Iterable[Path] = ()) -> list[Path]:
-    """All files below folder with one of these suffixes (lower case), sorted by relative path; hidden ones
-    are left out."""
+    """All files below a folder with one of these suffixes (lower case), sorted by relative path; no hidden files."""
     wanted, left = frozenset(suffixes), {p.resolve() for p in leave}
     found = [p for p in _walk(folder) if p.suffix.lower() in wanted and (not left or p.resolve() not in left)]
     return sorted(found, key=lambda p: p.relative_to(folder).parts)
 
 
 def suffixes(folder: Path) -> Counter[str]:
-    """How many files of each suffix (lower case, "" without) are below folder."""
+    """Number of files below a folder by suffix (lower case, "" without one)."""
     return Counter(p.suffix.lower() for p in _walk(folder))
 
 
 def _walk(folder: Path) -> Iterable[Path]:
-    """Files below folder; linked folders are entered once, hidden files and folders never."""
+    """Files below a folder; linked folders are entered once, hidden files and folders are skipped."""
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -62,15 +61,15 @@ def _walk(folder: Path) -> Iterable[Path]:
 
 
 def relative(folder: Path, files: Sequence[Path]) -> list[str]:
-    """The files' names below folder, with forward slashes: the keys of their samples."""
+    """The files' names below the folder, with forward slashes: the keys of their samples."""
     return [p.relative_to(folder).as_posix() for p in files]
 
 
 def classes(folder: Path, files: Sequence[Path]) -> tuple[list[int] | None, list[str]]:
-    """Class indices from the first level of sub-folders in sorted order, and the note that says so.
+    """Class indices from the first level of sub-folders in sorted order, and a note.
 
-    None where files lie in folder itself, or where there is one sub-folder only.  An empty sub-folder
-    keeps its index: it is a class of which no sample was given.
+    None where files lie in the folder itself, or where there is only one sub-folder.  An empty sub-folder keeps its
+    index: it is a class without samples.
     """
     parts = [p.relative_to(folder).parts for p in files]
     if any(len(part) < 2 for part in parts):
@@ -81,16 +80,18 @@ def classes(folder: Path, files: Sequence[Path]) -> tuple[list[int] | None, list
     if len(names) < 2:
         return None, [f"no labels: {names[0]!r} is the only sub-folder"] if names else []
     index = {name: i for i, name in enumerate(names)}
-    shown = ", ".join(f"{name}={i}" for name, i in list(index.items())[:_MOST]) + (", …" if len(names) > _MOST else "")
+    shown = ", ".join(f"{name}={i}" for name, i in list(index.items())[:_MAX_SHOWN]) + (
+        ", …" if len(names) > _MAX_SHOWN else ""
+    )
     return [index[part[0]] for part in parts], [f"labels from {len(names)} sub-folders in sorted order ({shown})"]
 
 
 def unreadable(path: Path | str, error: BaseException, hint: str = "") -> InputProblem:
-    """The error for a file that is there and cannot be read or decoded."""
+    """The error for a file that exists and cannot be read or decoded."""
     why = str(error).strip().splitlines()
     return InputProblem(
         "cannot read the data",
         path,
         why[0] if why else type(error).__name__,
-        hint or "check that the file is whole",
+        hint or "check that the file is complete",
     )

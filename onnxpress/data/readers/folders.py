@@ -1,4 +1,4 @@
-"""A folder of .npz or .npy files, each one sample or several.  Files are read when their samples are."""
+"""Folders of .npz or .npy files, each with one sample or several, which are read on demand."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import missing_inputs
-from onnxpress.data.layout import Layout
+from onnxpress.data.layout import BatchLayout
 from onnxpress.data.readers import npfiles
-from onnxpress.data.readers.arrays import Column, column, lengths, only_port, rename_only
+from onnxpress.data.readers.arrays import Column, column, lengths, match_names, single_port
 from onnxpress.data.readers.files import relative
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
-_KEEP = 64 * 2**20  # bytes of the last file's arrays that are kept for the next sample
+_MAX_CACHED = 64 * 2**20  # maximum bytes of the last file's arrays that are kept for the next sample
 
 
-class ArrayFiles(Source):
-    """Samples in files; names: key in the file by input name, one mapping a file ("" is the array of an
-    .npy)."""
+class ArrayFiles(SampleSource):
+    """Samples in files.  names: by file, the key of each input ("" is the array of an .npy file)."""
 
     def __init__(
         self,
@@ -34,7 +33,7 @@ class ArrayFiles(Source):
         names: Sequence[dict[str, str]],
         counts: Sequence[int],
         labels: Sequence[Any | None],
-        layout: Layout,
+        layout: BatchLayout,
         checked: bool,
     ) -> None:
         self._files, self._keys, self._names, self._counts = files, keys, names, counts
@@ -50,7 +49,7 @@ class ArrayFiles(Source):
         file, row = self._place(index)
         if self._last is None or self._last[0] != file:
             columns = self._columns(file)
-            small = sum(c.array.nbytes for c in columns) <= _KEEP
+            small = sum(c.array.nbytes for c in columns) <= _MAX_CACHED
             self._last = (file, columns) if small else None
         else:
             columns = self._last[1]
@@ -66,7 +65,7 @@ class ArrayFiles(Source):
             column(arrays[names[p.name]], p, f"{path}, input {p.name!r}", self._checked) for p in self._layout.ports
         ]
         if lengths(columns, str(path)) != self._counts[file]:
-            raise InputProblem("cannot use the data", path, "the file changed while it was used")
+            raise InputProblem("cannot use the data", path, "the file changed while it was in use")
         return columns
 
     def key(self, index: int) -> str:
@@ -78,13 +77,15 @@ def open_folder(
     folder: Path,
     files: Sequence[Path],
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     key: str | None,
     raw: bool,
     trust: bool,
-) -> Loaded:
-    """The .npz and .npy files of a folder; sizes and element types of all of them are checked now.  Raises
-    InputProblem."""
+) -> LoadedSource:
+    """A source of the .npz and .npy files of a folder; their sizes and element types are checked now.
+
+    Raises InputProblem.
+    """
     keys = relative(folder, files)
     names: list[dict[str, str]] = []
     counts: list[int] = []
@@ -92,7 +93,7 @@ def open_folder(
     notes: list[str] = []
     for path in files:
         if path.suffix.lower() == ".npy":
-            port = only_port(layout, path, "an .npy file")
+            port = single_port(layout, path, "an .npy file")
             if key is not None:
                 raise InputProblem(
                     "cannot read the labels",
@@ -104,7 +105,7 @@ def open_folder(
         else:
             known = npfiles.headers(path, trust)
             label = labelling.find_key(list(known), layout.names, key, str(path))
-            mine, more = rename_only({k: (h.shape, h.dtype) for k, h in known.items()}, layout, label)
+            mine, more = match_names({k: (h.shape, h.dtype) for k, h in known.items()}, layout, label)
             missing = [n for n, k in mine.items() if k not in known]
             if missing:
                 raise missing_inputs(missing, known, layout, str(path))
@@ -120,15 +121,17 @@ def open_folder(
         ]
         count = lengths(columns, str(path))
         if not count:
-            raise InputProblem("cannot use the data", path, "there are no samples in it")
+            raise InputProblem("cannot use the data", path, "it has no samples")
         names.append(mine)
         counts.append(count)
         values += _labels(path, label, count)
-    tidied, more = labelling.tidy(values, signature, folder)
+    tidied, more = labelling.normalize_labels(values, signature, folder)
     notes += more
     if max(counts) > 1:
         notes.append("first axis of each file is samples")
-    return Loaded(ArrayFiles(files, keys, names, counts, tidied, layout, raw), folder.name, list(dict.fromkeys(notes)))
+    return LoadedSource(
+        ArrayFiles(files, keys, names, counts, tidied, layout, raw), folder.name, list(dict.fromkeys(notes))
+    )
 
 
 def _labels(path: Path, label: str | None, count: int) -> list[Any | None]:
@@ -138,5 +141,5 @@ def _labels(path: Path, label: str | None, count: int) -> list[Any | None]:
     if count == 1 and (array.ndim == 0 or len(array) != 1):
         return [array]
     rows = list(array) if array.ndim else [array]
-    labelling.matched(rows, count, path)
+    labelling.check_label_count(rows, count, path)
     return rows

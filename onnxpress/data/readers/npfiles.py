@@ -1,6 +1,6 @@
-""".npy and .npz files: sizes read without the data, single arrays read without the others, never a pickle.
+""".npy and .npz files: headers are read without the data, arrays on their own, pickles never.
 
-Nothing is allocated before the file was seen to hold it: a header may claim anything.
+Memory is allocated only after the file is known to hold the data: a header may claim anything.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _BROKEN = (
     RuntimeError,
 )
 _WHAT = "cannot read the data"
-_RATIO = 1200  # deflate cannot shrink more than about 1030 times
-_HINT = "the file is damaged or was cut off; save it again with np.save or np.savez"
+_RATIO = 1200  # deflate cannot compress by more than a factor of about 1030
+_HINT = "the file is damaged or truncated; save it again with np.save or np.savez"
 
 
 @dataclass(frozen=True)
 class Header:
-    """shape and element type as the file states them; start: bytes before the values."""
+    """Shape and element type as stated by the file.  start: number of bytes before the values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -52,7 +52,7 @@ class Header:
 
 
 def _header(stream: IO[bytes], size: int, where: str) -> Header:
-    """The header of an .npy stream whose file has size bytes in total."""
+    """The header of an .npy stream whose file has `size` bytes in total."""
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if reader is None:
@@ -75,15 +75,17 @@ def _header(stream: IO[bytes], size: int, where: str) -> Header:
         raise InputProblem(
             _WHAT,
             where,
-            f"the file is cut off: {header.start + header.nbytes} bytes expected, {size} found",
+            f"the file is truncated: {header.start + header.nbytes} bytes expected, {size} found",
             _HINT,
         )
     return header
 
 
 def _header_3(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Version 3 (UTF-8 field names), which numpy has no public reader for; only written for structured
-    types."""
+    """A header of version 3 (UTF-8 field names), for which numpy has no public reader.
+
+    numpy writes it for structured types only.
+    """
     (length,) = struct.unpack("<I", stream.read(4))
     if length > 100_000:
         raise ValueError("the header is too long")
@@ -101,7 +103,7 @@ def header_npy(path: Path) -> Header:
 
 
 def load_npy(path: Path, lazy: bool = False) -> np.ndarray:
-    """The array of an .npy file, mapped (read-only) when lazy.  Raises InputProblem or EnvironmentProblem."""
+    """The array of an .npy file.  lazy: mapped, read-only.  Raises InputProblem or EnvironmentProblem."""
     header_npy(path)
     try:
         return np.asarray(np.load(path, mmap_mode="r" if lazy else None, allow_pickle=False))
@@ -135,11 +137,11 @@ def headers(path: Path, trust: bool = False) -> dict[str, Header]:
 
 
 def load_npz(path: Path, keys: Iterable[str], lazy: bool = False) -> dict[str, np.ndarray]:
-    """Some arrays of an .npz file.  lazy: those stored uncompressed are mapped (read-only) instead of read.
+    """Some arrays of an .npz file.  lazy: uncompressed ones are mapped, read-only.
 
     Raises InputProblem or EnvironmentProblem.
     """
-    known = headers(path, trust=True)  # the caller looked at the headers first, with its own trust
+    known = headers(path, trust=True)  # the caller has checked the headers with its own `trust`
     loaded: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -159,7 +161,7 @@ def load_npz(path: Path, keys: Iterable[str], lazy: bool = False) -> dict[str, n
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo, header: Header) -> np.ndarray:
-    """A stored member as a memory map; its place is known only from the local header in front of it."""
+    """An uncompressed member as a memory map; its position is known only from the local header before it."""
     with path.open("rb") as stream:
         stream.seek(member.header_offset)
         local = stream.read(30)
@@ -178,5 +180,5 @@ def _memory(path: Path) -> EnvironmentProblem:
         "not enough memory for the data",
         path,
         "",
-        "use an uncompressed .npz, .npy files or a folder, read piece by piece",
+        "use an uncompressed .npz, .npy files or a folder, which are read in parts",
     )

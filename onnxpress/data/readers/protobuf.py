@@ -1,7 +1,7 @@
-"""ONNX's own test data: folders test_data_set_N with input_M.pb, inputs in the order of the graph.
+"""ONNX test data: folders test_data_set_N with input_M.pb, inputs in the order of the graph.
 
-output_M.pb files are what some runtime answered, no labels, and are not read.  A file that holds several
-rows along the batch axis gives several samples.
+Files output_M.pb hold outputs of some runtime, not labels, and are ignored.  A file with several rows along the batch
+axis gives several samples.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from onnxpress.data.layout import Layout
+from onnxpress.data.layout import BatchLayout
 from onnxpress.data.readers.files import unreadable
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 
 _WHAT = "cannot use the data"
 
 
 def sets(folder: Path) -> list[Path]:
-    """The test sets in a folder (or the folder itself, where it is one), in order of their numbers."""
+    """The test sets in a folder (or the folder itself, where it is one), by number."""
     if (folder / "input_0.pb").is_file():
         return [folder]
     found = [p for p in folder.glob("test_data_set_*") if p.is_dir()]
@@ -39,10 +39,10 @@ def _number(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-class ProtoSets(Source):
-    """Test sets, one file an input, rows of a file as samples.  Files are read when their samples are."""
+class ProtoSets(SampleSource):
+    """Test sets, one file per input, rows of a file as samples, read on demand."""
 
-    def __init__(self, folders: Sequence[Path], counts: Sequence[int], layout: Layout) -> None:
+    def __init__(self, folders: Sequence[Path], counts: Sequence[int], layout: BatchLayout) -> None:
         self._folders, self._counts, self._layout = folders, counts, layout
         self._ends = list(accumulate(counts))
         self.labels: Sequence[Any | None] = [None] * sum(counts)
@@ -70,16 +70,16 @@ def _row(value: np.ndarray, axis: int | None, row: int, loose: bool) -> np.ndarr
     return value if axis is None or loose else np.take(value, [row], axis=axis)
 
 
-def open_sets(folders: Sequence[Path], name: str, layout: Layout) -> Loaded:
-    """Test sets as samples.  Every file is read once now, to count its rows.  Raises InputProblem."""
+def open_sets(folders: Sequence[Path], name: str, layout: BatchLayout) -> LoadedSource:
+    """A source of test sets; every file is read once now, to count its rows.  Raises InputProblem."""
     counts = [_rows(load(folder, layout), layout, folder) for folder in folders]
     notes = ["inputs in the order of the graph"]
     if max(counts) > 1:
         notes.append("rows along the batch axis are samples")
-    return Loaded(ProtoSets(folders, counts, layout), name, notes)
+    return LoadedSource(ProtoSets(folders, counts, layout), name, notes)
 
 
-def load(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
+def load(folder: Path, layout: BatchLayout) -> dict[str, np.ndarray]:
     """The inputs of one test set by name.  Raises InputProblem."""
     values: dict[str, np.ndarray] = {}
     for number, port in enumerate(layout.ports):
@@ -90,7 +90,7 @@ def load(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
                 _WHAT,
                 folder,
                 f"no {path.name} for input {port.name!r}; found {', '.join(found) or 'no input_*.pb'}",
-                f"one file for each of the model's {len(layout.ports)} inputs, in order",
+                f"give one file for each of the model's {len(layout.ports)} inputs, in order",
             )
         values[port.name] = _tensor(path)
     extra = folder / f"input_{len(layout.ports)}.pb"
@@ -112,19 +112,18 @@ def _tensor(path: Path) -> np.ndarray:
             raise InputProblem(
                 _WHAT,
                 path,
-                "its values are in another file, which is not followed",
-                "save it with its values inside",
+                "its values are in another file, which is not read",
+                "save it with its values",
             )
         if not tensor.data_type:
-            raise ValueError("it is no tensor (sequences and optionals are not supported)")
+            raise ValueError("it is not a tensor (sequences and optionals are not supported)")
         return np.asarray(numpy_helper.to_array(tensor))
     except (DecodeError, ValueError, TypeError, KeyError, OSError) as error:
         raise unreadable(path, error, "expected a TensorProto as onnx.save_tensor writes") from error
 
 
-def _rows(values: dict[str, np.ndarray], layout: Layout, folder: Path) -> int:
-    """How many samples a set holds: the common size along the batch axes of those inputs that have their
-    full rank."""
+def _rows(values: dict[str, np.ndarray], layout: BatchLayout, folder: Path) -> int:
+    """Number of samples of a set: the common size along the batch axes of the inputs with full rank."""
     counts: dict[str, int] = {}
     for port in layout.ports:
         value = values[port.name]

@@ -1,7 +1,7 @@
 """.csv, .tsv and .parquet tables: which columns feed which input.
 
-A column named like an input feeds it; columns `name_0`, `name_1`, … fill its last axis; and where the
-model has one input, all columns that are no labels do, in order.
+A column with the name of an input feeds it; columns `name_0`, `name_1`, … fill its last axis; where the model has one
+input, all columns but the labels do, in order.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import fits, is_text, text
-from onnxpress.data.layout import Layout, Port
+from onnxpress.data.layout import BatchLayout, Port
 from onnxpress.data.readers.arrays import build
 from onnxpress.data.readers.files import unreadable
-from onnxpress.data.source import Loaded
+from onnxpress.data.source import LoadedSource
 from onnxpress.errors import InputProblem, missing_extra
 from onnxpress.model.signature import Signature
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _WHAT = "cannot use the table"
-_ROWS = 10_000  # parsed at once: cells as Python strings are twenty times larger than as numbers
+_ROWS = 10_000  # parsed at once: cells take twenty times more memory as Python strings than as numbers
 _TRUTH = {"true": 1, "false": 0}
 
 
-def open_table(path: Path, signature: Signature, layout: Layout, label: str | None, raw: bool) -> Loaded:
-    """Rows as samples.  Raises InputProblem, or EnvironmentProblem without pyarrow for .parquet."""
+def open_table(path: Path, signature: Signature, layout: BatchLayout, label: str | None, raw: bool) -> LoadedSource:
+    """A source of rows.  Raises InputProblem, or EnvironmentProblem without pyarrow for .parquet."""
     notes: list[str] = []
     if path.suffix.lower() == ".parquet":
         columns = _parquet(path)
@@ -43,7 +43,7 @@ def open_table(path: Path, signature: Signature, layout: Layout, label: str | No
         raise InputProblem(_WHAT, path, "it has no columns")
     key = labelling.find_key(list(columns), layout.names, label, str(path), labelling.COLUMNS)
     if key is None and len(layout.ports) == 1:
-        notes.append("no column of labels")
+        notes.append("no label column")
     arrays, more = assign({n: c for n, c in columns.items() if n != key}, layout, path)
     values = None if key is None else columns[key]
     loaded = build(arrays, layout, path.name, str(path), values, signature, raw)
@@ -51,8 +51,10 @@ def open_table(path: Path, signature: Signature, layout: Layout, label: str | No
     return loaded
 
 
-def assign(columns: Mapping[str, np.ndarray], layout: Layout, path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """An array by input name from columns (all of one length), and notes.  Raises InputProblem."""
+def assign(
+    columns: Mapping[str, np.ndarray], layout: BatchLayout, path: Path
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Arrays by input name from columns (all of one length), and notes.  Raises InputProblem."""
     arrays: dict[str, np.ndarray] = {}
     used: set[str] = set()
     notes: list[str] = []
@@ -103,7 +105,7 @@ def _shaped(parts: Sequence[np.ndarray], names: Sequence[str], port: Port, path:
             _WHAT,
             f"{path}, column {wrong!r}",
             f"expected {kind} for input {port.name!r} ({port.spec.text()})",
-            "name the column of labels with --labels, or leave the column out",
+            "name the column of labels with `labels`, or leave the column out",
         )
     values = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
     inner = port.inner
@@ -118,7 +120,7 @@ def _shaped(parts: Sequence[np.ndarray], names: Sequence[str], port: Port, path:
         _WHAT,
         path,
         f"{width} columns for input {port.name!r}, whose samples are {text(inner)}",
-        "leave out columns that are no inputs, or name the column of labels with --labels",
+        "leave out columns that are not inputs, or name the column of labels with `labels`",
     )
 
 
@@ -127,8 +129,7 @@ def _shaped(parts: Sequence[np.ndarray], names: Sequence[str], port: Port, path:
 
 
 def _delimited(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Columns of a csv or tsv file by name.  A first row of numbers only is data, and columns are
-    numbered."""
+    """Columns of a csv or tsv file by name.  A first row of numbers only is data, and columns are numbered."""
     pieces: list[list[np.ndarray]] = []
     notes: list[str] = []
     names: list[str] = []
@@ -139,7 +140,7 @@ def _delimited(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[str]]
             if first is None:
                 raise InputProblem(_WHAT, path, "the file is empty")
             head = [cell.strip() for cell in first[1]]
-            if all(isinstance(labelling.cell(cell), (int, float)) for cell in head):
+            if all(isinstance(labelling.parse_cell(cell), (int, float)) for cell in head):
                 notes.append("no header: columns are numbered")
                 names = [str(i) for i in range(len(head))]
                 pieces.append(_parse([first], names, path))
@@ -147,11 +148,11 @@ def _delimited(path: Path, mark: str) -> tuple[dict[str, np.ndarray], list[str]]
                 names = head
                 repeated = sorted({n for n in names if names.count(n) > 1})
                 if repeated:
-                    raise InputProblem(_WHAT, path, f"columns are named twice: {', '.join(map(repr, repeated))}")
+                    raise InputProblem(_WHAT, path, f"duplicate column names: {', '.join(map(repr, repeated))}")
             while piece := list(islice(rows, _ROWS)):
                 pieces.append(_parse(piece, names, path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise unreadable(path, error, "save it as UTF-8 with one row a line") from error
+        raise unreadable(path, error, "save it as UTF-8 with one row per line") from error
     if not pieces:
         raise InputProblem(_WHAT, path, "there are no rows below the header")
     return {name: _joined([piece[i] for piece in pieces]) for i, name in enumerate(names)}, notes
@@ -170,7 +171,7 @@ def _rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _parse(rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: Path) -> list[np.ndarray]:
-    """The narrowest of int64, float64 and strings for each column.  Empty cells: NaN."""
+    """The narrowest of int64, float64 and strings for each column.  Empty cells are NaN."""
     found: list[np.ndarray] = []
     for i in range(len(names)):
         cells = [row[i].strip() for _, row in rows]
@@ -189,7 +190,7 @@ def _parse(rows: Sequence[tuple[int, list[str]]], names: Sequence[str], path: Pa
 
 def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
     kinds = {p.dtype.kind for p in pieces}
-    if "O" in kinds and len(kinds) > 1:  # text further down: numbers above are text too
+    if "O" in kinds and len(kinds) > 1:  # text in a later piece: earlier numbers are text as well
         return np.concatenate(
             [p if p.dtype.kind == "O" else np.array([_shown(v) for v in p.tolist()], dtype=object) for p in pieces]
         )
@@ -218,8 +219,10 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
 
 
 def _arrow(column: Any, pyarrow: Any, where: str) -> np.ndarray:
-    """An arrow column as an array; lists of one length become a second axis, missing numbers NaN, missing
-    strings ""."""
+    """An arrow column as an array; lists of equal length become a second axis.
+
+    Missing numbers become NaN, missing strings "".
+    """
     kind = column.type
     if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
         rows = column.to_pylist()

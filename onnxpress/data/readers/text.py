@@ -1,5 +1,4 @@
-""".txt and .jsonl text, tokenized when read with the user's tokenizer.json; or strings as they are, where
-the model takes strings."""
+""".txt and .jsonl text, tokenized when read, or as strings where the model takes strings."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ import numpy as np
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import is_integer, is_text
-from onnxpress.data.layout import Layout, Port
-from onnxpress.data.preprocessing import Recipe, recipe
+from onnxpress.data.layout import BatchLayout, Port
+from onnxpress.data.preprocessing import Preprocessing, read_preprocessing
 from onnxpress.data.readers.files import existing, unreadable
-from onnxpress.data.source import Loaded, Source
+from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem, missing_extra
 from onnxpress.model.signature import Signature
 
@@ -31,8 +30,8 @@ _SECOND = ("text_b", "sentence2", "text_pair")
 _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
-class Lines(Source):
-    """Lines of a file by their place in it; only places and labels are held."""
+class Lines(SampleSource):
+    """Lines of a file by byte offset; only offsets and labels are held in memory."""
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class Strings:
 
 
 class Encoder:
-    """Text to ids, mask, types and positions by the names of the inputs."""
+    """Text to ids, mask, types and positions, by the names of the inputs."""
 
     def __init__(self, tokenizer: Tokenizer, roles: dict[str, str], special: bool) -> None:
         self._tokenizer, self._roles, self._special = tokenizer, roles, special
@@ -92,35 +91,36 @@ class Encoder:
 def open_text(
     path: Path,
     signature: Signature,
-    layout: Layout,
+    layout: BatchLayout,
     column: str | None,
     tokenizer: str | Path | None,
     preprocess: str | None,
-) -> Loaded:
-    """The lines of a text file as samples.  Raises InputProblem, or EnvironmentProblem without the package
-    tokenizers."""
-    how = recipe(preprocess) if preprocess else Recipe("raw")
+) -> LoadedSource:
+    """A source of the lines of a text file.  Raises InputProblem, or EnvironmentProblem without tokenizers."""
+    preprocessing = read_preprocessing(preprocess) if preprocess else Preprocessing("raw")
     if len(layout.ports) == 1 and is_text(layout.ports[0].spec.dtype) and tokenizer is None:
         encode: Encoder | Strings = Strings(layout.ports[0])
         notes = ["lines fed as strings"]
     else:
-        encode, notes = _encoder(layout, tokenizer, how, path)
+        encode, notes = _encoder(layout, tokenizer, preprocessing, path)
     places, values, fields, cut = (
         _scan_jsonl(path, column) if path.suffix.lower() == ".jsonl" else _scan_txt(path, column)
     )
-    labels, more = labelling.tidy(values, signature, path)
+    labels, more = labelling.normalize_labels(values, signature, path)
     if fields is not None:
         notes.append(f"text from {fields[0]!r}" + (f" and {fields[1]!r}" if fields[1] else ""))
-    return Loaded(Lines(path, places, fields, cut, labels, encode), path.name, notes + more, ready=True)
+    return LoadedSource(Lines(path, places, fields, cut, labels, encode), path.name, notes + more, ready=True)
 
 
 # --- tokenizer
 # -----------------------------------------------------------------------------------------------------
 
 
-def _encoder(layout: Layout, given: str | Path | None, how: Recipe, path: Path) -> tuple[Encoder, list[str]]:
+def _encoder(
+    layout: BatchLayout, given: str | Path | None, preprocessing: Preprocessing, path: Path
+) -> tuple[Encoder, list[str]]:
     if given is None:
-        raise InputProblem(_WHAT, path, "text needs a tokenizer", "add --tokenizer tokenizer.json")
+        raise InputProblem(_WHAT, path, "text needs a tokenizer", "pass a tokenizer.json as `tokenizer`")
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -132,9 +132,9 @@ def _encoder(layout: Layout, given: str | Path | None, how: Recipe, path: Path) 
     try:
         tokenizer = Tokenizer.from_file(str(file))
         padding = tokenizer.padding or {}
-        longest = length or how.max_length or _LONGEST
-        if length is not None and how.max_length is not None:
-            longest = min(length, how.max_length)
+        longest = length or preprocessing.max_length or _LONGEST
+        if length is not None and preprocessing.max_length is not None:
+            longest = min(length, preprocessing.max_length)
         tokenizer.enable_truncation(max_length=longest)
         if length is None:
             tokenizer.no_padding()
@@ -153,10 +153,10 @@ def _encoder(layout: Layout, given: str | Path | None, how: Recipe, path: Path) 
         problem = unreadable(file, error, "give the tokenizer.json that was saved with the model")
         raise InputProblem("cannot read the tokenizer", file, problem.why, problem.hint) from error
     size = f"padded to {length} tokens, the model's length" if length is not None else "not padded"
-    return Encoder(tokenizer, roles, how.special_tokens), [f"text cut at {longest} tokens, {size}"]
+    return Encoder(tokenizer, roles, preprocessing.special_tokens), [f"text truncated to {longest} tokens, {size}"]
 
 
-def _roles(layout: Layout, path: Path) -> dict[str, str]:
+def _roles(layout: BatchLayout, path: Path) -> dict[str, str]:
     roles: dict[str, str] = {}
     for port in layout.ports:
         name = port.name.lower()
@@ -164,8 +164,8 @@ def _roles(layout: Layout, path: Path) -> dict[str, str]:
             raise InputProblem(
                 _WHAT,
                 path,
-                f"input {port.name!r} takes {port.spec.text()}, no token ids",
-                "tokenize the text yourself and give an .npz",
+                f"input {port.name!r} takes {port.spec.text()}, not token ids",
+                "tokenize the text and give an .npz",
             )
         if "type" in name or "segment" in name:
             role = "types"
@@ -181,15 +181,15 @@ def _roles(layout: Layout, path: Path) -> dict[str, str]:
             raise InputProblem(
                 _WHAT,
                 path,
-                f"it is not known what input {port.name!r} is in text",
-                "known are input_ids, attention_mask, token_type_ids, position_ids; give an .npz for others",
+                f"input {port.name!r} is not known for text",
+                "known inputs are input_ids, attention_mask, token_type_ids, position_ids; give an .npz for others",
             )
         roles[port.name] = role
     return roles
 
 
-def _length(layout: Layout, path: Path) -> int | None:
-    """The number of tokens that the model fixes, None where free."""
+def _length(layout: BatchLayout, path: Path) -> int | None:
+    """The number of tokens that the model fixes; None where dynamic."""
     lengths = {port.name: port.inner[-1] for port in layout.ports if port.inner}
     fixed = {d for d in lengths.values() if isinstance(d, int)}
     if len(fixed) > 1:
@@ -207,7 +207,7 @@ def _length(layout: Layout, path: Path) -> int | None:
 
 
 def _scan_txt(path: Path, column: str | None) -> tuple[Sequence[int], list[Any | None], None, bool]:
-    """Places of the lines that are not blank, and labels where every line ends in a tab and one."""
+    """Offsets of the lines that are not blank, and labels where every line ends in a tab and a label."""
     if column is not None:
         raise InputProblem(
             "cannot read the labels",
@@ -220,7 +220,7 @@ def _scan_txt(path: Path, column: str | None) -> tuple[Sequence[int], list[Any |
         places.append(place)
         tails.append(line.rsplit("\t", 1)[1] if "\t" in line else None)
     cut = bool(tails) and all(t is not None and len(t) < 100 for t in tails)
-    return places, [labelling.cell(t) if cut and t else None for t in tails], None, cut
+    return places, [labelling.parse_cell(t) if cut and t else None for t in tails], None, cut
 
 
 def _scan_jsonl(path: Path, column: str | None) -> tuple[Sequence[int], list[Any | None], tuple[str, str | None], bool]:
@@ -232,7 +232,7 @@ def _scan_jsonl(path: Path, column: str | None) -> tuple[Sequence[int], list[Any
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputProblem(_WHAT, where, f"not JSON: {error.msg}", "one object a line") from None
+            raise InputProblem(_WHAT, where, f"not JSON: {error.msg}", "write one object per line") from None
         if not isinstance(record, dict):
             raise InputProblem(
                 _WHAT,
@@ -261,7 +261,7 @@ def _scan_jsonl(path: Path, column: str | None) -> tuple[Sequence[int], list[Any
 
 
 def _lines(path: Path) -> list[tuple[int, str, int]] | Any:
-    """(place in the file, text, line number) of every line that is not blank."""
+    """(byte offset, text, line number) of every line that is not blank."""
     place = 0
     try:
         with path.open("rb") as stream:

@@ -1,6 +1,6 @@
-"""Python objects named on the command line: "package.module:function" and "path/to/file.py:function".
+"""Python objects by name: "package.module:function" and "path/to/file.py:function".
 
-Running the code is what the user asks for by naming it.
+Naming an object runs its module, which is what the user asks for.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from onnxpress.errors import InputProblem
 _FORM = re.compile(r"(?P<place>.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 
 
-def is_named(text: str) -> bool:
-    """Whether text has the form of a named object (and is no file that happens to look so)."""
+def names_function(text: str) -> bool:
+    """Whether text has the form of a named object, and is not an existing file."""
     return len(text) < 1000 and _FORM.fullmatch(text) is not None and not Path(text).exists()
 
 
-def find(text: str, what: str) -> Any:
-    """The object that text names.  what: the clause for errors ("cannot read the data").  Raises
-    InputProblem."""
+def load_function(text: str, what: str) -> Any:
+    """The object that text names.  what: the clause for errors ("cannot read the data").  Raises InputProblem."""
     match = _FORM.fullmatch(text)
     if match is None:
         raise InputProblem(what, text, "expected module:function or file.py:function")
@@ -53,12 +52,12 @@ def _from_file(path: Path, text: str, what: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise InputProblem(what, text, f"{path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[alias] = module  # dataclasses and pickling look their module up
+    sys.modules[alias] = module  # dataclasses and pickle look up the module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[alias]
-        raise failed(text, error, what) from error
+        raise user_code_problem(text, error, what) from error
     return module
 
 
@@ -66,7 +65,7 @@ def _from_name(place: str, text: str, what: str) -> ModuleType:
     here = str(Path.cwd())
     added = here not in sys.path
     if added:
-        sys.path.insert(0, here)  # an installed command does not have the current folder there
+        sys.path.insert(0, here)  # an installed command does not have the current folder in it
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -77,20 +76,20 @@ def _from_name(place: str, text: str, what: str) -> ModuleType:
                 f"there is no module {error.name!r}",
                 "run from its folder, or name the file: path/to/file.py:function",
             ) from None
-        raise failed(text, error, what) from error
+        raise user_code_problem(text, error, what) from error
     except Exception as error:
-        raise failed(text, error, what) from error
+        raise user_code_problem(text, error, what) from error
     finally:
         if added:
             sys.path.remove(here)
 
 
-def failed(text: str, error: BaseException, what: str) -> InputProblem:
+def user_code_problem(text: str, error: BaseException, what: str) -> InputProblem:
     """The error for user code that raised."""
-    said = str(error).strip().splitlines()
+    lines = str(error).strip().splitlines()
     return InputProblem(
         what,
         text,
-        f"it raised {type(error).__name__}" + (f": {said[0]}" if said else ""),
+        f"it raised {type(error).__name__}" + (f": {lines[0]}" if lines else ""),
         "run it alone to see the traceback",
     )

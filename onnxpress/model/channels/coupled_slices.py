@@ -1,8 +1,9 @@
-"""The smallest sets of channels that can go together, where labels vary along several axes.
+"""Coupled-slice closure: the smallest sets of channels that can be removed together.
 
-A removal is sound where every tensor keeps a box: what is left of it must be whole slices along each of its axes, and what a
-link joins must go together.  A channel that stands on one axis everywhere is a unit by itself; elsewhere a unit is a slice
-(a head, a dimension of all heads, a group, a place of all groups), closed under links and boxes.
+Labels may vary along several axes.  A removal is valid where every tensor keeps a box: what is removed must be whole
+slices along its axes, and linked labels must be removed together.  A channel that lies on one axis everywhere is a unit
+on its own; elsewhere a unit is a slice (a head, a dimension of all heads, a group, one position of all groups), closed
+under links and boxes.
 """
 
 from __future__ import annotations
@@ -12,21 +13,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxpress.model.channels.labels import Flow, Labels, compact, varying
+from onnxpress.model.channels.labels import Flow, Labels, compact, varying_axes
 
-_MOST = 200_000  # labels that a closure may hold, before it is given up
+_MAX_LABELS = 200_000  # size at which the search for a closure is given up
 
 
 @dataclass(frozen=True)
-class Family:
-    """Units of one kind: the slices of one box along one axis.  units: disjoint sets of components, in the axis' order."""
+class SliceFamily:
+    """Units of one kind: the slices of one box along one axis.
+
+    units: disjoint sets of components, in the order of the axis
+    """
 
     units: list[np.ndarray]
 
 
 @dataclass
-class Closure:
-    """Boxes and links by the components they hold.  component: of every label; component 0's label is frozen."""
+class CoupledSliceClosure:
+    """Computes the closure of sets of components under boxes and links.
+
+    component: of every label; the component of label 0 is frozen
+    boxes:     arrays of components that must remain boxes
+    bound:     [components] whether a component is in a box or link
+    """
 
     flow: Flow
     component: np.ndarray
@@ -37,7 +46,7 @@ class Closure:
         count = int(self.component.max()) + 1
         seen: set[tuple[tuple[int, ...], bytes]] = set()
         for labels in [*self.flow.of.values(), *self.flow.boxes]:
-            if len(varying(labels)) > 1:
+            if len(varying_axes(labels)) > 1:
                 self._add(labels, seen)
         self._links: list[tuple[int, np.ndarray]] = []
         for link in self.flow.links:
@@ -56,7 +65,7 @@ class Closure:
         self._frozen = int(self.component[0])
 
     def _add(self, labels: Labels, seen: set[tuple[tuple[int, ...], bytes]]) -> None:
-        """Keep a box once, whatever the order and number of its axes."""
+        """Add a box once, whatever the order and number of its axes."""
         box = compact(self.component[labels])
         box = box.reshape([s for s in box.shape if s > 1])
         if box.ndim < 2:
@@ -66,8 +75,8 @@ class Closure:
             self.boxes.append(box)
         seen |= keys
 
-    def families(self) -> Iterator[Family]:
-        """Every kind of unit that can go; each set of components once."""
+    def families(self) -> Iterator[SliceFamily]:
+        """All kinds of units that can be removed; each set of components once."""
         known: set[bytes] = set()
         for box in self.boxes:
             for axis in range(box.ndim):
@@ -81,12 +90,15 @@ class Closure:
                     taken |= set(unit.tolist())
                     found.append(unit)
                 if len(found) > 1:
-                    yield Family(found)
+                    yield SliceFamily(found)
 
     def closed(self, seed: np.ndarray) -> np.ndarray | None:
-        """The least set around the seed that leaves boxes and satisfies the links; None where it touches what must stay."""
-        gone = np.zeros(len(self.bound), bool)
-        gone[seed] = True
+        """The smallest superset of the seed that leaves boxes and satisfies the links.
+
+        None where it contains frozen components.
+        """
+        removed = np.zeros(len(self.bound), bool)
+        removed[seed] = True
         waiting = seed.tolist()
         while waiting:
             boxes = {n for root in waiting for n in self._boxes_of.get(root, ())}
@@ -94,24 +106,26 @@ class Closure:
             more: set[int] = set()
             for number in links:
                 p, members = self._links[number]
-                if gone[p]:
-                    more |= set(members[~gone[members]].tolist())
-                elif gone[members].all():
+                if removed[p]:
+                    more |= set(members[~removed[members]].tolist())
+                elif removed[members].all():
                     more.add(p)
             for number in boxes:
-                more |= set(_missing(self.boxes[number], gone).tolist())
+                more |= set(_missing(self.boxes[number], removed).tolist())
             if more:
-                gone[list(more)] = True
-            if gone[self._frozen] or gone.sum() > _MOST:
+                removed[list(more)] = True
+            if removed[self._frozen] or removed.sum() > _MAX_LABELS:
                 return None
             waiting = list(more)
-        return np.flatnonzero(gone)
+        return np.flatnonzero(removed)
 
 
-def _missing(box: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    """Components that must go, too, so that what is gone of a box are whole slices; where an element could go with several
-    slices, with those that cost least."""
-    mask = gone[box]
+def _missing(box: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """Components that must be removed as well, so that whole slices of a box are removed.
+
+    Where an element could belong to several slices, those that add the fewest components are chosen.
+    """
+    mask = removed[box]
     if not mask.any():
         return np.empty(0, np.int64)
     whole = np.zeros_like(mask)

@@ -1,7 +1,8 @@
 """Groups of channels that can be removed.
 
-`propagation.py` says which channel positions are one, `coupled_slices.py` what goes together where they lie on several axes; here they
-become groups: the removable channels that sit in the same places of the same weights.  `removal.py` takes them out.
+`propagation.py` finds which channel positions belong together, `coupled_slices.py` which slices do where channels lie
+on several axes.  Here they become groups: the removable channels that lie in the same slices of the same weights.
+`removal.py` removes them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxpress.model import read
-from onnxpress.model.channels.coupled_slices import Closure
-from onnxpress.model.channels.labels import Flow, varying
+from onnxpress.model.channels.coupled_slices import CoupledSliceClosure
+from onnxpress.model.channels.labels import Flow, varying_axes
 from onnxpress.model.channels.propagation import propagate
 from onnxpress.model.trace import Trace
 
@@ -25,8 +26,8 @@ Removal = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a group lies in a constant operand: positions[j] are those of channel j along the axis."""
+class ChannelSlice:
+    """The part of a constant operand that a group occupies: positions[j] are those of channel j along the axis."""
 
     node: str
     operand: int
@@ -36,42 +37,49 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Group:
-    """`size` channels that live in the same places.  name: the node that makes them, stable for one file.
+class ChannelGroup:
+    """`size` channels that lie in the same slices of the same weights.
 
-    bottleneck: narrower than both what its maker reads and what its readers make; sliced: each is a slice of several axes (a
-    head, a dimension of all heads, a group of a grouped convolution).
+    name:       the node that produces them, stable for one file
+    bottleneck: narrower than both the inputs of its producer and the outputs of its readers
+    sliced:     each channel is a slice of several axes (a head, a dimension of all heads, a group of a grouped
+                convolution)
     """
 
     name: str
     size: int
-    places: tuple[Place, ...]
+    slices: tuple[ChannelSlice, ...]
     bottleneck: bool = False
     sliced: bool = False
 
     @property
-    def makers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(p.node for p in self.places if p.role == "out"))
+    def producers(self) -> tuple[str, ...]:
+        """Nodes that compute the channels."""
+        return tuple(dict.fromkeys(p.node for p in self.slices if p.role == "out"))
 
     @property
-    def readers(self) -> tuple[Place, ...]:
-        return tuple(p for p in self.places if p.role == "in")
+    def readers(self) -> tuple[ChannelSlice, ...]:
+        """Slices of weights that read the channels."""
+        return tuple(p for p in self.slices if p.role == "in")
 
     @property
-    def hidden(self) -> bool:
-        """An inner width of a block: one maker, and no bottleneck, or the slices that at most three layers share (query, key,
-        value).  More makers: a residual spine, where all must agree."""
-        return len(self.makers) <= (_ATTENDING if self.sliced else 1) and not self.bottleneck
+    def internal(self) -> bool:
+        """Whether the channels are internal to a block.
+
+        They are with one producer and no bottleneck, or as slices that at most three layers share (query, key, value).
+        Channels of several producers form a residual stream, where all must agree.
+        """
+        return len(self.producers) <= (_ATTENDING if self.sliced else 1) and not self.bottleneck
 
     @property
     def block(self) -> int:
-        """Channels of a layer that one of these stands for."""
-        return max(len(p.positions[0]) for p in self.places if p.role == "out")
+        """Output channels of a layer per channel of the group."""
+        return max(len(p.positions[0]) for p in self.slices if p.role == "out")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A weight-bearing node whose output channels stay, and why."""
+    """A node with weights whose output channels cannot be removed, and why."""
 
     node: str
     reason: str
@@ -79,39 +87,43 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Channels:
-    """The coupling of one model: removable groups, refusals, and what a removal needs to be carried out."""
+    """The channel coupling of one model: removable groups, refusals, and the label propagation.
 
-    groups: tuple[Group, ...]
+    component: [labels] connected component of each label
+    members:   by group, the components of each of its channels
+    """
+
+    groups: tuple[ChannelGroup, ...]
     refused: tuple[Refusal, ...]
     flow: Flow = field(repr=False)
     component: np.ndarray = field(repr=False)
     members: dict[str, list[np.ndarray]] = field(repr=False)
 
-    def group(self, name: str) -> Group:
+    def group(self, name: str) -> ChannelGroup:
         return next(g for g in self.groups if g.name == name)
 
     def keep_mask(self, removal: Removal) -> np.ndarray:
-        """For every label whether its channel stays; indexed by label."""
-        gone = np.zeros(int(self.component.max()) + 1, bool)
+        """[labels] whether the channel of each label is kept.  removal: by group, the channels to remove."""
+        removed = np.zeros(int(self.component.max()) + 1, bool)
         for name, channels in removal.items():
             for channel in channels:
-                gone[self.members[name][channel]] = True
-        return np.asarray(~gone[self.component])
+                removed[self.members[name][channel]] = True
+        return np.asarray(~removed[self.component])
 
     def kept(self, value: str, removal: Removal) -> np.ndarray | None:
-        """Positions of a value's channel axis that stay; None where it has no removable channels, or several such axes."""
+        """Kept positions of a value's channel axis; None without removable channels, or with several channel axes."""
         labels = self.flow.of.get(value)
-        if labels is None or len(varying(labels)) != 1:
+        if labels is None or len(varying_axes(labels)) != 1:
             return None
         return np.flatnonzero(self.keep_mask(removal)[labels.reshape(-1)])
 
 
-def analyse(model: ir.Model, trace: Trace) -> Channels:
-    """Find the groups of a canonical model.  trace: shapes of one run (see runtime.session.trace)."""
+def find_channel_groups(model: ir.Model, trace: Trace) -> Channels:
+    """Find the groups of a canonical model.  trace: of one run (see runtime.session.trace)."""
     flow = propagate(model, trace)
     component = _components(flow)
-    closure = Closure(flow, component)
-    finder = _Finder(model, flow, component)
+    closure = CoupledSliceClosure(flow, component)
+    finder = _GroupFinder(model, flow, component)
     finder.single(~closure.bound)
     for family in closure.families():
         finder.sliced(family.units)
@@ -119,33 +131,34 @@ def analyse(model: ir.Model, trace: Trace) -> Channels:
     return Channels(tuple(finder.groups), _refusals(model, flow, component, free), flow, component, finder.members)
 
 
-class _Finder:
-    """Collects groups: units (sets of components) that lie in the same places of the same weights."""
+class _GroupFinder:
+    """Collects groups of units (sets of components) that lie in the same slices of the same weights."""
 
     def __init__(self, model: ir.Model, flow: Flow, component: np.ndarray) -> None:
         self.model, self.flow, self.component = model, flow, component
-        self.groups: list[Group] = []
+        self.groups: list[ChannelGroup] = []
         self.members: dict[str, list[np.ndarray]] = {}
-        self.cut: set[tuple[str, int, int]] = set()  # axes of weights that make channels of a group
+        self.cut: set[tuple[str, int, int]] = set()  # axes of weights that produce the channels of a group
         self._roots = [component[s.labels] for s in flow.slots]
         self._summed = np.zeros(int(component.max()) + 1, bool)
         for product in flow.products:
             self._summed[component[product.labels]] = True
 
     def single(self, able: np.ndarray) -> None:
-        """Components that are units by themselves.  able: by component."""
+        """Components that are units on their own.  able: by component."""
         owner = np.where(able, np.arange(len(able)), -1)
         owner[self.component[0]] = -1
         self._add(owner, lambda root: np.array([root]), False)
 
     def sliced(self, units: Sequence[np.ndarray]) -> None:
+        """Units of several components."""
         owner = np.full(int(self.component.max()) + 1, -1)
         for number, unit in enumerate(units):
             owner[unit] = number
         self._add(owner, lambda number: units[number], True)
 
     def _add(self, owner: np.ndarray, unit: Callable[[int], np.ndarray], sliced: bool) -> None:
-        """owner: by component the unit it belongs to, -1 for none."""
+        """owner: by component, the unit it belongs to, -1 for none."""
         where: dict[int, list[tuple[int, np.ndarray]]] = {}
         for index, roots in enumerate(self._roots):
             mine = owner[roots]
@@ -161,8 +174,8 @@ class _Finder:
         by_signature: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for number, found in where.items():
             by_signature.setdefault(tuple((i, len(p)) for i, p in found), []).append(number)
-        for signature, alike in by_signature.items():
-            self._group(signature, alike, where, unit, sliced)
+        for signature, owned in by_signature.items():
+            self._group(signature, owned, where, unit, sliced)
 
     def _group(
         self,
@@ -175,33 +188,36 @@ class _Finder:
         slots = self.flow.slots
         read_ = any(slots[i].role == "in" for i, _ in signature) or bool(self._summed[unit(numbers[0])].any())
         if not read_:
-            return  # nothing reads them through a weight: removal would change what leaves the analysed part
-        makers = [i for i, _ in signature if slots[i].role == "out"]
-        if not makers or any(count >= len(slots[i].labels) for i, count in signature):
+            return  # no weight reads them: a removal would change the outputs
+        producers = [i for i, _ in signature if slots[i].role == "out"]
+        if not producers or any(count >= len(slots[i].labels) for i, count in signature):
             return
-        first = makers[0]
+        first = producers[0]
         numbers.sort(key=lambda n: int(next(p for i, p in where[n] if i == first)[0]))
         name = slots[first].layer
         if name in self.members:
             name = f"{name}#{sum(g.name.split('#')[0] == name for g in self.groups)}"
         self.members[name] = [unit(n) for n in numbers]
-        self.cut |= {(slots[i].node, slots[i].operand, slots[i].axis) for i in makers}
-        places = tuple(
-            Place(slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers))
+        self.cut |= {(slots[i].node, slots[i].operand, slots[i].axis) for i in producers}
+        slices = tuple(
+            ChannelSlice(
+                slots[i].node, slots[i].operand, slots[i].axis, slots[i].role, tuple(where[n][k][1] for n in numbers)
+            )
             for k, (i, _) in enumerate(signature)
         )
-        narrow = not sliced and _narrowest(self.model, places, len(numbers))
-        self.groups.append(Group(name, len(numbers), places, narrow, sliced))
+        narrow = not sliced and _narrowest(self.model, slices, len(numbers))
+        self.groups.append(ChannelGroup(name, len(numbers), slices, narrow, sliced))
 
 
-def _narrowest(model: ir.Model, places: tuple[Place, ...], size: int) -> bool:
+def _narrowest(model: ir.Model, slices: tuple[ChannelSlice, ...], size: int) -> bool:
+    """Whether a group is narrower than the other side of all its producers and readers."""
     nodes = {n.name: n for n in model.graph}
 
-    def other_side(place: Place) -> int:
+    def other_side(place: ChannelSlice) -> int:
         weight = read.constant(nodes[place.node].inputs[place.operand])
         return size if weight is None or weight.ndim < 2 else weight.shape[1 - place.axis] if place.axis < 2 else size
 
-    sides = {role: [other_side(p) for p in places if p.role == role and p.operand == 1] for role in ("out", "in")}
+    sides = {role: [other_side(p) for p in slices if p.role == role and p.operand == 1] for role in ("out", "in")}
     return all(side and size < min(side) for side in sides.values())
 
 
@@ -216,24 +232,24 @@ def _refusals(model: ir.Model, flow: Flow, component: np.ndarray, free: set[str]
     for labels, reason in (*flow.frozen, *flow.mixed):
         for label in labels.tolist():
             reasons.setdefault(label, reason)
-    makers = {s.layer: s for s in flow.slots if s.role == "out"}
-    passing = {s.layer for s in flow.slots if s.role == "along"} - set(makers)  # depthwise
+    producers = {s.layer: s for s in flow.slots if s.role == "out"}
+    passing = {s.layer for s in flow.slots if s.role == "along"} - set(producers)  # depthwise
     refused = []
     for node in model.graph:
         weighted = node.op_type in read.WEIGHTED | read.RECURRENT
         if not weighted or node.name in free | passing:
             continue
-        slot = makers.get(node.name or "")
+        slot = producers.get(node.name or "")
         if slot is None:
             if all(read.constant(v) is None for v in node.inputs[:2]):
                 reason = read.why_not_constant(node.inputs[1])
                 if reason == read.COMPUTED and node.op_type == "MatMul":
-                    continue  # of two computed tensors: it has no weight
+                    continue  # a product of two computed tensors has no weight
             else:
-                reason = f"{node.op_type} in a form whose channels are not known"
+                reason = f"{node.op_type} in a form whose channels cannot be traced"
         else:
             own = next((reasons[label] for label in slot.labels.ravel().tolist() if label in reasons), None)
             stays = bool((component[slot.labels] == component[0]).any())
-            reason = own or ("tied to channels that must stay" if stays else "nothing reads its channels by a weight")
+            reason = own or ("tied to channels that must stay" if stays else "no weight reads its channels")
         refused.append(Refusal(node.name or "", reason))
     return tuple(refused)

@@ -1,15 +1,15 @@
-"""Which channels of which tensors are one and the same: labels sent through the graph.
+"""Channel labels: which channels of which tensors belong together.
 
-Every producer of channels (Conv, Gemm, MatMul, recurrent layers, zero padding of a channel axis) gives each of its output
-channels a fresh label.  Operators carry labels along, tie them (a residual Add: position by position), mix them (a Softmax over
-channels: all or none) or freeze them (an operator this room does not know, a graph output).  Ties are collected as edges;
-connected components are the channels that can only be removed together (the coupling of DepGraph, Fang et al. 2023, found
-on labels instead of per-operator index maps: see `coupled_slices.py` and `groups.py` for what is made of them).
+Every producer of channels (Conv, Gemm, MatMul, recurrent layers, zero padding of a channel axis) gives each of its
+output channels a new label.  Operators pass labels on, tie them (a residual Add: position by position), mix them (a
+Softmax over channels: all or none are removed) or freeze them (an operator without a rule, a graph output).  Ties are
+edges; connected components are the channels that can only be removed together.  (This is the coupling of DepGraph, Fang
+et al. 2023, found on labels instead of index maps per operator; `coupled_slices.py` and `groups.py` use the result.)
 
-A label array has the rank of its tensor and size 1 on every axis along which labels do not vary.  Label 0 means frozen.  Labels
-may vary along several axes (heads x dims): what is removed must then leave a box, so that whole slices go.  Where an axis
-of one tensor must lose the slices that another one loses, without their elements being the same (heads of scores and heads of
-values), a link says so: its label is gone exactly where all of its members are.
+A label array has the rank of its tensor, and size 1 on every axis along which labels do not vary.  Label 0 means
+frozen.  Labels may vary along several axes (heads x dims): a removal must then leave a box, so whole slices are
+removed.  Where one tensor must lose the slices that another one loses although their elements differ (heads of scores
+and heads of values), a link says so: its label is removed exactly where all of its members are.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ Labels = np.ndarray
 class Slot:
     """One axis of one constant operand that is sliced along with the channels.
 
-    role: "out" (rows that make channels), "in" (columns that read them), "along" (per-channel constants)
-    labels: [positions] or [positions, K]: a position goes when all of its labels do
-    node, operand: where the constant is read; layer: whose weight it is, where a DequantizeLinear stands between
+    role:          "out" (rows that produce channels), "in" (columns that read them), "along" (constants by channel)
+    labels:        [positions] or [positions, K]: a position is removed when all of its labels are
+    node, operand: where the constant is read
+    layer:         the node whose weight it is, where a DequantizeLinear lies between
     """
 
     node: str
@@ -42,14 +43,14 @@ class Slot:
     layer: str
 
     def stays(self, keep: np.ndarray) -> np.ndarray:
-        """For every position whether it is left; keep: by label."""
+        """[positions] whether each is kept.  keep: by label."""
         found = keep[self.labels]
         return np.asarray(found if found.ndim == 1 else found.any(axis=1))
 
 
 @dataclass(frozen=True)
 class Link:
-    """Label p[i] is gone exactly where all of members[i] are.  p: [n]; members: [n, K]."""
+    """Label p[i] is removed exactly where all of members[i] are.  p: [n]; members: [n, K]."""
 
     p: np.ndarray
     members: np.ndarray
@@ -66,12 +67,18 @@ class Product:
 
 @dataclass
 class Flow:
-    """The state of one walk, and its result.
+    """State and result of one label propagation.
 
-    of: labels by value; boxes: label arrays that no value has but that must stay boxes, too (groups x channels of a grouped Conv);
-    counts: for a node's attribute that counts slices (group, hidden_size, num_heads) the labels whose first axis it counts;
-    frozen: labels that stay, and why; mixed: labels that only go together, and why; sizes: for integer values the axes of
-    values that each of their elements was told from.
+    of:       labels by value name
+    slots:    axes of constants that are sliced with the channels
+    boxes:    label arrays that no value has but that must remain boxes as well (groups x channels of a grouped Conv)
+    counts:   (node, attribute, labels) where an attribute counts slices (group, hidden_size, num_heads) along the first
+              axis of the labels
+    edges:    ties between labels
+    frozen:   labels that must stay, and why
+    mixed:    labels that can only be removed together, and why
+    sizes:    for integer values, the (value, axis) pairs that each of their elements was computed from
+    count:    number of labels
     """
 
     trace: Trace
@@ -87,14 +94,15 @@ class Flow:
     sizes: dict[str, list[frozenset[tuple[str, int]]]] = field(default_factory=dict)
     count: int = 1
 
-    def fresh(self, *shape: int) -> np.ndarray:
+    def new_labels(self, *shape: int) -> np.ndarray:
+        """New labels of a shape."""
         number = int(np.prod(shape))
         labels = np.arange(self.count, self.count + number, dtype=np.int64).reshape(shape)
         self.count += number
         return labels
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Make labels one, position by position (broadcast)."""
+        """Tie labels, position by position (broadcast)."""
         a, b = np.broadcast_arrays(a, b)
         pairs = np.stack([a.ravel(), b.ravel()], axis=1)
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]
@@ -102,14 +110,14 @@ class Flow:
             self.edges.append(np.unique(pairs, axis=0))
 
     def link(self, p: np.ndarray, members: np.ndarray) -> None:
-        """p: [n], members: [n, K].  A single member is a tie."""
+        """Link p [n] to members [n, K].  A single member is a tie."""
         if members.shape[1] == 1:
             self.tie(p, members[:, 0])
         else:
             self.links.append(Link(p, members))
 
     def mix(self, labels: Labels, axes: tuple[int, ...], reason: str) -> Labels:
-        """Tie the labels along these axes: they go together or stay.  Returns the labels with size 1 there."""
+        """Tie the labels along these axes: all or none are removed.  Returns the labels with size 1 there."""
         axes = tuple(a for a in axes if labels.shape[a] > 1)
         if not axes:
             return labels
@@ -121,6 +129,7 @@ class Flow:
         return first
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
+        """Keep the channels of these labels."""
         if labels is None:
             return
         found = np.unique(labels)
@@ -130,19 +139,22 @@ class Flow:
             self.frozen.append((found, reason))
 
     def slice(self, node: ir.Node, operand: int, axis: int, role: str, labels: np.ndarray) -> None:
-        """Let an axis of a node's stored operand follow the labels, and of one that is stored in integers the scales, too."""
+        """Slice an axis of a node's constant operand with the labels.
+
+        Scales of an operand stored as integers are sliced as well.
+        """
         name, value = node.name or "", node.inputs[operand]
         holder = value.producer() if read.constant(value) is None and value is not None else None
         if holder is None:
             self.slots.append(Slot(name, operand, axis, role, labels, name))
             return
         self.slots.append(Slot(holder.name or "", 0, axis, role, labels, name))
-        whole = stored(value)
+        whole = stored_array(value)
         rank = 0 if whole is None else whole.ndim
-        for place, scales in enumerate(holder.inputs[1:], 1):
+        for index, scales in enumerate(holder.inputs[1:], 1):
             array = read.constant(scales)
             if array is not None and array.size > 1 and read.int_attribute(holder, "axis", 1) % rank == axis:
-                self.slots.append(Slot(holder.name or "", place, 0, "along", labels, name))
+                self.slots.append(Slot(holder.name or "", index, 0, "along", labels, name))
 
     def rank(self, value: ir.Value) -> int:
         shape = self.trace.shape(value.name)
@@ -152,6 +164,7 @@ class Flow:
         return None if value is None else self.trace.shape(value.name)
 
     def blank(self, value: ir.Value) -> Labels:
+        """Labels of a value without removable channels."""
         return np.zeros((1,) * self.rank(value), np.int64)
 
     def read(self, value: ir.Value | None) -> Labels | None:
@@ -163,17 +176,20 @@ class Flow:
             self.of[value.name] = compact(labels)
 
 
-def stored(value: ir.Value | None) -> np.ndarray | None:
-    """The array that a value always holds, or the integers that a DequantizeLinear makes it of; their shape is what is asked for."""
+def stored_array(value: ir.Value | None) -> np.ndarray | None:
+    """The array that a value always holds, or the integers that a DequantizeLinear converts to it.
+
+    Only its shape is used.
+    """
     found = read.constant(value)
     if found is not None or value is None:
         return found
     maker = value.producer()
-    return read.constant(maker.inputs[0]) if maker is not None and unpacks(maker) else None
+    return read.constant(maker.inputs[0]) if maker is not None and dequantizes_constants(maker) else None
 
 
-def unpacks(node: ir.Node) -> bool:
-    """Whether the node is a DequantizeLinear of constants (by blocks: no)."""
+def dequantizes_constants(node: ir.Node) -> bool:
+    """Whether the node is a DequantizeLinear of constants, not blockwise."""
     plain = read.standard(node) and node.op_type == "DequantizeLinear" and not read.int_attribute(node, "block_size", 0)
     return plain and all(v is None or read.constant(v) is not None for v in node.inputs)
 
@@ -188,20 +204,20 @@ def compact(labels: Labels) -> Labels:
     return labels
 
 
-def varying(labels: Labels) -> tuple[int, ...]:
+def varying_axes(labels: Labels) -> tuple[int, ...]:
     """The axes along which the labels vary."""
     return tuple(a for a, size in enumerate(labels.shape) if size > 1)
 
 
-def along(labels: Labels, axis: int, size: int) -> np.ndarray:
-    """What lies at every position of one axis: [size], or [size, K] where labels vary along others, too."""
+def labels_along(labels: Labels, axis: int, size: int) -> np.ndarray:
+    """Labels at every position of one axis: [size], or [size, K] where labels vary along other axes as well."""
     rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
     rows = np.broadcast_to(rows, (size, rows.shape[1]))
     return rows[:, 0] if rows.shape[1] == 1 else rows
 
 
-def opaque(flow: Flow, node: ir.Node, reason: str) -> None:
-    """Nothing is known of the node: what it reads is frozen, what it makes has no channels."""
+def freeze_inputs(flow: Flow, node: ir.Node, reason: str) -> None:
+    """Treat a node as opaque: its inputs are frozen, its outputs have no removable channels."""
     for value in node.inputs:
         flow.freeze(flow.read(value), reason)
     for value in node.outputs:

@@ -1,6 +1,6 @@
-"""Label rules of operators that only move elements: they do to the labels what they do to the elements.
+"""Label rules of operators that only move elements: labels move as the elements do.
 
-Sizes and positions that are written down in the file (a Reshape's target, pads, cuts) are rewritten on removal
+Sizes and positions stored in the file (the target of a Reshape, pads, bounds of a Slice) are rewritten on removal
 (`removal.py`); where they are computed and channels would change them, the channels are frozen.
 """
 
@@ -12,26 +12,40 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.channels.labels import Flow, Labels, along, compact, opaque, stored, varying
+from onnxpress.model.channels.labels import (
+    Flow,
+    Labels,
+    compact,
+    freeze_inputs,
+    labels_along,
+    stored_array,
+    varying_axes,
+)
 
-_WHOLE = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+_INTEGER_TYPES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
 def _reshape(flow: Flow, node: ir.Node) -> None:
     labels, source, shape = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or shape is None or source is None:
-        return opaque(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
-    if not varying(labels):
+        return freeze_inputs(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
+    if not varying_axes(labels):
         return flow.write(node.outputs[0], np.broadcast_to(labels.reshape(()), (1,) * len(shape)).copy())
     moved = compact(np.broadcast_to(labels, source).reshape(shape))
-    if node.op_type == "Reshape" and read.constant(node.inputs[1]) is None and not _follows(flow, node, moved):
-        return opaque(flow, node, f"Reshape ({node.name}) to a computed shape")
+    if (
+        node.op_type == "Reshape"
+        and read.constant(node.inputs[1]) is None
+        and not _target_follows_channels(flow, node, moved)
+    ):
+        return freeze_inputs(flow, node, f"Reshape ({node.name}) to a computed shape")
     return flow.write(node.outputs[0], moved)
 
 
-def _follows(flow: Flow, node: ir.Node, moved: Labels) -> bool:
-    """Whether a computed target follows the channels by itself: where the axis is left open (-1), kept (0), or told from the size
-    of a value with the same channels."""
+def _target_follows_channels(flow: Flow, node: ir.Node, moved: Labels) -> bool:
+    """Whether a computed target changes with the channels.
+
+    It does where the axis is inferred (-1), copied (0), or computed from the size of a value with the same channels.
+    """
     target = node.inputs[1]
     name = target.name or "" if target is not None else ""
     numbers, sizes = flow.trace.values.get(name), flow.sizes.get(name)
@@ -39,30 +53,30 @@ def _follows(flow: Flow, node: ir.Node, moved: Labels) -> bool:
         return True
     if numbers is None or len(numbers) != moved.ndim:
         return False
-    for axis in varying(moved):
+    for axis in varying_axes(moved):
         if numbers[axis] == -1:
             continue
-        told = (
+        origins = (
             {(node.inputs[0].name or "", axis)}
             if numbers[axis] == 0 and node.inputs[0] is not None
             else sizes[axis]
             if sizes
             else set()
         )
-        if len(told) != 1:
+        if len(origins) != 1:
             return False
-        ((other, place),) = told
+        ((other, place),) = origins
         labels = flow.of.get(other)
         count = moved.shape[axis]
         if labels is None or labels.ndim <= place or labels.shape[place] != count:
             return False
-        if not np.array_equal(along(labels, place, count), along(moved, axis, count)):
+        if not np.array_equal(labels_along(labels, place, count), labels_along(moved, axis, count)):
             return False
     return True
 
 
 def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> bool:
-    """Whether a computed target is the whole shape of a value with the same labels: it then follows by itself."""
+    """Whether a computed target is the whole shape of a value with the same labels, and so changes with them."""
     maker = target.producer() if target is not None else None
     if maker is None or maker.op_type != "Shape" or maker.attributes:
         return False
@@ -71,9 +85,10 @@ def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> boo
 
 
 def _follows_shape_of(flow: Flow, target: ir.Value | None, wide: Labels) -> bool:
-    """Whether a computed target is the whole shape of a value that can lose the slices which the labels lose; it then must.
+    """Whether a computed target is the shape of a value that can lose the slices of these labels; links them.
 
-    Norms are stretched so (x / Expand(|x|, Shape(x))): the norm has no elements along the axis it was taken over, x has.
+    Norms are broadcast like this (x / Expand(|x|, Shape(x))): the norm has no elements along the axis it is taken over,
+    x has.
     """
     if _same_as_shape_of(flow, target, wide):
         return True
@@ -81,18 +96,18 @@ def _follows_shape_of(flow: Flow, target: ir.Value | None, wide: Labels) -> bool
     labels = (
         flow.read(maker.inputs[0]) if maker is not None and maker.op_type == "Shape" and not maker.attributes else None
     )
-    axes = varying(wide)
+    axes = varying_axes(wide)
     if labels is None or labels.ndim != wide.ndim or len(axes) != 1 or labels.shape[axes[0]] != wide.shape[axes[0]]:
         return False
     count = wide.shape[axes[0]]
-    flow.link(along(wide, axes[0], count), along(labels, axes[0], count).reshape(count, -1))
+    flow.link(labels_along(wide, axes[0], count), labels_along(labels, axes[0], count).reshape(count, -1))
     return True
 
 
 def _transpose(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     if labels is None:
-        return opaque(flow, node, f"Transpose ({node.name}) of a tensor without channels")
+        return freeze_inputs(flow, node, f"Transpose ({node.name}) of a tensor without channels")
     order = read.ints_attribute(node, "perm") or list(range(labels.ndim))[::-1]
     return flow.write(node.outputs[0], labels.transpose(order))
 
@@ -104,24 +119,26 @@ def _concat(flow: Flow, node: ir.Node) -> None:
     fixed: dict[int, tuple[int, ...]] = {}
     for index, value in enumerate(node.inputs):
         labels, shape = flow.read(value), flow.shape(value)
-        constant = stored(value)
+        constant = stored_array(value)
         if labels is None and constant is not None:
             labels, shape = np.zeros((1,) * rank, np.int64), constant.shape
             fixed[index] = constant.shape
         if labels is None or shape is None:
-            return opaque(flow, node, f"Concat ({node.name}) with a tensor without channels")
+            return freeze_inputs(flow, node, f"Concat ({node.name}) with a tensor without channels")
         parts.append((labels, shape[axis]))
     box = np.broadcast_shapes(*(tuple(1 if a == axis else s for a, s in enumerate(p.shape)) for p, _ in parts))
     wide = [np.broadcast_to(p, tuple(size if a == axis else s for a, s in enumerate(box))) for p, size in parts]
-    if all(not any(a != axis for a in varying(p)) for p, _ in parts):
+    if all(not any(a != axis for a in varying_axes(p)) for p, _ in parts):
         return flow.write(node.outputs[0], np.concatenate(wide, axis=axis))
-    if all(not varying(p) or axis not in varying(p) for p, _ in parts):  # the parts' channels meet position by position
+    if all(
+        not varying_axes(p) or axis not in varying_axes(p) for p, _ in parts
+    ):  # the parts' channels are tied position by position
         first, *others = [p.take([0], axis=axis) for i, p in enumerate(wide) if i not in fixed] or [wide[0]]
         for other in others:
             flow.tie(first, other)
         for index, sizes in fixed.items():
-            for a in (a for a in varying(first) if sizes[a] > 1):
-                flow.slice(node, index, a, "along", along(first, a, sizes[a]))
+            for a in (a for a in varying_axes(first) if sizes[a] > 1):
+                flow.slice(node, index, a, "along", labels_along(first, a, sizes[a]))
         return flow.write(node.outputs[0], first)
     return flow.write(node.outputs[0], np.concatenate(wide, axis=axis))
 
@@ -131,12 +148,12 @@ def _split(flow: Flow, node: ir.Node) -> None:
     rank = labels.ndim if labels is not None else 0
     axis = _axis(node, max(rank, 1))
     computed = len(node.inputs) > 1 and node.inputs[1] is not None and read.constant(node.inputs[1]) is None
-    if labels is None or (computed and axis in varying(labels)):
-        return opaque(flow, node, f"Split ({node.name}) into computed sizes")
+    if labels is None or (computed and axis in varying_axes(labels)):
+        return freeze_inputs(flow, node, f"Split ({node.name}) into computed sizes")
     start = 0
     for value in node.outputs:
         size = (flow.shape(value) or (0,) * rank)[axis]
-        part = labels.take(range(start, start + size), axis=axis) if axis in varying(labels) else labels
+        part = labels.take(range(start, start + size), axis=axis) if axis in varying_axes(labels) else labels
         flow.write(value, part)
         start += size
     return None
@@ -146,9 +163,9 @@ def _pad(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     pads_value = node.inputs[1] if len(node.inputs) > 1 else None
     pads = read.constant(pads_value) if pads_value is not None else np.array(read.ints_attribute(node, "pads"))
-    axes = () if labels is None else varying(labels)
+    axes = () if labels is None else varying_axes(labels)
     if labels is None or (axes and (pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None))):
-        return opaque(flow, node, f"Pad ({node.name}) by computed amounts")
+        return freeze_inputs(flow, node, f"Pad ({node.name}) by computed amounts")
     padded = [a for a in axes if pads is not None and (pads[a] or pads[a + labels.ndim])]
     if not padded:
         return flow.write(node.outputs[0], labels)
@@ -156,15 +173,15 @@ def _pad(flow: Flow, node: ir.Node) -> None:
     (axis, *more) = padded
     before, after = int(pads[axis]), int(pads[axis + labels.ndim])
     if more or len(axes) > 1 or not read.fills_constant(node) or min(before, after) < 0:
-        return opaque(flow, node, f"Pad ({node.name}) mirrors or crops channels")
-    vector = np.concatenate([flow.fresh(before), labels.reshape(-1), flow.fresh(after)])
+        return freeze_inputs(flow, node, f"Pad ({node.name}) reflects or crops channels")
+    vector = np.concatenate([flow.new_labels(before), labels.reshape(-1), flow.new_labels(after)])
     shape = [1] * labels.ndim
     shape[axis] = len(vector)
     return flow.write(node.outputs[0], vector.reshape(shape))
 
 
 def slice_bounds(flow_shape: tuple[int, ...], node: ir.Node) -> dict[int, slice] | None:
-    """What a Slice with constants takes of each axis it names; None where they are computed."""
+    """The slice that a Slice with constant operands takes of each axis it names; None where they are computed."""
     if len(node.inputs) > 1:
         given = [read.constant(v) if v is not None else None for v in node.inputs[1:]]
         if any(g is None and v is not None for g, v in zip(given, node.inputs[1:], strict=True)):
@@ -190,20 +207,20 @@ def slice_bounds(flow_shape: tuple[int, ...], node: ir.Node) -> dict[int, slice]
 def _slice(flow: Flow, node: ir.Node) -> None:
     labels, source, target = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or source is None or target is None:
-        return opaque(flow, node, f"Slice ({node.name}) of unknown shape")
+        return freeze_inputs(flow, node, f"Slice ({node.name}) of unknown shape")
     bounds = slice_bounds(source, node)
     if bounds is None:
-        if any(source[a] != target[a] or _reversed(node) for a in varying(labels)):
-            return opaque(flow, node, f"Slice ({node.name}) cuts through channels at computed places")
+        if any(source[a] != target[a] or _reversed(node) for a in varying_axes(labels)):
+            return freeze_inputs(flow, node, f"Slice ({node.name}) takes channels at computed positions")
         return flow.write(node.outputs[0], labels)
-    index = [bounds.get(a, slice(None)) if a in varying(labels) else slice(None) for a in range(labels.ndim)]
+    index = [bounds.get(a, slice(None)) if a in varying_axes(labels) else slice(None) for a in range(labels.ndim)]
     if any(i.step not in (None, 1) for i in index):
-        return opaque(flow, node, f"Slice ({node.name}) takes channels in steps")
+        return freeze_inputs(flow, node, f"Slice ({node.name}) takes channels with a stride")
     return flow.write(node.outputs[0], labels[tuple(index)])
 
 
 def _reversed(node: ir.Node) -> bool:
-    """Whether a Slice may turn an axis round (a negative or unknown step)."""
+    """Whether a Slice may reverse an axis (a negative or unknown step)."""
     if len(node.inputs) < 5 or node.inputs[4] is None:
         return False
     steps = read.constant(node.inputs[4])
@@ -211,28 +228,28 @@ def _reversed(node: ir.Node) -> bool:
 
 
 def _gather(flow: Flow, node: ir.Node) -> None:
-    """Channels on another axis pass; on the axis it picks from they are picked by constant numbers."""
+    """Channels on other axes pass; those on the gathered axis are selected by constant indices."""
     labels, index = flow.read(node.inputs[0]), read.constant(node.inputs[1])
     index_shape = index.shape if index is not None else flow.shape(node.inputs[1])
-    table = stored(node.inputs[0])
+    table = stored_array(node.inputs[0])
     if (
         table is not None
         and table.ndim == 2
-        and node.outputs[0].dtype not in _WHOLE
+        and node.outputs[0].dtype not in _INTEGER_TYPES
         and index_shape is not None
         and not _axis(node, 2)
     ):
-        fresh = flow.fresh(table.shape[1])  # an embedding: its columns are channels
-        flow.slice(node, 0, 1, "out", fresh)
-        return flow.write(node.outputs[0], fresh.reshape(*(1,) * len(index_shape), -1))
+        columns = flow.new_labels(table.shape[1])  # an embedding table: its columns are channels
+        flow.slice(node, 0, 1, "out", columns)
+        return flow.write(node.outputs[0], columns.reshape(*(1,) * len(index_shape), -1))
     if labels is None or index_shape is None:
-        return opaque(flow, node, f"Gather ({node.name}) from a tensor without channels")
+        return freeze_inputs(flow, node, f"Gather ({node.name}) from a tensor without channels")
     axis = _axis(node, labels.ndim)
-    if axis not in varying(labels):
+    if axis not in varying_axes(labels):
         shape = labels.shape[:axis] + (1,) * len(index_shape) + labels.shape[axis + 1 :]
         return flow.write(node.outputs[0], labels.reshape(shape))
     if index is None:
-        return opaque(flow, node, f"Gather ({node.name}) picks channels by computed numbers")
+        return freeze_inputs(flow, node, f"Gather ({node.name}) selects channels by computed indices")
     return flow.write(node.outputs[0], np.take(labels, index, axis=axis))
 
 
@@ -241,36 +258,41 @@ def _axis(node: ir.Node, rank: int) -> int:
 
 
 def _resize(flow: Flow, node: ir.Node) -> None:
-    """Sizes or scales must leave the axes with channels as they are."""
+    """Sizes or scales must not change the axes of channels."""
     labels, source, target = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or source is None or target is None:
-        return opaque(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
+        return freeze_inputs(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
     sized = node.op_type == "Resize" and len(node.inputs) > 3 and node.inputs[3] is not None
     written = not sized or read.constant(node.inputs[3]) is not None
-    if any(source[a] != target[a] or not written for a in varying(labels)):
-        return opaque(flow, node, f"{node.op_type} ({node.name}) changes the size of channels, or by computed sizes")
+    if any(source[a] != target[a] or not written for a in varying_axes(labels)):
+        return freeze_inputs(
+            flow, node, f"{node.op_type} ({node.name}) changes the number of channels, or has computed sizes"
+        )
     return flow.write(node.outputs[0], labels)
 
 
 def _expand(flow: Flow, node: ir.Node) -> None:
     labels, shape = flow.read(node.inputs[0]), flow.shape(node.outputs[0])
     if labels is None or shape is None:
-        return opaque(flow, node, f"Expand ({node.name}) of a tensor without channels")
+        return freeze_inputs(flow, node, f"Expand ({node.name}) of a tensor without channels")
     wide = labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape)
     target = read.constant(node.inputs[1])
     pieces = _pieces(flow, node.inputs[1]) if target is None else [int(n) for n in target.ravel()]
     known = pieces is not None and all(
         a < len(shape) - len(pieces)
         or pieces[a - len(shape) + len(pieces)] in ((1,) if target is None else (1, shape[a]))
-        for a in varying(wide)
+        for a in varying_axes(wide)
     )
-    if varying(wide) and not known and not _follows_shape_of(flow, node.inputs[1], wide):
-        return opaque(flow, node, f"Expand ({node.name}) to a computed shape")
+    if varying_axes(wide) and not known and not _follows_shape_of(flow, node.inputs[1], wide):
+        return freeze_inputs(flow, node, f"Expand ({node.name}) to a computed shape")
     return flow.write(node.outputs[0], wide)
 
 
 def _pieces(flow: Flow, target: ir.Value | None) -> list[int | None] | None:
-    """The sizes of a target that is put together of single ones, None where one is computed; None for any other."""
+    """The sizes of a target that a Concat of single sizes computes, None for each computed one.
+
+    None for any other target.
+    """
     maker = target.producer() if target is not None else None
     if (
         maker is None
@@ -288,17 +310,17 @@ def _pieces(flow: Flow, target: ir.Value | None) -> list[int | None] | None:
 
 def _tile(flow: Flow, node: ir.Node) -> None:
     labels, repeats = flow.read(node.inputs[0]), read.constant(node.inputs[1]) if len(node.inputs) == 2 else None
-    if labels is None or (repeats is None and varying(labels)):
-        return opaque(flow, node, f"Tile ({node.name}) a computed number of times")
-    times = [int(repeats[a]) if repeats is not None and a in varying(labels) else 1 for a in range(labels.ndim)]
+    if labels is None or (repeats is None and varying_axes(labels)):
+        return freeze_inputs(flow, node, f"Tile ({node.name}) with computed repeats")
+    times = [int(repeats[a]) if repeats is not None and a in varying_axes(labels) else 1 for a in range(labels.ndim)]
     return flow.write(node.outputs[0], np.tile(labels, times))
 
 
 def _depth_to_space(flow: Flow, node: ir.Node) -> None:
-    """The channels that make one larger channel go together."""
+    """The channels that form one output channel are removed together."""
     labels, source = flow.read(node.inputs[0]), flow.shape(node.inputs[0])
-    if labels is None or source is None or varying(labels) not in ((), (1,)):
-        return opaque(flow, node, f"DepthToSpace ({node.name}) of unknown channels")
+    if labels is None or source is None or varying_axes(labels) not in ((), (1,)):
+        return freeze_inputs(flow, node, f"DepthToSpace ({node.name}) of unknown channels")
     block = read.int_attribute(node, "blocksize", 1) ** 2
     vector = np.broadcast_to(labels.reshape(-1), (source[1],))
     mode = read.attribute(node, "mode", "DCR")
@@ -309,8 +331,8 @@ def _depth_to_space(flow: Flow, node: ir.Node) -> None:
 
 def _space_to_depth(flow: Flow, node: ir.Node) -> None:
     labels, source = flow.read(node.inputs[0]), flow.shape(node.inputs[0])
-    if labels is None or source is None or varying(labels) not in ((), (1,)):
-        return opaque(flow, node, f"SpaceToDepth ({node.name}) of unknown channels")
+    if labels is None or source is None or varying_axes(labels) not in ((), (1,)):
+        return freeze_inputs(flow, node, f"SpaceToDepth ({node.name}) of unknown channels")
     block = read.int_attribute(node, "blocksize", 1) ** 2
     vector = np.broadcast_to(labels.reshape(-1), (source[1],))
     return flow.write(node.outputs[0], np.tile(vector, block).reshape(1, -1, 1, 1))

@@ -1,4 +1,4 @@
-"""The walk that sends labels through a graph: one rule an operator, and caution where there is none."""
+"""Propagation of channel labels through a graph: one rule per operator; labels are frozen where there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxpress.model import read
 from onnxpress.model.channels import compute_rules, layout_rules, product_rules, recurrent_rules
-from onnxpress.model.channels.labels import Flow, opaque, unpacks, varying
+from onnxpress.model.channels.labels import Flow, dequantizes_constants, freeze_inputs, varying_axes
 from onnxpress.model.trace import Trace
 
 _RULES = {**compute_rules.RULES, **layout_rules.RULES, **product_rules.RULES, **recurrent_rules.RULES}
@@ -20,23 +20,23 @@ _ASK_SIZES = {
     "Less",
     "LessOrEqual",
     "Mod",
-}  # where a size becomes a number
+}  # operators that make a number of a size
 
 
 def propagate(model: ir.Model, trace: Trace) -> Flow:
-    """Walk the main graph once, in topological order.  The model must be canonical and its nodes named."""
+    """Propagate labels through the main graph, in topological order.  The model must be canonical, with named nodes."""
     flow = Flow(trace)
     for value in model.graph.inputs:
         flow.of[value.name or ""] = flow.blank(value)
     for node in model.graph:
-        if unpacks(node):  # a weight, stored in integers
+        if dequantizes_constants(node):  # a weight stored as integers
             continue
         rule = _RULES.get(node.op_type) if read.standard(node) and not read.has_subgraph(node) else None
         if any(trace.shape(v.name) is None for v in node.outputs if v.name):
             rule = None
         if rule is None:
-            reason = f"{node.op_type} ({node.name}) is not known to keep channels apart"
-            opaque(flow, node, reason)
+            reason = f"{node.op_type} ({node.name}) has no rule for channels"
+            freeze_inputs(flow, node, reason)
         else:
             rule(flow, node)
         _follow_sizes(flow, node)
@@ -49,8 +49,11 @@ def propagate(model: ir.Model, trace: Trace) -> Flow:
 
 
 def _follow_sizes(flow: Flow, node: ir.Node) -> None:
-    """Sizes of values, on their way to where a number is made of them: a scale of 1/sqrt(d) must stay what it was, so the
-    channels it was told from go together or stay.  Sizes that only shape other values compute themselves anew."""
+    """Trace sizes to where they become numbers in a computation.
+
+    A scale of 1/sqrt(d) must not change, so the channels that d counts are removed together or stay.  Sizes that only
+    shape other values are computed again after a removal.
+    """
     if not node.outputs:
         return
     output = node.outputs[0].name or ""
@@ -67,7 +70,7 @@ def _follow_sizes(flow: Flow, node: ir.Node) -> None:
     if node.op_type in _ASK_SIZES and not _stays_whole(node):
         for name, axis in sorted(every):
             labels = flow.of.get(name)
-            if labels is not None and axis in varying(labels):
+            if labels is not None and axis in varying_axes(labels):
                 flow.mix(labels, (axis,), f"{node.op_type} ({node.name}) makes a number of the size of {name}")
         return
     shape = flow.shape(node.outputs[0])
@@ -79,7 +82,7 @@ def _follow_sizes(flow: Flow, node: ir.Node) -> None:
 
 
 def _stays_whole(node: ir.Node) -> bool:
-    """Whether a Cast gives whole numbers."""
+    """Whether a Cast gives integers."""
     target = read.int_attribute(node, "to", 0) if node.op_type == "Cast" else 0
     return target in (ir.DataType.INT64, ir.DataType.INT32)
 
@@ -87,7 +90,7 @@ def _stays_whole(node: ir.Node) -> bool:
 def _moved_sizes(
     node: ir.Node, known: list[list[frozenset[tuple[str, int]]]], count: int, every: frozenset[tuple[str, int]]
 ) -> list[frozenset[tuple[str, int]]]:
-    """What each element of the output was told from; everything, where that is not clear."""
+    """The sizes that each element of the output depends on; all of them where this is unknown."""
     first = known[0]
     if node.op_type == "Gather" and (index := read.constant(node.inputs[1])) is not None:
         return [first[int(i)] for i in index.ravel()]
@@ -107,14 +110,16 @@ def _length(value: ir.Value | None) -> int:
 
 
 def _share_weights(model: ir.Model, flow: Flow) -> None:
-    """A weight with several readers (siamese branches, tied embeddings) is sliced once: its positions are one for all of
-    them.  Where a reader does not know its channels, or two disagree in the axes, each keeps a copy of its own."""
+    """Tie the labels of weights with several readers (siamese branches, tied embeddings), which are sliced once.
+
+    Where one reader's channels are unknown, or two readers disagree in the axes, each gets a copy of its own.
+    """
     nodes = {n.name: n for n in model.graph}
     slots: dict[tuple[str, int], dict[int, np.ndarray]] = {}
     for slot in flow.slots:
         axes = slots.setdefault((slot.node, slot.operand), {})
         other = axes.setdefault(slot.axis, slot.labels)
-        if other.shape == slot.labels.shape:  # of two layers behind one DequantizeLinear
+        if other.shape == slot.labels.shape:  # two layers read one DequantizeLinear
             flow.tie(other, slot.labels)
         else:
             flow.freeze(other, f"two layers read the weight of {slot.node} in different ways")

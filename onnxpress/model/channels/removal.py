@@ -1,7 +1,7 @@
-"""Channels taken out of a model, or masked in it.
+"""Removal of channels from a model, and the equivalent mask.
 
-`remove` slices weights, and rewrites what is written down in the few operators that have sizes, counts or places in the file.
-`mask` is the meaning of a removal: the original model whose readers ignore the channels.
+`remove` slices weights, and rewrites operators that store sizes, counts or positions.  `mask` defines the meaning of a
+removal: the original model whose readers ignore the channels.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, Removal
-from onnxpress.model.channels.labels import varying
+from onnxpress.model.channels.labels import varying_axes
 from onnxpress.model.channels.layout_rules import slice_bounds
 
 
 def remove(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
-    """A clone without the channels.  Raises ValueError where a removal would leave nothing on an axis."""
+    """A clone without the channels.  Raises ValueError where a removal would leave nothing along an axis."""
     clone = model.clone()
     keep = channels.keep_mask(removal)
     nodes = {n.name: n for n in clone.graph}
@@ -35,7 +35,7 @@ def remove(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
         if not stays.all():
             edit.set_int(nodes[name], attribute, int(stays.sum()))
     for node in clone.graph:
-        writer = _WRITTEN.get(node.op_type) if read.standard(node) else None
+        writer = _WRITERS.get(node.op_type) if read.standard(node) else None
         if writer is not None and node.name:
             writer(clone, node, _Sizes(channels, keep, node))
     edit.forget_shapes(clone)
@@ -45,7 +45,7 @@ def remove(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
 def _slice(
     model: ir.Model, nodes: dict[str | None, ir.Node], cuts: dict[tuple[str, int], dict[int, np.ndarray]]
 ) -> None:
-    """Slice constants; one that all of its readers cut alike stays one."""
+    """Slice constants; a constant that all of its readers slice equally remains shared."""
     done: set[int] = set()
     for (name, operand), axes in cuts.items():
         node = nodes[name]
@@ -57,19 +57,19 @@ def _slice(
         for axis, positions in axes.items():
             array = np.take(array, positions, axis=axis)
         users = [(u.node.name or "", u.idx) for u in value.uses()]
-        if value.is_initializer() and all(_alike(cuts.get(u), axes) for u in users):
+        if value.is_initializer() and all(_same_cuts(cuts.get(u), axes) for u in users):
             edit.set_constant(value, array)
             done.add(id(value))
         else:
             edit.set_input(model, node, operand, array, f"{name}_in{operand}")
 
 
-def _alike(one: dict[int, np.ndarray] | None, two: dict[int, np.ndarray]) -> bool:
+def _same_cuts(one: dict[int, np.ndarray] | None, two: dict[int, np.ndarray]) -> bool:
     return one is not None and set(one) == set(two) and all(np.array_equal(one[a], two[a]) for a in two)
 
 
 class _Sizes:
-    """Sizes of a node's first input and of its outputs, as they were and as they are left."""
+    """Sizes of a node's first input and of its outputs, before and after a removal."""
 
     def __init__(self, channels: Channels, keep: np.ndarray, node: ir.Node) -> None:
         self._flow, self._keep, self._node = channels.flow, keep, node
@@ -81,7 +81,7 @@ class _Sizes:
         return self._stays(self._node.outputs[number])
 
     def full(self, number: int = 0) -> tuple[int, ...]:
-        """The shape of an output, before."""
+        """The shape of an output before the removal."""
         return self._flow.shape(self._node.outputs[number]) or ()
 
     def full_source(self) -> tuple[int, ...] | None:
@@ -91,21 +91,21 @@ class _Sizes:
         return len(self.full())
 
     def _stays(self, value: ir.Value | None) -> dict[int, np.ndarray]:
-        """For every axis that loses something, which of its positions stay."""
+        """By axis that loses positions, which of its positions stay."""
         labels = self._flow.read(value)
         if labels is None:
             return {}
         kept = self._keep[labels]
-        found = {a: np.moveaxis(kept, a, 0).reshape(kept.shape[a], -1).any(axis=1) for a in varying(labels)}
+        found = {a: np.moveaxis(kept, a, 0).reshape(kept.shape[a], -1).any(axis=1) for a in varying_axes(labels)}
         return {a: stays for a, stays in found.items() if not stays.all()}
 
 
 def _reshape(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
     target = read.constant(node.inputs[1])
-    if target is None:  # it computes itself anew
+    if target is None:  # the target is computed again
         return
     new = np.array(target)
-    shift = sizes.rank() - len(new)  # an Expand may name the last axes alone
+    shift = sizes.rank() - len(new)  # an Expand may name the last axes only
     for axis, stays in sizes.output().items():
         if axis >= shift and new[axis - shift] > 1:
             new[axis - shift] = int(stays.sum())
@@ -148,8 +148,8 @@ def _pad(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
         edit.set_ints(node, "pads", pads.tolist())
 
 
-def _cut(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
-    """A Slice of channels: from the first to behind the last of those it took that are left."""
+def _slice_bounds(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
+    """A Slice of channels: from the first to after the last of its channels that stay."""
     shape = sizes.full_source()
     bounds = slice_bounds(shape, node) if shape is not None else None
     if bounds is None or shape is None:
@@ -174,8 +174,8 @@ def _cut(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
         edit.set_ints(node, "axes", order)
 
 
-def _pick(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
-    """A Gather of channels: those it picked that are left, by their new numbers."""
+def _gather(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
+    """A Gather of channels: those of its channels that stay, by their new indices."""
     shape, index = sizes.full_source(), read.constant(node.inputs[1])
     if shape is None or index is None:
         return
@@ -202,19 +202,19 @@ def _resize(model: ir.Model, node: ir.Node, sizes: _Sizes) -> None:
         edit.set_input(model, node, 3, new, f"{node.name}_sizes")
 
 
-_WRITTEN: dict[str, Callable[[ir.Model, ir.Node, _Sizes], None]] = {
+_WRITERS: dict[str, Callable[[ir.Model, ir.Node, _Sizes], None]] = {
     "Reshape": _reshape,
     "Split": _split,
     "Pad": _pad,
-    "Slice": _cut,
-    "Gather": _pick,
+    "Slice": _slice_bounds,
+    "Gather": _gather,
     "Expand": _reshape,
     "Resize": _resize,
 }
 
 
 def _zero(node: ir.Node, weight: np.ndarray) -> np.ndarray:
-    """What stands for zero in a stored weight: of one that is kept in integers its zero point."""
+    """What represents zero in a stored weight: the zero point where it is stored as integers."""
     point = read.constant(node.inputs[2]) if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
     if point is None or point.size == 1:
         return np.zeros((), weight.dtype) if point is None else point.reshape(())
@@ -223,8 +223,11 @@ def _zero(node: ir.Node, weight: np.ndarray) -> np.ndarray:
 
 
 def mask(model: ir.Model, channels: Channels, removal: Removal) -> ir.Model:
-    """The reference semantics of a removal: nothing is cut, but every reader's weights for the channels are zero, and so are
-    the channels themselves where two computed tensors are multiplied and summed over them."""
+    """A clone that computes what a removal means, with nothing removed.
+
+    Every reader's weights for the channels are zero, and so are the channels themselves where two computed tensors are
+    multiplied and summed over them.
+    """
     clone = model.clone()
     keep = channels.keep_mask(removal)
     nodes = {n.name: n for n in clone.graph}

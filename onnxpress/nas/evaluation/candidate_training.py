@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import Couple, Wish, cores, taught
+from onnxpress.api.distillation_session import DistillSettings, TeacherStudentPair, available_cores, run_distillation
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.request import SCHEDULES
 from onnxpress.nas.strategies.pareto import dominance_ranks
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import DISTILL, Source, teacher_evidence
-from onnxpress.passes.exact.reduce import REDUCE
+from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
 from onnxpress.runtime.machine import Machine
 from onnxpress.train.distillation.teacher_batches import TeacherCache
 from onnxpress.train.progress import Progress, sub_progress
@@ -56,14 +56,14 @@ class CandidateTrainer:
     """
 
     data: Dataset
-    judge: Judge
+    judge: Scorer
     teacher: ir.Model | None
     machine: Machine
     seed: int = 0
     cache: TeacherCache = field(default_factory=TeacherCache)
     _exec_modes: dict[str, tuple[ExecMode, float]] = field(default_factory=dict)
 
-    def train(self, model: ir.Model, seconds: float, progress: Progress) -> tuple[ir.Model, Score, list[Decision]]:
+    def train(self, model: ir.Model, seconds: float, progress: Progress) -> tuple[ir.Model, Score, list[Action]]:
         """Train a model, which must have the teacher's inputs and outputs.
 
         Returns the trained model, its score on the selection samples, and the decisions that repeat the training.
@@ -75,15 +75,15 @@ class CandidateTrainer:
         settings = TrainingSettings(
             from_scratch=True, progressive_resizing=True, features="none", loss="none" if labels_only else "mse",
             labels_weight=1.0 if labels_only else 0.0, lr=_learning_rate(model), evaluations=_EVALUATIONS,
-            threads=cores(), seed=self.seed, precision=mode.precision, layout=mode.layout,
+            threads=available_cores(), seed=self.seed, precision=mode.precision, layout=mode.layout,
         )  # fmt: skip
-        done = taught(
-            Couple(student, teacher, Source(), cache=self.cache),
-            Wish(settings, seconds=seconds),
+        done = run_distillation(
+            TeacherStudentPair(student, teacher, Source(), cache=self.cache),
+            DistillSettings(settings, seconds=seconds),
             self.judge,
             progress=progress,
         )
-        return done.model, self.judge.score(to_bytes(done.model)), done.decisions
+        return done.model, self.judge.score(to_bytes(done.model)), done.actions
 
     def fastest_exec_mode(self, model: ir.Model) -> tuple[ExecMode, float]:
         """The fastest execution mode for training the model, and its seconds per sample without the teacher."""
@@ -93,13 +93,13 @@ class CandidateTrainer:
         if key not in self._exec_modes:
             batches = self.data.take(_THROUGHPUT_BATCH).batches(_THROUGHPUT_BATCH)
             batch = max((b.inputs for b in batches), key=lambda b: len(next(iter(b.values()))))
-            self._exec_modes[key] = fastest_exec_mode(model, batch, cores())
+            self._exec_modes[key] = fastest_exec_mode(model, batch, available_cores())
         return self._exec_modes[key]
 
-    def repeat(self, model: ir.Model, trainings: Sequence[Decision]) -> ir.Model:
+    def repeat(self, model: ir.Model, trainings: Sequence[Action]) -> ir.Model:
         """The model after trainings that were recorded before: the same weights."""
         evidence = evidence_for(model, self.data, self.machine, self.seed, self.teacher or model)
-        return DISTILL.apply(evidence.model, trainings, evidence).model
+        return DISTILL.apply(evidence, trainings).model
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Trainee:
     costs: tuple[float, ...]
     level: int = 0
     score: Score | None = None
-    trainings: list[Decision] = field(default_factory=list)
+    trainings: list[Action] = field(default_factory=list)
     seconds: float = 0.0
     failed: EnvironmentProblem | None = None
 
@@ -243,5 +243,4 @@ def _loss(trainee: Trainee) -> float:
 def fold_for_inference(model: ir.Model, data: Dataset, machine: Machine) -> ir.Model:
     """The model with what only training needs (batch normalization) folded into the weights."""
     evidence = evidence_for(model, data, machine)
-    decisions = [o.decision for o in REDUCE.options(model, evidence)]
-    return REDUCE.apply(evidence.model, decisions, evidence).model
+    return reduce(evidence, REDUCTIONS)[0]

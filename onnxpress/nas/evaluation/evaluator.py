@@ -19,8 +19,8 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset, Splits, open_dataset
 from onnxpress.errors import EnvironmentProblem, InputProblem
-from onnxpress.measure.cache import key_of
-from onnxpress.measure.score import Judge
+from onnxpress.measure.cache import cache_key
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import model_hash
 from onnxpress.model.signature import signature
 from onnxpress.model.structural_hash import structural_hash
@@ -66,7 +66,7 @@ class Evaluator:
         self.build = load_space(request.space)
         if not use_teacher and not splits.calibrate.labelled:
             raise InputProblem("no training target", "`data`", "no teacher and no labels", "give `teacher` or labels")
-        judge = Judge(reference, splits.select, "selection samples")
+        judge = Scorer(reference, splits.select, "selection samples")
         if not use_teacher and not judge.labelled:
             raise InputProblem("labels are no class indices", "`data`", "there is no teacher", "give `teacher`")
         self.data = with_free_batch(splits.calibrate)
@@ -88,7 +88,7 @@ class Evaluator:
         r = self.request
         values = (r.proxy, r.strategy, r.seed, r.latency, r.size, r.memory, r.proxy_train_time)
         own = [str(v) for v in (*values, self.trainer.teacher is None, *r.aims)]
-        return f"nas {r.space} {key_of(*self.hashes.values(), *own)[:12]}"
+        return f"nas {r.space} {cache_key(*self.hashes.values(), *own)[:12]}"
 
     # one candidate
 
@@ -160,7 +160,7 @@ class Evaluator:
 def _hash_of(name: str) -> str:
     """Hash of the file in FILE or FILE.py:function, or of the name itself."""
     file = Path(name.rpartition(":")[0] or name)
-    return key_of(file.read_text() if file.is_file() else name)
+    return cache_key(file.read_text() if file.is_file() else name)
 
 
 def trial_builder(

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from onnxpress.model import read
 from onnxpress.nas.evaluation.costs import declared_shapes
 from onnxpress.runtime.session import trace
-from onnxpress.runtime.unit_latency import UnitTimes, units
+from onnxpress.runtime.unit_latency import UnitLatencies, fused_units
 
 _MIN_OBSERVATIONS = 12  # timed candidates, before latency is predicted
 _RECENT = 48  # observations whose errors give the uncertainty
@@ -32,7 +32,7 @@ class LatencyPredictor:
     observations: sums by kind of unit, and seconds, of measured candidates.
     """
 
-    times: UnitTimes = field(default_factory=UnitTimes)
+    times: UnitLatencies = field(default_factory=UnitLatencies)
     observations: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def sums(self, model: ir.Model, sample: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -40,7 +40,7 @@ class LatencyPredictor:
         sizes = declared_shapes(model, sample) or trace(model, sample)
         total = np.zeros(_KINDS)
         total[0] = _RUN_SECONDS
-        for nodes in units(model):
+        for nodes in fused_units(model):
             total[_kind(nodes[0])] += self.times.seconds(model, nodes, sizes)
         return total
 

@@ -1,4 +1,4 @@
-"""Search inside a model: each place of it is kept or replaced, with the lowest loss increase for a target speed-up.
+"""Search section_holds a model: each place of it is kept or replaced, with the lowest loss increase for a target speed-up.
 
 The model is cut where all computation passes through one value.  Each place has cheaper replacements, which are made in
 closed form (`replacements`), measured (`replacement_survey`) and allocated for the latency to save
@@ -21,12 +21,12 @@ from onnxpress.nas.in_model.replacement_allocation import ReplacementAllocation,
 from onnxpress.nas.in_model.replacement_survey import ReplacementEvaluator, survey
 from onnxpress.nas.in_model.replacements import Replacement, plan_steps
 from onnxpress.plan.candidate_store import Candidate
-from onnxpress.plan.plan import Step
+from onnxpress.plan.plan import PlanStep
 from onnxpress.search import candidate_training
-from onnxpress.search.candidate_factory import Sketch
-from onnxpress.search.finalists import Outcome
+from onnxpress.search.candidate_factory import UnrepairedCandidate
+from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
-from onnxpress.search.request import Request
+from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Search
 from onnxpress.train.progress import Progress
 
@@ -47,12 +47,12 @@ _MAX_TRAINED = 2
 def in_model_search(
     model: str | Path | ir.Model,
     data: Dataset | Splits,
-    request: Request,
+    request: OptimizeOptions,
     output: str | Path | None = None,
     run: str | Path | None = None,
     progress: Progress | None = None,
-) -> Outcome:
-    """Search inside a model; the request, the plan and the record of the run are those of `optimize`.
+) -> OptimizeResult:
+    """Search section_holds a model; the request, the plan and the record of the run are those of `optimize`.
 
     model: the model or its file.
     data: the samples.
@@ -77,7 +77,7 @@ def train(search: Search, seconds: float, progress: Progress) -> None:
     replaced = [c for c in search.found if c.name.startswith(_NAME_PREFIX) and not c.name.endswith("+ int8")]
     students = sorted(replaced, key=lambda c: (c.score.drop, c.score.nmse))[:_MAX_TRAINED]
     for number, student in enumerate(students):
-        part = candidate_training.told_within(progress, number, len(students))
+        part = candidate_training.sub_progress(progress, number, len(students))
         candidate_training.teach(search, student, seconds / len(students), part)
 
 
@@ -165,7 +165,7 @@ class _SpeedTarget:
         shop = self.search.shop
         model = self.evaluator.apply(allocation.replaced)
         evidence = partial(evidence_for, model, self.evaluator.small.samples(), shop.machine, shop.seed)
-        return 1 / shop.pace(f"{names}, int8 {self.int8_gain > 1}", Sketch(0, evidence), chosen)
+        return 1 / shop.pace(f"{names}, int8 {self.int8_gain > 1}", UnrepairedCandidate(0, evidence), chosen)
 
     def next_saving(self, allocation: ReplacementAllocation, speedup: float) -> float:
         """Seconds to save next, given the measured speed-up of an allocation."""
@@ -207,7 +207,7 @@ def _allocate_for_target(target: _SpeedTarget, name: str, interval: tuple[float,
 def _build_candidate(target: _SpeedTarget, name: str, replaced: Sequence[Replacement]) -> Candidate:
     """The model with replacements, all layers refitted to the original's; in int8 where int8 contributes."""
     search = target.search
-    plan = [*plan_steps(replaced), Step("distill", (_CLOSED_FORM,))]
+    plan = [*plan_steps(replaced), PlanStep("distill", (_CLOSED_FORM,))]
     candidate = search.keep(search.shop.changed(name, plan, [r.name for r in replaced]))
     if target.int8_gain == 1:
         return candidate

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxpress.nas.in_model.replacement_survey import PlaceOption
 from onnxpress.nas.in_model.replacements import Replacement
-from onnxpress.passes.core.knapsack import choose
+from onnxpress.passes.core.knapsack import multiple_choice_knapsack
 
 # exponents of the loss increases in the first tries: small ones are larger together than alone
 _INITIAL_POWERS = (1.0, 0.5)
@@ -105,7 +105,9 @@ class ReplacementAllocator:
 
     def _solve(self, losses: Sequence[np.ndarray], saving: float) -> tuple[int, ...] | None:
         """Solve the knapsack."""
-        found = choose([x.tolist() for x in losses], [[-o.saved for o in some] for some in self.options], -saving)
+        found = multiple_choice_knapsack(
+            [x.tolist() for x in losses], [[-o.saved for o in some] for some in self.options], -saving
+        )
         return None if found is None else tuple(found)
 
     def _loss_increase(self, selection: tuple[int, ...]) -> float:

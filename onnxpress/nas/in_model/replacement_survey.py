@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import submodels
 from onnxpress.model.cut_points import Section, sections
@@ -84,14 +84,14 @@ class ReplacementEvaluator:
         count = min(_REFIT_SAMPLES, max(1, len(data) // 2))
         self.small = evidence_for(base.model, data.take(count), base.machine, base.seed)
         rest = data.select(range(count, min(len(data), count + _LOSS_SAMPLES))) if len(data) > count else data
-        self.judge = Judge(base.model, rest)
+        self.judge = Scorer(base.model, rest)
         self.time_fractions: dict[tuple[str, ...], float] = {}  # of the place's time, by structures
 
     def apply(self, replacements: Sequence[Replacement]) -> ir.Model:
         """The model with replacements, refitted on few samples."""
         evidence = self.small
         for step in plan_steps(replacements, LOCAL):
-            model = take_step(step, evidence, evidence.model).model
+            model = take_step(step, evidence).model
             evidence = evidence_for(model, self.small.samples(), self.base.machine, self.base.seed)
         return evidence.model
 
@@ -176,7 +176,7 @@ def _faster_replacements(
     forms = {"": submodels.between(base.model, section.source, section.output)}
     for replacement in replacements:
         try:
-            whole = take_step(replacement.step("none"), evaluator.small, base.model).model
+            whole = take_step(replacement.step("none"), evaluator.small).model
             output = output_name(base, whole, section, replacement)
             forms[replacement.name] = submodels.between(whole, section.source, output)
         except _FAILURES:  # this replacement is not possible; others may be

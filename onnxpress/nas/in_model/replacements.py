@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.model.channels.groups import Group
-from onnxpress.model.cut_points import Section, inside
-from onnxpress.passes.core.contract import Decision, Option
+from onnxpress.model.channels.groups import ChannelGroup
+from onnxpress.model.cut_points import Section, section_holds
+from onnxpress.passes.core.contract import Action, Proposal, proposals
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.passes.structure.attention import ATTENTION
 from onnxpress.passes.structure.depth import DEPTH, LOCAL, removable
 from onnxpress.passes.structure.kernels import KERNELS
 from onnxpress.passes.structure.lowrank import LOWRANK
-from onnxpress.plan.plan import Step
+from onnxpress.plan.plan import PlanStep
 
 PASS_ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
 _KEPT_FRACTIONS = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
@@ -37,19 +37,19 @@ class Replacement:
 
     name: str
     pass_name: str
-    decisions: tuple[Decision, ...]
+    decisions: tuple[Action, ...]
 
-    def step(self, repair: str = LOCAL) -> Step:
+    def step(self, repair: str = LOCAL) -> PlanStep:
         """The replacement as a plan step; refitted locally where the pass supports it, which is fast."""
-        return Step(self.pass_name, (*self.decisions, {"repair": _repair_of(self.pass_name, repair)}))
+        return PlanStep(self.pass_name, (*self.decisions, {"refit": _repair_of(self.pass_name, repair)}))
 
 
 def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
     """The replacements of each section."""
-    narrow = PRUNE.options(evidence.model, evidence)
-    factored = LOWRANK.options(evidence.model, evidence)
-    kernels = KERNELS.options(evidence.model, evidence)
-    attentions = ATTENTION.options(evidence.model, evidence)
+    narrow = proposals(PRUNE, evidence)
+    factored = proposals(LOWRANK, evidence)
+    kernels = proposals(KERNELS, evidence)
+    attentions = proposals(ATTENTION, evidence)
     return [
         [
             *_blocks(evidence, section),
@@ -62,13 +62,13 @@ def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[l
     ]
 
 
-def plan_steps(chosen: Sequence[Replacement], repair: str = LEAST_SQUARES) -> list[Step]:
+def plan_steps(chosen: Sequence[Replacement], repair: str = LEAST_SQUARES) -> list[PlanStep]:
     """The replacements as steps of one plan.  repair: LEAST_SQUARES, LOCAL or "none"."""
     made = []
     for name in PASS_ORDER:
         decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
         if decisions:
-            made.append(Step(name, (*decisions, {"repair": _repair_of(name, repair)})))
+            made.append(PlanStep(name, (*decisions, {"refit": _repair_of(name, repair)})))
     return made
 
 
@@ -79,7 +79,7 @@ def _repair_of(pass_name: str, repair: str) -> str:
 
 def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
     """Removal of each block of the section, the largest first."""
-    mine = [b for b in removable(evidence)[0] if b.nodes and inside(b.nodes, section)]
+    mine = [b for b in removable(evidence)[0] if b.nodes and section_holds(b.nodes, section)]
     seen: set[frozenset[str]] = set()
     for block in sorted(mine, key=lambda b: -b.macs):
         if block.nodes not in seen:
@@ -89,10 +89,10 @@ def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
 
 def shared_width_replacements(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
     """Replacements of each width that several sections share, with the range from the first to the last of them."""
-    options = PRUNE.options(evidence.model, evidence)
+    options = proposals(PRUNE, evidence)
     made = []
     for group in evidence.channels.groups:
-        nodes = {p.node for p in group.places}
+        nodes = {p.node for p in group.slices}
         touched = [i for i, s in enumerate(found) if nodes & s.nodes]
         if len(touched) < 2:
             continue
@@ -105,16 +105,16 @@ def shared_width_replacements(evidence: Evidence, found: Sequence[Section]) -> l
     return made
 
 
-def _narrower(evidence: Evidence, section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+def _narrower(evidence: Evidence, section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
     """All internal widths at a fraction; and fewer attention heads, or groups, which are slices of several axes."""
-    groups = [g for g in evidence.channels.groups if g.hidden and inside({p.node for p in g.places}, section)]
+    groups = [g for g in evidence.channels.groups if g.internal and section_holds({p.node for p in g.slices}, section)]
     yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
     sliced = [g for g in groups if g.sliced]
     largest = max((g.block for g in sliced), default=0)
     yield from _at_shares([g for g in sliced if g.block == largest], options, "of the heads")
 
 
-def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) -> Iterator[Replacement]:
+def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Proposal], what: str) -> Iterator[Replacement]:
     """All groups at a fraction of their width, rounded to widths that are fast on this CPU."""
     seen = set()
     for share in _KEPT_FRACTIONS:
@@ -123,7 +123,7 @@ def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) ->
             able = [o for o in options if o.unit == group.name]
             if able:
                 decisions.append(
-                    min(able, key=lambda o: abs(group.size - len(o.decision["remove"]) - share * group.size)).decision
+                    min(able, key=lambda o: abs(group.size - len(o.action["remove"]) - share * group.size)).action
                 )
         key = str(decisions)
         if decisions and key not in seen:
@@ -131,22 +131,22 @@ def _at_shares(groups: Sequence[Group], options: Sequence[Option], what: str) ->
             yield Replacement(f"{share:.0%} {what}", PRUNE.name, tuple(decisions))
 
 
-def _kernels(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+def _kernels(section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
     """Smaller and separable kernels."""
     for form in ("smaller", "separable"):
-        mine = [o for o in options if o.unit in section.nodes and o.decision["form"] == form]
+        mine = [o for o in options if o.unit in section.nodes and o.action["form"] == form]
         if mine:
-            yield Replacement(f"{form} kernels", KERNELS.name, tuple(o.decision for o in mine))
+            yield Replacement(f"{form} kernels", KERNELS.name, tuple(o.action for o in mine))
 
 
-def _linear(section: Section, options: Sequence[Option]) -> Iterator[Replacement]:
+def _linear(section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
     """Attention of linear cost."""
     mine = [o for o in options if o.unit in section.nodes]
     if mine:
-        yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.decision for o in mine))
+        yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.action for o in mine))
 
 
-def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -> Iterator[Replacement]:
+def _factored(section: Section, options: Sequence[Proposal], evidence: Evidence) -> Iterator[Replacement]:
     """Each layer at a fraction of its MACs, in the form with the lowest loss increase."""
     mine = [o for o in options if o.unit in section.nodes]
     seen = set()
@@ -155,14 +155,14 @@ def _factored(section: Section, options: Sequence[Option], evidence: Evidence) -
         for unit in dict.fromkeys(o.unit for o in mine):
             able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _layer_macs(o, evidence)]
             if able:
-                decisions.append(min(able, key=lambda o: o.harm).decision)
+                decisions.append(min(able, key=lambda o: o.loss).action)
         key = str(decisions)
         if decisions and key not in seen:
             seen.add(key)
             yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(decisions))
 
 
-def _layer_macs(option: Option, evidence: Evidence) -> float:
+def _layer_macs(option: Proposal, evidence: Evidence) -> float:
     """Multiply-accumulates of the layer of an option."""
     from onnxpress.model.counts import node_macs
 

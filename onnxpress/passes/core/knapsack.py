@@ -1,7 +1,7 @@
-"""Multiple choice under a budget: of every set exactly one option, least harm in all, and the costs within the budget.
+"""Multiple-choice knapsack: one option per set, minimal total loss, total cost within a budget.
 
-Dynamic programming over the budget in small parts: the same answer every time, and no solver that writes to the terminal (HiGHS, through
-scipy, does now and then).
+Solved by dynamic programming over a discretized budget. The result is deterministic, and no solver writes to the
+terminal (HiGHS, through scipy, occasionally does).
 """
 
 from __future__ import annotations
@@ -10,41 +10,53 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_WORK = 2**24  # parts times options, about
-_FEWEST, _MOST = 2**14, 2**20  # parts
+_TABLE_CELLS = 2**24  # approximate size of the table: budget steps times options
+_MIN_STEPS, _MAX_STEPS = 2**14, 2**20  # number of steps that the budget is divided into
 
 
-def choose(harms: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float) -> list[int] | None:
-    """For every set the number of its option; None where even the cheapest options exceed the budget.
+def multiple_choice_knapsack(
+    losses: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float
+) -> list[int] | None:
+    """Choose one option per set that minimizes the total loss within a budget.
 
-    harms, costs: of the options of each set, in equal order (finite).  The choice is as good as the best within the budget, and exceeds
-    it by a part a set at most.
+    Args:
+        losses: for each set the finite loss of each option.
+        costs: for each set the finite cost of each option, in the same order and in the unit of `budget`.
+        budget: maximum total cost.
+
+    Returns:
+        The index of the chosen option for each set, or None where even the cheapest options exceed the budget. The
+        total loss is at most that of the optimum; the budget is exceeded by at most one discretization step per set.
+
+    Source: Kellerer, Pferschy and Pisinger, Knapsack Problems (2004), chapter 11.
     """
-    if not harms:
+    if not losses:
         return []
     cheapest = [int(np.argmin(c)) for c in costs]
-    spare = budget - sum(c[i] for c, i in zip(costs, cheapest, strict=True))
-    if spare < 0:
+    slack = budget - sum(c[i] for c, i in zip(costs, cheapest, strict=True))
+    if slack < 0:
         return None
-    parts = int(np.clip(_WORK // sum(len(h) for h in harms), _FEWEST, _MOST))
-    unit = max(spare / parts, 1e-12 * max(abs(budget), 1e-12))
-    # What an option costs more than the cheapest, rounded up; a part a set makes up for that.
-    more = [np.ceil((np.asarray(c, float) - min(c)) / unit).clip(max=2.0 * _MOST).astype(np.int64) for c in costs]
-    last = parts + len(harms)
-    least = np.zeros(last + 1)  # harm of the sets so far, by the parts that are spent at most
+    steps = int(np.clip(_TABLE_CELLS // sum(len(h) for h in losses), _MIN_STEPS, _MAX_STEPS))
+    cell = max(slack / steps, 1e-12 * max(abs(budget), 1e-12))
+    # Cost above the cheapest option in steps, rounded up; one extra step per set compensates for the rounding.
+    extra_costs = [
+        np.ceil((np.asarray(c, float) - min(c)) / cell).clip(max=2.0 * _MAX_STEPS).astype(np.int64) for c in costs
+    ]
+    capacity = steps + len(losses)
+    best_loss = np.zeros(capacity + 1)  # [capacity + 1]: loss of the sets so far, by the steps spent
     picks: list[np.ndarray] = []
-    for harm, extra in zip(harms, more, strict=True):
-        found, pick = np.full(last + 1, np.inf), np.zeros(last + 1, np.int16)
-        for number, (own, taken) in enumerate(zip(harm, extra.tolist(), strict=True)):
-            if taken > last:
+    for loss, extra_cost in zip(losses, extra_costs, strict=True):
+        new_loss, pick = np.full(capacity + 1, np.inf), np.zeros(capacity + 1, np.int16)
+        for option, (option_loss, spent) in enumerate(zip(loss, extra_cost.tolist(), strict=True)):
+            if spent > capacity:
                 continue
-            with_it = least[: last + 1 - taken] + own
-            better = with_it < found[taken:]
-            found[taken:][better], pick[taken:][better] = with_it[better], number
-        least = found
+            total = best_loss[: capacity + 1 - spent] + option_loss
+            better = total < new_loss[spent:]
+            new_loss[spent:][better], pick[spent:][better] = total[better], option
+        best_loss = new_loss
         picks.append(pick)
-    chosen, left = [], last
-    for pick, extra in zip(reversed(picks), reversed(more), strict=True):
-        chosen.append(int(pick[left]))
-        left -= int(extra[chosen[-1]])
+    chosen, remaining = [], capacity
+    for pick, extra_cost in zip(reversed(picks), reversed(extra_costs), strict=True):
+        chosen.append(int(pick[remaining]))
+        remaining -= int(extra_cost[chosen[-1]])
     return chosen[::-1]

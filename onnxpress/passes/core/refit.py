@@ -1,12 +1,17 @@
-"""Least-squares repair: the survivors' weights are refitted so that outputs are what they were.
+"""Least-squares refit of layers whose inputs have changed, so that they reproduce the outputs of the original model.
 
-Layers are visited in topological order.  Inputs come from the model as pruned and repaired so far, targets from the
-original, so each layer also corrects the error accumulated in front of it.  The last layer before a residual Add aims
-at the sum: its target is the original sum less the pruned shortcut, which corrects the shortcut too.
+Layers are visited in topological order. Inputs come from the changed model as refitted so far, targets from the
+original, so that each layer also corrects the error accumulated in front of it. The last layer before a residual Add
+is fitted to the sum: its target is the original sum minus the shortcut of the changed model, which corrects the
+shortcut as well.
 
-W* = (R + lam W_S)(C + lam I)^-1 shrinks towards the surviving original weights W_S.  lam, and how much of the
-shortcut's error to aim at, are chosen on held-out batches, together with the fallback of keeping W_S and moving only the
-bias, so that few samples cannot overfit.
+W* = (R + lambda W_S)(C + lambda I)^-1 shrinks towards the remaining original weights W_S, where C [K, K] is the second
+moment of the inputs and R [M, K] the cross moment of targets and inputs. lambda and the share of the shortcut's error
+in the target are chosen on held-out batches. Keeping W_S and refitting only the bias is one of the choices, which
+limits overfitting on few samples.
+
+Source: He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks (2017), for the reconstruction of
+layer outputs by least squares.
 """
 
 from __future__ import annotations
@@ -22,19 +27,27 @@ import scipy.linalg
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, stream
 from onnxpress.measure.gram import WIDE, Moments, fit_moments
-from onnxpress.measure.linear import Linear, linear, set_linear
+from onnxpress.measure.linear import LinearLayer, linear, set_linear
 from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, Removal
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-SHARES = (0.0, 0.5, 1.0)
-Kept = Callable[[str], np.ndarray | None]
-_HOLD_EVERY = 4  # every fourth batch judges the ridge
+SHORTCUT_SHARES = (0.0, 0.5, 1.0)
+KeptChannels = Callable[[str], np.ndarray | None]
+_HOLDOUT_EVERY = 4  # every fourth batch is held out to choose the ridge
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What one layer's repair did: held-out relative error before (slice + bias) and after, and the ridge chosen."""
+class RefitResult:
+    """Result of refitting one layer.
+
+    Attributes:
+        node: name of the layer.
+        before: relative squared error on held-out samples with the remaining original weights and the optimal bias.
+        after: relative squared error on held-out samples after the refit.
+        ridge: chosen regularization relative to the mean diagonal of C; None where the weights were kept.
+        share: share of the shortcut's error in the target, 0 to 1.
+    """
 
     node: str
     before: float
@@ -44,10 +57,14 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where a layer's wished output comes from: `output` in the original, less `shortcut` in the changed model.
+class RefitTarget:
+    """Where the target values of a layer come from.
 
-    own: the value of the original that is the layer's alone; adder: the Add that holds the bias of a MatMul.
+    Attributes:
+        own: name of the value of the original model that corresponds to the layer's own output.
+        output: name of the value of the original model that is the target: `own`, or the residual sum behind it.
+        shortcut: name of the value of the changed model that is subtracted from `output`; None without a residual Add.
+        adder: the Add that holds the bias of a MatMul; None where the layer has its own bias or none.
     """
 
     own: str
@@ -56,89 +73,109 @@ class Target:
     adder: ir.Node | None = None
 
 
-def repair(original: Evidence, pruned: ir.Model, channels: Channels, removal: Removal) -> list[Fit]:
-    """Refit in place every linear layer of `pruned` that reads removed channels.
+def refit_readers(original: Evidence, pruned: ir.Model, channels: Channels, removal: Removal) -> list[RefitResult]:
+    """Refit in place every linear layer of a pruned model that reads removed channels.
 
-    (Refitting those behind as well gained nothing on held-out data: their inputs keep all their channels.)
+    Layers further behind are not refitted: their inputs keep all channels, and refitting them gave no gain on held-out
+    data.
+
+    Args:
+        original: evidence of the original model.
+        pruned: the model without the removed channels; changed in place.
+        channels: the channel groups of the original model.
+        removal: for each group name the indices of the removed channels.
+
+    Returns:
+        One result per refitted layer.
     """
-    touched = {p.node for name in removal for p in channels.group(name).readers}
-    return refit(original, pruned, touched, lambda name: channels.kept(name, removal))
+    readers = {p.node for name in removal for p in channels.group(name).readers}
+    return refit_layers(original, pruned, readers, lambda name: channels.kept(name, removal))
 
 
-def refit(
+def refit_layers(
     original: Evidence,
     changed: ir.Model,
     names: Collection[str],
-    kept: Kept | None = None,
+    kept: KeptChannels | None = None,
     roles: Mapping[str, str] | None = None,
-) -> list[Fit]:
-    """Refit in place the named nodes of a changed model, in its order: linear layers by least squares, BatchNormalization
-    by the statistics of its output.
+) -> list[RefitResult]:
+    """Refit in place the named nodes of a changed model, in topological order.
 
-    kept: for a value of the original the positions of its channel axis that the changed model has left (None: all);
-    roles: for a value of the changed model the value of the original whose part it is to play, where that is another.
+    Linear layers are refitted by least squares, BatchNormalization by the mean and variance of its output. Layers too
+    wide for a Gram matrix get a new bias only.
+
+    Args:
+        original: evidence of the original model, with samples.
+        changed: the model to refit; changed in place.
+        names: names of the nodes to refit.
+        kept: for the name of a value of the original model the positions of its channel axis that the changed model
+            still has; None for all of them.
+        roles: maps a value of the changed model to the value of the original model that it replaces, where the names
+            differ.
+
+    Returns:
+        One result per layer refitted by least squares.
     """
-    fits: list[Fit] = []
+    results: list[RefitResult] = []
     done: set[int] = set()
     for node in list(changed.graph):
         if node.name not in names or id(node) in done:
             continue
         if node.op_type == "BatchNormalization":
-            _match_statistics(original, changed, node)
+            _refit_batchnorm(original, changed, node)
             continue
         layer = linear(node)
         if layer is None:
             continue
         if layer.weight.shape[1] > WIDE:
-            _shift_bias(original, changed, node, layer)
+            _refit_bias(original, changed, node, layer)
             continue
-        twins = _twins(node)
-        done |= {id(n) for n in twins}
-        wishes = [(n, target_of(n, original, kept or (lambda _: None), roles or {})) for n in twins]
-        fit = _repair_layer(original, changed, kept or (lambda _: None), wishes)
-        if fit is not None:
-            fits.append(fit)
-    return fits
+        nodes = _layers_sharing_weight(node)
+        done |= {id(n) for n in nodes}
+        targets = [(n, refit_target(n, original, kept or (lambda _: None), roles or {})) for n in nodes]
+        result = _refit_layer(original, changed, kept or (lambda _: None), targets)
+        if result is not None:
+            results.append(result)
+    return results
 
 
-def _twins(node: ir.Node) -> list[ir.Node]:
-    """The layers of one shared weight (and bias), in the graph's order, which are refitted as one; the node alone where it
-    shares none, or not both."""
+def _layers_sharing_weight(node: ir.Node) -> list[ir.Node]:
+    """The layers that share one weight and bias, in graph order; only the node itself where not both are shared."""
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     assert weight is not None
     users = [u.node for u in weight.uses() if u.idx == 1 and u.node.op_type == node.op_type]
-    alike = [n for n in users if (n.inputs[2] if len(n.inputs) > 2 else None) is bias and linear(n) is not None]
-    shared = len(alike) == len(weight.uses()) and (bias is None or len(bias.uses()) == len(alike))
-    return alike if shared else [node]
+    same = [n for n in users if (n.inputs[2] if len(n.inputs) > 2 else None) is bias and linear(n) is not None]
+    all_shared = len(same) == len(weight.uses()) and (bias is None or len(bias.uses()) == len(same))
+    return same if all_shared else [node]
 
 
-def _shift_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: Linear) -> None:
-    """For a layer too wide to refit: the mean error of each output goes into the bias."""
+def _refit_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: LinearLayer) -> None:
+    """Add the mean error of each output to the bias of a layer that is too wide for a least-squares refit."""
     if layer.bias is None:
         return
     data = original.samples()
     batch = original.batch_for([layer.output])
     axis = 1 if node.op_type == "Conv" else -1
     total, count = np.zeros(len(layer.weight)), 0
-    for now, then in _both(pruned, [layer.output], original.model, [layer.output], data, batch):
-        gap = then[layer.output], now[layer.output]
-        if gap[0].shape != gap[1].shape:
+    for now, then in _paired_activations(pruned, [layer.output], original.model, [layer.output], data, batch):
+        wanted, actual = then[layer.output], now[layer.output]
+        if wanted.shape != actual.shape:
             return
-        rows = np.moveaxis(gap[0] - gap[1], axis, -1).reshape(-1, len(total))
+        rows = np.moveaxis(wanted - actual, axis, -1).reshape(-1, len(total))
         total += rows.sum(axis=0, dtype=np.float64)
         count += len(rows)
     set_linear(pruned, node, layer.weight, layer.bias + total / max(count, 1))
 
 
-def _match_statistics(original: Evidence, changed: ir.Model, node: ir.Node) -> None:
-    """Give each channel of a BatchNormalization's output the mean and deviation it has in the original."""
+def _refit_batchnorm(original: Evidence, changed: ir.Model, node: ir.Node) -> None:
+    """Give each output channel of a BatchNormalization the mean and standard deviation it has in the original model."""
     scale, shift = (read.constant(node.inputs[i]) for i in (1, 2))
     output = node.outputs[0].name or ""
     if scale is None or shift is None or output not in original.trace.shapes:
         return
-    sums = np.zeros((2, 2, len(scale)))  # now, then; sum, sum of squares; channel
+    sums = np.zeros((2, 2, len(scale)))  # [changed and original, sum and sum of squares, channel]
     count = 0
-    for now, then in _both(
+    for now, then in _paired_activations(
         changed, [output], original.model, [output], original.samples(), original.batch_for([output])
     ):
         for part, values in zip(sums, (now[output], then[output]), strict=True):
@@ -148,48 +185,58 @@ def _match_statistics(original: Evidence, changed: ir.Model, node: ir.Node) -> N
             part += rows.sum(axis=0), (rows * rows).sum(axis=0)
         count += len(rows)
     means = sums[:, 0] / max(count, 1)
-    spreads = np.sqrt(np.maximum(sums[:, 1] / max(count, 1) - means**2, 0))
-    ratio = np.where(spreads[0] > 1e-6 * spreads[0].max() + 1e-12, spreads[1] / np.maximum(spreads[0], 1e-12), 1.0)
+    deviations = np.sqrt(np.maximum(sums[:, 1] / max(count, 1) - means**2, 0))
+    ratio = np.where(
+        deviations[0] > 1e-6 * deviations[0].max() + 1e-12, deviations[1] / np.maximum(deviations[0], 1e-12), 1.0
+    )
     edit.set_input(changed, node, 1, (scale * ratio).astype(scale.dtype), f"{node.name}_scale")
     moved = (shift - means[0]) * ratio + means[1]
     edit.set_input(changed, node, 2, moved.astype(shift.dtype), f"{node.name}_shift")
 
 
-def target_of(node: ir.Node, original: Evidence, kept: Kept, roles: Mapping[str, str]) -> Target:
-    """What a layer of a changed model should aim at: the sum where it ends in a residual Add, else its own output.
+def refit_target(node: ir.Node, original: Evidence, kept: KeptChannels, roles: Mapping[str, str]) -> RefitTarget:
+    """Determine the target of a layer of a changed model: a residual sum where it ends in one, else its own output.
 
-    Between a layer and the Add may stand the bias of a MatMul and, for rows, a Reshape that keeps the last axis.
+    A bias Add of a MatMul and a Reshape that keeps the last axis may stand between the layer and the residual Add.
+
+    Args:
+        node: the layer in the changed model.
+        original: evidence of the original model.
+        kept: as in `refit_layers`.
+        roles: as in `refit_layers`.
     """
     shapes = original.trace.shapes
     output = node.outputs[0]
     adder = None
     end = output
-    while (following := _behind(node, end, shapes, adder is None)) is not None:
+    while (following := _bias_add_or_reshape(node, end, shapes, adder is None)) is not None:
         if following.op_type == "Add":
             adder = following
         end = following.outputs[0]
     if (kept(end.name or "") is None) != (kept(output.name or "") is None):
-        end, adder = output, None  # the channels of what lies behind are not known
+        end, adder = output, None  # the remaining channels of the values behind are not known
     own = roles.get(end.name or "", end.name or "")
-    use = _only_use(end)
+    use = _single_use(end)
     if use is not None and use[0].op_type == "Add":
         add, other = use[0], use[0].inputs[1 - use[1]]
         total = add.outputs[0].name or ""
-        plain = shapes.get(end.name or "") == shapes.get(total)  # a broadcast sum is no target
-        if plain and other is not None and other is not end and read.constant(other) is None:
-            return Target(own, roles.get(total, total), other.name, adder)
-    return Target(own, own, None, adder)
+        same_shape = shapes.get(end.name or "") == shapes.get(total)  # a broadcast sum cannot be a target
+        if same_shape and other is not None and other is not end and read.constant(other) is None:
+            return RefitTarget(own, roles.get(total, total), other.name, adder)
+    return RefitTarget(own, own, None, adder)
 
 
-def _only_use(value: ir.Value) -> tuple[ir.Node, int] | None:
-    """The one node that reads a value, and at which input."""
+def _single_use(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """The only node that reads a value and the index of that input; None for graph outputs and several readers."""
     uses = list(value.uses())
     return (uses[0].node, uses[0].idx) if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _behind(node: ir.Node, value: ir.Value, shapes: Mapping[str, tuple[int, ...]], free: bool) -> ir.Node | None:
-    """The node behind a Gemm's or MatMul's value that only adds its bias (if it is `free` of one) or regroups its rows."""
-    use = _only_use(value)
+def _bias_add_or_reshape(
+    node: ir.Node, value: ir.Value, shapes: Mapping[str, tuple[int, ...]], bias_allowed: bool
+) -> ir.Node | None:
+    """The bias Add (if `bias_allowed`) or row-regrouping Reshape directly behind the value of a Gemm or MatMul."""
+    use = _single_use(value)
     if use is None or node.op_type == "Conv" or not read.standard(use[0]):
         return None
     user, place = use
@@ -198,29 +245,29 @@ def _behind(node: ir.Node, value: ir.Value, shapes: Mapping[str, tuple[int, ...]
         return None
     if user.op_type == "Reshape" and place == 0 and np.prod(before) == np.prod(after):
         return user
-    if user.op_type == "Add" and node.op_type == "MatMul" and free and before == after:
+    if user.op_type == "Add" and node.op_type == "MatMul" and bias_allowed and before == after:
         other = read.constant(user.inputs[1 - place])
         return user if other is not None and other.shape == (before[-1],) else None
     return None
 
 
-def _repair_layer(
+def _refit_layer(
     original: Evidence,
     pruned: ir.Model,
-    kept: Kept,
-    wishes: Sequence[tuple[ir.Node, Target]],
-) -> Fit | None:
-    """One layer, or all that share its weight."""
-    node, target = wishes[0]
+    kept: KeptChannels,
+    targets: Sequence[tuple[ir.Node, RefitTarget]],
+) -> RefitResult | None:
+    """Refit one layer, or all layers that share its weight."""
+    node, target = targets[0]
     layer = linear(node)
     assert layer is not None
-    parts = [_moments(original, pruned, kept, n, t) for n, t in wishes]
-    known = [p for p in parts if p is not None]
-    if len(known) < len(parts):
+    collected = [_collect_moments(original, pruned, kept, n, t) for n, t in targets]
+    known = [p for p in collected if p is not None]
+    if len(known) < len(collected):
         return None
-    fit, hold = (functools.reduce(_Sums.__add__, side) for side in zip(*known, strict=True))
-    found = _solve(pruned, node, layer, target.adder if len(wishes) == 1 else None, fit, hold)
-    for other, _ in wishes[1:]:
+    train, holdout = (functools.reduce(_RefitMoments.__add__, side) for side in zip(*known, strict=True))
+    found = _fit_and_write(pruned, node, layer, target.adder if len(targets) == 1 else None, train, holdout)
+    for other, _ in targets[1:]:
         for place in range(1, len(node.inputs)):
             if place >= len(other.inputs):
                 other.resize_inputs(place + 1)
@@ -228,99 +275,108 @@ def _repair_layer(
     return found
 
 
-def _moments(
-    original: Evidence, pruned: ir.Model, kept: Kept, node: ir.Node, target: Target
-) -> tuple[_Sums, _Sums] | None:
-    """What a layer sees and should give, on the samples that fit it and on those that judge; None where sizes do not agree."""
+def _collect_moments(
+    original: Evidence, pruned: ir.Model, kept: KeptChannels, node: ir.Node, target: RefitTarget
+) -> tuple[_RefitMoments, _RefitMoments] | None:
+    """Moments of a layer's inputs and targets on training and held-out batches; None where sizes do not agree."""
     layer = linear(node)
     assert layer is not None
     names = [layer.source] + ([target.shortcut] if target.shortcut else [])
-    wishes = list(dict.fromkeys([target.own, target.output]))
-    stays = {name: kept(name) for name in wishes}
+    outputs = list(dict.fromkeys([target.own, target.output]))
+    positions = {name: kept(name) for name in outputs}
     data = original.samples()
-    batch = min(original.batch_for([*names, *wishes]), max(1, len(data) // _HOLD_EVERY))
+    batch = min(original.batch_for([*names, *outputs]), max(1, len(data) // _HOLDOUT_EVERY))
     shape = layer.weight.shape
     axis = 1 if node.op_type == "Conv" else -1
-    sums = [_Sums.empty(shape[1], shape[0], target.shortcut is not None) for _ in range(2)]
-    for index, (now, then) in enumerate(_both(pruned, names, original.model, wishes, data, batch)):
-        part = {n: y if (rows := stays[n]) is None else np.take(y, rows, axis=axis) for n, y in then.items()}
-        if any(y.shape[axis] != shape[0] for y in part.values()):
+    sums = [_RefitMoments.empty(shape[1], shape[0], target.shortcut is not None) for _ in range(2)]
+    for index, (now, then) in enumerate(_paired_activations(pruned, names, original.model, outputs, data, batch)):
+        wanted = {n: y if (rows := positions[n]) is None else np.take(y, rows, axis=axis) for n, y in then.items()}
+        if any(y.shape[axis] != shape[0] for y in wanted.values()):
             return None
-        into = sums[index % _HOLD_EVERY == _HOLD_EVERY - 1]
-        fit_moments(node, layer, now[layer.source], part[target.own], len(data), index, into.own)
-        if target.shortcut and into.whole is not None:
-            wish = part[target.output] - now[target.shortcut]
-            fit_moments(node, layer, now[layer.source], wish, len(data), index, into.whole)
+        into = sums[index % _HOLDOUT_EVERY == _HOLDOUT_EVERY - 1]
+        fit_moments(node, layer, now[layer.source], wanted[target.own], len(data), index, into.own)
+        if target.shortcut and into.residual is not None:
+            target_values = wanted[target.output] - now[target.shortcut]
+            fit_moments(node, layer, now[layer.source], target_values, len(data), index, into.residual)
     return sums[0], sums[1]
 
 
 @dataclass
-class _Sums:
-    """own: towards the layer's own original output; whole: towards the original sum less the pruned shortcut."""
+class _RefitMoments:
+    """Moments towards the layer's own original output, and towards the original sum minus the changed shortcut."""
 
     own: Moments
-    whole: Moments | None
+    residual: Moments | None
 
     @classmethod
-    def empty(cls, columns: int, outputs: int, residual: bool) -> _Sums:
-        return cls(Moments.empty(columns, outputs), Moments.empty(columns, outputs) if residual else None)
+    def empty(cls, columns: int, outputs: int, has_shortcut: bool) -> _RefitMoments:
+        return cls(Moments.empty(columns, outputs), Moments.empty(columns, outputs) if has_shortcut else None)
 
-    def __add__(self, other: _Sums) -> _Sums:
-        both = None if self.whole is None or other.whole is None else self.whole + other.whole
-        return _Sums(self.own + other.own, both)
+    def __add__(self, other: _RefitMoments) -> _RefitMoments:
+        both = None if self.residual is None or other.residual is None else self.residual + other.residual
+        return _RefitMoments(self.own + other.own, both)
 
-    def aim(self, share: float) -> Moments:
-        """Moments towards a target between the two; the inputs are the same, so only the cross terms mix."""
-        a, b = self.own, self.whole
+    def towards(self, share: float) -> Moments:
+        """Moments towards a target between the two; only the cross terms are interpolated, as the inputs are equal."""
+        a, b = self.own, self.residual
         if b is None or share == 0.0:
             return a
         return Moments(a.count, a.x, a.xx, a.y + share * (b.y - a.y), a.yx + share * (b.yx - a.yx), b.yy)
 
     @property
-    def judge(self) -> Moments:
-        return self.own if self.whole is None else self.whole
+    def evaluation(self) -> Moments:
+        """Moments that the error is evaluated with: the residual ones where there is a shortcut."""
+        return self.own if self.residual is None else self.residual
 
 
-def _both(
+def _paired_activations(
     pruned: ir.Model, names: Sequence[str], original: ir.Model, outputs: Sequence[str], data: Dataset, batch: int
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """The two activation streams side by side."""
+    """Activations of the changed and of the original model, batch by batch."""
     now = stream(pruned, list(dict.fromkeys(names)), data, batch)
     then = stream(original, outputs, data, batch)
     yield from zip(now, then, strict=True)
 
 
-def _solve(model: ir.Model, node: ir.Node, layer: Linear, adder: ir.Node | None, fit: _Sums, hold: _Sums) -> Fit:
-    centre = node.op_type != "MatMul" or adder is not None
+def _fit_and_write(
+    model: ir.Model,
+    node: ir.Node,
+    layer: LinearLayer,
+    adder: ir.Node | None,
+    train: _RefitMoments,
+    holdout: _RefitMoments,
+) -> RefitResult:
+    """Choose ridge and shortcut share on the held-out moments, fit on all moments, and write weight and bias."""
+    centred = node.op_type != "MatMul" or adder is not None
     start = layer.weight.astype(np.float64)
-    judge = hold.judge if hold.own.count else fit.judge
-    before = best = _error(judge, start, _bias(fit.judge, start, centre))
+    evaluation = holdout.evaluation if holdout.own.count else train.evaluation
+    before = best = _relative_error(evaluation, start, _optimal_bias(train.evaluation, start, centred))
     choice: tuple[float, float] | None = None
-    for ridge in RIDGES if hold.own.count else ():  # without held-out rows nothing tells a fit from an overfit
-        solve = _solver(fit.own, ridge, centre)
+    for ridge in RIDGES if holdout.own.count else ():  # without held-out rows overfitting cannot be detected
+        solve = _ridge_solver(train.own, ridge, centred)
         if solve is None:
             continue
-        for share in SHARES if fit.whole is not None else (0.0,):
-            weight = solve(fit.aim(share), start)
-            error = _error(judge, weight, _bias(fit.judge, weight, centre))
+        for share in SHORTCUT_SHARES if train.residual is not None else (0.0,):
+            weight = solve(train.towards(share), start)
+            error = _relative_error(evaluation, weight, _optimal_bias(train.evaluation, weight, centred))
             if error < best * 0.999:
                 best, choice = error, (ridge, share)
-    total = fit + hold
+    total = train + holdout
     final = start
     if choice is not None:
-        solve = _solver(total.own, choice[0], centre)
-        final = start if solve is None else solve(total.aim(choice[1]), start)
-    bias = _bias(total.judge, final, centre)
-    set_linear(model, node, final, bias if centre else None)
+        solve = _ridge_solver(total.own, choice[0], centred)
+        final = start if solve is None else solve(total.towards(choice[1]), start)
+    bias = _optimal_bias(total.evaluation, final, centred)
+    set_linear(model, node, final, bias if centred else None)
     if adder is not None:
         place = 0 if read.constant(adder.inputs[0]) is not None else 1
         edit.set_input(model, adder, place, bias.astype(np.float32), f"{node.name}_bias")
-    return Fit(node.name or "", before, best, *(choice or (None, 0.0)))
+    return RefitResult(node.name or "", before, best, *(choice or (None, 0.0)))
 
 
-def _solver(moments: Moments, ridge: float, centre: bool) -> Callable[[Moments, np.ndarray], np.ndarray] | None:
-    """(target moments, W_S) -> W* for one ridge; the factorisation is shared by all targets. None where it fails."""
-    c, _ = moments.centred(centre)
+def _ridge_solver(moments: Moments, ridge: float, centred: bool) -> Callable[[Moments, np.ndarray], np.ndarray] | None:
+    """A function (target moments, W_S) -> W* for one ridge, which reuses one factorization; None where it fails."""
+    c, _ = moments.centred(centred)
     lam = ridge * float(np.mean(np.diag(c))) + 1e-12
     try:
         factor = scipy.linalg.cho_factor(c + lam * np.eye(len(c)))
@@ -328,18 +384,19 @@ def _solver(moments: Moments, ridge: float, centre: bool) -> Callable[[Moments, 
         return None
 
     def solve(target: Moments, start: np.ndarray) -> np.ndarray:
-        return np.asarray(scipy.linalg.cho_solve(factor, (target.centred(centre)[1] + lam * start).T).T)
+        return np.asarray(scipy.linalg.cho_solve(factor, (target.centred(centred)[1] + lam * start).T).T)
 
     return solve
 
 
-def _bias(moments: Moments, weight: np.ndarray, centre: bool) -> np.ndarray:
+def _optimal_bias(moments: Moments, weight: np.ndarray, centred: bool) -> np.ndarray:
+    """The bias [M] that removes the mean error of a weight; zeros where the layer has no bias."""
     n = max(moments.count, 1.0)
-    return moments.y / n - weight @ (moments.x / n) if centre else np.zeros(len(weight))
+    return moments.y / n - weight @ (moments.x / n) if centred else np.zeros(len(weight))
 
 
-def _error(m: Moments, weight: np.ndarray, bias: np.ndarray) -> float:
-    """Mean squared error of W x + b against y, relative to y's variance."""
+def _relative_error(m: Moments, weight: np.ndarray, bias: np.ndarray) -> float:
+    """Mean squared error of W x + b against y, relative to the variance of y."""
     n = max(m.count, 1.0)
     cross = float(np.sum(m.yx * weight))
     quad = float(np.einsum("mk,kl,ml->", weight, m.xx, weight, optimize=True))

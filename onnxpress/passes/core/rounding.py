@@ -1,10 +1,11 @@
-"""Rounding that knows the inputs: values of a few that keep a layer's output, not its weights.
+"""Output-aware rounding: choose quantized weights that preserve a layer's output instead of the weights themselves.
 
-Minimises (v - w)^T H (v - w) for each output row, H the Gram matrix of the layer's inputs, where each v_j is one of the values a
-row may take (an integer grid, the centres of a codebook).  `feedback` goes through the columns once and lets those still to
-come take up the error so far (GPTQ, Frantar et al. 2023); `settle` then goes over them until nothing moves:
-v_j <- the value nearest to w_j - sum_{k != j} H_jk (v_k - w_k) / H_jj, which can only lower the error.
-Both work on blocks of columns, so that what is far away is brought up to date by matrix products.
+Minimizes (v - w)^T H (v - w) for each output row w, where H [K, K] is the Gram matrix of the layer's inputs and each
+v_j is one of the values allowed for the row (an integer grid, or the centroids of a codebook). `gptq_error_feedback`
+visits the columns once and compensates the error of each column in the remaining ones (GPTQ, Frantar et al. 2023).
+`coordinate_descent` then repeats v_j <- nearest allowed value to w_j - sum_{k != j} H_jk (v_k - w_k) / H_jj until no
+value changes; each step can only lower the error. Both work on blocks of columns, so that distant columns are updated
+by matrix products.
 """
 
 from __future__ import annotations
@@ -16,27 +17,38 @@ import scipy.linalg
 
 from onnxpress.measure.gram import Moments
 
-Snap = Callable[
-    [np.ndarray, np.ndarray], np.ndarray
-]  # wishes [M, n] for some columns [n] -> the nearest allowed values
+# (values [M, n], their column indices [n]) -> the nearest allowed values [M, n]
+Quantizer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _SWEEPS = 4
-_DAMP = 1e-2
+_DAMPING = 1e-2
 _BLOCK = 64
-_SHARES = (0.01, 0.1, 1.0)  # of the mean of the diagonal
-_ROWS, _TOP = 32, 7.0  # that are looked at, in 4 bits
+_DAMPING_CANDIDATES = (0.01, 0.1, 1.0)  # relative to the mean of the diagonal
+_TRIAL_ROWS, _TRIAL_MAX_CODE = 32, 7.0  # rows rounded to 4 bits to compare damping factors
 
 
-def damped(gram: np.ndarray) -> np.ndarray:
-    """A Gram matrix that also minds inputs the samples never showed."""
-    return _raised(gram, _DAMP)
+def add_damping(gram: np.ndarray) -> np.ndarray:
+    """Return a Gram matrix [K, K] with 1% of its mean diagonal added to the diagonal.
+
+    Without damping, input directions that do not occur in the samples would have no weight.
+    """
+    return _add_to_diagonal(gram, _DAMPING)
 
 
-def minded(moments: Moments, weights: np.ndarray, centre: bool) -> np.ndarray:
-    """The Gram matrix [K, K] of a layer's inputs, with as much added to its diagonal as makes rounding by it hold on other samples.
+def add_cross_validated_damping(moments: Moments, weights: np.ndarray, centre: bool) -> np.ndarray:
+    """Return the Gram matrix of a layer's inputs with the damping that generalizes best to held-out samples.
 
-    How much is seen by rounding some rows of the weights [M, K] by one half of the samples and looking at them on the other: where
-    samples are few beside K, errors are let cancel each other in ways that the next sample knows nothing of.
+    Some rows of the weights are rounded to 4 bits with the statistics of one half of the samples and evaluated on the
+    other half, for each candidate factor. With few samples relative to K, undamped rounding lets errors cancel in ways
+    that do not carry over to other samples.
+
+    Args:
+        moments: second moments of the inputs, K columns, with their halves in `parts`.
+        weights: weights of the layer, [M, K].
+        centre: whether to use moments about the mean (the bias can compensate the mean error).
+
+    Returns:
+        The damped Gram matrix, [K, K]; undamped where the halves are missing or unusable.
     """
     gram = moments.centred(centre)[0]
     if moments.parts is None or min(part.count for part in moments.parts) < 2:
@@ -44,89 +56,151 @@ def minded(moments: Moments, weights: np.ndarray, centre: bool) -> np.ndarray:
     first, second = (part.centred(centre)[0] for part in moments.parts)
     if not all(np.isfinite(g).all() and np.diag(g).max() > 0 for g in (first, second)):
         return gram
-    rows = weights[np.linspace(0, len(weights) - 1, min(_ROWS, len(weights))).astype(int)].astype(np.float64)
-    snap = grid(np.maximum(np.abs(rows).max(axis=1), 1e-12) / _TOP, np.full(len(rows), _TOP))
+    rows = weights[np.linspace(0, len(weights) - 1, min(_TRIAL_ROWS, len(weights))).astype(int)].astype(np.float64)
+    quantize = integer_grid(
+        np.maximum(np.abs(rows).max(axis=1), 1e-12) / _TRIAL_MAX_CODE, np.full(len(rows), _TRIAL_MAX_CODE)
+    )
 
-    def harm(share: float) -> float:
-        """Of other samples, relative to what comes in."""
+    def held_out_error(factor: float) -> float:
+        """Output error on the other half of the samples, relative to the power of the inputs."""
         total = 0.0
-        for seen, other in ((first, second), (second, first)):
-            gap = feedback(rows, _raised(seen, share), snap) - rows
-            total += float(np.vdot(gap @ other, gap)) / float(np.trace(other))
+        for train, held_out in ((first, second), (second, first)):
+            change = gptq_error_feedback(rows, _add_to_diagonal(train, factor), quantize) - rows
+            total += float(np.vdot(change @ held_out, change)) / float(np.trace(held_out))
         return total
 
-    return _raised(gram, min(_SHARES, key=harm))
+    return _add_to_diagonal(gram, min(_DAMPING_CANDIDATES, key=held_out_error))
 
 
-def _raised(gram: np.ndarray, share: float) -> np.ndarray:
-    return np.asarray(gram + share * float(np.mean(np.diag(gram))) * np.eye(len(gram)))
+def _add_to_diagonal(gram: np.ndarray, factor: float) -> np.ndarray:
+    """A matrix with a multiple of its mean diagonal added to the diagonal."""
+    return np.asarray(gram + factor * float(np.mean(np.diag(gram))) * np.eye(len(gram)))
 
 
-def feedback(weights: np.ndarray, h: np.ndarray, snap: Snap) -> np.ndarray:
-    """Values [M, K] for weights [M, K], column by column, the most used inputs first.  h: [K, K], positive definite."""
+def gptq_error_feedback(weights: np.ndarray, h: np.ndarray, quantize: Quantizer) -> np.ndarray:
+    """Quantize weights column by column and compensate each column's error in the columns that follow.
+
+    Columns are visited by decreasing diagonal of `h`.
+
+    Args:
+        weights: [M, K].
+        h: positive definite Gram matrix of the inputs, [K, K].
+        quantize: maps values to the nearest allowed values.
+
+    Returns:
+        The quantized values, [M, K], in float64.
+
+    Source: Frantar et al., GPTQ (2023), with activation order; Hassibi and Stork, Optimal Brain Surgeon (1993).
+    """
     order = np.argsort(-np.diag(h), kind="stable")
-    back = np.argsort(order, kind="stable")
+    inverse_order = np.argsort(order, kind="stable")
     inverse = scipy.linalg.inv(h[np.ix_(order, order)], check_finite=False)
     upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, check_finite=False)
-    left = weights[:, order].astype(np.float64)
-    values = np.empty_like(left)
-    columns = left.shape[1]
+    remaining = weights[:, order].astype(np.float64)
+    values = np.empty_like(remaining)
+    columns = remaining.shape[1]
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
-        errors = np.empty((len(left), stop - start))
+        errors = np.empty((len(remaining), stop - start))
         for j in range(start, stop):
-            values[:, j] = snap(left[:, j : j + 1], order[j : j + 1])[:, 0]
-            error = (left[:, j] - values[:, j]) / upper[j, j]
-            left[:, j:stop] -= np.outer(error, upper[j, j:stop])
+            values[:, j] = quantize(remaining[:, j : j + 1], order[j : j + 1])[:, 0]
+            error = (remaining[:, j] - values[:, j]) / upper[j, j]
+            remaining[:, j:stop] -= np.outer(error, upper[j, j:stop])
             errors[:, j - start] = error
-        left[:, stop:] -= errors @ upper[start:stop, stop:]
-    return values[:, back]
+        remaining[:, stop:] -= errors @ upper[start:stop, stop:]
+    return values[:, inverse_order]
 
 
-def settle(weights: np.ndarray, start: np.ndarray, h: np.ndarray, snap: Snap, sweeps: int = _SWEEPS) -> np.ndarray:
-    """Better values [M, K] than those to start from, by coordinate descent.  h: [K, K]."""
+def coordinate_descent(
+    weights: np.ndarray, start: np.ndarray, h: np.ndarray, quantize: Quantizer, sweeps: int = _SWEEPS
+) -> np.ndarray:
+    """Improve quantized weights by coordinate descent on (v - w)^T H (v - w).
+
+    Args:
+        weights: [M, K].
+        start: quantized values to start from, [M, K].
+        h: Gram matrix of the inputs, [K, K].
+        quantize: maps values to the nearest allowed values.
+        sweeps: maximum number of passes over all columns, 4 by default.
+
+    Returns:
+        The quantized values, [M, K], in float64.
+    """
     values = start.astype(np.float64)
     diagonal = np.maximum(np.diag(h), 1e-12)
-    pull = (values - weights) @ h
+    gradient = (values - weights) @ h
     columns = weights.shape[1]
     for _ in range(sweeps):
         changed = False
-        for begin in range(0, columns, _BLOCK):
-            block = np.arange(begin, min(begin + _BLOCK, columns))
-            near = pull[:, block]
-            wished = snap(values[:, block] - near / diagonal[block], block)
-            movable = block[(wished != values[:, block]).any(axis=0)]
-            if not movable.size:
+        for first in range(0, columns, _BLOCK):
+            block = np.arange(first, min(first + _BLOCK, columns))
+            block_gradient = gradient[:, block]
+            proposed = quantize(values[:, block] - block_gradient / diagonal[block], block)
+            active = block[(proposed != values[:, block]).any(axis=0)]
+            if not active.size:
                 continue
             before = values[:, block].copy()
-            for j in movable:
+            for j in active:
                 pick = np.array([j])
-                new = snap(values[:, pick] - near[:, pick - begin] / diagonal[j], pick)[:, 0]
+                new = quantize(values[:, pick] - block_gradient[:, pick - first] / diagonal[j], pick)[:, 0]
                 step = new - values[:, j]
                 if step.any():
                     values[:, j] = new
-                    near += np.outer(step, h[j, block])
-            moved = values[:, block] - before
-            if moved.any():
+                    block_gradient += np.outer(step, h[j, block])
+            change = values[:, block] - before
+            if change.any():
                 changed = True
-                pull += moved @ h[block]
+                gradient += change @ h[block]
         if not changed:
             break
     return values
 
 
-def descend(
-    weights: np.ndarray, scale: np.ndarray, levels: np.ndarray, gram: np.ndarray, start: np.ndarray
+def refine_integers(
+    weights: np.ndarray, scale: np.ndarray, max_code: np.ndarray, gram: np.ndarray, start: np.ndarray
 ) -> np.ndarray:
-    """Integers [M, K] near weights / scale within +-levels that keep the output.
+    """Improve integer weights by coordinate descent, so that the layer's output is preserved.
 
-    weights: [M, K]; scale, levels: [M]; gram: [K, K] of the inputs; start: integers to improve on.
+    Args:
+        weights: [M, K].
+        scale: scale of each row, [M].
+        max_code: largest absolute integer of each row, [M].
+        gram: Gram matrix of the inputs, [K, K]; damped here.
+        start: integers to start from, [M, K].
+
+    Returns:
+        Integers, [M, K], in float64.
     """
-    values = settle(weights, start * scale[:, None], damped(gram), grid(scale, levels))
+    values = coordinate_descent(weights, start * scale[:, None], add_damping(gram), integer_grid(scale, max_code))
     return np.asarray(np.rint(values / scale[:, None]))
 
 
-def grid(scale: np.ndarray, levels: np.ndarray) -> Snap:
-    """Whole multiples of a row's scale, at most so many either way."""
-    each, most = scale[:, None], levels[:, None]
-    return lambda wish, _: np.clip(np.rint(wish / each), -most, most) * each
+def integer_grid(scale: np.ndarray, max_code: np.ndarray) -> Quantizer:
+    """Return the quantizer to integer multiples of each row's scale.
+
+    Args:
+        scale: [M].
+        max_code: largest absolute integer of each row, [M].
+    """
+    return lambda values, _: symmetric_integers(values, scale[:, None], max_code[:, None]) * scale[:, None]
+
+
+def symmetric_integers(values: np.ndarray, scale: np.ndarray, max_code: np.ndarray | float) -> np.ndarray:
+    """Round values to the nearest integer multiples of a scale, without a zero point.
+
+    Args:
+        values: any shape.
+        scale: broadcastable to `values`.
+        max_code: largest absolute integer, broadcastable to `values`.
+
+    Returns:
+        The integers, in the type of `values / scale`; ties are rounded to even.
+    """
+    return np.asarray(np.clip(np.rint(values / scale), -max_code, max_code))
+
+
+def sqnr(values: np.ndarray, rounded: np.ndarray) -> float:
+    """Return the signal-to-quantization-noise ratio in dB; infinite without noise."""
+    noise = float(np.square(values - rounded, dtype=np.float64).sum())
+    power = float(np.square(values, dtype=np.float64).sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(power, 1e-300) / noise))

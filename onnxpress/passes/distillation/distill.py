@@ -11,7 +11,7 @@ which inner values are compared, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.linear import linear
 from onnxpress.model import edit
 from onnxpress.model.files import load, model_hash
-from onnxpress.passes.core.contract import Applied, Decision, Option
-from onnxpress.passes.core.refit import Fit, refit, target_of
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
+from onnxpress.passes.core.options import PassOptions
+from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
 from onnxpress.train.distillation.feature_matching import FeaturePair, match_features, match_layers, pair_from_dict
 from onnxpress.train.distillation.output_heads import check_compatible
 from onnxpress.train.optional_torch import has_torch, require_torch
@@ -47,42 +48,55 @@ class Source:
         return ORIGINAL if self.file == ORIGINAL else {"file": self.file, "sha256": self.sha256}
 
 
+@dataclass(frozen=True)
+class DistillOptions(PassOptions):
+    """The pass by itself refits in closed form; training runs are driven by `onnxpress.distill`."""
+
+
 class Distill:
+    """Knowledge distillation: the weights are brought towards a teacher's outputs, in closed form or by training."""
+
     name = "distill"
     exact = False
     needs_data = True
+    extra = None
+    Options = DistillOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """The closed form, and with torch a short training; nothing gets smaller by them."""
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """The closed form, and with torch a short training; nothing becomes smaller or faster by them."""
         if evidence.data is None or not _distillable(evidence):
-            return []
-        found = [Option(self.name, "layers", {"mode": CLOSED, "teacher": ORIGINAL})]
+            yield Refusal("model", "it needs samples" if evidence.data is None else "no output is a float tensor")
+            return
+        yield Proposal("layers", {"mode": CLOSED, "teacher": ORIGINAL})
         if has_torch() and _trainable(evidence):
             settings = TrainingSettings(steps=_SHORT, batch=16, lr=1e-4, features="none")
-            found.append(Option(self.name, "weights", training(settings, Source(), (), settings.steps)))
-        return found
+            yield Proposal("weights", training(settings, Source(), (), settings.steps))
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: as above, carried out one after the other."""
-        if not decisions:
-            return Applied(model.clone())
+    def plan(self, evidence: Evidence, options: DistillOptions) -> Planned:
+        """The closed form towards the model that the plan began with."""
+        return Planned([{"mode": CLOSED, "teacher": ORIGINAL}])
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: as above, carried out one after the other."""
+        if not actions:
+            return Applied(evidence.model.clone())
         done = Applied(evidence.model.clone())
-        for decision in decisions:
+        for action in actions:
             data = evidence.samples()
-            data = data.take(int(decision["samples"])) if "samples" in decision else data
-            student = evidence_for(done.model, data, evidence.machine, evidence.seed, evidence.teacher)
-            teacher = teacher_of(decision, student)
-            if decision.get("mode") == CLOSED:
-                done.model, fits = closed_form(student, teacher, _given(decision))
+            data = data.take(int(action["samples"])) if "samples" in action else data
+            student = evidence_for(done.model, data, evidence.machine, evidence.seed, evidence.original)
+            teacher = teacher_of(action, student)
+            if action.get("mode") == CLOSED:
+                done.model, fits = closed_form(student, teacher, _given(action))
                 done.notes.append(fitted(fits))
             else:
-                done.model, note = _trained(student, teacher, decision)
+                done.model, note = _trained(student, teacher, action)
                 done.notes.append(note)
         edit.drop_dead(done.model)
         return done
 
 
-def training(settings: TrainingSettings, source: Source, matched: Sequence[FeaturePair], stop: int) -> Decision:
+def training(settings: TrainingSettings, source: Source, matched: Sequence[FeaturePair], stop: int) -> Action:
     """The decision of a training run that was best at step `stop`."""
     return {
         "mode": settings.mode,
@@ -93,15 +107,15 @@ def training(settings: TrainingSettings, source: Source, matched: Sequence[Featu
     }
 
 
-def teacher_of(decision: Mapping[str, Any], evidence: Evidence) -> Evidence:
+def teacher_of(action: Mapping[str, Any], evidence: Evidence) -> Evidence:
     """The teacher's evidence, its inputs and outputs under the student's names.
 
     Where evidence knows no original the model as it stands is its own teacher.  Raises InputProblem for a file that is
     not there, is another one than the plan was made with, or does not take and give what the student does.
     """
-    named = decision.get("teacher", ORIGINAL)
+    named = action.get("teacher", ORIGINAL)
     if named == ORIGINAL:
-        model = evidence.teacher if evidence.teacher is not None else evidence.model
+        model = evidence.original if evidence.original is not None else evidence.model
     elif isinstance(named, Mapping) and "file" in named:
         model = load(Path(str(named["file"])))
         if named.get("sha256") not in (None, "", model_hash(model)):
@@ -128,8 +142,8 @@ def teacher_evidence(model: ir.Model, student: Evidence) -> Evidence:
     return found
 
 
-def _given(decision: Mapping[str, Any]) -> list[FeaturePair] | None:
-    return [pair_from_dict(p) for p in decision["pairs"]] if "pairs" in decision else None
+def _given(action: Mapping[str, Any]) -> list[FeaturePair] | None:
+    return [pair_from_dict(p) for p in action["pairs"]] if "pairs" in action else None
 
 
 def _distillable(evidence: Evidence) -> bool:
@@ -147,7 +161,7 @@ def _trainable(evidence: Evidence) -> bool:
 
 def closed_form(
     student: Evidence, teacher: Evidence, matched: Sequence[FeaturePair] | None = None
-) -> tuple[ir.Model, list[Fit]]:
+) -> tuple[ir.Model, list[RefitResult]]:
     """A clone of the student, each linear layer with a twin refitted to what the teacher's gives.
 
     matched: values of the student and their twins (default: found by name and, where narrower, by correlation).
@@ -162,13 +176,13 @@ def closed_form(
     for node in changed.graph:
         layer = linear(node)
         if layer is not None and layer.output in twins and len(student.trace.shapes.get(layer.output, ())) >= 2:
-            target = target_of(node, teacher, kept.get, roles)
+            target = refit_target(node, teacher, kept.get, roles)
             if {target.own, target.output} <= known_values:
                 names.append(layer.node)
-    return changed, refit(teacher, changed, names, kept.get, roles)
+    return changed, refit_layers(teacher, changed, names, kept.get, roles)
 
 
-def fitted(fits: Sequence[Fit]) -> str:
+def fitted(fits: Sequence[RefitResult]) -> str:
     """What a closed form did, in one line."""
     if not fits:
         return "no layer of the student has a twin in the teacher: nothing was refitted"
@@ -176,16 +190,16 @@ def fitted(fits: Sequence[Fit]) -> str:
     return f"{len(fits)} layers refitted to the teacher's, held-out error {before:.4f} -> {after:.4f}"
 
 
-def _trained(student: Evidence, teacher: Evidence, decision: Mapping[str, Any]) -> tuple[ir.Model, str]:
+def _trained(student: Evidence, teacher: Evidence, action: Mapping[str, Any]) -> tuple[ir.Model, str]:
     """Train again, to the recorded step."""
     require_torch("distill")
     from onnxpress.train.distillation.runner import Distillation, RunOptions
 
-    body = dict(decision.get("settings") or {})
-    settings = settings_from_dict({**body, "mode": decision.get("mode", "end-to-end")})
-    given = _given(decision)
+    body = dict(action.get("settings") or {})
+    settings = settings_from_dict({**body, "mode": action.get("mode", "end-to-end")})
+    given = _given(action)
     matched = match_features(student, teacher) if given is None else given
-    stop = int(decision.get("stop", settings.steps))
+    stop = int(action.get("stop", settings.steps))
     job = Distillation(student, teacher, student.samples(), settings, matched)
     model, _ = job.run(RunOptions(stop=stop))
     return model, f"distilled for {stop} of {settings.steps} steps"

@@ -1,8 +1,9 @@
-"""Foldings: an operator whose effect its neighbour's weights can carry is absorbed by them.
+"""Foldings: rewrite rules by which a layer's weights absorb a neighbouring operator.
 
-Each is exact for every input up to the order of additions.  A folding needs that nobody else sees the value between
-the two operators.  onnxruntime does some of these at load; done in the file they also shrink it, and let pruning and
-quantization see the final weights.
+Each rule is exact for every input up to the order of additions, and requires that nothing else reads the value between
+the two operators. onnxruntime does some of this at load; in the file it also saves bytes, and pruning and quantization
+work on the final weights. Each rule takes (model, node, trace), changes the model in place, and returns whether it
+applied.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.exact.bounds import drop_relu
+from onnxpress.passes.exact.bounds import fold_relu
 from onnxpress.passes.exact.fold_linear import fold_linear
 
 
-def _single_maker(value: ir.Value | None) -> ir.Node | None:
-    """The Conv, ConvTranspose, Gemm or MatMul whose output this is, if its weight is constant and nobody else reads it."""
+def _foldable_producer(value: ir.Value | None) -> ir.Node | None:
+    """The layer that produces a value, if its weight is constant and nothing else reads the value; else None."""
     node = value.producer() if value is not None else None
     if node is None or not read.standard(node) or node.op_type not in read.WEIGHTED:
         return None
@@ -29,15 +30,15 @@ def _single_maker(value: ir.Value | None) -> ir.Node | None:
         read.float_attribute(node, "alpha", 1.0) != 1.0 or read.float_attribute(node, "beta", 1.0) != 1.0
     ):
         return None
-    axis = _out_axis(node)
+    axis = _output_axis(node)
     weight = read.constant(node.inputs[1])
     if axis < 0 or weight is None or (node.op_type != "MatMul" and read.column_bias(node, weight.shape[axis]) is None):
         return None
     return node
 
 
-def _out_axis(node: ir.Node) -> int:
-    """The axis of the weight that makes output channels (for a grouped ConvTranspose there is none: -1)."""
+def _output_axis(node: ir.Node) -> int:
+    """The output channel axis of a weight; -1 where there is none (grouped ConvTranspose, batched MatMul)."""
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
@@ -48,10 +49,10 @@ def _out_axis(node: ir.Node) -> int:
     return 1 if weight is not None and weight.ndim == 2 else -1
 
 
-def _rescale(model: ir.Model, node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> bool:
-    """Make the node compute scale * y + shift, per output channel. False where its form cannot hold that."""
+def _scale_and_shift(model: ir.Model, node: ir.Node, scale: np.ndarray, shift: np.ndarray) -> bool:
+    """Make a layer compute scale * y + shift per output channel; False where its form cannot express that."""
     weight = read.constant(node.inputs[1])
-    axis = _out_axis(node)
+    axis = _output_axis(node)
     if weight is None or axis < 0 or weight.shape[axis] != len(scale) or weight.dtype != np.float32:
         return False
     if node.op_type == "MatMul" and shift.any():
@@ -70,28 +71,28 @@ def _rescale(model: ir.Model, node: ir.Node, scale: np.ndarray, shift: np.ndarra
 
 
 def fold_batchnorm(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """BatchNormalization behind a Conv, ConvTranspose or Gemm: y = (x - mean) * gamma / sqrt(var + eps) + beta."""
+    """Fold BatchNormalization behind a Conv, ConvTranspose or Gemm: y = (x - mean) * gamma / sqrt(var + eps) + beta."""
     if node.op_type != "BatchNormalization" or len([v for v in node.outputs if v.name]) != 1:
         return False
-    maker = _single_maker(node.inputs[0])
+    maker = _foldable_producer(node.inputs[0])
     parts = [read.constant(v) for v in node.inputs[1:5]]
     if maker is None or maker.op_type == "MatMul" or any(p is None for p in parts):
         return False
     gamma, beta, mean, variance = (p.astype(np.float64) for p in parts if p is not None)
     scale = gamma / np.sqrt(variance + read.float_attribute(node, "epsilon", 1e-5))
-    if not _rescale(model, maker, scale, beta - mean * scale):
+    if not _scale_and_shift(model, maker, scale, beta - mean * scale):
         return False
     edit.bypass(model, node, maker.outputs[0])
     return True
 
 
 def fold_affine(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """Mul, Div, Add or Sub by one constant a channel behind a Conv, ConvTranspose, Gemm or (Mul, Div) MatMul."""
+    """Fold Mul, Div, Add or Sub by one constant per channel behind a Conv, ConvTranspose, Gemm or (Mul, Div) MatMul."""
     if node.op_type not in ("Mul", "Div", "Add", "Sub"):
         return False
     for index in (0, 1):
         array = read.constant(node.inputs[1 - index])
-        maker = _single_maker(node.inputs[index])
+        maker = _foldable_producer(node.inputs[index])
         if array is None or maker is None or array.dtype != np.float32:
             continue
         if node.op_type in ("Div", "Sub") and index == 1:
@@ -106,7 +107,7 @@ def fold_affine(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
             "Add": (ones, vector),
             "Sub": (ones, -vector),
         }[node.op_type]
-        if not np.isfinite(scale).all() or not _rescale(model, maker, scale, shift):
+        if not np.isfinite(scale).all() or not _scale_and_shift(model, maker, scale, shift):
             continue
         edit.bypass(model, node, maker.outputs[0])
         return True
@@ -114,7 +115,7 @@ def fold_affine(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
 
 
 def _per_channel(array: np.ndarray, shape: tuple[int, ...] | None, maker: ir.Node) -> np.ndarray | None:
-    """The constant as one number an output channel, where it is that and does not widen the tensor."""
+    """The constant as one number per output channel; None where it is not, or would broadcast the tensor."""
     if shape is None or array.ndim > len(shape):
         return None
     axis = 1 if maker.op_type in ("Conv", "ConvTranspose") else len(shape) - 1
@@ -125,7 +126,7 @@ def _per_channel(array: np.ndarray, shape: tuple[int, ...] | None, maker: ir.Nod
 
 
 def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """MatMul of two matrices and the Add of a bias become one Gemm."""
+    """Fold a MatMul of two matrices and the Add of a bias into a Gemm."""
     if node.op_type != "Add":
         return False
     for index in (0, 1):
@@ -148,13 +149,13 @@ def fold_matmul_add(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         edit.bypass(model, node, product)
         model.graph.remove(matmul, safe=True)
         assert gemm is not None
-        gemm.name = matmul.name  # who knows the layer by its name finds it again
+        gemm.name = matmul.name  # plans refer to the layer by its name
         return True
     return False
 
 
 def fold_pad(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """A zero Pad of spatial axes in front of a Conv (or an AveragePool that counts its padding) becomes its pads."""
+    """Fold a zero Pad of spatial axes into the pads of a Conv, or of an AveragePool that counts its padding."""
     if node.op_type != "Pad" or not read.fills_constant(node):
         return False
     reader = read.only_user(node.outputs[0])
@@ -180,15 +181,15 @@ def fold_pad(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     total = extra + np.array(read.ints_attribute(reader, "pads") or [0] * len(extra))
     kernel = read.ints_attribute(reader, "kernel_shape")
     if counts and (not kernel or (total >= np.tile(kernel, 2)).any()):
-        return False  # onnxruntime wants a pool's pads smaller than its kernel
+        return False  # onnxruntime requires a pool's pads to be smaller than its kernel
     edit.set_ints(reader, "pads", total.tolist())
     assert node.inputs[0] is not None
     edit.bypass(model, node, node.inputs[0])
     return True
 
 
-def drop_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """x + 0, x - 0, x * 1, x / 1 by constants that do not widen x; Dropout outside training."""
+def fold_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
+    """Remove x + 0, x - 0, x * 1 and x / 1 with constants that do not broadcast x, and Dropout in inference."""
     if node.op_type == "Dropout" and len([v for v in node.outputs if v.name and list(v.uses())]) <= 1:
         training = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if (len(node.inputs) > 2 and node.inputs[2] is not None and training is None) or (
@@ -212,7 +213,7 @@ def drop_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
         ):
             continue
         shape = trace.shape(value.name)
-        # Only a single number: a longer constant could widen the value at another size of a dynamic axis.
+        # Single numbers only: a longer constant could broadcast the value at another size of a dynamic axis.
         if array.size != 1 or array.ravel()[0] != neutral or shape is None or array.ndim > len(shape):
             continue
         edit.bypass(model, node, value)
@@ -220,8 +221,8 @@ def drop_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     return False
 
 
-def spell_sum(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """Sum of two is Add, which has kernels that Sum has not (fused into the Conv in front, and of integers)."""
+def fold_sum(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
+    """Replace a Sum of two inputs by Add, which has fused and integer kernels."""
     if node.op_type != "Sum" or len(node.inputs) != 2:
         return False
     output = edit.insert_before(model, node, "Add", list(node.inputs), f"{node.name}_add")
@@ -235,15 +236,24 @@ FOLDINGS: dict[str, Callable[[ir.Model, ir.Node, Trace], bool]] = {
     "affine": fold_affine,
     "pad": fold_pad,
     "matmul-add": fold_matmul_add,
-    "relu": drop_relu,
-    "neutral": drop_neutral,
+    "relu": fold_relu,
+    "neutral": fold_neutral,
     "linear": fold_linear,
-    "sum": spell_sum,
+    "sum": fold_sum,
 }
 
 
 def fold(model: ir.Model, trace: Trace, kinds: set[str] | None = None) -> dict[str, int]:
-    """Apply foldings in place until none is left; how many of each."""
+    """Apply foldings in place until none applies.
+
+    Args:
+        model: the model to change.
+        trace: shapes of its values.
+        kinds: names of the foldings to apply (keys of `FOLDINGS`); None for all.
+
+    Returns:
+        The number of applications of each folding.
+    """
     done: dict[str, int] = {}
     changed = True
     while changed:

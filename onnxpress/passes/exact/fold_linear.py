@@ -1,8 +1,8 @@
-"""Two linear layers with nothing between them become one, where that one costs less.
+"""Folding of two linear layers in sequence into one, where that is cheaper.
 
-y = W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2).  Of convolutions one must be 1x1; where it comes first and the second one pads,
-the first may have no bias, since what is padded is zero and not b1.  Cheaper means fewer multiply-accumulates and no more numbers:
-factors of low rank stay apart.
+y = W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2). One of two convolutions must be 1x1. If the first one is 1x1 and the
+second one pads, the first must not have a bias, since the padding is 0 and not b1. Cheaper means fewer
+multiply-accumulates and no more weights, so low-rank factors are kept.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from onnxpress.model.trace import Trace
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """weight: [out, in, *kernel] in 64 bits; bias: [out]; pointwise: it sees one position at a time; pads: whether it pads."""
+class _LinearLayer:
+    """Weight [out, in, *kernel] and bias [out] in float64; whether it is pointwise; whether it pads its input."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -27,14 +27,14 @@ class _Layer:
 
 
 def fold_linear(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """A Conv, Gemm or MatMul right behind another one that nobody else reads."""
+    """Fold a Conv, Gemm or MatMul into the layer in front of it, if nothing else reads the value between them."""
     source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
     if source is None or not read.standard(source) or read.only_user(source.outputs[0]) is not node:
         return False
-    kinds = {source.op_type, node.op_type}
-    if kinds != {"Conv"} and not kinds <= {"Gemm", "MatMul"}:
+    op_types = {source.op_type, node.op_type}
+    if op_types != {"Conv"} and not op_types <= {"Gemm", "MatMul"}:
         return False
-    first, second = _layer(source), _layer(node)
+    first, second = _linear_layer(source), _linear_layer(node)
     if first is None or second is None:
         return False
     if second.pointwise:
@@ -48,24 +48,25 @@ def fold_linear(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
     bias = second.weight.reshape(*second.weight.shape[:2], -1).sum(2) @ first.bias + second.bias
     if not _cheaper(trace, source, node, weight.size, first.weight.size, second.weight.size):
         return False
-    if kinds == {"Conv"}:
-        _put_conv(model, source, node, kept, weight, bias)
+    if op_types == {"Conv"}:
+        _merge_convs(model, source, node, kept, weight, bias)
         return True
-    return _put_matrix(model, source, node, weight, bias, trace)
+    return _merge_matrices(model, source, node, weight, bias, trace)
 
 
-def _cheaper(trace: Trace, source: ir.Node, node: ir.Node, size: int, one: int, two: int) -> bool:
+def _cheaper(trace: Trace, source: ir.Node, node: ir.Node, size: int, first_size: int, second_size: int) -> bool:
+    """Whether the merged layer takes fewer multiply-accumulates and no more weights than the two."""
     before, after = (trace.shape(n.outputs[0].name) for n in (source, node))
-    if before is None or after is None or size > one + two:
+    if before is None or after is None or size > first_size + second_size:
         return False
     if source.op_type != "Conv":
         return True
     positions = [float(np.prod(shape[2:])) for shape in (before, after)]
-    return size * positions[1] < one * positions[0] + two * positions[1]
+    return size * positions[1] < first_size * positions[0] + second_size * positions[1]
 
 
-def _layer(node: ir.Node) -> _Layer | None:
-    """What a node computes; None where it is no plain layer with stored weights."""
+def _linear_layer(node: ir.Node) -> _LinearLayer | None:
+    """Weight and bias of a node; None where it is not a plain layer with constant weights."""
     weight = read.constant(node.inputs[1])
     if weight is None or weight.dtype != np.float32:
         return None
@@ -74,28 +75,28 @@ def _layer(node: ir.Node) -> _Layer | None:
         bias = read.column_bias(node, weight.shape[0])
         if bias is None or read.int_attribute(node, "group", 1) != 1:
             return None
-        steps = [*read.ints_attribute(node, "strides"), *read.ints_attribute(node, "dilations")]
-        automatic = read.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET", "VALID", b"VALID")
-        pads = any(read.ints_attribute(node, "pads")) or automatic
-        alone = all(k == 1 for k in weight.shape[2:]) and all(s == 1 for s in steps) and not pads
-        return _Layer(exact, np.broadcast_to(bias.astype(np.float64), weight.shape[:1]), alone, pads)
+        strides_and_dilations = [*read.ints_attribute(node, "strides"), *read.ints_attribute(node, "dilations")]
+        auto_padded = read.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET", "VALID", b"VALID")
+        pads = any(read.ints_attribute(node, "pads")) or auto_padded
+        pointwise = all(k == 1 for k in weight.shape[2:]) and all(s == 1 for s in strides_and_dilations) and not pads
+        return _LinearLayer(exact, np.broadcast_to(bias.astype(np.float64), weight.shape[:1]), pointwise, pads)
     if weight.ndim != 2:
         return None
     if node.op_type == "MatMul":
-        return _Layer(exact.T, np.zeros(weight.shape[1]), True, False)
+        return _LinearLayer(exact.T, np.zeros(weight.shape[1]), True, False)
     if read.int_attribute(node, "transA", 0):
         return None
     matrix = (exact if read.int_attribute(node, "transB", 0) else exact.T) * read.float_attribute(node, "alpha", 1.0)
     bias = read.column_bias(node, len(matrix))
     if bias is None:
         return None
-    return _Layer(matrix, np.broadcast_to(bias.astype(np.float64), (len(matrix),)), True, False)
+    return _LinearLayer(matrix, np.broadcast_to(bias.astype(np.float64), (len(matrix),)), True, False)
 
 
-def _put_conv(
+def _merge_convs(
     model: ir.Model, source: ir.Node, node: ir.Node, kept: ir.Node, weight: np.ndarray, bias: np.ndarray
 ) -> None:
-    """The kept one of two convolutions becomes both."""
+    """Put the merged weight into the kept convolution and remove the other."""
     edit.set_input(model, kept, 1, weight.astype(np.float32), f"{kept.name}_weight")
     edit.set_input(model, kept, 2, bias.astype(np.float32), f"{kept.name}_bias")
     if kept is source:
@@ -105,10 +106,10 @@ def _put_conv(
         edit.bypass(model, source, source.inputs[0])
 
 
-def _put_matrix(
+def _merge_matrices(
     model: ir.Model, source: ir.Node, node: ir.Node, weight: np.ndarray, bias: np.ndarray, trace: Trace
 ) -> bool:
-    """One MatMul in the place of both, or where there is a bias, which takes matrices, a Gemm."""
+    """Replace two matrix products by one MatMul, or by a Gemm where there is a bias and the input is a matrix."""
     x = source.inputs[0]
     assert x is not None
     shape = trace.shape(x.name)
@@ -117,7 +118,7 @@ def _put_matrix(
     parts = [x, edit.add_constant(model, np.ascontiguousarray(weight.T).astype(np.float32), f"{node.name}_weight")]
     if bias.any():
         parts.append(edit.add_constant(model, bias.astype(np.float32), f"{node.name}_bias"))
-    one = edit.insert_before(model, node, "Gemm" if bias.any() else "MatMul", parts, f"{node.name}_merged")
-    edit.bypass(model, node, one)
+    first_size = edit.insert_before(model, node, "Gemm" if bias.any() else "MatMul", parts, f"{node.name}_merged")
+    edit.bypass(model, node, first_size)
     model.graph.remove(source, safe=True)
     return True

@@ -1,7 +1,8 @@
-"""Channels that are one number wherever they are read: what they bring moves into their reader's bias.
+"""Constant channels: their contribution moves into the bias of their reader.
 
-`reduce` proves it for every input; here it is also observed, on samples.  What was observed need not hold elsewhere, so that it is
-done only when asked for (`simplify --calibrated`), counts as lossy, and stands in the plan with its numbers.
+`reduce.py` proves channels constant for every input. Here they are observed as constant on samples, which need not hold
+for other inputs. This is therefore done on request only (`calibrated` of `simplify`), counts as lossy, and is recorded
+in the plan with its values.
 """
 
 from __future__ import annotations
@@ -12,44 +13,54 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import observe
+from onnxpress.measure.ranges import collect_histograms
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 
-Values = Mapping[int, np.ndarray]  # by channel, one number for each of its positions in the reader's weight
+ChannelConstants = Mapping[int, np.ndarray]  # by channel: the value at each of its positions in the reader's weight
 
 
-def padded(node: ir.Node) -> bool:
-    """Whether a Conv or pool reads beyond the edge."""
+def has_padding(node: ir.Node) -> bool:
+    """Whether a Conv or pool pads its input."""
     automatic = read.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET", "VALID", b"VALID")
     return any(read.ints_attribute(node, "pads")) or automatic
 
 
-def absorb(model: ir.Model, reader: ir.Node, place: ch.Place, values: Values) -> list[int]:
-    """Move constant channels into the reader's bias, in place; which of them the reader needs no more.
+def fold_constant_channels(
+    model: ir.Model, reader: ir.Node, place: ch.ChannelSlice, values: ChannelConstants
+) -> list[int]:
+    """Move the contribution of constant channels into the reader's bias, in place.
 
-    Zeros are needed by nobody; other numbers stay where the reader has no bias to take them, or reads zeros beyond the edge.
+    Args:
+        model: the model to change.
+        reader: the node that reads the channels.
+        place: the channels' positions in the reader's weight.
+        values: for each channel its constant values.
+
+    Returns:
+        The channels that the reader no longer needs: zeros always, other constants if the reader has a bias for them
+        and does not pad its input.
     """
     zeros = [j for j, v in values.items() if not v.any()]
     weight = read.constant(reader.inputs[1])
     if weight is None or len(zeros) == len(values):
         return zeros
-    plain = read.float_attribute(reader, "alpha", 1.0) == 1.0 and read.float_attribute(reader, "beta", 1.0) == 1.0
+    unscaled = read.float_attribute(reader, "alpha", 1.0) == 1.0 and read.float_attribute(reader, "beta", 1.0) == 1.0
     out_axis = 1 - place.axis
     bias = read.column_bias(reader, weight.shape[out_axis])
-    if padded(reader) or reader.op_type not in ("Conv", "Gemm") or bias is None or not plain:
+    if has_padding(reader) or reader.op_type not in ("Conv", "Gemm") or bias is None or not unscaled:
         return zeros
     rows = np.moveaxis(np.array(weight, np.float64), (place.axis, out_axis), (0, 1))
     rows = rows.reshape(*rows.shape[:2], -1).sum(axis=2)
     shift = sum((v @ rows[place.positions[j]] for j, v in values.items()), np.zeros(len(bias)))
-    _drop(model, reader, place, list(values))
+    _zero_reader_weights(model, reader, place, list(values))
     edit.set_input(model, reader, 2, (shift + bias).astype(np.float32), f"{reader.name}_bias")
     return list(values)
 
 
-def _drop(model: ir.Model, reader: ir.Node, place: ch.Place, channels: Sequence[int]) -> None:
-    """Let the reader give the channels no weight."""
+def _zero_reader_weights(model: ir.Model, reader: ir.Node, place: ch.ChannelSlice, channels: Sequence[int]) -> None:
+    """Set the weights of channels in a reader to zero."""
     changed = np.array(read.constant(reader.inputs[place.operand]))
     index: list[slice | np.ndarray] = [slice(None)] * changed.ndim
     for channel in channels:
@@ -58,10 +69,14 @@ def _drop(model: ir.Model, reader: ir.Node, place: ch.Place, channels: Sequence[
     edit.set_input(model, reader, place.operand, changed, f"{reader.name}_weight")
 
 
-def inactive(evidence: Evidence) -> list[Decision]:
-    """What no sample moves: {"inactive": group, "channels": [...], "values": {reader: a list for each channel}}."""
+def find_inactive_channels(evidence: Evidence) -> list[Action]:
+    """Find the inner channels that are constant on the samples.
+
+    Returns:
+        Decisions {"inactive": group, "channels": [...], "values": {reader: a list of values for each channel}}.
+    """
     nodes = {n.name or "": n for n in evidence.model.graph}
-    groups = [g for g in evidence.channels.groups if g.hidden and not g.sliced and _plainly_read(g, nodes)]
+    groups = [g for g in evidence.channels.groups if g.internal and not g.sliced and _has_plain_readers(g, nodes)]
     axes = {}
     for group in groups:
         for place in group.readers:
@@ -69,36 +84,43 @@ def inactive(evidence: Evidence) -> list[Decision]:
             shape = evidence.trace.shape(value.name) if value is not None else None
             if value is not None and shape is not None:
                 axes[value.name or ""] = 1 if nodes[place.node].op_type == "Conv" else len(shape) - 1
-    seen = observe(evidence, list(axes), axes)
-    found: list[Decision] = []
+    seen = collect_histograms(evidence, list(axes), axes)
+    found: list[Action] = []
     for group in groups:
         values: dict[str, list[list[float]]] = {}
-        still = set(range(group.size))
+        constant = set(range(group.size))
         for place in group.readers:
-            spread = seen.get(_read_by(nodes[place.node]))
-            if spread is None or not spread.finite or spread.channel_low is None or spread.channel_high is None:
-                still = set()
+            histogram = seen.get(_input_name(nodes[place.node]))
+            if (
+                histogram is None
+                or not histogram.finite
+                or histogram.channel_low is None
+                or histogram.channel_high is None
+            ):
+                constant = set()
                 break
-            low, high = spread.channel_low, spread.channel_high
-            able = nodes[place.node].op_type in ("Conv", "Gemm") and not padded(nodes[place.node])
-            still &= {
-                j for j in still if (low[p := place.positions[j]] == high[p]).all() and (able or not low[p].any())
-            }  # fmt: skip
-        if 0 < len(still) < group.size:
+            low, high = histogram.channel_low, histogram.channel_high
+            can_fold = nodes[place.node].op_type in ("Conv", "Gemm") and not has_padding(nodes[place.node])
+            for j in list(constant):
+                p = place.positions[j]
+                if (low[p] != high[p]).any() or (low[p].any() and not can_fold):
+                    constant.discard(j)
+        if 0 < len(constant) < group.size:
             for place in group.readers:
-                numbers = seen[_read_by(nodes[place.node])].channel_low
+                numbers = seen[_input_name(nodes[place.node])].channel_low
                 assert numbers is not None
-                values[place.node] = [numbers[place.positions[j]].tolist() for j in sorted(still)]
-            found.append({"inactive": group.name, "channels": sorted(still), "values": values})
+                values[place.node] = [numbers[place.positions[j]].tolist() for j in sorted(constant)]
+            found.append({"inactive": group.name, "channels": sorted(constant), "values": values})
     return found
 
 
-def _read_by(node: ir.Node) -> str:
+def _input_name(node: ir.Node) -> str:
+    """Name of a node's first input."""
     return (node.inputs[0].name or "") if node.inputs[0] is not None else ""
 
 
-def _plainly_read(group: ch.Group, nodes: Mapping[str, ir.Node]) -> bool:
-    """Whether layers with weights of their own read the group, each as its first input."""
+def _has_plain_readers(group: ch.ChannelGroup, nodes: Mapping[str, ir.Node]) -> bool:
+    """Whether the group is read only by layers with weights of their own, as their first input."""
     for place in group.readers:
         node = nodes[place.node]
         weight = node.inputs[place.operand]
@@ -113,8 +135,12 @@ def _plainly_read(group: ch.Group, nodes: Mapping[str, ir.Node]) -> bool:
     return bool(group.readers)
 
 
-def ignore(model: ir.Model, decisions: Sequence[Decision]) -> list[str]:
-    """Carry out what `inactive` found, in place: the channels are then read by nobody; what to say of it."""
+def fold_inactive_channels(model: ir.Model, decisions: Sequence[Action]) -> list[str]:
+    """Apply the decisions of `find_inactive_channels` in place.
+
+    Returns:
+        Notes for the user.
+    """
     if not decisions:
         return []
     evidence = Evidence(model, None)
@@ -126,7 +152,7 @@ def ignore(model: ir.Model, decisions: Sequence[Decision]) -> list[str]:
             numbers = dict(
                 zip(decision["channels"], (np.array(v) for v in decision["values"][place.node]), strict=True)
             )
-            taken = absorb(model, nodes[place.node], place, numbers)
-            _drop(model, nodes[place.node], place, taken)
+            folded = fold_constant_channels(model, nodes[place.node], place, numbers)
+            _zero_reader_weights(model, nodes[place.node], place, folded)
         total += len(decision["channels"])
-    return [f"lossy: {total} channels that no sample moves are read no more"]
+    return [f"lossy: {total} channels that are constant on the samples are folded into biases"]

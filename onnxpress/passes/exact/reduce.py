@@ -1,4 +1,4 @@
-"""reduce: what can be taken out without changing the function, whatever the input.
+"""Exact reductions: what can be removed without changing the function, for every input. Carried out by `simplify`.
 
 Foldings (`fold.py`) and channels that provably do not matter:
 
@@ -29,12 +29,12 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels.removal import remove
-from onnxpress.passes.core.contract import Applied, Decision, Option, Saving
-from onnxpress.passes.exact.bounds import steady
-from onnxpress.passes.exact.duplicate_channels import merge_alike
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.exact.bounds import drop_redundant_relus
+from onnxpress.passes.exact.duplicate_channels import merge_duplicate_channels
 from onnxpress.passes.exact.fold import FOLDINGS, fold
-from onnxpress.passes.exact.inactive_channels import absorb, ignore, padded
-from onnxpress.passes.exact.reshape_targets import known_targets
+from onnxpress.passes.exact.inactive_channels import fold_constant_channels, fold_inactive_channels, has_padding
+from onnxpress.passes.exact.reshape_targets import fold_reshape_targets
 
 _UNARY = frozenset(
     """Relu Clip LeakyRelu Elu Selu Celu Sigmoid Tanh HardSigmoid HardSwish Softplus Softsign Abs Neg Exp Identity
@@ -48,49 +48,49 @@ _TINY = 1e-30
 _TARGETS = "targets"
 
 
-class Reduce:
-    name = "reduce"
-    exact = True
-    needs_data = False
+# Every exact reduction, as the actions of the pass `simplify`.
+REDUCTIONS: tuple[Action, ...] = (
+    *({"fold": kind} for kind in (*FOLDINGS, _TARGETS)),
+    {"flush": "denormals"},
+    {"bounds": "relu"},
+    {"merge": "alike"},
+    {"remove": "idle"},
+)
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        found = [Option(self.name, kind, {"fold": kind}) for kind in (*FOLDINGS, _TARGETS)]
-        found.append(Option(self.name, "denormals", {"flush": "denormals"}))
-        found.append(Option(self.name, "bounds", {"bounds": "relu"}))
-        found.append(Option(self.name, "alike", {"merge": "alike"}))
-        found.append(Option(self.name, "channels", {"remove": "idle"}, Saving()))
-        return found
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"fold": kind} | {"flush": "denormals"} | {"bounds": "relu"} | {"merge": "alike"} | {"remove": "idle"}],
-        and what `inactive_channels.py` saw on samples, which is not exact."""
-        if not decisions:
-            return Applied(model.clone())
-        work = edit.canonical(model)
-        notes = []
-        kinds = {d["fold"] for d in decisions if "fold" in d}
-        if kinds:
-            done = fold(work, Evidence(work, evidence.data, evidence.machine).trace, kinds)
-            notes += [f"folded {count} x {kind}" for kind, count in done.items()]
-        if _TARGETS in kinds:
-            count = known_targets(work)
-            notes += [f"{count} computed Reshape targets are constants"] if count else []
-        if any(d.get("flush") == "denormals" for d in decisions):
-            count = flush_denormals(work)
-            notes += [f"flushed {count} denormal weights"] if count else []
-        if any(d.get("bounds") == "relu" for d in decisions):
-            dropped, silenced = steady(work, Evidence(work, evidence.data, evidence.machine).trace)
-            notes += [f"dropped {dropped} Relus of what is never negative"] if dropped else []
-            notes += [f"{silenced} channels are always zero behind their Relu"] if silenced else []
-        if any(d.get("merge") == "alike" for d in decisions):
-            count = merge_alike(work, Evidence(work, evidence.data, evidence.machine).channels)
-            notes += [f"{count} channels repeat others, which are read instead"] if count else []
-        notes += ignore(work, [d for d in decisions if "inactive" in d])
-        if any(d.get("remove") == "idle" for d in decisions):
-            work, removed = remove_idle(work, evidence)
-            notes += [f"removed {removed} idle channels"] if removed else []
-        edit.forget_shapes(work)
-        return Applied(work, notes)
+def reduce(evidence: Evidence, actions: Sequence[Action]) -> tuple[ir.Model, list[str]]:
+    """A reduced copy of the evidence's model, and remarks. actions: some of REDUCTIONS, and inactive channels as
+    `inactive_channels.py` found them on samples (not exact)."""
+    work = edit.canonical(evidence.model)
+    notes = []
+    kinds = {d["fold"] for d in actions if "fold" in d}
+    if kinds:
+        done = fold(work, _traced(work, evidence).trace, kinds)
+        notes += [f"folded {count} x {kind}" for kind, count in done.items()]
+    if _TARGETS in kinds:
+        count = fold_reshape_targets(work)
+        notes += [f"{count} computed Reshape targets are constants"] if count else []
+    if {"flush": "denormals"} in actions:
+        count = flush_denormals(work)
+        notes += [f"flushed {count} denormal weights"] if count else []
+    if {"bounds": "relu"} in actions:
+        dropped, silenced = drop_redundant_relus(work, _traced(work, evidence).trace)
+        notes += [f"removed {dropped} redundant Relus"] if dropped else []
+        notes += [f"{silenced} channels are always zero behind their Relu"] if silenced else []
+    if {"merge": "alike"} in actions:
+        count = merge_duplicate_channels(work, _traced(work, evidence).channels)
+        notes += [f"merged {count} duplicate channels"] if count else []
+    notes += fold_inactive_channels(work, [d for d in actions if "inactive" in d])
+    if {"remove": "idle"} in actions:
+        work, removed = remove_idle(work, evidence)
+        notes += [f"removed {removed} channels without effect"] if removed else []
+    edit.forget_shapes(work)
+    return work, notes
+
+
+def _traced(work: ir.Model, evidence: Evidence) -> Evidence:
+    """Evidence of a model that is being edited, whose graph is not copied."""
+    return Evidence(work, evidence.data, evidence.machine)
 
 
 def flush_denormals(model: ir.Model) -> int:
@@ -115,7 +115,7 @@ def remove_idle(model: ir.Model, evidence: Evidence) -> tuple[ir.Model, int]:
     """Remove never-read, dead and constant channels until none is left; the new model and how many went."""
     total = 0
     while True:
-        facts = Evidence(model, evidence.data, evidence.machine).channels
+        facts = _traced(model, evidence).channels
         nodes: dict[str, ir.Node] = {n.name or "": n for n in model.graph}
         removal: dict[str, list[int]] = {}
         for group in facts.groups:
@@ -145,7 +145,7 @@ def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, 
     return removal
 
 
-def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+def _never_read(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> list[int]:
     weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
     if not weights:  # what two computed tensors are multiplied over is read without a weight
         return []
@@ -156,17 +156,17 @@ def _never_read(group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
     ]
 
 
-def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> list[int]:
+def _constant(model: ir.Model, group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> list[int]:
     """Channels that are one constant for every input when they reach the group's only reader, and can go.
 
     The number is followed from the maker (zero weights leave the bias) through unary operators and depthwise
     convolutions.  A constant other than zero is moved into the reader's bias here; that alone changes nothing either,
     as the reader's weights for the channel become zero at once.
     """
-    if not group.hidden or len(group.readers) != 1:
+    if not group.internal or len(group.readers) != 1:
         return []
-    maker = nodes[group.makers[0]]
-    place = next(p for p in group.places if p.role == "out")
+    maker = nodes[group.producers[0]]
+    place = next(p for p in group.slices if p.role == "out")
     if maker.op_type not in read.WEIGHTED or any(len(p) != 1 for p in place.positions):
         return []
     own = np.array([int(p[0]) for p in place.positions])
@@ -181,7 +181,7 @@ def _constant(model: ir.Model, group: ch.Group, nodes: dict[str, ir.Node]) -> li
     known = np.flatnonzero(np.isfinite(final[own])).tolist()
     place = group.readers[0]
     values = {j: np.full(len(place.positions[j]), final[own][j]) for j in known}
-    return absorb(model, reader, place, values)
+    return fold_constant_channels(model, reader, place, values)
 
 
 def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.ndarray) -> np.ndarray:
@@ -195,9 +195,9 @@ def _after_weights(node: ir.Node, weight: np.ndarray, axis: int, numbers: np.nda
         return np.full(len(rows), np.nan)
     shift = bias.astype(np.float64)
     zero = ~rows.any(axis=1) | (numbers == 0)
-    flat = shift + (0.0 if padded(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
-    steady = np.isfinite(numbers) & (not padded(node))
-    return np.where(zero, shift, np.where(steady, flat, np.nan))
+    flat = shift + (0.0 if has_padding(node) else 1.0) * np.nan_to_num(numbers) * rows.sum(axis=1)
+    drop_redundant_relus = np.isfinite(numbers) & (not has_padding(node))
+    return np.where(zero, shift, np.where(drop_redundant_relus, flat, np.nan))
 
 
 def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.Node, np.ndarray] | None:
@@ -221,7 +221,9 @@ def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.N
 
 
 def _plain_average(node: ir.Node) -> bool:
-    return node.op_type == "AveragePool" and not (read.int_attribute(node, "count_include_pad", 0) and padded(node))
+    return node.op_type == "AveragePool" and not (
+        read.int_attribute(node, "count_include_pad", 0) and has_padding(node)
+    )
 
 
 def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray:
@@ -236,6 +238,3 @@ def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray
     small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.opset(model))])
     results = onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})
     return np.asarray(next(iter(results)), np.float32)
-
-
-REDUCE = Reduce()

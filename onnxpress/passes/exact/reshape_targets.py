@@ -1,8 +1,8 @@
-"""Sizes that a file computes though they are known: Reshape to [batch, length, 4, 64] out of Shape, Gather and Concat.
+"""Folding of computed sizes that are known: Reshape to [batch, length, 4, 64] out of Shape, Gather and Concat.
 
-Shape inference with propagated values (the onnx package's) tells which sizes are numbers for every input, and which are an
-axis of the graph's inputs by name.  A target of numbers, of axes that stay where they are, and of one size more at most needs
-no computing.  An Expand need not be told the sizes of axes that stay: 1 says so, and goes on to where channels are removed.
+Shape inference with propagated data (of the onnx package) tells which sizes are the same number for every input, and
+which equal a named axis of the graph's inputs. A target of numbers, of axes that stay in place, and of at most one
+other size is a constant. In the target of an Expand, 1 stands for every axis that stays unchanged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from onnxpress.model import edit, read
 Size = int | str | None
 
 
-def known_targets(model: ir.Model) -> int:
-    """Make constants of the Reshape targets that are known, and of what is known of those of Expand, in place; how many there were."""
+def fold_reshape_targets(model: ir.Model) -> int:
+    """Replace computed targets of Reshape by constants, and simplify those of Expand, in place.
+
+    Returns:
+        The number of changed targets.
+    """
     nodes = [
         n
         for n in model.graph
@@ -27,14 +31,14 @@ def known_targets(model: ir.Model) -> int:
     ]
     if not nodes:
         return 0
-    sizes = inferred(model)
+    sizes = infer_sizes(model)
     count = 0
     for node in nodes:
         if node.op_type == "Expand":
-            count += _leave_open(model, node, sizes)
+            count += _fold_expand_target(model, node, sizes)
             continue
         source, result = (sizes.get(v.name or "") if v is not None else None for v in (node.inputs[0], node.outputs[0]))
-        target = _target(source, result, bool(read.int_attribute(node, "allowzero", 0)))
+        target = _constant_target(source, result, bool(read.int_attribute(node, "allowzero", 0)))
         if target is not None:
             edit.set_input(model, node, 1, np.array(target, np.int64), f"{node.name}_target")
             count += 1
@@ -42,45 +46,52 @@ def known_targets(model: ir.Model) -> int:
     return count
 
 
-def inferred(model: ir.Model) -> dict[str, tuple[Size, ...]]:
-    """By value name what is known of each axis for every input: a number, the name of a size, or nothing.
+def infer_sizes(model: ir.Model) -> dict[str, tuple[Size, ...]]:
+    """Infer what is known of each axis for every input.
 
-    What the file states of inner values and of outputs is not believed: it may hold at one size only.
+    Declared shapes of inner values and of outputs are ignored, as they may hold for one input size only.
+
+    Returns:
+        By value name, for each axis: a number, the name of a size, or None.
     """
     work = model.clone()
     for number, value in enumerate(work.graph.inputs):
         if value.shape is not None:
-            value.shape = ir.Shape([_named(d, f"_{number}_{axis}") for axis, d in enumerate(value.shape.dims)])
+            value.shape = ir.Shape([_named_dim(d, f"_{number}_{axis}") for axis, d in enumerate(value.shape.dims)])
     edit.forget_shapes(work)
     for value in work.graph.outputs:
         value.shape = None
     common.ShapeInferencePass(data_prop=True)(work)
     values = [*work.graph.inputs, *(v for n in work.graph for v in n.outputs)]
-    return {v.name: tuple(_size(d) for d in v.shape.dims) for v in values if v.name and v.shape is not None}
+    return {v.name: tuple(_dim_size(d) for d in v.shape.dims) for v in values if v.name and v.shape is not None}
 
 
-def _named(size: int | ir.SymbolicDim, name: str) -> int | ir.SymbolicDim:
+def _named_dim(size: int | ir.SymbolicDim, name: str) -> int | ir.SymbolicDim:
+    """The dimension, with a name if it has neither number nor name."""
     return ir.SymbolicDim(name) if not isinstance(size, int) and size.value is None else size
 
 
-def _size(size: int | ir.SymbolicDim) -> Size:
+def _dim_size(size: int | ir.SymbolicDim) -> Size:
+    """The number or the name of a dimension."""
     return size if isinstance(size, int) else size.value
 
 
-def _target(source: Sequence[Size] | None, result: Sequence[Size] | None, zero_is_zero: bool) -> list[int] | None:
-    """The target as a constant: 0 where an axis stays, -1 once where only the rest is left; None where more is unknown."""
+def _constant_target(
+    source: Sequence[Size] | None, result: Sequence[Size] | None, zero_is_zero: bool
+) -> list[int] | None:
+    """The target of a Reshape as a constant (0: axis stays, -1: remaining size); None where more is unknown."""
     if source is None or result is None:
         return None
     found: list[int] = []
     for axis, size in enumerate(result):
         stays = isinstance(size, str) and axis < len(source) and source[axis] == size and not zero_is_zero
         found.append(size if isinstance(size, int) else 0 if stays else -1)
-    numbers_fit = all(size > 0 for size in result if isinstance(size, int))
-    return found if found.count(-1) <= 1 and numbers_fit else None
+    positive = all(size > 0 for size in result if isinstance(size, int))
+    return found if found.count(-1) <= 1 and positive else None
 
 
-def _leave_open(model: ir.Model, node: ir.Node, sizes: Mapping[str, Sequence[Size]]) -> bool:
-    """Say 1 for every axis that an Expand leaves as it is, where its target is put together of single sizes; whether any was."""
+def _fold_expand_target(model: ir.Model, node: ir.Node, sizes: Mapping[str, Sequence[Size]]) -> bool:
+    """Write 1 for every axis that an Expand keeps, where its target is a Concat of single sizes; whether any was."""
     source, result = (sizes.get(v.name or "") if v is not None else None for v in (node.inputs[0], node.outputs[0]))
     maker = node.inputs[1].producer() if node.inputs[1] is not None else None
     if source is None or result is None or maker is None or maker.op_type != "Concat" or len(source) != len(result):

@@ -1,47 +1,107 @@
-"""simplify: constant folding and graph clean-up by onnxsim, with onnx-ir's clean-ups behind it.
+"""simplify: constant folding, graph clean-up and exact reductions.
 
-onnxsim is native code and graphs come from strangers: it runs in a child under a time limit (`runtime/simplifier.py`).
-Where it fails, or its result is not valid or computes something else, onnx-ir's own clean-ups stand in, and the
-result says so.
+onnxsim folds constants and cleans the graph up; it is native code and graphs come from strangers, so that it runs in a child
+process under a time limit (`runtime/simplifier.py`). Where it fails, or its result is not valid or computes something else,
+onnx-ir's own passes stand in, and the result says so. The reductions of `reduce.py` follow. With `calibrated`, channels that
+are constant on all samples are removed, too, which is not exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit
 from onnxpress.model.files import is_large, to_bytes
-from onnxpress.passes.core.contract import Applied, Decision, Option
-from onnxpress.runtime.session import Settings, open_session, run
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
+from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.exact.inactive_channels import find_inactive_channels
+from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
+from onnxpress.runtime.session import SessionSettings, open_session, run
 from onnxpress.runtime.simplifier import onnxsim
 
+EXACT: tuple[Action, ...] = ({"tool": "onnxsim"}, *REDUCTIONS)
 _DIARY = "onnxsim."  # under what the tool notes in the file what it did: kilobytes of names that nobody reads
 
 
+@dataclass(frozen=True)
+class SimplifyOptions(PassOptions):
+    """Whether samples may decide."""
+
+    calibrated: bool = option(
+        False, help="Also remove channels that are constant on all samples; not exact, needs `data`."
+    )
+
+
 class Simplify:
+    """Constant folding, graph clean-up and exact reductions; the function stays the same."""
+
     name = "simplify"
     exact = True
     needs_data = False
+    extra = None
+    Options = SimplifyOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        return [Option(self.name, "graph", {"tool": "onnxsim"})]
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for the clean-up, and one for each kind of reduction."""
+        yield Proposal("graph", dict(EXACT[0]))
+        for action in EXACT[1:]:
+            yield Proposal(" ".join(str(v) for v in action.values()), dict(action))
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"tool": "onnxsim" | "onnx-ir"}]; "onnx-ir" asks for the built-in clean-ups alone."""
-        if not decisions:
-            return Applied(model.clone())
-        if decisions[0].get("tool") != "onnxsim":
-            return Applied(edit.canonical(model))
-        done = _checked(model, evidence)
-        if isinstance(done, str):
-            return Applied(edit.canonical(model), [f"onnxsim was not used ({done}); onnx-ir's clean-ups were"])
-        return Applied(edit.canonical(done))
+    def plan(self, evidence: Evidence, options: SimplifyOptions) -> Planned:
+        """The clean-up and all reductions; with samples the constant channels behind them."""
+        actions = [dict(a) for a in EXACT]
+        if not options.calibrated:
+            return Planned(actions)
+        if evidence.data is None:
+            raise InputProblem("channels that are constant on samples need samples", "`calibrated`", "", "give `data`")
+        exact = evidence_for(self.apply(evidence, actions).model, evidence.data, evidence.machine, evidence.seed)
+        idle = find_inactive_channels(exact)
+        if not idle:
+            return Planned(actions, ["no channel is constant on all samples: nothing but exact reductions was done"])
+        return Planned([*actions, *idle, {"remove": "idle"}], details=exact.model)
+
+    def finish(self, evidence: Evidence, options: SimplifyOptions, planned: Planned, done: Applied) -> None:
+        """Add the error of what is not exact."""
+        if options.calibrated and planned.details is not None:
+            error = Scorer(planned.details, evidence.samples()).score(done.model).nmse
+            done.notes.append(f"the outputs differ by an nmse of {error:.2g} on the samples; on others it may be more")
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"tool": "onnxsim" | "onnx-ir"}] for the clean-up, some of REDUCTIONS, then (not exact) inactive channels
+        of the reduced model and {"remove": "idle"} once more."""
+        if not actions:
+            return Applied(evidence.model.clone())
+        current, notes = evidence, list[str]()
+        tool = next((str(a["tool"]) for a in actions if "tool" in a), "")
+        if tool:
+            cleaned, notes = _cleaned(evidence, tool)
+            current = evidence_for(cleaned, evidence.data, evidence.machine, evidence.seed)
+        rest = [a for a in actions if "tool" not in a]
+        first = next((i for i, a in enumerate(rest) if "inactive" in a), len(rest))
+        for stage in (rest[:first], rest[first:]):
+            if stage:
+                model, said = reduce(current, stage)
+                current = evidence_for(model, evidence.data, evidence.machine, evidence.seed)
+                notes = notes + said
+        return Applied(current.model, notes)
+
+
+def _cleaned(evidence: Evidence, tool: str) -> tuple[ir.Model, list[str]]:
+    """The model cleaned up by a tool, and remarks."""
+    if tool == "onnxsim":
+        done = _checked(evidence.model, evidence)
+        if not isinstance(done, str):
+            return edit.canonical(done), []
+        return edit.canonical(evidence.model), [f"onnxsim was not used ({done}); onnx-ir's passes were"]
+    return edit.canonical(evidence.model), []
 
 
 def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
@@ -73,7 +133,7 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
 
 
 def _same(model: ir.Model, done: ir.Model, evidence: Evidence) -> bool:
-    plain = Settings(level="basic")
+    plain = SessionSettings(level="basic")
     old, new = (run(open_session(m, plain), evidence.probe) for m in (model, done))
     return all(
         a.shape == b.shape and (a.dtype.kind not in "fiub" or np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))

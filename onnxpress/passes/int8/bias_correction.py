@@ -1,4 +1,7 @@
-"""Bias correction: the mean error that rounding leaves on an output channel goes back through the bias."""
+"""Bias correction: the mean error that quantization causes on an output channel is subtracted from the bias.
+
+Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction (2019), empirical variant.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +16,63 @@ from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
 from onnxpress.passes.int8 import qdq
 
-_SAMPLES, _MORE = 32, 128
-_SMALL = (
-    5e7  # multiply-accumulates a sample up to which more samples cost little: a mean of more is nearer to that of all
-)
+_SAMPLES, _SAMPLES_SMALL_MODEL = 32, 128
+_SMALL_MODEL_MACS = 5e7  # multiply-accumulates per sample up to which more samples are affordable
 
 
-def correct_bias(evidence: Evidence, work: ir.Model, plan: qdq.Layout) -> int:
-    """E[y_float] - E[y_int8] of each output channel goes into the bias, in topological order.
+def correct_bias(evidence: Evidence, work: ir.Model, layout: qdq.QdqLayout) -> int:
+    """Correct the bias of every integer layer by E[y_float] - E[y_int8] per output channel, in place.
 
-    The integer prefix is the one already corrected, so later layers see what they will see.  How many were corrected.
+    Layers are visited in topological order: the layers in front are already corrected, so that each layer sees the
+    inputs it will see in the end.
+
+    Args:
+        evidence: the float model and its samples, of which 32 are used (128 for small models).
+        work: the quantized model.
+        layout: the layout it was quantized with.
+
+    Returns:
+        The number of layers with a bias.
     """
-    small = sum(macs(evidence.model, evidence.trace).values()) <= _SMALL
-    data = evidence.samples().take(_MORE if small else _SAMPLES)
-    order = [
+    small_model = sum(macs(evidence.model, evidence.trace).values()) <= _SMALL_MODEL_MACS
+    data = evidence.samples().take(_SAMPLES_SMALL_MODEL if small_model else _SAMPLES)
+    nodes = [
         n
         for n in list(work.graph)
-        if n.name in plan.nodes and n.op_type in qdq.COMPUTE and len(n.inputs) > 2 and n.inputs[2] is not None
+        if n.name in layout.nodes and n.op_type in qdq.COMPUTE and len(n.inputs) > 2 and n.inputs[2] is not None
     ]
-    if not order:
+    if not nodes:
         return 0
-    # By node, not by value: an integer node at the graph's output leaves its value's name to the DQ behind it.
+    # By node, not by value: at the graph's output, the DequantizeLinear behind a node takes over the value's name.
     float_names = {n.name: n.outputs[0].name or "" for n in evidence.model.graph if n.outputs}
-    wished = _channel_means(evidence.model, [(float_names[n.name], n.op_type) for n in order], data, evidence)
-    for node in order:
+    wanted_means = _channel_means(evidence.model, [(float_names[n.name], n.op_type) for n in nodes], data, evidence)
+    for node in nodes:
         name = node.outputs[0].name or ""
-        found = _channel_means(work, [(name, node.op_type)], data, evidence)[name]
-        shift = wished[float_names[node.name]] - found
+        actual_means = _channel_means(work, [(name, node.op_type)], data, evidence)[name]
+        shift = wanted_means[float_names[node.name]] - actual_means
         dq = node.inputs[2].producer() if node.inputs[2] is not None else None
         if dq is None or dq.inputs[0] is None or not np.isfinite(shift).all():
             continue
-        whole, scale = read.constant(dq.inputs[0]), read.constant(dq.inputs[1])
-        if whole is None or scale is None or len(shift) != len(whole):
+        integers, scale = read.constant(dq.inputs[0]), read.constant(dq.inputs[1])
+        if integers is None or scale is None or len(shift) != len(integers):
             continue
-        moved = np.rint(whole.astype(np.float64) + shift / scale)
-        edit.set_constant(dq.inputs[0], np.clip(moved, -(2.0**31 - 1024), 2.0**31 - 1024).astype(np.int32))
-    return len(order)
+        corrected = np.rint(integers.astype(np.float64) + shift / scale)
+        edit.set_constant(dq.inputs[0], np.clip(corrected, -(2.0**31 - 1024), 2.0**31 - 1024).astype(np.int32))
+    return len(nodes)
 
 
 def _channel_means(
     model: ir.Model, outputs: Sequence[tuple[str, str]], data: Dataset, evidence: Evidence
 ) -> dict[str, np.ndarray]:
+    """Mean of each output channel over all samples and positions, by value name."""
     names = [name for name, _ in outputs]
     sums: dict[str, np.ndarray] = {}
     counts = dict.fromkeys(names, 0)
     for values in stream(model, names, data, evidence.batch_for(names)):
         for name, op in outputs:
             y = values[name]
-            moved = np.moveaxis(y, 1, -1) if op == "Conv" else y
-            rows = moved.reshape(-1, moved.shape[-1])
+            channels_last = np.moveaxis(y, 1, -1) if op == "Conv" else y
+            rows = channels_last.reshape(-1, channels_last.shape[-1])
             sums[name] = sums.get(name, 0) + rows.sum(axis=0, dtype=np.float64)
             counts[name] += len(rows)
     return {name: sums[name] / max(counts[name], 1) for name in names}

@@ -1,15 +1,18 @@
-"""Which part of its range each tensor's 256 levels cover.
+"""Calibration: the quantization range of each activation tensor.
 
-By one rule for all (`measure.ranges`: extremes, their mean, percentile, entropy, squared error), as a file says, or "weighted": for
-each tensor the one of those that harms its readers least,
+Ranges come from a method for all tensors (`measure.ranges`: min-max, moving average of extremes, percentile, entropy,
+mean squared error), from a file, or from "weighted" (output-error-weighted): for each tensor the range, among those of
+the other methods, with the smallest error of its readers' outputs,
 
     sum over channels c of  |W_c|^2 var(x_c - Q(x_c)),
 
-W_c being all that a reader multiplies channel c with: the Gram matrix of its weights without what lies off the diagonal.  The
-variance, since bias correction takes the mean error back.  Readers without weights (an Add) mind all channels alike.
+where W_c are all weights that a reader multiplies with channel c. This is the diagonal of the Gram matrix of the
+weights. The variance is used because bias correction removes the mean error. For readers without weights (Add) all
+channels have equal weight and the squared error is used.
 
-"wide" leaves room beyond the extremes, since samples not seen yet go further than the few that were; how far a tensor can go at all
-(what a Clip or Sigmoid gives; of inputs, what was seen: pictures are integers already, and one step for each is exact) ends it.
+"wide" is min-max with headroom for unseen samples. It is limited by the known bounds of a tensor (of a Clip or Sigmoid;
+inputs of the graph are limited to the observed extremes, since images are integers already and one step per integer is
+exact).
 """
 
 from __future__ import annotations
@@ -20,120 +23,146 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import METHODS, Spread, clip_range
-from onnxpress.measure.tensor_summary import some_rows
+from onnxpress.measure.evidence import Evidence, EvidenceKey
+from onnxpress.measure.ranges import METHODS, Histogram, clip_range
+from onnxpress.measure.tensor_summary import sample_rows
 from onnxpress.model import read
 from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.qdq_write import Grid, grid, spreads_for
+from onnxpress.passes.int8.qdq_write import QuantizationGrid, histograms_for, quantization_grid
 
 Range = tuple[float, float]
-Rule = str | Mapping[str, Sequence[float]]  # a method, or [low, high] by tensor
+RangeSpec = str | Mapping[str, Sequence[float]]  # a method, or [low, high] by tensor name
 
-RULES = (*METHODS, "weighted", "wide")
-_TRIED = ("minmax", "percentile", "mse", "entropy")
+RANGE_METHODS = (*METHODS, "weighted", "wide")
+_CANDIDATE_METHODS = ("minmax", "percentile", "mse", "entropy")
 _SAMPLES = 32
-_VALUES = 8192  # of a tensor that are looked at in each
-_ROOM = 1.4  # what "wide" leaves beyond the extremes seen, for samples that go further
-_SHARES = frozenset(("Sigmoid", "HardSigmoid", "Softmax"))  # operators that give from 0 to 1
+_VALUES_PER_SAMPLE = 8192
+_HEADROOM = 1.4  # factor of the observed extremes for "wide"
+_UNIT_RANGE = frozenset(("Sigmoid", "HardSigmoid", "Softmax"))  # operators with outputs from 0 to 1
+_WEIGHTED_RANGES: EvidenceKey[dict[str, Range]] = EvidenceKey("output-error-weighted ranges")
 
 
-def check(rule: Rule) -> None:
-    """Raises InputProblem for what is no rule."""
-    if isinstance(rule, str):
-        if rule not in RULES:
-            raise InputProblem("unknown range method", rule, "", f"one of {', '.join(RULES)}")
+def check_ranges(spec: RangeSpec) -> None:
+    """Raise InputProblem unless the specification is a known method or maps names to two finite numbers in order."""
+    if isinstance(spec, str):
+        if spec not in RANGE_METHODS:
+            raise InputProblem("unknown calibration method", spec, "", f"one of {', '.join(RANGE_METHODS)}")
         return
-    for name, ends in rule.items():
+    for name, ends in spec.items():
         numbers = isinstance(ends, Sequence) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends)
         if not numbers or not np.isfinite(ends).all() or ends[0] > ends[1]:
-            raise InputProblem("not a range", name, f"got {ends}", "give [low, high], two finite numbers in order")
+            raise InputProblem("invalid range", name, f"got {ends}", "give [low, high], two finite numbers in order")
 
 
-def ranges(evidence: Evidence, rule: Rule, tensors: Sequence[str]) -> dict[str, Range]:
-    """(low, high) of each named tensor; where a file says nothing of one, as squared error would have it."""
-    spreads = spreads_for(evidence)
-    if not isinstance(rule, str):
-        return {n: _ends(rule[n]) if n in rule else clip_range(spreads[n], "mse") for n in tensors}
-    if rule == "weighted":
-        known = _weighted(evidence)
-        return {n: known[n] for n in tensors}
-    if rule == "wide":
-        ends = _furthest(evidence)
-        return {n: _wide(spreads[n], ends.get(n)) for n in tensors}
-    return {n: clip_range(spreads[n], rule) for n in tensors}
+def activation_ranges(evidence: Evidence, spec: RangeSpec, tensors: Sequence[str]) -> dict[str, Range]:
+    """Compute the quantization range of each tensor.
+
+    Args:
+        evidence: the model and its samples.
+        spec: a method, or ranges by tensor name; tensors that are not listed get the range of least mean squared error.
+        tensors: names of the tensors.
+
+    Returns:
+        (low, high) by tensor name, in the unit of the tensor.
+    """
+    histograms = histograms_for(evidence)
+    if not isinstance(spec, str):
+        return {n: _as_range(spec[n]) if n in spec else clip_range(histograms[n], "mse") for n in tensors}
+    if spec == "weighted":
+        chosen = _output_error_weighted(evidence)
+        return {n: chosen[n] for n in tensors}
+    if spec == "wide":
+        limits = _range_limits(evidence)
+        return {n: _range_with_headroom(histograms[n], limits.get(n)) for n in tensors}
+    return {n: clip_range(histograms[n], spec) for n in tensors}
 
 
-def grids(evidence: Evidence, rule: Rule, plan: qdq.Layout, bits: int = 8) -> dict[str, Grid]:
-    """A grid a tensor; tensors that must share take the widest range among them."""
-    found = ranges(evidence, rule, plan.tensors)
-    for tie in plan.same:
-        members = [m for m in tie if m in found]
+def activation_grids(
+    evidence: Evidence, spec: RangeSpec, layout: qdq.QdqLayout, bits: int = 8
+) -> dict[str, QuantizationGrid]:
+    """Compute the quantization grid of each tensor of a layout.
+
+    Args:
+        evidence: the model and its samples.
+        spec: as in `activation_ranges`.
+        layout: the tensors; tensors that share a scale get the union of their ranges.
+        bits: of the activations, 8 or 16.
+    """
+    found = activation_ranges(evidence, spec, layout.tensors)
+    for tied in layout.shared_scales:
+        members = [m for m in tied if m in found]
         if members:
             shared = (min(found[m][0] for m in members), max(found[m][1] for m in members))
             found.update(dict.fromkeys(members, shared))
-    return {name: grid(low, high, bits) for name, (low, high) in found.items()}
+    return {name: quantization_grid(low, high, bits) for name, (low, high) in found.items()}
 
 
-def _ends(given: Sequence[float]) -> Range:
-    low, high = given
+def _as_range(ends: Sequence[float]) -> Range:
+    low, high = ends
     return float(low), float(high)
 
 
-def _wide(spread: Spread, ends: Range | None) -> Range:
-    low, high = clip_range(spread, "minmax")
-    least, most = ends or (-np.inf, np.inf)
-    return min(low, max(_ROOM * low, least)), max(high, min(_ROOM * high, most))
+def _range_with_headroom(histogram: Histogram, limits: Range | None) -> Range:
+    """Min-max with headroom, within the limits of the tensor."""
+    low, high = clip_range(histogram, "minmax")
+    lowest, highest = limits or (-np.inf, np.inf)
+    return min(low, max(_HEADROOM * low, lowest)), max(high, min(_HEADROOM * high, highest))
 
 
-def _furthest(evidence: Evidence) -> dict[str, Range]:
-    """How far tensors go on any sample, where that is known."""
-    spreads = spreads_for(evidence)
-    ends: dict[str, Range] = {v.name or "": (0.0, 0.0) for v in evidence.model.graph.inputs}  # as far as was seen
+def _range_limits(evidence: Evidence) -> dict[str, Range]:
+    """Bounds of tensors for any sample, where they are known."""
+    histograms = histograms_for(evidence)
+    limits: dict[str, Range] = {
+        v.name or "": (0.0, 0.0) for v in evidence.model.graph.inputs
+    }  # no further than observed
     for node in evidence.model.graph:
         source = node.inputs[0].name if node.inputs and node.inputs[0] is not None else None
-        if node.op_type in qdq.MOVE and source in ends:
-            ends.update({v.name or "": ends[source] for v in node.outputs})
-        elif node.op_type in _SHARES:
-            ends[node.outputs[0].name or ""] = 0.0, 1.0
+        if node.op_type in qdq.DATA_MOVEMENT and source in limits:
+            limits.update({v.name or "": limits[source] for v in node.outputs})
+        elif node.op_type in _UNIT_RANGE:
+            limits[node.outputs[0].name or ""] = 0.0, 1.0
         elif node.op_type == "Clip":
-            ends[node.outputs[0].name or ""] = qdq.clip_bounds(node)
-    return {n: e for n, e in ends.items() if n in spreads}
+            limits[node.outputs[0].name or ""] = qdq.clip_bounds(node)
+    return {n: e for n, e in limits.items() if n in histograms}
 
 
-def _weighted(evidence: Evidence) -> dict[str, Range]:
-    """Of every tensor that could be quantized, measured once."""
-    known: dict[str, Range] | None = evidence.kept.get("weighted")
+def _output_error_weighted(evidence: Evidence) -> dict[str, Range]:
+    """The range of least output error of every tensor that can be quantized; computed once per evidence."""
+    known = evidence.get(_WEIGHTED_RANGES)
     if known is None:
-        spreads = spreads_for(evidence)
-        offers = {n: list(dict.fromkeys(clip_range(s, m) for m in _TRIED)) for n, s in spreads.items() if s.finite}
-        minded = _minded(evidence)
-        errors = _errors(evidence, {n: o for n, o in offers.items() if len(o) > 1}, minded)
-        known = {n: o[int(np.argmin(errors[n]))] if n in errors else o[0] for n, o in offers.items()}
-        known |= {n: clip_range(s, "minmax") for n, s in spreads.items() if not s.finite}
-        evidence.kept["weighted"] = known
+        histograms = histograms_for(evidence)
+        candidates = {
+            n: list(dict.fromkeys(clip_range(s, m) for m in _CANDIDATE_METHODS))
+            for n, s in histograms.items()
+            if s.finite
+        }
+        channel_weights = _channel_weights(evidence)
+        errors = _candidate_errors(evidence, {n: o for n, o in candidates.items() if len(o) > 1}, channel_weights)
+        known = {n: o[int(np.argmin(errors[n]))] if n in errors else o[0] for n, o in candidates.items()}
+        known |= {n: clip_range(s, "minmax") for n, s in histograms.items() if not s.finite}
+        evidence.put(_WEIGHTED_RANGES, known)
     return known
 
 
-def _minded(evidence: Evidence) -> dict[str, tuple[int, np.ndarray | None]]:
-    """For every tensor its channels' axis and how much its readers mind each: all alike (None) where no weights read it."""
+def _channel_weights(evidence: Evidence) -> dict[str, tuple[int, np.ndarray | None]]:
+    """For every tensor its channel axis, and the weight of each channel's error (None: all channels equal)."""
     found: dict[str, tuple[int, np.ndarray | None]] = {}
     for node in evidence.model.graph:
         source = node.inputs[0] if node.inputs else None
-        if node.op_type not in qdq.COMPUTE or source is None or qdq.eligible(node, evidence.trace) is not None:
+        if node.op_type not in qdq.COMPUTE or source is None or qdq.refusal_reason(node, evidence.trace) is not None:
             continue
         weight = read.constant(node.inputs[1])
         if weight is None:
             continue
-        axis, power = (1 if node.op_type == "Conv" else -1), _power(node, weight)
+        axis, squared = (1 if node.op_type == "Conv" else -1), _squared_weights(node, weight)
         before = found.get(source.name or "", (axis, None))[1]
-        agree = before is not None and before.shape == power.shape
-        found[source.name or ""] = axis, power + before if agree and before is not None else power
+        agree = before is not None and before.shape == squared.shape
+        found[source.name or ""] = axis, squared + before if agree and before is not None else squared
     return found
 
 
-def _power(node: ir.Node, weight: np.ndarray) -> np.ndarray:
-    """Sum of squares of what each input channel is multiplied with."""
+def _squared_weights(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """Sum of the squared weights of each input channel, [channels]."""
     squares = weight.astype(np.float64) ** 2
     if node.op_type == "Conv":
         groups = read.int_attribute(node, "group", 1)
@@ -142,36 +171,40 @@ def _power(node: ir.Node, weight: np.ndarray) -> np.ndarray:
     return np.asarray(squares.sum(axis=0 if node.op_type == "Gemm" and read.int_attribute(node, "transB", 0) else 1))
 
 
-def _errors(
-    evidence: Evidence, offers: Mapping[str, Sequence[Range]], minded: Mapping[str, tuple[int, np.ndarray | None]]
+def _candidate_errors(
+    evidence: Evidence,
+    candidates: Mapping[str, Sequence[Range]],
+    channel_weights: Mapping[str, tuple[int, np.ndarray | None]],
 ) -> dict[str, np.ndarray]:
-    """The readers' harm of each of a tensor's ranges, on some of its values."""
-    if not offers:
+    """The output error of each candidate range of a tensor, on a sample of its values."""
+    if not candidates:
         return {}
     sums: dict[str, np.ndarray] = {}  # [ranges, 2, channels]: errors and their squares
-    counts = dict.fromkeys(offers, 0)
-    axes = {name: axis for name, (axis, weights) in minded.items() if weights is not None}
-    for values in some_rows(evidence, list(offers), axes, _SAMPLES, _VALUES):
+    counts = dict.fromkeys(candidates, 0)
+    axes = {name: axis for name, (axis, weights) in channel_weights.items() if weights is not None}
+    for values in sample_rows(evidence, list(candidates), axes, _SAMPLES, _VALUES_PER_SAMPLE):
         for name, rows in values.items():
-            ranged = offers[name]
+            tensor_ranges = candidates[name]
             if name not in sums:
-                sums[name] = np.zeros((len(ranged), 2, rows.shape[1]))
-            if rows.shape[1] != sums[name].shape[2]:  # a width that varies from sample to sample
+                sums[name] = np.zeros((len(tensor_ranges), 2, rows.shape[1]))
+            if rows.shape[1] != sums[name].shape[2]:  # the number of channels varies between samples
                 continue
             counts[name] += len(rows)
-            for into, (low, high) in zip(sums[name], ranged, strict=True):
-                ends = grid(low, high)
-                error = (ends.codes(rows) - ends.zero) * ends.scale - rows
-                into += error.sum(axis=0, dtype=np.float64), np.einsum("rc,rc->c", error, error, dtype=np.float64)
-    harms = {}
+            for range_sums, (low, high) in zip(sums[name], tensor_ranges, strict=True):
+                grid = quantization_grid(low, high)
+                error = (grid.quantize(rows) - grid.zero_point) * grid.scale - rows
+                range_sums += error.sum(axis=0, dtype=np.float64), np.einsum("rc,rc->c", error, error, dtype=np.float64)
+    errors = {}
     for name, found in sums.items():
-        weights = minded.get(name, (-1, None))[1]
-        mean, square = found[:, 0] / max(counts[name], 1), found[:, 1] / max(counts[name], 1)
-        linear = weights is not None and len(weights) == found.shape[2]
-        harms[name] = (square - mean**2) @ weights if linear and weights is not None else square.sum(axis=1)
-    return harms
+        weights = channel_weights.get(name, (-1, None))[1]
+        mean_error, mean_square = found[:, 0] / max(counts[name], 1), found[:, 1] / max(counts[name], 1)
+        weighted = weights is not None and len(weights) == found.shape[2]
+        errors[name] = (
+            (mean_square - mean_error**2) @ weights if weighted and weights is not None else mean_square.sum(axis=1)
+        )
+    return errors
 
 
-def spread_of(evidence: Evidence, name: str) -> Spread:
-    """What was seen of a tensor; nothing where it was not looked at."""
-    return spreads_for(evidence).get(name, Spread())
+def histogram_of(evidence: Evidence, name: str) -> Histogram:
+    """The histogram of a tensor; empty where it was not observed."""
+    return histograms_for(evidence).get(name, Histogram())

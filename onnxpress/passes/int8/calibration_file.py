@@ -1,10 +1,10 @@
-"""Ranges of activations in a file: found once, read again by later runs, and open to anybody's editor.
+"""Calibration file: activation ranges that later runs read again, and that can be edited.
 
     {"schema": "onnxpress ranges 1", "ranges": {"tensor": [low, high], ...}, "rounding": "nearest",
      "equalized": [{"tensor": ..., "by": [...]}, ...]}
 
-equalized: the factors that channels were brought to like ranges by before; ranges are of the model behind them.  rounding: of weights,
-where none is asked for.  Both may be left out.
+equalized: factors of the cross-layer equalization that was applied first; the ranges are those of the equalized model.
+rounding: rounding of weights, used where none is requested. Both are optional.
 """
 
 from __future__ import annotations
@@ -18,29 +18,40 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import check_target
 from onnxpress.passes.int8 import calibration
-from onnxpress.passes.int8.qdq_write import spreads_for
-from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, equalized
+from onnxpress.passes.int8.qdq_write import histograms_for
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, RecipeOptions, equalized_evidence
 
 SCHEMA = "onnxpress ranges 1"
 
 
-def read_ranges(path: Path, evidence: Evidence, wish: Wish) -> Wish:
-    """The wish with what a file says.  Raises InputProblem where it is no such file, or speaks of tensors that this model does not
-    have."""
+def read_ranges(path: Path, evidence: Evidence, wish: RecipeOptions) -> RecipeOptions:
+    """Read a calibration file.
+
+    Args:
+        path: the file.
+        evidence: the model and its samples.
+        wish: the requested options.
+
+    Returns:
+        The options with ranges and factors of the file, and its rounding where none is requested.
+
+    Raises:
+        InputProblem: if the file is not a calibration file, or names tensors that are not in the model.
+    """
     try:
         body = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputProblem(
-            "the ranges are not readable JSON", path, str(error), "take it away to have it written anew"
+            "the calibration file is not valid JSON", path, str(error), "delete it to have it written again"
         ) from error
     if (
         not isinstance(body, dict)
         or body.get("schema") != SCHEMA
         or not isinstance(body.get("ranges"), dict)
-        or not _factors(body)
+        or not _valid_factors(body)
     ):
         raise InputProblem(
-            "not a file of ranges", path, f"expected schema {SCHEMA!r}", "take it away to have it written anew"
+            "not a calibration file", path, f"expected schema {SCHEMA!r}", "delete it to have it written again"
         )
     factors = tuple(body.get("equalized", ()))
     found = replace(
@@ -51,29 +62,41 @@ def read_ranges(path: Path, evidence: Evidence, wish: Wish) -> Wish:
         rounding=wish.rounding or body.get("rounding"),
     )
     found.check()
-    known = spreads_for(equalized(evidence, Recipe(found.ranges, found.factors or ())))
-    strangers = [name for name in body["ranges"] if name not in known]
-    if strangers:
-        more = f"{len(strangers)} of {len(body['ranges'])} tensors"
+    known = histograms_for(equalized_evidence(evidence, QuantizationRecipe(found.ranges, found.factors or ())))
+    unknown = [name for name in body["ranges"] if name not in known]
+    if unknown:
+        count = f"{len(unknown)} of {len(body['ranges'])} tensors"
         raise InputProblem(
-            "ranges of a tensor the model does not have", f"{path}: {strangers[0]}", more, "give another file"
+            "the calibration file names a tensor that is not in the model",
+            f"{path}: {unknown[0]}",
+            count,
+            "use another file",
         )
     return found
 
 
-def _factors(body: dict[str, Any]) -> bool:
-    """Whether what a file says of factors can be that."""
-    given = body.get("equalized", [])
-    return isinstance(given, list) and all(
-        isinstance(d, dict) and isinstance(d.get("by"), list) and "tensor" in d for d in given
+def _valid_factors(body: dict[str, Any]) -> bool:
+    """Whether the equalization factors of a file have the right form."""
+    factors = body.get("equalized", [])
+    return isinstance(factors, list) and all(
+        isinstance(d, dict) and isinstance(d.get("by"), list) and "tensor" in d for d in factors
     )
 
 
-def write_ranges(path: Path, evidence: Evidence, recipe: Recipe) -> None:
-    """The ranges of every tensor by a recipe.  Raises InputProblem where the file cannot be written."""
+def write_ranges(path: Path, evidence: Evidence, recipe: QuantizationRecipe) -> None:
+    """Write the ranges of every tensor that can be quantized.
+
+    Args:
+        path: the file to write.
+        evidence: the model and its samples.
+        recipe: the quantization recipe.
+
+    Raises:
+        InputProblem: if the file cannot be written.
+    """
     check_target(path)
-    scaled = equalized(evidence, recipe)
-    found = calibration.ranges(scaled, recipe.ranges, list(spreads_for(scaled)))
+    scaled = equalized_evidence(evidence, recipe)
+    found = calibration.activation_ranges(scaled, recipe.ranges, list(histograms_for(scaled)))
     body: dict[str, Any] = {
         "schema": SCHEMA,
         "ranges": {name: list(ends) for name, ends in found.items()},

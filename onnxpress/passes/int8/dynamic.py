@@ -8,7 +8,7 @@ that is worth it: `quantize` is for them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,41 +16,68 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.model import edit, read
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
+from onnxpress.passes.core.options import TargetCpuOptions, option
 from onnxpress.runtime import vpmaddubsw_saturation
-from onnxpress.runtime.vpmaddubsw_saturation import TOP
+from onnxpress.runtime.vpmaddubsw_saturation import MAX_WEIGHT
 
 _OPSET = 11
 _TINY = 1e-30
+_INPUT_LOSS = 1e-4  # relative squared error of rounding an input to 8 bits over its range, of usual tensors
 PRODUCTS = ("exact", "saturating")
 
 
+@dataclass(frozen=True)
+class DynamicOptions(TargetCpuOptions):
+    """Which nodes run in dynamic int8."""
+
+    exclude: tuple[str, ...] = option((), help="Nodes to keep in float; can be repeated.", metavar="NODE")
+
+
 class Dynamic:
+    """Dynamic int8 of MatMul and Gemm: no samples are needed, the range of each input is found at every run."""
+
     name = "dynamic"
     exact = False
     needs_data = False
+    extra = None
+    Options = DynamicOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """Each MatMul and Gemm with a constant weight. harm: lost share of the weight's squares."""
-        found = []
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """Each MatMul and Gemm with a constant weight; the local loss is the relative error of weight and input."""
         for node in evidence.model.graph:
             if node.op_type not in ("MatMul", "Gemm") or why_not(node) is not None:
                 continue
             columns = _columns(node)
             codes, scale = rounded(columns, evidence.machine.int8_exact)
             lost = float(((codes * scale - columns) ** 2).sum() / max(float((columns**2).sum()), _TINY))
-            saving = Saving(0.0, 3.0 * columns.size - 4 * len(scale)) if _alone(node) else Saving()
-            found.append(Option(self.name, node.name or "", {"node": node.name}, saving, lost))
-        return found
+            saving = Saving(weight_bytes=3.0 * columns.size - 4 * len(scale)) if _alone(node) else Saving()
+            touches = frozenset(n for n in (node.name, node.inputs[1].name if node.inputs[1] is not None else "") if n)
+            loss = predicted_loss(evidence, node.name or "", lost + _INPUT_LOSS)
+            yield Proposal(node.name or "", {"node": node.name}, touches, saving, loss)
+        yield from refusals(evidence)
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"node": name}, …] and optionally {"products": "exact" | "saturating"} (default: what the evidence's
-        machine does)."""
-        names = {str(d["node"]) for d in decisions if "node" in d}
+    def plan(self, evidence: Evidence, options: DynamicOptions) -> Planned:
+        """Every MatMul and Gemm that has a dynamic integer kernel, but the excluded ones."""
+        names = {n.name or "" for n in evidence.model.graph}
+        unknown = [name for name in options.exclude if name not in names]
+        if unknown:
+            raise InputProblem(
+                "no such node to exclude", f"`exclude`: {unknown[0]}", "", "`inspect --nodes` lists them"
+            )
+        actions = plan_dynamic(evidence, options.exclude)
+        notes = [] if actions else ["the model has no MatMul or Gemm that can run in dynamic int8"]
+        return Planned(actions, notes, refusals(evidence))
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"node": name}, …] and optionally {"products": "exact" | "saturating"} (default: as the evidence's machine
+        computes them)."""
+        names = {str(d["node"]) for d in actions if "node" in d}
         if not names:
-            return Applied(model.clone())
-        products = next((d["products"] for d in decisions if "products" in d), products_of(evidence))
+            return Applied(evidence.model.clone())
+        products = next((d["products"] for d in actions if "products" in d), products_of(evidence))
         if products not in PRODUCTS:
             raise InputProblem("unknown kind of products", str(products), "", f"one of {', '.join(PRODUCTS)}")
         work = evidence.model.clone()
@@ -72,9 +99,9 @@ class Dynamic:
         return Applied(work, [f"{len(names)} nodes in dynamic int8{kept}"], refusals(evidence))
 
 
-def plan_dynamic(evidence: Evidence, exclude: Sequence[str] = ()) -> list[Decision]:
+def plan_dynamic(evidence: Evidence, exclude: Sequence[str] = ()) -> list[Action]:
     """Decisions for every MatMul and Gemm that can, but the excluded names."""
-    found: list[Decision] = [
+    found: list[Action] = [
         {"node": n.name} for n in evidence.model.graph
         if n.op_type in ("MatMul", "Gemm") and n.name not in exclude and why_not(n) is None
     ]  # fmt: skip
@@ -85,10 +112,10 @@ def products_of(evidence: Evidence) -> str:
     return PRODUCTS[0] if evidence.machine.int8_exact else PRODUCTS[1]
 
 
-def refusals(evidence: Evidence) -> list[Refused]:
+def refusals(evidence: Evidence) -> list[Refusal]:
     """Weighted nodes that stay in float, and why."""
     return [
-        Refused(n.name or "", why)
+        Refusal(n.name or "", why)
         for n in evidence.model.graph
         if n.op_type in read.WEIGHTED and (why := why_not(n)) is not None
     ]
@@ -134,13 +161,13 @@ def rounded(columns: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
     rows, peaks = columns.T.astype(np.float64), np.full(len(columns), 255.0)  # an input's range is used whole
     top = np.maximum(np.abs(rows).max(axis=1), _TINY)
     most = (
-        np.full(len(rows), float(TOP))
+        np.full(len(rows), float(MAX_WEIGHT))
         if exact
-        else vpmaddubsw_saturation.levels(np.rint(rows / (top / TOP)[:, None]), peaks)
+        else vpmaddubsw_saturation.max_weight_codes(np.rint(rows / (top / MAX_WEIGHT)[:, None]), peaks)
     )
     scale = (top / most).astype(np.float32)
     codes = np.clip(np.rint(rows / scale[:, None]), -most[:, None], most[:, None])
-    return (codes if exact else vpmaddubsw_saturation.relieved(codes, peaks)).T.astype(np.int8), scale
+    return (codes if exact else vpmaddubsw_saturation.clamp_pairs(codes, peaks)).T.astype(np.int8), scale
 
 
 @dataclass
@@ -166,7 +193,7 @@ class _Writer:
         if bias is not None and bias.any():
             add = edit.add_constant(self.work, bias.astype(np.float32), f"{stem}_bias")
             made = edit.insert_before(self.work, node, "Add", [made, add], f"{stem}_biased")
-        edit.take_over(self.work, node.outputs[0], made)
+        edit.replace_value(self.work, node.outputs[0], made)
 
     def _input(self, node: ir.Node, source: ir.Value) -> Sequence[ir.Value]:
         name = source.name or ""

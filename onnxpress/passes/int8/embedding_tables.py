@@ -1,7 +1,7 @@
-"""Embedding tables as signed 8-bit integers: Gather picks rows of codes, and one DequantizeLinear behind it makes numbers of them.
+"""Embedding tables in int8: Gather selects rows of integers, and one DequantizeLinear behind it restores floats.
 
-(A DequantizeLinear in front would turn the whole table to float at every call.)  The scale is one a column, symmetric; a table
-whose columns are not kept to 30 dB so, because of a few rows with large numbers, stays in float.
+A DequantizeLinear in front of the Gather would convert the whole table at every call. Scales are symmetric and per
+column. Tables that do not keep 30 dB in this form, because a few rows have large numbers, stay in float.
 """
 
 from __future__ import annotations
@@ -11,90 +11,119 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.model import edit, read
-from onnxpress.passes.core.contract import Refused
+from onnxpress.passes.core.contract import Refusal
+from onnxpress.passes.core.rounding import symmetric_integers
 
-_TOP = 127
-_LEAST = 16_384  # bytes of a table that is worth a node
-_ENOUGH = 30.0  # dB
+_MAX_CODE = 127
+_MIN_BYTES = 16_384  # smaller tables do not save enough
+_MIN_SQNR = 30.0  # dB
 
 
-def why_not(node: ir.Node) -> str | None:
-    """None where the node looks rows up in a table that can be kept in int8; "" where it is no look-up in a float table at all; else
-    why the table stays."""
+def refusal_reason(node: ir.Node) -> str | None:
+    """Determine why the table of a look-up cannot be stored in int8.
+
+    Args:
+        node: any node.
+
+    Returns:
+        None if it can; "" if the node is no look-up in a float table worth storing in int8; else the reason.
+    """
     table = read.constant(node.inputs[0]) if read.standard(node) and node.op_type == "Gather" else None
     if table is None or table.dtype != np.float32 or table.ndim != 2 or read.constant(node.inputs[1]) is not None:
         return ""
-    if read.int_attribute(node, "axis", 0) != 0 or table.nbytes < _LEAST:
+    if read.int_attribute(node, "axis", 0) != 0 or table.nbytes < _MIN_BYTES:
         return ""
     if read.node_opset(node) < 13:
-        return "operator set below 13 has no integers with a scale a channel"
+        return "quantization per channel needs operator set 13"
     value = node.inputs[0]
     assert value is not None
-    others = [u.node for u in value.uses() if not _looks_up(u.node, u.idx) or u.node.graph is not node.graph]
-    if others or value.is_graph_output():
-        return f"its table is read by {others[0].op_type if others else 'an output'}, too"
+    other_readers = [u.node for u in value.uses() if not _is_lookup(u.node, u.idx) or u.node.graph is not node.graph]
+    if other_readers or value.is_graph_output():
+        return f"its table is also read by {other_readers[0].op_type if other_readers else 'a graph output'}"
     if not np.isfinite(table).all():
         return "its table is not finite"
-    if _sqnr(table) < _ENOUGH:
-        return f"its table would keep {_sqnr(table):.0f} dB only: a few rows have large numbers"
+    quality = _table_sqnr(table)
+    if quality < _MIN_SQNR:
+        return f"int8 would keep only {quality:.0f} dB of its table: a few rows have large numbers"
     return None
 
 
-def _looks_up(node: ir.Node, operand: int) -> bool:
+def _is_lookup(node: ir.Node, operand: int) -> bool:
+    """Whether a node reads a value as the table of a row look-up."""
     return node.op_type == "Gather" and operand == 0 and read.int_attribute(node, "axis", 0) == 0
 
 
-def tables(model: ir.Model, exclude: Collection[str] = ()) -> list[str]:
-    """Look-ups whose tables can be kept in int8, in the order of the graph; a table stays where one of its look-ups is excluded."""
-    able = [n for n in model.graph if why_not(n) is None]
-    kept = {n.inputs[0] for n in able if n.name in exclude}
-    return [n.name or "" for n in able if n.inputs[0] not in kept]
+def quantizable_lookups(model: ir.Model, exclude: Collection[str] = ()) -> list[str]:
+    """Find the look-ups whose tables can be stored in int8.
+
+    Args:
+        model: the model.
+        exclude: names of look-ups; their tables stay in float for all look-ups that share them.
+
+    Returns:
+        Node names in graph order.
+    """
+    quantizable = [n for n in model.graph if refusal_reason(n) is None]
+    excluded_tables = {n.inputs[0] for n in quantizable if n.name in exclude}
+    return [n.name or "" for n in quantizable if n.inputs[0] not in excluded_tables]
 
 
-def refusals(model: ir.Model) -> list[Refused]:
-    """Look-ups in float tables that stay, and why."""
-    return [Refused(n.name or "", why) for n in model.graph if (why := why_not(n))]
+def refusals(model: ir.Model) -> list[Refusal]:
+    """The look-ups whose float tables cannot be stored in int8, with the reason."""
+    return [Refusal(n.name or "", why) for n in model.graph if (why := refusal_reason(n))]
 
 
-def write(work: ir.Model, names: Collection[str]) -> int:
-    """Write the tables of these look-ups in place; how many tables."""
-    done: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+def quantize_tables(work: ir.Model, names: Collection[str]) -> int:
+    """Store the tables of look-ups in int8, in place.
+
+    Args:
+        work: the model to change.
+        names: names of the look-ups.
+
+    Returns:
+        The number of tables.
+    """
+    written: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in [n for n in work.graph if n.name in names]:
         table = node.inputs[0]
-        held = read.constant(table)
-        assert table is not None and held is not None
-        if table not in done:
-            codes, scale = _codes(held)
+        values = read.constant(table)
+        assert table is not None and values is not None
+        if table not in written:
+            codes, scale = _quantize_columns(values)
             stem = table.name or node.name or "table"
-            done[table] = edit.add_constant(work, codes, f"{stem}_q"), edit.add_constant(work, scale, f"{stem}_scale")
-        codes_value, scale_value = done[table]
+            written[table] = (
+                edit.add_constant(work, codes, f"{stem}_q"),
+                edit.add_constant(work, scale, f"{stem}_scale"),
+            )
+        codes_value, scale_value = written[table]
         node.replace_input_with(0, codes_value)
-        _behind(work, node, scale_value)
-    return len(done)
+        _insert_dequantize(work, node, scale_value)
+    return len(written)
 
 
-def _behind(work: ir.Model, node: ir.Node, scale: ir.Value) -> None:
-    """A DequantizeLinear that takes the node's output over, under its name."""
+def _insert_dequantize(work: ir.Model, node: ir.Node, scale: ir.Value) -> None:
+    """Insert a DequantizeLinear behind a look-up, which takes over its readers and its output name."""
     output = node.outputs[0]
     readers = list(output.uses())
-    back = edit.insert_after(work, node, "DequantizeLinear", [output, scale], f"{node.name}_dq", {"axis": -1})
+    dequantized = edit.insert_after(work, node, "DequantizeLinear", [output, scale], f"{node.name}_dq", {"axis": -1})
     for use in readers:
-        use.node.replace_input_with(use.idx, back)
+        use.node.replace_input_with(use.idx, dequantized)
     if output.is_graph_output():
-        edit.hand_over_output(work, output, back)
+        edit.replace_output(work, output, dequantized)
     output.type = ir.TensorType(ir.DataType.INT8)
 
 
-def _codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 [rows, columns] and the scale [columns]; a column of zeros has a scale of 1."""
-    top = np.abs(table).max(axis=0)
-    scale = np.where(top > 0, top / _TOP, 1.0).astype(np.float32)
-    return np.clip(np.rint(table / scale), -_TOP, _TOP).astype(np.int8), scale
+def _quantize_columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 values [rows, columns], scale [columns]); the scale of a column of zeros is 1."""
+    max_abs = np.abs(table).max(axis=0)
+    scale = np.where(max_abs > 0, max_abs / _MAX_CODE, 1.0).astype(np.float32)
+    return symmetric_integers(table, scale, _MAX_CODE).astype(np.int8), scale
 
 
-def _sqnr(table: np.ndarray) -> float:
-    """In dB, of the table kept as codes."""
-    codes, scale = _codes(table)
+def _table_sqnr(table: np.ndarray) -> float:
+    """Signal-to-quantization-noise ratio of the table in int8, in dB."""
+    codes, scale = _quantize_columns(table)
     noise = float(np.square(table - codes * scale, dtype=np.float64).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(float(np.square(table, dtype=np.float64).sum()) / noise))
+    return sqnr_db(float(np.square(table, dtype=np.float64).sum()), noise)

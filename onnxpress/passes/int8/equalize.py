@@ -15,7 +15,7 @@ s_j = r_j^a are tried for a few a, and the least J taken.  Behind a normalisatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,9 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.core.contract import Applied, Decision, Option
-from onnxpress.passes.int8.qdq_write import spreads_for
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
+from onnxpress.passes.core.options import PassOptions
+from onnxpress.passes.int8.qdq_write import histograms_for
 
 # f(s x) = s f(x) for s > 0, each channel by itself, and no axis moves
 _KEEPS_FACTORS = frozenset("Relu LeakyRelu Identity MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
@@ -69,47 +70,62 @@ class Seen:
     power: np.ndarray
 
 
+@dataclass(frozen=True)
+class EqualizeOptions(PassOptions):
+    """Cross-layer equalization has no options: every tensor that promises to gain is scaled."""
+
+
 class Equalize:
+    """Cross-layer equalization (Nagel et al. 2019): channels scaled so that one int8 scale fits them, the function unchanged."""
+
     name = "equalize"
     exact = True
-    needs_data = False  # a decision holds its factors
+    needs_data = False  # an action holds its factors
+    extra = None
+    Options = EqualizeOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """One option a tensor whose error in int8 is expected to fall."""
-        return (
-            [Option(self.name, str(d["tensor"]), d) for d in plan_equalize(evidence)]
-            if evidence.data is not None
-            else []
-        )
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each tensor whose error in int8 is expected to fall."""
+        if evidence.data is None:
+            return
+        for action in plan_equalize(evidence):
+            yield Proposal(str(action["tensor"]), action, frozenset({str(action["tensor"])}))
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"tensor": name, "by": [a factor a channel]}, …]"""
-        if not decisions:
-            return Applied(model.clone())
+    def plan(self, evidence: Evidence, options: EqualizeOptions) -> Planned:
+        """Factors for every tensor whose error in int8 is expected to fall."""
+        if evidence.data is None:
+            raise InputProblem("equalize needs samples", "`data`", "no data was given", "give `data`")
+        actions = plan_equalize(evidence)
+        return Planned(actions, [] if actions else ["no tensor gains from equalization"])
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"tensor": name, "by": [a factor a channel]}, …]"""
+        if not actions:
+            return Applied(evidence.model.clone())
         known = {s.tensor: s for s in sites(evidence.model, evidence.trace)}
         work = evidence.model.clone()
         nodes: dict[str, ir.Node] = {n.name or "": n for n in work.graph}
-        for decision in decisions:
-            site, s = known.get(decision["tensor"]), np.asarray(decision["by"], np.float64)
+        for action in actions:
+            site, s = known.get(action["tensor"]), np.asarray(action["by"], np.float64)
             if site is None or s.shape != (site.channels,) or not (np.isfinite(s) & (s > 0)).all():
                 why = (
                     "its channels cannot be scaled" if site is None else f"expected {site.channels} factors above zero"
                 )
                 raise InputProblem(
-                    "the plan scales channels wrongly", str(decision["tensor"]), why, "use the plan with its own model"
+                    "the plan scales channels wrongly", str(action["tensor"]), why, "use the plan with its own model"
                 )
             for place in site.made:
                 _times(work, nodes[place.node], place, 1 / s)
             for place in site.read:
                 _times(work, nodes[place.node], place, s)
         edit.forget_shapes(work)
-        return Applied(work, [f"channels of {len(decisions)} tensors brought to like ranges"])
+        return Applied(work, [f"channels of {len(actions)} tensors equalized"])
 
 
-def plan_equalize(evidence: Evidence) -> list[Decision]:
+def plan_equalize(evidence: Evidence) -> list[Action]:
     """For every tensor the factors that the least error is expected with, where that is clearly less than without."""
     nodes: dict[str, ir.Node] = {n.name or "": n for n in evidence.model.graph}
-    decisions: list[Decision] = []
+    actions: list[Action] = []
     for site in sites(evidence.model, evidence.trace):
         seen = _seen(evidence, site)
         if seen is None:
@@ -121,8 +137,8 @@ def plan_equalize(evidence: Evidence) -> list[Decision]:
         errors = [expected_error(s, seen, weights) for s in tried]
         best = int(np.argmin(errors))
         if errors[best] < _LEAST * expected_error(np.ones(site.channels), seen, weights):
-            decisions.append({"tensor": site.tensor, "by": [float(f"{x:.{_DIGITS}g}") for x in tried[best]]})
-    return decisions
+            actions.append({"tensor": site.tensor, "by": [float(f"{x:.{_DIGITS}g}") for x in tried[best]]})
+    return actions
 
 
 def factors(seen: Seen, weights: Sequence[np.ndarray], power: float, by_weights: bool) -> np.ndarray:
@@ -306,20 +322,20 @@ def _matrices(place: Place, weight: np.ndarray) -> np.ndarray:
 
 def _seen(evidence: Evidence, site: Site) -> Seen | None:
     """What a site's readers are given on the samples; None where that is not finite, or not read in integers."""
-    spreads = [spreads_for(evidence).get(name) for name in site.given]
+    histograms = [histograms_for(evidence).get(name) for name in site.given]
     low, high, power, count = np.zeros(site.channels), np.zeros(site.channels), np.zeros(site.channels), 0
-    for spread in spreads:
+    for histogram in histograms:
         if (
-            spread is None
-            or not spread.finite
-            or spread.channel_low is None
-            or len(spread.channel_low) != site.channels
+            histogram is None
+            or not histogram.finite
+            or histogram.channel_low is None
+            or len(histogram.channel_low) != site.channels
         ):
             return None
-        assert spread.channel_high is not None and spread.channel_square is not None
-        low, high = np.minimum(low, spread.channel_low), np.maximum(high, spread.channel_high)
-        power += spread.channel_square
-        count += spread.batches
+        assert histogram.channel_high is not None and histogram.channel_square_sums is not None
+        low, high = np.minimum(low, histogram.channel_low), np.maximum(high, histogram.channel_high)
+        power += histogram.channel_square_sums
+        count += histogram.batches
     return Seen(low, high, power / max(count, 1))
 
 

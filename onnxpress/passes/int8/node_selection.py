@@ -1,94 +1,121 @@
-"""Which nodes run in int8: found by the clock and by the harm, on the whole model.
+"""Selection of the nodes that run in int8, by latency or by accuracy, measured on the whole model.
 
-Integer kernels are not always faster (depthwise, few channels, seams between layouts), and times do not add up over
-layers, so nothing is predicted: a window of neighbouring nodes is put back to float and the whole model is timed
-against the best so far, side by side.  Windows go from large to small.
+Integer kernels are not always faster (depthwise convolutions, few channels, layout conversions), and latencies of
+layers do not add up. Latency is therefore not predicted: a window of neighbouring nodes is moved back to float, and the
+whole model is timed side by side with the best one so far. Windows go from large to small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge, Score
+from onnxpress.measure.score import Score, Scorer
+from onnxpress.passes.core.bisection import largest_allowed
 from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantize
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
+from onnxpress.passes.int8.static_int8 import quantize
 from onnxpress.runtime.latency import Effort, compare_latency
 
-Chosen = frozenset[str]
+NodeNames = frozenset[str]
 
 
 @dataclass
-class Tried:
-    """Windows tried so far: how many, and how many were put back to float."""
+class SelectionStats:
+    """Number of windows tried, and of those that were moved back to float."""
 
-    count: int = 0
-    kept: int = 0
+    tried: int = 0
+    reverted: int = 0
 
 
-def build(evidence: Evidence, chosen: Chosen, correct: bool = False, looked_up: Sequence[str] = ()) -> ir.Model:
-    """The model with the chosen nodes in int8, and the tables of these look-ups; without bias correction it takes a fraction of a
-    second."""
+def build_int8(
+    evidence: Evidence,
+    chosen: NodeNames,
+    recipe: QuantizationRecipe,
+    correct: bool = False,
+    looked_up: Sequence[str] = (),
+) -> ir.Model:
+    """Build the model with the chosen nodes and the tables of the given look-ups in int8.
+
+    Args:
+        evidence: the float model and its samples.
+        chosen: names of the nodes.
+        recipe: the quantization recipe.
+        correct: whether to correct biases; without, building takes a fraction of a second.
+        looked_up: names of the look-ups.
+    """
     return quantize(
         evidence,
-        qdq.trim(evidence.model, chosen),
-        evidence.kept.get("recipe", Recipe()),
+        qdq.drop_unprofitable(evidence.model, chosen),
+        recipe,
         correct,
         evidence.machine.int8_exact,
         looked_up,
     ).model
 
 
-def fastest(
+def select_int8_by_latency(
     evidence: Evidence,
     feeds: Sequence[Mapping[str, np.ndarray]],
-    start: Chosen,
+    start: NodeNames,
     more_time: Callable[[], bool],
+    recipe: QuantizationRecipe,
     seconds: float = 0.35,
-) -> tuple[Chosen, Tried]:
-    """A subset of `start` that runs at least as fast: windows that are faster in float are put back to float.
+) -> tuple[NodeNames, SelectionStats]:
+    """Move windows of nodes back to float where that makes the model faster.
 
-    more_time: asked before every trial.  Each trial is one side-by-side timing of about `seconds`.
+    Args:
+        evidence: the float model and its samples.
+        feeds: inputs to time with.
+        start: names of the nodes that run in int8.
+        more_time: asked before every window; once it is false, no more are tried.
+        recipe: the quantization recipe.
+        seconds: duration of one side-by-side timing, in seconds.
+
+    Returns:
+        The nodes that remain in int8, and the number of windows tried.
     """
-    best, tried = start, Tried()
-    current = build(evidence, best)
+    best, stats = start, SelectionStats()
+    current = build_int8(evidence, best, recipe)
     for window in windows(evidence.model, start):
         if not more_time():
             break
-        trial = qdq.trim(evidence.model, best - window)
-        if trial == best or not any_compute(evidence.model, trial):
+        trial = qdq.drop_unprofitable(evidence.model, best - window)
+        if trial == best or not has_compute_node(evidence.model, trial):
             continue
-        candidate = build(evidence, trial)
-        tried.count += 1
-        # Many windows are tried, so a first impression is not enough: a gain must show twice.
-        if all(_gains(current, candidate, feeds, seconds * longer) for longer in (1, 3)):
+        candidate = build_int8(evidence, trial, recipe)
+        stats.tried += 1
+        # As many windows are tried, a gain must be confirmed by a second, longer measurement.
+        if all(_is_faster(current, candidate, feeds, seconds * factor) for factor in (1, 3)):
             best, current = trial, candidate
-            tried.kept += 1
-    return best, tried
+            stats.reverted += 1
+    return best, stats
 
 
-def _gains(current: ir.Model, candidate: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float) -> bool:
+def _is_faster(
+    current: ir.Model, candidate: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float
+) -> bool:
+    """Whether the candidate is faster than the current model with statistical confidence."""
     effort = Effort(seconds=seconds, precision=0.004, rebuilds=1, resamples=200)
     return compare_latency({"best": current, "trial": candidate}, feeds, effort).ratios[0].low > 1.002
 
 
-def windows(model: ir.Model, chosen: Chosen) -> Iterator[Chosen]:
-    """Runs of neighbouring compute nodes with what lies between: prefixes and suffixes first, then halves, quarters, … one.
+def windows(model: ir.Model, chosen: NodeNames) -> Iterator[NodeNames]:
+    """Yield runs of neighbouring compute nodes with the nodes between them.
 
-    Depthwise nodes alone are tried as one window too, since they are the usual losers.
+    Prefixes and suffixes come first, then halves, quarters and so on, down to single compute nodes.
     """
     order = [n for n in model.graph if n.name in chosen]
     compute = [i for i, n in enumerate(order) if n.op_type in qdq.COMPUTE]
     names = [n.name or "" for n in order]
     count = len(compute)
-    seen: set[Chosen] = set()
+    seen: set[NodeNames] = set()
 
-    def window(first: int, last: int) -> Chosen:
+    def window(first: int, last: int) -> NodeNames:
         end = compute[last] if last < count else len(order)
         return frozenset(names[compute[first] : end])
 
@@ -107,39 +134,82 @@ def windows(model: ir.Model, chosen: Chosen) -> Iterator[Chosen]:
             yield found
 
 
-def any_compute(model: ir.Model, chosen: Chosen) -> bool:
+def has_compute_node(model: ir.Model, chosen: NodeNames) -> bool:
+    """Whether a selection contains a Conv, Gemm or MatMul."""
     return any(n.op_type in qdq.COMPUTE for n in model.graph if n.name in chosen)
 
 
-def safest(
-    evidence: Evidence, judge: Judge, start: Chosen, allowed: float, more_time: Callable[[], bool]
-) -> tuple[Chosen, Score]:
-    """Put the nodes that harm most back to float until the drop is allowed: the smallest set found, and its score.
+def select_int8_by_accuracy(
+    evidence: Evidence,
+    judge: Scorer,
+    start: NodeNames,
+    max_drop: float,
+    more_time: Callable[[], bool],
+    recipe: QuantizationRecipe,
+) -> tuple[NodeNames, Score]:
+    """Move layers back to float until the accuracy drop is allowed.
 
-    Harm is the fall of the output's nmse when one node leaves the full int8 model; several leave between scorings.
+    Layers are ranked by leave-one-out loss: the relative squared error of the outputs when only this layer leaves the
+    int8 model. `fewest_float_layers` then selects among them.
+
+    Args:
+        evidence: the float model and its samples.
+        judge: scores models.
+        start: names of the nodes that run in int8.
+        max_drop: allowed drop, as measured by the judge.
+        more_time: asked before every measurement; once it is false, no more are made.
+        recipe: the quantization recipe.
+
+    Returns:
+        The nodes that remain in int8 and their score. If the drop is allowed for none of the measured sets that contain
+        a compute node, the set with the smallest drop.
     """
-    best = start
-    score = judge.score(build(evidence, best, correct=True))
-    if score.drop <= allowed:
-        return best, score
-    ranked: list[tuple[float, str]] = []
+    scores = {start: judge.score(build_int8(evidence, start, recipe, correct=True))}
+    if scores[start].drop <= max_drop:
+        return start, scores[start]
+    losses: dict[str, float] = {}
     for node in evidence.model.graph:
         if node.name in start and node.op_type in qdq.COMPUTE:
             if not more_time():
                 break
-            without = judge.score(build(evidence, start - {node.name}))
-            ranked.append((without.nmse, node.name))
-    ranked.sort()
-    out: set[str] = set()
-    step = max(1, len(ranked) // 12)
-    for first in range(0, len(ranked), step):
-        out |= {name for _, name in ranked[first : first + step]}
-        trial = qdq.trim(evidence.model, start - out)
-        if not any_compute(evidence.model, trial) or not more_time():
-            break
-        found = judge.score(build(evidence, trial, correct=True))
-        if found.drop < score.drop:
-            best, score = trial, found
-        if score.drop <= allowed:
-            break
-    return best, score
+            losses[node.name] = judge.score(build_int8(evidence, start - {node.name}, recipe)).nmse
+
+    def remaining(floats: Collection[str]) -> NodeNames:
+        return qdq.drop_unprofitable(evidence.model, start.difference(floats))
+
+    def keeps_drop(floats: Collection[str]) -> bool:
+        chosen = remaining(floats)
+        if not has_compute_node(evidence.model, chosen):
+            return True
+        if chosen not in scores:
+            if not more_time():
+                return False
+            scores[chosen] = judge.score(build_int8(evidence, chosen, recipe, correct=True))
+        return scores[chosen].drop <= max_drop
+
+    chosen = remaining(fewest_float_layers(sorted(losses, key=lambda name: (losses[name], name)), keeps_drop))
+    if chosen not in scores or scores[chosen].drop > max_drop:
+        chosen = min(scores, key=lambda nodes: scores[nodes].drop)
+    return chosen, scores[chosen]
+
+
+def fewest_float_layers(ranked: Sequence[str], keeps_drop: Callable[[Collection[str]], bool]) -> list[str]:
+    """Find the fewest layers that must stay in float for an allowed accuracy drop.
+
+    The length of the ranking's prefix is found by bisection, since more layers in float rarely increase the drop. Then
+    each of its layers but the last, least harmful first, is tried in int8 again.
+
+    Args:
+        ranked: layer names, most harmful first; all of them in float are assumed to keep the drop.
+        keeps_drop: whether the model with the given layers in float keeps the drop.
+
+    Returns:
+        Names of the layers that stay in float, in the order of the ranking.
+    """
+    too_few = largest_allowed(0, len(ranked) - 1, lambda count: not keeps_drop(ranked[:count]))
+    floats = list(ranked[: too_few + 1])
+    for name in reversed(floats[:-1]):
+        fewer = [other for other in floats if other != name]
+        if keeps_drop(fewer):
+            floats = fewer
+    return floats

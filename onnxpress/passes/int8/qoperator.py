@@ -1,8 +1,8 @@
-"""Integer operators in place of Q/DQ pairs: QLinearConv, QLinearMatMul and onnxruntime's own QGemm, QLinearAdd, ...
+"""Integer operators instead of Q/DQ pairs: QLinearConv, QLinearMatMul and onnxruntime's QGemm, QLinearAdd and others.
 
-For runtimes and tools that do not fuse pairs, and to see in the file itself what runs in integers.  Each node is taken over where
-all it needs is there (its inputs behind a DQ, its output, with a Relu or Clip that the output's range implies, in front of a Q); what
-cannot be said so keeps its pairs, so that a file may hold both.  Shapes and attributes follow onnxruntime's contrib operators and the
+For runtimes and tools that do not fuse pairs, and to show in the file what runs in integers. A node is converted if its
+inputs are behind DQs and its output goes to a Q, directly or behind a Relu or Clip that the output's range implies.
+Other nodes keep their pairs, so that a file may contain both. Signatures follow onnxruntime's contrib operators and the
 standard's QLinearConv (10) and QLinearMatMul (10).
 """
 
@@ -23,27 +23,38 @@ _UNARY = {
     "AveragePool": "QLinearAveragePool", "GlobalAveragePool": "QLinearGlobalAveragePool",
     "Sigmoid": "QLinearSigmoid", "LeakyRelu": "QLinearLeakyRelu",
 }  # fmt: skip
-_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+_CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """A tensor in integers: codes, scale and zero point, as a DequantizeLinear or a QuantizeLinear has them."""
+class _QuantizedTensor:
+    """A tensor in integers: codes, scale and zero point, as inputs of a DequantizeLinear or QuantizeLinear."""
 
     codes: ir.Value
     scale: ir.Value
-    zero: ir.Value
+    zero_point: ir.Value
 
     @property
-    def all(self) -> list[ir.Value]:
-        return [self.codes, self.scale, self.zero]
+    def tensors(self) -> list[ir.Value]:
+        """Codes, scale and zero point, in the order of the integer operators' inputs."""
+        return [self.codes, self.scale, self.zero_point]
 
 
-def to_operators(model: ir.Model, nodes: frozenset[str]) -> int:
-    """Take over the named nodes in place; how many were."""
+def to_integer_operators(model: ir.Model, nodes: frozenset[str]) -> int:
+    """Convert nodes between pairs into integer operators, in place.
+
+    Args:
+        model: a model with Q/DQ pairs.
+        nodes: names of the nodes to convert.
+
+    Returns:
+        The number of converted nodes.
+    """
     count = 0
     for node in list(model.graph):
-        if node.name in nodes and (_moves(model, node) if node.op_type in qdq.MOVE else _computes(model, node)):
+        if node.name in nodes and (
+            _convert_movement(model, node) if node.op_type in qdq.DATA_MOVEMENT else _convert_compute(model, node)
+        ):
             count += 1
     edit.drop_dead(model)
     if any(n.domain == _MICROSOFT for n in model.graph):
@@ -51,81 +62,89 @@ def to_operators(model: ir.Model, nodes: frozenset[str]) -> int:
     return count
 
 
-def _computes(model: ir.Model, node: ir.Node) -> bool:
-    given = [_read(model, v) for v in node.inputs]
-    behind = _quantized(node)
-    if any(g is None and v is not None for g, v in zip(given, node.inputs, strict=True)):
+def _convert_compute(model: ir.Model, node: ir.Node) -> bool:
+    """Convert a node that computes; whether its form allowed it."""
+    operands = [_quantized_input(model, v) for v in node.inputs]
+    quantize_node = _output_quantize(node)
+    if any(g is None and v is not None for g, v in zip(operands, node.inputs, strict=True)):
         return False
-    whole = [g for g in given if g is not None]
-    made = _operator(node, whole, behind)
-    if made is None:
+    quantized_inputs = [g for g in operands if g is not None]
+    converted = _integer_operator(node, quantized_inputs, quantize_node)
+    if converted is None:
         return False
-    kind, inputs, attributes, domain = made
-    if behind is None:
-        output = edit.insert_before(model, node, kind, inputs, f"{node.name}_q", attributes, domain)
-        edit.take_over(model, node.outputs[0], output)
+    op_type, inputs, attributes, domain = converted
+    if quantize_node is None:
+        output = edit.insert_before(model, node, op_type, inputs, f"{node.name}_q", attributes, domain)
+        edit.replace_value(model, node.outputs[0], output)
         return True
-    output = edit.insert_before(model, node, kind, inputs, f"{node.name}_q", attributes, domain)
-    output.type = ir.TensorType(ir.DataType.from_numpy(_dtype(behind.outputs[0], behind)))
-    edit.take_over(model, behind.outputs[0], output)
+    output = edit.insert_before(model, node, op_type, inputs, f"{node.name}_q", attributes, domain)
+    output.type = ir.TensorType(ir.DataType.from_numpy(_integer_type(quantize_node.outputs[0], quantize_node)))
+    edit.replace_value(model, quantize_node.outputs[0], output)
     return True
 
 
-def _operator(
-    node: ir.Node, given: Sequence[_Whole], behind: ir.Node | None
+def _integer_operator(
+    node: ir.Node, operands: Sequence[_QuantizedTensor], quantize_node: ir.Node | None
 ) -> tuple[str, list[ir.Value | None], dict[str, object], str] | None:
-    """(operator, inputs, attributes, domain) of a node whose output goes to the Q `behind` (None: stays float)."""
-    after: list[ir.Value | None] = [] if behind is None else [behind.inputs[1], behind.inputs[2]]
-    own = {name: attribute.value for name, attribute in node.attributes.items()}
-    if node.op_type == "Conv" and behind is not None:
-        bias = [given[2].codes] if len(given) > 2 else []
+    """(operator type, inputs, attributes, domain) of a node; quantize_node: the Q behind it, None for float output."""
+    output_parameters: list[ir.Value | None] = (
+        [] if quantize_node is None else [quantize_node.inputs[1], quantize_node.inputs[2]]
+    )
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    if node.op_type == "Conv" and quantize_node is not None:
+        bias = [operands[2].codes] if len(operands) > 2 else []
         return (
             "QLinearConv",
-            [*given[0].all, *given[1].all, *after, *bias],
-            {k: v for k, v in own.items() if k in _CONV},
+            [*operands[0].tensors, *operands[1].tensors, *output_parameters, *bias],
+            {k: v for k, v in attributes.items() if k in _CONV_ATTRIBUTES},
             "",
         )
-    if node.op_type == "MatMul" and behind is not None:
-        return "QLinearMatMul", [*given[0].all, *given[1].all, *after], {}, ""
+    if node.op_type == "MatMul" and quantize_node is not None:
+        return "QLinearMatMul", [*operands[0].tensors, *operands[1].tensors, *output_parameters], {}, ""
     if node.op_type == "MatMul":
-        (a, a_scale, a_zero), (b, b_scale, b_zero) = given[0].all, given[1].all
+        (a, a_scale, a_zero), (b, b_scale, b_zero) = operands[0].tensors, operands[1].tensors
         return "MatMulIntegerToFloat", [a, b, a_scale, b_scale, a_zero, b_zero], {}, _MICROSOFT
     if node.op_type == "Gemm":
-        inputs: list[ir.Value | None] = [v for g in given[:2] for v in (g.codes, g.scale, g.zero)]
-        bias_codes = given[2].codes if len(given) > 2 else None
-        flags = {k: v for k, v in own.items() if k in ("transA", "transB", "alpha")}
-        return "QGemm", [*inputs, *([bias_codes, *after] if after or bias_codes is not None else [])], flags, _MICROSOFT
-    if behind is None:
+        inputs: list[ir.Value | None] = [v for g in operands[:2] for v in (g.codes, g.scale, g.zero_point)]
+        bias_codes = operands[2].codes if len(operands) > 2 else None
+        flags = {k: v for k, v in attributes.items() if k in ("transA", "transB", "alpha")}
+        return (
+            "QGemm",
+            [*inputs, *([bias_codes, *output_parameters] if output_parameters or bias_codes is not None else [])],
+            flags,
+            _MICROSOFT,
+        )
+    if quantize_node is None:
         return None
     if node.op_type in _BINARY:
-        return _BINARY[node.op_type], [*given[0].all, *given[1].all, *after], {}, _MICROSOFT
+        return _BINARY[node.op_type], [*operands[0].tensors, *operands[1].tensors, *output_parameters], {}, _MICROSOFT
     if node.op_type in _UNARY:
-        return _UNARY[node.op_type], [*given[0].all, *after], own, _MICROSOFT
+        return _UNARY[node.op_type], [*operands[0].tensors, *output_parameters], attributes, _MICROSOFT
     if node.op_type == "Concat":
-        return "QLinearConcat", [*after, *(v for g in given for v in g.all)], own, _MICROSOFT
+        return "QLinearConcat", [*output_parameters, *(v for g in operands for v in g.tensors)], attributes, _MICROSOFT
     return None
 
 
-def _moves(model: ir.Model, node: ir.Node) -> bool:
-    """A node that only moves values does so with integers, where the Q behind it is the DQ in front turned round."""
-    source = _read(model, node.inputs[0])
-    behind = [_only_q(v) for v in qdq.final_outputs(node)]
+def _convert_movement(model: ir.Model, node: ir.Node) -> bool:
+    """Let a data movement node work on integers if the DQ and Q around it have equal parameters; whether they do."""
+    source = _quantized_input(model, node.inputs[0])
+    quantize_nodes = [_single_quantize(v) for v in qdq.final_outputs(node)]
     if (
         source is None
-        or not behind
-        or any(q is None or q.inputs[0] not in node.outputs or not _same(q, source) for q in behind)
+        or not quantize_nodes
+        or any(q is None or q.inputs[0] not in node.outputs or not _same_parameters(q, source) for q in quantize_nodes)
     ):
-        return False  # (an activation between a mover and its Q is computed in float)
+        return False  # an activation between the node and its Q is computed in float
     node.replace_input_with(0, source.codes)
-    for q in behind:
+    for q in quantize_nodes:
         assert q is not None and q.inputs[0] is not None
-        q.inputs[0].type = ir.TensorType(ir.DataType.from_numpy(_dtype(source.codes, q)))
+        q.inputs[0].type = ir.TensorType(ir.DataType.from_numpy(_integer_type(source.codes, q)))
         edit.bypass(model, q, q.inputs[0])
     return True
 
 
-def _read(model: ir.Model, value: ir.Value | None) -> _Whole | None:
-    """What a value is in integers; None where no DQ makes it."""
+def _quantized_input(model: ir.Model, value: ir.Value | None) -> _QuantizedTensor | None:
+    """The integers of a value; None where it is not the output of a DQ."""
     dq = value.producer() if value is not None else None
     if dq is None or dq.op_type != "DequantizeLinear" or dq.inputs[0] is None or dq.inputs[1] is None:
         return None
@@ -134,48 +153,50 @@ def _read(model: ir.Model, value: ir.Value | None) -> _Whole | None:
         scale = read.constant(dq.inputs[1])
         if scale is None:
             return None
-        zero = edit.add_constant(model, np.zeros(scale.shape, _dtype(dq.inputs[0], dq)), f"{dq.name}_zero")
-    return _Whole(dq.inputs[0], dq.inputs[1], zero)
+        zero = edit.add_constant(model, np.zeros(scale.shape, _integer_type(dq.inputs[0], dq)), f"{dq.name}_zero")
+    return _QuantizedTensor(dq.inputs[0], dq.inputs[1], zero)
 
 
-def _dtype(codes: ir.Value, node: ir.Node) -> np.dtype[np.generic]:
-    """The integers' type: of a constant, else of the zero point beside it."""
-    held = read.constant(codes)
-    if held is None and len(node.inputs) > 2:
-        held = read.constant(node.inputs[2])
-    return np.dtype(np.uint8) if held is None else held.dtype
+def _integer_type(codes: ir.Value, node: ir.Node) -> np.dtype[np.generic]:
+    """The integer type: of a constant, else of the zero point of the node."""
+    constant_codes = read.constant(codes)
+    if constant_codes is None and len(node.inputs) > 2:
+        constant_codes = read.constant(node.inputs[2])
+    return np.dtype(np.uint8) if constant_codes is None else constant_codes.dtype
 
 
-def _quantized(node: ir.Node) -> ir.Node | None:
-    """The Q that a node's output goes to, behind a Relu or Clip that its range implies."""
-    follower = qdq.activation_behind(node)
-    if follower is not None:
-        q = _only_q(follower.outputs[0])
-        return q if q is not None and _implied(follower, q) else None
-    return _only_q(node.outputs[0])
+def _output_quantize(node: ir.Node) -> ir.Node | None:
+    """The Q of a node's output, possibly behind a Relu or Clip that its range implies; None where there is none."""
+    activation = qdq.following_activation(node)
+    if activation is not None:
+        q = _single_quantize(activation.outputs[0])
+        return q if q is not None and _is_implied(activation, q) else None
+    return _single_quantize(node.outputs[0])
 
 
-def _only_q(value: ir.Value) -> ir.Node | None:
+def _single_quantize(value: ir.Value) -> ir.Node | None:
+    """The Q that alone reads a value; None where there is none."""
     q = read.only_user(value)
     return (
         q if q is not None and q.op_type == "QuantizeLinear" and len(q.inputs) > 2 and q.inputs[2] is not None else None
     )
 
 
-def _implied(activation: ir.Node, q: ir.Node) -> bool:
-    """Whether no code of the Q stands for a number that the Relu or Clip would have changed."""
+def _is_implied(activation: ir.Node, q: ir.Node) -> bool:
+    """Whether a Relu or Clip changes no number that the Q can represent."""
     scale, zero = read.constant(q.inputs[1]), read.constant(q.inputs[2])
     if scale is None or zero is None:
         return False
-    ends = np.iinfo(zero.dtype)
-    low, high = (float(((end - zero.astype(np.int64)) * scale).item()) for end in (ends.min, ends.max))
-    least, most = (0.0, np.inf) if activation.op_type == "Relu" else qdq.clip_bounds(activation)
+    limits = np.iinfo(zero.dtype)
+    low, high = (float(((end - zero.astype(np.int64)) * scale).item()) for end in (limits.min, limits.max))
+    min_value, max_value = (0.0, np.inf) if activation.op_type == "Relu" else qdq.clip_bounds(activation)
     half = float(scale.item()) / 2
-    return low >= least - half and high <= most + half
+    return low >= min_value - half and high <= max_value + half
 
 
-def _same(q: ir.Node, source: _Whole) -> bool:
-    pairs = [(q.inputs[1], source.scale), (q.inputs[2], source.zero)]
+def _same_parameters(q: ir.Node, source: _QuantizedTensor) -> bool:
+    """Whether scale and zero point of a Q equal those of a tensor."""
+    pairs = [(q.inputs[1], source.scale), (q.inputs[2], source.zero_point)]
     return all(
         a is b or ((x := read.constant(a)) is not None and (y := read.constant(b)) is not None and np.array_equal(x, y))
         for a, b in pairs

@@ -1,9 +1,10 @@
-"""How a model is put into integers beside which nodes are: its recipe, and the choice of one by measured harm.
+"""Quantization recipe, and its selection by output error on held-out samples.
 
-A recipe says by which rule ranges are found, by which factors channels are brought to like ranges first (`equalize.py`), and whether
-weights are rounded to the nearest integer or so that the layer's output is kept (`rounding.py`).  What is best differs from model to
-model, and statistics look better on the samples they were taken from: so candidates are made from one half of the samples and judged
-on the other, by the error of the outputs in front of a last Softmax, whose few doubtful samples would otherwise decide.
+A recipe states the calibration method, the factors of cross-layer equalization (`equalize.py`), and whether weights are
+rounded to nearest or output-aware (`core/rounding.py`). The best recipe differs between models, and statistics look
+better on the samples they were taken from. Candidates are therefore made from one half of the samples and evaluated on
+the other half, by the error of the outputs in front of a final Softmax; behind it a few uncertain samples would
+dominate.
 """
 
 from __future__ import annotations
@@ -16,42 +17,47 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.ranges import observe
-from onnxpress.measure.score import Judge, before_softmax
+from onnxpress.measure.evidence import Evidence, EvidenceKey, evidence_for
+from onnxpress.measure.ranges import collect_histograms
+from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.counts import macs
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action
 from onnxpress.passes.int8 import calibration, qdq
-from onnxpress.passes.int8.calibration import Rule
+from onnxpress.passes.int8.calibration import RangeSpec
 from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
-from onnxpress.passes.int8.qdq_write import channel_axes, spreads_for
+from onnxpress.passes.int8.qdq_write import HISTOGRAMS, channel_axes, histograms_for
 
 ROUNDINGS = ("nearest", "output")
 BITS = (8, 16)
-_RULES = ("weighted", "minmax", "mse")  # what "auto" chooses from; and then
-_ROOMY = "wide"
-_JUDGED = 64  # samples
-_GAIN = 0.99  # of the harm that may be left for a tensor's factors to be kept
-_WORK, _FEW_OR_MANY = (
-    6e8,
-    (4, 32),
-)  # multiply-accumulates a sample that tensors tried one by one may take together; at least, at most so many
-_BOTH = 2e8  # multiply-accumulates a sample up to which both halves of the samples take their turn at judging
+_AUTO_METHODS = ("weighted", "minmax", "mse")  # compared by "auto"
+_WITH_HEADROOM = "wide"
+_EVALUATION_SAMPLES = 64
+_MIN_GAIN = 0.99  # largest relative loss with which the factors of a tensor are kept
+_TENSOR_TRIAL_MACS = 6e8  # multiply-accumulates per sample of all models with one equalized tensor
+_TENSOR_TRIAL_LIMITS = (4, 32)  # minimum and maximum number of such models
+_TWO_FOLD_MACS = 2e8  # multiply-accumulates per sample up to which both halves of the samples evaluate in turn
+_EQUALIZED: EvidenceKey[dict[str, Evidence]] = EvidenceKey("equalized models")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """ranges: a method, or [low, high] by tensor; equalized: decisions of the pass of that name; rounding: of weights; bits: of
-    activations."""
+class QuantizationRecipe:
+    """How a model is quantized.
 
-    ranges: Rule = "mse"
-    equalized: tuple[Decision, ...] = ()
+    Attributes:
+        ranges: calibration method, or [low, high] by tensor name.
+        equalized: decisions of the pass `equalize`, which are applied first.
+        rounding: of weights, "nearest" or "output" (output-aware).
+        bits: of activations, 8 or 16.
+    """
+
+    ranges: RangeSpec = "mse"
+    equalized: tuple[Action, ...] = ()
     rounding: str = ROUNDINGS[0]
     bits: int = BITS[0]
 
-    def decisions(self) -> list[Decision]:
-        """As a plan says it."""
-        found: list[Decision] = [{"ranges": self.ranges}]
+    def decisions(self) -> list[Action]:
+        """The recipe as decisions of a plan."""
+        found: list[Action] = [{"ranges": self.ranges}]
         if self.equalized:
             found.append({"equalized": list(self.equalized)})
         if self.rounding != ROUNDINGS[0]:
@@ -61,131 +67,157 @@ class Recipe:
         return found
 
     @classmethod
-    def said(cls, decisions: Sequence[Decision]) -> Recipe:
-        """What a plan says.  Raises InputProblem for what is no recipe."""
+    def from_decisions(cls, decisions: Sequence[Action]) -> QuantizationRecipe:
+        """Read the recipe from decisions of a plan. Raises InputProblem for invalid values."""
         rounding = next((str(d["rounding"]) for d in decisions if "rounding" in d), ROUNDINGS[0])
-        rule = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
+        spec = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
         bits = next((d["activations"] for d in decisions if "activations" in d), BITS[0])
-        Wish(rule, rounding=rounding, bits=bits).check()
-        return cls(rule, tuple(d for given in decisions for d in given.get("equalized", ())), rounding, bits)
+        RecipeOptions(spec, rounding=rounding, bits=bits).check()
+        return cls(spec, tuple(d for entry in decisions for d in entry.get("equalized", ())), rounding, bits)
 
 
 @dataclass(frozen=True)
-class Wish:
+class RecipeOptions:
     """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the same; equalize: every
     tensor that promises to gain, or those named; factors: those of a file, for equalizing; bits: of activations."""
 
-    ranges: Rule = "auto"
+    ranges: RangeSpec = "auto"
     equalize: bool | tuple[str, ...] | None = None
     rounding: str | None = None
-    factors: tuple[Decision, ...] | None = None
+    factors: tuple[Action, ...] | None = None
     bits: int = BITS[0]
 
     def check(self) -> None:
         """Raises InputProblem for what is no recipe."""
-        calibration.check(self.ranges)
+        calibration.check_ranges(self.ranges)
         if self.rounding is not None and self.rounding not in ROUNDINGS:
             raise InputProblem("unknown rounding", self.rounding, "", f"one of {', '.join(ROUNDINGS)}")
         if self.bits not in BITS:
             raise InputProblem("activations have 8 or 16 bits", str(self.bits), "", "give one of them")
 
-    def on(self, evidence: Evidence) -> Recipe:
+    def on(self, evidence: Evidence) -> QuantizationRecipe:
         """As these samples have it, where nothing is left open."""
         factors = self.factors
         if factors is None:
             planned = plan_equalize(evidence) if self.equalize else []
             factors = tuple(d for d in planned if not isinstance(self.equalize, tuple) or d["tensor"] in self.equalize)
-        return Recipe(self.ranges, factors, self.rounding or ROUNDINGS[0], self.bits)
+        return QuantizationRecipe(self.ranges, factors, self.rounding or ROUNDINGS[0], self.bits)
 
 
-def equalized(evidence: Evidence, recipe: Recipe) -> Evidence:
-    """The evidence of the model whose channels the recipe has brought to like ranges; made once, what did not change not seen anew."""
+def equalized_evidence(evidence: Evidence, recipe: QuantizationRecipe) -> Evidence:
+    """Return the evidence of the model after the cross-layer equalization of a recipe.
+
+    It is made once per evidence, and only the changed tensors are observed again.
+    """
     if not recipe.equalized:
         return evidence
-    known: dict[str, Evidence] = evidence.kept.setdefault("equalized", {})
+    known = evidence.derive(_EQUALIZED, dict)
     key = str(recipe.equalized)
     if key not in known:
-        done = EQUALIZE.apply(evidence.model, recipe.equalized, evidence)
+        done = EQUALIZE.apply(evidence, recipe.equalized)
         found = replace(evidence_for(done.model, evidence.data, evidence.machine, evidence.seed), cache=evidence.cache)
-        wanted = {d["tensor"] for d in recipe.equalized}
-        moved = {name for s in sites(evidence.model, evidence.trace) if s.tensor in wanted for name in s.scaled}
-        before = spreads_for(evidence)
-        again = observe(
-            found, [n for n in before if n in moved], channel_axes(found.model), qdq.floors(found.model) & moved
+        tensors = {d["tensor"] for d in recipe.equalized}
+        scaled_values = {
+            name for s in sites(evidence.model, evidence.trace) if s.tensor in tensors for name in s.scaled
+        }
+        before = histograms_for(evidence)
+        observed_again = collect_histograms(
+            found,
+            [n for n in before if n in scaled_values],
+            channel_axes(found.model),
+            qdq.nonnegative_values(found.model) & scaled_values,
         )
-        found.kept["spreads"] = {n: again.get(n, spread) for n, spread in before.items()}
+        found.put(HISTOGRAMS, {n: observed_again.get(n, histogram) for n, histogram in before.items()})
         known[key] = found
     return known[key]
 
 
-def choose(evidence: Evidence, wish: Wish, build: Callable[[Evidence, Recipe], ir.Model]) -> Wish:
-    """The wish with nothing left open, so that least is harmed.  build: the model by a recipe, from some samples' evidence.
+def choose_recipe(
+    evidence: Evidence, wish: RecipeOptions, build: Callable[[Evidence, QuantizationRecipe], ir.Model]
+) -> RecipeOptions:
+    """Decide the open choices of the options by the output error on held-out samples.
 
-    First the ranges are settled, then whether they need room and which channels factors, at last the rounding.
+    The calibration method is chosen first, then headroom and the equalized tensors, then the rounding of weights.
+
+    Args:
+        evidence: the float model and its samples.
+        wish: the options.
+        build: makes the quantized model by a recipe, from the evidence of some of the samples.
+
+    Returns:
+        The options with nothing left open.
     """
-    trial = _Trial(evidence, build)
-    rules = _RULES if wish.ranges == "auto" else (wish.ranges,)
-    forms = [
-        replace(wish, ranges=r, equalize=wish.equalize or False, rounding=wish.rounding or ROUNDINGS[0]) for r in rules
+    trials = _RecipeTrials(evidence, build)
+    methods = _AUTO_METHODS if wish.ranges == "auto" else (wish.ranges,)
+    candidates = [
+        replace(wish, ranges=r, equalize=wish.equalize or False, rounding=wish.rounding or ROUNDINGS[0])
+        for r in methods
     ]
-    best = trial.best(forms)
-    forms = [best, replace(best, ranges=_ROOMY)] if wish.ranges == "auto" else [best]
-    plain = forms[-1]  # with room, where that is free: what has factors goes further beyond its samples
+    best = trials.best(candidates)
+    candidates = [best, replace(best, ranges=_WITH_HEADROOM)] if wish.ranges == "auto" else [best]
+    base = candidates[-1]  # with headroom where possible: equalized tensors exceed the observed range further
     if (
         wish.equalize is None
         and wish.factors is None
         and (names := [str(d["tensor"]) for d in plan_equalize(evidence)])
     ):
-        forms += [replace(f, equalize=True) for f in forms]
-        forms.append(trial.picked(plain, names[: trial.affordable]))
-    best = trial.best(forms)
-    return trial.best([best, replace(best, rounding=ROUNDINGS[1])]) if wish.rounding is None else best
+        candidates += [replace(f, equalize=True) for f in candidates]
+        candidates.append(trials.select_tensors(base, names[: trials.max_tensors]))
+    best = trials.best(candidates)
+    return trials.best([best, replace(best, rounding=ROUNDINGS[1])]) if wish.rounding is None else best
 
 
-class _Trial:
-    """Recipes made from one half of the samples and judged on the other, and of a small model the other way round as well."""
+class _RecipeTrials:
+    """Losses of recipes made from one half of the samples and evaluated on the other (small models: both ways)."""
 
-    def __init__(self, evidence: Evidence, build: Callable[[Evidence, Recipe], ir.Model]) -> None:
+    def __init__(self, evidence: Evidence, build: Callable[[Evidence, QuantizationRecipe], ir.Model]) -> None:
         self._evidence, self._build = evidence, build
-        self._harm: dict[str, float] = {}
+        self._losses: dict[str, float] = {}
 
     @cached_property
-    def _work(self) -> float:
-        """Multiply-accumulates a sample."""
+    def _macs(self) -> float:
+        """Multiply-accumulates per sample."""
         return float(sum(macs(self._evidence.model, self._evidence.trace).values()))
 
     @cached_property
-    def _turns(self) -> list[tuple[Evidence, Judge]]:
-        """Whose statistics are tried on whose samples."""
+    def _folds(self) -> list[tuple[Evidence, Scorer]]:
+        """Pairs of the evidence a recipe is made from and the evaluation on held-out samples."""
         first, second = self._evidence.halves or (self._evidence, self._evidence)
-        pairs = [(first, second), (second, first)] if self._work <= _BOTH and first is not second else [(first, second)]
-        original = before_softmax(self._evidence.model)
-        return [(fitted, Judge(original, judged.samples().take(_JUDGED))) for fitted, judged in pairs]
+        pairs = (
+            [(first, second), (second, first)]
+            if self._macs <= _TWO_FOLD_MACS and first is not second
+            else [(first, second)]
+        )
+        original = logits_model(self._evidence.model)
+        return [(train, Scorer(original, held_out.samples().take(_EVALUATION_SAMPLES))) for train, held_out in pairs]
 
-    def best(self, offers: Sequence[Wish]) -> Wish:
-        """The one that harms least, the first of equals."""
-        return min(offers, key=self._of) if len(offers) > 1 else offers[0]
+    def best(self, candidates: Sequence[RecipeOptions]) -> RecipeOptions:
+        """The candidate with the smallest loss; the first of equal ones."""
+        return min(candidates, key=self._loss) if len(candidates) > 1 else candidates[0]
 
     @property
-    def affordable(self) -> int:
-        """How many tensors can be tried one by one."""
-        return int(np.clip(_WORK / max(self._work, 1.0), *_FEW_OR_MANY))
+    def max_tensors(self) -> int:
+        """Maximum number of tensors to try one by one."""
+        return int(np.clip(_TENSOR_TRIAL_MACS / max(self._macs, 1.0), *_TENSOR_TRIAL_LIMITS))
 
-    def picked(self, plain: Wish, names: Sequence[str]) -> Wish:
-        """The wish with those tensors equalized that gain by it: each by itself, the best first, and on top of those before it."""
-        alone = {name: self._of(replace(plain, equalize=(name,))) for name in names}
-        bare = least = self._of(plain)
-        some: tuple[str, ...] = ()
-        for name in sorted(alone, key=lambda n: alone[n]):
-            if alone[name] >= _GAIN * bare:
+    def select_tensors(self, base: RecipeOptions, names: Sequence[str]) -> RecipeOptions:
+        """The options with those tensors equalized that reduce the loss: each is tried alone, then added greedily."""
+        single_losses = {name: self._loss(replace(base, equalize=(name,))) for name in names}
+        base_loss = best_loss = self._loss(base)
+        selected: tuple[str, ...] = ()
+        for name in sorted(single_losses, key=lambda n: single_losses[n]):
+            if single_losses[name] >= _MIN_GAIN * base_loss:
                 break
-            harm = self._of(replace(plain, equalize=(*some, name)))
-            if harm < _GAIN * least:
-                some, least = (*some, name), harm
-        return replace(plain, equalize=some) if some else plain
+            loss = self._loss(replace(base, equalize=(*selected, name)))
+            if loss < _MIN_GAIN * best_loss:
+                selected, best_loss = (*selected, name), loss
+        return replace(base, equalize=selected) if selected else base
 
-    def _of(self, form: Wish) -> float:
-        if str(form) not in self._harm:
-            made = [(judge, self._build(fitted, form.on(fitted))) for fitted, judge in self._turns]
-            self._harm[str(form)] = float(np.mean([judge.score(before_softmax(model)).nmse for judge, model in made]))
-        return self._harm[str(form)]
+    def _loss(self, options: RecipeOptions) -> float:
+        """Mean relative squared error of the outputs on held-out samples; computed once."""
+        if str(options) not in self._losses:
+            models = [(judge, self._build(train, options.on(train))) for train, judge in self._folds]
+            self._losses[str(options)] = float(
+                np.mean([judge.score(logits_model(model)).nmse for judge, model in models])
+            )
+        return self._losses[str(options)]

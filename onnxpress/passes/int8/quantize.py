@@ -1,193 +1,242 @@
-"""quantize: static int8 in QDQ form, as onnxruntime's CPU kernels want it.
+"""quantize: static int8 with calibration samples, as onnxruntime's CPU kernels fuse it.
 
-Activations are u8 with a zero point (0 behind a Relu, so that the Relu fuses), weights s8 per output channel, biases
-int32.  How ranges are found, whether channels are brought to like ranges first and how weights are rounded is a recipe
-(`quantization_recipe.py`), chosen by measured harm.  The mean error that rounding leaves on each output channel is taken back through the
-bias.  Where pairs stand: `qdq.py`; how they are written: `qdq_write.py`.
+The nodes, ranges and the writing are those of `static_int8.py`; with a largest drop, `sensitivity.py` finds the fewest layers
+that stay in float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
+from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
 from onnxpress.measure.evidence import Evidence
-from onnxpress.model import edit, read
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
-from onnxpress.passes.int8 import calibration, embedding_tables, qdq, subgraph_weights
-from onnxpress.passes.int8.bias_compaction import compact
-from onnxpress.passes.int8.bias_correction import correct_bias
-from onnxpress.passes.int8.qdq_write import rewrite, spreads_for
-from onnxpress.passes.int8.qoperator import to_operators
-from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, choose, equalized
+from onnxpress.measure.output_gain import predicted_loss
+from onnxpress.model import read
+from onnxpress.model.files import check_target
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving, setting
+from onnxpress.passes.core.options import TargetCpuOptions, option
+from onnxpress.passes.int8 import embedding_tables, qdq, subgraph_weights
+from onnxpress.passes.int8.bias_compaction import compact_biases
+from onnxpress.passes.int8.calibration_file import read_ranges, write_ranges
+from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
+from onnxpress.passes.int8.qoperator import to_integer_operators
+from onnxpress.passes.int8.quantization_recipe import BITS, QuantizationRecipe, RecipeOptions
+from onnxpress.passes.int8.sensitivity import LayerSensitivity, int8_candidates, layer_sensitivity
+from onnxpress.passes.int8.static_int8 import quantize, quantize_actions, refusals
+from onnxpress.runtime.machine import this_machine
 
 FORMATS = ("qdq", "qoperator")
-_FEW = 12  # layers whose bias is corrected while recipes are compared, too
+AUTO, ALWAYS, NEVER = "auto", "always", "never"
+_PROFILE_SECONDS = 1.0  # of profiling, before and after together
+_TOP = 127.0
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(TargetCpuOptions):
+    """What is quantized, and how."""
+
+    ranges: str = option(
+        AUTO,
+        help="Calibration: auto (by output error), minmax, average, percentile, entropy, mse, weighted or wide; or a file that "
+        "is read, or written where it does not exist.",
+        metavar="METHOD|FILE.json",
+    )
+    equalize: str = option(
+        AUTO,
+        help="Cross-layer equalization (exact in float); auto: of the tensors where it lowers the output error.",
+        choices=(AUTO, ALWAYS, NEVER),
+    )
+    rounding: str = option(
+        AUTO,
+        help="Rounding of weights: to the nearest integer, or output-aware; auto: by output error.",
+        choices=(AUTO, "nearest", "output"),
+    )
+    format: str = option(
+        FORMATS[0], help="qdq: pairs that onnxruntime fuses; qoperator: integer operators in the file.", choices=FORMATS
+    )
+    activations: int = option(
+        8, help="Bits of activations; 16 is for other runtimes: onnxruntime's CPU has no kernels for it.", choices=BITS
+    )
+    include: tuple[str, ...] = option(
+        (), help="Only these in int8: a name, an operator or a regular expression; can be repeated.", metavar="PATTERN"
+    )
+    exclude: tuple[str, ...] = option((), help="These stay in float; can be repeated.", metavar="PATTERN")
+    max_drop: float | None = option(
+        None, help="Largest drop on the samples; the fewest layers that are needed for it stay in float."
+    )
+    report: bool = option(False, help="Report the range and the sensitivity of every layer, and where the time goes.")
+
+    def check(self) -> None:
+        if self.activations > BITS[0] and self.format != FORMATS[0]:
+            raise InputProblem("no integer operators of 16 bits", "`format`, `activations`", "", "use qdq for them")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop:g}", "try 0.01")
+        self.recipe.check()
+        if self.ranges_file is not None and not self.ranges_file.exists():
+            check_target(self.ranges_file)
+
+    @property
+    def ranges_file(self) -> Path | None:
+        """The file of ranges, where one is named."""
+        return Path(self.ranges) if str(self.ranges).endswith(".json") else None
+
+    @property
+    def recipe(self) -> RecipeOptions:
+        """What is decided of the quantization recipe, and what is left to the samples."""
+        equalize = {AUTO: None, ALWAYS: True, NEVER: False}[self.equalize]
+        rounding = None if self.rounding == AUTO else self.rounding
+        return RecipeOptions(
+            AUTO if self.ranges_file is not None else self.ranges, equalize, rounding, bits=self.activations
+        )
+
+
+@dataclass
+class QuantizeDetails:
+    """layers: the sensitivity of every layer, the most sensitive first. profile: layers and operators before and after, None
+    where it was not asked for or the file is for another CPU."""
+
+    layers: list[LayerSensitivity]
+    profile: ProfileComparison | None = None
 
 
 class Quantize:
+    """Static int8 of every node with an integer kernel, calibrated on samples. `bench` and `optimize` tell whether it is faster."""
+
     name = "quantize"
     exact = False
     needs_data = True
+    extra = None
+    Options = QuantizeOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """One option a node with an integer kernel: run it, and what it takes along, in int8."""
-        found = []
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each node with an integer kernel, each embedding table and each weight of a sub-graph.
+
+        The local loss is the relative error of rounding the input to 8 bits and the weights per channel.
+        """
         for node in evidence.model.graph:
-            if node.op_type in qdq.COMPUTE and qdq.eligible(node, evidence.trace) is None:
-                weight = read.constant(node.inputs[1])
-                saving = Saving(0.0, 3.0 * weight.size if weight is not None else 0.0)
-                found.append(Option(self.name, node.name or "", {"nodes": [node.name]}, saving, 0.0))
-        return found
+            if node.op_type in qdq.COMPUTE and qdq.refusal_reason(node, evidence.trace) is None:
+                name, weight = node.name or "", read.constant(node.inputs[1])
+                saving = Saving(weight_bytes=3.0 * weight.size if weight is not None else 0.0)
+                loss = predicted_loss(evidence, name, _rounding_loss(evidence, node))
+                touches = frozenset(v for v in (name, node.inputs[1].name if node.inputs[1] is not None else "") if v)
+                yield Proposal(name, {"nodes": [name]}, touches, saving, loss)
+        nodes = {n.name: n for n in evidence.model.graph}
+        for name in embedding_tables.quantizable_lookups(evidence.model):
+            table = read.constant(nodes[name].inputs[0])
+            assert table is not None
+            saving = Saving(weight_bytes=3.0 * table.size - 4.0 * table.shape[1])
+            yield Proposal(
+                name,
+                {"tables": [name]},
+                frozenset({name}),
+                saving,
+                predicted_loss(evidence, name, _weight_loss(table.T)),
+            )
+        for name in subgraph_weights.quantizable_subgraph_weights(evidence.model):
+            yield Proposal(name, {"inner": [name]}, frozenset({name}), loss=predicted_loss(evidence, name, 1e-4))
+        yield from refusals(evidence)
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
+    def plan(self, evidence: Evidence, options: QuantizeOptions) -> Planned:
+        """Nodes and tables in int8 with their recipe; with `max_drop` without the layers that must stay in float."""
+        file, wish = options.ranges_file, options.recipe
+        if file is not None and file.exists():
+            wish = read_ranges(file, evidence, wish)
+        chosen, looked_up = int8_candidates(evidence, options.include, options.exclude)
+        notes: list[str] = []
+        looking = (chosen or looked_up) and (options.report or options.max_drop is not None)
+        found = layer_sensitivity(evidence, chosen, options.max_drop, wish, looked_up) if looking else None
+        if found is not None:
+            chosen, looked_up = found.chosen, found.looked_up
+            floats = sum(not layer.int8 for layer in found.layers)
+            if options.max_drop is not None:
+                notes.append(
+                    f"drop {found.drop:.4f} on the samples; {floats} of {len(found.layers)} layers stay in float"
+                )
+        actions = quantize_actions(chosen, evidence, wish, looked_up=looked_up)
+        if actions and options.format != FORMATS[0]:
+            actions.append({"format": options.format})
+        if file is not None and not file.exists():
+            write_ranges(file, evidence, QuantizationRecipe.from_decisions(actions))
+        if not actions and found is None:
+            notes.append("no operator has an integer kernel, or all are quantized already or excluded")
+        return Planned(actions, notes, refusals(evidence), QuantizeDetails(found.layers) if found is not None else None)
+
+    def finish(self, evidence: Evidence, options: QuantizeOptions, planned: Planned, done: Applied) -> None:
+        """Add where the time goes before and after, for a report on this CPU."""
+        done.details = planned.details
+        if not options.report or planned.details is None or evidence.machine != this_machine():
+            return
+        original = evidence.original or evidence.model
+        feeds = next(iter(evidence.samples().batches(1))).inputs
+        profile = profile_compare(original, done.model, feeds, _PROFILE_SECONDS)
+        spent = {p.name: p for p in profile.layers}
+        layers = [
+            replace(x, seconds_before=spent[x.node].before or None, seconds_after=spent[x.node].after or None)
+            if x.node in spent
+            else x
+            for x in planned.details.layers
+        ]
+        done.details = QuantizeDetails(layers, profile)
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
         {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output"},
         {"activations": 8 | 16}, {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
-        nodes = [str(n) for d in decisions for n in d.get("nodes", [])]
-        looked_up = [str(n) for d in decisions for n in d.get("tables", [])]
-        inside = [str(n) for d in decisions for n in d.get("inner", [])]
+        nodes = [str(n) for d in actions for n in d.get("nodes", [])]
+        looked_up = [str(n) for d in actions for n in d.get("tables", [])]
+        inside = [str(n) for d in actions for n in d.get("inner", [])]
         if not nodes and not looked_up and not inside:
-            return Applied(model.clone())
-        correct = next((d["correct"] for d in decisions if "correct" in d), "bias")
-        exact = next((d["products"] == "exact" for d in decisions if "products" in d), evidence.machine.int8_exact)
-        form = next((d["format"] for d in decisions if "format" in d), FORMATS[0])
-        if form not in FORMATS:
-            raise InputProblem("unknown format", str(form), "", f"one of {', '.join(FORMATS)}")
-        done = quantize(evidence, frozenset(nodes), Recipe.said(decisions), correct == "bias", exact, looked_up, inside)
-        if form == "qoperator" and Recipe.said(decisions).bits > 8:
+            return Applied(evidence.model.clone())
+        correct = next((d["correct"] for d in actions if "correct" in d), "bias")
+        exact = next((d["products"] == "exact" for d in actions if "products" in d), evidence.machine.int8_exact)
+        form = setting(actions, "format", FORMATS)
+        done = quantize(
+            evidence,
+            frozenset(nodes),
+            QuantizationRecipe.from_decisions(actions),
+            correct == "bias",
+            exact,
+            looked_up,
+            inside,
+        )
+        if form == "qoperator" and QuantizationRecipe.from_decisions(actions).bits > 8:
             raise InputProblem("no integer operators of 16 bits", form, "", "use pairs for them")
         if form == "qoperator":
-            count = to_operators(done.model, frozenset(nodes))
+            count = to_integer_operators(done.model, frozenset(nodes))
             done.notes.append(f"{count} of {len(nodes)} nodes as integer operators, the others between pairs")
-        elif short := compact(done.model):
-            done.notes.append(
-                f"biases of {short} layers said shortly: their scales are products, their integers have 16 bits"
-            )
+        elif short := compact_biases(done.model):
+            done.notes.append(f"compact biases of {short} layers: 16-bit integers, scales as products")
         return done
 
 
-def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[str]:
-    """Every node worth an integer kernel, whose values are finite on the samples and that is not excluded."""
-    unfit = {name for name, spread in spreads_for(evidence).items() if not spread.finite}
-    out = set(exclude)
-    for node in evidence.model.graph:
-        touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}
-        if touched & unfit or any(v.name in unfit for v in qdq.final_outputs(node)):
-            out.add(node.name or "")
-    return qdq.whole(evidence.model, evidence.trace, out)
+def _rounding_loss(evidence: Evidence, node: ir.Node) -> float:
+    """Relative squared error of a node's output by rounding its input and its weights."""
+    weight = read.constant(node.inputs[1])
+    lost = 0.0 if weight is None else _weight_loss(np.moveaxis(weight, 0 if node.op_type == "Conv" else -1, 0))
+    source = node.inputs[0].name if node.inputs[0] is not None else None
+    if (
+        evidence.data is None
+        or source is None
+        or (seen := histograms_for(evidence).get(source)) is None
+        or not seen.finite
+    ):
+        return lost
+    power = float((seen.counts * seen.bin_centers**2).sum()) / max(float(seen.counts.sum()), 1.0)
+    return lost + float(quantization_grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
 
 
-def decisions_for(
-    chosen: frozenset[str],
-    evidence: Evidence,
-    wish: Wish | None = None,
-    correct: bool = True,
-    looked_up: Sequence[str] = (),
-) -> list[Decision]:
-    """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups and the weights of bodies so;
-    what the wish leaves open of the recipe is decided here, by measuring."""
-    inside = subgraph_weights.inner(evidence.model)
-    if not chosen and not looked_up and not inside:
-        return []
-    recipe = recipe_for(evidence, chosen, wish or Wish()) if chosen else Recipe()
-    return [
-        {"nodes": sorted(chosen)},
-        *([{"tables": list(looked_up)}] if looked_up else []),
-        *([{"inner": inside}] if inside else []),
-        *recipe.decisions(),
-        {"correct": "bias" if correct else "none"},
-        {"products": "exact" if evidence.machine.int8_exact else "saturating"},
-    ]
-
-
-def recipe_for(evidence: Evidence, chosen: frozenset[str], wish: Wish) -> Recipe:
-    """The recipe with the least harm when these nodes are in int8; measured once for each wish.
-
-    With the bias corrected, as in the end, where few layers make that cheap.
-    """
-    known: dict[str, tuple[Wish, Recipe]] = evidence.kept.setdefault("recipes", {})
-    if str(wish) not in known:
-        few = sum(n.name in chosen and n.op_type in qdq.COMPUTE for n in evidence.model.graph) <= _FEW
-        exact = evidence.machine.int8_exact
-        settled = choose(evidence, wish, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
-        known[str(wish)] = settled, settled.on(evidence)
-    evidence.kept["settled"], evidence.kept["recipe"] = known[
-        str(wish)
-    ]  # what models of other nodes are made by while mixes are sought
-    return known[str(wish)][1]
-
-
-def refusals(evidence: Evidence) -> list[Refused]:
-    """Weight-bearing nodes that have no integer kernel, and why."""
-    return [
-        Refused(n.name or "", why)
-        for n in evidence.model.graph
-        if n.op_type in read.WEIGHTED and (why := qdq.eligible(n, evidence.trace)) is not None
-    ] + embedding_tables.refusals(evidence.model)
-
-
-def quantize(
-    evidence: Evidence,
-    chosen: frozenset[str],
-    recipe: Recipe,
-    correct: bool,
-    exact: bool,
-    looked_up: Sequence[str] = (),
-    inside: Sequence[str] = (),
-) -> Applied:
-    """The model with the chosen nodes in int8, the tables of these look-ups, and these weights of bodies."""
-    evidence = equalized(evidence, recipe)
-    source = evidence.model
-    known = {n.name for n in source.graph}
-    missing = sorted((chosen | set(looked_up)) - known)
-    if missing:
-        raise InputProblem(
-            "the plan names nodes the model does not have",
-            missing[0],
-            f"{len(missing)} in all",
-            "use the plan with the model it was made for",
-        )
-    bad: list[tuple[str | None, str]] = [
-        (n.name, why) for n in source.graph if n.name in chosen and (why := qdq.eligible(n, evidence.trace))
-    ]
-    rows = [n for n in source.graph if n.name in looked_up]
-    bad += [(n.name, why or "it looks nothing up") for n in rows if (why := embedding_tables.why_not(n)) is not None]
-    if bad:
-        raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
-    plan = qdq.layout(source, chosen)
-    for name in plan.tensors:
-        if not spreads_for(evidence)[name].finite:
-            raise InputProblem(
-                "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
-            )
-    grids = calibration.grids(evidence, recipe.ranges, plan, recipe.bits)
-    work = source.clone()
-    by = f"by {recipe.ranges}" if isinstance(recipe.ranges, str) else "as given"
-    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {by}"]
-    if recipe.equalized:
-        notes.append(f"channels of {len(recipe.equalized)} tensors brought to like ranges")
-    if recipe.bits > 8:
-        notes.append(
-            "activations in 16 bits: for runtimes with kernels for them, onnxruntime's CPU computes them in float"
-        )
-    narrow = rewrite(work, plan, grids, evidence, exact or recipe.bits > 8, recipe.rounding == "output")
-    if looked_up:
-        notes.append(f"{embedding_tables.write(work, looked_up)} embedding tables in int8")
-    if inside:
-        notes.append(f"{subgraph_weights.write(work, inside)} weights of sub-graphs in int8, computed with in float")
-    if narrow:
-        notes.append(
-            f"weights of {narrow} output channels in fewer than 8 bits: in pairs they would saturate without VNNI"
-        )
-    if correct:
-        notes.append(f"bias corrected on {correct_bias(evidence, work, plan)} layers")
-    edit.drop_dead(work)
-    edit.forget_shapes(work)
-    return Applied(work, notes, refusals(evidence))
+def _weight_loss(weight: np.ndarray) -> float:
+    """Relative squared error of rounding to 8 bits, one scale for each position of the first axis."""
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    steps = np.abs(rows).max(axis=1) / _TOP
+    return float((steps**2 / 12).sum() * rows.shape[1] / max(float((rows**2).sum()), 1e-30))
 
 
 QUANTIZE = Quantize()

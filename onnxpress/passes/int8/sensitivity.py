@@ -1,8 +1,8 @@
-"""What every layer's int8 harms, and the fewest layers in float with which a model keeps within a drop.
+"""Sensitivity of each layer to int8, and the fewest layers in float with which a model keeps an allowed drop.
 
-Harm is measured on the whole model, both ways: with this layer alone in int8, and with this layer alone back in float in the int8
-model; they differ, since errors add up and cancel.  Layers go back to float by the second, the worst first, as many as are
-needed (found by halving, since more in float is rarely worse); then each is tried in int8 once more, the least harmful first.
+Losses are measured on the whole model in two ways, which differ, since errors add up and cancel: one-at-a-time (only
+this layer in int8) and leave-one-out (only this layer in float). Layers are moved back to float in the order of the
+leave-one-out loss.
 """
 
 from __future__ import annotations
@@ -16,32 +16,39 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.ranges import Spread
-from onnxpress.measure.score import Judge
+from onnxpress.measure.ranges import Histogram
+from onnxpress.measure.score import Scorer
+from onnxpress.measure.sqnr import sqnr_db
 from onnxpress.passes.int8 import calibration, node_selection, qdq
-from onnxpress.passes.int8.calibration import spread_of
-from onnxpress.passes.int8.embedding_tables import tables
-from onnxpress.passes.int8.qdq_write import grid
-from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, equalized
-from onnxpress.passes.int8.quantize import quantizable, recipe_for
+from onnxpress.passes.int8.calibration import histogram_of
+from onnxpress.passes.int8.embedding_tables import quantizable_lookups
+from onnxpress.passes.int8.qdq_write import quantization_grid
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, RecipeOptions, equalized_evidence
+from onnxpress.passes.int8.static_int8 import quantizable, recipe_for
 
-_JUDGED = 128  # samples
-_STEPS = 48  # of the histogram that is told
+_EVALUATION_SAMPLES = 128
+_HISTOGRAM_BINS = 48  # of `LayerSensitivity.density`
 
-Chosen = frozenset[str]
+NodeNames = frozenset[str]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One node with an integer kernel.
+class LayerSensitivity:
+    """One node with an integer kernel. Losses are relative squared errors of the outputs (nmse).
 
-    types:         of its input, weight and output as it runs in the end
-    low, high:     its output's range on the samples
-    density:       shares of the output's values in equal steps from low to high
-    sqnr_in, sqnr: of rounding its input and its output, in dB
-    cut:           share of the output's values that lie beyond the range it is rounded in
-    alone, back:   nmse of the model with only this layer in int8, and of the int8 model with this layer in float
-    before, after: seconds of a run in the kernel that computes it, in the model as given and in the result; None: not measured
+    Attributes:
+        node, op: name and operator type.
+        int8: whether it runs in int8 in the result.
+        types: types of its input, weight and output in the result.
+        low, high: range of its output on the samples.
+        input_sqnr, output_sqnr: signal-to-quantization-noise ratio of its input and output, in dB.
+        clipped: share of the output's values outside the quantization range.
+        one_at_a_time: loss of the model with only this layer in int8.
+        leave_one_out: loss of the int8 model with only this layer in float.
+        reason: why it is in float.
+        density: shares of the output's values in equal bins from low to high.
+        seconds_before, seconds_after: time per run in its kernel, in the given model and in the result; None where not
+            measured.
     """
 
     node: str
@@ -50,179 +57,225 @@ class Layer:
     types: str
     low: float
     high: float
-    sqnr_in: float
-    sqnr: float
-    cut: float
-    alone: float
-    back: float
-    why: str = ""
+    input_sqnr: float
+    output_sqnr: float
+    clipped: float
+    one_at_a_time: float
+    leave_one_out: float
+    reason: str = ""
     density: tuple[float, ...] = ()
-    before: float | None = None
-    after: float | None = None
+    seconds_before: float | None = None
+    seconds_after: float | None = None
 
 
 @dataclass
-class Found:
-    """chosen: nodes that run in int8 (none, where only float keeps the drop); looked_up: look-ups whose tables are kept so; layers:
-    all compute nodes, the worst first; whole: nmse with all of them in int8; drop: of the result, on the samples."""
+class SensitivityResult:
+    """Sensitivity of all layers, and the selected nodes.
 
-    chosen: Chosen
+    Attributes:
+        chosen: names of the nodes that run in int8; empty if only the float model keeps the drop.
+        looked_up: names of the look-ups whose tables are stored in int8.
+        layers: all compute nodes, the most harmful first.
+        loss: relative squared error of the outputs with all candidates in int8.
+        drop: accuracy drop of the result on the samples.
+    """
+
+    chosen: NodeNames
     looked_up: list[str]
-    layers: list[Layer]
-    whole: float
+    layers: list[LayerSensitivity]
+    loss: float
     drop: float
 
 
-class _Model:
-    """Scores of the model with different nodes in int8, each taken once."""
+class _Int8Evaluator:
+    """Scores of the model with different nodes in int8; each is measured once."""
 
-    def __init__(self, evidence: Evidence, chosen: Chosen, looked_up: Sequence[str]) -> None:
-        self.evidence, self.chosen, self.looked_up = evidence, chosen, list(looked_up)
-        self.judge = Judge(evidence.model, evidence.samples().take(_JUDGED))
+    def __init__(
+        self, evidence: Evidence, chosen: NodeNames, looked_up: Sequence[str], recipe: QuantizationRecipe
+    ) -> None:
+        self.evidence, self.chosen, self.looked_up, self.recipe = evidence, chosen, list(looked_up), recipe
+        self.judge = Scorer(evidence.model, evidence.samples().take(_EVALUATION_SAMPLES))
         self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in qdq.COMPUTE]
-        self._known: dict[Chosen, tuple[float, float]] = {}
+        self._known: dict[NodeNames, tuple[float, float]] = {}
 
-    def score(self, nodes: Chosen, correct: bool = False) -> tuple[float, float]:
-        """(drop, nmse); correct: with the bias corrected and tables in int8, as in the end."""
-        wanted = qdq.trim(self.evidence.model, nodes)
+    def score(self, nodes: NodeNames, correct: bool = False) -> tuple[float, float]:
+        """(drop, nmse); correct: with bias correction and tables in int8, as in the result."""
+        wanted = qdq.drop_unprofitable(self.evidence.model, nodes)
         looked_up = self.looked_up if correct else []
         if not wanted and not looked_up:
             return 0.0, 0.0
         if correct or wanted not in self._known:
-            score = self.judge.score(node_selection.build(self.evidence, wanted, correct, looked_up))
+            score = self.judge.score(node_selection.build_int8(self.evidence, wanted, self.recipe, correct, looked_up))
             if correct:
                 return score.drop, score.nmse
             self._known[wanted] = score.drop, score.nmse
         return self._known[wanted]
 
-    def without(self, names: set[str]) -> Chosen:
-        """What is left in int8 without these; nothing, where no layer is, since what lies between would only be rounded."""
-        left = qdq.trim(self.evidence.model, self.chosen - names)
-        return left if node_selection.any_compute(self.evidence.model, left) else frozenset()
+    def without(self, names: set[str]) -> NodeNames:
+        """The nodes that remain in int8 without the given ones; none if no compute node remains."""
+        left = qdq.drop_unprofitable(self.evidence.model, self.chosen - names)
+        return left if node_selection.has_compute_node(self.evidence.model, left) else frozenset()
 
 
-def sensitivity(
+def layer_sensitivity(
     evidence: Evidence,
-    chosen: Chosen,
+    chosen: NodeNames,
     max_drop: float | None = None,
-    wish: Wish | None = None,
+    wish: RecipeOptions | None = None,
     looked_up: Sequence[str] = (),
-) -> Found:
-    """What each layer harms; with max_drop the fewest layers in float that keep the drop on the samples within it, and tables, too,
-    if they must be.
+) -> SensitivityResult:
+    """Measure the sensitivity of each layer, and select the nodes for an allowed drop.
 
-    Raises InputProblem where max_drop is no share.
+    Args:
+        evidence: the float model and its samples.
+        chosen: names of the nodes to run in int8.
+        max_drop: allowed accuracy drop on the samples; None for no limit. Tables stay in float, too, if necessary.
+        wish: options of the quantization recipe.
+        looked_up: names of the look-ups whose tables are to be stored in int8.
+
+    Raises:
+        InputProblem: if `max_drop` is not in [0, 1).
     """
     if max_drop is not None and not 0 <= max_drop < 1:
-        raise InputProblem("the drop must lie between 0 and 1", "--max-drop", f"got {max_drop:g}", "try 0.01")
-    recipe = recipe_for(evidence, chosen, wish or Wish()) if chosen else Recipe()
-    model = _Model(evidence, chosen, looked_up)
-    whole = model.score(chosen)[1]
-    harms = {}
-    for node in model.compute:
+        raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {max_drop:g}", "try 0.01")
+    recipe = recipe_for(evidence, chosen, wish or RecipeOptions())[1] if chosen else QuantizationRecipe()
+    evaluator = _Int8Evaluator(evidence, chosen, looked_up, recipe)
+    loss = evaluator.score(chosen)[1]
+    losses = {}
+    for node in evaluator.compute:
         name = node.name or ""
-        harms[name] = model.score(qdq.trim(evidence.model, frozenset({name})))[1], model.score(model.without({name}))[1]
-    order = sorted(harms, key=lambda n: (harms[n][1], -harms[n][0]))
-    kept, drop = chosen, model.score(chosen, True)[0]
+        losses[name] = (
+            evaluator.score(qdq.drop_unprofitable(evidence.model, frozenset({name})))[1],
+            evaluator.score(evaluator.without({name}))[1],
+        )
+    order = sorted(losses, key=lambda n: (losses[n][1], -losses[n][0]))
+    kept, drop = chosen, evaluator.score(chosen, True)[0]
     if max_drop is not None and drop > max_drop:
-        if model.score(frozenset(), True)[0] > max_drop:
-            model.looked_up = []
-        kept, drop = _fewest(model, order, max_drop)
-    rounded = frozenset(qdq.layout(evidence.model, kept).tensors)
-    by_name = {n.name or "": n for n in model.compute}
-    scaled = equalized(evidence, recipe)  # what is told of tensors is told as they are rounded
-    layers = [_layer(scaled, recipe, by_name[name], name in kept, rounded, harms[name]) for name in order]
-    return Found(kept, model.looked_up, layers, whole, drop)
+        if evaluator.score(frozenset(), True)[0] > max_drop:
+            evaluator.looked_up = []
+        limit = max_drop
+        floats = node_selection.fewest_float_layers(
+            order, lambda names: evaluator.score(evaluator.without(set(names)), True)[0] <= limit
+        )
+        kept = evaluator.without(set(floats))
+        drop = evaluator.score(kept, True)[0]
+    quantized_tensors = frozenset(qdq.qdq_layout(evidence.model, kept).tensors)
+    by_name = {n.name or "": n for n in evaluator.compute}
+    equalized = equalized_evidence(evidence, recipe)  # the tensors are quantized after equalization
+    layers = [
+        _describe_layer(equalized, recipe, by_name[name], name in kept, quantized_tensors, losses[name])
+        for name in order
+    ]
+    return SensitivityResult(kept, evaluator.looked_up, layers, loss, drop)
 
 
-def _layer(
-    evidence: Evidence, recipe: Recipe, node: ir.Node, int8: bool, rounded: Chosen, harm: tuple[float, float]
-) -> Layer:
+def _describe_layer(
+    evidence: Evidence,
+    recipe: QuantizationRecipe,
+    node: ir.Node,
+    int8: bool,
+    quantized_tensors: NodeNames,
+    losses: tuple[float, float],
+) -> LayerSensitivity:
+    """The sensitivity of one layer with statistics of its input and output."""
     source, target = (
         (node.inputs[0].name if node.inputs[0] is not None else "") or "",
         qdq.final_output(node).name or "",
     )
-    leaving = spread_of(evidence, target)
-    kind = f"u{recipe.bits}"
-    types = f"{kind} x s8 -> {kind if target in rounded else 'f32'}" if int8 else "f32"
-    (sqnr_in, _), (sqnr, cut) = (_rounding(evidence, recipe, tensor) for tensor in (source, target))
-    why = "" if int8 else "needed in float to keep the drop"
+    output_histogram = histogram_of(evidence, target)
+    activation_type = f"u{recipe.bits}"
+    types = f"{activation_type} x s8 -> {activation_type if target in quantized_tensors else 'f32'}" if int8 else "f32"
+    (input_sqnr, _), (output_sqnr, clipped) = (_rounding_error(evidence, recipe, tensor) for tensor in (source, target))
+    reason = "" if int8 else "in float to keep the drop"
     name = node.name or ""
-    return Layer(
-        name, node.op_type, int8, types, leaving.low, leaving.high, sqnr_in, sqnr, cut, *harm, why, _density(leaving)
-    )  # fmt: skip
+    return LayerSensitivity(
+        name,
+        node.op_type,
+        int8,
+        types,
+        output_histogram.low,
+        output_histogram.high,
+        input_sqnr,
+        output_sqnr,
+        clipped,
+        *losses,
+        reason,
+        _density(output_histogram),
+    )
 
 
-def _density(spread: Spread) -> tuple[float, ...]:
-    total = float(spread.counts.sum())
-    if not (spread.finite and spread.high > spread.low and total > 0):
+def _density(histogram: Histogram) -> tuple[float, ...]:
+    """Shares of a histogram in equal bins; empty where nothing was observed."""
+    total = float(histogram.counts.sum())
+    if not (histogram.finite and histogram.high > histogram.low and total > 0):
         return ()
-    shares, _ = np.histogram(spread.centres, _STEPS, (spread.low, spread.high), weights=spread.counts / total)
-    return tuple(float(f"{share:.3g}") for share in shares)
+    density, _ = np.histogram(
+        histogram.bin_centers, _HISTOGRAM_BINS, (histogram.low, histogram.high), weights=histogram.counts / total
+    )
+    return tuple(float(f"{share:.3g}") for share in density)
 
 
-def _fewest(model: _Model, order: list[str], max_drop: float) -> tuple[Chosen, float]:
-    """The nodes left in int8, and the drop."""
-    low, high = 0, len(order)  # so many in float are too few, are enough: with all of them nothing drops
-    while high - low > 1:
-        middle = (low + high) // 2
-        if model.score(model.without(set(order[:middle])), True)[0] <= max_drop:
-            high = middle
-        else:
-            low = middle
-    floats = order[:high]
-    for name in reversed(floats[:-1]):
-        fewer = [n for n in floats if n != name]
-        if model.score(model.without(set(fewer)), True)[0] <= max_drop:
-            floats = fewer
-    kept = model.without(set(floats))
-    return kept, model.score(kept, True)[0]
+def _rounding_error(evidence: Evidence, recipe: QuantizationRecipe, tensor: str) -> tuple[float, float]:
+    """(SQNR in dB, share of clipped values) of a tensor on its quantization grid, from its histogram.
 
-
-def _rounding(evidence: Evidence, recipe: Recipe, tensor: str) -> tuple[float, float]:
-    """Of a tensor put on its grid, from its histogram: SQNR in dB (rounding is uniform in a step, what lies beyond is cut), and
-    the share that is cut."""
-    spread = spread_of(evidence, tensor)
-    power, total = float((spread.counts * spread.centres**2).sum()), float(spread.counts.sum())
-    if power <= 0 or not spread.finite:
+    Rounding errors are assumed to be uniform within a step.
+    """
+    histogram = histogram_of(evidence, tensor)
+    power, total = float((histogram.counts * histogram.bin_centers**2).sum()), float(histogram.counts.sum())
+    if power <= 0 or not histogram.finite:
         return float("inf"), 0.0
-    ends = grid(*calibration.ranges(evidence, recipe.ranges, [tensor])[tensor], recipe.bits)
-    step = float(ends.scale)
-    bottom, top = -float(ends.zero) * step, (ends.top - float(ends.zero)) * step
-    beyond = spread.centres - np.clip(spread.centres, bottom, top)
-    noise = float((spread.counts * (step**2 / 12 + beyond**2)).sum())
-    return 10 * float(np.log10(power / noise)), float(spread.counts[np.abs(beyond) > step].sum()) / total
+    grid = quantization_grid(*calibration.activation_ranges(evidence, recipe.ranges, [tensor])[tensor], recipe.bits)
+    step = float(grid.scale)
+    lowest, highest = -float(grid.zero_point) * step, (grid.max_code - float(grid.zero_point)) * step
+    beyond = histogram.bin_centers - np.clip(histogram.bin_centers, lowest, highest)
+    noise = float((histogram.counts * (step**2 / 12 + beyond**2)).sum())
+    return sqnr_db(power, noise), float(histogram.counts[np.abs(beyond) > step].sum()) / total
 
 
-def matching(names: list[str], ops: list[str], patterns: tuple[str, ...], option: str) -> set[str]:
-    """The nodes that any of the patterns means: a node's name, an operator, or a regular expression for whole names.
+def match_nodes(names: list[str], ops: list[str], patterns: tuple[str, ...], option: str) -> set[str]:
+    """Find the nodes that match any of the patterns.
 
-    Raises InputProblem for a pattern that means none, or is no expression."""
+    Args:
+        names, ops: names and operator types of all nodes.
+        patterns: node names, operator types, or regular expressions for whole names.
+        option: name of the argument, for messages.
+
+    Raises:
+        InputProblem: if a pattern matches nothing or is not a valid regular expression.
+    """
     found: set[str] = set()
     for pattern in patterns:
-        exact = {n for n, op in zip(names, ops, strict=True) if pattern in (n, op)}
-        if not exact:
+        matches = {n for n, op in zip(names, ops, strict=True) if pattern in (n, op)}
+        if not matches:
             try:
-                exact = {n for n in names if re.fullmatch(pattern, n)}
+                matches = {n for n in names if re.fullmatch(pattern, n)}
             except re.error as error:
                 raise InputProblem(
-                    "not a node, an operator or a regular expression", option, pattern, str(error)
+                    "neither a node, an operator nor a regular expression", option, pattern, str(error)
                 ) from error
-        if not exact:
-            raise InputProblem(
-                "no node is meant", option, pattern, "see the names with `onnxpress inspect --nodes`, or write .*part.*"
-            )
-        found |= exact
+        if not matches:
+            raise InputProblem("the pattern matches no node", option, pattern, "write .*part.* for a part of a name")
+        found |= matches
     return found
 
 
-def candidates(evidence: Evidence, include: tuple[str, ...], exclude: tuple[str, ...]) -> tuple[Chosen, list[str]]:
-    """The nodes to run in int8, and the look-ups whose tables to keep so: those worth it, of what `include` means (nothing: all)
-    without what `exclude` means."""
+def int8_candidates(
+    evidence: Evidence, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> tuple[NodeNames, list[str]]:
+    """Select the nodes to run in int8 and the look-ups whose tables to store in int8.
+
+    Args:
+        evidence: the float model and its samples.
+        include: patterns of the nodes to quantize; empty for all.
+        exclude: patterns of the nodes that stay in float.
+
+    Returns:
+        (node names, look-up names).
+    """
     nodes = list(evidence.model.graph)
     names, ops = [n.name or "" for n in nodes], [n.op_type for n in nodes]
-    out = matching(names, ops, exclude, "--exclude")
+    excluded = match_nodes(names, ops, exclude, "`exclude`")
     if include:
-        wanted = matching(names, ops, include, "--include")
-        out |= {n.name or "" for n in nodes if n.op_type in (*qdq.COMPUTE, "Gather")} - wanted
-    return quantizable(evidence, out), tables(evidence.model, out)
+        included = match_nodes(names, ops, include, "`include`")
+        excluded |= {n.name or "" for n in nodes if n.op_type in (*qdq.COMPUTE, "Gather")} - included
+    return quantizable(evidence, excluded), quantizable_lookups(evidence.model, excluded)

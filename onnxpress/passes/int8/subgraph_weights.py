@@ -1,7 +1,8 @@
-"""Weights that only bodies of If, Loop and Scan read, as signed 8-bit integers with a scale a row.
+"""Weights that only sub-graphs (bodies of If, Loop and Scan) read, as int8 with a scale per row.
 
-What a body computes is not seen on the samples, so its arithmetic stays in float: the integers are written like weight-only ones
-(`passes/weights/bit_packing.py`), by multiplications that onnxruntime folds when it loads the file.  The file gets smaller, the speed stays.
+Values inside sub-graphs are not observed on the samples, so their arithmetic stays in float. The weights are stored
+like weight-only integers (`passes/weights/bit_packing.py`), by multiplications that onnxruntime folds at load. The file
+gets smaller; the latency stays the same.
 """
 
 from __future__ import annotations
@@ -11,36 +12,56 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.passes.core.weight_matrix import Stored, find_weights
+from onnxpress.passes.core.weight_matrix import WeightMatrix, find_weights
 from onnxpress.passes.weights import codebook
-from onnxpress.passes.weights.bit_packing import INT8, Packer, bytes_of
+from onnxpress.passes.weights.bit_packing import INT8, BitPacker, packed_bytes
 
 
-def inner(model: ir.Model) -> list[str]:
-    """Their names, of a model in canonical form, in the order they are first read; those that get smaller."""
-    return [w.name for w in _held(model) if bytes_of(w, _book(w)) < w.array.nbytes]
+def quantizable_subgraph_weights(model: ir.Model) -> list[str]:
+    """Find the weights read only by sub-graphs that get smaller in int8.
+
+    Args:
+        model: a model in canonical form.
+
+    Returns:
+        Their names, in the order in which they are first read.
+    """
+    return [w.name for w in _subgraph_weights(model) if packed_bytes(w, _int8_codebook(w)) < w.array.nbytes]
 
 
-def _held(model: ir.Model) -> list[Stored]:
+def _subgraph_weights(model: ir.Model) -> list[WeightMatrix]:
+    """The weights that only sub-graphs read."""
     return [w for w in find_weights(model)[0] if not any(w.readers)]
 
 
-def write(work: ir.Model, names: Collection[str]) -> int:
-    """Write these weights in place; how many.  Raises InputProblem where a plan names one that is not there."""
-    known = {w.name: w for w in _held(work)}
-    strangers = [n for n in names if n not in known]
-    if strangers:
+def quantize_subgraph_weights(work: ir.Model, names: Collection[str]) -> int:
+    """Store weights of sub-graphs in int8, in place.
+
+    Args:
+        work: the model to change.
+        names: names of the weights.
+
+    Returns:
+        The number of weights.
+
+    Raises:
+        InputProblem: if a name is not that of such a weight.
+    """
+    weights = {w.name: w for w in _subgraph_weights(work)}
+    unknown = [n for n in names if n not in weights]
+    if unknown:
         raise InputProblem(
-            "the plan names a weight that no body of the model reads",
-            strangers[0],
+            "the plan names a weight that no sub-graph of the model reads",
+            unknown[0],
             "",
             "use the plan with the model it was made for",
         )
-    packer = Packer(work)
+    packer = BitPacker(work)
     for name in names:
-        packer.put(known[name], _book(known[name]))
+        packer.write(weights[name], _int8_codebook(weights[name]))
     return len(names)
 
 
-def _book(weight: Stored) -> codebook.Book:
-    return codebook.on_grid(weight.rows, None, INT8, polish=False).lean()
+def _int8_codebook(weight: WeightMatrix) -> codebook.Codebook:
+    """The weight in int8, rounded to nearest, with a scale per row."""
+    return codebook.fit_grid(weight.matrix, None, INT8, output_aware=False).compact()

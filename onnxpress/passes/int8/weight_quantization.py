@@ -1,6 +1,7 @@
-"""Weights as signed 8-bit integers per output channel, in fewer levels just where a CPU would saturate (`runtime.pairs`).
+"""Symmetric int8 weights per output channel, with a reduced range where products would saturate on the CPU.
 
-Whether it would is decided per output channel from the largest activation codes seen on each input channel.
+Saturation (`runtime.vpmaddubsw_saturation`) is decided per output channel from the largest activation codes of each
+input channel on the samples.
 """
 
 from __future__ import annotations
@@ -12,34 +13,48 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.passes.core.rounding import damped, descend, feedback, grid
+from onnxpress.passes.core.rounding import (
+    add_damping,
+    gptq_error_feedback,
+    integer_grid,
+    refine_integers,
+    sqnr,
+    symmetric_integers,
+)
 from onnxpress.runtime import vpmaddubsw_saturation
-from onnxpress.runtime.vpmaddubsw_saturation import TOP
+from onnxpress.runtime.vpmaddubsw_saturation import MAX_WEIGHT
 
-_MUCH = 0.15  # of the integer weights' bytes, from which on two scales a channel are much
-_FINE = 40.0  # dB that one scale for all channels must keep: as much as rounding the activations leaves
+_SIGNIFICANT_SHARE = 0.15  # scales of weights and biases per channel, relative to the bytes of the integer weights
+_MIN_SQNR = 40.0  # dB; a single scale for all channels must keep as much as rounding of activations does
 
 
 @dataclass(frozen=True)
-class Codes:
-    """Integer weights in the node's own layout, their scale along `axis`, and the largest that each output can have.
+class QuantizedWeight:
+    """Integer weights of one node.
 
-    peaks: where pairs of products may saturate, the largest u8 code that each column meets, in the kernels' order; else None.
+    Attributes:
+        values: int8, in the node's own layout.
+        scale: scale of each output channel, [M].
+        axis: output channel axis of `values`.
+        max_codes: largest absolute integer of each output channel, [M].
+        input_peaks: largest u8 code of each column in the order of the kernels, [K], where pairs of products may
+            saturate; else None.
     """
 
     values: np.ndarray
     scale: np.ndarray
     axis: int
-    levels: np.ndarray
-    peaks: np.ndarray | None = None
+    max_codes: np.ndarray
+    input_peaks: np.ndarray | None = None
 
     @property
-    def narrow(self) -> np.ndarray:
-        """Outputs of fewer levels than 8 bits have."""
-        return np.asarray(self.levels < TOP)
+    def reduced_range(self) -> np.ndarray:
+        """Whether the range of each output channel is below that of int8, [M]."""
+        return np.asarray(self.max_codes < MAX_WEIGHT)
 
 
 def output_axis(node: ir.Node) -> int:
+    """The output channel axis of the weight of a Conv, Gemm or MatMul."""
     if node.op_type == "Conv":
         return 0
     return 0 if node.op_type == "Gemm" and read.int_attribute(node, "transB", 0) else 1
@@ -49,81 +64,102 @@ def quantize_weight(
     node: ir.Node,
     weight: np.ndarray,
     input_codes: np.ndarray | None,
-    least_scale: np.ndarray | None = None,
-    may_share: bool = False,
-) -> Codes:
-    """Round to nearest, symmetric, per output channel.
+    min_scale: np.ndarray | None = None,
+    share_scales: bool = False,
+) -> QuantizedWeight:
+    """Round a weight to nearest, symmetrically and per output channel.
 
-    input_codes: largest u8 code of each input channel where products may saturate, else None (full range)
-    least_scale: [M], a floor for each scale (a channel of tiny weights must still hold its bias)
-    may_share: one scale for all channels, where they lose next to nothing by it
+    Args:
+        node: Conv, Gemm or MatMul.
+        weight: its weight, in its own layout.
+        input_codes: largest u8 code of each input channel where products may saturate; None for the full range.
+        min_scale: lower bound of each scale, [M], so that the bias of a channel with tiny weights still fits int32.
+        share_scales: whether to use a single scale for all channels if that keeps 40 dB.
     """
     axis = output_axis(node)
-    moved = np.moveaxis(weight, axis, 0)
-    flat = moved.reshape(len(moved), -1).astype(np.float64)
-    top = np.abs(flat).max(axis=1)
-    top = np.maximum(top, 1e-12 if least_scale is None else np.maximum(1e-12, least_scale * TOP))
-    if may_share and input_codes is None and _sqnr(flat, float(top.max()) / TOP) >= _FINE:
-        top = np.full(len(top), top.max())
-    levels, peaks = np.full(len(top), float(TOP)), None
-    if input_codes is not None:
-        peaks = _kernel_codes(node, input_codes, moved.shape)
-        levels = vpmaddubsw_saturation.levels(
-            np.rint(flat / (top / TOP)[:, None])[:, vpmaddubsw_saturation.kernel_order(moved.shape)], peaks
-        )
-    scale = (top / levels).astype(np.float32)
-    codes = np.clip(np.rint(flat / scale[:, None]), -levels[:, None], levels[:, None])
-    codes = _relieved(codes, moved.shape, peaks).astype(np.int8)
-    return Codes(np.ascontiguousarray(np.moveaxis(codes.reshape(moved.shape), 0, axis)), scale, axis, levels, peaks)
-
-
-def _relieved(rows: np.ndarray, shape: tuple[int, ...], peaks: np.ndarray | None) -> np.ndarray:
-    """Rows [M, K] of weights of that shape, so that no pair saturates."""
-    if peaks is None:
-        return rows
-    order, made = vpmaddubsw_saturation.kernel_order(shape), rows.copy()
-    made[:, order] = vpmaddubsw_saturation.relieved(rows[:, order], peaks)
-    return made
-
-
-def scales_are_much(nodes: Sequence[tuple[ir.Node, np.ndarray]]) -> bool:
-    """Whether a model is so small that a weight's and a bias's scale a channel are much of it.  nodes: with their weights."""
-    return bool(8 * sum(w.shape[output_axis(n)] for n, w in nodes) > _MUCH * sum(w.size for _, w in nodes))
-
-
-def _sqnr(weights: np.ndarray, scale: float) -> float:
-    """In dB, of weights rounded to multiples of one scale."""
-    noise = float(np.square(weights - np.rint(weights / scale) * scale).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(float(np.square(weights).sum()), 1e-300) / noise))
-
-
-def refine(node: ir.Node, codes: Codes, gram: np.ndarray, every: bool = False) -> Codes:
-    """The rows of fewer levels (or every row) rounded anew so that they keep the output on inputs of this Gram matrix [K, K].
-
-    The rounding errors of a row are let cancel each other.
-    """
-    moved = np.moveaxis(codes.values, codes.axis, 0)
-    rows = moved.reshape(len(moved), -1)
-    weight = read.constant(node.inputs[1])
-    pick = np.arange(len(rows)) if every else np.flatnonzero(codes.narrow)
+    rows_first = np.moveaxis(weight, axis, 0)
+    matrix = rows_first.reshape(len(rows_first), -1).astype(np.float64)
+    max_abs = np.abs(matrix).max(axis=1)
+    max_abs = np.maximum(max_abs, 1e-12 if min_scale is None else np.maximum(1e-12, min_scale * MAX_WEIGHT))
     if (
-        weight is None or rows.shape[1] != len(gram) or not pick.size or not np.diag(gram).any()
-    ):  # nothing, or what never changes, comes in
+        share_scales
+        and input_codes is None
+        and _single_scale_sqnr(matrix, float(max_abs.max()) / MAX_WEIGHT) >= _MIN_SQNR
+    ):
+        max_abs = np.full(len(max_abs), max_abs.max())
+    max_codes, input_peaks = np.full(len(max_abs), float(MAX_WEIGHT)), None
+    if input_codes is not None:
+        input_peaks = _kernel_codes(node, input_codes, rows_first.shape)
+        full_range = np.rint(matrix / (max_abs / MAX_WEIGHT)[:, None])
+        order = vpmaddubsw_saturation.kernel_order(rows_first.shape)
+        max_codes = vpmaddubsw_saturation.max_weight_codes(full_range[:, order], input_peaks)
+    scale = (max_abs / max_codes).astype(np.float32)
+    codes = symmetric_integers(matrix, scale[:, None], max_codes[:, None])
+    codes = _clamp_pairs(codes, rows_first.shape, input_peaks).astype(np.int8)
+    return QuantizedWeight(
+        np.ascontiguousarray(np.moveaxis(codes.reshape(rows_first.shape), 0, axis)), scale, axis, max_codes, input_peaks
+    )
+
+
+def _clamp_pairs(rows: np.ndarray, shape: tuple[int, ...], input_peaks: np.ndarray | None) -> np.ndarray:
+    """Rows [M, K] of a weight of the given shape, changed so that no pair of products saturates."""
+    if input_peaks is None:
+        return rows
+    order, clamped = vpmaddubsw_saturation.kernel_order(shape), rows.copy()
+    clamped[:, order] = vpmaddubsw_saturation.clamp_pairs(rows[:, order], input_peaks)
+    return clamped
+
+
+def _single_scale_sqnr(weights: np.ndarray, scale: float) -> float:
+    """Signal-to-quantization-noise ratio of weights rounded to multiples of one scale, in dB."""
+    return sqnr(weights, np.rint(weights / scale) * scale)
+
+
+def scales_are_significant(nodes: Sequence[tuple[ir.Node, np.ndarray]]) -> bool:
+    """Whether scales per channel take a significant part of a model's file.
+
+    Args:
+        nodes: the nodes to quantize and their weights.
+    """
+    return bool(8 * sum(w.shape[output_axis(n)] for n, w in nodes) > _SIGNIFICANT_SHARE * sum(w.size for _, w in nodes))
+
+
+def round_output_aware(
+    node: ir.Node, codes: QuantizedWeight, gram: np.ndarray, all_rows: bool = False
+) -> QuantizedWeight:
+    """Round rows again so that the layer's output is preserved on the samples.
+
+    Args:
+        node: Conv, Gemm or MatMul.
+        codes: its weight, rounded to nearest.
+        gram: Gram matrix of the inputs, [K, K].
+        all_rows: whether all rows are rounded again, starting from GPTQ; otherwise only those with a reduced range.
+    """
+    rows_first = np.moveaxis(codes.values, codes.axis, 0)
+    rows = rows_first.reshape(len(rows_first), -1)
+    weight = read.constant(node.inputs[1])
+    chosen = np.arange(len(rows)) if all_rows else np.flatnonzero(codes.reduced_range)
+    constant_input = not np.diag(gram).any()
+    if weight is None or rows.shape[1] != len(gram) or not chosen.size or constant_input:
         return codes
-    flat = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)[pick]
-    scale, levels = codes.scale[pick].astype(np.float64), codes.levels[pick]
-    start = np.rint(feedback(flat, damped(gram), grid(scale, levels)) / scale[:, None]) if every else rows[pick]
-    better = rows.copy()
-    better[pick] = _relieved(descend(flat, scale, levels, gram, start), moved.shape, codes.peaks).astype(np.int8)
-    return replace(codes, values=np.ascontiguousarray(np.moveaxis(better.reshape(moved.shape), 0, codes.axis)))
+    matrix = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)[chosen]
+    scale, max_codes = codes.scale[chosen].astype(np.float64), codes.max_codes[chosen]
+    start = rows[chosen]
+    if all_rows:
+        values = gptq_error_feedback(matrix, add_damping(gram), integer_grid(scale, max_codes))
+        start = np.rint(values / scale[:, None])
+    refined = rows.copy()
+    integers = refine_integers(matrix, scale, max_codes, gram, start)
+    refined[chosen] = _clamp_pairs(integers, rows_first.shape, codes.input_peaks).astype(np.int8)
+    return replace(codes, values=np.ascontiguousarray(np.moveaxis(refined.reshape(rows_first.shape), 0, codes.axis)))
 
 
 def _kernel_codes(node: ir.Node, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Largest codes [K] of columns in the kernels' order, from those of input channels."""
+    """Largest codes of the columns in the order of the kernels, [K], from those of the input channels."""
     if node.op_type != "Conv":
         return np.broadcast_to(codes, (shape[1],)) if codes.size in (1, shape[1]) else np.full(shape[1], codes.max())
     per_group = shape[1]
-    if codes.size != per_group:  # grouped: the worst of the groups stands for each
+    if codes.size != per_group:  # grouped: the maximum over the groups
         codes = (
             codes.reshape(-1, per_group).max(axis=0) if codes.size % per_group == 0 else np.full(per_group, codes.max())
         )

@@ -1,7 +1,8 @@
-"""How many channels of which group go: from a wish to decisions.
+"""Allocation of channel removals to groups, from a goal to decisions.
 
-A wish names a share of the channels, or what may be left of the multiply-accumulates, the weights or the time.  Uniform takes the
-same share everywhere; by harm, step by step along the kernel grid, what harms the output least for what it saves.
+A goal is the share of the channels to remove, or the share of the multiply-accumulates, weights or time that remains.
+Uniform allocation removes the same share everywhere. Global allocation proceeds in steps of the kernel grid, by the
+smallest predicted loss of the outputs per saved cost.
 """
 
 from __future__ import annotations
@@ -13,265 +14,266 @@ from functools import partial
 
 import numpy as np
 
-from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
+from onnxpress.model.channels.groups import ChannelGroup
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
-from onnxpress.passes.core.contract import Decision
-from onnxpress.passes.core.refit import repair
-from onnxpress.passes.pruning.cost_model import Costs, Ledger, counted
-from onnxpress.passes.pruning.error_curves import CRITERIA, curves
-from onnxpress.passes.pruning.obs_selection import Curve
-from onnxpress.passes.pruning.prune import decision, group_macs, step_of, widths
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.core.refit import refit_readers
+from onnxpress.passes.pruning.cost_model import CostModel, Costs, node_costs
+from onnxpress.passes.pruning.error_curves import error_curves
+from onnxpress.passes.pruning.kernel_grid import action_of, group_macs, step_of, widths
+from onnxpress.passes.pruning.obs_selection import ErrorCurve
+from onnxpress.passes.pruning.options import ALL, UNIFORM, PruneOptions
 
-SCOPES = ("all", "hidden")
-SPREADS = ("harm", "uniform")
-_ENOUGH = 1.001  # times a goal, from which on it is reached
-_FINE = 50  # steps of a uniform share, where a goal names something else
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a user asks for, by exactly one of: ratio, the share of the channels to remove; macs, params: the share of the
-    multiply-accumulates or of the weights that is left; speedup: how many times as fast, measured.
-
-    scope: "all" groups, or "hidden" (inner widths only; residual spines and bottlenecks stay whole)
-    spread: "uniform" (every group loses the same share) or "harm" (from where it harms the output least for what it saves; with
-    a ratio, as many multiply-accumulates and weights go as with uniform)
-    ignore: patterns of node names whose channels stay
-    """
-
-    ratio: float | None = None
-    scope: str = "all"
-    spread: str = "harm"
-    criterion: str = "second-order"
-    macs: float | None = None
-    params: float | None = None
-    speedup: float | None = None
-    ignore: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        """Raises InputProblem for a wish that makes no sense."""
-        given = {n: v for n in ("ratio", "macs", "params", "speedup") if (v := getattr(self, n)) is not None}
-        if len(given) != 1:
-            raise InputProblem(
-                "one goal is needed",
-                "--ratio, --macs, --params, --speedup",
-                f"{len(given)} were given",
-                "try --ratio 0.3",
-            )
-        ((name, value),) = given.items()
-        if name == "speedup" and not value > 1:
-            raise InputProblem("a speed-up must be above 1", "--speedup", f"got {value}", "try 1.5")
-        if name != "speedup" and not 0 < value < 1:
-            what = "the pruning ratio" if name == "ratio" else "the share that is left"
-            raise InputProblem(
-                f"{what} must lie between 0 and 1",
-                f"--{name}",
-                f"got {value}",
-                f"try {'0.3' if name == 'ratio' else '0.6'}",
-            )
-        for name, value, known in (
-            ("scope", self.scope, SCOPES),
-            ("spread", self.spread, SPREADS),
-            ("criterion", self.criterion, CRITERIA),
-        ):
-            if value not in known:
-                raise InputProblem(f"unknown {name}", value, "", f"one of {', '.join(known)}")
+_GOAL_TOLERANCE = 1.001  # a cost of at most this multiple of its goal meets the goal
+_UNIFORM_STEPS = 50  # uniform ratios that are tried for a goal other than a ratio
 
 
 def plan_pruning(
-    evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None = None, weights: Mapping[str, float] | None = None
-) -> list[Decision]:
-    """Decisions that carry out a wish by counting; empty where no group can be narrowed.
+    evidence: Evidence,
+    options: PruneOptions,
+    curves: Mapping[str, ErrorCurve] | None = None,
+    loss_scales: Mapping[str, float] | None = None,
+) -> list[Action]:
+    """Plan the channels to remove for a goal that is counted: ratio, multiply-accumulates or weights.
 
-    known: curves computed before; weights: harm of the output a unit of a group's curve error (see `sensitivities`).  A
-    speed-up is not counted but measured: see `plan_share`.
+    Args:
+        evidence: the model and its samples.
+        wish: the options, without a speed-up (see `prune_to_speedup`).
+        curves: error curves by group name, if computed before.
+        loss_scales: result of `loss_sensitivities`, if computed before.
+
+    Returns:
+        Decisions; none where no group can be narrowed.
+
+    Raises:
+        InputProblem: for invalid options.
     """
-    wish.check()
-    picked = candidates(evidence, wish, known)
-    if wish.ratio is not None:
-        even = uniform(evidence, picked, wish.ratio)
-        if wish.spread == "uniform" or evidence.data is None:
-            return decisions_of(picked, even)
-        costs = counted(evidence)
-        goal = Ledger.of(evidence, picked, costs)
-        goal.take_all(even)
-        goals = {what: goal.total(what) for what in costs}
-        return decisions_of(
-            picked, spread(evidence, picked, weights or sensitivities(evidence, picked, even), goals, costs)
-        )
-    what, share = ("params", wish.params) if wish.macs is None else ("macs", wish.macs)
+    options.checked()
+    picked = candidate_groups(evidence, options, curves)
+    if options.ratio is not None:
+        even = allocate_uniformly(evidence, picked, options.ratio)
+        if options.allocation == UNIFORM or evidence.data is None:
+            return to_actions(picked, even)
+        costs = node_costs(evidence)
+        uniform = CostModel.from_evidence(evidence, picked, costs)
+        uniform.set_all_removed(even)
+        goals = {kind: uniform.total(kind) for kind in costs}
+        scales = loss_scales or loss_sensitivities(evidence, picked, even)
+        return to_actions(picked, allocate_globally(evidence, picked, scales, goals, costs))
+    kind, share = ("params", options.params) if options.macs is None else ("macs", options.macs)
     if share is None:
         raise ValueError("a speed-up is measured, not planned")
-    return plan_share(evidence, wish, picked, {what: counted(evidence)[what]}, share, weights)
+    return plan_cost_share(evidence, options, picked, {kind: node_costs(evidence)[kind]}, share, loss_scales)
 
 
-def plan_share(
+def plan_cost_share(
     evidence: Evidence,
-    wish: Wish,
-    picked: Mapping[str, Curve],
+    options: PruneOptions,
+    picked: Mapping[str, ErrorCurve],
     costs: Costs,
     share: float,
-    weights: Mapping[str, float] | None = None,
-) -> list[Decision]:
-    """Decisions that leave this share of the costs (of one kind), or as near as the widths allow."""
-    ((what, own),) = costs.items()
-    goals = {what: share * sum(own.values())}
-    if wish.spread == "uniform" or evidence.data is None:
+    loss_scales: Mapping[str, float] | None = None,
+) -> list[Action]:
+    """Plan the channels to remove so that a share of one kind of cost remains, or as near as the widths allow.
+
+    Args:
+        evidence: the model and its samples.
+        wish: the options; only its allocation is used.
+        picked: error curves of the groups that may be narrowed.
+        costs: one kind of cost, by node name.
+        share: share of the cost that is to remain, 0 to 1.
+        loss_scales: result of `loss_sensitivities`, if computed before.
+    """
+    ((kind, by_node),) = costs.items()
+    goals = {kind: share * sum(by_node.values())}
+    if options.allocation == UNIFORM or evidence.data is None:
         even: dict[str, int] = {}
-        for step in range(1, _FINE):
-            even = uniform(evidence, picked, step / _FINE)
-            ledger = Ledger.of(evidence, picked, costs)
-            ledger.take_all(even)
-            if ledger.total(what) <= _ENOUGH * goals[what]:
+        for step in range(1, _UNIFORM_STEPS):
+            even = allocate_uniformly(evidence, picked, step / _UNIFORM_STEPS)
+            model = CostModel.from_evidence(evidence, picked, costs)
+            model.set_all_removed(even)
+            if model.total(kind) <= _GOAL_TOLERANCE * goals[kind]:
                 break
-        return decisions_of(picked, even)
-    scales = weights if weights is not None else sensitivities(evidence, picked, dict.fromkeys(picked, 0))
-    return decisions_of(picked, spread(evidence, picked, scales, goals, costs))
+        return to_actions(picked, even)
+    if loss_scales is None:
+        loss_scales = loss_sensitivities(evidence, picked, dict.fromkeys(picked, 0))
+    return to_actions(picked, allocate_globally(evidence, picked, loss_scales, goals, costs))
 
 
-def candidates(evidence: Evidence, wish: Wish, known: Mapping[str, Curve] | None = None) -> dict[str, Curve]:
-    """The groups that a wish speaks of, with their curves."""
-    shapes = known if known is not None else curves(evidence, wish.scope, wish.criterion)
+def candidate_groups(
+    evidence: Evidence, options: PruneOptions, curves: Mapping[str, ErrorCurve] | None = None
+) -> dict[str, ErrorCurve]:
+    """Select the groups in the scope of the options, without ignored nodes, with their error curves."""
+    curves = curves if curves is not None else error_curves(evidence, options.scope, options.criterion)
     found = {}
-    for name, curve in shapes.items():
+    for name, curve in curves.items():
         group = evidence.channels.group(name)
-        ignored = any(fnmatch(p.node, pattern) for p in group.places if p.role == "out" for pattern in wish.ignore)
-        if not ignored and (wish.scope == "all" or group.hidden):
+        ignored = any(fnmatch(p.node, pattern) for p in group.slices if p.role == "out" for pattern in options.ignore)
+        if not ignored and (options.scope == ALL or group.internal):
             found[name] = curve
     return found
 
 
-def decisions_of(picked: Mapping[str, Curve], gone: Mapping[str, int]) -> list[Decision]:
-    return [decision(picked[name], count) for name, count in gone.items() if count]
+def to_actions(picked: Mapping[str, ErrorCurve], removed: Mapping[str, int]) -> list[Action]:
+    """Convert numbers of removed channels to decisions."""
+    return [action_of(picked[name], count) for name, count in removed.items() if count]
 
 
-def sensitivities(
+def loss_sensitivities(
     evidence: Evidence,
-    picked: Mapping[str, Curve],
-    gone: Mapping[str, int],
+    picked: Mapping[str, ErrorCurve],
+    removed: Mapping[str, int],
     more_time: Callable[[], bool] = lambda: True,
 ) -> dict[str, float]:
-    """For each group, how much a unit of its readers' error harms the model's output, measured.
+    """Measure for each group the loss of the outputs per unit of its readers' error.
 
-    The group alone is narrowed (to its uniform width, or by one step of the grid) and repaired; the rise of the output's
-    nmse on the calibration samples is divided by the curve's error there.  Dear groups come first; those for which there
-    is no time left get the median.
+    Each group is narrowed alone and its readers are refitted. The relative squared error of the outputs on the
+    calibration samples is divided by the error of the curve at this width.
+
+    Args:
+        evidence: the model and its samples.
+        picked: error curves by group name.
+        removed: number of channels to remove from each group in its measurement; 0 for one step of the kernel grid.
+        more_time: asked before every measurement; once it is false, the remaining groups get the median. Groups with
+            more multiply-accumulates are measured first.
+
+    Returns:
+        By group name, for the groups that can be narrowed.
     """
     costs = macs(evidence.model, evidence.trace)
-    judge = _LazyJudge(evidence)
+    evaluator = _RemovalEvaluator(evidence)
     found: dict[str, float] = {}
-    steps = {n: _first_step(evidence, n, gone.get(n, 0)) for n in picked}
-    narrowable = [n for n, count in steps.items() if count]
+    counts = {n: _trial_removal(evidence, n, removed.get(n, 0)) for n in picked}
+    narrowable = [n for n, count in counts.items() if count]
     for name in sorted(narrowable, key=lambda n: -group_macs(evidence.channels.group(n), costs)):
         if not more_time():
             break
-        removal = {name: sorted(picked[name].order[: steps[name]])}
-        harm = evidence.observed(f"harm {removal}", partial(judge.harm, removal))
-        found[name] = float(harm["nmse"]) / max(picked[name].error[steps[name]], 1e-9)
-    middle = float(np.median(list(found.values()))) if found else 1.0
-    return {name: found.get(name, middle) for name in narrowable}
+        removal = {name: sorted(picked[name].order[: counts[name]])}
+        loss = evidence.observed(f"loss {removal}", partial(evaluator.loss, removal))
+        found[name] = float(loss["nmse"]) / max(picked[name].error[counts[name]], 1e-9)
+    median = float(np.median(list(found.values()))) if found else 1.0
+    return {name: found.get(name, median) for name in narrowable}
 
 
-def _first_step(evidence: Evidence, name: str, wish: int) -> int:
-    """How many channels of a group go when it is tried alone; 0 where the grid has no smaller width."""
+def _trial_removal(evidence: Evidence, name: str, count: int) -> int:
+    """The number of channels to remove from a group alone; 0 where the grid has no smaller width."""
     group = evidence.channels.group(name)
     steps = widths(group, evidence)
-    return wish or (group.size - steps[0] if steps else 0)
+    return count or (group.size - steps[0] if steps else 0)
 
 
 @dataclass
-class _LazyJudge:
-    """Scores the model with some channels removed and repaired, on the calibration samples."""
+class _RemovalEvaluator:
+    """Scores the model without some channels and with refitted readers, on the calibration samples."""
 
     evidence: Evidence
-    judge: Judge | None = None
+    judge: Scorer | None = None
 
-    def harm(self, removal: Mapping[str, list[int]]) -> Arrays:
+    def loss(self, removal: Mapping[str, list[int]]) -> Arrays:
         evidence = self.evidence
-        self.judge = self.judge or Judge(evidence.model, evidence.samples())
+        self.judge = self.judge or Scorer(evidence.model, evidence.samples())
         pruned = remove(evidence.model, evidence.channels, dict(removal))
-        repair(evidence, pruned, evidence.channels, dict(removal))
+        refit_readers(evidence, pruned, evidence.channels, dict(removal))
         return {"nmse": np.asarray(self.judge.score(pruned).nmse)}
 
 
-def uniform(evidence: Evidence, picked: Mapping[str, Curve], ratio: float) -> dict[str, int]:
-    """The same share of every group; of groups that are slices of the same channels (heads, their dimensions) the finest."""
+def allocate_uniformly(evidence: Evidence, picked: Mapping[str, ErrorCurve], ratio: float) -> dict[str, int]:
+    """Remove the same share of every group, rounded to the kernel grid.
+
+    Of groups that slice the same channels (heads, and their dimensions) only the finest is narrowed.
+
+    Args:
+        evidence: the model.
+        picked: error curves by group name.
+        ratio: share of the channels to remove, 0 to 1.
+
+    Returns:
+        Number of channels to remove by group name.
+    """
     found = dict.fromkeys(picked, 0)
-    taken: set[int] = set()
+    covered: set[int] = set()
     for name in sorted(picked, key=lambda n: -evidence.channels.group(n).size):
-        mine = {int(root) for unit in evidence.channels.members[name] for root in unit}
-        if mine & taken:
+        labels = {int(root) for unit in evidence.channels.members[name] for root in unit}
+        if labels & covered:
             continue
-        taken |= mine
+        covered |= labels
         group = evidence.channels.group(name)
-        per = group.block
-        channels = evidence.machine.nearest(group.size * per * (1 - ratio), group.size * per)
+        channels = evidence.machine.nearest(group.size * group.block * (1 - ratio), group.size * group.block)
         step = step_of(group, evidence)
-        found[name] = group.size - min(group.size, max(step, round(channels / per / step) * step))
+        found[name] = group.size - min(group.size, max(step, round(channels / group.block / step) * step))
     return found
 
 
-def spread(
+def allocate_globally(
     evidence: Evidence,
-    picked: Mapping[str, Curve],
-    scales: Mapping[str, float],
+    picked: Mapping[str, ErrorCurve],
+    loss_scales: Mapping[str, float],
     goals: Mapping[str, float],
     costs: Costs,
 ) -> dict[str, int]:
-    """Step by step along the grid take what harms least for what it saves, until no cost is above its goal, or no step is left."""
-    now = Ledger.of(evidence, picked, costs)
-    totals = {what: max(sum(own.values()), 1e-30) for what, own in costs.items()}
-    ladder = {
-        n: [g for w in widths(now.groups[n], evidence) if (g := now.groups[n].size - w) < len(picked[n].error)]
-        for n in picked
-    }
+    """Remove channels greedily, by the smallest predicted loss per saved cost, until all goals are met.
+
+    Args:
+        evidence: the model.
+        picked: error curves by group name.
+        loss_scales: result of `loss_sensitivities`.
+        goals: maximum remaining cost by kind.
+        costs: original costs by kind and node name.
+
+    Returns:
+        Number of channels to remove by group name; the goals may be missed if no steps of the grid are left.
+    """
+    state = CostModel.from_evidence(evidence, picked, costs)
+    totals = {kind: max(sum(by_node.values()), 1e-30) for kind, by_node in costs.items()}
+    steps = {n: _removal_steps(state.groups[n], picked[n], evidence) for n in picked}
     while True:
-        needs = [what for what, goal in goals.items() if now.total(what) > _ENOUGH * goal]
-        if not needs:
-            return _given_back(picked, scales, goals, now, ladder)
+        unmet = [kind for kind, goal in goals.items() if state.total(kind) > _GOAL_TOLERANCE * goal]
+        if not unmet:
+            return _undo_surplus(picked, loss_scales, goals, state, steps)
         best: tuple[float, str, int] | None = None
         for name, curve in picked.items():
-            following = next((g for g in ladder[name] if g > now.gone[name]), None)
-            if following is None:
+            count = next((c for c in steps[name] if c > state.removed[name]), None)
+            if count is None:
                 continue
-            gain = sum(now.gain(name, following, what) / totals[what] for what in needs)
-            harm = scales.get(name, 1.0) * (curve.error[following] - curve.error[now.gone[name]])
-            if gain > 0 and (best is None or harm / gain < best[0]):
-                best = (harm / gain, name, following)
+            saving = sum(state.saving(name, count, kind) / totals[kind] for kind in unmet)
+            loss = loss_scales.get(name, 1.0) * (curve.error[count] - curve.error[state.removed[name]])
+            if saving > 0 and (best is None or loss / saving < best[0]):
+                best = (loss / saving, name, count)
         if best is None:
-            return now.gone
-        now.take(best[1], best[2])
+            return state.removed
+        state.set_removed(best[1], best[2])
 
 
-def _given_back(
-    picked: Mapping[str, Curve],
-    scales: Mapping[str, float],
+def _removal_steps(group: ChannelGroup, curve: ErrorCurve, evidence: Evidence) -> list[int]:
+    """Numbers of removed channels that leave a width on the kernel grid, in ascending order."""
+    counts = (group.size - width for width in widths(group, evidence))
+    return [count for count in counts if count < len(curve.error)]
+
+
+def _undo_surplus(
+    picked: Mapping[str, ErrorCurve],
+    loss_scales: Mapping[str, float],
     goals: Mapping[str, float],
-    now: Ledger,
-    ladder: Mapping[str, list[int]],
+    state: CostModel,
+    steps: Mapping[str, list[int]],
 ) -> dict[str, int]:
-    """The last step went beyond the goals, by as much as the widest group's step is worth: of all steps those are taken back that
-    harm most and of which the goals are kept all the same."""
+    """Undo the steps of greatest loss without which the goals are still met, since the last step overshoots them."""
     while True:
-        able = []
-        for name in (n for n, count in now.gone.items() if count):
-            before = max((g for g in ladder[name] if g < now.gone[name]), default=0)
-            able.append(
-                (
-                    scales.get(name, 1.0) * (picked[name].error[now.gone[name]] - picked[name].error[before]),
-                    name,
-                    before,
-                )
-            )
-        for _, name, before in sorted(able, reverse=True):
-            trial = now.copy()
-            trial.take(name, before)
-            if all(trial.total(what) <= _ENOUGH * goal for what, goal in goals.items()):
-                now = trial
+        undoable = []
+        for name in (n for n, count in state.removed.items() if count):
+            before = max((c for c in steps[name] if c < state.removed[name]), default=0)
+            error = picked[name].error
+            loss = loss_scales.get(name, 1.0) * (error[state.removed[name]] - error[before])
+            undoable.append((loss, name, before))
+        for _, name, before in sorted(undoable, reverse=True):
+            trial = state.copy()
+            trial.set_removed(name, before)
+            if all(trial.total(kind) <= _GOAL_TOLERANCE * goal for kind, goal in goals.items()):
+                state = trial
                 break
         else:
-            return now.gone
+            return state.removed

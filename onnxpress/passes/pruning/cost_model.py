@@ -1,7 +1,8 @@
-"""What a model's nodes still cost while groups of channels get narrower: counted from the positions that each group has in weights.
+"""Cost of a model's nodes as a function of the removed channels, counted from the channels' positions in weights.
 
-A group may have part of an axis only (one input of a Concat, channels that zeros are padded to), and two groups may be slices of the
-same positions (heads, and dimensions of all heads).  Parts add up; slices multiply.
+A group may cover part of an axis (one input of a Concat, channels that are padded with zeros), and two groups may slice
+the same positions (heads, and dimensions of all heads). Removed shares of parts add up; remaining shares of slices
+multiply.
 """
 
 from __future__ import annotations
@@ -17,155 +18,175 @@ from onnxpress.model import read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.counts import macs
 
-Costs = Mapping[str, Mapping[str, float]]  # by what is counted, of every node
-Axis = tuple[str, int, int]  # node, operand, axis
+Costs = Mapping[str, Mapping[str, float]]  # by kind of cost and node name
+Axis = tuple[str, int, int]  # node name, operand index, axis of the operand
 
 
-def counted(evidence: Evidence) -> dict[str, dict[str, float]]:
-    """Multiply-accumulates and weights of every node."""
+def node_costs(evidence: Evidence) -> dict[str, dict[str, float]]:
+    """Multiply-accumulates per sample ("macs") and number of weights ("params") of every node."""
     nodes = {n.name: n for n in evidence.model.graph}
-    slots = evidence.channels.flow.slots  # a depthwise Conv's weight lies along its channels
-    weighs = [
+    slots = evidence.channels.flow.slots  # the weight of a depthwise Conv lies along its channels
+    weight_slots = [
         s for s in slots if s.role in ("in", "out") or (s.operand == 1 and nodes[s.node].op_type in read.WEIGHTED)
     ]
-    operands = sorted({(s.node, s.operand) for s in weighs})
+    operands = sorted({(s.node, s.operand) for s in weight_slots})
     sizes: dict[str, float] = {}
     for node, operand in operands:
-        layer, _, shape = _weight(nodes[node], operand)
+        layer, _, shape = _layer_operand(nodes[node], operand)
         sizes[layer] = sizes.get(layer, 0.0) + (float(math.prod(shape)) if shape else 0.0)
     return {"macs": {k: float(v) for k, v in macs(evidence.model, evidence.trace).items()}, "params": sizes}
 
 
 @dataclass(frozen=True)
-class _Touch:
-    """An axis that a group has part of.  each: share of the axis that one of its channels has."""
+class _AxisShare:
+    """An axis that a group covers in part, and the share of the axis that one channel of the group takes."""
 
     axis: Axis
-    each: float
+    share: float
 
 
 @dataclass
-class Ledger:
-    """costs: what is left of them by kind and node; gone: channels of each group taken so far."""
+class CostModel:
+    """Costs that remain while groups of channels are narrowed.
 
-    groups: Mapping[str, ch.Group]
+    Attributes:
+        groups: the channel groups by name.
+        costs: remaining costs by kind and node name.
+        removed: number of removed channels of each group.
+    """
+
+    groups: Mapping[str, ch.ChannelGroup]
     costs: dict[str, dict[str, float]]
-    gone: dict[str, int]
-    _whole: Costs
-    _sizes: Mapping[str, Mapping[int, float]]  # numbers in a node's weight operands
-    _touched: Mapping[str, list[_Touch]]
-    _parts: dict[Axis, float]  # shares of an axis that are gone
-    _slices: dict[Axis, float]  # what slices leave of an axis
+    removed: dict[str, int]
+    _original: Costs
+    _sizes: Mapping[str, Mapping[int, float]]  # by node: elements of each weight operand
+    _shares: Mapping[str, list[_AxisShare]]
+    _removed_shares: dict[Axis, float]  # removed share of an axis, added up over groups
+    _slice_factors: dict[Axis, float]  # remaining share of an axis, multiplied over slicing groups
 
     @classmethod
-    def of(cls, evidence: Evidence, names: Iterable[str], costs: Costs) -> Ledger:
+    def from_evidence(cls, evidence: Evidence, names: Iterable[str], costs: Costs) -> CostModel:
+        """Start with all channels.
+
+        Args:
+            evidence: the model.
+            names: names of the groups that may be narrowed.
+            costs: original costs by kind and node name.
+        """
         groups = {n: evidence.channels.group(n) for n in names}
         nodes = {n.name or "": n for n in evidence.model.graph}
         sizes: dict[str, dict[int, float]] = {}
-        touched: dict[str, list[_Touch]] = {}
+        shares: dict[str, list[_AxisShare]] = {}
         for name, group in groups.items():
-            touched[name] = []
-            for place in group.places:
+            shares[name] = []
+            for place in group.slices:
                 layer, operand, shape = (
-                    _weight(nodes[place.node], place.operand) if place.node in nodes else ("", 0, ())
+                    _layer_operand(nodes[place.node], place.operand) if place.node in nodes else ("", 0, ())
                 )
-                if len(shape) < 2 or _is_bias(nodes[layer], operand):  # costs nothing
+                if len(shape) < 2 or _is_bias(nodes[layer], operand):  # negligible
                     continue
-                sizes.setdefault(layer, _beside(nodes[layer]))[operand] = float(math.prod(shape))
+                sizes.setdefault(layer, _recurrent_weight_sizes(nodes[layer]))[operand] = float(math.prod(shape))
                 each = sum(len(p) for p in place.positions) / group.size / shape[place.axis]
-                touched[name].append(_Touch((layer, operand, place.axis), each))
+                shares[name].append(_AxisShare((layer, operand, place.axis), each))
         return cls(
             groups,
-            {what: dict(own) for what, own in costs.items()},
+            {kind: dict(by_node) for kind, by_node in costs.items()},
             dict.fromkeys(groups, 0),
             costs,
             sizes,
-            touched,
+            shares,
             {},
             {},
         )
 
-    def copy(self) -> Ledger:
-        """One that goes on from here by itself."""
-        costs = {what: dict(own) for what, own in self.costs.items()}
-        return Ledger(
-            self.groups, costs, dict(self.gone), self._whole, self._sizes, self._touched, dict(self._parts), dict(self._slices)
-        )  # fmt: skip
+    def copy(self) -> CostModel:
+        """An independent copy of the current state."""
+        costs = {kind: dict(by_node) for kind, by_node in self.costs.items()}
+        removed, removed_shares, slice_factors = (
+            dict(self.removed),
+            dict(self._removed_shares),
+            dict(self._slice_factors),
+        )
+        return CostModel(
+            self.groups, costs, removed, self._original, self._sizes, self._shares, removed_shares, slice_factors
+        )
 
-    def total(self, what: str) -> float:
-        return sum(self.costs[what].values())
+    def total(self, kind: str) -> float:
+        """Remaining cost of one kind, summed over all nodes."""
+        return sum(self.costs[kind].values())
 
-    def gain(self, name: str, following: int, what: str) -> float:
-        """What a group's next width saves."""
+    def saving(self, name: str, count: int, kind: str) -> float:
+        """Cost of one kind that is saved if `count` channels of the group are removed instead of the present number."""
         return sum(
-            self.costs[what].get(n, 0.0) - self._whole[what].get(n, 0.0) * left
-            for n, left in self._next(name, following)[2].items()
+            self.costs[kind].get(n, 0.0) - self._original[kind].get(n, 0.0) * remaining
+            for n, remaining in self._after(name, count)[2].items()
         )
 
-    def take(self, name: str, following: int) -> None:
-        """Narrow a group until so many of its channels are gone; fewer than before widen it again."""
-        parts, slices, lefts = self._next(name, following)
-        self._parts |= parts
-        self._slices |= slices
-        for what, own in self.costs.items():
-            for node, left in lefts.items():
-                own[node] = self._whole[what].get(node, 0.0) * left
-        self.gone[name] = following
+    def set_removed(self, name: str, count: int) -> None:
+        """Set the number of removed channels of a group, which may also decrease."""
+        removed_shares, slice_factors, remaining_by_node = self._after(name, count)
+        self._removed_shares |= removed_shares
+        self._slice_factors |= slice_factors
+        for kind, by_node in self.costs.items():
+            for node, remaining in remaining_by_node.items():
+                by_node[node] = self._original[kind].get(node, 0.0) * remaining
+        self.removed[name] = count
 
-    def take_all(self, gone: Mapping[str, int]) -> None:
-        for name, count in gone.items():
+    def set_all_removed(self, removed: Mapping[str, int]) -> None:
+        """Set the numbers of removed channels of several groups; zeros are ignored."""
+        for name, count in removed.items():
             if count:
-                self.take(name, count)
+                self.set_removed(name, count)
 
-    def _next(self, name: str, following: int) -> tuple[dict[Axis, float], dict[Axis, float], dict[str, float]]:
-        """The touched axes' parts and slices, and what is left of the touched nodes, where so many are gone."""
-        group, before = self.groups[name], self.gone[name]
-        parts: dict[Axis, float] = {}
-        slices: dict[Axis, float] = {}
-        for touch in self._touched[name]:
+    def _after(self, name: str, count: int) -> tuple[dict[Axis, float], dict[Axis, float], dict[str, float]]:
+        """Removed shares and slice factors of the affected axes, and remaining shares of the affected nodes."""
+        group, before = self.groups[name], self.removed[name]
+        removed_shares: dict[Axis, float] = {}
+        slice_factors: dict[Axis, float] = {}
+        for part in self._shares[name]:
+            axis = part.axis
             if group.sliced:
-                rest = (1 - touch.each * following) / (1 - touch.each * before)
-                slices[touch.axis] = slices.get(touch.axis, self._slices.get(touch.axis, 1.0)) * rest
+                factor = (1 - part.share * count) / (1 - part.share * before)
+                slice_factors[axis] = slice_factors.get(axis, self._slice_factors.get(axis, 1.0)) * factor
             else:
-                parts[touch.axis] = parts.get(touch.axis, self._parts.get(touch.axis, 0.0)) + touch.each * (
-                    following - before
-                )
-        return (
-            parts,
-            slices,
-            {node: self._left(node, parts, slices) for node in dict.fromkeys(t.axis[0] for t in self._touched[name])},
-        )
+                known = removed_shares.get(axis, self._removed_shares.get(axis, 0.0))
+                removed_shares[axis] = known + part.share * (count - before)
+        nodes = dict.fromkeys(part.axis[0] for part in self._shares[name])
+        remaining = {node: self._remaining_share(node, removed_shares, slice_factors) for node in nodes}
+        return removed_shares, slice_factors, remaining
 
-    def _left(self, node: str, parts: Mapping[Axis, float], slices: Mapping[Axis, float]) -> float:
-        """The share of a node's work that is left: of each weight what its axes leave, by size."""
+    def _remaining_share(
+        self, node: str, removed_shares: Mapping[Axis, float], slice_factors: Mapping[Axis, float]
+    ) -> float:
+        """The remaining share of a node's cost: that of its weights' axes, averaged over the weights by size."""
         found = 0.0
         for operand, numbers in self._sizes[node].items():
-            rest = 1.0
-            for axis in range(_MOST_AXES):
+            factor = 1.0
+            for axis in range(_MAX_AXES):
                 key = (node, operand, axis)
-                rest *= 1 - parts.get(key, self._parts.get(key, 0.0))
-                rest *= slices.get(key, self._slices.get(key, 1.0))
-            found += numbers * max(rest, 0.0)
+                factor *= 1 - removed_shares.get(key, self._removed_shares.get(key, 0.0))
+                factor *= slice_factors.get(key, self._slice_factors.get(key, 1.0))
+            found += numbers * max(factor, 0.0)
         return found / sum(self._sizes[node].values())
 
 
-_MOST_AXES = 5  # of a weight
+_MAX_AXES = 5  # of a weight
 
 
-def _beside(node: ir.Node) -> dict[int, float]:
-    """Numbers in the weights of a recurrent layer: W counts where only R narrows, and R where only W does."""
-    return {i: float(math.prod(_weight(node, i)[2])) for i in (1, 2)} if node.op_type in read.RECURRENT else {}
+def _recurrent_weight_sizes(node: ir.Node) -> dict[int, float]:
+    """Sizes of W and R of a recurrent layer; both count where only one of them is narrowed."""
+    return {i: float(math.prod(_layer_operand(node, i)[2])) for i in (1, 2)} if node.op_type in read.RECURRENT else {}
 
 
 def _is_bias(node: ir.Node, operand: int) -> bool:
-    """Of any rank: a recurrent layer's is [directions, 2 gates H], a Gemm's may be [1, N]."""
+    """Whether an operand is a bias, of any rank ([directions, 2 gates H] in recurrent layers, [1, N] in Gemm)."""
     return operand >= 3 if node.op_type in read.RECURRENT else operand == 2 and node.op_type in read.WEIGHTED
 
 
-def _weight(node: ir.Node, operand: int) -> tuple[str, int, tuple[int, ...]]:
-    """Whose constant it is, as which operand, and its shape: behind a DequantizeLinear the layer's that reads it."""
-    held = read.constant_tensor(node.inputs[operand])
-    shape = () if held is None else tuple(int(d) for d in held.shape.numpy())
+def _layer_operand(node: ir.Node, operand: int) -> tuple[str, int, tuple[int, ...]]:
+    """(layer name, operand index, shape) of a constant; behind a DequantizeLinear, of the layer that reads it."""
+    tensor = read.constant_tensor(node.inputs[operand])
+    shape = () if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
     if node.op_type == "DequantizeLinear":
         use = next(iter(node.outputs[0].uses()), None)
         return ("", 0, ()) if use is None else (use.node.name or "", use.idx, shape)

@@ -1,7 +1,8 @@
-"""Which channels of every group go first, and what that costs: one curve a group, by one of several criteria.
+"""Error curves of all channel groups, by one of several importance criteria.
 
-second-order: given that the survivors are refitted (`obs_selection.py`); activation: weights of the readers times the power of what they
-read; magnitude, magnitude-l1: norms of the makers' weights; fpgm: distance to the other channels; random: a baseline.
+second-order: increase of the readers' error after refitting (`obs_selection.py`); activation: weights of the readers
+times the power of their inputs; magnitude, magnitude-l1: norms of the producers' weights; fpgm: distance to the weights
+of the other channels; random: a baseline (`importance.py`).
 """
 
 from __future__ import annotations
@@ -12,61 +13,76 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import Moments, input_moments
-from onnxpress.measure.linear import Linear
+from onnxpress.measure.linear import LinearLayer
 from onnxpress.model import read
 from onnxpress.model.channels import groups as ch
 from onnxpress.passes.pruning import importance
-from onnxpress.passes.pruning.importance import Weights
-from onnxpress.passes.pruning.obs_selection import Curve, packed, second_order, unpacked
+from onnxpress.passes.pruning.importance import ProducerWeights
+from onnxpress.passes.pruning.obs_selection import ErrorCurve, curves_from_arrays, curves_to_arrays, obs_curve
 
-_ON_SAMPLES = {"second-order": second_order, "activation": importance.activation}
-CRITERIA = (*_ON_SAMPLES, *importance.BY_WEIGHTS)
+_DATA_CRITERIA = {"second-order": obs_curve, "activation": importance.activation}
+CRITERIA = (*_DATA_CRITERIA, *importance.WEIGHT_CRITERIA)
 
 
-def curves(evidence: Evidence, scope: str = "all", criterion: str = "second-order") -> dict[str, Curve]:
-    """The error-versus-width curve of every group in scope; without samples by magnitude."""
-    groups = [g for g in evidence.channels.groups if scope == "all" or g.hidden]
+def error_curves(evidence: Evidence, scope: str = "all", criterion: str = "second-order") -> dict[str, ErrorCurve]:
+    """Compute the error curve of every group.
+
+    Args:
+        evidence: the model and its samples; without samples, `magnitude` replaces the criteria that need them.
+        scope: "all" groups, or "hidden" (internal channels only).
+        criterion: one of `CRITERIA`.
+
+    Returns:
+        Curves by group name.
+    """
+    groups = [g for g in evidence.channels.groups if scope == "all" or g.internal]
     nodes = {n.name: n for n in evidence.model.graph}
-    makers = {(p.node, p.operand) for g in groups for p in g.places if p.role == "out"}
-    weights = {at: w for at in sorted(makers) if (w := read.constant(nodes[at[0]].inputs[at[1]])) is not None}
-    plain = importance.BY_WEIGHTS.get(criterion, importance.magnitude if evidence.data is None else None)
-    if plain is not None:
-        return {g.name: plain(g, weights) for g in groups}
-    what = f"curves {criterion} {[g.name for g in groups]}"
-    kept = evidence.observed(
-        what, lambda: packed(_on_samples(evidence, groups, nodes, weights, _ON_SAMPLES[criterion]))
+    producers = {(p.node, p.operand) for g in groups for p in g.slices if p.role == "out"}
+    weights = {at: w for at in sorted(producers) if (w := read.constant(nodes[at[0]].inputs[at[1]])) is not None}
+    weight_criterion = importance.WEIGHT_CRITERIA.get(
+        criterion, importance.magnitude if evidence.data is None else None
     )
-    return unpacked([g.name for g in groups], kept)
+    if weight_criterion is not None:
+        return {g.name: weight_criterion(g, weights) for g in groups}
+    key = f"curves {criterion} {[g.name for g in groups]}"
+    arrays = evidence.observed(
+        key, lambda: curves_to_arrays(_curves_on_samples(evidence, groups, nodes, weights, _DATA_CRITERIA[criterion]))
+    )
+    return curves_from_arrays([g.name for g in groups], arrays)
 
 
-def _on_samples(
+def _curves_on_samples(
     evidence: Evidence,
-    groups: Sequence[ch.Group],
+    groups: Sequence[ch.ChannelGroup],
     nodes: Mapping[str | None, ir.Node],
-    weights: Weights,
-    curve: Callable[[ch.Group, Mapping[str, tuple[Linear, Moments]]], Curve | None],
-) -> dict[str, Curve]:
-    """By what the readers see of the samples; by magnitude where no reader is linear."""
-    found: dict[str, Curve] = {}
-    wanted = {g.name: {p.node for p in g.readers} for g in groups}
+    weights: ProducerWeights,
+    data_criterion: Callable[[ch.ChannelGroup, Mapping[str, tuple[LinearLayer, Moments]]], ErrorCurve | None],
+) -> dict[str, ErrorCurve]:
+    """Curves by a criterion on the samples; by magnitude where no reader is linear."""
+    curves: dict[str, ErrorCurve] = {}
+    readers_of_group = {g.name: {p.node for p in g.readers} for g in groups}
     readers = list(dict.fromkeys(p.node for g in groups for p in g.readers))
-    blocks = {p.node: len(p.positions[0]) for g in groups for p in g.readers if _contiguous(p)}
-    known: dict[str, tuple[Linear, Moments]] = {}
-    seen: set[str] = set()
+    blocks = {p.node: len(p.positions[0]) for g in groups for p in g.readers if _has_contiguous_blocks(p)}
+    known_moments: dict[str, tuple[LinearLayer, Moments]] = {}
+    visited: set[str] = set()
     for name, layer, moments in input_moments(evidence, [nodes[r] for r in readers], blocks):
-        known[name] = (layer, moments)
-        seen.add(name)
-        for group in groups:  # a group is done when all its readers are known; their matrices then make room
-            if group.name not in found and wanted[group.name] <= seen:
-                found[group.name] = curve(group, known) or importance.magnitude(group, weights)
-        known = {n: m for n, m in known.items() if any(n in wanted[g.name] for g in groups if g.name not in found)}
+        known_moments[name] = (layer, moments)
+        visited.add(name)
+        for group in groups:  # a group is done once all its readers are known; their moments are then released
+            if group.name not in curves and readers_of_group[group.name] <= visited:
+                curves[group.name] = data_criterion(group, known_moments) or importance.magnitude(group, weights)
+        known_moments = {
+            n: m
+            for n, m in known_moments.items()
+            if any(n in readers_of_group[g.name] for g in groups if g.name not in curves)
+        }
     for group in groups:
-        if group.name not in found:
-            found[group.name] = curve(group, known) or importance.magnitude(group, weights)
-    return {g.name: found[g.name] for g in groups}
+        if group.name not in curves:
+            curves[group.name] = data_criterion(group, known_moments) or importance.magnitude(group, weights)
+    return {g.name: curves[g.name] for g in groups}
 
 
-def _contiguous(place: ch.Place) -> bool:
-    """Whether every channel owns one run of equally many neighbouring positions."""
+def _has_contiguous_blocks(place: ch.ChannelSlice) -> bool:
+    """Whether every channel covers one aligned run of equally many neighbouring positions."""
     size = len(place.positions[0])
     return all(len(p) == size and int(p[-1]) - int(p[0]) == size - 1 and int(p[0]) % size == 0 for p in place.positions)

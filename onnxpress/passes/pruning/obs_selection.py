@@ -1,9 +1,12 @@
-"""Second-order selection: which channels cost least, given that the survivors are refitted.
+"""Second-order selection of channels: the error of the readers, given that the remaining weights are refitted.
 
-One greedy run of the optimal-brain downdate (Hassibi & Stork 1993; for groups of columns, Frantar & Alistarh 2022)
-removes the channels of a group one after another and keeps the inverse Gram matrix that of the survivors.  Its
-cumulative score is exactly the least-squares error of the readers at every width, so one run gives the whole
-error-versus-width curve.  Readers are weighed by their output's power; the sum over readers is the group's score.
+A greedy run of the optimal brain surgeon removes the channels of a group one after another. After each removal, the
+inverse Gram matrix is updated to that of the remaining channels and the weights are refitted. The cumulative score is
+the least-squares error of the readers at every width, so that one run gives the whole error curve. Readers are
+normalized by their output power, and the score of a group is the sum over its readers.
+
+Source: Hassibi and Stork, Second Order Derivatives for Network Pruning: Optimal Brain Surgeon (1993); Frantar and
+Alistarh, Optimal Brain Compression (2022), for blocks of columns.
 """
 
 from __future__ import annotations
@@ -15,24 +18,30 @@ import numpy as np
 import scipy.linalg
 
 from onnxpress.measure.cache import Arrays
-from onnxpress.measure.gram import Moments, by_tap
-from onnxpress.measure.linear import Linear
-from onnxpress.model.channels.groups import Group
+from onnxpress.measure.gram import Moments, weight_by_tap
+from onnxpress.measure.linear import LinearLayer
+from onnxpress.model.channels.groups import ChannelGroup
 
-_DAMP = 1e-3
+_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
-class Curve:
-    """order: channels, cheapest first; error[k]: relative output error of the readers when the first k are gone."""
+class ErrorCurve:
+    """Order in which the channels of a group are removed, and the error at every width.
+
+    Attributes:
+        group: name of the group.
+        order: indices of the channels, least important first.
+        error: relative output error of the readers when the first k channels are removed, k = 0 ... len(order).
+    """
 
     group: str
     order: tuple[int, ...]
     error: tuple[float, ...]
 
 
-def packed(curves: Mapping[str, Curve]) -> Arrays:
-    """Curves as arrays, in their order."""
+def curves_to_arrays(curves: Mapping[str, ErrorCurve]) -> Arrays:
+    """Convert curves to arrays for the cache, in their order."""
     arrays: Arrays = {}
     for i, curve in enumerate(curves.values()):
         arrays[f"order {i}"] = np.array(curve.order, np.int64)
@@ -40,93 +49,101 @@ def packed(curves: Mapping[str, Curve]) -> Arrays:
     return arrays
 
 
-def unpacked(groups: Sequence[str], arrays: Arrays) -> dict[str, Curve]:
-    """The curves of the named groups, as they were packed."""
+def curves_from_arrays(groups: Sequence[str], arrays: Arrays) -> dict[str, ErrorCurve]:
+    """Convert arrays of `curves_to_arrays` back to the curves of the named groups."""
     return {
-        name: Curve(name, tuple(arrays[f"order {i}"].tolist()), tuple(arrays[f"error {i}"].tolist()))
+        name: ErrorCurve(name, tuple(arrays[f"order {i}"].tolist()), tuple(arrays[f"error {i}"].tolist()))
         for i, name in enumerate(groups)
     }
 
 
 @dataclass
 class _Reader:
-    """weight [M, K], inverse [K, K], blocks: columns of each channel, scale: 1 / output power."""
+    """State of one reader: weight [M, K], inverse Gram matrix [K, K], columns of each channel, 1 / output power."""
 
     weight: np.ndarray
     inverse: np.ndarray
-    blocks: np.ndarray
+    columns_of_channel: np.ndarray
     scale: float
 
 
-def second_order(group: Group, moments: Mapping[str, tuple[Linear, Moments]]) -> Curve | None:
-    """The removal order and curve of one group; None where none of its readers is linear."""
+def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Moments]]) -> ErrorCurve | None:
+    """Compute removal order and error curve of one group.
+
+    Args:
+        group: the channel group.
+        moments: by node name the readers' layers and the second moments of their inputs.
+
+    Returns:
+        The curve; None if none of the readers is linear. Large groups remove up to 1% of their channels per step.
+    """
     readers = [
-        r for p in group.readers if p.node in moments if (r := _prepare(*moments[p.node], p.positions)) is not None
+        r for p in group.readers if p.node in moments if (r := _reader_state(*moments[p.node], p.positions)) is not None
     ]
     if not readers:
         return None
-    alive = np.ones(group.size, bool)
+    remaining = np.ones(group.size, bool)
     order: list[int] = []
     error = [0.0]
-    step = max(1, group.size // 96)
-    while alive.sum() > 1:
+    channels_per_step = max(1, group.size // 96)
+    while remaining.sum() > 1:
         scores = np.zeros(group.size)
         for reader in readers:
-            scores[alive] += reader.scale * _scores(reader, np.flatnonzero(alive))
-        scores[~alive] = np.inf
-        count = min(step, int(alive.sum()) - 1)
-        chosen = np.argsort(scores, kind="stable")[:count]
+            scores[remaining] += reader.scale * _scores(reader, np.flatnonzero(remaining))
+        scores[~remaining] = np.inf
+        count = min(channels_per_step, int(remaining.sum()) - 1)
+        removed = np.argsort(scores, kind="stable")[:count]
         for reader in readers:
-            for channel in chosen:
-                _downdate(reader, reader.blocks[channel])
-        for channel in chosen:
+            for channel in removed:
+                _obs_update(reader, reader.columns_of_channel[channel])
+        for channel in removed:
             order.append(int(channel))
             error.append(error[-1] + float(max(scores[channel], 0.0)))
-        alive[chosen] = False
-    return Curve(group.name, tuple(order), tuple(error))
+        remaining[removed] = False
+    return ErrorCurve(group.name, tuple(order), tuple(error))
 
 
-def _prepare(layer: Linear, moments: Moments, positions: Sequence[np.ndarray]) -> _Reader | None:
-    """positions: the group's channel positions on the reader's input axis."""
+def _reader_state(layer: LinearLayer, moments: Moments, positions: Sequence[np.ndarray]) -> _Reader | None:
+    """Weight, inverse Gram matrix and columns of one reader; None where they are not usable."""
     gram, _ = moments.centred(layer.op != "MatMul")
     weight = layer.weight.astype(np.float64)
     taps = layer.taps
     if gram.shape[0] != weight.shape[1]:
-        per = layer.taps if layer.op != "Conv" else 1
-        positions = [np.unique(p // per) for p in positions]
-        weight, taps = by_tap(layer).astype(np.float64), 1
-    width = {len(p) for p in positions}
-    if len(width) != 1:
+        per_channel = layer.taps if layer.op != "Conv" else 1
+        positions = [np.unique(p // per_channel) for p in positions]
+        weight, taps = weight_by_tap(layer).astype(np.float64), 1
+    block_sizes = {len(p) for p in positions}
+    if len(block_sizes) != 1:
         return None
     columns = np.array([[int(q) * taps + t for q in p for t in range(taps)] for p in positions])
-    power = float(np.einsum("mk,kl,ml->", weight, gram, weight, optimize=True))
-    damp = _DAMP * float(np.mean(np.diag(gram))) + 1e-12
-    damped = gram + damp * np.eye(len(gram))
+    output_power = float(np.einsum("mk,kl,ml->", weight, gram, weight, optimize=True))
+    damping = _DAMPING * float(np.mean(np.diag(gram))) + 1e-12
+    damped = gram + damping * np.eye(len(gram))
     try:
         inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped), np.eye(len(gram)))
-    except (scipy.linalg.LinAlgError, ValueError):  # values not finite, or a matrix that damping does not save
+    except (scipy.linalg.LinAlgError, ValueError):  # not finite, or singular in spite of damping
         return None
-    return _Reader(weight, inverse, columns, 1.0 / max(power, 1e-30))
+    return _Reader(weight, inverse, columns, 1.0 / max(output_power, 1e-30))
 
 
 def _scores(reader: _Reader, channels: np.ndarray) -> np.ndarray:
-    """tr(W_S [(H^-1)_SS]^-1 W_S^T) for each channel's columns S."""
-    blocks = reader.blocks[channels]
-    corner = reader.inverse[blocks[:, :, None], blocks[:, None, :]]
-    weight = reader.weight[:, blocks].transpose(1, 0, 2)
-    eye = 1e-12 * np.eye(corner.shape[1])
-    solved = np.linalg.solve(corner + eye, weight.transpose(0, 2, 1))
-    return np.asarray(np.einsum("cmk,ckm->c", weight, solved))
+    """Error increase tr(W_S [(H^-1)_SS]^-1 W_S^T) for the columns S of each channel."""
+    columns_of_channel = reader.columns_of_channel[channels]
+    block_inverse = reader.inverse[columns_of_channel[:, :, None], columns_of_channel[:, None, :]]
+    weight = reader.weight[:, columns_of_channel].transpose(1, 0, 2)
+    eye = 1e-12 * np.eye(block_inverse.shape[1])
+    solution = np.linalg.solve(block_inverse + eye, weight.transpose(0, 2, 1))
+    return np.asarray(np.einsum("cmk,ckm->c", weight, solution))
 
 
-def _downdate(reader: _Reader, columns: np.ndarray) -> None:
-    """Remove columns: refit the other weights and turn the inverse into that of the rest."""
+def _obs_update(reader: _Reader, columns: np.ndarray) -> None:
+    """Remove columns: refit the remaining weights and update the inverse to that of the remaining columns."""
     inverse = reader.inverse
-    corner = inverse[np.ix_(columns, columns)] + 1e-12 * np.eye(len(columns))
-    across = np.linalg.solve(corner, inverse[columns, :])
-    reader.weight = reader.weight - reader.weight[:, columns] @ across
+    block_inverse = inverse[np.ix_(columns, columns)] + 1e-12 * np.eye(len(columns))
+    coefficients = np.linalg.solve(block_inverse, inverse[columns, :])
+    reader.weight = reader.weight - reader.weight[:, columns] @ coefficients
     reader.weight[:, columns] = 0.0
-    reader.inverse = inverse - inverse[:, columns] @ across
+    reader.inverse = inverse - inverse[:, columns] @ coefficients
     reader.inverse[columns, :] = 0.0
     reader.inverse[:, columns] = 0.0
     reader.inverse[columns, columns] = 1.0

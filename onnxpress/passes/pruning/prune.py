@@ -1,80 +1,93 @@
-"""prune: whole channels of convolutions, matrix products and recurrent layers taken out, and the readers refitted.
+"""prune: structured pruning of convolutions, matrix products and recurrent layers, with refit of the readers.
 
-Units are channel groups (`model/channels/groups.py`): inner widths, residual spines, stems, heads, groups.  Which channels go is decided
-by a curve a group (`error_curves.py`), how many by a wish (`allocation.py`), on the widths that this CPU's kernels like; what
-remains is repaired by least squares (`passes/core/refit.py`).
+Units are channel groups (`model/channels/groups.py`): internal channels, the residual stream, stems, heads, groups. An error
+curve orders the channels of each group (`error_curves.py`), the allocation decides how many go from which group
+(`allocation.py`), on widths that the CPU's kernels prefer; the layers that read them are then refitted by least squares
+(`passes/core/refit.py`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-import onnx_ir as ir
+from collections.abc import Iterable, Sequence
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels.removal import remove
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
-from onnxpress.passes.core.refit import repair
-from onnxpress.passes.pruning.cost_model import Ledger, counted
-from onnxpress.passes.pruning.error_curves import curves
-from onnxpress.passes.pruning.obs_selection import Curve
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
+from onnxpress.passes.core.refit import refit_readers
+from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.cost_model import CostModel, node_costs
+from onnxpress.passes.pruning.error_curves import error_curves
+from onnxpress.passes.pruning.kernel_grid import action_of, widths
+from onnxpress.passes.pruning.options import PruneOptions
+from onnxpress.passes.pruning.prune_to_speedup import prune_to_speedup
 
 
 class Prune:
+    """Structured pruning of channels, heads and groups, with least-squares refit of the layers that read them."""
+
     name = "prune"
     exact = False
     needs_data = True
+    extra = None
+    Options = PruneOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """One option a group and width on the kernel grid. harm: relative error of the readers; saving: MACs."""
-        found = []
-        shapes = curves(evidence)
-        ledger = Ledger.of(evidence, shapes, counted(evidence))
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each group and width on the kernel grid: the least important channels of the group removed."""
+        shapes = error_curves(evidence)
+        cost_model = CostModel.from_evidence(evidence, shapes, node_costs(evidence))
         for name, curve in shapes.items():
             group = evidence.channels.group(name)
+            touches = frozenset({name, *(p.node for p in group.slices)})
+            readers = {p.node for p in group.readers}
             for width in widths(group, evidence):
                 gone = group.size - width
-                saving = Saving(
-                    *(factor * ledger.gain(name, gone, what) for what, factor in (("macs", 1.0), ("params", 4.0)))
-                )
-                found.append(Option(self.name, name, decision(curve, gone), saving, curve.error[gone]))
-        return found
+                saving = Saving(cost_model.saving(name, gone, "macs"), 4.0 * cost_model.saving(name, gone, "params"))
+                loss = summed_predicted_loss(evidence, readers, float(curve.error[gone]))
+                yield Proposal(name, action_of(curve, gone), touches, saving, loss)
+        yield from (Refusal(r.node, r.reason) for r in evidence.channels.refused)
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"group": name, "remove": [channels]}, …, {"repair": "least-squares" | "none"}]."""
-        if not decisions:
-            return Applied(model.clone())
+    def plan(self, evidence: Evidence, options: PruneOptions) -> Planned:
+        """Channels to remove for the one goal that the options name."""
+        notes: list[str] = []
+        if options.speedup is not None:
+            actions = prune_to_speedup(evidence, options, evidence.original or evidence.model, notes)
+        else:
+            actions = plan_pruning(evidence, options)
+        if not actions:
+            notes.append("no channel group can be narrowed this far on this CPU's kernel widths")
+        refused = [Refusal(r.node, r.reason) for r in evidence.channels.refused]
+        return Planned(with_refit(actions, options.refit), notes, refused)
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"group": name, "remove": [channels]}, …, {"refit": "least-squares" | "none"}]."""
+        if not actions:
+            return Applied(evidence.model.clone())
         facts = evidence.channels
-        removal = _removal(facts, decisions)
-        refused = [Refused(r.node, r.reason) for r in facts.refused]
+        removal = _removal(facts, actions)
+        refused = [Refusal(r.node, r.reason) for r in facts.refused]
         if not removal:
             return Applied(evidence.model.clone(), [], refused)
         pruned = remove(evidence.model, facts, removal)
-        mode = next((d["repair"] for d in decisions if "repair" in d), "least-squares")
+        mode = refit_mode(actions)
         notes = [f"removed {sum(len(v) for v in removal.values())} channels of {len(removal)} groups"]
         if mode != "none" and evidence.data is not None:
-            fits = repair(evidence, pruned, facts, removal)
-            if fits:
-                notes.append(
-                    f"refitted {len(fits)} layers, held-out error "
-                    f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}"
-                )
+            notes += refit_note(refit_readers(evidence, pruned, facts, removal))
         edit.drop_dead(pruned)
         return Applied(pruned, notes, refused)
 
 
-def _removal(facts: ch.Channels, decisions: Sequence[Decision]) -> dict[str, list[int]]:
+def _removal(facts: ch.Channels, actions: Sequence[Action]) -> dict[str, list[int]]:
     sizes = {g.name: g.size for g in facts.groups}
     removal: dict[str, list[int]] = {}
-    for decision in decisions:
-        if "group" not in decision:
+    for action in actions:
+        if "group" not in action:
             continue
-        name, gone = decision["group"], sorted({int(c) for c in decision["remove"]})
+        name, gone = action["group"], sorted({int(c) for c in action["remove"]})
         if name not in sizes:
             raise InputProblem(
                 "the plan names a channel group the model does not have",
@@ -92,26 +105,6 @@ def _removal(facts: ch.Channels, decisions: Sequence[Decision]) -> dict[str, lis
         if gone:
             removal[name] = gone
     return removal
-
-
-def widths(group: ch.Group, evidence: Evidence) -> list[int]:
-    """Widths of a group below its size that lie on the kernel grid, largest first."""
-    step = step_of(group, evidence)
-    return list(range((group.size - 1) // step * step, 0, -step))
-
-
-def step_of(group: ch.Group, evidence: Evidence) -> int:
-    """How many of a group together make whole steps of the kernel grid: one of them may stand for several channels."""
-    step = evidence.machine.grid(group.size * group.block)
-    return step // math.gcd(step, group.block)
-
-
-def decision(curve: Curve, gone: int) -> Decision:
-    return {"group": curve.group, "remove": sorted(curve.order[:gone])}
-
-
-def group_macs(group: ch.Group, costs: Mapping[str, int]) -> float:
-    return float(sum(costs.get(n, 0) for n in {p.node for p in group.places}))
 
 
 PRUNE = Prune()

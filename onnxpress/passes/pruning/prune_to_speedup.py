@@ -1,6 +1,7 @@
-"""Pruning for a speed: channels go by harm for the seconds that they save, until the clock says that it is enough.
+"""Pruning to a speed-up: channels are removed by loss per saved second until the measured speed-up is reached.
 
-What a node saves is told from its own time, measured alone; how much has to go, from the whole, timed beside the original.
+The saving of a node is predicted from its latency, measured alone. The share of the time to remove is found by
+bisection over the whole model, timed side by side with the original.
 """
 
 from __future__ import annotations
@@ -8,55 +9,66 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
-from onnxpress.passes.core.contract import Decision
-from onnxpress.passes.pruning.allocation import Wish, candidates, plan_share, sensitivities
-from onnxpress.passes.pruning.prune import PRUNE
+from onnxpress.model.channels.removal import remove
+from onnxpress.passes.core.contract import Action
+from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_cost_share
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.unit_latency import node_seconds
 
-_ROUNDS = 7
-_CLOSE = 1.03  # times the wish: more need not be taken out
-_NEAR = 0.02  # shares that do not differ by more lead to the same widths
+_MAX_TRIALS = 7
+_OVERSHOOT = 1.03  # a speed-up of at most this multiple of the goal ends the search
+_MIN_INTERVAL = 0.02  # shares that differ by less give the same widths
 _EFFORT = Effort(seconds=1.5, precision=0.005, rebuilds=2)
 
 
-def fast_enough(evidence: Evidence, wish: Wish, original: ir.Model, notes: list[str]) -> list[Decision]:
-    """The fewest channels found whose removal is as fast as wished, times the original's speed; where nothing is, as many as
-    can go, and a note that says how fast that is."""
-    picked = candidates(evidence, wish)
+def prune_to_speedup(evidence: Evidence, options: PruneOptions, original: ir.Model, notes: list[str]) -> list[Action]:
+    """Plan the fewest channels whose removal reaches a measured speed-up.
+
+    Args:
+        evidence: the model and its samples.
+        wish: the options, with `speedup`: latency of the original model divided by that of the pruned model.
+        original: the model to compare with.
+        notes: notes for the user; the measured speed-up is appended.
+
+    Returns:
+        Decisions. If the speed-up cannot be reached, those of the highest speed-up found.
+    """
+    picked = candidate_groups(evidence, options)
     costs = {"seconds": node_seconds(evidence.model, evidence.trace)}
-    scales = sensitivities(evidence, picked, dict.fromkeys(picked, 0)) if evidence.data is not None else None
-    least, most = 0.0, 1.0
-    best: tuple[float, list[Decision]] | None = None
+    loss_scales = loss_sensitivities(evidence, picked, dict.fromkeys(picked, 0)) if evidence.data is not None else None
+    low_share, high_share = 0.0, 1.0
+    best: tuple[float, list[Action]] | None = None
     reached = False
-    wanted = wish.speedup or 1.0
-    share = min(0.95, 1 / wanted)
-    for _ in range(_ROUNDS):
-        decisions = plan_share(evidence, wish, picked, costs, share, scales)
-        speed = _speed(evidence, decisions, original)
-        if speed >= wanted:
+    goal = options.speedup or 1.0
+    share = min(0.95, 1 / goal)
+    for _ in range(_MAX_TRIALS):
+        decisions = plan_cost_share(evidence, options, picked, costs, share, loss_scales)
+        speed = _measured_speedup(evidence, decisions, original)
+        if speed >= goal:
             if not reached or best is None or speed < best[0]:
                 best, reached = (speed, decisions), True
-            least = share
-            if speed <= _CLOSE * wanted:
+            low_share = share
+            if speed <= _OVERSHOOT * goal:
                 break
         else:
             if not reached and (best is None or speed > best[0]):
                 best = speed, decisions
-            most = share
-        if most - least < _NEAR:
+            high_share = share
+        if high_share - low_share < _MIN_INTERVAL:
             break
-        share = (least + most) / 2
+        share = (low_share + high_share) / 2
     if best is None:
         return []
     if not reached:
-        notes.append(f"--speedup {wanted:g} is out of reach by channels: {best[0]:.2f}x is the most that was found")
+        notes.append(f"`speedup` {goal:g} cannot be reached by removing channels; the maximum found is {best[0]:.2f}x")
     else:
-        notes.append(f"{best[0]:.2f}x the original's speed before repair")
+        notes.append(f"speed-up before refitting: {best[0]:.2f}x")
     return best[1]
 
 
-def _speed(evidence: Evidence, decisions: list[Decision], original: ir.Model) -> float:
-    """Times the original's."""
-    cut = PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model if decisions else evidence.model
+def _measured_speedup(evidence: Evidence, decisions: list[Action], original: ir.Model) -> float:
+    """Latency of the original model divided by that of the pruned model."""
+    removal = {str(d["group"]): list(d["remove"]) for d in decisions}
+    cut = remove(evidence.model, evidence.channels, removal) if removal else evidence.model
     return compare_latency({"original": original, "cut": cut}, [evidence.probe], _EFFORT).ratios[0].speedup

@@ -15,7 +15,7 @@ query is taken where it is the same for all of them on all samples.  Where expor
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,22 @@ import scipy.special
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.linear import linear
+from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.model import edit, read
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
-from onnxpress.passes.core.refit import refit
+from onnxpress.passes.core.contract import (
+    Action,
+    Applied,
+    Planned,
+    Proposal,
+    Refusal,
+    Saving,
+    proposals,
+    refusals,
+)
+from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.core.refit import refit_layers
+from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 
-_REPAIRS = ("least-squares", "none")
 _TIMES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # temperatures tried, in square roots of the original's scale
 _LOOKED_AT = 32  # samples that choose them
 _ENDS_SOFTMAX_AXIS = 13  # before this opset Softmax takes all axes from its own on
@@ -66,30 +77,59 @@ class Site:
         return self.product.outputs[0]
 
 
+@dataclass(frozen=True)
+class AttentionOptions(PassOptions):
+    """How many attention layers to replace."""
+
+    count: int | None = option(
+        None,
+        help="Number of attention layers to replace, those with the least predicted loss; default: all that get cheaper.",
+    )
+    refit: bool = option(True, help="Refit the layers behind the attention by least squares.")
+
+    def check(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise InputProblem("the number of layers must be at least 1", "`count`", f"got {self.count}", "try 1")
+
+
 class Attention:
+    """Softmax attention replaced by attention of linear cost (Shen et al. 2021), refitted by least squares."""
+
     name = "attention"
     exact = False
     needs_data = True
+    extra = None
+    Options = AttentionOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """One option an attention that gets cheaper.  harm: share of its output's power that is lost before the refit."""
-        found = []
-        for site in sites(evidence)[0]:
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each attention that gets cheaper."""
+        able, refused = sites(evidence)
+        for site in able:
             saved = _saved(site, evidence)
             if saved > 0 and evidence.data is not None:
-                lost = min(_errors(evidence, site).values())
-                found.append(Option(self.name, site.name, {"attention": site.name}, Saving(saved), lost))
-        return found
+                loss = predicted_loss(evidence, site.product.name or "", min(_errors(evidence, site).values()))
+                touches = frozenset({site.name, site.product.name or ""})
+                yield Proposal(site.name, {"attention": site.name}, touches, Saving(saved), loss)
+            else:
+                reason = (
+                    "linear attention is no cheaper at this size" if evidence.data is not None else "it needs samples"
+                )
+                yield Refusal(site.name, reason)
+        yield from refused
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"attention": name of the Softmax}, …, {"repair": "least-squares" | "none"}]."""
-        if not decisions:
-            return Applied(model.clone())
-        mode = next((d["repair"] for d in decisions if "repair" in d), _REPAIRS[0])
-        if mode not in _REPAIRS:
-            raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(_REPAIRS)}")
+    def plan(self, evidence: Evidence, options: AttentionOptions) -> Planned:
+        """The attention layers with the least predicted loss."""
+        offers = sorted(proposals(self, evidence), key=lambda p: p.loss)[: options.count]
+        notes = [] if offers else ["the model has no attention that would get cheaper"]
+        return Planned(with_refit([p.action for p in offers], options.refit), notes, refusals(self, evidence))
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"attention": name of the Softmax}, …, {"refit": "least-squares" | "none"}]."""
+        if not actions:
+            return Applied(evidence.model.clone())
+        mode = refit_mode(actions)
         able, refused = sites(evidence)
-        wanted = list(dict.fromkeys(d["attention"] for d in decisions if "attention" in d))
+        wanted = list(dict.fromkeys(d["attention"] for d in actions if "attention" in d))
         if not wanted:
             return Applied(evidence.model.clone(), [], refused)
         known = {s.name: s for s in able}
@@ -113,27 +153,24 @@ class Attention:
         edit.forget_shapes(result)
         notes = [f"{len(wanted)} attentions of linear cost"]
         if mode != "none" and evidence.data is not None:
-            fits = refit(evidence, result, readers)
-            if fits:
-                before, after = (np.mean([getattr(f, side) for f in fits]) for side in ("before", "after"))
-                notes.append(f"refitted {len(fits)} layers, held-out error {before:.4f} -> {after:.4f}")
+            notes += refit_note(refit_layers(evidence, result, readers))
         return Applied(result, notes, refused)
 
 
-def sites(evidence: Evidence) -> tuple[list[Site], list[Refused]]:
+def sites(evidence: Evidence) -> tuple[list[Site], list[Refusal]]:
     """The attentions that can be of linear cost, and why others cannot."""
     able, refused = _matched(evidence.model)
     found = []
     for site in able:
         reason = _reason(site, evidence)
         if reason:
-            refused.append(Refused(site.name, reason))
+            refused.append(Refusal(site.name, reason))
         else:
             found.append(site)
     return found, refused
 
 
-def _matched(model: ir.Model) -> tuple[list[Site], list[Refused]]:
+def _matched(model: ir.Model) -> tuple[list[Site], list[Refusal]]:
     found, refused = [], []
     for node in model.graph:
         if node.op_type != "Softmax" or not read.standard(node) or not node.outputs:
@@ -145,7 +182,7 @@ def _matched(model: ir.Model) -> tuple[list[Site], list[Refused]]:
         scores = _scores(node.inputs[0])
         if scores is None:
             refused.append(
-                Refused(
+                Refusal(
                     node.name or "", "its scores are not one product of queries and keys, scaled and masked by sums"
                 )
             )

@@ -8,100 +8,119 @@ theirs to play now), those behind it to read what they get (`repair.refit`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence, repeated
-from onnxpress.measure.score import Judge
+from onnxpress.measure.evidence import Evidence, EvidenceKey, repeat_feeds
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import read
 from onnxpress.model.blocks import Block
 from onnxpress.model.counts import macs
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
-from onnxpress.passes.core.refit import Fit, refit, target_of
+from onnxpress.passes.core.bisection import largest_allowed
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
+from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
+from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
+from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 from onnxpress.runtime.session import all_cores, run, tap
 
 UNITS = ("all", "branches", "layers")
+_SYNTHETIC = 8  # samples where none are given
 _SLACK = 0.02  # of the removable work: a goal missed by less is met
 LOCAL = "local"  # repair: of the layers next to a gap alone, a small part of the cost; to look at many
-_REPAIRS = ("least-squares", LOCAL, "none")
+_REFITS = ("least-squares", LOCAL, "none")
+_BLOCKS: EvidenceKey[tuple[list[Block], list[Refusal]]] = EvidenceKey("removable blocks")
 _NEAR = 2  # layers behind a gap that a local repair refits
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a user asks for: `keep`, the share of the removable blocks' multiply-accumulates to keep, or `remove`, how
-    many blocks to take out.
+class DepthOptions(PassOptions):
+    """How many blocks to remove, by exactly one of keep and remove.
 
-    max_drop: stop before the repaired model loses more than this on the samples; units: "branches" (and the runs with their
-    normalization), "layers" (the largest that repeat; branches where nothing repeats), or "all" of them.
+    Remove whole residual blocks or layers by measured loss, and refit the remaining layers by least squares.
     """
 
-    keep: float | None = None
-    remove: int | None = None
-    max_drop: float | None = None
-    units: str = "all"
+    keep: float | None = option(None, help="Share of the removable blocks' multiply-accumulates to keep, such as 0.5.")
+    remove: int | None = option(None, help="Number of blocks to remove.")
+    max_drop: float | None = option(None, help="Stop before the refitted model loses more than this on the samples.")
+    units: str = option(
+        "all",
+        help="branches: residual branches; layers: the largest repeated blocks; all: both.",
+        choices=UNITS,
+    )
+    refit: bool = option(True, help="Refit the layers around removed blocks by least squares.")
 
     def check(self) -> None:
-        if (self.keep is None) == (self.remove is None):
-            raise InputProblem(
-                "say how much to take out", "--keep, --remove", "exactly one is needed", "try --keep 0.5"
-            )
-        if self.keep is not None and not 0 <= self.keep < 1:
-            raise InputProblem("the share to keep must lie between 0 and 1", "--keep", f"got {self.keep}", "try 0.5")
+        only_one(("keep", "remove"), (self.keep, self.remove), "`keep` 0.5")
+        if self.keep is not None and self.keep != 0:
+            check_between("keep", "the share to keep", self.keep, "0.5")
         if self.remove is not None and self.remove < 1:
-            raise InputProblem("the number of blocks must be at least 1", "--remove", f"got {self.remove}", "try 1")
+            raise InputProblem("the number of blocks must be at least 1", "`remove`", f"got {self.remove}", "try 1")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
-            raise InputProblem("the drop must lie between 0 and 1", "--max-drop", f"got {self.max_drop}", "try 0.01")
-        if self.units not in UNITS:
-            raise InputProblem("unknown kind of unit", self.units, "", f"one of {', '.join(UNITS)}")
+            raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop}", "try 0.01")
 
 
 class Depth:
+    """Removal of whole residual blocks, layers or stretches of a chain, with least-squares refit."""
+
     name = "depth"
     exact = False
     needs_data = True
+    extra = None
+    Options = DepthOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """One option a block. harm: nmse of the outputs without it, unrepaired (0 without samples); saving: MACs, weights."""
-        judge = None if evidence.data is None else Judge(evidence.model, evidence.samples())
-        found = []
-        for block in removable(evidence)[0]:
-            harm = 0.0 if judge is None else judge.score(_cut(evidence, [block])).nmse
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each block; its loss is measured on the samples, before the refit of the remaining layers."""
+        blocks, refused = removable(evidence)
+        judge = Scorer(evidence.model, _samples(evidence)) if blocks else None
+        for block in blocks:
+            loss = judge.score(_cut(evidence, [block])).nmse if judge is not None else 0.0
             saving = Saving(float(block.macs), float(block.weight_bytes))
-            found.append(Option(self.name, block.name, {"block": block.name}, saving, harm))
-        return found
+            yield Proposal(block.name, {"block": block.name}, block.nodes | {block.name}, saving, loss)
+        yield from refused
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"block": name}, …, {"repair": "least-squares" | "local" | "none"}]."""
-        if not decisions:
-            return Applied(model.clone())
+    def plan(self, evidence: Evidence, options: DepthOptions) -> Planned:
+        """Blocks to remove, the least loss for the saved work first."""
+        actions = plan_depth(evidence, options)
+        blocks, refused = removable(evidence)
+        notes = []
+        if not actions and blocks:
+            notes.append("no block can be removed: even one would lose more than `max_drop`")
+        elif not actions:
+            notes.append("the model has no removable block: no residual branch and no layers between equal shapes")
+        return Planned(with_refit(actions, options.refit), notes, refused)
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"block": name}, …, {"refit": "least-squares" | "local" | "none"}]."""
+        if not actions:
+            return Applied(evidence.model.clone())
         known, refused = removable(evidence)
-        gone = _named(known, decisions)
+        gone = _named(known, actions)
         if not gone:
             return Applied(evidence.model.clone(), [], refused)
-        mode = next((d["repair"] for d in decisions if "repair" in d), _REPAIRS[0])
-        if mode not in _REPAIRS:
-            raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(_REPAIRS)}")
+        mode = refit_mode(actions, *_REFITS)
         near = _NEAR if mode == LOCAL else None
         result, fits = without(evidence, gone, mode != "none" and evidence.data is not None, near)
         before, after = (sum(macs(m, evidence.trace).values()) for m in (evidence.model, result))
         notes = [f"took out {', '.join(b.name for b in gone)}", f"{1 - after / before:.0%} of the work is gone"]
-        if fits:
-            notes.append(
-                f"refitted {len(fits)} layers, held-out error "
-                f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}"
-            )
+        notes += refit_note(fits)
         return Applied(result, notes, refused)
 
 
-def _named(known: Sequence[Block], decisions: Sequence[Decision]) -> list[Block]:
+def _samples(evidence: Evidence) -> Dataset:
+    """The samples to measure losses on; a few synthetic ones where there are none."""
+    return evidence.data if evidence.data is not None else synthetic(evidence.signature, _SYNTHETIC, evidence.seed)
+
+
+def _named(known: Sequence[Block], actions: Sequence[Action]) -> list[Block]:
     by_name = {b.name: b for b in known}
-    names = list(dict.fromkeys(d["block"] for d in decisions if "block" in d))
+    names = list(dict.fromkeys(d["block"] for d in actions if "block" in d))
     for name in names:
         if name not in by_name:
             raise InputProblem(
@@ -113,21 +132,18 @@ def _named(known: Sequence[Block], decisions: Sequence[Decision]) -> list[Block]
     return [by_name[n] for n in names]
 
 
-def removable(evidence: Evidence) -> tuple[list[Block], list[Refused]]:
+def removable(evidence: Evidence) -> tuple[list[Block], list[Refusal]]:
     """The blocks whose two ends agree in type and shape at two input sizes; and those that do not."""
-    if "blocks" not in evidence.kept:
-        evidence.kept["blocks"] = _removable(evidence)
-    found: tuple[list[Block], list[Refused]] = evidence.kept["blocks"]
-    return found
+    return evidence.derive(_BLOCKS, lambda: _removable(evidence))
 
 
-def _removable(evidence: Evidence) -> tuple[list[Block], list[Refused]]:
+def _removable(evidence: Evidence) -> tuple[list[Block], list[Refusal]]:
     found = bl.find_blocks(evidence.model, evidence.trace)
     names = list(dict.fromkeys(n for b in found for n in (b.source, b.output)))
     looks = _looks(evidence, names) if names else {}
     good = [b for b in found if looks.get(b.source) == looks.get(b.output)]
     reason = "its two ends differ in type, or in shape at another input size"
-    return good, [Refused(b.name, reason) for b in found if b not in good]
+    return good, [Refusal(b.name, reason) for b in found if b not in good]
 
 
 def _looks(evidence: Evidence, names: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -155,17 +171,17 @@ def _other_sizes(evidence: Evidence) -> Iterator[dict[str, np.ndarray]]:
         resized[spec.name] = value
     for feeds in (resized, evidence.probe):
         for count in (2, 1):
-            yield repeated(feeds, evidence.signature, count)
+            yield repeat_feeds(feeds, evidence.signature, count)
 
 
 def without(
     evidence: Evidence, gone: Sequence[Block], repair: bool, near: int | None = None
-) -> tuple[ir.Model, list[Fit]]:
+) -> tuple[ir.Model, list[RefitResult]]:
     """The model without the blocks; with `repair` the layers around the gaps are refitted to the original's values.
 
     near: so many layers behind each gap at most (None: all that depend on it).
     """
-    result = bl.take_out(evidence.model, gone)
+    result = bl.remove_blocks(evidence.model, gone)
     if not repair:
         return result, []
     roles = _roles(evidence.model, gone)
@@ -173,10 +189,10 @@ def without(
         name for source in roles for name in _behind_gaps(result, {source}, near)
     }  # fmt: skip
     for node in result.graph:
-        target = target_of(node, evidence, lambda _: None, roles) if node.op_type in read.WEIGHTED else None
+        target = refit_target(node, evidence, lambda _: None, roles) if node.op_type in read.WEIGHTED else None
         if target is not None and {target.own, target.output} & set(roles.values()):
             names.add(node.name or "")
-    fits = refit(evidence, result, names, None, roles)
+    fits = refit_layers(evidence, result, names, None, roles)
     return result, fits
 
 
@@ -217,19 +233,19 @@ def _behind_gaps(model: ir.Model, sources: set[str], most: int | None = None) ->
     return names
 
 
-def plan_depth(evidence: Evidence, wish: Wish, more_time: Callable[[], bool] = lambda: True) -> list[Decision]:
+def plan_depth(evidence: Evidence, options: DepthOptions, more_time: Callable[[], bool] = lambda: True) -> list[Action]:
     """Decisions that carry out a wish, in the order of removal; empty where nothing can go.
 
     more_time: asked before every block; without, what was found by then.
     """
-    wish.check()
-    candidates = _candidates(removable(evidence)[0], wish.units)
+    options.checked()
+    candidates = _candidates(removable(evidence)[0], options.units)
     if not candidates:
         return []
-    judge = Judge(evidence.model, evidence.samples())
-    order = _greedy(evidence, judge, candidates, wish, more_time)
-    if wish.max_drop is not None:
-        order = order[: _longest(evidence, judge, order, wish.max_drop)]
+    judge = Scorer(evidence.model, evidence.samples())
+    order = _greedy(evidence, judge, candidates, options, more_time)
+    if options.max_drop is not None:
+        order = order[: _longest(evidence, judge, order, options.max_drop)]
     return [{"block": b.name} for b in order]
 
 
@@ -241,7 +257,7 @@ def _candidates(blocks: Sequence[Block], units: str) -> list[Block]:
 
 
 def _greedy(
-    evidence: Evidence, judge: Judge, candidates: Sequence[Block], wish: Wish, more_time: Callable[[], bool]
+    evidence: Evidence, judge: Scorer, candidates: Sequence[Block], options: DepthOptions, more_time: Callable[[], bool]
 ) -> list[Block]:
     """Block by block what harms least for the work it saves, until enough is gone.
 
@@ -251,15 +267,15 @@ def _greedy(
     costs = macs(evidence.model, evidence.trace)
 
     def work(blocks: Sequence[Block]) -> int:
-        return sum(costs.get(n, 0) for n in bl.dying(evidence.model, blocks))
+        return sum(costs.get(n, 0) for n in bl.dead_nodes(evidence.model, blocks))
 
     whole = work(candidates)
-    goal = whole * (1 - wish.keep) if wish.keep is not None else float(whole)
+    goal = whole * (1 - options.keep) if options.keep is not None else float(whole)
     taken: list[Block] = []
     base, saved = 0.0, 0
     price = dict.fromkeys((b.name for b in candidates), -1.0)  # harm for the saved work, as last measured; -1: never
     left = list(candidates)
-    while saved < goal - _SLACK * whole and (wish.remove is None or len(taken) < wish.remove):
+    while saved < goal - _SLACK * whole and (options.remove is None or len(taken) < options.remove):
         fresh: dict[str, tuple[float, int]] = {}
         left = [b for b in left if work([*taken, b]) > saved]
         if not left or not more_time():
@@ -281,14 +297,13 @@ def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
     return without(evidence, gone, not all(b.skip for b in gone))[0]
 
 
-def _longest(evidence: Evidence, judge: Judge, order: Sequence[Block], allowed: float) -> int:
-    """How many of the removals, in order, the repaired model bears; found by bisection."""
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        drop = judge.score(without(evidence, order[:middle], True)[0]).drop
-        low, high = (middle, high) if drop <= allowed + 1e-9 else (low, middle - 1)
-    return low
+def _longest(evidence: Evidence, judge: Scorer, order: Sequence[Block], allowed: float) -> int:
+    """Number of removals, in order, with which the refitted model keeps the allowed drop."""
+
+    def keeps_drop(count: int) -> bool:
+        return judge.score(without(evidence, order[:count], True)[0]).drop <= allowed + 1e-9
+
+    return largest_allowed(0, len(order), keeps_drop)
 
 
 DEPTH = Depth()

@@ -9,7 +9,7 @@ The layers' last weights are then solved by least squares for the original's out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +17,18 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.model import edit, read
 from onnxpress.model.counts import node_macs
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
-from onnxpress.passes.core.refit import refit
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving, proposals
+from onnxpress.passes.core.options import PassOptions, check_between, option
+from onnxpress.passes.core.refit import refit_layers
+from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
+from onnxpress.passes.core.selection import select_by_saving
 
 SMALLER, SEPARABLE = "smaller", "separable"
 FORMS = (SMALLER, SEPARABLE)
-_REPAIRS = ("least-squares", "none")
+ANY = "auto"
 
 
 @dataclass(frozen=True)
@@ -40,32 +44,64 @@ class Site:
         return tuple(self.weight.shape[2:])
 
 
+@dataclass(frozen=True)
+class KernelsOptions(PassOptions):
+    """How much spatial work to save, and by which forms."""
+
+    ratio: float = option(0.3, help="Share of the multiply-accumulates of all spatial convolutions to save.")
+    form: str = option(
+        ANY, help="smaller: without the kernel's outer ring; separable: depthwise and pointwise.", choices=(ANY, *FORMS)
+    )
+    refit: bool = option(True, help="Refit the changed convolutions by least squares.")
+
+    def check(self) -> None:
+        check_between("ratio", "the ratio", self.ratio, "0.3")
+
+
 class Kernels:
+    """Cheaper convolution kernels: without their outer ring, or depthwise separable, refitted by least squares."""
+
     name = "kernels"
     exact = False
     needs_data = True
+    extra = None
+    Options = KernelsOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """One option a convolution and form.  harm: share of the weight's power that is lost before the refit."""
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each convolution and form that saves work."""
         nodes = {n.name: n for n in evidence.model.graph}
-        found = []
-        for site in sites(evidence.model)[0]:
+        able, refused = sites(evidence.model)
+        for site in able:
             before = node_macs(nodes[site.node], evidence.trace)
             for form in site.forms:
                 left = _weights(site, form) / site.weight.size
                 saving = Saving(before * (1 - left), 4.0 * site.weight.size * (1 - left))
-                found.append(Option(self.name, site.node, {"node": site.node, "form": form}, saving, _lost(site, form)))
-        return [o for o in found if o.saving.macs > 0]
+                if saving.macs > 0:
+                    loss = predicted_loss(evidence, site.node, _lost(site, form))
+                    action = {"node": site.node, "form": form}
+                    yield Proposal(site.node, action, frozenset({site.node}), saving, loss)
+        yield from refused
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"node": name, "form": "smaller" | "separable"}, …, {"repair": "least-squares" | "none"}]."""
-        if not decisions:
-            return Applied(model.clone())
+    def plan(self, evidence: Evidence, options: KernelsOptions) -> Planned:
+        """Convolutions and forms of least predicted loss for the saving."""
+        able, refused = sites(evidence.model)
+        nodes = {n.name: n for n in evidence.model.graph}
+        whole = sum(node_macs(nodes[site.node], evidence.trace) for site in able)
+        offers = [p for p in proposals(self, evidence) if options.form in (ANY, p.action["form"])]
+        chosen = select_by_saving(offers, options.ratio * whole)
+        saved = sum(p.saving.macs for p in chosen)
+        notes = [] if offers else ["the model has no convolution with a kernel that can be made cheaper"]
+        if offers and saved < options.ratio * whole:
+            notes.append(f"{saved / max(whole, 1):.0%} of the multiply-accumulates is the most that can be saved")
+        return Planned(with_refit([p.action for p in chosen], options.refit), notes, refused)
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"node": name, "form": "smaller" | "separable"}, …, {"refit": "least-squares" | "none"}]."""
+        if not actions:
+            return Applied(evidence.model.clone())
         known, refused = sites(evidence.model)
-        mode = next((d["repair"] for d in decisions if "repair" in d), _REPAIRS[0])
-        if mode not in _REPAIRS:
-            raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(_REPAIRS)}")
-        chosen = _named(known, decisions)
+        mode = refit_mode(actions)
+        chosen = _named(known, actions)
         if not chosen:
             return Applied(evidence.model.clone(), [], refused)
         result = evidence.model.clone()
@@ -76,16 +112,11 @@ class Kernels:
         edit.forget_shapes(result)
         notes = [f"{len(chosen)} convolutions with less spatial work"]
         if mode != "none" and evidence.data is not None:
-            fits = refit(evidence, result, {site.node for site, _ in chosen})
-            if fits:
-                notes.append(
-                    f"refitted {len(fits)} layers, held-out error "
-                    f"{np.mean([f.before for f in fits]):.4f} -> {np.mean([f.after for f in fits]):.4f}"
-                )
+            notes += refit_note(refit_layers(evidence, result, {site.node for site, _ in chosen}))
         return Applied(result, notes, refused)
 
 
-def sites(model: ir.Model) -> tuple[list[Site], list[Refused]]:
+def sites(model: ir.Model) -> tuple[list[Site], list[Refusal]]:
     """The convolutions that can do with less, and why others cannot."""
     found, refused = [], []
     for node in model.graph:
@@ -93,16 +124,16 @@ def sites(model: ir.Model) -> tuple[list[Site], list[Refused]]:
             continue
         weight = read.constant(node.inputs[1])
         if weight is None or weight.dtype != np.float32:
-            refused.append(Refused(node.name or "", "its weight is not a constant of float32"))
+            refused.append(Refusal(node.name or "", "its weight is not a constant of float32"))
         elif max(weight.shape[2:], default=1) == 1:
-            refused.append(Refused(node.name or "", "its kernel looks at one position only"))
+            refused.append(Refusal(node.name or "", "its kernel looks at one position only"))
         else:
             able = [SMALLER] if _can_shrink(node, weight) else []
             whole = read.int_attribute(node, "group", 1) == 1 and weight.shape[1] > 1
             if able or whole:
                 found.append(Site(node.name or "", weight, (*able, *([SEPARABLE] if whole else []))))
             else:
-                refused.append(Refused(node.name or "", "a grouped kernel that padding does not let shrink"))
+                refused.append(Refusal(node.name or "", "a grouped kernel that padding does not let shrink"))
     return found, refused
 
 
@@ -134,10 +165,10 @@ def _auto_pad(node: ir.Node) -> str:
     return mode.decode() if isinstance(mode, bytes) else str(mode)
 
 
-def _named(known: Sequence[Site], decisions: Sequence[Decision]) -> list[tuple[Site, str]]:
+def _named(known: Sequence[Site], actions: Sequence[Action]) -> list[tuple[Site, str]]:
     """What the decisions speak of; of several for one convolution the last counts."""
     by_name = {s.node: s for s in known}
-    wanted = {d["node"]: str(d.get("form")) for d in decisions if "node" in d}
+    wanted = {d["node"]: str(d.get("form")) for d in actions if "node" in d}
     for name, form in wanted.items():
         if name not in by_name or form not in by_name[name].forms:
             raise InputProblem(

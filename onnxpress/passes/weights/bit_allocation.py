@@ -1,4 +1,8 @@
-"""Which weights get how many bits: one wish for all with some spared, or the harm that a file of a given size needs."""
+"""Allocation of bits to weights: a main precision with a byte budget for int8, or a given file size.
+
+The two allocators stay apart: the byte budget is spent greedily in the order of the gain per byte, which depends on the
+order and leaves bytes unused, while a file size is met by a multiple-choice knapsack, whose choices would differ.
+"""
 
 from __future__ import annotations
 
@@ -9,142 +13,183 @@ import numpy as np
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge, before_softmax
+from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.files import model_size
-from onnxpress.passes.core.contract import Decision, Refused
-from onnxpress.passes.core.knapsack import choose
+from onnxpress.passes.core.contract import Action, Refusal
+from onnxpress.passes.core.knapsack import multiple_choice_knapsack
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.low_bit import Known, fits, write
+from onnxpress.passes.weights.low_bit import WeightCandidate, low_bit_candidates, write_low_bit
 
-_SPARE = (0.0, 0.02, 0.05, 0.1)  # tried in turn
-_CLOSE = 0.003  # relative squared error of the outputs that is near enough
-_TRIES = 6  # of meeting a size
-_JUDGED = 32  # samples
-_NEAR = 0.998  # of the size wished for that is near enough
+_BUDGET_SHARES = (0.0, 0.02, 0.05, 0.1)  # tried in this order
+_MAX_LOSS = 0.003  # relative squared error of the outputs that ends the search
+_MAX_TRIALS = 6  # models written to meet a file size
+_EVALUATION_SAMPLES = 32
+_SIZE_TOLERANCE = 0.998  # share of the maximum file size that ends the search
 
 
 @dataclass(frozen=True)
-class _Rung:
-    """One way to keep a weight. bytes: in the file; harm: relative squared error of the outputs; decision: None where it stays in
-    float."""
+class _PrecisionChoice:
+    """Bytes in the file, relative squared error of the outputs, and the decision (None: float32) of one precision."""
 
     bytes: int
-    harm: float
-    decision: Decision | None
+    loss: float
+    decision: Action | None
 
 
-def check_smaller(smaller: float | None, spare: float | None) -> None:
-    """Raises InputProblem for a wish that cannot be."""
+def check_byte_budget(spare: float | None, smaller: float | None) -> None:
+    """Raise InputProblem unless at most one of the two is given and it is in its range.
+
+    Args:
+        spare: byte budget for int8, as a share of the bytes of the weights, 0 to 1.
+        smaller: factor by which the file size is to be reduced, above 1.
+    """
+    if spare is not None and not 0 <= spare <= 1:
+        raise InputProblem("the spare share must lie between 0 and 1", "`spare`", f"got {spare}", "try 0.05")
     if smaller is not None and not 1 < smaller < float("inf"):
-        raise InputProblem("the file must become smaller", "--smaller", f"got {smaller:g}", "how many times, such as 8")
+        raise InputProblem("the size factor must be above 1", "`smaller`", f"got {smaller:g}", "try 8")
     if smaller is not None and spare is not None:
-        raise InputProblem("both say where bytes go", "--smaller and --spare", "", "give one of them")
+        raise InputProblem("`smaller` and `spare` are mutually exclusive", "", "", "give one of them")
 
 
-def plan_bits(
-    evidence: Evidence, main: Mapping[str, Decision], spare: float | None
-) -> tuple[list[Decision], list[Refused]]:
-    """Decisions: each weight's main one where that saves bytes, and 8 bits for those that lose most for their bytes, as far as
-    `spare`, a share of all bytes so far, goes (None: the least that keeps the outputs on the samples)."""
-    known = fits(evidence, {name: [main[name], {"weight": name, "bits": 8}] for name in main})
+def nothing_to_do(smaller: float | None, what: str) -> str:
+    """The note where no weight is changed; what: the operation that does not pay off."""
+    if smaller is None:
+        return f"no weight is large enough to be worth {what}"
+    return "the simplified file is small enough as it is"
+
+
+def plan_with_byte_budget(
+    evidence: Evidence, main: Mapping[str, Action], spare: float | None
+) -> tuple[list[Action], list[Refusal]]:
+    """Plan one main precision for all weights, and 8 bits for those that gain most per byte within a budget.
+
+    Args:
+        evidence: the model and its samples.
+        main: the decision of the main precision for each weight name.
+        spare: byte budget for int8, as a share of the bytes of all weights in the main precision; None for the
+            smallest of 0, 2, 5 and 10% with which the relative squared error of the outputs is at most 0.003.
+
+    Returns:
+        Decisions for the weights that become smaller, and the other weights with the reason.
+    """
+    candidates = low_bit_candidates(evidence, {name: [main[name], {"weight": name, "bits": 8}] for name in main})
     refused = find_weights(evidence.model)[1]
-    lean: dict[str, Known] = {}
-    for name, (first, safe) in known.items():
-        best = safe if safe.bytes <= first.bytes and safe.fit.lost <= first.fit.lost else first
+    preferred: dict[str, WeightCandidate] = {}
+    for name, (first, int8) in candidates.items():
+        dominated = int8.bytes <= first.bytes and int8.low_bit.lost_power <= first.low_bit.lost_power
+        best = int8 if dominated else first
         if best.saving.weight_bytes > 0:
-            lean[name] = best
+            preferred[name] = best
         else:
-            refused.append(Refused(name, "its weight is too small to be worth unpacking"))
-    safer = {name: several[1] for name, several in known.items()}
+            refused.append(Refusal(name, "its weight is too small to save bytes"))
+    int8_forms = {name: several[1] for name, several in candidates.items()}
     if spare is not None:
-        return _spent(lean, safer, spare), refused
-    found: list[Decision] = []
-    judge = Judge(evidence.model, evidence.samples()) if lean else None
-    for share in _SPARE if judge is not None else ():
-        tried, found = found, _spent(lean, safer, share)
-        if judge is not None and found != tried and judge.score(write(evidence, found).model).nmse <= _CLOSE:
+        return _spend_budget(preferred, int8_forms, spare), refused
+    found: list[Action] = []
+    judge = Scorer(evidence.model, evidence.samples()) if preferred else None
+    for share in _BUDGET_SHARES if judge is not None else ():
+        previous, found = found, _spend_budget(preferred, int8_forms, share)
+        if judge is None or found == previous:
+            continue
+        if judge.score(write_low_bit(evidence, found).model).nmse <= _MAX_LOSS:
             break
     return found, refused
 
 
-def _spent(lean: Mapping[str, Known], safer: Mapping[str, Known], spare: float) -> list[Decision]:
-    """The lean decisions, but the safer ones where they pay most for their bytes, as far as the spare share goes."""
-    chosen = dict(lean)
-    left = spare * sum(k.bytes for k in chosen.values())
-    worth = {
-        name: (k.fit.lost - safer[name].fit.lost) / max(safer[name].bytes - k.bytes, 1)
-        for name, k in lean.items()
-        if k.fit.lost > safer[name].fit.lost and safer[name].saving.weight_bytes > 0
+def _spend_budget(
+    preferred: Mapping[str, WeightCandidate], int8_forms: Mapping[str, WeightCandidate], share: float
+) -> list[Action]:
+    """The preferred decisions, replaced by int8 in the order of the gain per byte as long as the budget suffices."""
+    chosen = dict(preferred)
+    remaining = share * sum(c.bytes for c in chosen.values())
+    gain_per_byte = {
+        name: (c.low_bit.lost_power - int8_forms[name].low_bit.lost_power) / max(int8_forms[name].bytes - c.bytes, 1)
+        for name, c in preferred.items()
+        if c.low_bit.lost_power > int8_forms[name].low_bit.lost_power and int8_forms[name].saving.weight_bytes > 0
     }
-    for name in sorted(worth, key=lambda n: -worth[n]):
-        more = safer[name].bytes - chosen[name].bytes
-        if more <= left:
-            left -= more
-            chosen[name] = safer[name]
-    return [k.decision for k in chosen.values()]
+    for name in sorted(gain_per_byte, key=lambda n: -gain_per_byte[n]):
+        extra = int8_forms[name].bytes - chosen[name].bytes
+        if extra <= remaining:
+            remaining -= extra
+            chosen[name] = int8_forms[name]
+    return [c.decision for c in chosen.values()]
 
 
-def plan_size(
-    evidence: Evidence, offers: Mapping[str, Sequence[Decision]], goal: float
-) -> tuple[list[Decision], list[Refused]]:
-    """Decisions of least harm for a file of at most `goal` bytes: for each weight one of its offers, or float.
+def plan_file_size(
+    evidence: Evidence, offers: Mapping[str, Sequence[Action]], max_bytes: float
+) -> tuple[list[Action], list[Refusal]]:
+    """Plan a precision per weight that minimizes the predicted loss at a maximum file size.
 
-    An offer's harm is the error of the outputs that the weight alone makes on the samples, seen for the richest offer but one and for
-    the others in proportion to what they lose; the sum is minimised.  Offers are compared as they are before polishing.
+    The loss of a weight is the relative squared error of the outputs with this weight alone in the second largest of
+    its precisions; for the other precisions it is scaled by their lost output power. The sum is minimized by a
+    multiple-choice knapsack over forms rounded to nearest. As names and tables count only in the written file, the byte
+    budget is adapted until the file meets the size.
 
-    Raises InputProblem where even the least of all is a larger file.
+    Args:
+        evidence: the model and its samples.
+        offers: for each weight name the decisions to choose from; float32 is always a choice.
+        max_bytes: maximum size of the file, in bytes.
+
+    Returns:
+        Decisions for the weights that do not stay in float32, and the refused weights with the reason.
+
+    Raises:
+        InputProblem: if even the smallest choice exceeds the size.
     """
-    known = fits(evidence, offers, polish=False)
-    ladders = {name: _rungs(several) for name, several in _weighed(evidence, known).items()}
-    whole = model_size(evidence.model)
-    least = sum(min(r.bytes for r in rungs) for rungs in ladders.values())
-    budget = goal - whole + sum(several[0].weight.array.nbytes for several in known.values())
-    low, high = float(least), np.inf  # budgets that are too small and too large
-    best: tuple[int, list[Decision]] | None = None
-    smallest = whole
-    for _ in range(_TRIES if ladders else 0):
-        chosen = _within(list(ladders.values()), max(budget, least))
-        size = model_size(write(evidence, chosen).model)  # names, tables and what else is kept shorter count only here
+    candidates = low_bit_candidates(evidence, offers, output_aware=False)
+    choices = [_precision_choices(*pair) for pair in _with_loss_scales(evidence, candidates)]
+    original_size = model_size(evidence.model)
+    min_bytes = sum(min(c.bytes for c in several) for several in choices)
+    budget = max_bytes - original_size + sum(several[0].weight.array.nbytes for several in candidates.values())
+    low, high = float(min_bytes), np.inf  # budgets known to be too small and too large
+    best: tuple[int, list[Action]] | None = None
+    smallest = original_size
+    for _ in range(_MAX_TRIALS if choices else 0):
+        chosen = _allocate(choices, max(budget, min_bytes))
+        size = model_size(write_low_bit(evidence, chosen).model)
         smallest = min(smallest, size)
-        if size <= goal:
+        if size <= max_bytes:
             best = max(best or (0, []), (size, chosen), key=lambda pair: pair[0])
             low = max(low, budget)
         else:
             high = min(high, budget)
-        if _NEAR * goal <= size <= goal or high <= low * (2 - _NEAR):
+        if _SIZE_TOLERANCE * max_bytes <= size <= max_bytes or high <= low * (2 - _SIZE_TOLERANCE):
             break
-        budget += _NEAR**0.5 * goal - size
+        budget += _SIZE_TOLERANCE**0.5 * max_bytes - size
         if not low < budget < high:
             budget = (low + high) / 2 if high < np.inf else 2 * low
     if best is None:
-        raise InputProblem(
-            "the file cannot be made so small", "--smaller", f"{smallest / 1e3:,.0f} kB is the least, {goal / 1e3:,.0f} kB were asked for",
-            "ask for less, or prune first",
-        )  # fmt: skip
+        sizes = f"the smallest is {smallest / 1e3:,.0f} kB, the goal {max_bytes / 1e3:,.0f} kB"
+        raise InputProblem("the file cannot become so small", "`smaller`", sizes, "ask for less, or prune first")
     return best[1], find_weights(evidence.model)[1]
 
 
-def _weighed(evidence: Evidence, known: Mapping[str, Sequence[Known]]) -> dict[str, tuple[float, Sequence[Known]]]:
-    """For each weight the error of the outputs for every share of its layer's power that it loses, and its offers."""
-    judge = Judge(before_softmax(evidence.model), evidence.samples().take(_JUDGED))
-    found = {}
-    for name, several in known.items():
-        tried = sorted(several, key=lambda k: k.bytes)[-2:][0]  # what is leanest of all breaks more than its share
-        alone = judge.score(before_softmax(write(evidence, [tried.decision], polish=False).model)).nmse
-        found[name] = alone / max(tried.fit.lost, 1e-12), several
+def _with_loss_scales(
+    evidence: Evidence, candidates: Mapping[str, Sequence[WeightCandidate]]
+) -> list[tuple[float, Sequence[WeightCandidate]]]:
+    """For each weight the output loss per unit of lost power of its layer, and its candidates."""
+    judge = Scorer(logits_model(evidence.model), evidence.samples().take(_EVALUATION_SAMPLES))
+    found = []
+    for several in candidates.values():
+        # Not the smallest one: its loss exceeds what its lost power predicts for the others.
+        trial = sorted(several, key=lambda c: c.bytes)[-2:][0]
+        changed = write_low_bit(evidence, [trial.decision], output_aware=False).model
+        loss = judge.score(logits_model(changed)).nmse
+        found.append((loss / max(trial.low_bit.lost_power, 1e-12), several))
     return found
 
 
-def _rungs(weighed: tuple[float, Sequence[Known]]) -> list[_Rung]:
-    """The ways to keep one weight."""
-    gain, several = weighed
-    rungs = [_Rung(k.bytes, gain * k.fit.lost, k.decision) for k in several if k.saving.weight_bytes > 0]
-    return [*rungs, _Rung(several[0].weight.array.nbytes, 0.0, None)]
+def _precision_choices(loss_scale: float, candidates: Sequence[WeightCandidate]) -> list[_PrecisionChoice]:
+    """The candidates of one weight that save bytes, and float32."""
+    smaller = [c for c in candidates if c.saving.weight_bytes > 0]
+    choices = [_PrecisionChoice(c.bytes, loss_scale * c.low_bit.lost_power, c.decision) for c in smaller]
+    return [*choices, _PrecisionChoice(candidates[0].weight.array.nbytes, 0.0, None)]
 
 
-def _within(ladders: Sequence[Sequence[_Rung]], budget: float) -> list[Decision]:
-    """The decisions of least harm that a number of bytes for all weights together allows; the leanest where it allows none."""
-    sizes = [[float(r.bytes) for r in rungs] for rungs in ladders]
-    picks = choose([[r.harm for r in rungs] for rungs in ladders], sizes, budget) or [int(np.argmin(s)) for s in sizes]
-    found = (rungs[pick].decision for rungs, pick in zip(ladders, picks, strict=True))
+def _allocate(choices: Sequence[Sequence[_PrecisionChoice]], budget: float) -> list[Action]:
+    """The decisions of minimal loss within a byte budget; the smallest choices where none fits."""
+    sizes = [[float(c.bytes) for c in several] for several in choices]
+    losses = [[c.loss for c in several] for several in choices]
+    picks = multiple_choice_knapsack(losses, sizes, budget) or [int(np.argmin(s)) for s in sizes]
+    found = (several[pick].decision for several, pick in zip(choices, picks, strict=True))
     return [decision for decision in found if decision is not None]

@@ -7,7 +7,8 @@ below 6e-8; bfloat16 reaches as far as float32 but has 8 bits of precision, wher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -15,8 +16,10 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit, read
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused, Saving
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
+from onnxpress.passes.core.options import PassOptions, option
 
 TYPES: dict[str, np.dtype] = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _PRECISION = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -25,27 +28,47 @@ _LEAST = 64  # elements from which a Cast costs less than it saves
 _NODE = 80  # bytes of a Cast and its names
 
 
-class HalfPrecision:
+@dataclass(frozen=True)
+class HalfOptions(PassOptions):
+    """Which 16-bit type weights are stored in."""
+
+    type: str = option(
+        "float16", help="float16 is more precise, bfloat16 has the range of float32.", choices=tuple(TYPES)
+    )
+
+
+class Half:
+    """Weights stored as float16 or bfloat16: half the file. The arithmetic stays float32, so the speed stays the same."""
+
     name = "half"
     exact = False
     needs_data = False
+    extra = None
+    Options = HalfOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """Each tensor that the type holds, in float16 and in bfloat16. harm: lost share of its squares."""
-        found = []
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """Each tensor that a type can represent, in float16 and in bfloat16."""
         for kind in TYPES:
-            for value in halvable(evidence.model, kind)[0]:
-                array = _array(value)
-                decision = {"tensor": value.name, "type": kind}
-                saving = Saving(0.0, array.nbytes / 2 - _NODE)
-                found.append(Option(self.name, value.name or "", decision, saving, _lost(array, kind)))
-        return found
+            able, refused = halvable(evidence.model, kind)
+            for value in able:
+                array, name = _array(value), value.name or ""
+                readers = [use.node.name or "" for use in value.uses()]
+                loss = summed_predicted_loss(evidence, readers, _lost(array, kind))
+                saving = Saving(weight_bytes=array.nbytes / 2 - _NODE)
+                yield Proposal(name, {"tensor": name, "type": kind}, frozenset({name, *readers}), saving, loss)
+            yield from refused
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"tensor": initializer name, "type": "float16" | "bfloat16"}, …]; the last for a tensor counts."""
-        if not decisions:
-            return Applied(model.clone())
-        wanted = {str(d.get("tensor")): str(d.get("type")) for d in decisions}
+    def plan(self, evidence: Evidence, options: HalfOptions) -> Planned:
+        """Every tensor that the type can represent."""
+        actions, refused = plan_half(evidence, options.type)
+        notes = [] if actions else ["no float32 tensor is large enough to be worth a Cast"]
+        return Planned(actions, notes, refused)
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"tensor": initializer name, "type": "float16" | "bfloat16"}, …]; the last for a tensor counts."""
+        if not actions:
+            return Applied(evidence.model.clone())
+        wanted = {str(d.get("tensor")): str(d.get("type")) for d in actions}
         work = evidence.model.clone()
         able = {
             kind: {v.name for v in halvable(evidence.model, kind)[0]} for kind in set(wanted.values()) & TYPES.keys()
@@ -72,15 +95,13 @@ class HalfPrecision:
         return Applied(work, [f"{kinds}; the arithmetic stays float32 (the CPU gains no speed from 16 bits)"], refused)
 
 
-def plan_half(evidence: Evidence, kind: str) -> tuple[list[Decision], list[Refused]]:
+def plan_half(evidence: Evidence, kind: str) -> tuple[list[Action], list[Refusal]]:
     """Decisions for every tensor that the type holds, and those left in float32 with the reason."""
-    if kind not in TYPES:
-        raise InputProblem("unknown type", "--type", kind, f"one of {', '.join(TYPES)}")
     able, refused = halvable(evidence.model, kind)
     return [{"tensor": v.name, "type": kind} for v in able], refused
 
 
-def halvable(model: ir.Model, kind: str) -> tuple[list[ir.Value], list[Refused]]:
+def halvable(model: ir.Model, kind: str) -> tuple[list[ir.Value], list[Refusal]]:
     """The float32 initializers that can be kept in a type, in the model's order, and the large ones that cannot."""
     inner = {name for node in model.graph if read.has_subgraph(node) for name in read.captured(node)}
     found, refused = [], []
@@ -92,7 +113,7 @@ def halvable(model: ir.Model, kind: str) -> tuple[list[ir.Value], list[Refused]]
         if reason is None:
             found.append(value)
         else:
-            refused.append(Refused(value.name or "", reason))
+            refused.append(Refusal(value.name or "", reason))
     return found, refused
 
 
@@ -134,4 +155,4 @@ def _lost(array: np.ndarray, kind: str) -> float:
     return float((gap * gap).sum() / max(float((array.astype(np.float64) ** 2).sum()), 1e-30))
 
 
-HALF = HalfPrecision()
+HALF = Half()

@@ -1,166 +1,239 @@
-"""Weights in fewer bits, whatever the bits mean: from a decision a weight to what stands for it, and into the model.
+"""Weights in fewer bits: from the decision for a weight to its low-bit form, and into the model.
 
-A decision names a weight and either free centres ("centres", "per") or an integer grid ("bits", "block").  Fits are kept with the
-evidence, so that what was looked at while planning is not made again; the same evidence gives the same bytes either way.
+A decision names a weight and either free centroids ("centroids", "per") or an integer grid ("bits", "block"). Results are
+kept with the evidence, so that what was computed while planning is not computed again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.evidence import Evidence, EvidenceKey
+from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit
-from onnxpress.passes.core.contract import Applied, Decision, Saving
-from onnxpress.passes.core.weight_matrix import Seen, Stored, find_weights, keep_mean, seen_by
+from onnxpress.passes.core.contract import Action, Applied, Proposal, Refusal, Saving
+from onnxpress.passes.core.refit_option import BIAS, NONE, refit_mode
+from onnxpress.passes.core.weight_matrix import (
+    InputStatistics,
+    WeightMatrix,
+    correct_mean_error,
+    find_weights,
+    input_statistics,
+)
 from onnxpress.passes.weights import codebook
-from onnxpress.passes.weights.bit_packing import INT8, Packer, bytes_of
-from onnxpress.passes.weights.codebook import Book
+from onnxpress.passes.weights.bit_packing import INT8, BitPacker, packed_bytes
+from onnxpress.passes.weights.codebook import Codebook
 from onnxpress.passes.weights.half import halvable
 
-CENTRES = (4, 8, 16, 256)
-PER = ("scaled", "tensor")  # or a number: rows a book
-GRIDS = {
+CENTROID_COUNTS = (4, 8, 16, 256)
+CODEBOOK_SCOPES = ("scaled", "tensor")  # or the number of rows per codebook
+LEVELS = {
     8: INT8,
     4: np.arange(-8, 8, dtype=np.float64),
     3: np.arange(-4, 4, dtype=np.float64),
-    2: np.arange(-1.5, 2, dtype=np.float64),  # without a zero: four levels that lie evenly
+    2: np.arange(-1.5, 2, dtype=np.float64),  # four equidistant levels without zero
 }
-REPAIRS = ("bias", "none")
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What stands for one weight. books: one, or one for each group of rows; lost: share of its layer's output power."""
+class LowBitWeight:
+    """Low-bit form of one weight.
 
-    books: tuple[Book, ...]
-    lost: float
+    Attributes:
+        codebooks: one, or one per group of rows.
+        lost_power: error of its layer's output relative to the output's power.
+    """
 
-    @property
-    def book(self) -> Book:
-        """All groups as one book, the centres of each behind those of the one before, all equally many."""
-        if len(self.books) == 1:
-            return self.books[0]
-        most = max(len(b.centres) for b in self.books)
-        padded = [np.pad(b.centres, (0, most - len(b.centres)), "edge") for b in self.books]
-        codes, scale = np.concatenate([b.codes for b in self.books]), np.concatenate([b.scale for b in self.books])
-        return Book(np.concatenate(padded), codes, scale)
+    codebooks: tuple[Codebook, ...]
+    lost_power: float
 
     @property
-    def rows(self) -> np.ndarray:
-        return np.concatenate([b.rows for b in self.books])
+    def codebook(self) -> Codebook:
+        """All groups as one codebook: the centroids of the groups one after another, padded to equal numbers."""
+        if len(self.codebooks) == 1:
+            return self.codebooks[0]
+        largest = max(len(b.centroids) for b in self.codebooks)
+        padded = [np.pad(b.centroids, (0, largest - len(b.centroids)), "edge") for b in self.codebooks]
+        codes, scale = (
+            np.concatenate([b.codes for b in self.codebooks]),
+            np.concatenate([b.scale for b in self.codebooks]),
+        )
+        return Codebook(np.concatenate(padded), codes, scale)
+
+    @property
+    def dequantized(self) -> np.ndarray:
+        """The represented weights, [M, K]."""
+        return np.concatenate([b.dequantized for b in self.codebooks])
 
 
 @dataclass(frozen=True)
-class Known:
-    """A weight, what it meets (its Gram matrix let go), and the fit that a decision made of it."""
+class WeightCandidate:
+    """A weight, the statistics of its inputs (without the Gram matrix), a decision, and the resulting low-bit form."""
 
-    weight: Stored
-    seen: Seen
-    decision: Decision
-    fit: Fit
+    weight: WeightMatrix
+    statistics: InputStatistics
+    decision: Action
+    low_bit: LowBitWeight
 
     @property
     def bytes(self) -> int:
-        return bytes_of(self.weight, self.fit.book, len(self.fit.books))
+        """Bytes in the file, nodes included."""
+        return packed_bytes(self.weight, self.low_bit.codebook, len(self.low_bit.codebooks))
 
     @property
     def saving(self) -> Saving:
         return Saving(0.0, float(self.weight.array.nbytes - self.bytes))
 
 
-def fits(evidence: Evidence, wanted: Mapping[str, Sequence[Decision]], polish: bool = True) -> dict[str, list[Known]]:
-    """For each weight what each of its decisions makes of it, in the model's order.  polish: as well as can be, or quickly.
+_Candidates = dict[tuple[str, str], WeightCandidate]  # by weight and action
+_CANDIDATES: EvidenceKey[_Candidates] = EvidenceKey("low-bit weights")
+_ROUGH_CANDIDATES: EvidenceKey[_Candidates] = EvidenceKey("low-bit weights without coordinate descent")
 
-    Raises InputProblem where a decision names a weight that is not there, or says what cannot be.
+
+def low_bit_candidates(
+    evidence: Evidence, wanted: Mapping[str, Sequence[Action]], output_aware: bool = True
+) -> dict[str, list[WeightCandidate]]:
+    """Compute the low-bit form of each weight for each of its decisions.
+
+    Args:
+        evidence: the model and its samples.
+        wanted: for each weight name the decisions.
+        output_aware: whether to round with the whole Gram matrix of the inputs; otherwise to the nearest centroid,
+            which is faster.
+
+    Returns:
+        For each weight the results in the order of its decisions; weights in the order of the model.
+
+    Raises:
+        InputProblem: if a decision names an unknown weight or has invalid values.
     """
     weights = find_weights(evidence.model)[0]
     unknown = sorted(wanted.keys() - {w.name for w in weights})
     if unknown:
         raise InputProblem(
-            "the plan names a weight the model does not have, or that cannot be kept in fewer bits",
+            "the plan names a weight that is not in the model or cannot be stored in fewer bits",
             unknown[0],
             "",
             "use the plan with the model it was made for",
         )
     for decision in (d for several in wanted.values() for d in several):
         _check(decision)
-    kept: dict[tuple[str, str], Known] = evidence.kept.setdefault("few bits" if polish else "few bits, roughly", {})
+    kept = evidence.derive(_CANDIDATES if output_aware else _ROUGH_CANDIDATES, dict)
     new = [w for w in weights if any(_key(d) not in kept for d in wanted.get(w.name, ()))]
-    for weight, seen in seen_by(evidence, new):
+    for weight, statistics in input_statistics(evidence, new):
         for decision in wanted[weight.name]:
             if _key(decision) not in kept:
-                fit = _fit(weight, seen.gram, decision, polish)
-                kept[_key(decision)] = Known(weight, replace(seen, gram=None), decision, fit)
+                low_bit = _fit_weight(weight, statistics.gram, decision, output_aware)
+                kept[_key(decision)] = WeightCandidate(weight, replace(statistics, gram=None), decision, low_bit)
     return {w.name: [kept[_key(d)] for d in wanted[w.name]] for w in weights if w.name in wanted}
 
 
-def _key(decision: Decision) -> tuple[str, str]:
+def low_bit_proposals(evidence: Evidence, offers: Callable[[str], Sequence[Action]]) -> Iterator[Proposal | Refusal]:
+    """Proposals for every weight, rounded to nearest, and refusals for the weights that cannot be changed.
+
+    Args:
+        evidence: the model and its samples.
+        offers: the actions for the name of a weight.
+
+    The loss is predicted from the lost share of the layer's output power.
+    """
+    weights, refused = find_weights(evidence.model)
+    found = low_bit_candidates(evidence, {w.name: offers(w.name) for w in weights}, output_aware=False)
+    readers = {w.name: w.readers for w in weights}
+    for name, several in found.items():
+        for candidate in several:
+            if candidate.saving.weight_bytes > 0:
+                loss = summed_predicted_loss(evidence, readers[name], candidate.low_bit.lost_power)
+                yield Proposal(name, candidate.decision, frozenset({name, *readers[name]}), candidate.saving, loss)
+        if all(candidate.saving.weight_bytes <= 0 for candidate in several):
+            yield Refusal(name, "its weight is too small to save bytes")
+    yield from refused
+
+
+def _key(decision: Action) -> tuple[str, str]:
     return str(decision["weight"]), json.dumps(decision, sort_keys=True)
 
 
-def _check(decision: Decision) -> None:
-    per, block = str(decision.get("per", PER[0])), decision.get("block", 0)
-    free = decision.get("centres") in CENTRES and (per in PER or (per.isdigit() and int(per) > 0))
-    on_grid = decision.get("bits") in GRIDS and isinstance(block, int) and block >= 0
-    if free == on_grid:
+def _check(decision: Action) -> None:
+    """Raise InputProblem for a decision that is neither a valid codebook nor a valid integer grid."""
+    scope, block = str(decision.get("per", CODEBOOK_SCOPES[0])), decision.get("block", 0)
+    is_codebook = decision.get("centroids") in CENTROID_COUNTS and (
+        scope in CODEBOOK_SCOPES or (scope.isdigit() and int(scope) > 0)
+    )
+    is_grid = decision.get("bits") in LEVELS and isinstance(block, int) and block >= 0
+    if is_codebook == is_grid:
         raise InputProblem(
-            "the plan says neither centres nor bits that can be",
+            "a decision needs either a valid `centres` or a valid `bits`",
             str(decision["weight"]),
             json.dumps(decision),
-            "mend the plan",
+            "correct the plan",
         )
 
 
-def _fit(weight: Stored, gram: np.ndarray | None, decision: Decision, polish: bool) -> Fit:
-    rows = weight.rows
+def _fit_weight(weight: WeightMatrix, gram: np.ndarray | None, decision: Action, output_aware: bool) -> LowBitWeight:
+    """The low-bit form that a decision describes."""
+    rows = weight.matrix
     if "bits" in decision:
         block = int(decision.get("block", 0))
-        fitting = block and rows.shape[1] % block == 0 and rows.shape[1] > block and weight.rows_apart
-        books = [codebook.on_grid(rows, gram, GRIDS[decision["bits"]], block if fitting else 0, polish)]
+        divisible = block and rows.shape[1] % block == 0 and rows.shape[1] > block and weight.has_outer_rows
+        codebooks = [codebook.fit_grid(rows, gram, LEVELS[decision["bits"]], block if divisible else 0, output_aware)]
     else:
-        per, count = str(decision.get("per", PER[0])), int(decision["centres"])
-        size = len(rows) if per in PER else _divisor(len(rows), int(per))
-        parts = np.split(rows, len(rows) // size)
-        books = [codebook.cluster(part, gram, count, per == "scaled", polish) for part in parts]
-    fit = Fit(tuple(b.lean() for b in books), 0.0)
-    return replace(fit, lost=codebook.lost(fit.rows - rows, rows, gram))
+        scope, count = str(decision.get("per", CODEBOOK_SCOPES[0])), int(decision["centroids"])
+        size = len(rows) if scope in CODEBOOK_SCOPES else _largest_divisor(len(rows), int(scope))
+        groups = np.split(rows, len(rows) // size)
+        codebooks = [codebook.fit_centroids(group, gram, count, scope == "scaled", output_aware) for group in groups]
+    low_bit = LowBitWeight(tuple(b.compact() for b in codebooks), 0.0)
+    return replace(low_bit, lost_power=codebook.lost_power(low_bit.dequantized - rows, rows, gram))
 
 
-def _divisor(rows: int, wish: int) -> int:
-    """The largest number of rows up to the wish that divides all of them."""
-    return next(size for size in range(min(wish, rows), 0, -1) if rows % size == 0)
+def _largest_divisor(rows: int, limit: int) -> int:
+    """The largest divisor of the number of rows that is at most `limit`."""
+    return next(size for size in range(min(limit, rows), 0, -1) if rows % size == 0)
 
 
-def write(evidence: Evidence, decisions: Sequence[Decision], polish: bool = True) -> Applied:
-    """The model with each weight that decisions speak of in fewer bits (of several for one the last counts), and the mean
-    error taken back through biases ({"repair": "bias" | "none"}).  Biases and what else is no weight become float16 where that
-    holds them, or they would be the larger part of what is left.  polish: as in `fits`."""
+def write_low_bit(evidence: Evidence, decisions: Sequence[Action], output_aware: bool = True) -> Applied:
+    """Write weights in fewer bits into a copy of the model.
+
+    Biases and other small constants become float16 where that represents them; otherwise they would be the larger part
+    of the remaining bytes.
+
+    Args:
+        evidence: the model and its samples.
+        decisions: one per weight (the last counts), and optionally {"refit": "bias" | "none"}, which states whether
+            the mean output error is subtracted from biases ("bias" by default).
+        output_aware: as in `low_bit_candidates`.
+
+    Raises:
+        InputProblem: as in `low_bit_candidates`, and for an unknown "refit".
+    """
     if not decisions:
         return Applied(evidence.model.clone())
-    mode = next((d["repair"] for d in decisions if "repair" in d), REPAIRS[0])
-    if mode not in REPAIRS:
-        raise InputProblem("unknown repair", str(mode), "", f"one of {', '.join(REPAIRS)}")
-    found = fits(evidence, {str(d["weight"]): [d] for d in decisions if "weight" in d}, polish)
+    correction = refit_mode(decisions, BIAS, NONE)
+    found = low_bit_candidates(evidence, {str(d["weight"]): [d] for d in decisions if "weight" in d}, output_aware)
     work = evidence.model.clone()
-    packer = Packer(work)
-    moved = sum(keep_mean(work, k.seen, k.fit.rows - k.weight.rows) for (k,) in found.values()) if mode == "bias" else 0
-    able = {weight.name for weight in find_weights(evidence.model)[0]}
+    packer = BitPacker(work)
+    corrected = (
+        sum(correct_mean_error(work, k.statistics, k.low_bit.dequantized - k.weight.matrix) for (k,) in found.values())
+        if correction == "bias"
+        else 0
+    )
+    weight_names = {weight.name for weight in find_weights(evidence.model)[0]}
     for value in halvable(work, "float16")[0]:
-        if value.name not in able:
-            packer.shorten(value)
-    for (known,) in found.values():
-        packer.put(known.weight, known.fit.book, len(known.fit.books))
+        if value.name not in weight_names:
+            packer.store_as_float16(value)
+    for (candidate,) in found.values():
+        packer.write(candidate.weight, candidate.low_bit.codebook, len(candidate.low_bit.codebooks))
     edit.drop_dead(work)
     edit.forget_floats(work)
     notes = []
     if found:
-        mean = np.mean([known.fit.lost for (known,) in found.values()])
-        notes.append(f"{len(found)} weights in fewer bits, {mean:.5f} of their outputs' power lost")
-    if moved:
-        notes.append(f"bias corrected on {moved} layers")
+        mean = np.mean([candidate.low_bit.lost_power for (candidate,) in found.values()])
+        notes.append(f"{len(found)} weights in fewer bits, {mean:.5f} of the power of their outputs lost")
+    if corrected:
+        notes.append(f"bias corrected on {corrected} layers")
     return Applied(work, notes, find_weights(evidence.model)[1])

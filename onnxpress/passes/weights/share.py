@@ -9,81 +9,95 @@ is to be so many times smaller gets 4, 8 or 16 centres, 8 bits or float for each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import model_size
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
+from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.core.refit_option import with_bias_correction
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.bit_allocation import check_smaller, plan_bits, plan_size
-from onnxpress.passes.weights.low_bit import CENTRES, PER, fits, write
+from onnxpress.passes.weights.bit_allocation import (
+    check_byte_budget,
+    nothing_to_do,
+    plan_file_size,
+    plan_with_byte_budget,
+)
+from onnxpress.passes.weights.low_bit import CENTROID_COUNTS, CODEBOOK_SCOPES, low_bit_proposals, write_low_bit
 
 _OFFERED = (16, 256)
 
 
 @dataclass(frozen=True)
-class Wish:
-    """centres: in a book; per: "scaled" (one book a tensor and a scale a row), "tensor", or how many rows have a book of
-    their own; spare: share of the bytes that goes into 8 bits for the weights that lose most; None: as little as keeps the
-    outputs on the samples; smaller: how many times smaller than it was the file shall be, with at most so many centres."""
+class ShareOptions(PassOptions):
+    """How weights are represented by codebooks."""
 
-    centres: int = 16
-    per: str = "scaled"
-    spare: float | None = None
-    smaller: float | None = None
+    centroids: int = option(16, help="Values in a codebook.", choices=CENTROID_COUNTS)
+    per: str = option(
+        CODEBOOK_SCOPES[0],
+        help="scaled: one codebook for a tensor and a scale for each row; tensor: one codebook; N: one for N rows.",
+        metavar="scaled|tensor|N",
+    )
+    spare: float | None = option(
+        None,
+        help="Share of the bytes to spend on 8 bits for the weights that lose most; default: as little as is needed.",
+    )
+    smaller: float | None = option(
+        None,
+        help="How many times smaller the file is to be; precision is allocated per weight to minimize the loss.",
+        metavar="TIMES",
+    )
+    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
 
     def check(self) -> None:
-        if self.centres not in CENTRES:
-            raise InputProblem("no such number of centres", "--centres", f"got {self.centres}", "4, 8, 16 or 256")
-        if self.per not in PER and not (self.per.isdigit() and int(self.per) > 0):
-            raise InputProblem("unknown granularity", "--per", f"got {self.per}", "scaled, tensor, or rows such as 4")
-        if self.spare is not None and not 0 <= self.spare <= 1:
-            raise InputProblem("the spare share must lie between 0 and 1", "--spare", f"got {self.spare}", "try 0.05")
-        check_smaller(self.smaller, self.spare)
+        if self.per not in CODEBOOK_SCOPES and not (self.per.isdigit() and int(self.per) > 0):
+            raise InputProblem("unknown granularity", "`per`", f"got {self.per}", "scaled, tensor, or rows such as 4")
+        check_byte_budget(self.spare, self.smaller)
 
 
 class Share:
+    """Weight sharing: weights as short codes into codebooks of 4 to 256 values, unpacked when the file is loaded."""
+
     name = "share"
     exact = False
     needs_data = True
+    extra = None
+    Options = ShareOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """Each weight with 16 and with 256 centres. harm: lost share of its layer's output power, before polishing."""
-        names = [w.name for w in find_weights(evidence.model)[0]]
-        found = fits(evidence, {n: [_decision(n, c, PER[0]) for c in _OFFERED] for n in names}, polish=False)
-        return [
-            Option(self.name, name, known.decision, known.saving, known.fit.lost)
-            for name, several in found.items()
-            for known in several
-            if known.saving.weight_bytes > 0
-        ]
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """Each weight with 16 and with 256 centroids, before coordinate descent."""
+        yield from low_bit_proposals(evidence, lambda name: [_action(name, c, CODEBOOK_SCOPES[0]) for c in _OFFERED])
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"weight": name, "centres": 4 | 8 | 16 | 256, "per": "scaled" | "tensor" | rows} or {"weight": name,
-        "bits": 8}, …, {"repair": "bias" | "none"}]."""
-        return write(evidence, decisions)
+    def plan(self, evidence: Evidence, options: ShareOptions) -> Planned:
+        """A codebook for each weight, or the precision of each weight for a file of a given size."""
+        actions, refused = plan_sharing(evidence, options)
+        notes = [] if actions else [nothing_to_do(options.smaller, "a codebook")]
+        return Planned(with_bias_correction(actions, options.refit), notes, refused)
 
-
-def _decision(name: str, centres: int, per: str) -> Decision:
-    return {"weight": name, "centres": centres, "per": per}
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"weight": name, "centroids": 4 | 8 | 16 | 256, "per": "scaled" | "tensor" | rows} or {"weight": name,
+        "bits": 8}, …, {"refit": "bias" | "none"}]."""
+        return write_low_bit(evidence, actions)
 
 
-def plan_sharing(evidence: Evidence, wish: Wish, original: int | None = None) -> tuple[list[Decision], list[Refused]]:
-    """Decisions that carry out a wish, and the weights left alone with the reason. original: bytes before (None: the evidence's)."""
-    wish.check()
+def _action(name: str, centres: int, per: str) -> Action:
+    return {"weight": name, "centroids": centres, "per": per}
+
+
+def plan_sharing(evidence: Evidence, options: ShareOptions) -> tuple[list[Action], list[Refusal]]:
+    """Actions that carry out the options, and the weights left alone with the reason."""
+    options.checked()
     names = [w.name for w in find_weights(evidence.model)[0]]
-    if wish.smaller is not None:
-        counts = [c for c in CENTRES if c <= wish.centres]
-        offers: dict[str, list[Decision]] = {
-            n: [*(_decision(n, c, wish.per) for c in counts), {"weight": n, "bits": 8}] for n in names
+    if options.smaller is not None:
+        counts = [c for c in CENTROID_COUNTS if c <= options.centroids]
+        offers: dict[str, list[Action]] = {
+            n: [*(_action(n, c, options.per) for c in counts), {"weight": n, "bits": 8}] for n in names
         }
-        return plan_size(evidence, offers, (original or model_size(evidence.model)) / wish.smaller)
-    main = {n: _decision(n, wish.centres, wish.per) for n in names}
-    return plan_bits(evidence, main, wish.spare)
+        return plan_file_size(evidence, offers, model_size(evidence.original or evidence.model) / options.smaller)
+    main = {n: _action(n, options.centroids, options.per) for n in names}
+    return plan_with_byte_budget(evidence, main, options.spare)
 
 
 SHARE = Share()

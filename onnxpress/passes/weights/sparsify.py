@@ -16,20 +16,29 @@ compressed file.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 import scipy.linalg
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.linear import linear
+from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit, read
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused
-from onnxpress.passes.core.rounding import Snap, damped, feedback
-from onnxpress.passes.core.weight_matrix import Seen, Stored, find_weights, keep_mean, seen_by
+from onnxpress.model.files import compressed_size
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
+from onnxpress.passes.core.options import PassOptions, check_between, option
+from onnxpress.passes.core.refit_option import BIAS, NONE, refit_mode, with_bias_correction
+from onnxpress.passes.core.rounding import Quantizer, add_damping, gptq_error_feedback
+from onnxpress.passes.core.weight_matrix import (
+    InputStatistics,
+    WeightMatrix,
+    correct_mean_error,
+    find_weights,
+    input_statistics,
+)
 from onnxpress.passes.weights import codebook
 
 METHODS = ("update", "activation", "magnitude")
@@ -40,24 +49,29 @@ _PATTERN = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """ratio: share of each weight's numbers that become zero; pattern: "N:M" instead, N of every M neighbours of a row stay."""
+class SparsifyOptions(PassOptions):
+    """How many weights become zero, and by which criterion."""
 
-    ratio: float = 0.5
-    pattern: str = ""
-    method: str = METHODS[0]
+    ratio: float = option(0.5, help="Share of each weight's elements that become zero.")
+    pattern: str = option(
+        "", help="N:M instead of a ratio: N of every M neighbours of a row stay, such as 2:4.", metavar="N:M"
+    )
+    method: str = option(
+        METHODS[0],
+        help="update: OBS with compensation; activation: magnitude times input norm; magnitude.",
+        choices=METHODS,
+    )
+    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
 
     def check(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise InputProblem("the ratio must lie between 0 and 1", "--ratio", f"got {self.ratio:g}", "try 0.5")
-        if self.method not in METHODS:
-            raise InputProblem("unknown method", "--method", self.method, f"one of {', '.join(METHODS)}")
+        check_between("ratio", "the ratio", self.ratio, "0.5")
         if self.pattern:
             groups(self.pattern)
 
     @property
-    def decision(self) -> Decision:
-        kind: Decision = {"pattern": self.pattern} if self.pattern else {"ratio": self.ratio}
+    def action(self) -> Action:
+        """The action for one weight, without its name."""
+        kind: Action = {"pattern": self.pattern} if self.pattern else {"ratio": self.ratio}
         return {**kind, "method": self.method}
 
 
@@ -66,31 +80,49 @@ def groups(pattern: str) -> tuple[int, int]:
     found = _PATTERN.fullmatch(pattern)
     kept, size = (int(part) for part in found.groups()) if found else (0, 0)
     if not 0 < kept < size <= 64:
-        raise InputProblem("not an N:M pattern", "--pattern", pattern, "write 2:4: of every 4 neighbours 2 stay")
+        raise InputProblem("not an N:M pattern", "`pattern`", pattern, "write 2:4: of every 4 neighbours 2 stay")
     return kept, size
 
 
 class Sparsify:
+    """Unstructured and N:M sparsity: zeros among the weights. The compressed file shrinks; the speed stays the same."""
+
     name = "sparsify"
     exact = False
     needs_data = True
+    extra = None
+    Options = SparsifyOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """Half of each weight. harm: lost share of its layer's output power."""
-        found = []
-        for weight, seen in seen_by(evidence, sparsifiable(evidence, METHODS[0])[0]):
-            decision = {"weight": weight.name, "ratio": 0.5, "method": METHODS[0]}
-            lost = codebook.lost(_zeroed(weight, seen, decision) - weight.rows, weight.rows, seen.gram)
-            found.append(Option(self.name, weight.name, decision, harm=lost))
-        return found
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """Half of each weight, by the default criterion; the loss is the lost share of the layer's output power."""
+        able, refused = sparsifiable(evidence, METHODS[0])
+        for weight, seen in input_statistics(evidence, able):
+            action = {"weight": weight.name, "ratio": 0.5, "method": METHODS[0]}
+            lost = codebook.lost_power(_zeroed(weight, seen, action) - weight.matrix, weight.matrix, seen.gram)
+            loss = summed_predicted_loss(evidence, weight.readers, lost)
+            saving = Saving(compressed_bytes=0.4 * weight.array.nbytes)
+            yield Proposal(weight.name, action, frozenset({weight.name, *weight.readers}), saving, loss)
+        yield from refused
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"weight": name, "ratio": share | "pattern": "N:M", "method": one of METHODS}, …, {"repair": "bias" | "none"}].
+    def plan(self, evidence: Evidence, options: SparsifyOptions) -> Planned:
+        """The same sparsity for every weight that can have zeros."""
+        actions, refused = plan_zeros(evidence, options)
+        notes = [] if actions else ["no weight is large enough to be worth zeros"]
+        return Planned(with_bias_correction(actions, options.refit), notes, refused)
 
-        Raises InputProblem where a decision names a weight that is not there.
+    def finish(self, evidence: Evidence, options: SparsifyOptions, planned: Planned, done: Applied) -> None:
+        """Add the sizes of the compressed files."""
+        before, after = (compressed_size(m) for m in (evidence.original or evidence.model, done.model))
+        size = f"{before / 1e3:,.0f} kB -> {after / 1e3:,.0f} kB ({before / max(after, 1):.2f}x)"
+        done.notes.append(f"compressed by gzip: {size}; the speed stays the same")
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"weight": name, "ratio": share | "pattern": "N:M", "method": one of METHODS}, …, {"refit": "bias" | "none"}].
+
+        Raises InputProblem where an action names a weight that is not there.
         """
-        wanted = {str(d["weight"]): d for d in decisions if "weight" in d}
-        mode = next((d["repair"] for d in decisions if "repair" in d), "bias")
+        wanted = {str(d["weight"]): d for d in actions if "weight" in d}
+        mode = refit_mode(actions, BIAS, NONE)
         weights, refused = find_weights(evidence.model)
         unknown = sorted(wanted.keys() - {w.name for w in weights})
         if unknown:
@@ -102,13 +134,13 @@ class Sparsify:
             )
         work = evidence.model.clone()
         lost, zeros, total = [], 0, 0
-        for weight, seen in seen_by(evidence, [w for w in weights if w.name in wanted]):
+        for weight, seen in input_statistics(evidence, [w for w in weights if w.name in wanted]):
             rows = _zeroed(weight, seen, wanted[weight.name])
-            edit.set_constant(work.graph.initializers[weight.name], weight.restored(rows.astype(np.float32)))
-            lost.append(codebook.lost(rows - weight.rows, weight.rows, seen.gram))
+            edit.set_constant(work.graph.initializers[weight.name], weight.from_matrix(rows.astype(np.float32)))
+            lost.append(codebook.lost_power(rows - weight.matrix, weight.matrix, seen.gram))
             zeros, total = zeros + int((rows == 0).sum()), total + rows.size
             if mode == "bias":
-                keep_mean(work, seen, rows - weight.rows)
+                correct_mean_error(work, seen, rows - weight.matrix)
         notes = []
         if lost:
             notes.append(
@@ -117,25 +149,26 @@ class Sparsify:
         return Applied(work, notes, refused)
 
 
-def plan_zeros(evidence: Evidence, wish: Wish) -> tuple[list[Decision], list[Refused]]:
+def plan_zeros(evidence: Evidence, options: SparsifyOptions) -> tuple[list[Action], list[Refusal]]:
     """A decision for every weight that can take zeros, and those left alone with the reason."""
-    wish.check()
-    weights, refused = sparsifiable(evidence, wish.method)
-    return [{"weight": w.name, **wish.decision} for w in weights], refused
+    options.checked()
+    weights, refused = sparsifiable(evidence, options.method)
+    return [{"weight": w.name, **options.action} for w in weights], refused
 
 
-def sparsifiable(evidence: Evidence, method: str) -> tuple[list[Stored], list[Refused]]:
+def sparsifiable(evidence: Evidence, method: str) -> tuple[list[WeightMatrix], list[Refusal]]:
     """The weights that can take zeros by the method, and those that cannot, with the reason."""
     nodes = {n.name: n for n in evidence.model.graph}
     found, refused = [], list(find_weights(evidence.model)[1])
     for weight in find_weights(evidence.model)[0]:
         reader = nodes[weight.readers[0]]
         if read.is_depthwise(reader):
-            refused.append(Refused(weight.name, "depthwise: so few weights a channel that every zero is felt"))
+            refused.append(Refusal(weight.name, "depthwise: so few weights a channel that every zero is felt"))
         elif method != "magnitude" and linear(reader) is None:
             refused.append(
-                Refused(
-                    weight.name, f"what {reader.op_type} multiplies it by is not seen; --method magnitude does not ask"
+                Refusal(
+                    weight.name,
+                    f"what {reader.op_type} multiplies it by is not known; `method` magnitude does not need it",
                 )
             )
         else:
@@ -143,27 +176,27 @@ def sparsifiable(evidence: Evidence, method: str) -> tuple[list[Stored], list[Re
     return found, refused
 
 
-def _zeroed(weight: Stored, seen: Seen, decision: Decision) -> np.ndarray:
+def _zeroed(weight: WeightMatrix, seen: InputStatistics, action: Action) -> np.ndarray:
     """The weight's rows with zeros; those of a weight whose inputs nobody saw by magnitude."""
-    rows = weight.rows.astype(np.float64)
-    method = decision["method"] if seen.gram is not None else "magnitude"
-    count = _Count(decision)
+    rows = weight.matrix.astype(np.float64)
+    method = action["method"] if seen.gram is not None else "magnitude"
+    count = _Count(action)
     if method == "magnitude":
         return np.asarray(rows * count.mask(np.abs(rows), whole=True))
     assert seen.gram is not None
     diagonal = seen.gram if seen.gram.ndim == 1 else np.diag(seen.gram)
     if method == "activation" or seen.gram.ndim == 1:
         return np.asarray(rows * count.mask(np.abs(rows) * np.sqrt(np.maximum(diagonal, 0))))
-    h = damped(seen.gram)
+    h = add_damping(seen.gram)
     price = np.sqrt(1 / np.diag(scipy.linalg.inv(h, check_finite=False)))
     found = rows
     for step in range(1, _STEPS + 1):
         mask = count.mask(np.abs(found) * price, step / _STEPS)
-        found = feedback(found, h, _only(mask))
+        found = gptq_error_feedback(found, h, _only(mask))
     return refit(rows, found, h, mask)
 
 
-def _only(mask: np.ndarray) -> Snap:
+def _only(mask: np.ndarray) -> Quantizer:
     """Any value where the mask is, else zero."""
     return lambda wish, columns: wish * mask[:, columns]
 
@@ -193,18 +226,18 @@ def refit(rows: np.ndarray, start: np.ndarray, h: np.ndarray, mask: np.ndarray) 
 class _Count:
     """How many zeros a decision wants."""
 
-    decision: Decision
+    action: Action
 
     def mask(self, worth: np.ndarray, part: float = 1.0, whole: bool = False) -> np.ndarray:
         """What stays, by worth [M, K]; part: of the zeros; whole: compare all rows, else each row's own.  Ties stay by place."""
-        if "pattern" in self.decision:
-            kept, size = groups(self.decision["pattern"])
+        if "pattern" in self.action:
+            kept, size = groups(self.action["pattern"])
             short = -worth.shape[1] % size
             padded = np.pad(worth, ((0, 0), (0, short)), constant_values=np.inf)
             cells = padded.reshape(len(worth), -1, size)
             gone = round(part * (size - kept))
             return self._but_least(cells, gone).reshape(len(worth), -1)[:, : worth.shape[1]]
-        ratio = part * float(self.decision["ratio"])
+        ratio = part * float(self.action["ratio"])
         if whole:
             return self._but_least(worth.reshape(1, -1), round(ratio * worth.size)).reshape(worth.shape)
         return self._but_least(worth, round(ratio * worth.shape[1]))

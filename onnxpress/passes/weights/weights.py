@@ -8,79 +8,95 @@ each weight so many bits, fewer, or float, as harms least.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import model_size
-from onnxpress.passes.core.contract import Applied, Decision, Option, Refused
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
+from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.core.refit_option import with_bias_correction
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.bit_allocation import check_smaller, plan_bits, plan_size
-from onnxpress.passes.weights.low_bit import GRIDS, fits, write
+from onnxpress.passes.weights.bit_allocation import (
+    check_byte_budget,
+    nothing_to_do,
+    plan_file_size,
+    plan_with_byte_budget,
+)
+from onnxpress.passes.weights.low_bit import LEVELS, low_bit_proposals, write_low_bit
 
 _OFFERED = (4, 8)
 _SHORTEST = 8  # weights a scale
 
 
 @dataclass(frozen=True)
-class Wish:
-    """bits: of a weight; block: weights that share a scale (0: a row; where a row cannot be cut so, it has one); spare: share
-    of the bytes that goes into 8 bits for the weights that lose most; None: as little as keeps the outputs on the samples; smaller:
-    how many times smaller than it was the file shall be, with at most so many bits."""
+class WeightsOptions(PassOptions):
+    """How weights are represented by integers."""
 
-    bits: int = 8
-    block: int = 0
-    spare: float | None = None
-    smaller: float | None = None
+    bits: int = option(8, help="Bits of a weight.", choices=tuple(LEVELS))
+    block: int = option(0, help="Weights that share a scale; 0: a row.", metavar="N")
+    spare: float | None = option(
+        None,
+        help="Share of the bytes to spend on 8 bits for the weights that lose most; default: as little as is needed.",
+    )
+    smaller: float | None = option(
+        None,
+        help="How many times smaller the file is to be; precision is allocated per weight to minimize the loss.",
+        metavar="TIMES",
+    )
+    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
 
     def check(self) -> None:
-        if self.bits not in GRIDS:
-            raise InputProblem("no such number of bits", "--bits", f"got {self.bits}", "8, 4, 3 or 2")
         if self.block and self.block < _SHORTEST:
             raise InputProblem(
-                "the block is too short to save", "--block", f"got {self.block}", "8 or more, or 0: a row"
+                "the block is too short to save", "`block`", f"got {self.block}", "8 or more, or 0: a row"
             )
-        if self.spare is not None and not 0 <= self.spare <= 1:
-            raise InputProblem("the spare share must lie between 0 and 1", "--spare", f"got {self.spare}", "try 0.05")
-        check_smaller(self.smaller, self.spare)
+        check_byte_budget(self.spare, self.smaller)
 
 
 class WeightOnly:
+    """Weight-only integers of 8, 4, 3 or 2 bits with a scale for each row or block; activations stay in float.
+
+    The file shrinks; onnxruntime unpacks the weights when it loads it, so that time and memory stay as they are. Without
+    samples each row is rounded by itself, one weight in memory at a time, for files of any size.
+    """
+
     name = "weights"
     exact = False
     needs_data = True
+    extra = None
+    Options = WeightsOptions
 
-    def options(self, model: ir.Model, evidence: Evidence) -> list[Option]:
-        """Each weight in 4 and in 8 bits. harm: lost share of its layer's output power, before polishing."""
-        names = [w.name for w in find_weights(evidence.model)[0]]
-        found = fits(evidence, {n: [_decision(n, bits, 0) for bits in _OFFERED] for n in names}, polish=False)
-        return [
-            Option(self.name, name, known.decision, known.saving, known.fit.lost)
-            for name, several in found.items()
-            for known in several
-            if known.saving.weight_bytes > 0
-        ]
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """Each weight in 4 and in 8 bits, before coordinate descent."""
+        yield from low_bit_proposals(evidence, lambda name: [_action(name, bits, 0) for bits in _OFFERED])
 
-    def apply(self, model: ir.Model, decisions: Sequence[Decision], evidence: Evidence) -> Applied:
-        """decisions: [{"weight": name, "bits": 8 | 4 | 3 | 2, "block": weights a scale}, …, {"repair": "bias" | "none"}]."""
-        return write(evidence, decisions)
+    def plan(self, evidence: Evidence, options: WeightsOptions) -> Planned:
+        """Integers for each weight, or the precision of each weight for a file of a given size."""
+        actions, refused = plan_weights(evidence, options)
+        notes = [] if actions else [nothing_to_do(options.smaller, "unpacking")]
+        return Planned(with_bias_correction(actions, options.refit), notes, refused)
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"weight": name, "bits": 8 | 4 | 3 | 2, "block": weights a scale}, …, {"refit": "bias" | "none"}]."""
+        return write_low_bit(evidence, actions)
 
 
-def _decision(name: str, bits: int, block: int) -> Decision:
+def _action(name: str, bits: int, block: int) -> Action:
     return {"weight": name, "bits": bits, **({"block": block} if block else {})}
 
 
-def plan_weights(evidence: Evidence, wish: Wish, original: int | None = None) -> tuple[list[Decision], list[Refused]]:
-    """Decisions that carry out a wish, and the weights left alone with the reason. original: bytes before (None: the evidence's)."""
-    wish.check()
+def plan_weights(evidence: Evidence, options: WeightsOptions) -> tuple[list[Action], list[Refusal]]:
+    """Actions that carry out the options, and the weights left alone with the reason."""
+    options.checked()
     names = [w.name for w in find_weights(evidence.model)[0]]
-    if wish.smaller is not None:
-        offers = {n: [_decision(n, bits, wish.block) for bits in sorted(GRIDS) if bits <= wish.bits] for n in names}
-        return plan_size(evidence, offers, (original or model_size(evidence.model)) / wish.smaller)
-    return plan_bits(evidence, {n: _decision(n, wish.bits, wish.block) for n in names}, wish.spare)
+    if options.smaller is not None:
+        offers = {
+            n: [_action(n, bits, options.block) for bits in sorted(LEVELS) if bits <= options.bits] for n in names
+        }
+        return plan_file_size(evidence, offers, model_size(evidence.original or evidence.model) / options.smaller)
+    return plan_with_byte_budget(evidence, {n: _action(n, options.bits, options.block) for n in names}, options.spare)
 
 
 WEIGHTS = WeightOnly()

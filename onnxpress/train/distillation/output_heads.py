@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge, class_count
+from onnxpress.measure.score import Scorer, class_count
 from onnxpress.model import read
 from onnxpress.model.signature import signature
 
@@ -43,7 +43,7 @@ class OutputHead:
     teacher_probabilities: bool = False
 
 
-def output_heads(student: ir.Model, teacher: ir.Model, judge: Judge) -> list[OutputHead]:
+def output_heads(student: ir.Model, teacher: ir.Model, judge: Scorer) -> list[OutputHead]:
     """The outputs of two models with the same signature.  Raises InputProblem where none is a float tensor."""
     first = next(iter(judge.data.batches(1)))
     from onnxpress.runtime.session import open_session, run
@@ -55,11 +55,11 @@ def output_heads(student: ir.Model, teacher: ir.Model, judge: Judge) -> list[Out
         if row.dtype.kind != "f":
             continue
         classes = class_count(row) if row.ndim == 2 else 0
-        labelled = judge.answer == index
+        labelled = judge.class_output == index
         s_name, s_probabilities = _logits(s, classes)
         t_name, t_probabilities = _logits(t, classes)
         softmax = bool(classes) and (s_name != s.name or s_probabilities)
-        certain = bool(classes) and (softmax or (labelled and (judge.labelled or not judge.doubtful)))
+        certain = bool(classes) and (softmax or (labelled and (judge.labelled or not judge.ambiguous)))
         sums_to_one = bool(classes) and bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
         found.append(
             OutputHead(s.name or "", s_name, t_name, classes, labelled, certain or sums_to_one,

@@ -19,7 +19,7 @@ from torch import Tensor
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import Evidence
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import model_hash
 from onnxpress.train import progressive_resizing
 from onnxpress.train.augment import Augmentation, input_fields, select_applicable, select_automatically
@@ -101,7 +101,7 @@ class Distillation:
     output_heads: list[OutputHead] = field(init=False)
 
     def __post_init__(self) -> None:
-        judge = Judge(self.teacher.model, self.data.take(_HEAD_SAMPLES))
+        judge = Scorer(self.teacher.model, self.data.take(_HEAD_SAMPLES))
         self.output_heads = output_heads(self.student.model, self.teacher.model, judge)
         labelled = next((h for h in self.output_heads if h.labelled), None)
         self._classes = labelled.classes if labelled is not None and self.settings.labels_weight else 0

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.layout import layout
-from onnxpress.measure.evidence import takes_batches
+from onnxpress.data.layout import batch_layout
+from onnxpress.measure.evidence import supports_batching
 from onnxpress.model.signature import signature
 from onnxpress.runtime.session import run, tap
 from onnxpress.train.augment import Augmentation
@@ -52,7 +52,7 @@ class SamplePool:
 
     def __init__(self, data: Dataset, classes: int = 0) -> None:
         self.data = data
-        where = layout(data.signature)
+        where = batch_layout(data.signature)
         self.axes = {p.name: p.axis for p in where.ports}
         self.fixed = where.batch
         self.alone = where.alone or (where.batch or 0) == 1
@@ -123,8 +123,8 @@ class Teacher:
         sig = signature(model)
         first = data[0].inputs
         other = data[len(data) - 1].inputs
-        self.batches = takes_batches(model, first, sig, other)
-        self.axes = {p.name: p.axis for p in layout(sig).ports}
+        self.batches = supports_batching(model, first, sig, other)
+        self.axes = {p.name: p.axis for p in batch_layout(sig).ports}
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         count = batch_size(inputs, self.axes)

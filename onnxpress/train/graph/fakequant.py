@@ -281,13 +281,15 @@ def _bounds(weight: IntegerWeight, tensors: Mapping[str, ir.TensorProtocol]) -> 
     low, high = code_range(weight.kind)
     codes, zero = tensors[weight.name].numpy(), _stored_tensor(tensors, weight.zero)
     symmetric = weight.kind == ir.DataType.INT8 and (zero is None or not bool(zero.any())) and not weight.block
-    if symmetric and np.abs(codes.astype(np.int64)).max(initial=0) <= vpmaddubsw_saturation.SAFE:
-        return torch.tensor(-float(vpmaddubsw_saturation.SAFE)), torch.tensor(float(vpmaddubsw_saturation.SAFE))
+    if symmetric and np.abs(codes.astype(np.int64)).max(initial=0) <= vpmaddubsw_saturation.MAX_SAFE_WEIGHT:
+        return torch.tensor(-float(vpmaddubsw_saturation.MAX_SAFE_WEIGHT)), torch.tensor(
+            float(vpmaddubsw_saturation.MAX_SAFE_WEIGHT)
+        )
     if not symmetric or codes.ndim < 2 or tensors[weight.scale].size != codes.shape[weight.axis]:
         return torch.tensor(float(low)), torch.tensor(float(high))
     moved = np.moveaxis(codes, weight.axis, 0)
     order, ends = vpmaddubsw_saturation.kernel_order(moved.shape), np.zeros((2, len(moved), moved[0].size), np.float32)
-    ends[:, :, order] = vpmaddubsw_saturation.room(moved.reshape(len(moved), -1)[:, order])
+    ends[:, :, order] = vpmaddubsw_saturation.weight_headroom(moved.reshape(len(moved), -1)[:, order])
     least, most = (
         torch.from_numpy(np.ascontiguousarray(np.moveaxis(e.reshape(moved.shape), 0, weight.axis))) for e in ends
     )

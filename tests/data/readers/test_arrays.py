@@ -65,7 +65,7 @@ def test_label_key_that_is_an_input(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "a.npz", model, labels="target").labels == [5, 6, 7]
 
 
-def test_foreign_name_of_a_single_input(tmp_path: Path) -> None:
+def test_another_name_for_a_single_input(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", picture=floats(3, 3, 8, 9), id=np.array(["a", "b", "c"]), y=[0, 1, 2])
     data = open_dataset(tmp_path / "a.npz", IMAGE)
     assert "array 'picture' is input 'x'" in data.assumed
@@ -100,7 +100,7 @@ def test_labels_from_files(tmp_path: Path) -> None:
         data = open_dataset(tmp_path / "x.npy", IMAGE, labels=str(tmp_path / name))
         assert data.labels == [2, 1, 0], name
         assert f"labels from {name}" in data.assumed
-    assert "3 names of classes numbered in sorted order (ant=0, cat=1, dog=2)" in data.assumed
+    assert "3 class names numbered in sorted order (ant=0, cat=1, dog=2)" in data.assumed
 
 
 def test_forms_of_labels() -> None:
@@ -187,7 +187,7 @@ def test_misuse_of_arrays() -> None:
         ({"x": x.astype(complex)}, IMAGE, None, ["complex"]),
         ({"x": np.array([None, 1], object)}, IMAGE, None, ["Python objects"]),
         ({"x": np.float32(3)}, IMAGE, None, ["single number"]),
-        ({"x": [[1, 2], [3]]}, IMAGE, None, ["cannot be made an array"]),
+        ({"x": [[1, 2], [3]]}, IMAGE, None, ["cannot be converted to an array"]),
         ({"ids": np.ones((3, 4), int), "mask": np.ones((2, 4), int)}, PAIR, None, ["ids has 3, mask has 2"]),
         ({"ids": np.ones((3, 4), int)}, PAIR, None, ["no array for input mask"]),
         (
@@ -234,14 +234,14 @@ def test_misuse_of_files(tmp_path: Path) -> None:
         ("qqqq/wwww.npz", ["it does not exist"]),
         ("cut.npz", ["cut.npz", "not a zip file"]),
         ("noise.npz", ["not a zip file"]),
-        ("cut.npy", ["the file is cut off", "bytes expected"]),
+        ("cut.npy", ["the file is truncated", "bytes expected"]),
         ("noise.npy", ["noise.npy", "magic"]),
         ("huge.npy", ["huge.npy"]),
         ("empty.npy", ["the file is empty"]),
         ("none.npy", ["the array is empty"]),
         ("pickle.npy", ["pickled Python objects", "never loaded"]),
         ("pickle.npz", ["array 'x'", "pickled Python objects"]),
-        ("strange.xyz", ["unknown kind of file '.xyz'", ".npz, .npy, .csv", "module:function"]),
+        ("strange.xyz", ["unknown file type '.xyz'", ".npz, .npy, .csv", "module:function"]),
         ("bare", ["no suffix"]),
     ]
     for name, says in cases:
@@ -267,17 +267,17 @@ def test_truncated_member_of_an_npz(tmp_path: Path) -> None:
     data = (tmp_path / "x.npy").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", data[:-40])
-    refused(lambda: open_dataset(tmp_path / "a.npz", IMAGE), "array 'x'", "cut off")
+    refused(lambda: open_dataset(tmp_path / "a.npz", IMAGE), "array 'x'", "truncated")
 
 
-def test_impossible_compression_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_compression_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((3, 3, 8, 9), np.float32))
     monkeypatch.setattr(npfiles, "_RATIO", 2)
     refused(lambda: open_dataset(tmp_path / "a.npz", IMAGE), "impossible compression")
     assert len(open_dataset(tmp_path / "a.npz", IMAGE, trust=True)) == 3
 
 
-def test_no_memory_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_an_environment_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=floats(3, 3, 8, 9))
 
     def full(*_: object, **__: object) -> None:

@@ -58,7 +58,7 @@ def test_shapes(tmp_path: Path, model: str, shape: tuple[int, ...]) -> None:
     assert not value.reshape(-1)[500:].any()
 
 
-def test_cut_in_the_middle_mono_and_integers(tmp_path: Path) -> None:
+def test_center_crop_mono_and_integers(tmp_path: Path) -> None:
     stereo = np.stack([ramp(2000), -ramp(2000)], axis=1)
     sound(tmp_path / "a.wav", stereo + 0.05)
     data = open_dataset(tmp_path, FIXED)
@@ -79,7 +79,7 @@ def test_classes_and_label_files(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "set", FIXED, labels=str(tmp_path / "l.csv")).labels == [None, 6, 5]
 
 
-def test_recipe(tmp_path: Path) -> None:
+def test_preprocessing(tmp_path: Path) -> None:
     sound(tmp_path / "a.wav", ramp(1000))
     (tmp_path / "r.toml").write_text("[normalize]\nscale = 2\n")
     value = open_dataset(tmp_path, FIXED, preprocess=str(tmp_path / "r.toml"))[0].inputs["x"]
@@ -90,7 +90,7 @@ def test_misuse(tmp_path: Path) -> None:
     good = tmp_path / "good"
     sound(good / "a.wav", ramp(400))
     for model in ("x float32 N 49 10 1", "x float32 N 40", "x float32 N 49 40"):
-        refused(lambda m=model: open_dataset(good, sig(m)), "no waveform", "compute the features")
+        refused(lambda m=model: open_dataset(good, sig(m)), "not a waveform", "compute the features")
     refused(lambda: open_dataset(good, sig("x float32 N T", "rate int64")), "feeds one input")
     whole = (good / "a.wav").read_bytes()
     floating = bytearray(whole)
@@ -101,7 +101,7 @@ def test_misuse(tmp_path: Path) -> None:
         "empty": whole[:40] + b"\0\0\0\0",
         "float": bytes(floating),
     }
-    says = {"noise": "b.wav", "cut": "cut off", "empty": "no sound in it", "float": "no plain PCM"}
+    says = {"noise": "b.wav", "cut": "truncated", "empty": "no frames", "float": "not PCM"}
     for name, content in bad.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.wav").write_bytes(whole)

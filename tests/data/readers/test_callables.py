@@ -74,7 +74,7 @@ def test_functions(code: Path) -> None:
         assert open_dataset(f"{code}:{name}", ROW).labels == labels, name
 
 
-def test_functions_are_called_for_every_pass_and_nothing_is_held(code: Path) -> None:
+def test_functions_are_called_for_every_pass_and_samples_are_not_kept(code: Path) -> None:
     data = open_dataset(f"{code}:dicts", ROW)
     calls = data._store.source._begin.__closure__[0].cell_contents.__globals__["calls"]  # type: ignore[attr-defined]
     before = len(calls)
@@ -103,11 +103,11 @@ def test_iterables() -> None:
 
     held = open_dataset(once(), ROW)
     assert len(list(held)) == len(list(held)) == 1
-    assert "held in memory: the iterable can be read once only" in held.assumed
+    assert "held in memory: the iterable can be read only once" in held.assumed
 
 
 class Loader:
-    """Begins again at each pass, as a torch DataLoader does."""
+    """Restarts at each pass, as a torch DataLoader does."""
 
     passes = 0
 
@@ -116,7 +116,7 @@ class Loader:
         return iter([np.zeros(2), np.ones(2)])
 
 
-def test_re_iterable_objects_are_not_held() -> None:
+def test_re_iterable_objects_are_not_kept_in_memory() -> None:
     data = open_dataset(Loader(), ROW)
     assert not data.assumed
     before = Loader.passes
@@ -128,9 +128,9 @@ MISUSE = [
     ("same_iterator", ["gave 1 samples at first and 0 at a later pass"]),
     ("raises", ["raised KeyError: 'gone'"]),
     ("wrong_shape", ["wrong_shape[1], input 'x'", "found [3]"]),
-    ("batches", ["one sample at a time: it holds 8"]),
+    ("batches", ["one sample at a time: this one has 8"]),
     ("nothing", ["no samples"]),
-    ("number", ["it gave a int"]),
+    ("number", ["it returned a int"]),
     ("none", ["found NoneType"]),
     ("triple", ["a tuple of 3"]),
     ("needs", ["TypeError", "argument"]),

@@ -1,4 +1,4 @@
-"""Folders of images: sizes, layouts, classes, recipes, and what is no image."""
+"""Folders of images: sizes, layouts, classes, preprocessing, and files that are not images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_layouts_and_types(tmp_path: Path) -> None:
         ("x uint8 N 8 8 1", gray[None, :, :, None], "layout NHWC"),
         ("x uint8 N 8 8", gray[None], "layout NHW"),
         ("x float32 N C H W", unit.transpose(2, 0, 1)[None], "layout NCHW assumed"),
-        ("x float32 N H W 3", unit[None], "pictures keep their own size"),
+        ("x float32 N H W 3", unit[None], "images keep their own size"),
     ]
     for model, expected, note in cases:
         data = open_dataset(tmp_path, sig(model, outputs=("y float32 1 5",)))
@@ -50,7 +50,7 @@ def test_layouts_and_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "bmp", "webp", "gif", "tiff", "PNG"])
-def test_kinds_of_files(tmp_path: Path, suffix: str) -> None:
+def test_file_types(tmp_path: Path, suffix: str) -> None:
     picture(tmp_path / f"a.{suffix}")
     assert open_dataset(tmp_path, NCHW)[0].inputs["x"].shape == (1, 3, 8, 8)
 
@@ -87,7 +87,7 @@ def test_classes_from_sub_folders(tmp_path: Path) -> None:
     assert "labels from 3 sub-folders in sorted order (cat=0, dog=1, eel=2)" in data.assumed
 
 
-def test_no_classes_where_folders_do_not_tell(tmp_path: Path) -> None:
+def test_no_classes_without_sub_folders(tmp_path: Path) -> None:
     picture(tmp_path / "only" / "1.png")
     data = open_dataset(tmp_path, NCHW)
     assert not data.labelled
@@ -126,7 +126,7 @@ def test_label_files(tmp_path: Path) -> None:
     refused(lambda: open_dataset(tmp_path / "set", NCHW, labels="mark"), "no keys or columns")
 
 
-def test_imagenet_is_torchvisions(tmp_path: Path) -> None:
+def test_imagenet_equals_torchvision(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "a.png", height=50, width=37)
     model = sig("x float32 N 3 28 28")
     found = open_dataset(tmp_path, model, preprocess="imagenet")[0].inputs["x"][0]
@@ -137,7 +137,7 @@ def test_imagenet_is_torchvisions(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-5)
 
 
-def test_shipped_recipes_on_images(tmp_path: Path) -> None:
+def test_shipped_preprocessings_on_images(tmp_path: Path) -> None:
     pixels = np.full((20, 20, 3), (10, 100, 250), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     rgb = np.array([10, 100, 250])
@@ -154,7 +154,7 @@ def test_shipped_recipes_on_images(tmp_path: Path) -> None:
             np.testing.assert_allclose(value.mean(axis=axes)[0], expected, atol=1e-4, err_msg=f"{name} {model}")
 
 
-def test_free_size_takes_the_recipes(tmp_path: Path) -> None:
+def test_a_dynamic_size_takes_that_of_the_preprocessing(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", 30, 40)
     picture(tmp_path / "b.png", 10, 12)
     model = sig("x float32 N 3 H W")
@@ -183,7 +183,7 @@ def test_user_function(tmp_path: Path) -> None:
         refused(lambda n=name: open_dataset(tmp_path / "set", NCHW, preprocess=f"{code}:{n}"), says)
 
 
-def test_function_for_an_input_that_is_no_picture(tmp_path: Path) -> None:
+def test_function_for_an_input_that_is_not_an_image(tmp_path: Path) -> None:
     picture(tmp_path / "set" / "a.png", 9, 9)
     code = tmp_path / "mean.py"
     code.write_text("def colour(a):\n    return a.mean(axis=(0, 1)) / 255\n")
@@ -192,13 +192,13 @@ def test_function_for_an_input_that_is_no_picture(tmp_path: Path) -> None:
     assert not any("layout" in a for a in data.assumed)
 
 
-def test_recipe_keys_for_pictures(tmp_path: Path) -> None:
+def test_preprocessing_keys_for_images(tmp_path: Path) -> None:
     pixels = picture(tmp_path / "set" / "a.png", 16, 32)
-    recipe = tmp_path / "r.toml"
+    settings = tmp_path / "r.toml"
 
     def opened(text: str, model: str) -> np.ndarray:
-        recipe.write_text(text)
-        return open_dataset(tmp_path / "set", sig(model), preprocess=str(recipe))[0].inputs["x"][0]
+        settings.write_text(text)
+        return open_dataset(tmp_path / "set", sig(model), preprocess=str(settings))[0].inputs["x"][0]
 
     gray = opened('[image]\nmode = "gray"\nresize = "none"\n', "x uint8 N H W 3")
     assert (gray[:, :, 0] == gray[:, :, 2]).all()
@@ -209,10 +209,10 @@ def test_recipe_keys_for_pictures(tmp_path: Path) -> None:
     assert short.shape == (8, 16, 3)
     free = opened('[image]\nmode = "gray"\n[normalize]\nlayout = "nhwc"\n', "x uint8 N H W C")
     assert free.shape == (16, 32, 1)
-    recipe.write_text('[image]\nresize = "none"\n')
+    settings.write_text('[image]\nresize = "none"\n')
     model = sig("x float32 N 3 8 8")
     refused(
-        lambda: open_dataset(tmp_path / "set", model, preprocess=str(recipe)), "a.png", "[3,16,32]", "resize or crop"
+        lambda: open_dataset(tmp_path / "set", model, preprocess=str(settings)), "a.png", "[3,16,32]", "resize or crop"
     )
 
 
@@ -243,7 +243,7 @@ def test_misuse(tmp_path: Path) -> None:
     picture(tmp_path / "good" / "a.png", 16, 16)
     whole = (tmp_path / "good" / "a.png").read_bytes()
     bad = {"b.png": b"no image at all", "c.png": b"", "d.png": bomb()}
-    says = {"b.png": "no image that pillow knows", "c.png": "the file is empty", "d.png": "too large"}
+    says = {"b.png": "not an image that pillow can read", "c.png": "the file is empty", "d.png": "too large"}
     for name, content in bad.items():
         folder = tmp_path / name.removesuffix(".png")
         folder.mkdir()
@@ -254,7 +254,7 @@ def test_misuse(tmp_path: Path) -> None:
     data = open_dataset(tmp_path / "good", NCHW)  # its header is whole
     refused(lambda: data[1], "cannot read the image", "cut.png")
     for model in ("x float32 N 16 8 8", "x float32 N 10", "x int64 N 3 3 3 3"):
-        refused(lambda m=model: open_dataset(tmp_path / "good", sig(m)), "which is no picture")
+        refused(lambda m=model: open_dataset(tmp_path / "good", sig(m)), "which is not an image")
     refused(
         lambda: open_dataset(tmp_path / "good", sig("x float32 N 3 8 8", "y float32 N 1")),
         "feeds one input, the model has 2",
@@ -264,7 +264,7 @@ def test_misuse(tmp_path: Path) -> None:
         "has 3 channels, the data 1",
     )
     refused(lambda: open_dataset(tmp_path / "good", sig("x uint8 N 3 8 8"), preprocess="unit"), "with fractions")
-    refused(lambda: open_dataset(tmp_path / "good" / "a.png", NCHW), "one sample", "give the folder")
+    refused(lambda: open_dataset(tmp_path / "good" / "a.png", NCHW), "one sample", "give its folder")
     image = Image.fromarray(np.ones((8, 8), np.float32))
     (tmp_path / "float").mkdir()
     image.save(tmp_path / "float" / "a.tiff")

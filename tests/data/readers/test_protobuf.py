@@ -45,7 +45,7 @@ def test_rows_of_a_set_are_samples(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.inputs["x"], x)
 
 
-def test_sets_are_read_when_asked_for(tmp_path: Path, monkeypatch: object) -> None:
+def test_sets_are_read_on_demand(tmp_path: Path, monkeypatch: object) -> None:
     for i in range(3):
         write(tmp_path / f"test_data_set_{i}", floats(1, 3), np.array([[i]]))
     data = open_dataset(tmp_path, TWO)
@@ -77,9 +77,9 @@ def test_misuse(tmp_path: Path) -> None:
     (first / "input_0.pb").write_bytes(b"\xff\xff\xff\xff")
     refused(lambda: open_dataset(tmp_path, TWO), "input_0.pb", "TensorProto")
     (first / "input_0.pb").write_bytes(b"")
-    refused(lambda: open_dataset(tmp_path, TWO), "it is no tensor")
+    refused(lambda: open_dataset(tmp_path, TWO), "it is not a tensor")
     tensor = numpy_helper.from_array(floats(1, 3))
     tensor.data_location = onnx.TensorProto.EXTERNAL
     (first / "input_0.pb").write_bytes(tensor.SerializeToString())
-    refused(lambda: open_dataset(tmp_path, TWO), "not followed")
-    refused(lambda: open_dataset(first / "input_0.pb", TWO), "give the folder")
+    refused(lambda: open_dataset(tmp_path, TWO), "is not read")
+    refused(lambda: open_dataset(first / "input_0.pb", TWO), "give its folder")

@@ -1,4 +1,4 @@
-"""Tables: columns to inputs, labels, kinds of cells."""
+"""Tables: columns to inputs, labels, types of cells."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_labels_by_column_or_file(tmp_path: Path) -> None:
     ]
 
 
-def test_shapes_and_kinds(tmp_path: Path) -> None:
+def test_shapes_and_types(tmp_path: Path) -> None:
     grid = write(tmp_path / "g.csv", "1,2,3,4,5,6\n7,8,9,10,11,12\n")
     data = open_dataset(grid, sig("x float32 N 2 3"))
     assert data[1].inputs["x"].tolist() == [[[7, 8, 9], [10, 11, 12]]]
@@ -72,7 +72,7 @@ def test_long_tables_are_parsed_in_pieces(tmp_path: Path) -> None:
     assert data[20_000].inputs["x"].tolist() == [[20_000, 10_000]]
 
 
-def test_recipe_on_a_table(tmp_path: Path) -> None:
+def test_preprocessing_of_a_table(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "a,b,c\n255,0,51\n")
     np.testing.assert_allclose(open_dataset(path, THREE, preprocess="unit")[0].inputs["x"], [[1, 0, 0.2]], atol=1e-6)
 
@@ -105,7 +105,7 @@ MISUSE = [
     ("a,b,c\n1,,3\n", THREE, None, ["a.csv[0], input 'x'", "NaN"]),
     ("a,b,c\n1,x,3\n", THREE, None, ["column 'b'", "expected numbers"]),
     ("a,b\n1,2\n", THREE, None, ["2 columns for input 'x'", "samples are [3]"]),
-    ("a,a,b\n1,2,3\n", THREE, None, ["named twice: 'a'"]),
+    ("a,a,b\n1,2,3\n", THREE, None, ["duplicate column names: 'a'"]),
     ("a,b,c\n", THREE, None, ["no rows below the header"]),
     ("", THREE, None, ["the file is empty"]),
     ("\n\n", THREE, None, ["the file is empty"]),

@@ -39,7 +39,7 @@ def test_txt(tmp_path: Path, tokenizer: Path) -> None:
     assert data[0].inputs["input_ids"].tolist() == [[1, 7, 4, 6, 2]]
     assert data[1].inputs["attention_mask"].tolist() == [[1, 1, 1]]
     assert data[2].key == "a.txt[2]"
-    assert "text cut at 512 tokens, not padded" in data.assumed
+    assert "text truncated to 512 tokens, not padded" in data.assumed
     assert [b.count for b in data.batches(4)] == [1, 1, 1]
 
 
@@ -71,7 +71,7 @@ def test_jsonl(tmp_path: Path, tokenizer: Path) -> None:
     assert open_dataset(tmp_path / "b.jsonl", FREE, tokenizer=tokenizer, labels=str(tmp_path / "l.txt")).labels == [4]
 
 
-def test_positions_and_recipe(tmp_path: Path, tokenizer: Path) -> None:
+def test_positions_and_preprocessing(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "a.txt").write_text("good bad film good\n")
     (tmp_path / "short.toml").write_text("[text]\nmax_length = 3\nspecial_tokens = false\n")
     model = sig("ids int64 N L", "position_ids int64 N L", "mask bool N L")
@@ -91,7 +91,7 @@ def test_strings_need_no_tokenizer(tmp_path: Path) -> None:
 
 def test_misuse(tmp_path: Path, tokenizer: Path) -> None:
     cases = [
-        ("a.txt", b"good\n", FREE, None, None, ["text needs a tokenizer", "--tokenizer tokenizer.json"]),
+        ("a.txt", b"good\n", FREE, None, None, ["text needs a tokenizer", "tokenizer.json as `tokenizer`"]),
         ("a.txt", b"good\n", FREE, "gone.json", None, ["cannot read the tokenizer", "does not exist"]),
         (
             "a.txt",
@@ -102,9 +102,9 @@ def test_misuse(tmp_path: Path, tokenizer: Path) -> None:
             ["cannot read the tokenizer", "tokenizer.json that was saved"],
         ),
         ("a.txt", b"good\n", FREE, "tokenizer.json", "label", ["has no column 'label'"]),
-        ("a.txt", b"\n \n", FREE, "tokenizer.json", None, ["there are no samples"]),
+        ("a.txt", b"\n \n", FREE, "tokenizer.json", None, ["it has no samples"]),
         ("a.txt", b"good\n\xff\xfe\n", FREE, "tokenizer.json", None, ["not UTF-8"]),
-        ("a.txt", b"good\n", sig("x float32 N 4"), "tokenizer.json", None, ["no token ids"]),
+        ("a.txt", b"good\n", sig("x float32 N 4"), "tokenizer.json", None, ["not token ids"]),
         (
             "a.txt",
             b"good\n",

@@ -12,7 +12,7 @@ import pytest
 from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Splits
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import submodels
 from onnxpress.model.cut_points import sections
 from onnxpress.model.files import load, to_bytes
@@ -24,8 +24,8 @@ from onnxpress.nas.report import file_stem, in_model_report, pareto_front, write
 from onnxpress.passes.int8 import node_selection
 from onnxpress.plan.plan import apply_plan, read_plan, take_step
 from onnxpress.runtime.machine import this_machine
-from onnxpress.search.candidate_factory import Workshop
-from onnxpress.search.request import Request
+from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.request import OptimizeOptions
 from tests import nets
 
 
@@ -47,7 +47,7 @@ def test_replacements_change_their_section_only(model: ir.Model, passes: set[str
     for section, options in zip(parts, replacements, strict=True):
         assert len({r.name for r in options}) == len(options)
         for replacement in options:
-            made = take_step(replacement.step(), evidence, evidence.model).model
+            made = take_step(replacement.step(), evidence).model
             after = {n.name for n in made.graph}
             removed = {n for n in before if n not in after}
             assert removed <= section.nodes
@@ -67,7 +67,7 @@ def test_replacements_of_several_sections_are_one_plan() -> None:
     assert [s.pass_name for s in made] == ["depth", "prune"]
     current = evidence
     for step in made:
-        current = evidence_for(take_step(step, current, current.model).model, evidence.samples())
+        current = evidence_for(take_step(step, current).model, evidence.samples())
 
 
 @pytest.mark.parametrize("build", [lambda: nets.mobile(width=16), lambda: nets.transformer(post=False), nets.residual])
@@ -79,7 +79,7 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
     timed = 0
     for section, options in zip(found, section_replacements(evidence, found), strict=True):
         for replacement in (o for o in options if o.pass_name == "depth"):
-            whole = take_step(replacement.step(), evidence, evidence.model).model
+            whole = take_step(replacement.step(), evidence).model
             part = submodels.between(
                 whole, section.source, replacement_survey.output_name(evidence, whole, section, replacement)
             )
@@ -91,7 +91,7 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
 def test_kept_channels_after_replacements() -> None:
     model = nets.residual(width=32, blocks=2)
     data = nets.samples(model, 12)
-    shop = Workshop(model, data, Judge(model, data), this_machine())
+    shop = CandidateFactory(model, data, Scorer(model, data), this_machine())
     shop.exact()
     replacements = section_replacements(shop.base, sections(shop.base.model, shop.base.trace))
     narrow = next(r for r in replacements[1] if r.pass_name == "prune")
@@ -117,15 +117,13 @@ def test_a_shared_width_is_a_place() -> None:
         for d in r.decisions
         if "group" in d
     }
-    assert {g.name for g in evidence.channels.groups if g.hidden} <= inner | {p.name for p, _ in shared}
+    assert {g.name for g in evidence.channels.groups if g.internal} <= inner | {p.name for p, _ in shared}
     for place, replacements in shared:
         group = evidence.channels.group(place.name)
-        assert {p.node for p in group.places} <= place.nodes
+        assert {p.node for p in group.slices} <= place.nodes
         for replacement in replacements:
             assert {d["group"] for d in replacement.decisions} == {place.name}
-            part = submodels.between(
-                take_step(replacement.step(), evidence, evidence.model).model, place.source, place.output
-            )
+            part = submodels.between(take_step(replacement.step(), evidence).model, place.source, place.output)
             assert replacement_survey._seconds({"part": part}, evidence, place)["part"] >= 0
 
 
@@ -166,10 +164,12 @@ def parts() -> Splits:
 @pytest.mark.alone
 def test_the_plan_repeats_the_result(parts: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        node_selection, "fastest", lambda evidence, feeds, start, more, *rest: (start, node_selection.Tried())
+        node_selection,
+        "select_int8_by_latency",
+        lambda evidence, feeds, start, more, *rest: (start, node_selection.SelectionStats()),
     )
     model = nets.residual(width=64)
-    request = Request(max_drop=0.9, time_budget=30, speedup=1.2)
+    request = OptimizeOptions(max_drop=0.9, time_budget=30, speedup=1.2)
     outcome = in_model_search(model, parts, request, tmp_path / "out.onnx")
     candidates = [c for c in outcome.candidates if c.name.startswith("replaced for") and not c.name.endswith("int8")]
     assert candidates

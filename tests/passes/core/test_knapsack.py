@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.passes.core.knapsack import choose
+from onnxpress.passes.core.knapsack import multiple_choice_knapsack
 
 NUMBERS = st.floats(0, 10, allow_nan=False).map(lambda v: round(v, 2))
 SETS = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), min_size=1, max_size=4)
@@ -17,7 +17,7 @@ SETS = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), m
 @given(SETS, st.floats(0.5, 30))
 def test_no_choice_within_the_budget_is_better(sets: list[list[tuple[float, float]]], budget: float) -> None:
     harms, costs = ([[o[i] for o in options] for options in sets] for i in (0, 1))
-    found = choose(harms, costs, budget)
+    found = multiple_choice_knapsack(harms, costs, budget)
     every = [
         (sum(h[i] for h, i in zip(harms, choice, strict=True)), sum(c[i] for c, i in zip(costs, choice, strict=True)))
         for choice in product(*(range(len(o)) for o in sets))
@@ -32,8 +32,10 @@ def test_no_choice_within_the_budget_is_better(sets: list[list[tuple[float, floa
 
 
 def test_nothing_to_choose() -> None:
-    assert choose([], [], 1.0) == []
-    assert choose([[0.0, 1.0]], [[5.0, 4.0]], 3.0) is None
-    assert choose([[0.0, 1.0]], [[5.0, 4.0]], 4.5) == [1]
-    assert choose([[0.0, 1.0], [0.0, 1.0]], [[5.0, 4.0], [9.0, 3.0]], 7.0) == [1, 1], "a budget of just the cheapest"
-    assert choose([[0.0, 1.0]], [[5.0, 4.0]], 5.0) == [0]
+    assert multiple_choice_knapsack([], [], 1.0) == []
+    assert multiple_choice_knapsack([[0.0, 1.0]], [[5.0, 4.0]], 3.0) is None
+    assert multiple_choice_knapsack([[0.0, 1.0]], [[5.0, 4.0]], 4.5) == [1]
+    assert multiple_choice_knapsack([[0.0, 1.0], [0.0, 1.0]], [[5.0, 4.0], [9.0, 3.0]], 7.0) == [1, 1], (
+        "a budget of just the cheapest"
+    )
+    assert multiple_choice_knapsack([[0.0, 1.0]], [[5.0, 4.0]], 5.0) == [0]

@@ -14,7 +14,7 @@ from onnxpress.api.distill import Wish, distill
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, files
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import to_bytes
@@ -117,7 +117,7 @@ def test_closed_form_replays_to_the_same_bytes(tmp_path: Path) -> None:
     samples = data()
     done = distill(
         student, tmp_path / "teacher.onnx", samples, Wish(closed_form=True), select=nets.samples(teacher(), 20, seed=4),
-        output=tmp_path / "out.onnx", plan_path=tmp_path / "plan.json",
+        output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
     again = apply_plan(read_plan(tmp_path / "plan.json"), student, samples)
@@ -128,11 +128,11 @@ def test_another_teacher_than_the_plan_s_is_refused(tmp_path: Path) -> None:
     student, _, _ = cut(teacher())
     path = tmp_path / "teacher.onnx"
     files.save(teacher(), path)
-    decision = {"mode": "closed-form", "teacher": {"file": str(path), "sha256": "0" * 64}}
+    action = {"mode": "closed-form", "teacher": {"file": str(path), "sha256": "0" * 64}}
     with pytest.raises(InputProblem, match="another file"):
-        DISTILL.apply(student, [decision], evidence_for(student, data()))
+        DISTILL.apply(evidence_for(student, data()), [action])
     with pytest.raises(InputProblem, match="names no teacher"):
-        DISTILL.apply(student, [{"mode": "closed-form", "teacher": 3}], evidence_for(student, data()))
+        DISTILL.apply(evidence_for(student, data()), [{"mode": "closed-form", "teacher": 3}])
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -189,7 +189,7 @@ def test_a_learning_rate_is_found_that_does_no_harm() -> None:
     done = train(data(), student, lr=0.0)
     assert done.settings.lr in (1e-4, 3e-4, 1e-3, 3e-3)
     assert done.improved
-    assert done.plan.steps[-1].decisions[-1]["settings"]["lr"] == done.settings.lr
+    assert done.plan.steps[-1].actions[-1]["settings"]["lr"] == done.settings.lr
 
 
 def test_rates_are_tried_until_one_is_too_fast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_with_few_steps_a_rate_may_do_no_harm_at_all(monkeypatch: pytest.MonkeyP
         return next(losses[steps])
 
     monkeypatch.setattr(job, "_trial_loss", trial)
-    assert job.find_learning_rate(steps=100, fraction=0.2) == 3e-4
+    assert job.find_learning_rate(steps=100, share=0.2) == 3e-4
     assert asked == [0, 5, 5, 5]
 
 
@@ -238,7 +238,7 @@ def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.
     job = Distillation(evidence, evidence, data(100), FAST)
     monkeypatch.setattr(Distillation, "step_seconds", lambda self: 0.01 * self.settings.batch)
     wish = Wish(TrainingSettings(batch=64, lr=1e-3), seconds=40)
-    judge, silent = Judge(teacher(), data(20)), lambda stage, share: None
+    judge, silent = Scorer(teacher(), data(20)), lambda stage, share: None
     assert _settled(job, wish, judge, silent).batch == 16
     assert _settled(job, replace(wish, seconds=400.0), judge, silent).batch == 64
 
@@ -260,7 +260,7 @@ def test_a_trained_plan_replays_to_the_same_bytes(mode: str, tmp_path: Path) -> 
     settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode})
     done = distill(
         student, tmp_path / "teacher.onnx", samples, Wish(settings, steps=40), select=nets.samples(teacher(), 30, seed=4),
-        output=tmp_path / "out.onnx", plan_path=tmp_path / "plan.json",
+        output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
     first = (tmp_path / "out.onnx").read_bytes()
@@ -318,8 +318,8 @@ def test_shrink_learns_from_the_plan_s_original(tmp_path: Path) -> None:
         select=nets.samples(model, 30, seed=4),
     )
     assert [s.pass_name for s in done.plan.steps][-2:] == ["prune", "distill"]
-    assert done.plan.steps[-1].decisions[0]["teacher"] == "original"
-    assert done.after < done.before / 2
+    assert done.plan.steps[-1].actions[0]["teacher"] == "original"
+    assert done.bytes_after < done.bytes_before / 2
     (tmp_path / "p.json").write_text(done.plan.to_json())
     again: Plan = read_plan(tmp_path / "p.json")
     assert to_bytes(apply_plan(again, model, samples).model) == to_bytes(done.model)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxpress.api.one_pass import quantize, simplify
+from onnxpress import quantize, simplify
 from onnxpress.data.synthetic import synthetic
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
-from onnxpress.passes.exact.bounds import bounds
-from onnxpress.passes.exact.reduce import REDUCE
+from onnxpress.passes.exact.bounds import value_bounds
+from onnxpress.passes.exact.reduce import REDUCTIONS
 from onnxpress.passes.exact.simplify import SIMPLIFY
 from onnxpress.plan.plan import apply_plan
 from onnxpress.runtime.session import open_session, run
@@ -26,7 +26,7 @@ from tests import grammar, nets
 
 def reduced(model: ir.Model) -> tuple[ir.Model, list[str]]:
     evidence = evidence_for(model, nets.samples(model, 2))
-    done = REDUCE.apply(model, [o.decision for o in REDUCE.options(model, evidence)], evidence)
+    done = SIMPLIFY.apply(evidence, REDUCTIONS)
     return done.model, done.notes
 
 
@@ -100,7 +100,7 @@ def test_dead_channels_go() -> None:
 
     model = changed(nets.residual(width=32), 1, dead)
     done, notes = reduced(model)
-    assert any("16 idle" in n for n in notes)
+    assert any("16 channels without effect" in n for n in notes)
     assert_same(model, done)
 
 
@@ -113,7 +113,7 @@ def test_constant_channel_behind_padding_stays() -> None:
 
     model = changed(nets.residual(width=32), 1, constant)
     done, notes = reduced(model)
-    assert not any("idle" in n for n in notes)
+    assert not any("without effect" in n for n in notes)
     assert_same(model, done)
 
 
@@ -128,7 +128,7 @@ def test_constant_channel_in_front_of_an_unpadded_convolution_goes() -> None:
     edit.set_input(clone, node, 1, weight, "w")
     edit.set_input(clone, node, 2, bias, "b")
     done, notes = reduced(clone)
-    assert any("16 idle" in n for n in notes)
+    assert any("16 channels without effect" in n for n in notes)
     assert_same(clone, done)
 
 
@@ -143,7 +143,7 @@ def test_dead_channels_are_followed_through_depthwise() -> None:
     edit.set_input(clone, node, 1, weight, "w")
     edit.set_input(clone, node, 2, bias, "b")
     done, notes = reduced(clone)
-    assert any("16 idle" in n for n in notes)
+    assert any("16 channels without effect" in n for n in notes)
     assert_same(clone, done)
 
 
@@ -154,7 +154,7 @@ def test_never_read_channels_go() -> None:
     weight[:, 8:24] = 0
     edit.set_input(model, node, 1, weight, "w")
     done, notes = reduced(model)
-    assert any("16 idle" in n for n in notes)
+    assert any("16 channels without effect" in n for n in notes)
     assert_same(model, done)
 
 
@@ -173,7 +173,7 @@ def test_simplify_says_when_onnxsim_was_not_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("onnxpress.passes.exact.simplify.onnxsim", lambda data: "crash: killed by signal 11")
     model = nets.residual()
     evidence = evidence_for(model, None)
-    done = SIMPLIFY.apply(model, [{"tool": "onnxsim"}], evidence)
+    done = SIMPLIFY.apply(evidence, [{"tool": "onnxsim"}])
     assert "killed by signal 11" in done.notes[0]
     assert_same(model, done.model)
 
@@ -183,7 +183,7 @@ def test_simplify_refuses_a_result_that_answers_otherwise(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("onnxpress.passes.exact.simplify.onnxsim", lambda data: to_bytes(nets.residual(seed=9)))
     model = nets.residual()
-    done = SIMPLIFY.apply(model, [{"tool": "onnxsim"}], evidence_for(model, None))
+    done = SIMPLIFY.apply(evidence_for(model, None), [{"tool": "onnxsim"}])
     assert "changed the answers" in done.notes[0]
     assert_same(model, done.model)
 
@@ -213,7 +213,7 @@ def test_channels_that_repeat_others_go(act: str, factor: float, removed: bool) 
     """Equal ones behind whatever there is; multiples only where factors pass."""
     model = changed(chain(act), 0, copied(factor))
     done, notes = reduced(model)
-    assert any("16 channels repeat others" in n for n in notes) == removed
+    assert any("merged 16 duplicate channels" in n for n in notes) == removed
     assert (read.parameters(done) < read.parameters(model)) == removed
     assert_same(model, done)
 
@@ -221,16 +221,16 @@ def test_channels_that_repeat_others_go(act: str, factor: float, removed: bool) 
 def test_a_spine_s_channels_must_repeat_in_every_layer_that_makes_them() -> None:
     model = nets.residual(width=32)
     stem = changed(model, 0, copied(1.0))
-    assert not any("repeat" in n for n in reduced(stem)[1])
-    makers = [i for i, n in enumerate(n for n in stem.graph if n.op_type in read.WEIGHTED)]
+    assert not any("duplicate" in n for n in reduced(stem)[1])
+    producers = [i for i, n in enumerate(n for n in stem.graph if n.op_type in read.WEIGHTED)]
     both = stem
-    for number in makers[1:]:
+    for number in producers[1:]:
         node = [n for n in both.graph if n.op_type in read.WEIGHTED][number]
         weight = read.constant(node.inputs[1])
         if weight is not None and weight.shape[0] == 32:
             both = changed(both, number, copied(1.0))
     done, notes = reduced(both)
-    assert any("repeat" in n for n in notes)
+    assert any("duplicate" in n for n in notes)
     assert_same(both, done)
 
 
@@ -252,10 +252,10 @@ def test_bytes_into_a_layer_bound_what_comes_out() -> None:
 
     model = changed(model, 0, signed)
     evidence = evidence_for(model, synthetic(signature(model), 2))
-    applied = REDUCE.apply(model, [o.decision for o in REDUCE.options(model, evidence)], evidence)
+    applied = SIMPLIFY.apply(evidence, REDUCTIONS)
     done, notes = applied.model, applied.notes
     assert any("16 channels are always zero" in n for n in notes)
-    assert any("16 idle" in n for n in notes)
+    assert any("16 channels without effect" in n for n in notes)
     feed = {"image": np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8)).astype(np.uint8)}
     one, two = (run(open_session(m), feed)[0] for m in (model, done))
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
@@ -300,7 +300,7 @@ def test_what_no_sample_moves_goes_only_when_asked_for() -> None:
 
     model = changed(model, 1, low)
     data = nets.samples(model, 8)
-    assert not any("idle" in n for n in reduced(model)[1])
+    assert not any("without effect" in n for n in reduced(model)[1])
     done = simplify(model, data)
     assert read.parameters(done.model) < read.parameters(simplify(model).model)
     assert any(n.startswith("lossy: 16 channels") for n in done.notes)
@@ -308,7 +308,7 @@ def test_what_no_sample_moves_goes_only_when_asked_for() -> None:
     np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)
     again = apply_plan(done.plan, model, data)
     assert to_bytes(again.model) == to_bytes(done.model)
-    assert "nothing lossy was done" in simplify(nets.residual(width=16), data).notes[-1]
+    assert "nothing but exact reductions" in simplify(nets.residual(width=16), data, calibrated=True).notes[-1]
 
 
 def test_an_observed_constant_moves_into_the_bias_of_an_unpadded_reader() -> None:
@@ -336,13 +336,13 @@ def test_repeated_channels_of_random_nets_go_rightly(model: ir.Model, factor: fl
     work = evidence.model.clone()
     nodes = {n.name: n for n in work.graph}
     for group in evidence.channels.groups:
-        for place in group.places if not group.sliced else ():
+        for place in group.slices if not group.sliced else ():
             array = read.constant(nodes[place.node].inputs[place.operand])
             if place.role == "in" or array is None or array.dtype != np.float32:
                 continue
             rows = np.array(np.moveaxis(array, place.axis, 0))
             for channel in range(group.size // 2, group.size):
-                times = factor if place.node == group.makers[0] else 1.0
+                times = factor if place.node == group.producers[0] else 1.0
                 rows[place.positions[channel]] = (
                     np.float32(times) * rows[place.positions[seed % max(group.size // 2, 1)]]
                 )
@@ -354,20 +354,20 @@ def test_repeated_channels_of_random_nets_go_rightly(model: ir.Model, factor: fl
                 f"{place.node}_{place.operand}_same",
             )
     again = evidence_for(work, evidence.data)
-    done = REDUCE.apply(work, [{"merge": "alike"}, {"remove": "idle"}], again)
+    done = SIMPLIFY.apply(again, [{"merge": "alike"}, {"remove": "idle"}])
     found = nets.outputs(work, evidence.data), nets.outputs(done.model, evidence.data)
     np.testing.assert_allclose(
         *found, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(found[0]).max()))
     )  # sums in another order
     if factor == 1.0 and any(g.hidden and not g.sliced and g.size > 1 for g in again.channels.groups):
-        assert any("repeat others" in n for n in done.notes) or not _plain(again)
+        assert any("duplicate" in n for n in done.notes) or not _plain(again)
 
 
 def _plain(evidence: Evidence) -> bool:
     """Whether some group is made and read by plain layers alone, which must then be merged."""
     nodes = {n.name: n for n in evidence.model.graph}
     return any(
-        g.size > 1 and not g.sliced and g.readers and all(nodes[p.node].op_type in ("Conv", "Gemm") for p in g.places)
+        g.size > 1 and not g.sliced and g.readers and all(nodes[p.node].op_type in ("Conv", "Gemm") for p in g.slices)
         for g in evidence.channels.groups
     )
 
@@ -381,7 +381,7 @@ def test_no_value_is_outside_its_bounds(model: ir.Model, squashed: bool) -> None
         first = next(n for n in work.graph if n.op_type == "Conv")
         first.replace_input_with(0, edit.insert_before(work, first, "Sigmoid", [first.inputs[0]], "squashed"))
     evidence = evidence_for(work, nets.samples(model, 4))
-    known = bounds(evidence.model, evidence.trace)
+    known = value_bounds(evidence.model, evidence.trace)
     names = [
         v.name for n in evidence.model.graph for v in n.outputs if v.name in known and v.name in evidence.trace.shapes
     ]
@@ -404,7 +404,7 @@ def test_a_bound_that_is_computed_bounds_nothing() -> None:
         net.op("MatMul", [net.op("Relu", [clipped], 8), weight], 4), {"x": ["N", 8], "y": ["M", 1]}, ["N", 4]
     )
     evidence = evidence_for(model, None)
-    done = REDUCE.apply(evidence.model, [{"fold": "relu"}, {"bounds": "relu"}], evidence)
+    done = SIMPLIFY.apply(evidence, [{"fold": "relu"}, {"bounds": "relu"}])
     feed = {"x": np.ones((2, 8), np.float32), "y": np.full((2, 1), -3, np.float32)}
     one, two = (run(open_session(m), feed)[0] for m in (model, done.model))
     np.testing.assert_array_equal(one, two)

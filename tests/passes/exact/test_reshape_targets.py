@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.exact.reshape_targets import known_targets
+from onnxpress.passes.exact.reshape_targets import fold_reshape_targets
 from onnxpress.runtime.session import open_session, run
 
 
@@ -46,7 +46,7 @@ def heads(free: list[object], swapped: bool = False) -> ir.Model:
 def test_sizes_that_are_known_are_not_computed(free: list[object]) -> None:
     model = heads(free)
     before = to_bytes(model)
-    assert known_targets(model) == 2
+    assert fold_reshape_targets(model) == 2
     assert [n.op_type for n in model.graph] == ["Reshape", "Relu", "Reshape"]
     for count, length in (
         ((1, 1), (1, 5), (1, 7)) if free[0] == 1 else ((3, 3), (1, 1)) if free[1] == "N" else ((1, 5), (3, 2), (2, 1))
@@ -60,7 +60,7 @@ def test_sizes_that_are_known_are_not_computed(free: list[object]) -> None:
 
 def test_two_axes_that_change_places_stay_computed() -> None:
     model = heads(["N", "L", 8], swapped=True)
-    assert known_targets(model) == 1, "the way back keeps both where they are"
+    assert fold_reshape_targets(model) == 1, "the way back keeps both where they are"
     assert [n.op_type for n in model.graph].count("Shape") == 1
     feeds = {"x": np.ones((2, 3, 8), np.float32)}
     assert run(open_session(model), feeds)[0].shape == (3, 2, 8)
@@ -73,6 +73,6 @@ def test_what_the_file_states_of_inner_values_is_not_believed() -> None:
         for value in node.outputs:
             if value.name == "split":
                 value.shape = ir.Shape([1, 5, 2, 4])
-    assert known_targets(model) == 2
+    assert fold_reshape_targets(model) == 2
     feeds = {"x": np.zeros((2, 3, 8), np.float32)}
     assert run(open_session(model), feeds)[0].shape == (2, 3, 8)

@@ -9,14 +9,14 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from onnxpress.api.one_pass import simplify
+from onnxpress import simplify
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.passes.int8 import bias_compaction
-from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
-from tests.passes.test_packing import operators
+from tests.passes.weights.test_bit_packing import operators
 
 
 def separable(width: int = 48) -> ir.Model:
@@ -34,7 +34,7 @@ def separable(width: int = 48) -> ir.Model:
 
 def in_int8(model: ir.Model) -> ir.Model:
     evidence = evidence_for(model, nets.samples(model))
-    return quantize(evidence, quantizable(evidence), Recipe("minmax"), False, True).model
+    return quantize(evidence, quantizable(evidence), QuantizationRecipe("minmax"), False, True).model
 
 
 def numbers(model: ir.Model) -> int:
@@ -49,7 +49,7 @@ def types(model: ir.Model) -> set[str]:
 def test_the_same_numbers_by_the_same_kernels_in_fewer_bytes(level: str, tmp_path: Path) -> None:
     long = in_int8(separable())
     short = long.clone()
-    assert bias_compaction.compact(short) == 5
+    assert bias_compaction.compact_biases(short) == 5
     assert numbers(short) < 0.88 * numbers(long)
     assert types(short) & {"INT16"} and len([n for n in short.graph if n.op_type == "Mul"]) >= 3
     data = nets.samples(long, 6)
@@ -67,7 +67,7 @@ def test_a_bias_of_more_than_16_bits_keeps_its_32() -> None:
     assert large is not None and large.const_value is not None
     edit.set_constant(large, large.const_value.numpy() + np.int32(40_000))
     short = long.clone()
-    bias_compaction.compact(short)
+    bias_compaction.compact_biases(short)
     data = nets.samples(long, 6)
     np.testing.assert_array_equal(nets.outputs(short, data), nets.outputs(long, data))
     kinds = [dq.inputs[0].producer() is None for dq in biases(short) if dq.inputs[0] is not None]
@@ -81,26 +81,26 @@ def test_a_scale_that_is_no_product_stays() -> None:
         assert scale is not None and scale.const_value is not None
         edit.set_constant(scale, scale.const_value.numpy() * np.float32(1.5))
     short = long.clone()
-    bias_compaction.compact(short)
+    bias_compaction.compact_biases(short)
     assert not [n for n in short.graph if n.op_type == "Mul"]
 
 
 def test_where_scales_are_little_nothing_changes() -> None:
     long = in_int8(nets.residual(width=32))
-    assert bias_compaction.compact(long) == 0 and types(long) & {"INT32"}
+    assert bias_compaction.compact_biases(long) == 0 and types(long) & {"INT32"}
 
 
 def test_simplifying_spells_it_out_again() -> None:
     """So that what looks for scales and integers in a file that is given to a command finds them."""
     long = in_int8(separable())
     short = long.clone()
-    bias_compaction.compact(short)
+    bias_compaction.compact_biases(short)
     assert types(simplify(short).model) == types(long)
 
 
 def test_what_keeps_its_channels_says_how_to_free_them() -> None:
     short = in_int8(separable())
-    bias_compaction.compact(short)
+    bias_compaction.compact_biases(short)
     reasons = [r.reason for r in evidence_for(short, nets.samples(short, 2)).channels.refused]
     assert any("bias" in reason and "simplify first" in reason for reason in reasons)
     assert not any("not one constant" in reason for reason in reasons)

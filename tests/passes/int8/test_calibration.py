@@ -9,16 +9,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.api.one_pass import quantize
+from onnxpress import quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.ranges import Spread, clip_range
+from onnxpress.measure.ranges import Histogram, clip_range
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8 import calibration
-from onnxpress.passes.int8.qdq_write import grid, spreads_for
+from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
 from onnxpress.plan.plan import apply_plan
 from tests import nets
 
@@ -38,8 +38,8 @@ def outlying(weight_of_outlier: float) -> Evidence:
     return evidence_for(evidence.model, Dataset.from_arrays({"image": x}, signature(evidence.model)))
 
 
-def width(evidence: Evidence, rule: calibration.Rule) -> float:
-    low, high = calibration.ranges(evidence, rule, ["image"])["image"]
+def width(evidence: Evidence, rule: calibration.RangeSpec) -> float:
+    low, high = calibration.activation_ranges(evidence, rule, ["image"])["image"]
     return high - low
 
 
@@ -59,19 +59,19 @@ def test_it_is_the_best_of_the_rules_for_the_reader() -> None:
     values = np.moveaxis(next(iter(x)).inputs["image"], 1, -1).reshape(-1, 3).astype(np.float64)
 
     def harm(ends: tuple[float, float]) -> float:
-        g = grid(*ends)
-        error = (g.codes(values) - g.zero) * float(g.scale) - values
+        g = quantization_grid(*ends)
+        error = (g.quantize(values) - g.zero_point) * float(g.scale) - values
         return float((error.var(axis=0) * (weight**2).sum(axis=(0, 2, 3))).sum())
 
-    spread = spreads_for(evidence)["image"]
+    spread = histograms_for(evidence)["image"]
     offers = [clip_range(spread, m) for m in ("minmax", "percentile", "mse", "entropy")]
-    chosen = calibration.ranges(evidence, "weighted", ["image"])["image"]
+    chosen = calibration.activation_ranges(evidence, "weighted", ["image"])["image"]
     assert chosen in offers
     assert harm(chosen) == pytest.approx(min(map(harm, offers)), rel=0.02)
 
 
 def test_the_average_lies_within_the_extremes() -> None:
-    spread = Spread()
+    spread = Histogram()
     for peak in (1.0, 2.0, 9.0):
         spread.add(np.array([-peak, peak / 2], np.float32))
     assert clip_range(spread, "average") == (-4.0, 2.0)
@@ -82,8 +82,8 @@ def test_the_average_lies_within_the_extremes() -> None:
 def test_every_rule_quantizes_and_replays(rule: str) -> None:
     model = nets.residual(width=16, blocks=1)
     data = nets.samples(model, 16)
-    done = quantize(model, data, method=rule)
-    assert {"ranges": rule} in done.plan.steps[-1].decisions
+    done = quantize(model, data, ranges=rule)
+    assert {"ranges": rule} in done.plan.steps[-1].actions
     assert to_bytes(apply_plan(done.plan, model, data).model) == to_bytes(done.model)
 
 
@@ -99,19 +99,19 @@ def scales(model: ir.Model, tensor: str) -> np.ndarray:
 def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
     model = nets.residual(width=16)
     data, path = nets.samples(model, 16), tmp_path / "ranges.json"
-    first = quantize(model, data, method=path)
+    first = quantize(model, data, ranges=path)
     body = json.loads(path.read_text())
-    other = quantize(model, nets.samples(model, 16, seed=5), method=path)
+    other = quantize(model, nets.samples(model, 16, seed=5), ranges=path)
     assert (
         scales(other.model, "image")
         == scales(first.model, "image")
         != scales(quantize(model, nets.samples(model, 16, seed=5)).model, "image")
     )
-    again = quantize(model, data, method=path)
+    again = quantize(model, data, ranges=path)
     np.testing.assert_allclose(nets.outputs(again.model, data), nets.outputs(first.model, data), atol=1e-5)
     body["ranges"]["image"] = [-51.0, 51.0]
     path.write_text(json.dumps(body))
-    edited = quantize(model, data, method=path)
+    edited = quantize(model, data, ranges=path)
     assert scales(edited.model, "image") == pytest.approx(102 / 255)
     assert json.loads(path.read_text()) == body, "what is there is not written over"
     assert to_bytes(apply_plan(edited.plan, model, data).model) == to_bytes(edited.model), "the plan holds them"
@@ -120,27 +120,27 @@ def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "not readable JSON"),
-        ("[]", "not a file of ranges"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [2, 1]}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": ["a", 1]}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": 3}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [0, NaN]}}', "not a range"),
-        ('{"schema": "onnxpress ranges 1", "ranges": {"stranger": [0, 1]}}', "a tensor the model does not have"),
+        ("{", "not valid JSON"),
+        ("[]", "not a calibration file"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [2, 1]}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": ["a", 1]}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": 3}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"image": [0, NaN]}}', "invalid range"),
+        ('{"schema": "onnxpress ranges 1", "ranges": {"stranger": [0, 1]}}', "a tensor that is not in the model"),
     ],
 )
 def test_a_bad_file_is_one_line_and_stays(text: str, said: str, tmp_path: Path) -> None:
     model, path = nets.residual(width=16), tmp_path / "ranges.json"
     path.write_text(text)
     with pytest.raises(InputProblem, match=said):
-        quantize(model, nets.samples(model, 8), method=path)
+        quantize(model, nets.samples(model, 8), ranges=path)
     assert path.read_text() == text
 
 
 def test_an_unknown_method_is_told_before_anything_is_read() -> None:
     model = nets.residual(width=16)
-    with pytest.raises(InputProblem, match="unknown range method"):
-        quantize(model, nets.samples(model, 8), method="guess")
+    with pytest.raises(InputProblem, match="unknown calibration method"):
+        quantize(model, nets.samples(model, 8), ranges="guess")
 
 
 def test_wide_leaves_room_only_where_values_can_go_further() -> None:
@@ -152,8 +152,8 @@ def test_wide_leaves_room_only_where_values_can_go_further() -> None:
     share = net.op("Sigmoid", [net.conv(capped, 8)], 8)
     model = net.model(net.head(net.relu(net.conv(share, 8))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 8))
-    seen = spreads_for(evidence)
-    found = calibration.ranges(evidence, "wide", ["image", moved, open_end, capped, share])
+    seen = histograms_for(evidence)
+    found = calibration.activation_ranges(evidence, "wide", ["image", moved, open_end, capped, share])
     for name in ("image", moved):
         assert found[name] == (seen[name].low, seen[name].high), "pictures are integers already"
     assert found[open_end] == pytest.approx((0.0, 1.4 * seen[open_end].high))

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.weight_passes import dynamic
+from onnxpress import dynamic
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.passes.int8.dynamic import DYNAMIC, plan_dynamic, why_not
 from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.runtime.machine import machine_for
 from tests import nets
-from tests.passes.test_packing import everything, operators
+from tests.passes.weights.test_bit_packing import everything, operators
 
 
 def made(model: ir.Model, cpu: str = "vnni") -> ir.Model:
     evidence = evidence_for(model, None, machine_for(cpu))
-    return DYNAMIC.apply(evidence.model, plan_dynamic(evidence), evidence).model
+    return DYNAMIC.apply(evidence, plan_dynamic(evidence)).model
 
 
 def test_near_the_original_and_fused(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_near_the_original_and_fused(tmp_path: Path) -> None:
     data = nets.samples(model, 8)
     wanted = nets.outputs(model, data)
     assert ((nets.outputs(done.model, data, "all") - wanted) ** 2).mean() < 0.01 * (wanted**2).mean()
-    assert done.after < 0.6 * done.before
+    assert done.bytes_after < 0.6 * done.bytes_before
     ran = operators(done.model, tmp_path)
     assert not ran["MatMulInteger"], ran
     assert ran["DynamicQuantizeMatMul"] + ran["MatMulIntegerToFloat"] == 13
@@ -63,7 +63,7 @@ def test_weights_are_as_large_as_products_allow() -> None:
         codes = [v.const_value.numpy() for v in constants.initializers.values() if v.const_value.dtype.name == "INT8"]
         for columns in (c for c in codes if c.size > 1):
             tops = np.abs(columns.astype(int)).max(axis=0)
-            heavy = vpmaddubsw_saturation.load(columns.T, np.full(len(columns), 255)) > 1
+            heavy = vpmaddubsw_saturation.pair_load(columns.T, np.full(len(columns), 255)) > 1
             assert not heavy.any() and 64 <= tops.min() < 127 if cpu == "avx2" else heavy.any() and (tops == 127).all()
 
 

@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.api.one_pass import apply, quantize
+from onnxpress import apply, quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
@@ -62,13 +62,13 @@ def samples(model: ir.Model, count: int = 24) -> Dataset:
 def test_a_table_is_kept_as_codes(shown: bool, tmp_path: Path) -> None:
     model = encoder(table(), shown=shown)
     data = samples(model)
-    done = quantize(model, data, output=tmp_path / "o.onnx", plan_path=tmp_path / "plan.json")
+    done = quantize(model, data, output=tmp_path / "o.onnx", plan=tmp_path / "plan.json")
     assert "1 embedding tables in int8" in done.notes
     onnx.checker.check_model(onnx.load(tmp_path / "o.onnx"), full_check=True)
     codes = [n.inputs[0].const_value for n in done.model.graph if n.op_type == "Gather"]
     assert [c.dtype for c in codes] == [ir.DataType.INT8] * 2
     assert codes[0] is codes[1], "the table is written once"
-    assert done.after < 0.45 * done.before
+    assert done.bytes_after < 0.45 * done.bytes_before
     wanted, found = nets.outputs(model, data), nets.outputs(done.model, data)
     assert ((found - wanted) ** 2).mean() < 1e-3 * (wanted**2).mean()
     again = apply(done.plan, model, data)
@@ -98,10 +98,10 @@ def test_what_others_read_or_holds_outliers_stays() -> None:
     wild[3] *= 300
     model = evidence_for(encoder(wild), samples(encoder(wild))).model
     assert all("large numbers" in r.reason for r in embedding_tables.refusals(model))
-    assert embedding_tables.tables(model) == []
+    assert embedding_tables.quantizable_lookups(model) == []
     broken = table()
     broken[0, 0] = np.nan
-    assert embedding_tables.tables(encoder(broken)) == []
+    assert embedding_tables.quantizable_lookups(encoder(broken)) == []
 
 
 def test_one_excluded_look_up_keeps_the_table() -> None:
@@ -115,13 +115,13 @@ def test_a_plan_that_names_another_node_is_refused() -> None:
     evidence = evidence_for(model, samples(model))
     for name in ("add", "absent"):
         with pytest.raises(InputProblem):
-            QUANTIZE.apply(evidence.model, [{"nodes": []}, {"tables": [name]}], evidence)
+            QUANTIZE.apply(evidence, [{"nodes": []}, {"tables": [name]}])
 
 
 def test_plans_from_before_tables_mean_what_they_did() -> None:
     model = encoder(table())
     evidence = evidence_for(model, samples(model))
-    done = QUANTIZE.apply(evidence.model, [{"nodes": ["project"]}, {"ranges": "mse"}], evidence).model
+    done = QUANTIZE.apply(evidence, [{"nodes": ["project"]}, {"ranges": "mse"}]).model
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.graph if n.op_type == "Gather")
 
 
@@ -130,11 +130,11 @@ def test_a_drop_is_kept_with_the_table_in_float_if_it_must_be() -> None:
     words = np.tile(table()[:1], (ROWS, 1)) + 1e-4 * table(1)
     model = encoder(words)
     data = samples(model, 64)
-    hurt = Judge(model, data).score(to_bytes(quantize(model, data, include=("Gather",)).model)).drop
+    hurt = Scorer(model, data).score(to_bytes(quantize(model, data, include=("Gather",)).model)).drop
     assert hurt > 1e-4
     done = quantize(model, data, max_drop=hurt / 2)
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.model.graph if n.op_type == "Gather")
-    assert Judge(model, data).score(to_bytes(done.model)).drop <= hurt / 2
+    assert Scorer(model, data).score(to_bytes(done.model)).drop <= hurt / 2
     assert "1 embedding tables in int8" in quantize(model, data, max_drop=0.99).notes
 
 
@@ -153,5 +153,5 @@ def test_a_table_that_a_subgraph_reads_stays() -> None:
         1, helper.make_node("If", ["which"], ["second"], "choose", then_branch=branch("a"), else_branch=branch("b"))
     )
     proto.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
-    assert embedding_tables.tables(ir.from_proto(proto)) == []
-    assert embedding_tables.tables(model) == ["look_up", "look_up_other"]
+    assert embedding_tables.quantizable_lookups(ir.from_proto(proto)) == []
+    assert embedding_tables.quantizable_lookups(model) == ["look_up", "look_up_other"]

@@ -12,13 +12,18 @@ from onnx import TensorProto, helper
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge, before_softmax
+from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import quantization_recipe
 from onnxpress.passes.int8.equalize import EQUALIZE, Seen, expected_error, plan_equalize, sites
-from onnxpress.passes.int8.quantization_recipe import Recipe, Wish, choose, equalized
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.quantization_recipe import (
+    QuantizationRecipe,
+    RecipeOptions,
+    choose_recipe,
+    equalized_evidence,
+)
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
 
 
@@ -31,7 +36,7 @@ def uneven(model: ir.Model, factor: float = 30.0) -> ir.Model:
         for s in sites(evidence.model, evidence.trace)
     ]
     assert by
-    return EQUALIZE.apply(evidence.model, by, evidence).model
+    return EQUALIZE.apply(evidence, by).model
 
 
 def grouped() -> ir.Model:
@@ -72,15 +77,17 @@ def test_it_is_exact_and_helps_integers(build: Callable[[], ir.Model]) -> None:
     np.testing.assert_allclose(nets.outputs(crooked, data), nets.outputs(model, data), rtol=1e-3, atol=1e-5)
     evidence = evidence_for(crooked, data)
     by = plan_equalize(evidence)
-    done = EQUALIZE.apply(evidence.model, by, evidence).model
+    done = EQUALIZE.apply(evidence, by).model
     np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(model, data), rtol=1e-3, atol=1e-5)
-    assert in_int8(evidence, Recipe("minmax", tuple(by))) < 0.5 * in_int8(evidence, Recipe("minmax"))
+    assert in_int8(evidence, QuantizationRecipe("minmax", tuple(by))) < 0.5 * in_int8(
+        evidence, QuantizationRecipe("minmax")
+    )
 
 
-def in_int8(evidence: Evidence, recipe: Recipe) -> float:
+def in_int8(evidence: Evidence, recipe: QuantizationRecipe) -> float:
     """nmse of everything in int8."""
     done = quantize(evidence, quantizable(evidence), recipe, True, True).model
-    return Judge(evidence.model, evidence.samples()).score(to_bytes(done)).nmse
+    return Scorer(evidence.model, evidence.samples()).score(to_bytes(done)).nmse
 
 
 def test_the_norm_in_front_of_several_readers_takes_the_factors() -> None:
@@ -153,9 +160,9 @@ def test_dead_channels_stay_as_they_are() -> None:
     for operand in range(2, len(node.inputs)):
         edit.set_input(evidence.model, node, operand, np.zeros(len(weight), np.float32), "b")
     evidence = evidence_for(evidence.model, nets.samples(model, 8))
-    for decision in plan_equalize(evidence):
-        assert np.isfinite(decision["by"]).all()
-        assert min(decision["by"]) > 0
+    for action in plan_equalize(evidence):
+        assert np.isfinite(action["by"]).all()
+        assert min(action["by"]) > 0
 
 
 @pytest.mark.parametrize("by", [[1.0], [-1.0] * 64, [float("nan")] * 64])
@@ -163,9 +170,9 @@ def test_wrong_factors_are_refused(by: list[float]) -> None:
     evidence = evidence_for(nets.mobile(width=32), None)
     name = sites(evidence.model, evidence.trace)[0].tensor
     with pytest.raises(InputProblem, match="scales channels wrongly"):
-        EQUALIZE.apply(evidence.model, [{"tensor": name, "by": by}], evidence)
+        EQUALIZE.apply(evidence, [{"tensor": name, "by": by}])
     with pytest.raises(InputProblem, match="cannot be scaled"):
-        EQUALIZE.apply(evidence.model, [{"tensor": "nowhere", "by": by}], evidence)
+        EQUALIZE.apply(evidence, [{"tensor": "nowhere", "by": by}])
 
 
 def test_the_error_expected_is_the_error_measured() -> None:
@@ -186,14 +193,17 @@ def test_the_error_expected_is_the_error_measured() -> None:
 
 def test_what_did_not_change_is_not_observed_anew() -> None:
     """The spreads of a scaled model are those that a pass over it would give."""
-    from onnxpress.passes.int8.qdq_write import spreads_for
+    from onnxpress.passes.int8.qdq_write import histograms_for
 
     model = uneven(nets.mobile(width=32))
     evidence = evidence_for(model, nets.samples(model, 16))
-    recipe = Recipe("minmax", tuple(plan_equalize(evidence)))
-    quick, slow = equalized(evidence, recipe), evidence_for(equalized(evidence, recipe).model, evidence.data)
-    for name, spread in spreads_for(slow).items():
-        assert (spreads_for(quick)[name].low, spreads_for(quick)[name].high) == pytest.approx(
+    recipe = QuantizationRecipe("minmax", tuple(plan_equalize(evidence)))
+    quick, slow = (
+        equalized_evidence(evidence, recipe),
+        evidence_for(equalized_evidence(evidence, recipe).model, evidence.data),
+    )
+    for name, spread in histograms_for(slow).items():
+        assert (histograms_for(quick)[name].low, histograms_for(quick)[name].high) == pytest.approx(
             (spread.low, spread.high), rel=1e-4, abs=1e-6
         )
 
@@ -205,32 +215,32 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
     assert halves is not None
     seen: list[tuple[int, str]] = []
 
-    def build(fitted: Evidence, recipe: Recipe) -> ir.Model:
+    def build(fitted: Evidence, recipe: QuantizationRecipe) -> ir.Model:
         seen.append((halves.index(fitted), str(recipe.ranges)))
         return (
             fitted.model
             if recipe.ranges == "mse"
-            else quantize(fitted, quantizable(fitted), Recipe("minmax"), False, True).model
+            else quantize(fitted, quantizable(fitted), QuantizationRecipe("minmax"), False, True).model
         )
 
-    assert choose(evidence, Wish(equalize=False, rounding="nearest"), build).ranges == "mse"
+    assert choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build).ranges == "mse"
     assert {half for half, _ in seen} == {0, 1}, "a small model is judged both ways"
 
     judged: list[str] = []
 
-    class Told(Judge):
+    class Told(Scorer):
         def __init__(self, original: ir.Model | bytes, data: Dataset, name: str = "") -> None:
             judged.append(data.hash)
             super().__init__(original, data, name)
 
     monkeypatch.setattr(quantization_recipe, "Judge", Told)
     seen.clear()
-    choose(evidence, Wish(equalize=False, rounding="nearest"), build)
+    choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build)
     assert judged == [halves[1].samples().hash, halves[0].samples().hash]
     assert [half for half, _ in seen][:2] == [0, 1], "in the same order: each on the other's samples"
-    assert choose(evidence, Wish("entropy", False, "nearest"), build) == Wish("entropy", False, "nearest"), (
-        "what is asked for is done"
-    )
+    assert choose_recipe(evidence, RecipeOptions("entropy", False, "nearest"), build) == RecipeOptions(
+        "entropy", False, "nearest"
+    ), "what is asked for is done"
 
 
 def test_only_tensors_that_gain_get_factors() -> None:
@@ -241,7 +251,7 @@ def test_only_tensors_that_gain_get_factors() -> None:
     weight = next(n for n in evidence.model.graph if n.op_type == "Gemm").inputs[1]
     assert weight is not None and weight.name is not None
 
-    def build(fitted: Evidence, recipe: Recipe) -> ir.Model:
+    def build(fitted: Evidence, recipe: QuantizationRecipe) -> ir.Model:
         names = {d["tensor"] for d in recipe.equalized}
         made = fitted.model.clone()
         value = made.graph.initializers[weight.name or ""]
@@ -249,10 +259,10 @@ def test_only_tensors_that_gain_get_factors() -> None:
         edit.set_constant(value, np.asarray(read.constant(value)) * np.float32(1 + 0.01 * amount))
         return made
 
-    found = choose(evidence, Wish(rounding="nearest"), build)
+    found = choose_recipe(evidence, RecipeOptions(rounding="nearest"), build)
     assert found.equalize == (second, first)
     assert [d["tensor"] for d in found.on(evidence).equalized] == [first, second]
-    assert choose(evidence, Wish(equalize=True, rounding="nearest"), build).equalize is True, (
+    assert choose_recipe(evidence, RecipeOptions(equalize=True, rounding="nearest"), build).equalize is True, (
         "what is asked for is done"
     )
 
@@ -262,7 +272,7 @@ def test_a_last_softmax_is_left_out_of_the_judging() -> None:
     head = net.head(net.relu(net.conv("image", 8)))
     model = net.model(net.op("Softmax", [head], 10), nets.IMAGE, ["N", 10])
     data = nets.samples(model, 4)
-    cut = before_softmax(model)
+    cut = logits_model(model)
     assert [n.op_type for n in cut.graph][-1] == "Gemm"
     logits = nets.outputs(cut, data)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -270,4 +280,4 @@ def test_a_last_softmax_is_left_out_of_the_judging() -> None:
         shares / shares.sum(axis=1, keepdims=True), nets.outputs(model, data), rtol=1e-4, atol=1e-6
     )
     plain = nets.mobile(width=32)
-    assert [n.op_type for n in before_softmax(plain).graph] == [n.op_type for n in plain.graph]
+    assert [n.op_type for n in logits_model(plain).graph] == [n.op_type for n in plain.graph]

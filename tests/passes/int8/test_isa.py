@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxpress.api.one_pass import quantize
+from onnxpress import quantize
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.model.files import load, save
 from onnxpress.model.signature import signature
-from onnxpress.runtime.machine import machine_for
 from onnxpress.runtime.session import open_session
 
 DIGITS = calibration_folder() / "digits"
@@ -64,7 +63,7 @@ def test_digits_in_int8_on_avx2(target: str, right: bool, tmp_path: Path) -> Non
     with np.load(DIGITS / "train.npz") as stored:
         images, labels = stored["image"].astype(np.float32), stored["labels"]
     data = Dataset.from_arrays({"image": images[:128]}, signature(model))
-    done = quantize(model, data, machine=machine_for(target)).model
+    done = quantize(model, data, target_cpu=target).model
     save(done, tmp_path / "int8.onnx")
     here = open_session(done).run(None, {"image": images[128:328]})[0]
     there = on_haswell(tmp_path / "int8.onnx", images[128:328], tmp_path)

@@ -10,25 +10,25 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from onnxpress.api.one_pass import quantize
+from onnxpress import quantize
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model.files import load, to_bytes
-from onnxpress.passes.int8.quantization_recipe import Wish
-from onnxpress.passes.int8.quantize import QUANTIZE, decisions_for, quantizable
+from onnxpress.passes.int8.quantization_recipe import RecipeOptions
+from onnxpress.passes.int8.quantize import QUANTIZE
+from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
 from onnxpress.plan.plan import apply_plan, read_plan
 from tests import grammar, nets
 
-PLAIN = Wish("minmax", False, "nearest")
+PLAIN = RecipeOptions("minmax", False, "nearest")
 
 
 def both(model: ir.Model, count: int = 8) -> tuple[ir.Model, ir.Model]:
     """With pairs, and with operators."""
     evidence = evidence_for(model, nets.samples(model, count, sequence=12))
-    decisions = decisions_for(quantizable(evidence), evidence, PLAIN)
+    actions = quantize_actions(quantizable(evidence), evidence, PLAIN)
     pairs, operators = (
-        QUANTIZE.apply(evidence.model, [*decisions, {"format": form}] if decisions else [], evidence).model
-        for form in ("qdq", "qoperator")
+        QUANTIZE.apply(evidence, [*actions, {"format": form}] if actions else []).model for form in ("qdq", "qoperator")
     )
     return pairs, operators
 
@@ -92,15 +92,15 @@ def test_an_activation_that_the_range_does_not_imply_keeps_its_pairs() -> None:
     x = net.op("Clip", [net.conv("image", 16), *bounds], 16)
     model = net.model(net.head(net.relu(net.conv(x, 16))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 8))
-    decisions = decisions_for(quantizable(evidence), evidence, PLAIN)
+    actions = quantize_actions(quantizable(evidence), evidence, PLAIN)
     name = next(n.outputs[0].name for n in evidence.model.graph if n.op_type == "Clip")
     for high, clips in ((6.0, 0), (20.0, 1)):
-        given: list[dict[str, object]] = [d for d in decisions if "ranges" not in d]
+        given: list[dict[str, object]] = [d for d in actions if "ranges" not in d]
         given += [{"ranges": {str(name): [0.0, high]}}, {"format": "qoperator"}]
-        done = QUANTIZE.apply(evidence.model, given, evidence).model
+        done = QUANTIZE.apply(evidence, given).model
         assert kinds(done)["Clip"] == clips
         data = nets.samples(model, 4)
-        pairs = QUANTIZE.apply(evidence.model, given[:-1], evidence).model
+        pairs = QUANTIZE.apply(evidence, given[:-1]).model
         np.testing.assert_allclose(nets.outputs(done, data), nets.outputs(pairs, data), rtol=1e-4, atol=1e-4)
 
 
@@ -131,11 +131,11 @@ def test_movers_move_integers(kind: str) -> None:
 def test_the_command_writes_it_and_its_plan_again(tmp_path: Path) -> None:
     model = nets.mobile(width=32)
     data, target = nets.samples(model, 8), tmp_path / "q.onnx"
-    done = quantize(model, data, form="qoperator", output=target, plan_path=tmp_path / "plan.json")
+    done = quantize(model, data, format="qoperator", output=target, plan=tmp_path / "plan.json")
     assert kinds(load(target))["QLinearConv"] > 0
     again = apply_plan(read_plan(tmp_path / "plan.json"), model, data).model
     assert to_bytes(again) == to_bytes(done.model)
-    nothing = quantize(model, data, form="qoperator", exclude=("Conv", "Gemm"))
+    nothing = quantize(model, data, format="qoperator", exclude=("Conv", "Gemm"))
     assert kinds(nothing.model)["QLinearConv"] == 0
 
 
@@ -143,4 +143,4 @@ def test_an_unknown_format_is_refused() -> None:
     model = nets.mobile(width=32)
     evidence = evidence_for(model, nets.samples(model, 4))
     with pytest.raises(InputProblem, match="unknown format"):
-        QUANTIZE.apply(evidence.model, [{"nodes": sorted(quantizable(evidence))}, {"format": "other"}], evidence)
+        QUANTIZE.apply(evidence, [{"nodes": sorted(quantizable(evidence))}, {"format": "other"}])

@@ -11,32 +11,32 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from onnxpress.api import one_pass
+import onnxpress
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
 from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.qdq_write import grid
-from onnxpress.passes.int8.quantization_recipe import Recipe
-from onnxpress.passes.int8.quantize import quantizable, quantize
+from onnxpress.passes.int8.qdq_write import quantization_grid
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
+from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.int8.weight_quantization import quantize_weight
 from onnxpress.plan.plan import apply_plan
 from onnxpress.runtime.machine import machine_for
-from onnxpress.runtime.session import Settings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session
 from tests import grammar, nets
 
 
 def int8(model: ir.Model, exact: bool = True, chosen: frozenset[str] | None = None) -> tuple[Evidence, ir.Model]:
     evidence = evidence_for(model, nets.samples(model, 24))
-    nodes = qdq.whole(evidence.model, evidence.trace) if chosen is None else chosen
-    return evidence, quantize(evidence, nodes, Recipe(), True, exact).model
+    nodes = qdq.default_nodes(evidence.model, evidence.trace) if chosen is None else chosen
+    return evidence, quantize(evidence, nodes, QuantizationRecipe(), True, exact).model
 
 
 def kernels(model: ir.Model, folder: Path) -> list[str]:
     """Operator names that onnxruntime really ran, from its profile."""
-    session = open_session(model, Settings(profile=str(folder / "p")))
+    session = open_session(model, SessionSettings(profile=str(folder / "p")))
     feeds = next(iter(nets.samples(model, 1).batches(1))).inputs
     session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text())
@@ -112,12 +112,12 @@ def test_what_interpolates_or_looks_up_in_a_constant_stays_float() -> None:
     resize.attributes["mode"] = ir.AttrString("mode", "linear")
     evidence = evidence_for(model, nets.samples(model, 4))
     node = next(n for n in evidence.model.graph if n.op_type == "Resize")
-    assert "interpolates" in (qdq.eligible(node, evidence.trace) or "")
+    assert "interpolates" in (qdq.refusal_reason(node, evidence.trace) or "")
     evidence = evidence_for(moving("Gather"), nets.samples(model, 4))
     gather = next(n for n in evidence.model.graph if n.op_type == "Gather")
-    assert qdq.eligible(gather, evidence.trace) is None
+    assert qdq.refusal_reason(gather, evidence.trace) is None
     edit.set_input(evidence.model, gather, 0, np.zeros((1, 16, 8, 8), np.float32), "table")
-    assert "constant" in (qdq.eligible(gather, evidence.trace) or "")
+    assert "constant" in (qdq.refusal_reason(gather, evidence.trace) or "")
 
 
 def test_a_pad_that_fills_in_a_number_stays_float() -> None:
@@ -125,7 +125,7 @@ def test_a_pad_that_fills_in_a_number_stays_float() -> None:
     evidence = evidence_for(model, nets.samples(model, 4))
     pad = next(n for n in evidence.model.graph if n.op_type == "Pad")
     edit.set_input(evidence.model, pad, 2, np.array(1.5, np.float32), "fill")
-    assert qdq.eligible(pad, evidence.trace) == "pads with something other than zero"
+    assert qdq.refusal_reason(pad, evidence.trace) == "pads with something other than zero"
 
 
 def test_biases_tied_through_identity_do_not_keep_a_convolution_in_float(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_a_float_convolution_between_integer_ones_stays_float(tmp_path: Path) ->
     """onnxruntime quantizes a float Conv between DQ and Q per tensor at load; the layout must not offer it that."""
     evidence = evidence_for(nets.residual(width=32, blocks=2), nets.samples(nets.residual(width=32, blocks=2), 8))
     middle = [n.name for n in evidence.model.graph if n.op_type == "Conv"][2]
-    chosen = qdq.trim(evidence.model, qdq.whole(evidence.model, evidence.trace) - {middle})
-    done = quantize(evidence, chosen, Recipe(), False, True).model
+    chosen = qdq.drop_unprofitable(evidence.model, qdq.default_nodes(evidence.model, evidence.trace) - {middle})
+    done = quantize(evidence, chosen, QuantizationRecipe(), False, True).model
     ran = kernels(done, tmp_path)
     assert ran.count("QLinearConv") == 4
     assert sum(name in ("Conv", "FusedConv") for name in ran) == 1
@@ -177,7 +177,9 @@ def test_already_quantized_model_is_left_alone() -> None:
 def test_every_range_method_is_close(method: str) -> None:
     model = nets.residual(width=32)
     evidence = evidence_for(model, nets.samples(model, 24))
-    done = quantize(evidence, qdq.whole(evidence.model, evidence.trace), Recipe(method), True, True).model
+    done = quantize(
+        evidence, qdq.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(method), True, True
+    ).model
     data = nets.samples(model, 24, seed=3)
     wanted = nets.outputs(model, data)
     assert ((nets.outputs(done, data, "all") - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
@@ -192,10 +194,10 @@ def test_fewer_levels_only_where_needed_and_as_many_as_fit() -> None:
     weight[2, :2, 1, 1] = 1.0, 0.25
     weight[3, 1:3, 1, 1] = 1.0  # no neighbours: the second is of the next pair
     codes = quantize_weight(node, weight, np.full(16, 255.0))
-    assert codes.narrow.tolist()[:4] == [True, False, True, False]
+    assert codes.reduced_range.tolist()[:4] == [True, False, True, False]
     assert [np.abs(row).max() for row in codes.values[:4]] == [64, 127, 102, 127]
-    assert not quantize_weight(node, weight, np.full(16, 100.0)).narrow.any(), "codes that small never saturate"
-    assert not quantize_weight(node, weight, None).narrow.any()
+    assert not quantize_weight(node, weight, np.full(16, 100.0)).reduced_range.any(), "codes that small never saturate"
+    assert not quantize_weight(node, weight, None).reduced_range.any()
 
 
 def saturating(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -227,19 +229,23 @@ def test_default_and_u8u8_kernels_agree() -> None:
     data = nets.samples(model, 24)
     evidence = evidence_for(model, data, machine_for("avx2"))
     done = quantize(
-        evidence, qdq.whole(evidence.model, evidence.trace), Recipe(), True, evidence.machine.int8_exact
+        evidence,
+        qdq.default_nodes(evidence.model, evidence.trace),
+        QuantizationRecipe(),
+        True,
+        evidence.machine.int8_exact,
     ).model
     feeds = next(iter(data.batches(24))).inputs
     plain = open_session(done).run(None, feeds)[0]
-    precise = open_session(done, Settings(config=(("session.x64quantprecision", "1"),))).run(None, feeds)[0]
+    precise = open_session(done, SessionSettings(config=(("session.x64quantprecision", "1"),))).run(None, feeds)[0]
     np.testing.assert_allclose(plain, precise, atol=0.02 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 3.0), (-2.0, 0.0), (0.0, 0.0), (-1e-12, 1e-12)])
 def test_grid_represents_zero(low: float, high: float) -> None:
-    made = grid(low, high)
-    assert made.codes(np.zeros(1))[0] == made.zero
-    assert 0 <= made.zero <= 255
+    made = quantization_grid(low, high)
+    assert made.quantize(np.zeros(1))[0] == made.zero_point
+    assert 0 <= made.zero_point <= 255
     assert made.scale > 0
 
 
@@ -268,7 +274,7 @@ def test_a_small_model_shares_scales_where_that_costs_next_to_nothing(tmp_path: 
 def test_any_network_loads_and_keeps_its_answers(model: ir.Model) -> None:
     """Random networks of the grammar: what comes out passes the checker, runs, and is 15 dB from the original or better."""
     data = nets.samples(model, 32)
-    done = one_pass.quantize(model, data).model
+    done = onnxpress.quantize(model, data).model
     onnx.checker.check_model(ir.to_proto(done), full_check=True)
     wanted, found = (nets.outputs(m, data, "all").astype(np.float64) for m in (model, done))
     assert ((found - wanted) ** 2).sum() <= 10**-1.5 * (wanted**2).sum()
@@ -310,7 +316,7 @@ def test_older_files_are_raised_to_what_integers_need(opset: int, tmp_path: Path
     onnx.save(old_file(opset), tmp_path / "old.onnx")
     model = load(tmp_path / "old.onnx")
     data = nets.samples(model, 16)
-    done = one_pass.quantize(model, data).model
+    done = onnxpress.quantize(model, data).model
     ran = kernels(done, tmp_path)
     assert (ran.count("QLinearConv"), ran.count("Conv"), ran.count("FusedConv")) == (3, 0, 0)
     assert [o.version for o in ir.to_proto(done).opset_import if o.domain == ""] == [13]
@@ -329,8 +335,8 @@ def test_activations_of_16_bits_lose_next_to_nothing(opset: int) -> None:
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
     data = nets.samples(model, 16)
     ways = {"method": "minmax", "equalize": False, "rounding": "nearest"}
-    short, wide = (one_pass.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
-    harm = [Judge(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
+    short, wide = (onnxpress.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
+    harm = [Scorer(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
     assert harm[1] < harm[0]
     domains = {n.domain for n in wide.model.graph if n.op_type == "QuantizeLinear"}
     assert domains == ({""} if opset >= 21 else {"com.microsoft"})
@@ -349,9 +355,9 @@ def test_what_has_no_16_bits_says_so() -> None:
     model = nets.mobile(width=32)
     data = nets.samples(model, 4)
     with pytest.raises(InputProblem, match="8 or 16"):
-        one_pass.quantize(model, data, activations=4)
+        onnxpress.quantize(model, data, activations=4)
     with pytest.raises(InputProblem, match="16 bits"):
-        one_pass.quantize(model, data, activations=16, form="qoperator")
+        onnxpress.quantize(model, data, activations=16, format="qoperator")
 
 
 def test_weights_that_nothing_reaches_are_rounded_to_the_nearest() -> None:
@@ -361,5 +367,5 @@ def test_weights_that_nothing_reaches_are_rounded_to_the_nearest() -> None:
     zero = net.op("Mul", [x, net.constant(np.float32(0).reshape(()))], 8)
     model = net.model(net.head(net.relu(net.add(net.conv(zero, 8), net.conv(x, 8)))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 8))
-    done = quantize(evidence, quantizable(evidence), Recipe("minmax", rounding="output"), True, True).model
+    done = quantize(evidence, quantizable(evidence), QuantizationRecipe("minmax", rounding="output"), True, True).model
     assert np.isfinite(nets.outputs(done, nets.samples(model, 4))).all()

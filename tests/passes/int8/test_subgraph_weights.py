@@ -10,15 +10,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.api.one_pass import quantize
-from onnxpress.api.weight_passes import weights
+from onnxpress import quantize, weights
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8.quantize import QUANTIZE
-from onnxpress.passes.int8.subgraph_weights import inner
-from onnxpress.passes.weights.weights import Wish
+from onnxpress.passes.int8.subgraph_weights import quantizable_subgraph_weights
+from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan.plan import apply_plan
 from tests import nets
 
@@ -126,14 +125,14 @@ def test_bodies_of_equal_names_keep_their_own_weights() -> None:
     model = MODELS["if"]
     data = nets.samples(model, 32)
     lifted = edit.canonical(model)
-    assert len(inner(lifted)) == 2
+    assert len(quantizable_subgraph_weights(lifted)) == 2
     np.testing.assert_array_equal(nets.outputs(lifted, data), nets.outputs(model, data))
 
 
 def test_fewer_bits_reach_into_bodies() -> None:
     model = MODELS["loop"]
     data = nets.samples(model, 32)
-    done = weights(model, data, Wish(bits=8))
+    done = weights(model, data, options=WeightsOptions(bits=8))
     assert not [
         v
         for v in done.model.graph.initializers.values()
@@ -151,11 +150,11 @@ def test_only_the_bodies_weights_where_nothing_else_can_be_int8() -> None:
 
 def test_a_plan_for_another_model_is_one_line() -> None:
     evidence = evidence_for(nets.mlp(), nets.samples(nets.mlp(), 8))
-    with pytest.raises(InputProblem, match="no body of the model reads"):
-        QUANTIZE.apply(evidence.model, [{"inner": ["w"]}], evidence)
+    with pytest.raises(InputProblem, match="no sub-graph of the model reads"):
+        QUANTIZE.apply(evidence, [{"inner": ["w"]}])
 
 
 def test_files_of_it_are_smaller(tmp_path: Path) -> None:
     model = MODELS["loop"]
     done = quantize(model, nets.samples(model, 8), output=tmp_path / "small.onnx")
-    assert done.after < 0.65 * done.before
+    assert done.bytes_after < 0.65 * done.bytes_before

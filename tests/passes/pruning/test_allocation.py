@@ -9,11 +9,12 @@ import pytest
 
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.counts import macs
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
-from onnxpress.passes.pruning.cost_model import counted
-from onnxpress.passes.pruning.error_curves import CRITERIA, curves
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.cost_model import node_costs
+from onnxpress.passes.pruning.error_curves import CRITERIA, error_curves
+from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
-from onnxpress.passes.pruning.prune_to_speedup import fast_enough
+from onnxpress.passes.pruning.prune_to_speedup import prune_to_speedup
 from onnxpress.runtime.machine import this_machine
 from tests import nets
 
@@ -24,36 +25,36 @@ def evidence() -> Evidence:
     return evidence_for(model, nets.samples(model, 16), replace(this_machine(), granularity=4))
 
 
-def left(evidence: Evidence, decisions: list[dict[str, object]], what: str) -> float:
+def left(evidence: Evidence, actions: list[dict[str, object]], what: str) -> float:
     """The share of a cost that is left, recounted on the pruned file."""
-    done = evidence_for(PRUNE.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model, None)
+    done = evidence_for(PRUNE.apply(evidence, [*actions, {"refit": "none"}]).model, None)
     if what == "macs":
         return sum(macs(done.model, done.trace).values()) / sum(macs(evidence.model, evidence.trace).values())
-    return sum(counted(done)["params"].values()) / sum(counted(evidence)["params"].values())
+    return sum(node_costs(done)["params"].values()) / sum(node_costs(evidence)["params"].values())
 
 
 @pytest.mark.parametrize("what", ["macs", "params"])
-@pytest.mark.parametrize("spread", ["harm", "uniform"])
+@pytest.mark.parametrize("spread", ["global", "uniform"])
 def test_what_may_be_left_is_left(evidence: Evidence, what: str, spread: str) -> None:
-    decisions = plan_pruning(evidence, Wish(spread=spread, **{what: 0.6}))
-    assert 0.45 < left(evidence, decisions, what) <= 0.63
+    actions = plan_pruning(evidence, PruneOptions(allocation=spread, **{what: 0.6}))
+    assert 0.45 < left(evidence, actions, what) <= 0.63
 
 
 def test_ignored_nodes_keep_their_channels(evidence: Evidence) -> None:
     names = [g.name for g in evidence.channels.groups]
-    kept = plan_pruning(evidence, Wish(0.5, spread="uniform", ignore=(names[1],)))
+    kept = plan_pruning(evidence, PruneOptions(0.5, allocation="uniform", ignore=(names[1],)))
     assert {d["group"] for d in kept} == set(names) - {names[1]}
-    assert not plan_pruning(evidence, Wish(0.5, ignore=("*",)))
+    assert not plan_pruning(evidence, PruneOptions(0.5, ignore=("*",)))
 
 
 def test_widths_keep_to_the_granularity(evidence: Evidence) -> None:
-    for decision in plan_pruning(evidence, Wish(0.3, spread="uniform")):
-        assert len(decision["remove"]) % 4 == 0
+    for action in plan_pruning(evidence, PruneOptions(0.3, allocation="uniform")):
+        assert len(action["remove"]) % 4 == 0
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_orders_all_but_one(evidence: Evidence, criterion: str) -> None:
-    for name, curve in curves(evidence, criterion=criterion).items():
+    for name, curve in error_curves(evidence, criterion=criterion).items():
         assert sorted({*curve.order, *range(evidence.channels.group(name).size)}) == list(
             range(evidence.channels.group(name).size)
         )
@@ -74,7 +75,7 @@ def test_a_silent_channel_goes_first() -> None:
     edit.set_input(model, conv, 1, made, "made")
     edit.set_input(model, reader, 1, read_, "read")
     found = evidence_for(model, nets.samples(model, 16))
-    first = {c: curves(found, criterion=c)[conv.name or ""].order[:2] for c in CRITERIA}
+    first = {c: error_curves(found, criterion=c)[conv.name or ""].order[:2] for c in CRITERIA}
     assert first["magnitude"][0] == first["magnitude-l1"][0] == 3
     assert 7 in first["activation"] and 7 in first["second-order"]
     assert set(first["fpgm"]) == {3, 5}
@@ -84,8 +85,8 @@ def test_a_silent_channel_goes_first() -> None:
 def test_a_wish_for_speed_is_measured() -> None:
     evidence = evidence_for(nets.residual(width=64, blocks=2), None)
     notes: list[str] = []
-    decisions = fast_enough(evidence, Wish(speedup=1.3), evidence.model, notes)
-    assert decisions and "speed before repair" in notes[0]
-    assert left(evidence, decisions, "macs") < 0.95
-    fast_enough(evidence, Wish(speedup=1000.0), evidence.model, notes)
-    assert "out of reach" in notes[1]
+    actions = prune_to_speedup(evidence, PruneOptions(speedup=1.3), evidence.model, notes)
+    assert actions and "speed-up before refitting" in notes[0]
+    assert left(evidence, actions, "macs") < 0.95
+    prune_to_speedup(evidence, PruneOptions(speedup=1000.0), evidence.model, notes)
+    assert "cannot be reached" in notes[1]

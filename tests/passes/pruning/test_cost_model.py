@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
-from onnxpress.passes.pruning.allocation import Wish, plan_pruning
-from onnxpress.passes.pruning.cost_model import Ledger, counted
+from onnxpress.passes.pruning.allocation import plan_pruning
+from onnxpress.passes.pruning.cost_model import CostModel, node_costs
+from onnxpress.passes.pruning.options import PruneOptions
 from tests import grammar, nets
-from tests.model.test_channels import heads
+from tests.model.channels.test_groups import heads
 
 
 def really(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
@@ -23,7 +24,7 @@ def really(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
     after = evidence_for(pruned, None)
     return {
         "macs": float(sum(macs(after.model, after.trace).values())),
-        "params": sum(counted(after)["params"].values()),
+        "params": sum(node_costs(after)["params"].values()),
     }
 
 
@@ -35,8 +36,8 @@ def test_it_counts_what_removal_leaves(model: ir.Model, seed: int) -> None:
     rng = np.random.default_rng(seed)
     groups = [g for g in evidence.channels.groups if not g.sliced]
     gone = {g.name: int(rng.integers(0, g.size)) for g in groups}
-    ledger = Ledger.of(evidence, gone, counted(evidence))
-    ledger.take_all(gone)
+    ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
+    ledger.set_all_removed(gone)
     true = really(evidence, gone)
     assert ledger.total("macs") == pytest.approx(true["macs"], rel=0.02)
     assert ledger.total("params") == pytest.approx(true["params"], rel=0.02)
@@ -48,9 +49,9 @@ def test_the_weights_of_a_depthwise_layer_are_counted() -> None:
     x = net.relu(net.depthwise(net.relu(net.conv("image", 4))))
     evidence = evidence_for(net.model(net.head(x), nets.IMAGE, ["N", 10]), None)
     (name,) = [g.name for g in evidence.channels.groups]
-    assert sum(counted(evidence)["params"].values()) == 4 * 27 + 4 * 9 + 4 * 10
-    ledger = Ledger.of(evidence, [name], counted(evidence))
-    ledger.take_all({name: 3})
+    assert sum(node_costs(evidence)["params"].values()) == 4 * 27 + 4 * 9 + 4 * 10
+    ledger = CostModel.from_evidence(evidence, [name], node_costs(evidence))
+    ledger.set_all_removed({name: 3})
     assert ledger.total("params") == really(evidence, {name: 3})["params"] == 27 + 9 + 10
 
 
@@ -68,39 +69,39 @@ def test_the_weights_of_a_recurrent_layer_are_counted_whole() -> None:
     assert len(names) == 2
     for told in (names, names[:1], names[1:]):
         gone = {n: evidence.channels.group(n).size // 2 for n in told}
-        ledger = Ledger.of(evidence, gone, counted(evidence))
-        ledger.take_all(gone)
+        ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
+        ledger.set_all_removed(gone)
         assert {k: ledger.total(k) for k in ("macs", "params")} == pytest.approx(really(evidence, gone))
 
 
 def test_parts_of_an_axis_add_up() -> None:
     """A shortcut whose missing channels are zeros: the group has half of the axis, half of it is a quarter."""
     evidence = evidence_for(nets.padded_shortcut(width=32), None)
-    costs = counted(evidence)
+    costs = node_costs(evidence)
     for group in evidence.channels.groups:
         gone = {group.name: group.size // 2}
-        ledger = Ledger.of(evidence, gone, costs)
-        ledger.take_all(gone)
+        ledger = CostModel.from_evidence(evidence, gone, costs)
+        ledger.set_all_removed(gone)
         true = really(evidence, gone)
         assert ledger.total("macs") == pytest.approx(true["macs"], rel=1e-6), group.name
 
 
 def test_widening_again_undoes() -> None:
     evidence = evidence_for(nets.residual(width=32), None)
-    costs = counted(evidence)
+    costs = node_costs(evidence)
     names = [g.name for g in evidence.channels.groups]
-    ledger = Ledger.of(evidence, names, costs)
+    ledger = CostModel.from_evidence(evidence, names, costs)
     before = dict(ledger.costs["macs"])
     for name in names:
-        saved = ledger.gain(name, 3, "macs")
+        saved = ledger.saving(name, 3, "macs")
         total = ledger.total("macs")
-        ledger.take(name, 3)
+        ledger.set_removed(name, 3)
         assert ledger.total("macs") == pytest.approx(total - saved)
     other = ledger.copy()
     for name in reversed(names):
-        other.take(name, 0)
+        other.set_removed(name, 0)
     assert other.costs["macs"] == pytest.approx(before)
-    assert ledger.gone == dict.fromkeys(names, 3), "a copy goes its own way"
+    assert ledger.removed == dict.fromkeys(names, 3), "a copy goes its own way"
 
 
 def test_heads_and_their_dimensions_multiply() -> None:
@@ -109,8 +110,8 @@ def test_heads_and_their_dimensions_multiply() -> None:
     assert len(sliced) >= 2
     for group in sliced:
         gone = {group.name: group.size // 2}
-        ledger = Ledger.of(evidence, gone, counted(evidence))
-        ledger.take_all(gone)
+        ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
+        ledger.set_all_removed(gone)
         assert ledger.total("params") == pytest.approx(really(evidence, gone)["params"], rel=1e-6), group.name
 
 
@@ -119,19 +120,19 @@ def test_a_goal_is_not_overshot() -> None:
     model = nets.residual(width=64, blocks=3)
     evidence = evidence_for(model, nets.samples(model, 16))
     for goal in (0.9, 0.7, 0.5):
-        decisions = plan_pruning(evidence, Wish(macs=goal))
-        gone = {d["group"]: len(d["remove"]) for d in decisions}
+        actions = plan_pruning(evidence, PruneOptions(macs=goal))
+        gone = {d["group"]: len(d["remove"]) for d in actions}
         whole = float(sum(macs(evidence.model, evidence.trace).values()))
         left = really(evidence, gone)["macs"] / whole
         assert left <= 1.002 * goal
-        ledger = Ledger.of(evidence, gone, counted(evidence))
-        ledger.take_all(gone)
+        ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
+        ledger.set_all_removed(gone)
         step = min(ledger.total("macs") / whole - _taken_back(ledger, n) / whole for n in gone)
         assert left - step > 1.0 * goal or step < 0, (goal, left, step)
 
 
-def _taken_back(ledger: Ledger, name: str) -> float:
+def _taken_back(ledger: CostModel, name: str) -> float:
     """MACs with one step of a group given back (steps of 16 channels or all)."""
     trial = ledger.copy()
-    trial.take(name, max(0, trial.gone[name] - 16))
+    trial.set_removed(name, max(0, trial.removed[name] - 16))
     return trial.total("macs")

@@ -10,6 +10,7 @@ import scipy.special
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.counts import macs
+from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.structure.attention import ATTENTION, sites
 from tests import nets
 
@@ -44,7 +45,7 @@ def test_what_it_computes() -> None:
     """The formula, with the temperatures that come nearest."""
     model = alone(0.25, mask=True, order="scaled last")
     evidence = evidence_of(model, 8)
-    done = ATTENTION.apply(evidence.model, [{"attention": sites(evidence)[0][0].name}], evidence)
+    done = ATTENTION.apply(evidence, [{"attention": sites(evidence)[0][0].name}])
     inputs = next(iter(evidence.samples().batches(8))).inputs
     q, k, v, m = (inputs[n].astype(np.float64) for n in "qkvm")
 
@@ -57,8 +58,8 @@ def test_what_it_computes() -> None:
     nearest = min(grid, key=lambda pair: float(((linear(*pair) - wanted) ** 2).sum()))
     np.testing.assert_allclose(nets.outputs(done.model, evidence.samples()), linear(*nearest), rtol=1e-4, atol=1e-5)
     lost = ((linear(*nearest) - wanted) ** 2).sum() / (wanted**2).sum()
-    (option,) = ATTENTION.options(evidence.model, evidence)
-    assert option.harm == pytest.approx(float(lost), rel=1e-3)
+    (option,) = proposals(ATTENTION, evidence)
+    assert option.loss == pytest.approx(float(lost), rel=1e-3)
 
 
 @pytest.mark.parametrize("order", ["scaled first", "scaled last"])
@@ -66,7 +67,7 @@ def test_where_all_keys_count_alike_nothing_changes(order: str) -> None:
     """Scores that hardly differ: both are the mean of what the mask leaves."""
     model = alone(1e-6, mask=True, order=order)
     evidence = evidence_of(model, 8)
-    done = ATTENTION.apply(evidence.model, [{"attention": sites(evidence)[0][0].name}], evidence)
+    done = ATTENTION.apply(evidence, [{"attention": sites(evidence)[0][0].name}])
     found = nets.outputs(model, evidence.samples()), nets.outputs(done.model, evidence.samples())
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4)
 
@@ -75,7 +76,7 @@ def test_hidden_keys_stay_hidden() -> None:
     """Whatever values stand behind a mask of minus infinity."""
     model = alone(0.5, mask=True)
     evidence = evidence_of(model, 4)
-    done = ATTENTION.apply(evidence.model, [{"attention": sites(evidence)[0][0].name}], evidence)
+    done = ATTENTION.apply(evidence, [{"attention": sites(evidence)[0][0].name}])
     inputs = dict(next(iter(evidence.samples().batches(4))).inputs)
     inputs["m"] = np.where(np.arange(LONG) < 20, 0, -np.inf).astype(np.float32) * np.ones((4, 1, 1, 1), np.float32)
     from onnxpress.runtime.session import open_session
@@ -115,8 +116,8 @@ def test_the_newer_exporter_s_form(rows: bool) -> None:
     model = guarded(rows)
     evidence = evidence_of(model, 8)
     (site,) = sites(evidence)[0]
-    done = ATTENTION.apply(evidence.model, [{"attention": site.name}], evidence)
-    assert ATTENTION.options(evidence.model, evidence)
+    done = ATTENTION.apply(evidence, [{"attention": site.name}])
+    assert proposals(ATTENTION, evidence)
     inputs = dict(next(iter(evidence.samples().batches(4))).inputs)
     inputs["m"] = np.where(np.arange(LONG) < np.array([[0], [1], [20], [LONG]]), 0, 2).astype(np.float32)[:, None, None]
     from onnxpress.runtime.session import open_session
@@ -130,11 +131,11 @@ def test_the_newer_exporter_s_form(rows: bool) -> None:
 def test_it_costs_less_and_its_readers_make_up_for_it() -> None:
     model = nets.transformer(width=8)
     evidence = evidence_of(model)
-    options = ATTENTION.options(evidence.model, evidence)
+    options = proposals(ATTENTION, evidence)
     assert len(options) == 2
-    decisions = [o.decision for o in options]
-    plain = ATTENTION.apply(evidence.model, [*decisions, {"repair": "none"}], evidence)
-    fitted = ATTENTION.apply(evidence.model, decisions, evidence)
+    actions = [o.action for o in options]
+    plain = ATTENTION.apply(evidence, [*actions, {"refit": "none"}])
+    fitted = ATTENTION.apply(evidence, actions)
     after = evidence_for(fitted.model, evidence.data)
     saved = sum(macs(evidence.model, evidence.trace).values()) - sum(macs(after.model, after.trace).values())
     assert saved == pytest.approx(sum(o.saving.macs for o in options))
@@ -150,13 +151,13 @@ def test_no_option_where_sequences_are_shorter_than_heads_are_wide() -> None:
     model = nets.transformer(width=16)
     evidence = evidence_for(model, nets.samples(model, 8, sequence=5))
     assert len(sites(evidence)[0]) == 2
-    assert not ATTENTION.options(evidence.model, evidence)
+    assert not proposals(ATTENTION, evidence)
 
 
 def refused(model: ir.Model) -> str:
     evidence = evidence_of(model, 4)
     able, found = sites(evidence)
-    assert not able and not ATTENTION.options(evidence.model, evidence)
+    assert not able and not proposals(ATTENTION, evidence)
     return " ".join(r.reason for r in found)
 
 
@@ -182,7 +183,7 @@ def test_what_stays_and_why() -> None:
 def test_a_plan_for_another_model_is_one_line() -> None:
     evidence = evidence_of(nets.transformer(width=8), 8)
     with pytest.raises(InputProblem, match="an attention the model does not have"):
-        ATTENTION.apply(evidence.model, [{"attention": "no such"}], evidence)
+        ATTENTION.apply(evidence, [{"attention": "no such"}])
     name = sites(evidence)[0][0].name
     with pytest.raises(InputProblem, match="unknown repair"):
-        ATTENTION.apply(evidence.model, [{"attention": name}, {"repair": "prayer"}], evidence)
+        ATTENTION.apply(evidence, [{"attention": name}, {"refit": "unknown"}])

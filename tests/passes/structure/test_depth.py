@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import edit, read, submodels
 from onnxpress.model.counts import macs
 from onnxpress.model.signature import signature
-from onnxpress.passes.structure.depth import DEPTH, Wish, plan_depth, removable
+from onnxpress.passes.structure.depth import DEPTH, DepthOptions, plan_depth, removable
 from tests import nets
 
 
@@ -30,8 +30,8 @@ def work(model: ir.Model, evidence: Evidence) -> int:
     return sum(macs(model, evidence.trace).values())
 
 
-def taken(decisions: list[dict[str, str]]) -> list[str]:
-    return [d["block"] for d in decisions]
+def taken(actions: list[dict[str, str]]) -> list[str]:
+    return [d["block"] for d in actions]
 
 
 def weakened(model: ir.Model, block: bl.Block, factor: float) -> ir.Model:
@@ -50,55 +50,53 @@ def test_the_weakest_block_goes_first() -> None:
     blocks = removable(prepared(model))[0]
     for block in blocks:
         evidence = prepared(weakened(model, block, 1e-3))
-        assert taken(plan_depth(evidence, Wish(remove=1))) == [block.name]
+        assert taken(plan_depth(evidence, DepthOptions(remove=1))) == [block.name]
 
 
 def test_keep_takes_the_share_of_the_removable_work() -> None:
     evidence = prepared(nets.residual(width=8, blocks=4))
     blocks = removable(evidence)[0]
     for keep, count in ((0.75, 1), (0.5, 2), (0.0, 4)):
-        decisions = plan_depth(evidence, Wish(keep=keep))
-        assert len(decisions) == count
-        done = DEPTH.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
+        actions = plan_depth(evidence, DepthOptions(keep=keep))
+        assert len(actions) == count
+        done = DEPTH.apply(evidence, [*actions, {"refit": "none"}]).model
         assert work(evidence.model, evidence) - work(done, evidence) == count * blocks[0].macs
 
 
 def test_more_than_there_is_takes_all() -> None:
     evidence = prepared(nets.residual(width=8, blocks=2))
-    assert len(plan_depth(evidence, Wish(remove=9))) == 2
+    assert len(plan_depth(evidence, DepthOptions(remove=9))) == 2
 
 
 def test_max_drop_takes_fewer() -> None:
     evidence = prepared(nets.transformer(layers=2), 48)
-    free = plan_depth(evidence, Wish(keep=0.0))
-    judge = Judge(evidence.model, evidence.samples())
-    drops = [
-        judge.score(DEPTH.apply(evidence.model, free[:end], evidence).model).drop for end in range(1, len(free) + 1)
-    ]
-    bound = plan_depth(evidence, Wish(keep=0.0, max_drop=drops[0] + 1e-6))
+    free = plan_depth(evidence, DepthOptions(keep=0.0))
+    judge = Scorer(evidence.model, evidence.samples())
+    drops = [judge.score(DEPTH.apply(evidence, free[:end]).model).drop for end in range(1, len(free) + 1)]
+    bound = plan_depth(evidence, DepthOptions(keep=0.0, max_drop=drops[0] + 1e-6))
     assert 1 <= len(bound) < len(free)
     assert bound == free[: len(bound)]
     assert drops[len(bound) - 1] <= drops[0] + 1e-6
-    assert not plan_depth(evidence, Wish(keep=0.0, max_drop=0.0))
+    assert not plan_depth(evidence, DepthOptions(keep=0.0, max_drop=0.0))
 
 
 def test_layers_go_whole() -> None:
     evidence = prepared(nets.transformer(layers=4))
-    (decision,) = plan_depth(evidence, Wish(remove=1, units="layers"))
-    block = next(b for b in removable(evidence)[0] if b.name == decision["block"])
+    (action,) = plan_depth(evidence, DepthOptions(remove=1, units="layers"))
+    block = next(b for b in removable(evidence)[0] if b.name == action["block"])
     assert block.kind == bl.LAYER
-    only = plan_depth(evidence, Wish(remove=2, units="branches"))
+    only = plan_depth(evidence, DepthOptions(remove=2, units="branches"))
     kinds = {b.kind for b in removable(evidence)[0] if b.name in taken(only)}
     assert bl.LAYER not in kinds
 
 
 def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
     evidence = prepared(nets.transformer(layers=2))
-    decisions = plan_depth(evidence, Wish(keep=0.0))
+    actions = plan_depth(evidence, DepthOptions(keep=0.0))
     blocks = {b.name: b for b in removable(evidence)[0]}
     left = len(bl.dying(evidence.model, []))
-    for end in range(1, len(decisions) + 1):
-        gone = len(bl.dying(evidence.model, [blocks[n] for n in taken(decisions[:end])]))
+    for end in range(1, len(actions) + 1):
+        gone = len(bl.dying(evidence.model, [blocks[n] for n in taken(actions[:end])]))
         assert gone > left
         left = gone
 
@@ -107,10 +105,10 @@ def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
 def test_repair_brings_unseen_outputs_closer(build: Callable[[], ir.Model]) -> None:
     model = build()
     evidence = prepared(model, 64)
-    decisions = plan_depth(evidence, Wish(keep=0.6))
-    judge = Judge(evidence.model, nets.samples(model, 32, seed=7))
+    actions = plan_depth(evidence, DepthOptions(keep=0.6))
+    judge = Scorer(evidence.model, nets.samples(model, 32, seed=7))
     found = {
-        mode: judge.score(DEPTH.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model).nmse
+        mode: judge.score(DEPTH.apply(evidence, [*actions, {"refit": mode}]).model).nmse
         for mode in ("none", "least-squares")
     }
     assert found["least-squares"] < 0.8 * found["none"]
@@ -127,7 +125,7 @@ def test_batchnorm_statistics_are_those_of_the_original() -> None:
     model = net.model(net.head(net.relu(last)), nets.IMAGE, ["N", 10])
     evidence = prepared(model, 32)
     block = removable(evidence)[0][1]
-    done = DEPTH.apply(evidence.model, [{"block": block.name}], evidence).model
+    done = DEPTH.apply(evidence, [{"block": block.name}]).model
     found = submodels.outputs_only(done, [last]), submodels.outputs_only(evidence.model, [last])
     now, then = (nets.outputs(m, evidence.samples()).transpose(0, 2, 3, 1).reshape(-1, 8) for m in found)
     np.testing.assert_allclose(now.mean(0), then.mean(0), atol=1e-3)
@@ -152,10 +150,10 @@ def test_equal_by_chance_is_refused() -> None:
 def test_a_plan_of_another_model_is_refused() -> None:
     evidence = prepared(nets.residual(width=8, blocks=1))
     with pytest.raises(InputProblem, match="block"):
-        DEPTH.apply(evidence.model, [{"block": "ghost"}], evidence)
+        DEPTH.apply(evidence, [{"block": "ghost"}])
     name = removable(evidence)[0][0].name
-    with pytest.raises(InputProblem, match="repair"):
-        DEPTH.apply(evidence.model, [{"block": name}, {"repair": "prayer"}], evidence)
+    with pytest.raises(InputProblem, match="refit"):
+        DEPTH.apply(evidence, [{"block": name}, {"refit": "unknown"}])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
@@ -166,8 +164,8 @@ def test_any_blocks_of_random_nets_go_and_save_what_is_said(model: ir.Model, dat
     blocks = [b for b in removable(evidence)[0] if b.kind == bl.BRANCH]
     assume(blocks)
     gone = data.draw(st.lists(st.sampled_from(blocks), min_size=1, unique=True))
-    decisions = [{"block": b.name} for b in gone]
-    done = DEPTH.apply(evidence.model, [*decisions, {"repair": "none"}], evidence).model
+    actions = [{"block": b.name} for b in gone]
+    done = DEPTH.apply(evidence, [*actions, {"refit": "none"}]).model
     left = {n.name for n in evidence.model.graph} - bl.dying(evidence.model, gone)
     assert {n.name for n in done.graph} == left
     zeroed = evidence.model.clone()

@@ -12,6 +12,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
+from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.structure.kernels import KERNELS, sites
 from tests import nets
 
@@ -51,8 +52,8 @@ def test_before_the_repair(case: dict[str, Any], form: str) -> None:
     model = conv_net(**case)
     evidence = evidence_for(model, nets.samples(model, 8))
     (site,) = sites(evidence.model)[0]
-    decisions = [{"node": site.node, "form": form}, {"repair": "none"}]
-    done = KERNELS.apply(evidence.model, decisions, evidence).model
+    actions = [{"node": site.node, "form": form}, {"refit": "none"}]
+    done = KERNELS.apply(evidence, actions).model
     convs = [n for n in done.graph if n.op_type == "Conv"]
     assert len(convs) == (1 if form == "smaller" else 2)
     reference = evidence.model.clone()
@@ -71,12 +72,12 @@ def test_the_repair_brings_the_outputs_closer(form: str) -> None:
     """Inside a network, where neighbours say something of each other (of white noise a core is the best already)."""
     model = nets.residual(width=16)
     evidence = evidence_for(model, nets.samples(model, 64))
-    decisions = [{"node": s.node, "form": form} for s in sites(evidence.model)[0][1:] if form in s.forms]
+    actions = [{"node": s.node, "form": form} for s in sites(evidence.model)[0][1:] if form in s.forms]
     data = nets.samples(model, 24, seed=5)
     wanted = nets.outputs(evidence.model, data)
     error = []
     for mode in ("none", "least-squares"):
-        done = KERNELS.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        done = KERNELS.apply(evidence, [*actions, {"refit": mode}]).model
         error.append(float(((nets.outputs(done, data) - wanted) ** 2).mean()))
     assert error[1] < 0.9 * error[0]
 
@@ -89,7 +90,7 @@ def test_the_separable_kernel_loses_least() -> None:
     node = next(n for n in model.graph if n.op_type == "Conv")
     edit.set_input(model, node, 1, np.einsum("oi,ihw->oihw", mixing, spatial).astype(np.float32), "w")
     evidence = evidence_for(model, nets.samples(model, 8))
-    harms = {o.decision["form"]: o.harm for o in KERNELS.options(evidence.model, evidence)}
+    harms = {o.action["form"]: o.loss for o in proposals(KERNELS, evidence)}
     assert harms["separable"] == pytest.approx(0, abs=1e-6)
     assert harms["smaller"] > 0.1
 
@@ -107,6 +108,6 @@ def test_a_plan_for_another_model_is_refused() -> None:
     model = conv_net(pads=[1, 1, 1, 1])
     evidence = evidence_for(model, nets.samples(model, 4))
     with pytest.raises(InputProblem, match="does not have"):
-        KERNELS.apply(evidence.model, [{"node": "nobody", "form": "smaller"}], evidence)
+        KERNELS.apply(evidence, [{"node": "nobody", "form": "smaller"}])
     with pytest.raises(InputProblem, match="unknown repair"):
-        KERNELS.apply(evidence.model, [{"node": "nobody", "form": "smaller"}, {"repair": "magic"}], evidence)
+        KERNELS.apply(evidence, [{"node": "nobody", "form": "smaller"}, {"refit": "unknown"}])

@@ -12,28 +12,28 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import read
 from onnxpress.model.counts import macs
-from onnxpress.passes.core.contract import Decision
+from onnxpress.passes.core.contract import Action, proposals
 from onnxpress.passes.structure import lowrank as lr
-from onnxpress.passes.structure.factors import MATRIX, POINTWISE, SPATIAL, find_sites
-from onnxpress.passes.structure.lowrank import LOWRANK, Wish, known_curves, plan_lowrank
+from onnxpress.passes.structure.factors import MATRIX, POINTWISE, SPATIAL, find_layers
+from onnxpress.passes.structure.lowrank import LOWRANK, LowRankOptions, known_curves, plan_lowrank
 from tests import nets
 
-NONE = {"repair": "none"}
+NONE = {"refit": "none"}
 
 
 def prepared(model: ir.Model, count: int = 24) -> Evidence:
     return evidence_for(model, nets.samples(model, count))
 
 
-def full(evidence: Evidence, form: str | None = None) -> list[Decision]:
+def full(evidence: Evidence, form: str | None = None) -> list[Action]:
     """Every layer at its full rank, in one form where it has several."""
-    found = {n: (f, c.full) for (n, f), c in known_curves(evidence).items() if form in (None, f)}
+    found = {n: (f, c.full_rank) for (n, f), c in known_curves(evidence).items() if form in (None, f)}
     return [{"node": n, "rank": r, "form": f} for n, (f, r) in found.items()]
 
 
-def assert_same(evidence: Evidence, decisions: list[Decision]) -> None:
-    assert decisions
-    done = LOWRANK.apply(evidence.model, [*decisions, NONE], evidence).model
+def assert_same(evidence: Evidence, actions: list[Action]) -> None:
+    assert actions
+    done = LOWRANK.apply(evidence, [*actions, NONE]).model
     fresh = nets.samples(evidence.model, 5, seed=9)
     wanted = nets.outputs(evidence.model, fresh)
     np.testing.assert_allclose(nets.outputs(done, fresh), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
@@ -80,16 +80,16 @@ def test_gemm_flags_are_kept(flags: dict[str, object]) -> None:
 )
 def test_conv_attributes_are_shared_out_rightly(form: str, attributes: dict[str, object]) -> None:
     evidence = prepared(conv_net(**attributes))
-    decisions = [d for d in full(evidence, form) if d["form"] == form]
-    assert_same(evidence, decisions)
+    actions = [d for d in full(evidence, form) if d["form"] == form]
+    assert_same(evidence, actions)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(nets.random_nets(), st.sampled_from([POINTWISE, SPATIAL, MATRIX, None]))
 def test_full_rank_is_the_model_itself(model: ir.Model, form: str | None) -> None:
     evidence = prepared(model, 6)
-    decisions = full(evidence, form) or full(evidence)
-    assert_same(evidence, decisions)
+    actions = full(evidence, form) or full(evidence)
+    assert_same(evidence, actions)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 12])
@@ -102,7 +102,7 @@ def test_the_lost_power_is_what_the_curve_says(rank: int) -> None:
     evidence = prepared(net.model(out, {"rows": ["N", 24]}, ["N", 16]), 200)
     name = f"n_{out}"
     curve = known_curves(evidence)[name, MATRIX]
-    done = LOWRANK.apply(evidence.model, [{"node": name, "rank": rank, "form": MATRIX}, NONE], evidence).model
+    done = LOWRANK.apply(evidence, [{"node": name, "rank": rank, "form": MATRIX}, NONE]).model
     now, then = (nets.outputs(m, evidence.samples()).astype(np.float64) for m in (done, evidence.model))
     found = ((now - then) ** 2).sum() / (then**2).sum()
     assert found == pytest.approx(curve.error[rank], rel=1e-2, abs=1e-5)
@@ -117,8 +117,8 @@ def test_the_lost_power_is_what_the_curve_says(rank: int) -> None:
 
 def test_repair_does_not_harm_unseen_outputs() -> None:
     evidence = prepared(nets.residual(width=32), 48)
-    decisions = [
-        {"node": n, "rank": max(1, c.full // 4), "form": f}
+    actions = [
+        {"node": n, "rank": max(1, c.full_rank // 4), "form": f}
         for (n, f), c in known_curves(evidence).items()
         if f == POINTWISE
     ]
@@ -126,7 +126,7 @@ def test_repair_does_not_harm_unseen_outputs() -> None:
     wanted = nets.outputs(evidence.model, fresh)
     error = {}
     for mode in ("none", "least-squares"):
-        done = LOWRANK.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
+        done = LOWRANK.apply(evidence, [*actions, {"refit": mode}]).model
         error[mode] = float(((nets.outputs(done, fresh) - wanted) ** 2).mean())
     assert error["least-squares"] < error["none"]
 
@@ -138,9 +138,9 @@ def test_shared_weights_are_factored_for_all_users_and_stay_shared() -> None:
     for stride in (1, 2):
         x = net.relu(net.op("Conv", [x, weight], 32, kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2))
     evidence = prepared(net.model(net.head(x), nets.IMAGE, ["N", 10]))
-    site = next(s for s in find_sites(evidence.model)[0] if len(s.nodes) == 2)
+    site = next(s for s in find_layers(evidence.model)[0] if len(s.nodes) == 2)
     assert_same(evidence, [{"node": site.name, "rank": 32, "form": POINTWISE}])
-    done = LOWRANK.apply(evidence.model, [{"node": site.name, "rank": 8, "form": POINTWISE}], evidence).model
+    done = LOWRANK.apply(evidence, [{"node": site.name, "rank": 8, "form": POINTWISE}]).model
     users = [n for n in done.graph if n.name in site.nodes]
     assert users[0].inputs[1] is users[1].inputs[1]
     assert weight not in done.graph.initializers
@@ -151,7 +151,7 @@ def test_a_weight_that_is_read_otherwise_too_is_refused() -> None:
     net = nets.Net()
     table = net.constant(np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32))
     x = net.op("Add", [net.op("MatMul", ["rows", table], 24), net.op("ReduceMean", [table], 24, axes=[0])], 24)
-    sites, refused = find_sites(prepared(net.model(x, {"rows": ["N", 40]}, ["N", 24])).model)
+    sites, refused = find_layers(prepared(net.model(x, {"rows": ["N", 40]}, ["N", 24])).model)
     assert not sites
     assert "shared" in refused[0].reason
 
@@ -160,15 +160,15 @@ def test_grouped_and_computed_are_refused_with_reasons() -> None:
     net = nets.image_net()
     x = net.conv(net.relu(net.conv("image", 8)), 8, group=2)
     y = net.op("MatMul", [x, x], 8)
-    reasons = {r.reason for r in find_sites(prepared(net.model(net.head(y), nets.IMAGE, ["N", 10])).model)[1]}
+    reasons = {r.reason for r in find_layers(prepared(net.model(net.head(y), nets.IMAGE, ["N", 10])).model)[1]}
     assert reasons == {"grouped convolution", "its weight is not a constant"}
 
 
 def test_size_saves_the_share_of_the_weights_that_is_asked_for() -> None:
     evidence = prepared(nets.residual(width=32, blocks=2))
-    decisions, _ = plan_lowrank(evidence, Wish(ratio=0.4, goal="size"))
-    sizes = {s.name: s.weight.size for s in find_sites(evidence.model)[0]}
-    done = LOWRANK.apply(evidence.model, [*decisions, NONE], evidence).model
+    actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.4, goal="size"))
+    sizes = {s.name: s.weight.size for s in find_layers(evidence.model)[0]}
+    done = LOWRANK.apply(evidence, [*actions, NONE]).model
     saved = read.parameters(evidence.model) - read.parameters(done)
     assert 0.4 * sum(sizes.values()) <= saved <= 0.6 * sum(sizes.values())
 
@@ -176,23 +176,23 @@ def test_size_saves_the_share_of_the_weights_that_is_asked_for() -> None:
 def test_energy_and_rank_hold_for_every_layer() -> None:
     evidence = prepared(nets.residual(width=32, blocks=2))
     curves = known_curves(evidence)
-    decisions, _ = plan_lowrank(evidence, Wish(energy=0.9, goal="size"))
-    assert decisions
-    for d in decisions:
+    actions, _ = plan_lowrank(evidence, LowRankOptions(energy=0.9, goal="size"))
+    assert actions
+    for d in actions:
         assert curves[d["node"], d["form"]].error[d["rank"]] <= 0.1
-    decisions, refused = plan_lowrank(evidence, Wish(rank=8, goal="size"))
-    assert decisions and all(d["rank"] == 8 for d in decisions)
-    assert {r.unit for r in refused} | {d["node"] for d in decisions} == {n for n, _ in curves}
+    actions, refused = plan_lowrank(evidence, LowRankOptions(rank=8, goal="size"))
+    assert actions and all(d["rank"] == 8 for d in actions)
+    assert {r.unit for r in refused} | {d["node"] for d in actions} == {n for n, _ in curves}
 
 
 def test_for_latency_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = prepared(nets.residual(width=32, blocks=1))
     monkeypatch.setattr(lr.Clock, "faster", lambda self, curve, rank: curve.form == SPATIAL and rank <= 16)
-    decisions, _ = plan_lowrank(evidence, Wish(ratio=0.2))
-    assert decisions
-    assert all(d["form"] == SPATIAL and d["rank"] <= 16 for d in decisions)
+    actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.2))
+    assert actions
+    assert all(d["form"] == SPATIAL and d["rank"] <= 16 for d in actions)
     monkeypatch.setattr(lr.Clock, "faster", lambda self, curve, rank: False)
-    assert not plan_lowrank(evidence, Wish(ratio=0.2))[0]
+    assert not plan_lowrank(evidence, LowRankOptions(ratio=0.2))[0]
 
 
 def test_the_clock_measures_a_layer_alone() -> None:
@@ -213,22 +213,22 @@ def test_the_clock_measures_a_layer_alone() -> None:
 def test_savings_are_what_a_recount_finds() -> None:
     evidence = prepared(conv_net(pads=[1, 1, 1, 1], strides=[2, 1]))
     before = sum(macs(evidence.model, evidence.trace).values())
-    options = LOWRANK.options(evidence.model, evidence)
-    assert {o.decision["form"] for o in options} >= {POINTWISE, SPATIAL}
+    options = proposals(LOWRANK, evidence)
+    assert {o.action["form"] for o in options} >= {POINTWISE, SPATIAL}
     for option in options:
-        done = evidence_for(LOWRANK.apply(evidence.model, [option.decision], evidence).model, evidence.data)
+        done = evidence_for(LOWRANK.apply(evidence, [option.action]).model, evidence.data)
         assert before - sum(macs(done.model, done.trace).values()) == option.saving.macs
         assert 4 * (read.parameters(evidence.model) - read.parameters(done.model)) == option.saving.weight_bytes
 
 
 def test_a_plan_that_cannot_be_is_refused() -> None:
     evidence = prepared(nets.residual(width=8, blocks=1))
-    name = find_sites(evidence.model)[0][0].name
-    for decision in (
+    name = find_layers(evidence.model)[0][0].name
+    for action in (
         {"node": "ghost", "rank": 1, "form": POINTWISE},
         {"node": name, "rank": 1, "form": MATRIX},
         {"node": name, "rank": 10_000, "form": POINTWISE},
         {"node": name, "rank": "many", "form": POINTWISE},
     ):
         with pytest.raises(InputProblem):
-            LOWRANK.apply(evidence.model, [decision], evidence)
+            LOWRANK.apply(evidence, [action])

@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxpress.api.one_pass import simplify
-from onnxpress.api.weight_passes import ShareWish, WeightsWish, share, weights
+from onnxpress import share, simplify, weights
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Judge
+from onnxpress.measure.score import Scorer
 from onnxpress.model.files import to_bytes
+from onnxpress.passes.weights.share import ShareOptions
+from onnxpress.passes.weights.weights import WeightsOptions
 from tests import nets
 
 
@@ -19,11 +20,11 @@ def test_the_file_is_as_small_as_asked_for_and_hardly_smaller(lever: str) -> Non
     model = nets.residual(width=32, blocks=3)
     data = nets.samples(model, 24)
     done = (
-        share(model, data, ShareWish(smaller=4.5))
+        share(model, data, options=ShareOptions(smaller=4.5))
         if lever == "share"
-        else weights(model, data, WeightsWish(smaller=4.5))
+        else weights(model, data, options=WeightsOptions(smaller=4.5))
     )
-    assert 4.5 <= done.before / done.after < 1.12 * 4.5
+    assert 4.5 <= done.bytes_before / done.bytes_after < 1.12 * 4.5
     wanted, found = nets.outputs(model, data), nets.outputs(done.model, data)
     assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
 
@@ -38,20 +39,20 @@ def test_bits_go_where_they_matter() -> None:
         loud = net.add(loud, net.op("Mul", [branch, small], 32))
     model = net.model(net.op("GlobalAveragePool", [loud], 32), {"image": ["N", 3, 16, 16]}, ["N", 32, 1, 1])
     data = nets.samples(model, 24)
-    even = weights(model, data, WeightsWish(4, spare=0.0))
-    chosen = weights(model, data, WeightsWish(smaller=even.before / even.after))
-    assert chosen.after <= even.after
-    judge = Judge(model, nets.samples(model, 24, seed=5))
+    even = weights(model, data, options=WeightsOptions(4, spare=0.0))
+    chosen = weights(model, data, options=WeightsOptions(smaller=even.bytes_before / even.bytes_after))
+    assert chosen.bytes_after <= even.bytes_after
+    judge = Scorer(model, nets.samples(model, 24, seed=5))
     assert judge.score(to_bytes(chosen.model)).nmse < 0.5 * judge.score(to_bytes(even.model)).nmse
 
 
 def test_what_cannot_be_made_so_small_says_how_small_it_can_be() -> None:
     model = nets.residual(width=16, blocks=1)
-    with pytest.raises(InputProblem, match="so small") as caught:
-        share(model, nets.samples(model, 8), ShareWish(smaller=50))
+    with pytest.raises(InputProblem, match="cannot become so small") as caught:
+        share(model, nets.samples(model, 8), options=ShareOptions(smaller=50))
     line = caught.value.line()
-    least = float(line.split(" kB is the least")[0].split()[-1].strip("(:"))
-    assert "--smaller" in line and least < 0.5 * len(to_bytes(model)) / 1e3
+    least = float(line.split("the smallest is ")[1].split(" kB")[0].replace(",", ""))
+    assert "`smaller`" in line and least < 0.5 * len(to_bytes(model)) / 1e3
 
 
 def test_what_is_added_is_no_weight_but_float16_where_that_holds_it() -> None:
@@ -65,7 +66,7 @@ def test_what_is_added_is_no_weight_but_float16_where_that_holds_it() -> None:
     model = net.model(net.op("Add", [x, grid], 64), {"rows": ["N", 12, 64]}, ["N", 12, 64])
     data = nets.samples(model, 16)
     for done in (share(model, data), weights(model, data)):
-        assert {d["weight"] for s in done.plan.steps for d in s.decisions if "weight" in d} == {weight}
+        assert {d["weight"] for s in done.plan.steps for d in s.actions if "weight" in d} == {weight}
         kinds = [(tuple(t.dims), t.data_type) for t in onnx.load_from_string(to_bytes(done.model)).graph.initializer]
         assert ((1, 12, 64), onnx.TensorProto.FLOAT16) in kinds and ((64,), onnx.TensorProto.FLOAT16) in kinds
         assert np.abs(nets.outputs(done.model, data) - nets.outputs(model, data)).max() < 1.0, (

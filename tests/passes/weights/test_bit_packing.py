@@ -14,9 +14,9 @@ import pytest
 from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.bit_packing import Packer, bytes_of, width
-from onnxpress.passes.weights.codebook import Book, cluster, on_grid
-from onnxpress.passes.weights.low_bit import GRIDS
+from onnxpress.passes.weights.bit_packing import BitPacker, code_width, packed_bytes
+from onnxpress.passes.weights.codebook import Codebook, fit_centroids, fit_grid
+from onnxpress.passes.weights.low_bit import LEVELS
 from tests import nets
 
 
@@ -47,10 +47,15 @@ def everything(opset: int = 17) -> ir.Model:
     return net.model(net.add(x, net.op("Gather", [table, best], 40)), {"image": ["N", 4, 8, 8]}, ["N", 40])
 
 
-def forms(rows: np.ndarray) -> dict[str, Book]:
-    scaled = {f"{count} centres": cluster(rows, None, count, True) for count in (4, 8, 16, 256)}
-    grids = {f"{bits} bits": on_grid(rows, None, levels) for bits, levels in GRIDS.items()}
-    return {**scaled, **grids, "unscaled": cluster(rows, None, 16, False), "blocks": on_grid(rows, None, GRIDS[4], 4)}
+def forms(rows: np.ndarray) -> dict[str, Codebook]:
+    scaled = {f"{count} centres": fit_centroids(rows, None, count, True) for count in (4, 8, 16, 256)}
+    grids = {f"{bits} bits": fit_grid(rows, None, levels) for bits, levels in LEVELS.items()}
+    return {
+        **scaled,
+        **grids,
+        "unscaled": fit_centroids(rows, None, 16, False),
+        "blocks": fit_grid(rows, None, LEVELS[4], 4),
+    }
 
 
 @pytest.mark.parametrize(
@@ -60,13 +65,13 @@ def test_every_form_means_its_book_and_is_folded_at_load(form: str, opset: int, 
     model = edit.canonical(everything(opset))
     wanted = operators(model, tmp_path)
     work, reference = model.clone(), model.clone()
-    packer = Packer(work)
+    packer = BitPacker(work)
     estimate = 0
     for weight in find_weights(model)[0]:
-        book = forms(weight.rows)[form].lean()
-        packer.put(weight, book)
-        estimate += bytes_of(weight, book) - weight.array.nbytes
-        meant = weight.restored(book.rows).astype(np.float32)
+        book = forms(weight.matrix)[form].compact()
+        packer.write(weight, book)
+        estimate += packed_bytes(weight, book) - weight.array.nbytes
+        meant = weight.from_matrix(book.dequantized).astype(np.float32)
         edit.set_constant(reference.graph.initializers[weight.name], meant)
     edit.drop_dead(work)
     onnx.checker.check_model(to_bytes(work), full_check=True)
@@ -77,22 +82,24 @@ def test_every_form_means_its_book_and_is_folded_at_load(form: str, opset: int, 
 
 
 def test_codes_that_do_not_fill_bytes_take_eight_bits() -> None:
-    assert [width(c, 24) for c in (3, 8, 16, 200)] == [2, 3, 4, 8]
-    assert [width(c, 7) for c in (3, 8, 16, 200)] == [8, 8, 8, 8]
-    assert width(8, 12) == 4
+    assert [code_width(c, 24) for c in (3, 8, 16, 200)] == [2, 3, 4, 8]
+    assert [code_width(c, 7) for c in (3, 8, 16, 200)] == [8, 8, 8, 8]
+    assert code_width(8, 12) == 4
 
 
 def test_groups_of_rows_have_books_of_their_own(tmp_path: Path) -> None:
-    from onnxpress.passes.weights.low_bit import Fit
+    from onnxpress.passes.weights.low_bit import LowBitWeight
 
     model = edit.canonical(everything())
     work, reference = model.clone(), model.clone()
-    packer = Packer(work)
+    packer = BitPacker(work)
     for weight in find_weights(model)[0]:
-        parts = np.split(weight.rows, 2)
-        fit = Fit(tuple(cluster(p, None, 16, False).lean() for p in parts), 0.0)
-        packer.put(weight, fit.book, 2)
-        edit.set_constant(reference.graph.initializers[weight.name], weight.restored(fit.rows).astype(np.float32))
+        parts = np.split(weight.matrix, 2)
+        low_bit = LowBitWeight(tuple(fit_centroids(p, None, 16, False).compact() for p in parts), 0.0)
+        packer.write(weight, low_bit.codebook, 2)
+        edit.set_constant(
+            reference.graph.initializers[weight.name], weight.from_matrix(low_bit.dequantized).astype(np.float32)
+        )
     edit.drop_dead(work)
     data = nets.samples(model, 6)
     np.testing.assert_allclose(nets.outputs(work, data), nets.outputs(reference, data), rtol=1e-4, atol=1e-3)

@@ -12,14 +12,14 @@ from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.weights.half import HALF, halvable, plan_half
 from tests import nets
-from tests.passes.test_packing import everything, operators
+from tests.passes.weights.test_bit_packing import everything, operators
 
 
 @pytest.mark.parametrize(("kind", "near"), [("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_half_the_bytes_and_the_same_operators(kind: str, near: float, tmp_path: Path) -> None:
     model = everything()
     evidence = evidence_for(model, None)
-    done = HALF.apply(evidence.model, plan_half(evidence, kind)[0], evidence).model
+    done = HALF.apply(evidence, plan_half(evidence, kind)[0]).model
     weights = sum(4 * v.const_value.size for v in halvable(edit.canonical(model), kind)[0])
     assert len(to_bytes(model)) - len(to_bytes(done)) > 0.4 * weights
     data = nets.samples(model, 6)

@@ -8,16 +8,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.api.weight_passes import share
+from onnxpress import share
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.gram import Moments
 from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.core.rounding import damped, minded
+from onnxpress.passes.core.rounding import add_cross_validated_damping, add_damping
 from onnxpress.passes.core.weight_matrix import find_weights
-from onnxpress.passes.weights.codebook import cluster, error, kmeans, on_grid
-from onnxpress.passes.weights.low_bit import GRIDS
-from onnxpress.passes.weights.share import SHARE, Wish, plan_sharing
+from onnxpress.passes.weights.codebook import fit_centroids, fit_grid, kmeans, output_error
+from onnxpress.passes.weights.low_bit import LEVELS
+from onnxpress.passes.weights.share import SHARE, ShareOptions, plan_sharing
 from tests import nets
 
 
@@ -46,28 +46,28 @@ def test_knowing_the_inputs_loses_less_than_half(kind: str) -> None:
     h = gram(40)
 
     def lost(seen: np.ndarray | None) -> float:
-        book = cluster(weights, seen, 16, True) if kind == "free" else on_grid(weights, seen, GRIDS[4])
-        return error(book.rows - weights, damped(h))
+        book = fit_centroids(weights, seen, 16, True) if kind == "free" else fit_grid(weights, seen, LEVELS[4])
+        return output_error(book.dequantized - weights, add_damping(h))
 
     assert lost(h) < 0.5 * lost(np.diag(h))
 
 
 def test_a_share_of_the_bytes_goes_to_the_weights_that_lose_most() -> None:
     evidence = prepared(nets.mobile(width=16))
-    lean, spent = (plan_sharing(evidence, Wish(spare=s))[0] for s in (0.0, 0.3))
+    lean, spent = (plan_sharing(evidence, ShareOptions(spare=s))[0] for s in (0.0, 0.3))
     small, upgraded = ({d["weight"] for d in plan if d.get("bits") == 8} for plan in (lean, spent))
     assert small < upgraded and len(upgraded) < len(spent)
-    sizes = [len(to_bytes(SHARE.apply(evidence.model, d, evidence).model)) for d in (lean, spent)]
+    sizes = [len(to_bytes(SHARE.apply(evidence, d).model)) for d in (lean, spent)]
     assert sizes[0] < sizes[1] < 1.3 * sizes[0]
 
 
 def test_eight_times_smaller_weights_and_the_same_answers() -> None:
     model = nets.residual(width=48, blocks=1)
     data = nets.samples(model, 24)
-    done = share(model, data, Wish(spare=0.0))
+    done = share(model, data, options=ShareOptions(spare=0.0))
     weights = sum(w.array.nbytes for w in find_weights(edit.canonical(model))[0])
-    rest = done.before - weights
-    assert weights / (done.after - rest) > 6.5
+    rest = done.bytes_before - weights
+    assert weights / (done.bytes_after - rest) > 6.5
     other = nets.samples(model, 24, seed=7)
     wanted, found = nets.outputs(model, other), nets.outputs(done.model, other)
     assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
@@ -75,13 +75,13 @@ def test_eight_times_smaller_weights_and_the_same_answers() -> None:
 
 def test_bias_takes_the_mean_error_back() -> None:
     evidence = prepared(nets.residual(width=16), 24)
-    decisions = plan_sharing(evidence, Wish(spare=0.0))[0]
+    actions = plan_sharing(evidence, ShareOptions(spare=0.0))[0]
     wanted = nets.outputs(evidence.model, evidence.samples())
-    error = {}
+    output_error = {}
     for mode in ("none", "bias"):
-        done = SHARE.apply(evidence.model, [*decisions, {"repair": mode}], evidence).model
-        error[mode] = float(((nets.outputs(done, evidence.samples()) - wanted) ** 2).mean())
-    assert error["bias"] < error["none"]
+        done = SHARE.apply(evidence, [*actions, {"refit": mode}]).model
+        output_error[mode] = float(((nets.outputs(done, evidence.samples()) - wanted) ** 2).mean())
+    assert output_error["bias"] < output_error["none"]
 
 
 def test_what_else_reads_a_weight_and_small_ones_are_refused() -> None:
@@ -109,10 +109,10 @@ def test_rounding_by_few_samples_holds_on_others() -> None:
     few = (seen(10), seen(10))
     known, fresh = replace(few[0] + few[1], parts=few), seen(5000).centred(False)[0]
     plain, raised = (
-        error(on_grid(weights, g, GRIDS[4]).rows - weights, fresh)
-        for g in (known.centred(False)[0], minded(known, weights, False))
+        output_error(fit_grid(weights, g, LEVELS[4]).dequantized - weights, fresh)
+        for g in (known.centred(False)[0], add_cross_validated_damping(known, weights, False))
     )
     assert raised < 0.8 * plain
     many = (seen(4000), seen(4000))
     sure = replace(many[0] + many[1], parts=many)
-    np.testing.assert_allclose(minded(sure, weights, False), damped(sure.centred(False)[0]))
+    np.testing.assert_allclose(add_cross_validated_damping(sure, weights, False), add_damping(sure.centred(False)[0]))

@@ -14,16 +14,16 @@ torch = pytest.importorskip("torch")
 
 from onnxpress.measure.evidence import evidence_for  # noqa: E402
 from onnxpress.passes.int8 import qdq  # noqa: E402
-from onnxpress.passes.int8.quantization_recipe import Recipe  # noqa: E402
+from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe  # noqa: E402
 from onnxpress.passes.int8.quantize import quantize  # noqa: E402
-from onnxpress.runtime.session import Settings, open_session  # noqa: E402
+from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 from tests import nets  # noqa: E402
 
 
 def int8(model: ir.Model) -> ir.Model:
     evidence = evidence_for(model, nets.samples(model, 24))
-    return quantize(evidence, qdq.whole(evidence.model, evidence.trace), Recipe(), True, True).model
+    return quantize(evidence, qdq.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(), True, True).model
 
 
 def feeds_for(model: ir.Model) -> dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def answers(program: Program, feeds: dict[str, np.ndarray]) -> Any:
 
 def close(model: ir.Model, feeds: dict[str, np.ndarray], given: Any, flips: float) -> None:
     """Equal to onnxruntime but for single codes that fall to the other side of a tie; flips: the mean of those."""
-    expected = open_session(model, Settings(level="none")).run(None, feeds)[0]
+    expected = open_session(model, SessionSettings(level="none")).run(None, feeds)[0]
     assert np.abs(expected - given.detach().numpy()).mean() <= flips * np.abs(expected).max()
 
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch")
 
-from onnxpress.runtime.session import Settings, open_session  # noqa: E402
+from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
 from onnxpress.train.graph import fuse  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 
@@ -109,7 +109,10 @@ def test_a_part_is_found_and_means_the_same(spelling: str, monkeypatch: pytest.M
     assert list(fuse.fuse_patterns(nodes, ["x"], held, trained)) == [id(nodes[-1])]
     fused, found = gradients(Program(model, trainable=trained))
     np.testing.assert_allclose(
-        fused.numpy(), open_session(model, Settings(level="none")).run(None, {"x": value()})[0], rtol=1e-4, atol=1e-5
+        fused.numpy(),
+        open_session(model, SessionSettings(level="none")).run(None, {"x": value()})[0],
+        rtol=1e-4,
+        atol=1e-5,
     )
     monkeypatch.setattr(fuse, "fuse_patterns", lambda *_: {})
     plain, expected = gradients(Program(model, trainable=trained))
@@ -156,6 +159,6 @@ def test_what_only_matmul_broadcasts_is_computed_plainly() -> None:
     ]
     nodes += [("MatMul", "x t", "a", {}), ("Softmax", "a", "p", {"axis": -1}), ("MatMul", "p x", "y", {})]
     model = graph(nodes)
-    expected = open_session(model, Settings(level="none")).run(None, {"x": value()})[0]
+    expected = open_session(model, SessionSettings(level="none")).run(None, {"x": value()})[0]
     got = Program(model)({"x": torch.from_numpy(value())})["y"]
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-5)

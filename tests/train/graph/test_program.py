@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from onnxpress.errors import InputProblem  # noqa: E402
 from onnxpress.model import submodels  # noqa: E402
-from onnxpress.runtime.session import Settings, open_session  # noqa: E402
+from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 from tests import nets  # noqa: E402
 from tests.train.graphs import body, chain  # noqa: E402
@@ -28,7 +28,7 @@ def torched(feeds: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def reference(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    return np.asarray(open_session(model, Settings(level="none")).run(None, feeds)[0])
+    return np.asarray(open_session(model, SessionSettings(level="none")).run(None, feeds)[0])
 
 
 def first(program: Program, feeds: dict[str, np.ndarray]) -> Any:
@@ -167,7 +167,7 @@ def test_taps_give_inner_values_and_change_nothing() -> None:
     plain = first(program, images())
     tapped = program(torched(images()), extra_outputs=relus)
     torch.testing.assert_close(tapped[program.outputs[0]], plain)
-    inner = open_session(submodels.outputs_only(model, relus), Settings(level="none")).run(None, images())
+    inner = open_session(submodels.outputs_only(model, relus), SessionSettings(level="none")).run(None, images())
     for name, want in zip(relus, inner, strict=True):
         np.testing.assert_allclose(tapped[name].detach().numpy(), want, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputProblem, match="a value is not computed \\(nowhere\\)"):

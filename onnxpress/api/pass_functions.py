@@ -1,0 +1,112 @@
+"""A Python function for every pass in the registry, its signature and documentation made from the pass's options."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, get_type_hints
+
+from onnxpress.api.run_pass import PassResult, run_pass
+from onnxpress.data.any_data import DataSource
+from onnxpress.errors import InputProblem
+from onnxpress.model.source import ModelSource
+from onnxpress.passes.core.options import PassOptions, option_specs
+from onnxpress.passes.registry import find_pass
+from onnxpress.plan.plan import CALIBRATION
+
+_COMMON = {
+    "options": "an options object instead of single options",
+    "output": "file to write",
+    "plan": "file to write the plan to",
+    "samples": f"largest number of samples that feed statistics (default: {CALIBRATION})",
+    "seed": "seed of anything random (default: 0)",
+}
+
+
+class PassFunction(Protocol):
+    """A pass as a function: model, samples, then the options of the pass by name."""
+
+    def __call__(
+        self,
+        model: ModelSource,
+        data: DataSource | None = None,
+        *,
+        options: PassOptions | None = None,
+        output: str | Path | None = None,
+        plan: str | Path | None = None,
+        samples: int = CALIBRATION,
+        seed: int = 0,
+        **settings: Any,
+    ) -> PassResult: ...
+
+
+@cache
+def pass_function(name: str) -> PassFunction:
+    """The function of a pass. Raises InputProblem for an unknown name."""
+    chosen = find_pass(name)
+
+    def function(
+        model: ModelSource,
+        data: DataSource | None = None,
+        *,
+        options: PassOptions | None = None,
+        output: str | Path | None = None,
+        plan: str | Path | None = None,
+        samples: int = CALIBRATION,
+        seed: int = 0,
+        **settings: Any,
+    ) -> PassResult:
+        known = [s.name for s in option_specs(chosen.Options)]
+        strange = [k for k in settings if k not in known]
+        if strange:
+            raise TypeError(f"{name}() got an unexpected argument {strange[0]!r}; its options are {', '.join(known)}")
+        if options is not None and settings:
+            raise InputProblem("options are given twice", "`options`", ", ".join(settings), "give one of them")
+        tuples = {s.name for s in option_specs(chosen.Options) if s.many}
+        given = {
+            k: (v,) if k in tuples and isinstance(v, str) else tuple(v) if k in tuples else v
+            for k, v in settings.items()
+        }
+        wanted = options if options is not None else chosen.Options(**given)
+        return run_pass(name, model, data, wanted, output=output, plan=plan, samples=samples, seed=seed)
+
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = "onnxpress"
+    function.__doc__ = _documentation(name)
+    function.__signature__ = _signature(name)  # type: ignore[attr-defined]
+    return function
+
+
+def _signature(name: str) -> inspect.Signature:
+    chosen = find_pass(name)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    hints = get_type_hints(chosen.Options)
+    common = inspect.signature(PassFunction.__call__).parameters
+    parameters = [common["model"], common["data"]]
+    if chosen.needs_data:
+        parameters[1] = parameters[1].replace(default=inspect.Parameter.empty, annotation=DataSource)
+    parameters += [
+        inspect.Parameter(s.name, kind, default=s.default, annotation=hints[s.name])
+        for s in option_specs(chosen.Options)
+    ]
+    parameters += [common[n] for n in _COMMON]
+    return inspect.Signature(parameters, return_annotation=PassResult)
+
+
+def _documentation(name: str) -> str:
+    chosen = find_pass(name)
+    lines = [inspect.getdoc(type(chosen)) or name, "", "Parameters:"]
+    lines.append("  model: a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model")
+    needed = "samples" if chosen.needs_data else "samples, used to check the result"
+    lines.append(f"  data: {needed}: a path, arrays by input name, an iterable of samples, or a Dataset")
+    for spec in option_specs(chosen.Options):
+        choices = f" One of {', '.join(map(str, spec.choices))}." if spec.choices else ""
+        unit = f" In {spec.unit}." if spec.unit else ""
+        lines.append(f"  {spec.name}: {spec.help}{unit}{choices} Default: {spec.default!r}.")
+    lines += [f"  {n}: {text}" for n, text in _COMMON.items()]
+    lines += [
+        "",
+        "Returns a PassResult. Raises InputProblem on bad input and EnvironmentProblem where the machine fails.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,183 @@
+"""One pass on one model: what every pass's command and Python function do.
+
+The model is simplified first, so that a pass sees the graph that onnxruntime computes; the pass plans for its options, the plan
+is carried out, and the result must load, keep the signature and run at every size the original runs at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from onnxpress.data.any_data import DataSource, as_dataset
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.synthetic import synthetic
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import evidence_for
+from onnxpress.model.files import check_target, model_size, save
+from onnxpress.model.read import parameters
+from onnxpress.model.signature import signature
+from onnxpress.model.source import ModelSource, open_model, path_of
+from onnxpress.passes.core.contract import Finishing, Refusal
+from onnxpress.passes.core.options import PassOptions
+from onnxpress.passes.registry import find_pass
+from onnxpress.plan import result_contract
+from onnxpress.plan.exact_base import exact_base
+from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, apply_plan, new_plan, take_step, write_plan
+from onnxpress.result import Result, size_text
+from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.runtime.session import open_session
+
+EXACT_PASS = "simplify"
+
+
+@dataclass(repr=False)
+class PassResult(Result):
+    """A new model, and how it was made.
+
+    model: the new model. plan: the steps that make it again. bytes_before, bytes_after: sizes of the files. notes: remarks.
+    refused: units that were left alone, with reasons. details: results of the pass, such as the sensitivity of layers.
+    """
+
+    _hidden: ClassVar[frozenset[str]] = frozenset(("model", "plan"))
+
+    name: str
+    model: ir.Model
+    plan: Plan
+    bytes_before: int
+    bytes_after: int
+    notes: list[str] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    details: Any = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of all weights."""
+        return parameters(self.model)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model; the file appears at once or not at all."""
+        save(self.model, path)
+
+    def facts(self) -> list[tuple[str, str]]:
+        times = self.bytes_before / max(self.bytes_after, 1)
+        before, after = size_text(self.bytes_before), size_text(self.bytes_after)
+        rows = [("pass", self.name), ("size", f"{before} -> {after} ({times:.2f}x smaller)")]
+        rows.append(("parameters", f"{self.parameters:,}"))
+        rows += [("note", note) for note in self.notes]
+        return [*rows, ("left alone", f"{len(self.refused)} units")] if self.refused else rows
+
+
+def run_pass(
+    name: str,
+    model: ModelSource,
+    data: DataSource | None = None,
+    options: PassOptions | None = None,
+    *,
+    output: str | Path | None = None,
+    plan: str | Path | None = None,
+    samples: int = CALIBRATION,
+    seed: int = 0,
+) -> PassResult:
+    """Run one pass on a model.
+
+    name: of the pass. data: samples, where the pass needs them. options: of the pass's Options class (None: its defaults).
+    output: the file to write. plan: a file for the plan. samples: largest number of samples that feed statistics. seed: of
+    anything random. Raises InputProblem on bad input, before anything is written, and EnvironmentProblem.
+    """
+    chosen = find_pass(name)
+    options = options if options is not None else chosen.Options()
+    if not isinstance(options, chosen.Options):
+        raise InputProblem(
+            f"not options of {name}", "`options`", f"got {type(options).__name__}", f"give {chosen.Options.__name__}"
+        )
+    options.checked()
+    if samples < 1:
+        raise InputProblem("the number of samples must be at least 1", "`samples`", f"got {samples}", "try 128")
+    original = opened(model, output)
+    if data is None and chosen.needs_data:
+        raise InputProblem(f"{name} needs samples", "`data`", "no data was given", "give `data`")
+    used = None if data is None else as_dataset(data, original).take(samples)
+    machine = options.target_machine(this_machine())
+    if name == EXACT_PASS:
+        evidence, made, notes = (
+            evidence_for(original, used, machine, seed, original),
+            new_plan(original, used, seed),
+            [],
+        )
+    else:
+        base = exact_base(original, used, machine, seed)
+        evidence, made, notes = base.evidence, base.plan, base.notes
+    planned = chosen.plan(evidence, options)
+    done = take_step(PlanStep(name, tuple(planned.actions)), evidence)
+    done.notes = [*notes, *planned.notes, *done.notes]
+    done.details = planned.details if done.details is None else done.details
+    if isinstance(chosen, Finishing):
+        chosen.finish(evidence, options, planned, done)
+    result = PassResult(
+        name,
+        done.model,
+        made.then(name, planned.actions),
+        model_size(original),
+        model_size(done.model),
+        done.notes,
+        planned.refused or done.refused,
+        done.details,
+    )
+    write_checked(original, result, used, output, plan)
+    return result
+
+
+def opened(model: ModelSource, output: str | Path | None) -> ir.Model:
+    """A model that onnxruntime opens; the output is checked first. Raises InputProblem."""
+    path = path_of(model)
+    if output is not None:
+        check_target(output, *([path] if path is not None else []))
+    found = open_model(model)
+    open_session(found, where=str(path or ""))
+    return found
+
+
+def write_checked(
+    original: ir.Model,
+    result: PassResult,
+    data: Dataset | None,
+    output: str | Path | None = None,
+    plan: str | Path | None = None,
+) -> None:
+    """Check that a result behaves as the original at every size, then write it. Raises InputProblem where it does not."""
+    examples = data if data is not None else synthetic(signature(original), 1)
+    problems = result_contract.same_shape_behaviour(original, result.model, examples)
+    if problems:
+        raise InputProblem(
+            "the result would not keep the model's behaviour", "", problems[0], "report this model; nothing was written"
+        )
+    if output is not None:
+        save(result.model, output)
+    if plan is not None:
+        write_plan(result.plan, plan)
+
+
+def apply(
+    plan: Plan,
+    model: ModelSource,
+    data: DataSource | None = None,
+    *,
+    output: str | Path | None = None,
+    machine: Machine | None = None,
+) -> PassResult:
+    """Replay a plan; the bytes are those of the run that made it.
+
+    plan: see `read_plan`. data: the samples the plan was made with, where a step needs them. Raises InputProblem where model
+    or samples are others.
+    """
+    original = opened(model, output)
+    samples = None if data is None else as_dataset(data, original)
+    done = apply_plan(plan, original, samples, machine)
+    sizes = model_size(original), model_size(done.model)
+    result = PassResult("apply", done.model, plan, *sizes, done.notes, done.refused)
+    write_checked(original, result, samples, output)
+    return result

@@ -1,0 +1,60 @@
+"""Models as users hold them: a path, the bytes of a file, an onnx.ModelProto or an onnx-ir model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.model.files import load
+
+ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
+
+
+def open_model(source: ModelSource, argument: str = "model") -> ir.Model:
+    """The model as onnx-ir, checked where it comes from a file or from bytes.
+
+    argument: the name of the caller's argument, for the error. Raises InputProblem for a file that cannot be read, bytes that
+    are no ONNX file, and values of other types.
+    """
+    if isinstance(source, ir.Model):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return load(Path(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        try:
+            proto = onnx.load_from_string(bytes(source))
+        except Exception as error:  # protobuf raises several kinds
+            raise InputProblem("the bytes are not an ONNX file", f"`{argument}`", str(error)) from error
+    elif isinstance(source, onnx.ModelProto):
+        proto = source
+    else:
+        raise InputProblem(
+            "not a model",
+            f"`{argument}`",
+            f"got {type(source).__name__}",
+            "give a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model",
+        )
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        line = str(error).strip().splitlines()[0]
+        raise InputProblem(
+            "the model does not pass the ONNX checker", f"`{argument}`", line, "export it again"
+        ) from error
+    made: ir.Model = ir.from_proto(proto)
+    return made
+
+
+def path_of(source: ModelSource) -> Path | None:
+    """The path of a model that is given as one."""
+    return Path(source) if isinstance(source, (str, os.PathLike)) else None
+
+
+def source_name(source: ModelSource) -> str:
+    """What to call a model in messages: its path, or "in memory"."""
+    path = path_of(source)
+    return str(path) if path is not None else "in memory"

@@ -1,0 +1,26 @@
+"""Bisection over integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def largest_allowed(low: int, high: int, allowed: Callable[[int], bool]) -> int:
+    """Find the largest integer in [low, high] that a monotone condition allows.
+
+    Args:
+        low: a value that is allowed; the condition is not evaluated for it.
+        high: upper end, inclusive.
+        allowed: the condition: true up to some value and false above it.
+
+    Returns:
+        The largest allowed value. If the condition is not monotone, a value that is allowed (or `low`) whose successor
+        is not (or which is `high`).
+    """
+    while low < high:
+        middle = (low + high + 1) // 2
+        if allowed(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,21 @@
+"""Bisection finds every threshold without evaluating the lower end."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxpress.passes.core.bisection import largest_allowed
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 16])
+def test_every_threshold_is_found_in_few_evaluations(size: int) -> None:
+    for threshold in range(size + 1):
+        evaluated: list[int] = []
+
+        def allowed(value: int, threshold: int = threshold, evaluated: list[int] = evaluated) -> bool:
+            evaluated.append(value)
+            return value <= threshold
+
+        assert largest_allowed(0, size, allowed) == threshold
+        assert 0 not in evaluated
+        assert len(evaluated) <= size.bit_length()
