@@ -44,7 +44,7 @@ _POOR = 0.05  # drop of a student from which training starts from its closed for
 class DistillResult(PassResult):
     """start, score: on the selection samples, against the teacher; improved: whether the new weights were taken.
 
-    curve: evaluations at the selection samples; settings: as trained (None for the closed form); best: the step kept.
+    curve: evaluations on the selection samples; settings: as trained (None for the closed form); best: the step kept.
     """
 
     start: Score | None = None

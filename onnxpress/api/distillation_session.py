@@ -1,4 +1,4 @@
-"""One student taught by one teacher: pairs matched, settings fixed, trained with evaluations at the selection samples.
+"""One student taught by one teacher: pairs matched, settings fixed, trained with evaluations on the selection samples.
 
 `distill` drives it for a file, `training` for the students of a search.
 """
