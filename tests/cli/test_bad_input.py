@@ -432,7 +432,7 @@ ROWS = [
     Row("no goal of pruning", lambda d: prune(d), ("one goal", "--speedup")),
     Row("two goals of pruning", lambda d: prune(d, "--ratio", "0.3", "--macs", "0.5"), ("one goal", "2 were given")),
     Row("share left above one", lambda d: prune(d, "--macs", "1.5"), ("--macs", "between 0 and 1")),
-    Row("speed-up below one", lambda d: prune(d, "--speedup", "0.5"), ("--speedup", "above 1")),
+    Row("speed-up below one", lambda d: prune(d, "--speedup", "0.5"), ("--speedup", "between 1")),
     Row("granularity of nothing", lambda d: prune(d, "--ratio", "0.3", "--granularity", "0"), ("granularity",)),
     Row("unknown criterion", lambda d: prune(d, "--ratio", "0.3", "--criterion", "luck"), ("luck",)),
     Row("ratio that is no number", lambda d: prune(d, "--ratio", "much"), ("much",)),
@@ -585,7 +585,7 @@ ROWS = [
     Row(
         "a baseline of a sweep",
         lambda d: bench(d, "--threads", "1,2", "--save-baseline", str(d / "b.json")),
-        ("one condition",),
+        ("one number of threads",),
     ),
     Row("a report into no folder", lambda d: bench(d, "--junit", str(d / "no" / "j.xml")), ("folder", "no")),
     Row("a report over the model", lambda d: bench(d, "--markdown", str(good(d))), ("overwrite",)),

@@ -20,6 +20,7 @@ from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import TargetCpuOptions, option
+from onnxpress.passes.core.rounding import symmetric_integers
 from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.runtime.vpmaddubsw_saturation import MAX_WEIGHT
 
@@ -166,7 +167,7 @@ def rounded(columns: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
         else vpmaddubsw_saturation.max_weight_codes(np.rint(rows / (top / MAX_WEIGHT)[:, None]), peaks)
     )
     scale = (top / most).astype(np.float32)
-    codes = np.clip(np.rint(rows / scale[:, None]), -most[:, None], most[:, None])
+    codes = symmetric_integers(rows, scale[:, None], most[:, None])
     return (codes if exact else vpmaddubsw_saturation.clamp_pairs(codes, peaks)).T.astype(np.int8), scale
 
 

@@ -141,7 +141,7 @@ def has_compute_node(model: ir.Model, chosen: NodeNames) -> bool:
 
 def select_int8_by_accuracy(
     evidence: Evidence,
-    judge: Scorer,
+    scorer: Scorer,
     start: NodeNames,
     max_drop: float,
     more_time: Callable[[], bool],
@@ -154,9 +154,9 @@ def select_int8_by_accuracy(
 
     Args:
         evidence: the float model and its samples.
-        judge: scores models.
+        scorer: scores models against the float model.
         start: names of the nodes that run in int8.
-        max_drop: allowed drop, as measured by the judge.
+        max_drop: allowed drop, as measured by `scorer`.
         more_time: asked before every measurement; once it is false, no more are made.
         recipe: the quantization recipe.
 
@@ -164,7 +164,7 @@ def select_int8_by_accuracy(
         The nodes that remain in int8 and their score. If the drop is allowed for none of the measured sets that contain
         a compute node, the set with the smallest drop.
     """
-    scores = {start: judge.score(build_int8(evidence, start, recipe, correct=True))}
+    scores = {start: scorer.score(build_int8(evidence, start, recipe, correct=True))}
     if scores[start].drop <= max_drop:
         return start, scores[start]
     losses: dict[str, float] = {}
@@ -172,7 +172,7 @@ def select_int8_by_accuracy(
         if node.name in start and node.op_type in qdq.COMPUTE:
             if not more_time():
                 break
-            losses[node.name] = judge.score(build_int8(evidence, start - {node.name}, recipe)).nmse
+            losses[node.name] = scorer.score(build_int8(evidence, start - {node.name}, recipe)).nmse
 
     def remaining(floats: Collection[str]) -> NodeNames:
         return qdq.drop_unprofitable(evidence.model, start.difference(floats))
@@ -184,7 +184,7 @@ def select_int8_by_accuracy(
         if chosen not in scores:
             if not more_time():
                 return False
-            scores[chosen] = judge.score(build_int8(evidence, chosen, recipe, correct=True))
+            scores[chosen] = scorer.score(build_int8(evidence, chosen, recipe, correct=True))
         return scores[chosen].drop <= max_drop
 
     chosen = remaining(fewest_float_layers(sorted(losses, key=lambda name: (losses[name], name)), keeps_drop))

@@ -216,8 +216,8 @@ class _RecipeTrials:
     def _loss(self, options: RecipeOptions) -> float:
         """Mean relative squared error of the outputs on held-out samples; computed once."""
         if str(options) not in self._losses:
-            models = [(judge, self._build(train, options.on(train))) for train, judge in self._folds]
+            models = [(scorer, self._build(train, options.on(train))) for train, scorer in self._folds]
             self._losses[str(options)] = float(
-                np.mean([judge.score(logits_model(model)).nmse for judge, model in models])
+                np.mean([scorer.score(logits_model(model)).nmse for scorer, model in models])
             )
         return self._losses[str(options)]

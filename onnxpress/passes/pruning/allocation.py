@@ -42,7 +42,7 @@ def plan_pruning(
 
     Args:
         evidence: the model and its samples.
-        wish: the options, without a speed-up (see `prune_to_speedup`).
+        options: the options, without a speed-up (see `prune_to_speedup`).
         curves: error curves by group name, if computed before.
         loss_scales: result of `loss_sensitivities`, if computed before.
 
@@ -82,7 +82,7 @@ def plan_cost_share(
 
     Args:
         evidence: the model and its samples.
-        wish: the options; only its allocation is used.
+        options: the options; only its allocation is used.
         picked: error curves of the groups that may be narrowed.
         costs: one kind of cost, by node name.
         share: share of the cost that is to remain, 0 to 1.
@@ -171,14 +171,14 @@ class _RemovalEvaluator:
     """Scores the model without some channels and with refitted readers, on the calibration samples."""
 
     evidence: Evidence
-    judge: Scorer | None = None
+    scorer: Scorer | None = None
 
     def loss(self, removal: Mapping[str, list[int]]) -> Arrays:
         evidence = self.evidence
-        self.judge = self.judge or Scorer(evidence.model, evidence.samples())
+        self.scorer = self.scorer or Scorer(evidence.model, evidence.samples())
         pruned = remove(evidence.model, evidence.channels, dict(removal))
         refit_readers(evidence, pruned, evidence.channels, dict(removal))
-        return {"nmse": np.asarray(self.judge.score(pruned).nmse)}
+        return {"nmse": np.asarray(self.scorer.score(pruned).nmse)}
 
 
 def allocate_uniformly(evidence: Evidence, picked: Mapping[str, ErrorCurve], ratio: float) -> dict[str, int]:

@@ -27,7 +27,7 @@ def prune_to_speedup(evidence: Evidence, options: PruneOptions, original: ir.Mod
 
     Args:
         evidence: the model and its samples.
-        wish: the options, with `speedup`: latency of the original model divided by that of the pruned model.
+        options: the options, with `speedup`: latency of the original model divided by that of the pruned model.
         original: the model to compare with.
         notes: notes for the user; the measured speed-up is appended.
 

@@ -86,12 +86,12 @@ def plan_with_byte_budget(
     if spare is not None:
         return _spend_budget(preferred, int8_forms, spare), refused
     found: list[Action] = []
-    judge = Scorer(evidence.model, evidence.samples()) if preferred else None
-    for share in _BUDGET_SHARES if judge is not None else ():
+    scorer = Scorer(evidence.model, evidence.samples()) if preferred else None
+    for share in _BUDGET_SHARES if scorer is not None else ():
         previous, found = found, _spend_budget(preferred, int8_forms, share)
-        if judge is None or found == previous:
+        if scorer is None or found == previous:
             continue
-        if judge.score(write_low_bit(evidence, found).model).nmse <= _MAX_LOSS:
+        if scorer.score(write_low_bit(evidence, found).model).nmse <= _MAX_LOSS:
             break
     return found, refused
 
@@ -168,13 +168,13 @@ def _with_loss_scales(
     evidence: Evidence, candidates: Mapping[str, Sequence[WeightCandidate]]
 ) -> list[tuple[float, Sequence[WeightCandidate]]]:
     """For each weight the output loss per unit of lost power of its layer, and its candidates."""
-    judge = Scorer(logits_model(evidence.model), evidence.samples().take(_EVALUATION_SAMPLES))
+    scorer = Scorer(logits_model(evidence.model), evidence.samples().take(_EVALUATION_SAMPLES))
     found = []
     for several in candidates.values():
         # Not the smallest one: its loss exceeds what its lost power predicts for the others.
         trial = sorted(several, key=lambda c: c.bytes)[-2:][0]
         changed = write_low_bit(evidence, [trial.decision], output_aware=False).model
-        loss = judge.score(logits_model(changed)).nmse
+        loss = scorer.score(logits_model(changed)).nmse
         found.append((loss / max(trial.low_bit.lost_power, 1e-12), several))
     return found
 

@@ -1,7 +1,7 @@
-"""Weights in fewer bits: from the decision for a weight to its low-bit form, and into the model.
+"""Weights in fewer bits: from the action for a weight to its low-bit form, and into the model.
 
-A decision names a weight and either free centroids ("centroids", "per") or an integer grid ("bits", "block"). Results are
-kept with the evidence, so that what was computed while planning is not computed again.
+An action names a weight and either free centroids ("centroids", "per") or an integer grid ("bits", "block"). Results
+are kept with the evidence, so that what was computed while planning is not computed again.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _check(decision: Action) -> None:
     is_grid = decision.get("bits") in LEVELS and isinstance(block, int) and block >= 0
     if is_codebook == is_grid:
         raise InputProblem(
-            "a decision needs either a valid `centres` or a valid `bits`",
+            "an action needs either a valid 'centroids' or a valid 'bits'",
             str(decision["weight"]),
             json.dumps(decision),
             "correct the plan",

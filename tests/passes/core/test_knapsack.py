@@ -1,4 +1,4 @@
-"""Multiple choice under a budget, against all the choices there are."""
+"""The multiple-choice knapsack against an exhaustive search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SETS = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), m
 
 @settings(max_examples=60, deadline=None)
 @given(SETS, st.floats(0.5, 30))
-def test_no_choice_within_the_budget_is_better(sets: list[list[tuple[float, float]]], budget: float) -> None:
+def test_no_choice_within_the_budget_has_a_smaller_loss(sets: list[list[tuple[float, float]]], budget: float) -> None:
     harms, costs = ([[o[i] for o in options] for options in sets] for i in (0, 1))
     found = multiple_choice_knapsack(harms, costs, budget)
     every = [
@@ -31,7 +31,7 @@ def test_no_choice_within_the_budget_is_better(sets: list[list[tuple[float, floa
     assert harm <= min(within) + 1e-3
 
 
-def test_nothing_to_choose() -> None:
+def test_no_sets_give_no_choice() -> None:
     assert multiple_choice_knapsack([], [], 1.0) == []
     assert multiple_choice_knapsack([[0.0, 1.0]], [[5.0, 4.0]], 3.0) is None
     assert multiple_choice_knapsack([[0.0, 1.0]], [[5.0, 4.0]], 4.5) == [1]

@@ -1,4 +1,4 @@
-"""Exact reductions: the function stays, what is claimed really goes."""
+"""Exact reductions keep the function and remove what they claim to remove."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_affine_folds(op: str, shape: tuple[int, ...]) -> None:
     assert_same(model, done)
 
 
-def test_affine_that_others_read_does_not_fold() -> None:
+def test_affine_with_other_readers_does_not_fold() -> None:
     net = nets.image_net()
     y = net.conv("image", 16)
     x = net.add(net.op("Mul", [y, net.constant(np.float32(2).reshape(()))], 16), y)
@@ -83,7 +83,7 @@ Change = Callable[[np.ndarray, np.ndarray], None]
 
 
 def changed(model: ir.Model, number: int, change: Change) -> ir.Model:
-    """A clone whose number-th weighted layer has another weight and bias: `change` is let loose on copies."""
+    """A clone with another weight and bias in weighted layer `number`; `change` modifies copies of them in place."""
     clone = edit.canonical(model)
     node = [n for n in clone.graph if n.op_type in read.WEIGHTED][number]
     arrays = [np.array(read.constant(v)) for v in node.inputs[1:3]]
@@ -93,7 +93,7 @@ def changed(model: ir.Model, number: int, change: Change) -> ir.Model:
     return clone
 
 
-def test_dead_channels_go() -> None:
+def test_dead_channels_are_removed() -> None:
     def dead(weight: np.ndarray, bias: np.ndarray) -> None:
         weight[16:] = 0
         bias[16:] = -1  # behind the Relu: exactly zero
@@ -105,7 +105,7 @@ def test_dead_channels_go() -> None:
 
 
 def test_constant_channel_behind_padding_stays() -> None:
-    """A constant other than zero in front of a padded convolution differs at the border: removing it would be wrong."""
+    """A nonzero constant in front of a padded convolution differs at the border, so it must stay."""
 
     def constant(weight: np.ndarray, bias: np.ndarray) -> None:
         weight[16:] = 0
@@ -117,7 +117,7 @@ def test_constant_channel_behind_padding_stays() -> None:
     assert_same(model, done)
 
 
-def test_constant_channel_in_front_of_an_unpadded_convolution_goes() -> None:
+def test_constant_channel_in_front_of_an_unpadded_convolution_is_removed() -> None:
     net = nets.image_net()
     x = net.relu(net.conv("image", 32))
     model = net.model(net.head(net.relu(net.conv(x, 16, k=1))), nets.IMAGE, ["N", 10])
@@ -147,7 +147,7 @@ def test_dead_channels_are_followed_through_depthwise() -> None:
     assert_same(clone, done)
 
 
-def test_never_read_channels_go() -> None:
+def test_never_read_channels_are_removed() -> None:
     model = edit.canonical(nets.residual(width=32, blocks=1))
     node = [n for n in model.graph if n.op_type == "Conv"][2]
     weight = np.array(read.constant(node.inputs[1]))
@@ -209,8 +209,8 @@ def copied(factor: float) -> Change:
         ("HardSwish", 0.3, False), ("Sigmoid", 2.0, False), ("Relu", -1.0, False),
     ],
 )  # fmt: skip
-def test_channels_that_repeat_others_go(act: str, factor: float, removed: bool) -> None:
-    """Equal ones behind whatever there is; multiples only where factors pass."""
+def test_duplicate_channels_are_merged(act: str, factor: float, removed: bool) -> None:
+    """Equal channels are merged behind any operator, scaled ones only behind positively homogeneous operators."""
     model = changed(chain(act), 0, copied(factor))
     done, notes = reduced(model)
     assert any("merged 16 duplicate channels" in n for n in notes) == removed
@@ -218,7 +218,7 @@ def test_channels_that_repeat_others_go(act: str, factor: float, removed: bool) 
     assert_same(model, done)
 
 
-def test_a_spine_s_channels_must_repeat_in_every_layer_that_makes_them() -> None:
+def test_residual_stream_channels_must_be_equal_in_all_producers() -> None:
     model = nets.residual(width=32)
     stem = changed(model, 0, copied(1.0))
     assert not any("duplicate" in n for n in reduced(stem)[1])
@@ -234,8 +234,8 @@ def test_a_spine_s_channels_must_repeat_in_every_layer_that_makes_them() -> None
     assert_same(both, done)
 
 
-def test_bytes_into_a_layer_bound_what_comes_out() -> None:
-    """A uint8 picture: rows of negative weights can never switch their Relu on, and rows of positive ones never off."""
+def test_bounds_follow_from_uint8_inputs() -> None:
+    """For uint8 inputs, rows of negative weights never pass their Relu, and rows of positive weights always do."""
     model = chain()
     first = next(n for n in model.graph if n.op_type == "Conv")
     port = model.graph.inputs[0]
@@ -262,7 +262,7 @@ def test_bytes_into_a_layer_bound_what_comes_out() -> None:
 
 
 @pytest.mark.parametrize(("middle", "wide", "merged"), [(32, 8, True), (4, 32, False)])
-def test_linear_layers_become_one_where_that_is_cheaper(middle: int, wide: int, merged: bool) -> None:
+def test_linear_layers_are_merged_where_that_is_cheaper(middle: int, wide: int, merged: bool) -> None:
     net = nets.image_net()
     x = net.relu(net.conv("image", wide))
     y = net.relu(net.conv(net.conv(x, middle, k=1), wide, k=1))
@@ -273,7 +273,7 @@ def test_linear_layers_become_one_where_that_is_cheaper(middle: int, wide: int, 
     assert_same(model, done)
 
 
-def test_what_is_padded_between_linear_layers_is_zero_and_not_the_bias() -> None:
+def test_padding_between_linear_layers_prevents_merging_a_bias() -> None:
     net = nets.image_net()
     model = net.model(
         net.head(net.relu(net.conv(net.conv(net.relu(net.conv("image", 8)), 32, k=1), 8))), nets.IMAGE, ["N", 10]
@@ -291,8 +291,8 @@ def test_what_is_padded_between_linear_layers_is_zero_and_not_the_bias() -> None
     assert_same(plain, done)
 
 
-def test_what_no_sample_moves_goes_only_when_asked_for() -> None:
-    """Behind the Relu the first half is always zero on these samples, though an input could move it."""
+def test_channels_constant_on_samples_are_folded_on_request_only() -> None:
+    """Half of the channels are zero behind the Relu on these samples, but not for every input."""
     model = nets.residual(width=32)
 
     def low(weight: np.ndarray, bias: np.ndarray) -> None:
@@ -311,7 +311,7 @@ def test_what_no_sample_moves_goes_only_when_asked_for() -> None:
     assert "nothing but exact reductions" in simplify(nets.residual(width=16), data, calibrated=True).notes[-1]
 
 
-def test_an_observed_constant_moves_into_the_bias_of_an_unpadded_reader() -> None:
+def test_an_observed_constant_is_folded_into_the_bias_of_an_unpadded_reader() -> None:
     net = nets.image_net()
     x = net.op("Sigmoid", [net.conv("image", 32)], 32)
     model = net.model(net.head(net.relu(net.conv(x, 16, k=1))), nets.IMAGE, ["N", 10])
@@ -329,9 +329,11 @@ def test_an_observed_constant_moves_into_the_bias_of_an_unpadded_reader() -> Non
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(grammar.networks(), st.sampled_from([1.0, 1.0, 0.5, 3.0]), st.integers(0, 99))
-def test_repeated_channels_of_random_nets_go_rightly(model: ir.Model, factor: float, seed: int) -> None:
-    """Whatever is between makers and readers: half of each group's channels are made what one other is (or a multiple in the layer
-    that makes them), and what is taken for repeated may not change the outputs."""
+def test_merging_duplicates_of_random_networks_keeps_the_outputs(model: ir.Model, factor: float, seed: int) -> None:
+    """Merging duplicate channels of random networks keeps the outputs.
+
+    Half of the channels of each group are made equal to another channel, or in its producer a multiple of it.
+    """
     evidence = evidence_for(model, nets.samples(model, 4))
     work = evidence.model.clone()
     nodes = {n.name: n for n in work.graph}
@@ -360,11 +362,11 @@ def test_repeated_channels_of_random_nets_go_rightly(model: ir.Model, factor: fl
         *found, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(found[0]).max()))
     )  # sums in another order
     if factor == 1.0 and any(g.hidden and not g.sliced and g.size > 1 for g in again.channels.groups):
-        assert any("duplicate" in n for n in done.notes) or not _plain(again)
+        assert any("duplicate" in n for n in done.notes) or not _has_plain_group(again)
 
 
-def _plain(evidence: Evidence) -> bool:
-    """Whether some group is made and read by plain layers alone, which must then be merged."""
+def _has_plain_group(evidence: Evidence) -> bool:
+    """Whether some group is produced and read by plain layers only, whose duplicates must be merged."""
     nodes = {n.name: n for n in evidence.model.graph}
     return any(
         g.size > 1 and not g.sliced and g.readers and all(nodes[p.node].op_type in ("Conv", "Gemm") for p in g.slices)
@@ -374,8 +376,8 @@ def _plain(evidence: Evidence) -> bool:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(grammar.networks(), st.booleans())
-def test_no_value_is_outside_its_bounds(model: ir.Model, squashed: bool) -> None:
-    """squashed: a Sigmoid in front of the first layer, so that all that follows is bounded, too."""
+def test_no_value_exceeds_its_bounds(model: ir.Model, squashed: bool) -> None:
+    """squashed: a Sigmoid in front of the first layer bounds all following values."""
     work = edit.canonical(model)
     if squashed:
         first = next(n for n in work.graph if n.op_type == "Conv")
@@ -394,8 +396,8 @@ def test_no_value_is_outside_its_bounds(model: ir.Model, squashed: bool) -> None
         assert any(np.isfinite(b.high).all() for b in known.values())
 
 
-def test_a_bound_that_is_computed_bounds_nothing() -> None:
-    """Clip by a number that comes with the input: what was positive may then be anything."""
+def test_computed_clip_limits_give_no_bounds() -> None:
+    """A Clip with computed limits may produce any value."""
     net = nets.Net()
     low, top = net.op("Relu", ["x"], 8), net.op("ReduceMin", ["y"], 1, keepdims=0)
     clipped = net.op("Clip", [low, "", top], 8)
@@ -410,8 +412,8 @@ def test_a_bound_that_is_computed_bounds_nothing() -> None:
     np.testing.assert_array_equal(one, two)
 
 
-def test_a_sum_of_two_is_an_add() -> None:
-    """As exporters wrote residual blocks for years; of three it stays."""
+def test_sum_of_two_becomes_add() -> None:
+    """Sum of two inputs, as in residual blocks of older exporters, becomes Add; Sum of three stays."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
     x = net.relu(net.op("Sum", [net.conv(x, 16), x], 16))

@@ -1,4 +1,4 @@
-"""Computed Reshape targets: which are known, and that every size of the free axes still works."""
+"""Computed Reshape targets: which are folded, and that every size of the free axes still works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxpress.runtime.session import open_session, run
 
 
 def heads(free: list[object], swapped: bool = False) -> ir.Model:
-    """[N, L, 8] to [N, L, 2, 4] and back, the sizes taken from Shape as exporters do; `swapped`: [L, N, 2, 4], which is no copy."""
+    """[N, L, 8] to [N, L, 2, 4] and back with sizes from Shape, as exporters write it; swapped: to [L, N, 2, 4]."""
     nodes = [helper.make_node("Shape", ["x"], ["shape"])]
     for place, name in enumerate("nl"):
         nodes.append(helper.make_node("Gather", ["shape", f"at{place}"], [name]))
@@ -43,7 +43,7 @@ def heads(free: list[object], swapped: bool = False) -> ir.Model:
 
 
 @pytest.mark.parametrize("free", [["N", "L", 8], [None, None, 8], [1, "L", 8], ["N", "N", 8]])
-def test_sizes_that_are_known_are_not_computed(free: list[object]) -> None:
+def test_known_targets_are_folded(free: list[object]) -> None:
     model = heads(free)
     before = to_bytes(model)
     assert fold_reshape_targets(model) == 2
@@ -58,7 +58,7 @@ def test_sizes_that_are_known_are_not_computed(free: list[object]) -> None:
         np.testing.assert_array_equal(old, new)
 
 
-def test_two_axes_that_change_places_stay_computed() -> None:
+def test_targets_of_swapped_axes_stay_computed() -> None:
     model = heads(["N", "L", 8], swapped=True)
     assert fold_reshape_targets(model) == 1, "the way back keeps both where they are"
     assert [n.op_type for n in model.graph].count("Shape") == 1
@@ -66,8 +66,8 @@ def test_two_axes_that_change_places_stay_computed() -> None:
     assert run(open_session(model), feeds)[0].shape == (3, 2, 8)
 
 
-def test_what_the_file_states_of_inner_values_is_not_believed() -> None:
-    """Exporters state the sizes of the sample they traced."""
+def test_declared_shapes_of_inner_values_are_ignored() -> None:
+    """Exporters declare the sizes of the sample they traced."""
     model = heads(["N", "L", 8])
     for node in model.graph:
         for value in node.outputs:

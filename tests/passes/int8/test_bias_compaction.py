@@ -1,4 +1,4 @@
-"""Biases of small integer models said shortly: the same numbers, the same kernels, fewer bytes; others as they were."""
+"""Compact biases of small int8 models: equal numbers, equal kernels, fewer bytes; other models are not changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.passes.weights.test_bit_packing import operators
 
 
 def separable(width: int = 48) -> ir.Model:
-    """Depthwise and pointwise layers, as keyword spotters have them, whose channels differ in size."""
+    """Depthwise and pointwise layers, as in keyword spotting, whose channels differ in scale."""
     net = nets.image_net()
     x = net.relu(net.conv("image", width))
     for _ in range(2):
@@ -46,7 +46,7 @@ def types(model: ir.Model) -> set[str]:
 
 
 @pytest.mark.parametrize("level", ["none", "all"])
-def test_the_same_numbers_by_the_same_kernels_in_fewer_bytes(level: str, tmp_path: Path) -> None:
+def test_numbers_and_kernels_are_equal_and_the_file_is_smaller(level: str, tmp_path: Path) -> None:
     long = in_int8(separable())
     short = long.clone()
     assert bias_compaction.compact_biases(short) == 5
@@ -61,7 +61,7 @@ def biases(model: ir.Model) -> list[ir.Node]:
     return [n for n in model.graph if n.op_type == "DequantizeLinear" and (n.name or "").endswith("bias_dq")]
 
 
-def test_a_bias_of_more_than_16_bits_keeps_its_32() -> None:
+def test_a_bias_of_more_than_16_bits_stays_int32() -> None:
     long = in_int8(separable())
     large = biases(long)[1].inputs[0]
     assert large is not None and large.const_value is not None
@@ -74,7 +74,7 @@ def test_a_bias_of_more_than_16_bits_keeps_its_32() -> None:
     assert kinds[:4] == [False, True, False, False]
 
 
-def test_a_scale_that_is_no_product_stays() -> None:
+def test_a_scale_that_is_not_the_product_stays() -> None:
     long = in_int8(separable())
     for node in biases(long):
         scale = node.inputs[1]
@@ -85,13 +85,13 @@ def test_a_scale_that_is_no_product_stays() -> None:
     assert not [n for n in short.graph if n.op_type == "Mul"]
 
 
-def test_where_scales_are_little_nothing_changes() -> None:
+def test_models_with_few_scales_are_not_changed() -> None:
     long = in_int8(nets.residual(width=32))
     assert bias_compaction.compact_biases(long) == 0 and types(long) & {"INT32"}
 
 
-def test_simplifying_spells_it_out_again() -> None:
-    """So that what looks for scales and integers in a file that is given to a command finds them."""
+def test_simplify_expands_compact_biases() -> None:
+    """So that commands find scales and integers in a file that is given to them."""
     long = in_int8(separable())
     short = long.clone()
     bias_compaction.compact_biases(short)

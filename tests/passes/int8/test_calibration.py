@@ -1,4 +1,4 @@
-"""Ranges a tensor: the weighted choice, ranges as given, and the file that keeps them."""
+"""Calibration: output-error-weighted ranges, given ranges, and the calibration file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from tests import nets
 
 
 def outlying(weight_of_outlier: float) -> Evidence:
-    """A network whose input has one channel a hundred times as wide as the others, mostly near zero; how much its reader minds it."""
+    """A network whose input has one channel of a hundred times the range of the others, mostly near zero.
+
+    weight_of_outlier: weight of that channel in the layer that reads it.
+    """
     net = nets.image_net()
     model = net.model(net.head(net.relu(net.conv("image", 8))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, None)
@@ -43,15 +46,15 @@ def width(evidence: Evidence, rule: calibration.RangeSpec) -> float:
     return high - low
 
 
-def test_what_a_reader_does_not_mind_is_cut() -> None:
-    """An outlier's channel with no weight may be cut to the others' range; with all the weight it may not."""
+def test_channels_without_weight_are_clipped() -> None:
+    """The range of an outlier channel may be clipped if its weight is zero, but not if it has all the weight."""
     ignored, minded = outlying(0.0), outlying(100.0)
     assert width(ignored, "weighted") < 0.5 * width(ignored, "minmax")
     assert width(minded, "weighted") >= 0.5 * width(minded, "minmax")
 
 
-def test_it_is_the_best_of_the_rules_for_the_reader() -> None:
-    """Against the error of the layer's outputs, about their mean, measured by itself."""
+def test_weighted_is_the_best_of_the_methods_for_the_reader() -> None:
+    """Against the variance of the error of the layer's outputs, computed independently."""
     evidence = outlying(1.0)
     node = next(n for n in evidence.model.graph if n.op_type == "Conv")
     weight = np.array(read.constant(node.inputs[1]), np.float64)
@@ -79,7 +82,7 @@ def test_the_average_lies_within_the_extremes() -> None:
 
 
 @pytest.mark.parametrize("rule", ["average", "weighted", "entropy"])
-def test_every_rule_quantizes_and_replays(rule: str) -> None:
+def test_every_method_quantizes_and_replays(rule: str) -> None:
     model = nets.residual(width=16, blocks=1)
     data = nets.samples(model, 16)
     done = quantize(model, data, ranges=rule)
@@ -129,7 +132,7 @@ def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
         ('{"schema": "onnxpress ranges 1", "ranges": {"stranger": [0, 1]}}', "a tensor that is not in the model"),
     ],
 )
-def test_a_bad_file_is_one_line_and_stays(text: str, said: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_and_not_changed(text: str, said: str, tmp_path: Path) -> None:
     model, path = nets.residual(width=16), tmp_path / "ranges.json"
     path.write_text(text)
     with pytest.raises(InputProblem, match=said):
@@ -137,13 +140,13 @@ def test_a_bad_file_is_one_line_and_stays(text: str, said: str, tmp_path: Path) 
     assert path.read_text() == text
 
 
-def test_an_unknown_method_is_told_before_anything_is_read() -> None:
+def test_an_unknown_method_is_refused_first() -> None:
     model = nets.residual(width=16)
     with pytest.raises(InputProblem, match="unknown calibration method"):
         quantize(model, nets.samples(model, 8), ranges="guess")
 
 
-def test_wide_leaves_room_only_where_values_can_go_further() -> None:
+def test_wide_leaves_headroom_only_within_known_limits() -> None:
     net = nets.image_net()
     bounds = [net.constant(np.float32(v).reshape(()), n) for v, n in ((0, "low"), (6, "high"))]
     moved = net.op("Transpose", ["image"], 3, perm=[0, 1, 3, 2])

@@ -1,4 +1,4 @@
-"""Embedding tables in int8: fewer bytes, the same rows to a step, and left alone where that cannot be."""
+"""Embedding tables in int8: fewer bytes, rows within one step, and float where the error would be too large."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def table(seed: int = 0) -> np.ndarray:
 
 
 def encoder(words: np.ndarray, tied: bool = False, shown: bool = False) -> ir.Model:
-    """Two look-ups in one table, multiplied by a matrix.  tied: the table is the last matrix, too; shown: a look-up is an output."""
+    """Two look-ups in one table and a MatMul. tied: the table is also the last matrix; shown: one is an output."""
     weights = {"words": words, "w": np.random.default_rng(9).standard_normal((COLUMNS, COLUMNS)).astype(np.float32)}
     nodes = [
         helper.make_node("Gather", ["words", "ids"], ["first"], "look_up"),
@@ -59,7 +59,7 @@ def samples(model: ir.Model, count: int = 24) -> Dataset:
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_a_table_is_kept_as_codes(shown: bool, tmp_path: Path) -> None:
+def test_a_table_is_stored_in_int8(shown: bool, tmp_path: Path) -> None:
     model = encoder(table(), shown=shown)
     data = samples(model)
     done = quantize(model, data, output=tmp_path / "o.onnx", plan=tmp_path / "plan.json")
@@ -75,7 +75,7 @@ def test_a_table_is_kept_as_codes(shown: bool, tmp_path: Path) -> None:
     assert to_bytes(again.model) == to_bytes(done.model)
 
 
-def test_only_the_rows_asked_for_become_numbers() -> None:
+def test_only_selected_rows_are_dequantized() -> None:
     model = encoder(table())
     data = samples(model)
     done = quantize(model, data, include=("Gather",)).model
@@ -90,10 +90,10 @@ def test_only_the_rows_asked_for_become_numbers() -> None:
     assert np.abs(held * step - table()).max() <= step.max() / 2 + 1e-6
 
 
-def test_what_others_read_or_holds_outliers_stays() -> None:
+def test_tables_with_other_readers_or_outliers_stay_in_float() -> None:
     tied = evidence_for(encoder(table(), tied=True), samples(encoder(table(), tied=True))).model
     whys = [r.reason for r in embedding_tables.refusals(tied)]
-    assert whys == ["its table is read by Transpose, too"] * 2
+    assert whys == ["its table is also read by Transpose"] * 2
     wild = table()
     wild[3] *= 300
     model = evidence_for(encoder(wild), samples(encoder(wild))).model
@@ -104,7 +104,7 @@ def test_what_others_read_or_holds_outliers_stays() -> None:
     assert embedding_tables.quantizable_lookups(encoder(broken)) == []
 
 
-def test_one_excluded_look_up_keeps_the_table() -> None:
+def test_one_excluded_look_up_keeps_the_table_in_float() -> None:
     model = encoder(table())
     done = quantize(model, samples(model), exclude=("look_up_other",))
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.model.graph if n.op_type == "Gather")
@@ -118,15 +118,15 @@ def test_a_plan_that_names_another_node_is_refused() -> None:
             QUANTIZE.apply(evidence, [{"nodes": []}, {"tables": [name]}])
 
 
-def test_plans_from_before_tables_mean_what_they_did() -> None:
+def test_plans_without_tables_stay_valid() -> None:
     model = encoder(table())
     evidence = evidence_for(model, samples(model))
     done = QUANTIZE.apply(evidence, [{"nodes": ["project"]}, {"ranges": "mse"}]).model
     assert all(n.inputs[0].const_value.dtype == ir.DataType.FLOAT for n in done.graph if n.op_type == "Gather")
 
 
-def test_a_drop_is_kept_with_the_table_in_float_if_it_must_be() -> None:
-    """Rows that differ by less than a step of their columns: in int8 the answers are others."""
+def test_tables_stay_in_float_if_the_allowed_drop_requires_it() -> None:
+    """Rows that differ by less than one step are indistinguishable in int8."""
     words = np.tile(table()[:1], (ROWS, 1)) + 1e-4 * table(1)
     model = encoder(words)
     data = samples(model, 64)
@@ -138,8 +138,8 @@ def test_a_drop_is_kept_with_the_table_in_float_if_it_must_be() -> None:
     assert "1 embedding tables in int8" in quantize(model, data, max_drop=0.99).notes
 
 
-def test_a_table_that_a_subgraph_reads_stays() -> None:
-    """Both branches of an If look up in it: they would go on reading numbers."""
+def test_a_table_with_readers_in_a_subgraph_stays_in_float() -> None:
+    """Both branches of an If read the table."""
     model = encoder(table())
     proto = ir.to_proto(model)
     (look_up,) = [n for n in proto.graph.node if n.name == "look_up_other"]

@@ -1,6 +1,6 @@
-"""The file for a CPU without VNNI, run on one: qemu-user emulates a Haswell (AVX2), so MLAS takes its saturating kernels.
+"""Files for a CPU without VNNI, run on one: qemu-user emulates a Haswell (AVX2) with MLAS's saturating kernels.
 
-Needs `qemu-x86_64` (Debian: apt-get install qemu-user); slow, because every instruction is emulated.
+Needs `qemu-x86_64` (Debian: apt-get install qemu-user). Slow, since every instruction is emulated.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def on_haswell(model: Path, images: np.ndarray, folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(("target", "right"), [("avx2", True), ("vnni", False)])
 def test_digits_in_int8_on_avx2(target: str, right: bool, tmp_path: Path) -> None:
-    """Written for AVX2 it must answer there as anywhere; written for VNNI it may saturate (and does on saturating weights)."""
+    """A file written for AVX2 keeps its outputs there; one written for VNNI saturates with such weights."""
     model = load(DIGITS / "digits.onnx")
     with np.load(DIGITS / "train.npz") as stored:
         images, labels = stored["image"].astype(np.float32), stored["labels"]

@@ -1,4 +1,4 @@
-"""Integer operators in place of pairs: the same numbers, on every operator that has one, and pairs where there is none."""
+"""Integer operators instead of pairs: equal numbers for every supported operator, pairs for the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAIN = RecipeOptions("minmax", False, "nearest")
 
 
 def both(model: ir.Model, count: int = 8) -> tuple[ir.Model, ir.Model]:
-    """With pairs, and with operators."""
+    """The model with pairs, and with integer operators."""
     evidence = evidence_for(model, nets.samples(model, count, sequence=12))
     actions = quantize_actions(quantizable(evidence), evidence, PLAIN)
     pairs, operators = (
@@ -38,7 +38,7 @@ def kinds(model: ir.Model) -> Counter[str]:
 
 
 def of_everything() -> ir.Model:
-    """Every operator that has an integer form, or moves integers."""
+    """Every operator that has an integer form or moves integers."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
     x = net.op("MaxPool", [x], 16, kernel_shape=[2, 2], strides=[2, 2])
@@ -55,7 +55,7 @@ def of_everything() -> ir.Model:
     return net.model(net.head(x), nets.IMAGE, ["N", 10])
 
 
-def test_every_operator_is_taken_over() -> None:
+def test_every_supported_operator_is_converted() -> None:
     pairs, operators = both(of_everything())
     found = kinds(operators)
     assert found["DequantizeLinear"] == 0
@@ -69,8 +69,8 @@ def test_every_operator_is_taken_over() -> None:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(grammar.networks())
-def test_it_computes_what_the_pairs_do(model: ir.Model) -> None:
-    """Of any network, up to the steps by which a fused kernel may round otherwise."""
+def test_outputs_are_those_of_the_pairs(model: ir.Model) -> None:
+    """For random networks, up to the rounding of fused kernels."""
     pairs, operators = both(model)
     data = nets.samples(model, 4)
     one, other = nets.outputs(operators, data), nets.outputs(pairs, data)
@@ -78,7 +78,7 @@ def test_it_computes_what_the_pairs_do(model: ir.Model) -> None:
 
 
 @pytest.mark.parametrize("post", [True, False])
-def test_products_without_a_pair_behind_stay_float_there(post: bool) -> None:
+def test_products_without_a_pair_behind_have_float_outputs(post: bool) -> None:
     pairs, operators = both(nets.transformer(post=post))
     assert kinds(operators)["MatMulIntegerToFloat"] > 0
     data = nets.samples(pairs, 4, sequence=10)
@@ -86,7 +86,7 @@ def test_products_without_a_pair_behind_stay_float_there(post: bool) -> None:
 
 
 def test_an_activation_that_the_range_does_not_imply_keeps_its_pairs() -> None:
-    """A Clip to [0, 6] in front of a Q that reaches further would be lost."""
+    """A Clip to [0, 6] in front of a Q with a larger range would be lost."""
     net = nets.image_net()
     bounds = [net.constant(np.float32(v).reshape(()), n) for v, n in ((0, "low"), (6, "high"))]
     x = net.op("Clip", [net.conv("image", 16), *bounds], 16)
@@ -105,8 +105,8 @@ def test_an_activation_that_the_range_does_not_imply_keeps_its_pairs() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pool and relu", "shuffle", "resize", "pad", "gather", "slice"])
-def test_movers_move_integers(kind: str) -> None:
-    """Those that onnxruntime has for integers; an activation behind one stays between pairs."""
+def test_data_movement_is_on_integers(kind: str) -> None:
+    """Data movement that onnxruntime supports on integers; an activation behind a node stays between pairs."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
     if kind == "pool and relu":
@@ -128,7 +128,7 @@ def test_movers_move_integers(kind: str) -> None:
     assert kinds(operators)["DequantizeLinear"] <= (1 if kind == "pool and relu" else 0)
 
 
-def test_the_command_writes_it_and_its_plan_again(tmp_path: Path) -> None:
+def test_the_command_writes_and_replays_it(tmp_path: Path) -> None:
     model = nets.mobile(width=32)
     data, target = nets.samples(model, 8), tmp_path / "q.onnx"
     done = quantize(model, data, format="qoperator", output=target, plan=tmp_path / "plan.json")

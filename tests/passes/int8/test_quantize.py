@@ -1,4 +1,4 @@
-"""int8: where pairs stand, what onnxruntime fuses, saturation, and the traps of methods section 4."""
+"""Static int8: placement of pairs, fusion in onnxruntime, saturation, and known pitfalls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def int8(model: ir.Model, exact: bool = True, chosen: frozenset[str] | None = No
 
 
 def kernels(model: ir.Model, folder: Path) -> list[str]:
-    """Operator names that onnxruntime really ran, from its profile."""
+    """Operator types that onnxruntime ran, from its profile."""
     session = open_session(model, SessionSettings(profile=str(folder / "p")))
     feeds = next(iter(nets.samples(model, 1).batches(1))).inputs
     session.run(None, feeds)
@@ -54,7 +54,7 @@ def test_every_convolution_runs_in_integers(tmp_path: Path) -> None:
 
 
 def test_pads_run_on_integers(tmp_path: Path) -> None:
-    """onnxruntime would keep them in float between a DQ and a Q; written on the codes, nothing leaves the integers."""
+    """onnxruntime keeps a Pad between a DQ and a Q in float; written on the codes, it runs on integers."""
     model = nets.padded_shortcut()
     _, done = int8(model)
     ran = kernels(done, tmp_path)
@@ -68,7 +68,7 @@ def test_pads_run_on_integers(tmp_path: Path) -> None:
 
 
 def moving(kind: str) -> ir.Model:
-    """Convolutions with an operator between them that only moves values."""
+    """Convolutions with a data movement operator between them."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
     if kind == "Split":
@@ -93,7 +93,7 @@ def moving(kind: str) -> ir.Model:
 
 
 @pytest.mark.parametrize("kind", ["Split", "Resize", "Gather"])
-def test_what_only_moves_values_moves_integers(kind: str, tmp_path: Path) -> None:
+def test_data_movement_is_on_integers(kind: str, tmp_path: Path) -> None:
     model = moving(kind)
     _, done = int8(model)
     ran = kernels(done, tmp_path)
@@ -106,7 +106,7 @@ def test_what_only_moves_values_moves_integers(kind: str, tmp_path: Path) -> Non
         assert ((nets.outputs(done, data, level) - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
 
 
-def test_what_interpolates_or_looks_up_in_a_constant_stays_float() -> None:
+def test_interpolation_and_constant_tables_stay_in_float() -> None:
     model = moving("Resize")
     resize = next(n for n in model.graph if n.op_type == "Resize")
     resize.attributes["mode"] = ir.AttrString("mode", "linear")
@@ -120,7 +120,7 @@ def test_what_interpolates_or_looks_up_in_a_constant_stays_float() -> None:
     assert "constant" in (qdq.refusal_reason(gather, evidence.trace) or "")
 
 
-def test_a_pad_that_fills_in_a_number_stays_float() -> None:
+def test_a_pad_with_a_nonzero_value_stays_in_float() -> None:
     model = nets.padded_shortcut()
     evidence = evidence_for(model, nets.samples(model, 4))
     pad = next(n for n in evidence.model.graph if n.op_type == "Pad")
@@ -129,7 +129,7 @@ def test_a_pad_that_fills_in_a_number_stays_float() -> None:
 
 
 def test_biases_tied_through_identity_do_not_keep_a_convolution_in_float(tmp_path: Path) -> None:
-    """Exporters share equal biases through Identity; left there, onnxruntime keeps those convolutions in float."""
+    """Exporters share equal biases through Identity, which keeps convolutions in float in onnxruntime."""
     model = edit.canonical(nets.residual(width=32, blocks=2))
     convs = [n for n in model.graph if n.op_type == "Conv"]
     shared = convs[1].inputs[2]
@@ -148,8 +148,8 @@ def test_relu_outputs_have_zero_point_zero() -> None:
             assert int(read.constant(node.inputs[2])) == 0
 
 
-def test_a_float_convolution_between_integer_ones_stays_float(tmp_path: Path) -> None:
-    """onnxruntime quantizes a float Conv between DQ and Q per tensor at load; the layout must not offer it that."""
+def test_a_float_convolution_between_integer_ones_stays_in_float(tmp_path: Path) -> None:
+    """onnxruntime quantizes a float Conv between DQ and Q per tensor at load, which the layout must prevent."""
     evidence = evidence_for(nets.residual(width=32, blocks=2), nets.samples(nets.residual(width=32, blocks=2), 8))
     middle = [n.name for n in evidence.model.graph if n.op_type == "Conv"][2]
     chosen = qdq.drop_unprofitable(evidence.model, qdq.default_nodes(evidence.model, evidence.trace) - {middle})
@@ -185,7 +185,7 @@ def test_every_range_method_is_close(method: str) -> None:
     assert ((nets.outputs(done, data, "all") - wanted) ** 2).mean() < 0.03 * (wanted**2).mean()
 
 
-def test_fewer_levels_only_where_needed_and_as_many_as_fit() -> None:
+def test_the_range_is_reduced_only_as_far_as_necessary() -> None:
     model = nets.residual(width=16, blocks=1)
     node = [n for n in edit.canonical(model).graph if n.op_type == "Conv"][1]
     weight = np.zeros((16, 16, 3, 3), np.float32)
@@ -201,7 +201,7 @@ def test_fewer_levels_only_where_needed_and_as_many_as_fit() -> None:
 
 
 def saturating(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """u8 x s8 products summed as vpmaddubsw does: pairs saturate at 16 bits, then 32-bit sums. rows [n,K], weights [M,K]."""
+    """u8 x s8 products like vpmaddubsw: pairs saturate at 16 bits, then 32-bit sums. rows [n, K], weights [M, K]."""
     if rows.shape[1] % 2:
         rows, weights = np.pad(rows, [(0, 0), (0, 1)]), np.pad(weights, [(0, 0), (0, 1)])
     products = rows[:, None, :].astype(np.int64) * weights[None].astype(np.int64)
@@ -210,7 +210,7 @@ def saturating(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def test_a_file_for_avx2_computes_without_saturation() -> None:
-    """Emulated: with the weights written for AVX2, saturating pair sums equal exact ones on the codes seen."""
+    """Emulated: with weights written for AVX2, saturating pair sums equal exact ones on the observed codes."""
     rng = np.random.default_rng(0)
     model = nets.residual(width=16, blocks=1)
     node = [n for n in edit.canonical(model).graph if n.op_type == "Conv"][1]
@@ -224,7 +224,7 @@ def test_a_file_for_avx2_computes_without_saturation() -> None:
 
 
 def test_default_and_u8u8_kernels_agree() -> None:
-    """session.x64quantprecision=1 (u8 x u8, never saturates) gives what the file gives by default."""
+    """session.x64quantprecision=1 (u8 x u8, never saturates) gives the default outputs."""
     model = nets.residual(width=32)
     data = nets.samples(model, 24)
     evidence = evidence_for(model, data, machine_for("avx2"))
@@ -249,8 +249,8 @@ def test_grid_represents_zero(low: float, high: float) -> None:
     assert made.scale > 0
 
 
-def test_a_small_model_shares_scales_where_that_costs_next_to_nothing(tmp_path: Path) -> None:
-    """Two scales a channel are as much as the weights of a channel of eight: even ones share one, uneven ones do not."""
+def test_a_small_model_shares_scales_of_similar_channels(tmp_path: Path) -> None:
+    """Two scales per channel take as much as 8 weights: channels of similar range share one."""
     even, uneven = nets.residual(width=8), nets.residual(width=8)
     rng = np.random.default_rng(0)
     for model, spread in ((even, 0.0), (uneven, 3.0)):
@@ -271,8 +271,8 @@ def test_a_small_model_shares_scales_where_that_costs_next_to_nothing(tmp_path: 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(grammar.networks())
-def test_any_network_loads_and_keeps_its_answers(model: ir.Model) -> None:
-    """Random networks of the grammar: what comes out passes the checker, runs, and is 15 dB from the original or better."""
+def test_random_networks_load_and_keep_their_outputs(model: ir.Model) -> None:
+    """Random networks: the result passes the checker, runs, and keeps 15 dB or more."""
     data = nets.samples(model, 32)
     done = onnxpress.quantize(model, data).model
     onnx.checker.check_model(ir.to_proto(done), full_check=True)
@@ -281,7 +281,7 @@ def test_any_network_loads_and_keeps_its_answers(model: ir.Model) -> None:
 
 
 def old_file(opset: int) -> onnx.ModelProto:
-    """A residual chain as exporters of those years wrote it: Clip and Squeeze with attributes, Dropout, a Pad with its sizes in it."""
+    """A residual chain of older exporters: Clip and Squeeze with attributes, Dropout, a Pad with an attribute."""
     rng = np.random.default_rng(0)
     shapes = [(16, 3, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3), (10, 16)]
     weights = {f"w{i}": (rng.standard_normal(s) * 0.2).astype(np.float32) for i, s in enumerate(shapes)}
@@ -293,11 +293,18 @@ def old_file(opset: int) -> onnx.ModelProto:
     )
     node = onnx.helper.make_node
     nodes = [
-        node("Conv", ["x", "w0"], ["c0"], pads=[1] * 4), node("Relu", ["c0"], ["r0"]), node("Pad", pad.pop("inputs"), ["p0"], **pad),
-        node("Conv", ["p0", "w1"], ["c1"]), node("Clip", clip.pop("inputs"), ["r1"], **clip), node("Conv", ["r1", "w2"], ["c2"], pads=[1] * 4),
-        node("Add", ["c2", "r0"], ["s"]), node("GlobalAveragePool", ["s"], ["g"]), node("Squeeze", ["g"], ["f"], axes=[2, 3]),
-        node("Dropout", ["f"], ["d"], **({"ratio": 0.5} if opset < 12 else {})), node("Gemm", ["d", "w3", "b3"], ["y"], transB=1),
-    ]  # fmt: skip
+        node("Conv", ["x", "w0"], ["c0"], pads=[1] * 4),
+        node("Relu", ["c0"], ["r0"]),
+        node("Pad", pad.pop("inputs"), ["p0"], **pad),
+        node("Conv", ["p0", "w1"], ["c1"]),
+        node("Clip", clip.pop("inputs"), ["r1"], **clip),
+        node("Conv", ["r1", "w2"], ["c2"], pads=[1] * 4),
+        node("Add", ["c2", "r0"], ["s"]),
+        node("GlobalAveragePool", ["s"], ["g"]),
+        node("Squeeze", ["g"], ["f"], axes=[2, 3]),
+        node("Dropout", ["f"], ["d"], **({"ratio": 0.5} if opset < 12 else {})),
+        node("Gemm", ["d", "w3", "b3"], ["y"], transB=1),
+    ]
     ends = [
         onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
         for n, s in (("x", ["n", 3, 8, 8]), ("y", ["n", 10]))
@@ -312,7 +319,7 @@ def old_file(opset: int) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12])
-def test_older_files_are_raised_to_what_integers_need(opset: int, tmp_path: Path) -> None:
+def test_older_operator_sets_are_converted(opset: int, tmp_path: Path) -> None:
     onnx.save(old_file(opset), tmp_path / "old.onnx")
     model = load(tmp_path / "old.onnx")
     data = nets.samples(model, 16)
@@ -325,8 +332,8 @@ def test_older_files_are_raised_to_what_integers_need(opset: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("opset", [17, 21])
-def test_activations_of_16_bits_lose_next_to_nothing(opset: int) -> None:
-    """Pairs of the standard where its operator set has them, else of onnxruntime's; weights are the same in both."""
+def test_activations_of_16_bits_have_a_small_loss(opset: int) -> None:
+    """Pairs of the standard where its operator set has them, else of onnxruntime; equal weights in both."""
     net = nets.Net(opset=opset)
     net.widths["image"] = 3
     x = net.relu(net.conv("image", 16))
@@ -351,7 +358,7 @@ def test_activations_of_16_bits_lose_next_to_nothing(opset: int) -> None:
     assert to_bytes(again) == to_bytes(wide.model)
 
 
-def test_what_has_no_16_bits_says_so() -> None:
+def test_unsupported_16_bit_requests_are_refused() -> None:
     model = nets.mobile(width=32)
     data = nets.samples(model, 4)
     with pytest.raises(InputProblem, match="8 or 16"):
@@ -360,8 +367,8 @@ def test_what_has_no_16_bits_says_so() -> None:
         onnxpress.quantize(model, data, activations=16, format="qoperator")
 
 
-def test_weights_that_nothing_reaches_are_rounded_to_the_nearest() -> None:
-    """A Gram matrix of zeros says nothing (and has no inverse)."""
+def test_weights_of_constant_inputs_are_rounded_to_nearest() -> None:
+    """A Gram matrix of zeros has no inverse."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 8))
     zero = net.op("Mul", [x, net.constant(np.float32(0).reshape(()))], 8)

@@ -1,4 +1,4 @@
-"""Which layers int8 harms, and how few must stay in float."""
+"""Sensitivity of layers to int8, and the fewest layers in float."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from tests import nets
 
 
 def fragile() -> tuple[ir.Model, Dataset, list[str]]:
-    """A chain with one value that int8 cannot hold: a channel is a thousand times as large as the others, and it is the others that
-    are read.  Both the layer that makes it and the one that reads it must be in float for it to be."""
+    """A chain with one value that int8 cannot represent.
+
+    One channel is a thousand times as large as the others, and only the others are read. Both the producer and the
+    reader must be in float.
+    """
     net = nets.image_net()
     x = net.relu(net.conv("image", 16))
     y = net.relu(net.conv(x, 16, k=1))
@@ -54,7 +57,7 @@ def test_the_fragile_layers_are_found() -> None:
     assert all(layer.int8 for layer in found.details.layers)
 
 
-def test_as_few_as_need_be_stay_in_float() -> None:
+def test_the_fewest_layers_stay_in_float() -> None:
     model, data, names = fragile()
     evidence = evidence_for(model, data)
     chosen = int8_candidates(evidence, (), ())[0]
@@ -67,8 +70,8 @@ def test_as_few_as_need_be_stay_in_float() -> None:
     assert layer_sensitivity(evidence, chosen, 0.99).chosen == chosen, "nothing goes back that need not"
 
 
-def test_where_only_float_keeps_the_drop_the_file_stays_in_float() -> None:
-    """Every layer of a net whose answers are nearly equal harms: all go back, which is said."""
+def test_all_layers_stay_in_float_if_necessary() -> None:
+    """With nearly equal class scores every layer is sensitive: all return to float, which is noted."""
     model, data, _ = fragile()
     evidence = evidence_for(model, data)
     (head,) = [n.name or "" for n in evidence.model.graph if n.op_type == "Gemm"]
@@ -81,7 +84,7 @@ def test_where_only_float_keeps_the_drop_the_file_stays_in_float() -> None:
     assert not any("no operator" in n for n in done.notes)
 
 
-def test_the_command_s_function_keeps_the_drop_and_notes_it() -> None:
+def test_quantize_keeps_the_drop_and_notes_it() -> None:
     model, data, _ = fragile()
     done = quantize(model, data, max_drop=0.05)
     assert Scorer(model, data).score(to_bytes(done.model)).drop <= 0.05
@@ -90,8 +93,8 @@ def test_the_command_s_function_keeps_the_drop_and_notes_it() -> None:
     assert not quantize(model, data).layers, "what was not asked for is not measured"
 
 
-def test_rounding_is_told_by_the_histogram() -> None:
-    """The told signal-to-noise ratio is that of rounding the tensor's values on its grid."""
+def test_sqnr_follows_from_the_histogram() -> None:
+    """The reported SQNR is that of the tensor on its quantization grid."""
     model, data, _ = fragile()
     evidence = evidence_for(model, data)
     found = layer_sensitivity(
@@ -114,7 +117,7 @@ def test_rounding_is_told_by_the_histogram() -> None:
     assert sum(layer.density) == pytest.approx(1.0, abs=0.01)
 
 
-def test_times_before_and_after_are_told() -> None:
+def test_times_before_and_after_are_reported() -> None:
     net = nets.image_net()
     x = net.relu(net.conv("image", 64))
     model = net.model(
@@ -129,14 +132,12 @@ def test_times_before_and_after_are_told() -> None:
         for x in done.details.layers
         if x.op == "Conv"
     )
-    assert [p.bytes_before == p.bytes_after for p in done.details.profile.widths] == [True] * len(
-        done.details.profile.widths
-    )
+    assert [p.before == p.after for p in done.details.profile.widths] == [True] * len(done.details.profile.widths)
     other = quantize(model, data, report=True, machine=machine_for("avx2" if this_machine().int8_exact else "vnni"))
     assert all(x.seconds_after is None for x in other.details.layers), "times are of this machine"
 
 
-def test_patterns_mean_names_operators_or_expressions() -> None:
+def test_patterns_match_names_operators_or_expressions() -> None:
     names, ops = ["stem", "block.1.conv", "block.2.conv", "head"], ["Conv", "Conv", "Conv", "Gemm"]
     assert match_nodes(names, ops, ("head",), "`exclude`") == {"head"}
     assert match_nodes(names, ops, ("Gemm", "stem"), "`exclude`") == {"head", "stem"}

@@ -1,4 +1,4 @@
-"""Weights inside If and Loop: kept in int8 by quantize, in fewer bits by share and weights."""
+"""Weights inside If and Loop: int8 by quantize, fewer bits by share and weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WIDTH = 32
 
 
 def branching(constant: bool = False) -> ir.Model:
-    """A layer in front, then one of two layers, as the input's sum says; both bodies call their weight w.
+    """A layer, then one of two layers, depending on the sum of the input; both branches use the same weight name.
 
-    constant: as Constant nodes of the bodies, which is how torch writes them.
+    constant: weights are Constant nodes of the branches, as written by torch.
     """
     rng = np.random.default_rng(0)
 
@@ -55,7 +55,7 @@ def branching(constant: bool = False) -> ir.Model:
 
 
 def looping() -> ir.Model:
-    """Three turns of x <- tanh(x w) in a Loop; their number is computed, so that nothing can unroll it."""
+    """Three iterations of x <- tanh(x w) in a Loop; the number is computed, so that the loop cannot be unrolled."""
     rng = np.random.default_rng(0)
     w = numpy_helper.from_array((rng.standard_normal((WIDTH, WIDTH)) / 6).astype(np.float32), "w")
     first = numpy_helper.from_array((rng.standard_normal((8, WIDTH)) / 3).astype(np.float32), "first")
@@ -102,7 +102,7 @@ MODELS = {"if": branching(), "if-constants": branching(constant=True), "loop": l
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_of_bodies_are_integers_and_answers_stay(name: str) -> None:
+def test_subgraph_weights_are_int8_and_outputs_are_kept(name: str) -> None:
     model = MODELS[name]
     data = nets.samples(model, 32)
     done = quantize(model, data)
@@ -120,8 +120,8 @@ def test_weights_of_bodies_are_integers_and_answers_stay(name: str) -> None:
     assert to_bytes(apply_plan(done.plan, model, data).model) == to_bytes(done.model)
 
 
-def test_bodies_of_equal_names_keep_their_own_weights() -> None:
-    """Both branches call theirs w; lifted to one graph they must not be mixed up."""
+def test_weights_of_equal_names_are_kept_apart() -> None:
+    """The branches' weights of equal names must not be confused in the outer graph."""
     model = MODELS["if"]
     data = nets.samples(model, 32)
     lifted = edit.canonical(model)
@@ -129,7 +129,7 @@ def test_bodies_of_equal_names_keep_their_own_weights() -> None:
     np.testing.assert_array_equal(nets.outputs(lifted, data), nets.outputs(model, data))
 
 
-def test_fewer_bits_reach_into_bodies() -> None:
+def test_low_bit_weights_include_subgraphs() -> None:
     model = MODELS["loop"]
     data = nets.samples(model, 32)
     done = weights(model, data, options=WeightsOptions(bits=8))
@@ -142,7 +142,7 @@ def test_fewer_bits_reach_into_bodies() -> None:
     assert ((found - wanted) ** 2).mean() < 1e-3 * (wanted**2).mean()
 
 
-def test_only_the_bodies_weights_where_nothing_else_can_be_int8() -> None:
+def test_only_subgraph_weights_where_nothing_else_can_be_int8() -> None:
     model = MODELS["loop"]
     done = quantize(model, nets.samples(model, 8), exclude=("front",))
     assert any("weights of sub-graphs" in note for note in done.notes)
@@ -154,7 +154,7 @@ def test_a_plan_for_another_model_is_one_line() -> None:
         QUANTIZE.apply(evidence, [{"inner": ["w"]}])
 
 
-def test_files_of_it_are_smaller(tmp_path: Path) -> None:
+def test_files_are_smaller(tmp_path: Path) -> None:
     model = MODELS["loop"]
     done = quantize(model, nets.samples(model, 8), output=tmp_path / "small.onnx")
     assert done.bytes_after < 0.65 * done.bytes_before

@@ -1,4 +1,4 @@
-"""From a wish to decisions: goals that are counted, goals that are timed, criteria, and what stays."""
+"""Allocation: counted goals, a measured speed-up, criteria, and ignored nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evidence() -> Evidence:
 
 
 def left(evidence: Evidence, actions: list[dict[str, object]], what: str) -> float:
-    """The share of a cost that is left, recounted on the pruned file."""
+    """The remaining share of a cost, counted on the pruned model."""
     done = evidence_for(PRUNE.apply(evidence, [*actions, {"refit": "none"}]).model, None)
     if what == "macs":
         return sum(macs(done.model, done.trace).values()) / sum(macs(evidence.model, evidence.trace).values())
@@ -35,7 +35,7 @@ def left(evidence: Evidence, actions: list[dict[str, object]], what: str) -> flo
 
 @pytest.mark.parametrize("what", ["macs", "params"])
 @pytest.mark.parametrize("spread", ["global", "uniform"])
-def test_what_may_be_left_is_left(evidence: Evidence, what: str, spread: str) -> None:
+def test_the_goal_is_met(evidence: Evidence, what: str, spread: str) -> None:
     actions = plan_pruning(evidence, PruneOptions(allocation=spread, **{what: 0.6}))
     assert 0.45 < left(evidence, actions, what) <= 0.63
 
@@ -47,13 +47,13 @@ def test_ignored_nodes_keep_their_channels(evidence: Evidence) -> None:
     assert not plan_pruning(evidence, PruneOptions(0.5, ignore=("*",)))
 
 
-def test_widths_keep_to_the_granularity(evidence: Evidence) -> None:
+def test_widths_lie_on_the_kernel_grid(evidence: Evidence) -> None:
     for action in plan_pruning(evidence, PruneOptions(0.3, allocation="uniform")):
         assert len(action["remove"]) % 4 == 0
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_every_criterion_orders_all_but_one(evidence: Evidence, criterion: str) -> None:
+def test_every_criterion_orders_all_channels_but_one(evidence: Evidence, criterion: str) -> None:
     for name, curve in error_curves(evidence, criterion=criterion).items():
         assert sorted({*curve.order, *range(evidence.channels.group(name).size)}) == list(
             range(evidence.channels.group(name).size)
@@ -62,8 +62,8 @@ def test_every_criterion_orders_all_but_one(evidence: Evidence, criterion: str) 
         assert np.all(np.diff(curve.error) >= -1e-12)
 
 
-def test_a_silent_channel_goes_first() -> None:
-    """One that is made of nothing (magnitude), read by nothing (activation), or twice the same (fpgm)."""
+def test_a_redundant_channel_is_removed_first() -> None:
+    """A channel with zero weights (magnitude), without readers (activation), or with a duplicate (fpgm)."""
     from onnxpress.model import edit, read
 
     model = nets.residual(width=16, blocks=1)
@@ -82,7 +82,7 @@ def test_a_silent_channel_goes_first() -> None:
 
 
 @pytest.mark.alone
-def test_a_wish_for_speed_is_measured() -> None:
+def test_a_speedup_is_measured() -> None:
     evidence = evidence_for(nets.residual(width=64, blocks=2), None)
     notes: list[str] = []
     actions = prune_to_speedup(evidence, PruneOptions(speedup=1.3), evidence.model, notes)

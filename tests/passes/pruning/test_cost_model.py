@@ -1,4 +1,4 @@
-"""What is counted while groups narrow is what the pruned file costs."""
+"""The cost model predicts the cost of the pruned model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests import grammar, nets
 from tests.model.channels.test_groups import heads
 
 
-def really(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
-    """Costs of the file without the first channels of each group."""
+def pruned_costs(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
+    """Costs of the model without the first channels of each group."""
     pruned = remove(evidence.model, evidence.channels, {n: list(range(k)) for n, k in gone.items() if k})
     after = evidence_for(pruned, None)
     return {
@@ -30,21 +30,21 @@ def really(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(grammar.networks(), st.integers(0, 99))
-def test_it_counts_what_removal_leaves(model: ir.Model, seed: int) -> None:
-    """Of any network and any choice of channels that do not share positions."""
+def test_predicted_costs_are_those_of_the_pruned_model(model: ir.Model, seed: int) -> None:
+    """For random networks and random removals from groups without common positions."""
     evidence = evidence_for(model, None)
     rng = np.random.default_rng(seed)
     groups = [g for g in evidence.channels.groups if not g.sliced]
     gone = {g.name: int(rng.integers(0, g.size)) for g in groups}
     ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
     ledger.set_all_removed(gone)
-    true = really(evidence, gone)
+    true = pruned_costs(evidence, gone)
     assert ledger.total("macs") == pytest.approx(true["macs"], rel=0.02)
     assert ledger.total("params") == pytest.approx(true["params"], rel=0.02)
 
 
 def test_the_weights_of_a_depthwise_layer_are_counted() -> None:
-    """Also where one channel is left, and it is an ordinary layer."""
+    """Also if one channel remains, and the layer is no longer depthwise."""
     net = nets.image_net()
     x = net.relu(net.depthwise(net.relu(net.conv("image", 4))))
     evidence = evidence_for(net.model(net.head(x), nets.IMAGE, ["N", 10]), None)
@@ -52,11 +52,11 @@ def test_the_weights_of_a_depthwise_layer_are_counted() -> None:
     assert sum(node_costs(evidence)["params"].values()) == 4 * 27 + 4 * 9 + 4 * 10
     ledger = CostModel.from_evidence(evidence, [name], node_costs(evidence))
     ledger.set_all_removed({name: 3})
-    assert ledger.total("params") == really(evidence, {name: 3})["params"] == 27 + 9 + 10
+    assert ledger.total("params") == pruned_costs(evidence, {name: 3})["params"] == 27 + 9 + 10
 
 
-def test_the_weights_of_a_recurrent_layer_are_counted_whole() -> None:
-    """Both of them where only one narrows; the bias, though its rank is 2, is none."""
+def test_the_weights_of_a_recurrent_layer_are_counted() -> None:
+    """W and R both count if only one of them is narrowed; the bias, of rank 2, does not."""
     net = nets.image_net()
     x = net.relu(net.conv("image", 8))
     tokens = net.op("Transpose", [net.op("Reshape", [x, grammar.ints(net, 0, 8, 64)], 8)], 8, perm=[2, 0, 1])
@@ -71,22 +71,22 @@ def test_the_weights_of_a_recurrent_layer_are_counted_whole() -> None:
         gone = {n: evidence.channels.group(n).size // 2 for n in told}
         ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
         ledger.set_all_removed(gone)
-        assert {k: ledger.total(k) for k in ("macs", "params")} == pytest.approx(really(evidence, gone))
+        assert {k: ledger.total(k) for k in ("macs", "params")} == pytest.approx(pruned_costs(evidence, gone))
 
 
 def test_parts_of_an_axis_add_up() -> None:
-    """A shortcut whose missing channels are zeros: the group has half of the axis, half of it is a quarter."""
+    """A shortcut padded with zero channels: the group has half of the axis, so that half of it is a quarter."""
     evidence = evidence_for(nets.padded_shortcut(width=32), None)
     costs = node_costs(evidence)
     for group in evidence.channels.groups:
         gone = {group.name: group.size // 2}
         ledger = CostModel.from_evidence(evidence, gone, costs)
         ledger.set_all_removed(gone)
-        true = really(evidence, gone)
+        true = pruned_costs(evidence, gone)
         assert ledger.total("macs") == pytest.approx(true["macs"], rel=1e-6), group.name
 
 
-def test_widening_again_undoes() -> None:
+def test_widening_restores_the_costs() -> None:
     evidence = evidence_for(nets.residual(width=32), None)
     costs = node_costs(evidence)
     names = [g.name for g in evidence.channels.groups]
@@ -112,27 +112,27 @@ def test_heads_and_their_dimensions_multiply() -> None:
         gone = {group.name: group.size // 2}
         ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
         ledger.set_all_removed(gone)
-        assert ledger.total("params") == pytest.approx(really(evidence, gone)["params"], rel=1e-6), group.name
+        assert ledger.total("params") == pytest.approx(pruned_costs(evidence, gone)["params"], rel=1e-6), group.name
 
 
 def test_a_goal_is_not_overshot() -> None:
-    """What the last step takes too much is given back: as near the goal as the smallest step is wide."""
+    """Surplus of the last step is undone: the result is within the smallest step of the goal."""
     model = nets.residual(width=64, blocks=3)
     evidence = evidence_for(model, nets.samples(model, 16))
     for goal in (0.9, 0.7, 0.5):
         actions = plan_pruning(evidence, PruneOptions(macs=goal))
         gone = {d["group"]: len(d["remove"]) for d in actions}
         whole = float(sum(macs(evidence.model, evidence.trace).values()))
-        left = really(evidence, gone)["macs"] / whole
+        left = pruned_costs(evidence, gone)["macs"] / whole
         assert left <= 1.002 * goal
         ledger = CostModel.from_evidence(evidence, gone, node_costs(evidence))
         ledger.set_all_removed(gone)
-        step = min(ledger.total("macs") / whole - _taken_back(ledger, n) / whole for n in gone)
+        step = min(ledger.total("macs") / whole - _with_one_step_undone(ledger, n) / whole for n in gone)
         assert left - step > 1.0 * goal or step < 0, (goal, left, step)
 
 
-def _taken_back(ledger: CostModel, name: str) -> float:
-    """MACs with one step of a group given back (steps of 16 channels or all)."""
+def _with_one_step_undone(ledger: CostModel, name: str) -> float:
+    """Multiply-accumulates with one step of a group undone (steps of 16 channels, or all)."""
     trial = ledger.copy()
     trial.set_removed(name, max(0, trial.removed[name] - 16))
     return trial.total("macs")

@@ -1,4 +1,4 @@
-"""Weights as products: exact at full rank, optimal for the inputs seen, written as the operators mean them."""
+"""Low-rank factors: exact at full rank, optimal for the inputs, valid for every operator attribute."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_gemm_flags_are_kept(flags: dict[str, object]) -> None:
         {"auto_pad": "VALID"},
     ],
 )
-def test_conv_attributes_are_shared_out_rightly(form: str, attributes: dict[str, object]) -> None:
+def test_conv_attributes_are_divided_between_the_factors(form: str, attributes: dict[str, object]) -> None:
     evidence = prepared(conv_net(**attributes))
     actions = [d for d in full(evidence, form) if d["form"] == form]
     assert_same(evidence, actions)
@@ -86,15 +86,15 @@ def test_conv_attributes_are_shared_out_rightly(form: str, attributes: dict[str,
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(nets.random_nets(), st.sampled_from([POINTWISE, SPATIAL, MATRIX, None]))
-def test_full_rank_is_the_model_itself(model: ir.Model, form: str | None) -> None:
+def test_full_rank_keeps_the_outputs(model: ir.Model, form: str | None) -> None:
     evidence = prepared(model, 6)
     actions = full(evidence, form) or full(evidence)
     assert_same(evidence, actions)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 12])
-def test_the_lost_power_is_what_the_curve_says(rank: int) -> None:
-    """Squared error of the layer's product with its inputs, bias apart, as a share of the product's own power."""
+def test_the_error_curve_predicts_the_lost_power(rank: int) -> None:
+    """Squared error of the layer's product with its inputs, without bias, relative to the power of the product."""
     net = nets.Net(3)
     mixed = (net.rng.standard_normal((24, 24)) @ np.diag(1.0 / np.arange(1, 25))).astype(np.float32)
     x = net.op("MatMul", ["rows", net.constant(mixed)], 24)
@@ -115,7 +115,7 @@ def test_the_lost_power_is_what_the_curve_says(rank: int) -> None:
     assert found < blind * (1 + 1e-6), "whitening must not lose to the plain singular values"
 
 
-def test_repair_does_not_harm_unseen_outputs() -> None:
+def test_refit_does_not_increase_the_error_on_new_samples() -> None:
     evidence = prepared(nets.residual(width=32), 48)
     actions = [
         {"node": n, "rank": max(1, c.full_rank // 4), "form": f}
@@ -131,7 +131,7 @@ def test_repair_does_not_harm_unseen_outputs() -> None:
     assert error["least-squares"] < error["none"]
 
 
-def test_shared_weights_are_factored_for_all_users_and_stay_shared() -> None:
+def test_shared_weights_are_factored_for_all_layers_and_stay_shared() -> None:
     net = nets.image_net()
     x = net.relu(net.conv("image", 32))
     weight = net.constant((net.rng.standard_normal((32, 32, 3, 3)) / 17).astype(np.float32))
@@ -146,8 +146,8 @@ def test_shared_weights_are_factored_for_all_users_and_stay_shared() -> None:
     assert weight not in done.graph.initializers
 
 
-def test_a_weight_that_is_read_otherwise_too_is_refused() -> None:
-    """As where an embedding is also the last layer's weight."""
+def test_a_weight_with_other_readers_is_refused() -> None:
+    """Such as an embedding that is also the last layer's weight."""
     net = nets.Net()
     table = net.constant(np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32))
     x = net.op("Add", [net.op("MatMul", ["rows", table], 24), net.op("ReduceMean", [table], 24, axes=[0])], 24)
@@ -156,7 +156,7 @@ def test_a_weight_that_is_read_otherwise_too_is_refused() -> None:
     assert "shared" in refused[0].reason
 
 
-def test_grouped_and_computed_are_refused_with_reasons() -> None:
+def test_grouped_layers_and_computed_weights_are_refused() -> None:
     net = nets.image_net()
     x = net.conv(net.relu(net.conv("image", 8)), 8, group=2)
     y = net.op("MatMul", [x, x], 8)
@@ -164,7 +164,7 @@ def test_grouped_and_computed_are_refused_with_reasons() -> None:
     assert reasons == {"grouped convolution", "its weight is not a constant"}
 
 
-def test_size_saves_the_share_of_the_weights_that_is_asked_for() -> None:
+def test_size_saves_the_requested_share_of_the_weights() -> None:
     evidence = prepared(nets.residual(width=32, blocks=2))
     actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.4, goal="size"))
     sizes = {s.name: s.weight.size for s in find_layers(evidence.model)[0]}
@@ -185,7 +185,7 @@ def test_energy_and_rank_hold_for_every_layer() -> None:
     assert {r.unit for r in refused} | {d["node"] for d in actions} == {n for n, _ in curves}
 
 
-def test_for_latency_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_decided_by_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = prepared(nets.residual(width=32, blocks=1))
     monkeypatch.setattr(lr.Clock, "faster", lambda self, curve, rank: curve.form == SPATIAL and rank <= 16)
     actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.2))
@@ -195,8 +195,8 @@ def test_for_latency_the_clock_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plan_lowrank(evidence, LowRankOptions(ratio=0.2))[0]
 
 
-def test_the_clock_measures_a_layer_alone() -> None:
-    """A product of 512 by 512 at rank 8 is faster by any clock, at rank 500 by none."""
+def test_a_layer_is_timed_alone() -> None:
+    """A 512 x 512 product is faster at rank 8, and not at rank 500."""
     net = nets.Net()
     weight = (net.rng.standard_normal((512, 512)) / 22).astype(np.float32)
     out = net.op("MatMul", ["tokens", net.constant(weight)], 512)
@@ -210,7 +210,7 @@ def test_the_clock_measures_a_layer_alone() -> None:
     assert clock.up_to(curve, [8, 16, 500])[-1] < 500
 
 
-def test_savings_are_what_a_recount_finds() -> None:
+def test_predicted_savings_are_those_of_the_result() -> None:
     evidence = prepared(conv_net(pads=[1, 1, 1, 1], strides=[2, 1]))
     before = sum(macs(evidence.model, evidence.trace).values())
     options = proposals(LOWRANK, evidence)
@@ -221,7 +221,7 @@ def test_savings_are_what_a_recount_finds() -> None:
         assert 4 * (read.parameters(evidence.model) - read.parameters(done.model)) == option.saving.weight_bytes
 
 
-def test_a_plan_that_cannot_be_is_refused() -> None:
+def test_an_invalid_plan_is_refused() -> None:
     evidence = prepared(nets.residual(width=8, blocks=1))
     name = find_layers(evidence.model)[0][0].name
     for action in (

@@ -1,4 +1,4 @@
-"""A file of the size asked for, at the least harm: the size is kept, bits go where they matter, and what cannot be is said."""
+"""A file of a given size with minimal loss: the size is met, bits go to sensitive weights, limits are reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import nets
 
 
 @pytest.mark.parametrize("lever", ["share", "weights"])
-def test_the_file_is_as_small_as_asked_for_and_hardly_smaller(lever: str) -> None:
+def test_the_file_size_is_met_closely(lever: str) -> None:
     model = nets.residual(width=32, blocks=3)
     data = nets.samples(model, 24)
     done = (
@@ -29,8 +29,11 @@ def test_the_file_is_as_small_as_asked_for_and_hardly_smaller(lever: str) -> Non
     assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
 
 
-def test_bits_go_where_they_matter() -> None:
-    """Of three layers like each other two hardly reach the output: they get fewer bits, and the file is better than one of 4 for all."""
+def test_sensitive_weights_get_more_bits() -> None:
+    """Of three equal layers, two hardly affect the output.
+
+    They get fewer bits, and the loss is below that of 4 bits for all.
+    """
     net = nets.image_net()
     x = net.relu(net.conv("image", 32))
     loud, *faint = (net.conv(x, 32) for _ in range(3))
@@ -46,7 +49,7 @@ def test_bits_go_where_they_matter() -> None:
     assert judge.score(to_bytes(chosen.model)).nmse < 0.5 * judge.score(to_bytes(even.model)).nmse
 
 
-def test_what_cannot_be_made_so_small_says_how_small_it_can_be() -> None:
+def test_an_unreachable_size_reports_the_smallest_one() -> None:
     model = nets.residual(width=16, blocks=1)
     with pytest.raises(InputProblem, match="cannot become so small") as caught:
         share(model, nets.samples(model, 8), options=ShareOptions(smaller=50))
@@ -55,8 +58,8 @@ def test_what_cannot_be_made_so_small_says_how_small_it_can_be() -> None:
     assert "`smaller`" in line and least < 0.5 * len(to_bytes(model)) / 1e3
 
 
-def test_what_is_added_is_no_weight_but_float16_where_that_holds_it() -> None:
-    """A detector's grid of places, which nobody may round to a few values, looks like learned positions; a bias goes the same way."""
+def test_added_constants_are_float16_and_not_quantized() -> None:
+    """A grid of positions that is added, as in detectors, is not a weight; neither is a bias."""
     net = nets.Net(seed=3)
     net.widths["rows"] = 64
     grid = net.constant((np.arange(12 * 64, dtype=np.float32) + np.float32(0.5)).reshape(1, 12, 64))
@@ -74,7 +77,7 @@ def test_what_is_added_is_no_weight_but_float16_where_that_holds_it() -> None:
         )
 
 
-def test_files_hold_nothing_twice_and_no_tool_s_diary() -> None:
+def test_files_contain_no_duplicates_and_no_metadata_of_tools() -> None:
     model = nets.residual(width=16, blocks=1)
     proto = onnx.load_from_string(to_bytes(simplify(model).model))
     assert not {v.name for v in proto.graph.value_info} & {t.name for t in proto.graph.initializer}

@@ -1,4 +1,4 @@
-"""What is written in few bits is what was meant, and onnxruntime makes plain constants of it when it loads the file."""
+"""Stored low-bit weights represent their codebook, and onnxruntime folds them into constants at load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests import nets
 
 
 def operators(model: ir.Model, folder: Path) -> Counter[str]:
-    """What onnxruntime runs after its optimizations."""
+    """Operator types that onnxruntime runs after its optimizations."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 4
@@ -61,18 +61,18 @@ def forms(rows: np.ndarray) -> dict[str, Codebook]:
 @pytest.mark.parametrize(
     ("form", "opset"), [*((form, 11) for form in forms(np.eye(8))), ("16 centres", 21), ("3 bits", 17)]
 )
-def test_every_form_means_its_book_and_is_folded_at_load(form: str, opset: int, tmp_path: Path) -> None:
+def test_every_form_represents_its_codebook_and_is_folded_at_load(form: str, opset: int, tmp_path: Path) -> None:
     model = edit.canonical(everything(opset))
     wanted = operators(model, tmp_path)
     work, reference = model.clone(), model.clone()
     packer = BitPacker(work)
     estimate = 0
     for weight in find_weights(model)[0]:
-        book = forms(weight.matrix)[form].compact()
-        packer.write(weight, book)
-        estimate += packed_bytes(weight, book) - weight.array.nbytes
-        meant = weight.from_matrix(book.dequantized).astype(np.float32)
-        edit.set_constant(reference.graph.initializers[weight.name], meant)
+        codebook = forms(weight.matrix)[form].compact()
+        packer.write(weight, codebook)
+        estimate += packed_bytes(weight, codebook) - weight.array.nbytes
+        expected = weight.from_matrix(codebook.dequantized).astype(np.float32)
+        edit.set_constant(reference.graph.initializers[weight.name], expected)
     edit.drop_dead(work)
     onnx.checker.check_model(to_bytes(work), full_check=True)
     data = nets.samples(model, 6)
@@ -87,7 +87,7 @@ def test_codes_that_do_not_fill_bytes_take_eight_bits() -> None:
     assert code_width(8, 12) == 4
 
 
-def test_groups_of_rows_have_books_of_their_own(tmp_path: Path) -> None:
+def test_groups_of_rows_have_codebooks_of_their_own(tmp_path: Path) -> None:
     from onnxpress.passes.weights.low_bit import LowBitWeight
 
     model = edit.canonical(everything())

@@ -1,4 +1,4 @@
-"""Codebooks: the inputs decide, polishing pays, budgets are kept, and what cannot be shared says why."""
+"""Codebooks: input statistics reduce the loss, byte budgets are kept, refusals have reasons."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def prepared(model: ir.Model, count: int = 16) -> Evidence:
 
 
 def gram(columns: int, seed: int = 0) -> np.ndarray:
-    """Of inputs that go together, as activations do."""
+    """Gram matrix of correlated inputs, as of activations."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((400, 6)) @ rng.standard_normal((6, columns)) + 0.3 * rng.standard_normal((400, columns))
     return np.asarray(x.T @ x / 400)
 
 
-def test_centres_go_where_the_weights_and_their_mass_are() -> None:
+def test_centroids_follow_the_weighted_density() -> None:
     values = np.concatenate([np.full(50, -1.0), np.full(50, 0.5), np.full(50, 0.52), np.full(50, 3.0)])
     np.testing.assert_allclose(kmeans(values, np.ones(200), 3), [-1, 0.51, 3])
     heavy = np.where(values == 0.52, 99.0, 1.0)
@@ -41,7 +41,7 @@ def test_centres_go_where_the_weights_and_their_mass_are() -> None:
 
 
 @pytest.mark.parametrize("kind", ["free", "grid"])
-def test_knowing_the_inputs_loses_less_than_half(kind: str) -> None:
+def test_input_statistics_halve_the_loss(kind: str) -> None:
     weights = np.random.default_rng(1).standard_normal((24, 40)) * np.linspace(0.1, 3, 24)[:, None]
     h = gram(40)
 
@@ -52,7 +52,7 @@ def test_knowing_the_inputs_loses_less_than_half(kind: str) -> None:
     assert lost(h) < 0.5 * lost(np.diag(h))
 
 
-def test_a_share_of_the_bytes_goes_to_the_weights_that_lose_most() -> None:
+def test_the_byte_budget_goes_to_the_weights_with_the_largest_loss() -> None:
     evidence = prepared(nets.mobile(width=16))
     lean, spent = (plan_sharing(evidence, ShareOptions(spare=s))[0] for s in (0.0, 0.3))
     small, upgraded = ({d["weight"] for d in plan if d.get("bits") == 8} for plan in (lean, spent))
@@ -61,7 +61,7 @@ def test_a_share_of_the_bytes_goes_to_the_weights_that_lose_most() -> None:
     assert sizes[0] < sizes[1] < 1.3 * sizes[0]
 
 
-def test_eight_times_smaller_weights_and_the_same_answers() -> None:
+def test_eight_times_smaller_weights_keep_the_outputs() -> None:
     model = nets.residual(width=48, blocks=1)
     data = nets.samples(model, 24)
     done = share(model, data, options=ShareOptions(spare=0.0))
@@ -73,7 +73,7 @@ def test_eight_times_smaller_weights_and_the_same_answers() -> None:
     assert ((found - wanted) ** 2).mean() < 0.02 * (wanted**2).mean()
 
 
-def test_bias_takes_the_mean_error_back() -> None:
+def test_bias_correction_reduces_the_error() -> None:
     evidence = prepared(nets.residual(width=16), 24)
     actions = plan_sharing(evidence, ShareOptions(spare=0.0))[0]
     wanted = nets.outputs(evidence.model, evidence.samples())
@@ -84,7 +84,7 @@ def test_bias_takes_the_mean_error_back() -> None:
     assert output_error["bias"] < output_error["none"]
 
 
-def test_what_else_reads_a_weight_and_small_ones_are_refused() -> None:
+def test_weights_with_other_readers_and_small_ones_are_refused() -> None:
     net = nets.Net()
     table = net.constant(np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32))
     small = net.constant(np.ones((24, 4), np.float32))
@@ -95,8 +95,8 @@ def test_what_else_reads_a_weight_and_small_ones_are_refused() -> None:
     assert "ReduceMean" in refused[0].reason and "small" in refused[1].reason
 
 
-def test_rounding_by_few_samples_holds_on_others() -> None:
-    """20 samples of 60 inputs: what is added to the diagonal is seen on halves, and helps on samples of which nothing was known."""
+def test_rounding_by_few_samples_generalizes() -> None:
+    """With 20 samples of 60 inputs, cross-validated damping reduces the error on new samples."""
     rng = np.random.default_rng(3)
     mix = rng.standard_normal((8, 60))
     weights = rng.standard_normal((40, 60))
