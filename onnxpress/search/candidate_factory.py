@@ -15,7 +15,6 @@ import onnx_ir as ir
 
 from onnxpress.api.distillation_session import (
     DistillSettings,
-    Progress,
     TeacherStudentPair,
     available_cores,
     has_checkpoint,
@@ -44,8 +43,9 @@ from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.search.pruning_base import PruningBase
-from onnxpress.train.distillation.feature_matching import Kept
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.feature_matching import KeptChannels
+from onnxpress.train.progress import Progress
+from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
@@ -304,7 +304,7 @@ class CandidateFactory:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
             couple = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
             wish = DistillSettings(
-                Settings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
+                TrainingSettings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
             )
             folder = self.shelf.room(name)
             done = run_distillation(
@@ -317,13 +317,13 @@ class CandidateFactory:
                 report,
             )
             plan = student.plan.then("distill", done.actions)
-            curve = done.course.curve if done.course is not None else []
+            curve = done.history.curve if done.history is not None else []
             notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
             return plan, done.model, student.notes + done.notes + notes
 
         return self._candidate(name, make)
 
-    def _kept(self, student: Candidate) -> Kept:
+    def _kept(self, student: Candidate) -> KeptChannels:
         """For a value of the original the channels that a pruned student has left."""
         own = student.plan.steps[len(self.exact_plan.steps) :]
         evidence, removal = self.base, dict[str, list[int]]()

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress.cli.main import run
 from onnxpress.evaluate.baseline import machine_fingerprint
 from onnxpress.model import files
-from onnxpress.train.settings import read_settings
+from onnxpress.train.settings import settings_from_dict
 from tests import nets
 
 
@@ -340,7 +340,7 @@ def other_teacher(folder: Path) -> Path:
 def damaged_run(folder: Path) -> list[str]:
     pytest.importorskip("torch")
     (folder / "out.run").mkdir()
-    settings = read_settings({}).plain()
+    settings = settings_from_dict({}).plain()
     (folder / "out.run" / "settings.json").write_text(json.dumps(settings))
     (folder / "out.run" / "checkpoint.pt").write_bytes(b"no checkpoint")
     return distill(folder, "--resume")
@@ -603,7 +603,7 @@ ROWS = [
     Row("a match without a sign", lambda d: distill(d, "--closed-form", "--match", "relu"), ("T=S", "relu")),
     Row("a match of a ghost", lambda d: distill(d, "--closed-form", "--match", "ghost=ghost"), ("ghost", "teacher")),
     Row("unknown augmentation", lambda d: distill(d, "--augment", "flip,blur"), ("blur", "cutmix")),
-    Row("an augmentation that does not fit", lambda d: distill(d, "--augment", "tokens"), ("tokens", "picture")),
+    Row("an augmentation that does not fit", lambda d: distill(d, "--augment", "tokens"), ("tokens", "image")),
     Row("negative learning rate", lambda d: distill(d, "--lr", "-1"), ("lr", "out of range")),
     Row("negative steps", lambda d: distill(d, "--steps", "-3"), ("steps", "negative")),
     Row("nothing to learn from", lambda d: distill(d, "--loss", "none", "--features", "none"), ("nothing to learn",)),

@@ -1,6 +1,6 @@
-"""What every operator computes, by families.  Importing this package fills the registry."""
+"""Implementations of the operators, by family.  Importing this package fills the registry."""
 
-from onnxpress.train.graph.registry import REGISTRY, find
+from onnxpress.train.graph.registry import REGISTRY, find_operator
 from onnxpress.train.operators import (
     activation,
     attention,
@@ -33,7 +33,7 @@ __all__ = [
     "conv",
     "counting",
     "elementwise",
-    "find",
+    "find_operator",
     "gather",
     "linear",
     "loss",

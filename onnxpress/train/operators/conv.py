@@ -1,4 +1,4 @@
-"""Convolutions: Conv, ConvTranspose, DeformConv, Col2Im; 1 to 3 spatial axes."""
+"""Convolutions: Conv, ConvTranspose, CausalConvWithState; 1 to 3 spatial axes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
-from onnxpress.train.operators.windows import Window, padded, torch_pads, window
+from onnxpress.train.operators.windows import Window, pad_spatial, torch_pads, window
 
 CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED: dict[int, Any] = {
@@ -19,15 +19,17 @@ TRANSPOSED: dict[int, Any] = {
 }
 
 
-def convolution(site: Site, weight: int = 1) -> Run:
-    """`run(x, w, b)`; weight: the input that holds the kernel.  Symmetric pads go to torch as they are."""
-    group = site.integer("group", 1)
+def convolution(context: NodeContext, weight: int = 1) -> Run:
+    """`run(x, w, b)`; weight: position of the kernel input.  Symmetric pads are passed to torch, others are applied
+    before.
+    """
+    group = context.integer("group", 1)
     ready: dict[tuple[int, ...], tuple[Any, Window]] = {}
 
     def prepare(kernel: tuple[int, ...]) -> tuple[Any, Window]:
         if len(kernel) not in CONV:
-            raise site.problem(f"{len(kernel)} spatial axes, 1 to 3 are known")
-        ready[kernel] = CONV[len(kernel)], window(site, kernel)
+            raise context.problem(f"{len(kernel)} spatial axes; 1 to 3 are supported")
+        ready[kernel] = CONV[len(kernel)], window(context, kernel)
         return ready[kernel]
 
     def run(x: Tensor, w: Tensor, b: Tensor = None) -> Tensor:
@@ -35,24 +37,24 @@ def convolution(site: Site, weight: int = 1) -> Run:
         function, view = ready.get(kernel) or prepare(tuple(kernel))
         if view.symmetric:
             return function(x, w, b, view.strides, view.pads[: len(kernel)], view.dilations, group)
-        return function(padded(x, view.placed(x.shape[2:])), w, b, view.strides, 0, view.dilations, group)
+        return function(pad_spatial(x, view.pads_for(x.shape[2:])), w, b, view.strides, 0, view.dilations, group)
 
     return run
 
 
 @operator("Conv")
-def _conv(site: Site) -> Run:
-    return convolution(site)
+def _conv(context: NodeContext) -> Run:
+    return convolution(context)
 
 
 @operator("ConvTranspose")
-def _conv_transpose(site: Site) -> Run:
-    group, shape = site.integer("group", 1), site.integers("output_shape")
+def _conv_transpose(context: NodeContext) -> Run:
+    group, shape = context.integer("group", 1), context.integers("output_shape")
 
     def run(x: Tensor, w: Tensor, b: Tensor = None) -> Tensor:
-        view = window(site, w.shape[2:])
+        view = window(context, w.shape[2:])
         n = len(view.strides)
-        extra = site.integers("output_padding") or [0] * n
+        extra = context.integers("output_padding") or [0] * n
         grown = [
             s * (i - 1) + d * (k - 1) + 1
             for i, s, d, k in zip(x.shape[2:], view.strides, view.dilations, view.kernel, strict=True)
@@ -76,7 +78,7 @@ def _conv_transpose(site: Site) -> Run:
 def _transposed_place(
     view: Window, grown: list[int], extra: list[int], sizes: Any, shape: list[int] | None
 ) -> tuple[list[int], list[int]]:
-    """Where the output begins in the full transposed convolution, and its sizes."""
+    """Begin of the output in the full transposed convolution, and its sizes."""
     n = len(grown)
     if shape:
         wanted = shape[-n:]
@@ -91,9 +93,11 @@ def _transposed_place(
 
 
 @operator("CausalConvWithState")
-def _causal_conv(site: Site) -> Run:
-    """Depthwise over [B, C, L], each position seeing k - 1 earlier ones; the last k - 1 are the state for the next call."""
-    activated, many = site.text("activation", "none") in ("silu", "swish"), len(site.node.outputs) > 1
+def _causal_conv(context: NodeContext) -> Run:
+    """Depthwise over [B, C, L], with k - 1 earlier positions; the last k - 1 positions are the state for the next
+    call.
+    """
+    activated, many = context.text("activation", "none") in ("silu", "swish"), len(context.node.outputs) > 1
 
     def run(x: Tensor, w: Tensor, b: Tensor = None, past: Tensor = None) -> Any:
         reach = w.shape[2] - 1

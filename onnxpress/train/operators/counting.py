@@ -1,4 +1,4 @@
-"""TfIdfVectorizer over integers: how often each n-gram of a pool occurs in a row."""
+"""TfIdfVectorizer over integers: counts of the n-grams of a pool in a row."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
 
 
-def _pool(site: Site) -> dict[tuple[int, ...], int]:
-    """Output column by n-gram.  The pool holds all 1-grams, then all 2-grams, from the offsets `ngram_counts` on."""
-    items, starts = site.integers("pool_int64s"), site.integers("ngram_counts") or []
+def _pool(context: NodeContext) -> dict[tuple[int, ...], int]:
+    """Output column by n-gram.  The pool lists all 1-grams, then all 2-grams, from the offsets `ngram_counts` on."""
+    items, starts = context.integers("pool_int64s"), context.integers("ngram_counts") or []
     if items is None:
-        raise site.problem("strings are not computed here")
-    columns = iter(site.integers("ngram_indexes") or [])
+        raise context.problem("strings are not supported")
+    columns = iter(context.integers("ngram_indexes") or [])
     grams = {}
     for size, (start, end) in enumerate(zip(starts, [*starts[1:], len(items)], strict=True), 1):
         for place in range(start, end, size):
@@ -23,13 +23,13 @@ def _pool(site: Site) -> dict[tuple[int, ...], int]:
     return grams
 
 
-@operator("TfIdfVectorizer", data=())
-def _tf_idf(site: Site) -> Run:
-    """mode TF: counts; IDF: the weights of what occurs; TFIDF: weights times counts."""
-    grams, mode = _pool(site), site.text("mode", "TF")
-    sizes = range(site.integer("min_gram_length", 1), site.integer("max_gram_length", 1) + 1)
-    skips, width = site.integer("max_skip_count"), max(site.integers("ngram_indexes") or [0]) + 1
-    weights: Any = torch.tensor(site.numbers("weights") or [1.0] * width)
+@operator("TfIdfVectorizer", grad_inputs=())
+def _tf_idf(context: NodeContext) -> Run:
+    """mode TF: counts; IDF: weights of the n-grams that occur; TFIDF: weights times counts."""
+    grams, mode = _pool(context), context.text("mode", "TF")
+    sizes = range(context.integer("min_gram_length", 1), context.integer("max_gram_length", 1) + 1)
+    skips, width = context.integer("max_skip_count"), max(context.integers("ngram_indexes") or [0]) + 1
+    weights: Any = torch.tensor(context.numbers("weights") or [1.0] * width)
 
     def count(row: list[int]) -> list[float]:
         found = [0.0] * width

@@ -1,4 +1,4 @@
-"""Reading and writing by index: Gather, Scatter, TopK, NonZero, Compress, Unique, ReverseSequence."""
+"""Indexing: Gather, Scatter, TopK, NonZero, Compress, Unique, ReverseSequence."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor
 
 
 def _positive(index: Tensor, size: int) -> Tensor:
-    """Indices from the end counted from the start."""
+    """Negative indices (from the end) as positive ones."""
     index = index.to(torch.int64)
     return torch.where(index < 0, index + size, index)
 
 
-@operator("Gather", data=(0,))
-def _gather(site: Site) -> Run:
-    """Rows of a table along axis 0 are an embedding, whose gradient torch adds up fastest."""
-    axis, known = site.integer("axis"), site.constants.get(1)
+@operator("Gather", grad_inputs=(0,))
+def _gather(context: NodeContext) -> Run:
+    """Rows of a matrix are an embedding, whose gradient is fastest in torch."""
+    axis, known = context.integer("axis"), context.constants.get(1)
     if known is not None and known.ndim == 0:
         place = int(known)
         return lambda x, index: x.select(axis, place)
@@ -38,15 +38,15 @@ def _gather(site: Site) -> Run:
     return run
 
 
-@operator("GatherElements", data=(0,))
-def _gather_elements(site: Site) -> Run:
-    axis = site.integer("axis")
+@operator("GatherElements", grad_inputs=(0,))
+def _gather_elements(context: NodeContext) -> Run:
+    axis = context.integer("axis")
     return lambda x, index: torch.gather(x, axis, _positive(index, x.shape[axis]))
 
 
-@operator("GatherND", data=(0,))
-def _gather_nd(site: Site) -> Run:
-    batch = site.integer("batch_dims")
+@operator("GatherND", grad_inputs=(0,))
+def _gather_nd(context: NodeContext) -> Run:
+    batch = context.integer("batch_dims")
 
     def run(x: Tensor, index: Tensor) -> Tensor:
         depth, lead = index.shape[-1], index.shape[:batch]
@@ -63,8 +63,8 @@ def _gather_nd(site: Site) -> Run:
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-def _scatter(site: Site) -> Run:
-    axis, kind = site.integer("axis"), site.text("reduction", "none")
+def _scatter(context: NodeContext) -> Run:
+    axis, kind = context.integer("axis"), context.text("reduction", "none")
 
     def run(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
         places = _positive(index, x.shape[axis])
@@ -75,12 +75,12 @@ def _scatter(site: Site) -> Run:
     return run
 
 
-operator("ScatterElements", "Scatter", data=(0, 2))(_scatter)
+operator("ScatterElements", "Scatter", grad_inputs=(0, 2))(_scatter)
 
 
-@operator("ScatterND", data=(0, 2))
-def _scatter_nd(site: Site) -> Run:
-    kind = site.text("reduction", "none")
+@operator("ScatterND", grad_inputs=(0, 2))
+def _scatter_nd(context: NodeContext) -> Run:
+    kind = context.text("reduction", "none")
 
     def run(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
         depth = index.shape[-1]
@@ -98,13 +98,13 @@ def _scatter_nd(site: Site) -> Run:
     return run
 
 
-def _topk(read_count: Callable[[Site], Callable[[Tensor], int]]) -> Callable[[Site], Run]:
-    def build(site: Site) -> Run:
-        axis, largest = site.integer("axis", -1), bool(site.integer("largest", 1))
-        count = read_count(site)
+def _topk(read_count: Callable[[NodeContext], Callable[[Tensor], int]]) -> Callable[[NodeContext], Run]:
+    def build(context: NodeContext) -> Run:
+        axis, largest = context.integer("axis", -1), bool(context.integer("largest", 1))
+        count = read_count(context)
 
         def run(x: Tensor, k: Tensor = None) -> Any:
-            # a stable sort, so that equal numbers come in the order of their index
+            # stable, so that equal values are in the order of their index
             if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
                 values, places = torch.sort(x.to(torch.int64), dim=axis, descending=largest, stable=True)
             else:
@@ -117,14 +117,16 @@ def _topk(read_count: Callable[[Site], Callable[[Tensor], int]]) -> Callable[[Si
     return build
 
 
-operator("TopK", data=(0,))(_topk(lambda site: lambda k: site.integer("k")))
-operator("TopK", since=10, data=(0,))(_topk(lambda site: lambda k: int(k)))
-plain("NonZero", lambda x: torch.nonzero(x.reshape(1) if x.ndim == 0 else x).t()[: max(x.ndim, 0)], data=())
+operator("TopK", grad_inputs=(0,))(_topk(lambda context: lambda k: context.integer("k")))
+operator("TopK", since=10, grad_inputs=(0,))(_topk(lambda context: lambda k: int(k)))
+simple_operator(
+    "NonZero", lambda x: torch.nonzero(x.reshape(1) if x.ndim == 0 else x).t()[: max(x.ndim, 0)], grad_inputs=()
+)
 
 
-@operator("Compress", data=(0,))
-def _compress(site: Site) -> Run:
-    axis = site.integer("axis") if site.has("axis") else None
+@operator("Compress", grad_inputs=(0,))
+def _compress(context: NodeContext) -> Run:
+    axis = context.integer("axis") if context.has_attribute("axis") else None
 
     def run(x: Tensor, condition: Tensor) -> Tensor:
         flat = x.reshape(-1) if axis is None else x
@@ -133,10 +135,10 @@ def _compress(site: Site) -> Run:
     return run
 
 
-@operator("Unique", data=())
-def _unique(site: Site) -> Run:
-    axis = site.integer("axis") if site.has("axis") else None
-    ordered = bool(site.integer("sorted", 1))
+@operator("Unique", grad_inputs=())
+def _unique(context: NodeContext) -> Run:
+    axis = context.integer("axis") if context.has_attribute("axis") else None
+    ordered = bool(context.integer("sorted", 1))
 
     def run(x: Tensor) -> Any:
         values, inverse, counts = torch.unique(x, True, True, True, dim=axis)
@@ -150,14 +152,14 @@ def _unique(site: Site) -> Run:
             first, counts = first[order], counts[order]
             inverse = torch.argsort(order)[inverse]
         results = (values, first, inverse, counts)
-        return results if len(site.node.outputs) > 1 else values
+        return results if len(context.node.outputs) > 1 else values
 
     return run
 
 
-@operator("ReverseSequence", data=(0,))
-def _reverse_sequence(site: Site) -> Run:
-    batch, time = site.integer("batch_axis", 1), site.integer("time_axis", 0)
+@operator("ReverseSequence", grad_inputs=(0,))
+def _reverse_sequence(context: NodeContext) -> Run:
+    batch, time = context.integer("batch_axis", 1), context.integer("time_axis", 0)
 
     def run(x: Tensor, lengths: Tensor) -> Tensor:
         rows = x.movedim((batch, time), (0, 1))

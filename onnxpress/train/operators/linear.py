@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import torch
 
-from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """MatMul; integers are multiplied in int64."""
+    """MatMul; integers other than int32 and int64 are multiplied in int64."""
     if a.dtype.is_floating_point or a.dtype in (torch.int32, torch.int64):
         return torch.matmul(a, b)
     return torch.matmul(a.long(), b.long()).to(a.dtype)
 
 
-plain("MatMul", product)
-plain("Det", torch.det)
+simple_operator("MatMul", product)
+simple_operator("Det", torch.det)
 
 
 @operator("Gemm")
-def gemm(site: Site) -> Run:
-    """alpha A' B' + beta C.  With alpha and beta 1 it is one addmm (or linear)."""
-    alpha, beta = site.number("alpha", 1.0), site.number("beta", 1.0)
-    left, right = bool(site.integer("transA")), bool(site.integer("transB"))
+def gemm(context: NodeContext) -> Run:
+    """alpha A' B' + beta C, as one addmm or linear where alpha and beta are 1."""
+    alpha, beta = context.number("alpha", 1.0), context.number("beta", 1.0)
+    left, right = bool(context.integer("transA")), bool(context.integer("transB"))
     if alpha == beta == 1.0 and right and not left:
         return _linear
 
@@ -48,6 +48,6 @@ def _linear(a: Tensor, b: Tensor, c: Tensor = None) -> Tensor:
 
 
 @operator("Einsum")
-def _einsum(site: Site) -> Run:
-    equation = site.text("equation").replace(" ", "")
+def _einsum(context: NodeContext) -> Run:
+    equation = context.text("equation").replace(" ", "")
     return lambda *inputs: torch.einsum(equation, *inputs)

@@ -1,4 +1,4 @@
-"""Losses of the standard domain: NegativeLogLikelihoodLoss, SoftmaxCrossEntropyLoss."""
+"""Losses of the standard: NegativeLogLikelihoodLoss, SoftmaxCrossEntropyLoss."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
 
 
-def likelihood(scores: Tensor, labels: Tensor, weight: Tensor, ignored: int | None, reduction: str) -> Tensor:
-    """-weight[label] * scores[label] a position (scores [N, C, ...], labels [N, ...]); ignored labels count nothing.
+def weighted_nll(scores: Tensor, labels: Tensor, weight: Tensor, ignored: int | None, reduction: str) -> Tensor:
+    """-weight[label] * scores[label] per position (scores [N, C, ...], labels [N, ...]); ignored labels give 0.
 
-    The mean is over the weights of the labels that count.
+    The mean is weighted by the weights of the labels that are not ignored.
     """
     labels = labels.long()
     counts = torch.ones_like(labels, dtype=torch.bool) if ignored is None else labels != ignored
@@ -26,21 +26,21 @@ def likelihood(scores: Tensor, labels: Tensor, weight: Tensor, ignored: int | No
     return loss.sum() if reduction == "sum" else loss.sum() / importance.sum()
 
 
-@operator("NegativeLogLikelihoodLoss", data=(0,))
-def _negative_log_likelihood(site: Site) -> Run:
-    ignored = site.integer("ignore_index") if site.has("ignore_index") else None
-    reduction = site.text("reduction", "mean")
-    return lambda x, labels, weight=None: likelihood(x, labels, weight, ignored, reduction)
+@operator("NegativeLogLikelihoodLoss", grad_inputs=(0,))
+def _negative_log_likelihood(context: NodeContext) -> Run:
+    ignored = context.integer("ignore_index") if context.has_attribute("ignore_index") else None
+    reduction = context.text("reduction", "mean")
+    return lambda x, labels, weight=None: weighted_nll(x, labels, weight, ignored, reduction)
 
 
-@operator("SoftmaxCrossEntropyLoss", data=(0,))
-def _softmax_cross_entropy(site: Site) -> Run:
-    ignored = site.integer("ignore_index") if site.has("ignore_index") else None
-    reduction, many = site.text("reduction", "mean"), len(site.node.outputs) > 1
+@operator("SoftmaxCrossEntropyLoss", grad_inputs=(0,))
+def _softmax_cross_entropy(context: NodeContext) -> Run:
+    ignored = context.integer("ignore_index") if context.has_attribute("ignore_index") else None
+    reduction, many = context.text("reduction", "mean"), len(context.node.outputs) > 1
 
     def run(x: Tensor, labels: Tensor, weight: Tensor = None) -> Any:
         logs = torch.log_softmax(x, 1)
-        loss = likelihood(logs, labels, weight, ignored, reduction)
+        loss = weighted_nll(logs, labels, weight, ignored, reduction)
         return (loss, logs) if many else loss
 
     return run

@@ -1,4 +1,4 @@
-"""Normalizations.  BatchNormalization uses the stored statistics: a trained file is trained on as it is run."""
+"""Normalizations.  BatchNormalization uses the stored statistics, in training as in inference."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
 
 
-@operator("BatchNormalization", data=(0, 1, 2))
-def _batch_norm(site: Site) -> Run:
+@operator("BatchNormalization", grad_inputs=(0, 1, 2))
+def _batch_norm(context: NodeContext) -> Run:
     epsilon, training, momentum = (
-        site.number("epsilon", 1e-5),
-        site.integer("training_mode"),
-        site.number("momentum", 0.9),
+        context.number("epsilon", 1e-5),
+        context.integer("training_mode"),
+        context.number("momentum", 0.9),
     )
 
     def run(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Any:
         if not training:
             result = functional.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
-            return result if len(site.node.outputs) == 1 else (result, mean, var, mean, var)
+            return result if len(context.node.outputs) == 1 else (result, mean, var, mean, var)
         axes = [0, *range(2, x.ndim)]
         seen, spread = x.mean(axes), x.var(axes, correction=0)
         result = functional.batch_norm(x, seen, spread, scale, bias, False, 0.0, epsilon)
@@ -34,8 +34,8 @@ def _batch_norm(site: Site) -> Run:
 
 
 @operator("InstanceNormalization")
-def _instance_norm(site: Site) -> Run:
-    epsilon = site.number("epsilon", 1e-5)
+def _instance_norm(context: NodeContext) -> Run:
+    epsilon = context.number("epsilon", 1e-5)
     return lambda x, scale, bias: functional.instance_norm(x, None, None, scale, bias, True, 0.0, epsilon)
 
 
@@ -57,9 +57,9 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, axis: int, epsilon: float
 
 @operator("LayerNormalization")
 @operator("LayerNormalization", domain="com.microsoft")
-def _layer_norm(site: Site) -> Run:
-    axis, epsilon = site.integer("axis", -1), site.number("epsilon", 1e-5)
-    if len(site.node.outputs) == 1:
+def _layer_norm(context: NodeContext) -> Run:
+    axis, epsilon = context.integer("axis", -1), context.number("epsilon", 1e-5)
+    if len(context.node.outputs) == 1:
         return lambda x, scale, bias=None: layer_norm(x, scale, bias, axis, epsilon)
 
     def run(x: Tensor, scale: Tensor, bias: Tensor = None) -> Any:
@@ -80,15 +80,15 @@ def rms_norm(x: Tensor, scale: Tensor, axis: int, epsilon: float) -> Tensor:
 
 @operator("RMSNormalization")
 @operator("SimplifiedLayerNormalization")
-def _rms_norm(site: Site) -> Run:
-    axis, epsilon = site.integer("axis", -1), site.number("epsilon", 1e-5)
+def _rms_norm(context: NodeContext) -> Run:
+    axis, epsilon = context.integer("axis", -1), context.number("epsilon", 1e-5)
     return lambda x, scale: rms_norm(x, scale, axis, epsilon)
 
 
 @operator("GroupNormalization", since=18)
-def _group_norm_by_group(site: Site) -> Run:
-    """Version 18: one scale and bias for each group."""
-    groups, epsilon = site.integer("num_groups", 1), site.number("epsilon", 1e-5)
+def _group_norm_by_group(context: NodeContext) -> Run:
+    """Version 18: one scale and bias per group."""
+    groups, epsilon = context.integer("num_groups", 1), context.number("epsilon", 1e-5)
 
     def run(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         each = x.shape[1] // groups
@@ -98,16 +98,16 @@ def _group_norm_by_group(site: Site) -> Run:
 
 
 @operator("GroupNormalization", since=21)
-def _group_norm(site: Site) -> Run:
-    groups, epsilon = site.integer("num_groups", 1), site.number("epsilon", 1e-5)
+def _group_norm(context: NodeContext) -> Run:
+    groups, epsilon = context.integer("num_groups", 1), context.number("epsilon", 1e-5)
     return lambda x, scale, bias: functional.group_norm(x, groups, scale, bias, epsilon)
 
 
 @operator("LRN")
-def _lrn(site: Site) -> Run:
-    """x / (bias + alpha / size * sum of squares over `size` channels around) ^ beta."""
-    size, alpha = site.integer("size", 1), site.number("alpha", 1e-4)
-    beta, bias = site.number("beta", 0.75), site.number("bias", 1.0)
+def _lrn(context: NodeContext) -> Run:
+    """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ^ beta."""
+    size, alpha = context.integer("size", 1), context.number("alpha", 1e-4)
+    beta, bias = context.number("beta", 0.75), context.number("bias", 1.0)
 
     def run(x: Tensor) -> Tensor:
         flat = (x * x).flatten(2).unsqueeze(1)  # N, 1, C, positions
@@ -119,9 +119,9 @@ def _lrn(site: Site) -> Run:
 
 
 @operator("MeanVarianceNormalization")
-def _mean_variance(site: Site) -> Run:
-    """Over the axes, with the standard's own epsilon on the deviation."""
-    axes = site.integers("axes", [0, 2, 3]) or []
+def _mean_variance(context: NodeContext) -> Run:
+    """Normalization over the axes, with the standard's epsilon added to the deviation."""
+    axes = context.integers("axes", [0, 2, 3]) or []
 
     def run(x: Tensor) -> Tensor:
         mean = x.mean(axes, keepdim=True)
@@ -132,9 +132,9 @@ def _mean_variance(site: Site) -> Run:
 
 
 @operator("LpNormalization")
-def _lp_norm(site: Site) -> Run:
-    """x over its p-norm; where the norm is 0 the result is 0."""
-    axis, order = site.integer("axis", -1), site.integer("p", 2)
+def _lp_norm(context: NodeContext) -> Run:
+    """x over its p-norm; 0 where the norm is 0."""
+    axis, order = context.integer("axis", -1), context.integer("p", 2)
 
     def run(x: Tensor) -> Tensor:
         size = torch.linalg.vector_norm(x, order, axis, keepdim=True)

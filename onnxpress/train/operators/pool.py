@@ -1,4 +1,4 @@
-"""Pooling: maximum (with indices), average, Lp, global ones, MaxUnpool."""
+"""Pooling: maximum (with indices), average, Lp, global pooling, MaxUnpool."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor
 from onnxpress.train.operators.conv import CONV
-from onnxpress.train.operators.windows import Window, padded, window
+from onnxpress.train.operators.windows import Window, pad_spatial, window
 
 _MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _MEAN: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -22,22 +22,22 @@ def _spatial(x: Tensor) -> list[int]:
     return list(range(2, x.ndim))
 
 
-plain("GlobalAveragePool", lambda x: x.mean(_spatial(x), keepdim=True))
-plain("GlobalMaxPool", lambda x: x.amax(_spatial(x), keepdim=True))
+simple_operator("GlobalAveragePool", lambda x: x.mean(_spatial(x), keepdim=True))
+simple_operator("GlobalMaxPool", lambda x: x.amax(_spatial(x), keepdim=True))
 
 
 @operator("GlobalLpPool")
-def _global_lp(site: Site) -> Run:
-    order = site.number("p", 2)
+def _global_lp(context: NodeContext) -> Run:
+    order = context.number("p", 2)
     return lambda x: torch.linalg.vector_norm(x, order, _spatial(x), keepdim=True)
 
 
-def _covered(view: Window, sizes: Sequence[int], ceil: bool) -> tuple[list[int], list[int]]:
-    """Pads that make every window whole, and what of the end is beyond the stated pads.
+def _effective_pads(view: Window, sizes: Sequence[int], ceil: bool) -> tuple[list[int], list[int]]:
+    """Pads with which every window is complete, and how far they exceed the stated pads at the end.
 
-    A window that would begin in the end's padding does not count (as in the standard from version 19 on).
+    A window that would begin in the end padding does not count (as in the standard from version 19 on).
     """
-    pads, n = view.placed(sizes), len(sizes)
+    pads, n = view.pads_for(sizes), len(sizes)
     ends, over = [], []
     for axis, size in enumerate(sizes):
         reach = (view.kernel[axis] - 1) * view.dilations[axis] + 1
@@ -52,28 +52,28 @@ def _covered(view: Window, sizes: Sequence[int], ceil: bool) -> tuple[list[int],
 
 
 @operator("MaxPool")
-def _max_pool(site: Site) -> Run:
-    view = window(site, site.integers("kernel_shape") or [])
-    n, ceil = len(view.kernel), bool(site.integer("ceil_mode"))
-    function, indices = _MAX[n], site.wanted(1)
+def _max_pool(context: NodeContext) -> Run:
+    view = window(context, context.integers("kernel_shape") or [])
+    n, ceil = len(view.kernel), bool(context.integer("ceil_mode"))
+    function, indices = _MAX[n], context.has_output(1)
     half = view.symmetric and all(2 * p <= k for p, k in zip(view.pads[:n], view.kernel, strict=True))
     if half and not indices:
-        return _in_floats(lambda x: function(x, view.kernel, view.strides, view.pads[:n], view.dilations, ceil))
-    column = bool(site.integer("storage_order"))
+        return _pool_as_float(lambda x: function(x, view.kernel, view.strides, view.pads[:n], view.dilations, ceil))
+    column = bool(context.integer("storage_order"))
 
     def run(x: Tensor) -> Any:
-        pads, _ = _covered(view, x.shape[2:], ceil)
-        wide = padded(x, pads, float("-inf"))
+        pads, _ = _effective_pads(view, x.shape[2:], ceil)
+        wide = pad_spatial(x, pads, float("-inf"))
         if not indices:
             return function(wide, view.kernel, view.strides, 0, view.dilations)
         values, places = function(wide, view.kernel, view.strides, 0, view.dilations, return_indices=True)
-        return values, _absolute(places, wide.shape[2:], x.shape, pads[:n], column)
+        return values, _global_indices(places, wide.shape[2:], x.shape, pads[:n], column)
 
-    return _in_floats(run)
+    return _pool_as_float(run)
 
 
-def _in_floats(function: Run) -> Run:
-    """Integers are pooled as floats (exact for 8 bits, which the standard knows)."""
+def _pool_as_float(function: Run) -> Run:
+    """Pool integers as floats (exact for the 8-bit types of the standard)."""
 
     def run(x: Tensor) -> Any:
         if x.dtype.is_floating_point:
@@ -84,8 +84,10 @@ def _in_floats(function: Run) -> Run:
     return run
 
 
-def _absolute(places: Tensor, wide: Sequence[int], shape: Sequence[int], begins: Sequence[int], column: bool) -> Tensor:
-    """torch's positions in a padded plane as ONNX's positions in the whole tensor."""
+def _global_indices(
+    places: Tensor, wide: Sequence[int], shape: Sequence[int], begins: Sequence[int], column: bool
+) -> Tensor:
+    """torch's indices in a padded plane as ONNX's indices in the whole tensor."""
     rest, coordinates = places, []
     for size, begin in zip(reversed(wide), reversed(begins), strict=True):
         coordinates.append(rest % size - begin)
@@ -100,10 +102,10 @@ def _absolute(places: Tensor, wide: Sequence[int], shape: Sequence[int], begins:
     return flat + plane * math.prod(sizes)
 
 
-@operator("MaxUnpool", data=(0,))
-def _max_unpool(site: Site) -> Run:
-    view = window(site, site.integers("kernel_shape") or [])
-    n, read = len(view.kernel), site.reader(2)
+@operator("MaxUnpool", grad_inputs=(0,))
+def _max_unpool(context: NodeContext) -> Run:
+    view = window(context, context.integers("kernel_shape") or [])
+    n, read = len(view.kernel), context.list_reader(2)
 
     def run(x: Tensor, places: Tensor, target: Tensor = None) -> Tensor:
         pads = view.pads
@@ -124,7 +126,7 @@ def _max_unpool(site: Site) -> Run:
 
 
 def _window_sum(x: Tensor, view: Window) -> Tensor:
-    """Sum over every whole window of each channel."""
+    """Sum over every complete window, per channel."""
     n = len(view.kernel)
     rows = x.reshape(-1, 1, *x.shape[2:])
     ones = torch.ones([1, 1, *view.kernel], dtype=x.dtype)
@@ -133,37 +135,37 @@ def _window_sum(x: Tensor, view: Window) -> Tensor:
 
 
 @operator("AveragePool")
-def _average_pool(site: Site) -> Run:
-    view = window(site, site.integers("kernel_shape") or [])
-    n, ceil = len(view.kernel), bool(site.integer("ceil_mode"))
-    whole = bool(site.integer("count_include_pad"))
+def _average_pool(context: NodeContext) -> Run:
+    view = window(context, context.integers("kernel_shape") or [])
+    n, ceil = len(view.kernel), bool(context.integer("ceil_mode"))
+    whole = bool(context.integer("count_include_pad"))
     function = _MEAN[n]
     half = view.symmetric and all(2 * p <= k for p, k in zip(view.pads[:n], view.kernel, strict=True))
     if half and set(view.dilations) == {1}:
         return lambda x: function(x, view.kernel, view.strides, view.pads[:n], ceil, whole)
 
     def run(x: Tensor) -> Tensor:
-        pads, over = _covered(view, x.shape[2:], ceil)
+        pads, over = _effective_pads(view, x.shape[2:], ceil)
         counted = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)
         if whole:
             inner = [*pads[:n], *(max(e - o, 0) for e, o in zip(pads[n:], over, strict=True))]
-            counted = padded(padded(counted, inner, 1.0), [0] * n + over)
+            counted = pad_spatial(pad_spatial(counted, inner, 1.0), [0] * n + over)
             counted = counted[(..., *(slice(0, s + pads[a] + pads[a + n]) for a, s in enumerate(x.shape[2:])))]
         else:
-            counted = padded(counted, pads)
-        return _window_sum(padded(x, pads), view) / _window_sum(counted, view)
+            counted = pad_spatial(counted, pads)
+        return _window_sum(pad_spatial(x, pads), view) / _window_sum(counted, view)
 
     return run
 
 
 @operator("LpPool")
-def _lp_pool(site: Site) -> Run:
-    view = window(site, site.integers("kernel_shape") or [])
-    order, ceil = site.integer("p", 2), bool(site.integer("ceil_mode"))
+def _lp_pool(context: NodeContext) -> Run:
+    view = window(context, context.integers("kernel_shape") or [])
+    order, ceil = context.integer("p", 2), bool(context.integer("ceil_mode"))
     power: Callable[[Tensor], Tensor] = (lambda x: x * x) if order == 2 else (lambda x: x.abs() ** order)
 
     def run(x: Tensor) -> Tensor:
-        pads, _ = _covered(view, x.shape[2:], ceil)
-        return _window_sum(padded(power(x), pads), view) ** (1.0 / order)
+        pads, _ = _effective_pads(view, x.shape[2:], ceil)
+        return _window_sum(pad_spatial(power(x), pads), view) ** (1.0 / order)
 
     return run

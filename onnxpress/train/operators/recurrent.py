@@ -1,7 +1,6 @@
-"""RNN, GRU and LSTM: every direction, layout, activation, clip, peephole and sequence length.
+"""RNN, GRU and LSTM: all directions, layouts, activations, clipping, peepholes and sequence lengths.
 
-Nodes with the default activations and nothing else out of the ordinary run in torch's own kernels; the rest step by
-step.
+Nodes with the default activations and no unusual attributes run in torch's kernels, others step by step.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
 
 Activation = Callable[[Tensor], Tensor]
@@ -49,25 +48,25 @@ _TAKES_BETA = {"affine", "scaledtanh", "hardsigmoid"}
 
 
 @dataclass(frozen=True)
-class Cell:
+class RecurrentAttributes:
     """Attributes of one node.  functions: of each direction, in the standard's order."""
 
     backwards: tuple[bool, ...]
     functions: list[list[Activation]]
-    ordinary: bool
+    default_activations: bool
     clip: float | None
     batch_first: bool
-    after: bool  # GRU: linear_before_reset
-    coupled: bool  # LSTM: input_forget
+    linear_before_reset: bool  # GRU: linear_before_reset
+    input_forget: bool  # LSTM: input_forget
 
 
-def cell(site: Site, default: Sequence[str]) -> Cell:
-    direction = site.text("direction", "forward")
+def read_attributes(context: NodeContext, default: Sequence[str]) -> RecurrentAttributes:
+    direction = context.text("direction", "forward")
     backwards = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
-    names = [n.decode() if isinstance(n, bytes) else n for n in site.raw("activations", [])] or [*default] * len(
-        backwards
-    )
-    alphas, betas = iter(site.numbers("activation_alpha") or []), iter(site.numbers("activation_beta") or [])
+    names = [n.decode() if isinstance(n, bytes) else n for n in context.attribute("activations", [])] or [
+        *default
+    ] * len(backwards)
+    alphas, betas = iter(context.numbers("activation_alpha") or []), iter(context.numbers("activation_beta") or [])
     functions = [
         _activation(
             n,
@@ -77,21 +76,21 @@ def cell(site: Site, default: Sequence[str]) -> Cell:
         for n in names
     ]
     each = len(default)
-    ordinary = [n.lower() for n in names] == [n.lower() for n in default] * len(backwards)
-    return Cell(
+    default_activations = [n.lower() for n in names] == [n.lower() for n in default] * len(backwards)
+    return RecurrentAttributes(
         backwards,
         [functions[i * each : (i + 1) * each] for i in range(len(backwards))],
-        ordinary and not site.has("clip") and not site.integer("input_forget"),
-        site.number("clip") if site.has("clip") else None,
-        bool(site.integer("layout")),
-        bool(site.integer("linear_before_reset")),
-        bool(site.integer("input_forget")),
+        default_activations and not context.has_attribute("clip") and not context.integer("input_forget"),
+        context.number("clip") if context.has_attribute("clip") else None,
+        bool(context.integer("layout")),
+        bool(context.integer("linear_before_reset")),
+        bool(context.integer("input_forget")),
     )
 
 
 @dataclass
-class Given:
-    """Inputs in sequence-first layout: x [S, B, I], w, r, b by direction, states [D, B, H]."""
+class RecurrentInputs:
+    """Inputs in sequence-first layout: x [S, B, I]; w, r, b by direction; states [D, B, H]."""
 
     x: Tensor
     w: Tensor
@@ -109,21 +108,24 @@ class Given:
 
     @property
     def full(self) -> bool:
-        """Whether every sequence has all steps."""
+        """Whether all sequences have full length."""
         return self.lengths is None or bool((self.lengths == self.x.shape[0]).all())
 
 
-Step = Callable[[Tensor, list[Tensor]], list[Tensor]]
+StepFunction = Callable[[Tensor, list[Tensor]], list[Tensor]]
 
 
-def loop(given: Given, direction: int, backwards: bool, step: Step) -> tuple[Tensor, list[Tensor]]:
-    """All outputs [S, B, H] and last states of one direction.  Beyond a sequence's end outputs are 0, states stay."""
+def loop(given: RecurrentInputs, direction: int, backwards: bool, step: StepFunction) -> tuple[Tensor, list[Tensor]]:
+    """All outputs [S, B, H] and the last states of one direction.
+
+    After the end of a sequence outputs are 0, and states stay the same.
+    """
     steps, batch = given.x.shape[:2]
     state = [s[direction] for s in given.states]
     x = given.x
     lengths = None if given.full else given.lengths.long()
     if backwards:
-        x = torch.flip(x, [0]) if lengths is None else _turned(x, lengths)
+        x = torch.flip(x, [0]) if lengths is None else _reverse_sequences(x, lengths)
     outputs = []
     for t in range(steps):
         new = step(x[t], state)
@@ -136,18 +138,18 @@ def loop(given: Given, direction: int, backwards: bool, step: Step) -> tuple[Ten
         state = new
     y = torch.stack(outputs) if outputs else given.x.new_zeros(0, batch, given.hidden)
     if backwards:
-        y = torch.flip(y, [0]) if lengths is None else _turned(y, lengths)
+        y = torch.flip(y, [0]) if lengths is None else _reverse_sequences(y, lengths)
     return y, state
 
 
-def _turned(x: Tensor, lengths: Tensor) -> Tensor:
+def _reverse_sequences(x: Tensor, lengths: Tensor) -> Tensor:
     """Each sequence [S, B, ...] reversed within its own length."""
     steps = torch.arange(x.shape[0]).unsqueeze(1)
     places = torch.where(steps < lengths, lengths - 1 - steps, steps)
     return x[places, torch.arange(x.shape[1])]
 
 
-def _biases(given: Given, direction: int, gates: int) -> tuple[Tensor, Tensor]:
+def _biases(given: RecurrentInputs, direction: int, gates: int) -> tuple[Tensor, Tensor]:
     if given.b is None:
         zero = given.x.new_zeros(gates * given.hidden)
         return zero, zero
@@ -155,19 +157,19 @@ def _biases(given: Given, direction: int, gates: int) -> tuple[Tensor, Tensor]:
     return given.b[direction, :half], given.b[direction, half:]
 
 
-def _rnn_step(given: Given, cell: Cell, d: int) -> Step:
-    (f,) = cell.functions[d]
+def _rnn_step(given: RecurrentInputs, read_attributes: RecurrentAttributes, d: int) -> StepFunction:
+    (f,) = read_attributes.functions[d]
     w, r = given.w[d], given.r[d]
     wb, rb = _biases(given, d, 1)
 
     def step(x: Tensor, state: list[Tensor]) -> list[Tensor]:
-        return [f(_clipped(functional.linear(x, w, wb) + functional.linear(state[0], r, rb), cell.clip))]
+        return [f(_clipped(functional.linear(x, w, wb) + functional.linear(state[0], r, rb), read_attributes.clip))]
 
     return step
 
 
-def _gru_step(given: Given, cell: Cell, d: int) -> Step:
-    f, g = cell.functions[d]
+def _gru_step(given: RecurrentInputs, read_attributes: RecurrentAttributes, d: int) -> StepFunction:
+    f, g = read_attributes.functions[d]
     n = given.hidden
     w, r = given.w[d], given.r[d]
     wb, rb = _biases(given, d, 3)
@@ -176,20 +178,20 @@ def _gru_step(given: Given, cell: Cell, d: int) -> Step:
         h = state[0]
         seen = functional.linear(x, w, wb)
         kept = functional.linear(h, r[: 2 * n], rb[: 2 * n])
-        z = f(_clipped(seen[:, :n] + kept[:, :n], cell.clip))
-        reset = f(_clipped(seen[:, n : 2 * n] + kept[:, n:], cell.clip))
-        if cell.after:
+        z = f(_clipped(seen[:, :n] + kept[:, :n], read_attributes.clip))
+        reset = f(_clipped(seen[:, n : 2 * n] + kept[:, n:], read_attributes.clip))
+        if read_attributes.linear_before_reset:
             back = reset * functional.linear(h, r[2 * n :], rb[2 * n :])
         else:
             back = functional.linear(reset * h, r[2 * n :], rb[2 * n :])
-        new = g(_clipped(seen[:, 2 * n :] + back, cell.clip))
+        new = g(_clipped(seen[:, 2 * n :] + back, read_attributes.clip))
         return [(1 - z) * new + z * h]
 
     return step
 
 
-def _lstm_step(given: Given, cell: Cell, d: int) -> Step:
-    f, g, h = cell.functions[d]
+def _lstm_step(given: RecurrentInputs, read_attributes: RecurrentAttributes, d: int) -> StepFunction:
+    f, g, h = read_attributes.functions[d]
     w, r = given.w[d], given.r[d]
     wb, rb = _biases(given, d, 4)
     holes = given.peepholes[d].chunk(3) if given.peepholes is not None else None
@@ -198,11 +200,11 @@ def _lstm_step(given: Given, cell: Cell, d: int) -> Step:
         i, o, forget, c = (functional.linear(x, w, wb) + functional.linear(state[0], r, rb)).chunk(4, 1)
         if holes is not None:
             i, forget = i + holes[0] * state[1], forget + holes[2] * state[1]
-        i = f(_clipped(i, cell.clip))
-        forget = 1 - i if cell.coupled else f(_clipped(forget, cell.clip))
-        memory = forget * state[1] + i * g(_clipped(c, cell.clip))
+        i = f(_clipped(i, read_attributes.clip))
+        forget = 1 - i if read_attributes.input_forget else f(_clipped(forget, read_attributes.clip))
+        memory = forget * state[1] + i * g(_clipped(c, read_attributes.clip))
         o = o if holes is None else o + holes[1] * memory
-        return [f(_clipped(o, cell.clip)) * h(memory), memory]
+        return [f(_clipped(o, read_attributes.clip)) * h(memory), memory]
 
     return step
 
@@ -217,17 +219,19 @@ def _reordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
     return torch.cat([parts[i] for i in order], 0)
 
 
-def _by_torch(function: Any, given: Given, cell: Cell, order: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """Outputs [S, B, D * H] and last states by torch's kernel; a reverse direction alone runs on turned inputs."""
+def _torch_kernel(
+    function: Any, given: RecurrentInputs, read_attributes: RecurrentAttributes, order: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """Outputs [S, B, D * H] and last states by torch's kernel; a single reverse direction runs on reversed inputs."""
     weights = []
     for d in range(given.w.shape[0]):
         biases = _biases(given, d, len(order))
         weights += [_reordered(t, order) for t in (given.w[d], given.r[d], *biases)]
-    alone = cell.backwards == (True,)
+    alone = read_attributes.backwards == (True,)
     x = torch.flip(given.x, [0]) if alone else given.x
     states = tuple(s.contiguous() for s in given.states)
     hx = states if len(states) > 1 else states[0]
-    y, *last = function(x, hx, weights, True, 1, 0.0, False, len(cell.backwards) == 2, False)
+    y, *last = function(x, hx, weights, True, 1, 0.0, False, len(read_attributes.backwards) == 2, False)
     return (torch.flip(y, [0]) if alone else y), last
 
 
@@ -238,21 +242,21 @@ _KINDS: dict[str, tuple[Any, Sequence[str], Any, Sequence[int], int]] = {
 }
 
 
-def _recurrent(kind: str) -> Callable[[Site], Run]:
+def _recurrent(kind: str) -> Callable[[NodeContext], Run]:
     make_step, default, kernel, order, count = _KINDS[kind]
 
-    def build(site: Site) -> Run:
-        attributes = cell(site, default)
-        native = attributes.ordinary and (kind != "GRU" or attributes.after)
+    def build(context: NodeContext) -> Run:
+        attributes = read_attributes(context, default)
+        native = attributes.default_activations and (kind != "GRU" or attributes.linear_before_reset)
         both = len(attributes.backwards)
 
         def run(x: Tensor, w: Tensor, r: Tensor, b: Tensor = None, lengths: Tensor = None, *more: Tensor) -> Any:
             first = attributes.batch_first
             states = [None if s is None else s.transpose(0, 1) if first else s for s in (*more, None, None)[:count]]
             holes = more[2] if count == 2 and len(more) > 2 else None
-            given = Given(x.transpose(0, 1) if first else x, w, r, b, lengths, states, holes)
+            given = RecurrentInputs(x.transpose(0, 1) if first else x, w, r, b, lengths, states, holes)
             if native and holes is None and given.full and given.x.shape[0] > 0:
-                flat, last = _by_torch(kernel, given, attributes, order)
+                flat, last = _torch_kernel(kernel, given, attributes, order)
                 y = flat.reshape(*flat.shape[:2], both, -1).transpose(1, 2)
             else:
                 parts = [
@@ -262,7 +266,7 @@ def _recurrent(kind: str) -> Callable[[Site], Run]:
                 last = [torch.stack([p[1][i] for p in parts]) for i in range(count)]
             if first:
                 y, last = y.permute(2, 0, 1, 3), [s.transpose(0, 1) for s in last]
-            return (y, *last) if len(site.node.outputs) > 1 else y
+            return (y, *last) if len(context.node.outputs) > 1 else y
 
         return run
 
@@ -270,4 +274,4 @@ def _recurrent(kind: str) -> Callable[[Site], Run]:
 
 
 for _kind in _KINDS:
-    operator(_kind, data=(0, 1, 2, 3, 5, 6, 7) if _kind == "LSTM" else (0, 1, 2, 3, 5))(_recurrent(_kind))
+    operator(_kind, grad_inputs=(0, 1, 2, 3, 5, 6, 7) if _kind == "LSTM" else (0, 1, 2, 3, 5))(_recurrent(_kind))

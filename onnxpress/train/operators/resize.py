@@ -1,7 +1,7 @@
-"""Resize and Upsample: every mode as, for each output position of an axis, a few input positions and their weights.
+"""Resize and Upsample: every mode as input positions and weights per output position of an axis.
 
-Axes are independent, so an N-dimensional resize is one pass an axis.  The commonest cases (integer nearest, bilinear)
-go to torch's own kernels.
+Axes are independent, so an N-dimensional resize is one pass per axis.  Common cases (integer nearest, bilinear) use
+torch's kernels.
 """
 
 from __future__ import annotations
@@ -15,26 +15,30 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
 
 
 @dataclass(frozen=True)
-class Style:
-    """Attributes of a Resize.  place: coordinate_transformation_mode; a: cubic coefficient."""
+class ResizeAttributes:
+    """Attributes of a Resize.
+
+    coordinate_mode: coordinate_transformation_mode.
+    a: cubic coefficient.
+    """
 
     mode: str
-    place: str
+    coordinate_mode: str
     nearest: str = "round_prefer_floor"
     a: float = -0.75
-    exclude: bool = False
+    exclude_outside: bool = False
     antialias: bool = False
-    fill: float = 0.0
+    extrapolation: float = 0.0
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One axis: sizes, scale as given, and the region of interest (tf_crop_and_resize)."""
+class ResizedAxis:
+    """One axis: sizes, the given scale, and the region of interest (tf_crop_and_resize)."""
 
     size: int
     target: int
@@ -43,21 +47,21 @@ class Axis:
     end: float = 1.0
 
 
-def coordinates(axis: Axis, style: Style) -> np.ndarray:
-    """Where each output position lies on the input axis; float64 [target]."""
+def coordinates(axis: ResizedAxis, style: ResizeAttributes) -> np.ndarray:
+    """Position of each output on the input axis; float64 [target]."""
     out = np.arange(axis.target, dtype=np.float64)
     n, m, scale = axis.size, axis.target, axis.scale
-    if style.place == "align_corners":
+    if style.coordinate_mode == "align_corners":
         return np.asarray(out * (n - 1) / (m - 1) if m > 1 else np.zeros(m))
-    if style.place == "asymmetric":
+    if style.coordinate_mode == "asymmetric":
         return np.asarray(out / scale)
-    if style.place == "tf_crop_and_resize":
+    if style.coordinate_mode == "tf_crop_and_resize":
         if m > 1:
             return np.asarray(axis.start * (n - 1) + out * (axis.end - axis.start) * (n - 1) / (m - 1))
         return np.full(m, 0.5 * (axis.start + axis.end) * (n - 1))
-    if style.place == "pytorch_half_pixel" and m == 1:
+    if style.coordinate_mode == "pytorch_half_pixel" and m == 1:
         return np.zeros(m)
-    shift = n / 2 * (1 - m / (n * scale)) if style.place == "half_pixel_symmetric" else 0.0
+    shift = n / 2 * (1 - m / (n * scale)) if style.coordinate_mode == "half_pixel_symmetric" else 0.0
     return np.asarray(shift + (out + 0.5) / scale - 0.5)
 
 
@@ -73,7 +77,7 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def taps(axis: Axis, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def interpolation_weights(axis: ResizedAxis, style: ResizeAttributes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Input positions [target, k], weights [target, k], and which outputs lie outside the input [target]."""
     x = coordinates(axis, style)
     outside = (x < 0) | (x > axis.size - 1)
@@ -85,16 +89,16 @@ def taps(axis: Axis, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     places = np.floor(x).astype(int)[:, None] + np.arange(1 - half, half + 1)
     distance = (places - x[:, None]) / stretch
     weights = _cubic(distance, style.a) if style.mode == "cubic" else np.maximum(0, 1 - np.abs(distance))
-    if style.exclude:
+    if style.exclude_outside:
         weights = np.where((places >= 0) & (places < axis.size), weights, 0.0)
-    if style.exclude or style.antialias:
+    if style.exclude_outside or style.antialias:
         weights = weights / weights.sum(1, keepdims=True)
     return np.clip(places, 0, axis.size - 1), weights, outside
 
 
-def along(x: Tensor, dim: int, axis: Axis, style: Style) -> Tensor:
+def resize_axis(x: Tensor, dim: int, axis: ResizedAxis, style: ResizeAttributes) -> Tensor:
     """Resize one axis."""
-    places, weights, outside = taps(axis, style)
+    places, weights, outside = interpolation_weights(axis, style)
     if style.mode == "nearest":
         result = x.index_select(dim, torch.from_numpy(places[:, 0]))
     else:
@@ -108,85 +112,87 @@ def along(x: Tensor, dim: int, axis: Axis, style: Style) -> Tensor:
                 result = part if result is None else result + part
         assert result is not None  # weights of a position sum to 1
         result = result if kind == x.dtype else result.round().to(x.dtype)
-    if style.place == "tf_crop_and_resize" and outside.any():
+    if style.coordinate_mode == "tf_crop_and_resize" and outside.any():
         mask = torch.from_numpy(outside).reshape([-1] + [1] * (x.ndim - 1 - dim % x.ndim))
-        result = torch.where(mask, torch.tensor(style.fill, dtype=result.dtype), result)
+        result = torch.where(mask, torch.tensor(style.extrapolation, dtype=result.dtype), result)
     return result
 
 
-def resize(x: Tensor, axes: Sequence[tuple[int, Axis]], style: Style) -> Tensor:
-    """axes: (axis of x, what to do); axes that keep their numbers are skipped."""
-    active = [(d, a) for d, a in axes if a.size != a.target or a.scale != 1.0 or style.place == "tf_crop_and_resize"]
-    mode = _by_torch(x, active, style)
+def resize(x: Tensor, axes: Sequence[tuple[int, ResizedAxis]], style: ResizeAttributes) -> Tensor:
+    """Resize several axes.  axes: (axis of x, parameters); axes that do not change are skipped."""
+    active = [
+        (d, a) for d, a in axes if a.size != a.target or a.scale != 1.0 or style.coordinate_mode == "tf_crop_and_resize"
+    ]
+    mode = _torch_mode(x, active, style)
     if mode is not None:
         target = list(x.shape[2:])
         for dim, axis in active:
             target[dim - 2] = axis.target
-        more: dict[str, Any] = {} if mode == "nearest" else {"align_corners": style.place == "align_corners"}
+        more: dict[str, Any] = {} if mode == "nearest" else {"align_corners": style.coordinate_mode == "align_corners"}
         return functional.interpolate(x, target, mode=mode, **more)
     for dim, axis in active:
-        x = along(x, dim, axis, style)
+        x = resize_axis(x, dim, axis, style)
     return x
 
 
-def _by_torch(x: Tensor, active: Sequence[tuple[int, Axis]], style: Style) -> str | None:
-    """torch's mode that means the same, or None.  Integer enlargement by nearest is one repeat in every style but ceil."""
+def _torch_mode(x: Tensor, active: Sequence[tuple[int, ResizedAxis]], style: ResizeAttributes) -> str | None:
+    """torch's equivalent mode, or None.  Integer upscaling by nearest is a repeat in every style but ceil."""
     if x.ndim not in (3, 4, 5) or not active or any(d < 2 for d, _ in active) or not x.dtype.is_floating_point:
         return None
     if style.mode == "nearest":
-        floor = style.place == "asymmetric" and style.nearest == "floor"
-        middle = style.place in ("half_pixel", "pytorch_half_pixel") and style.nearest.startswith("round")
+        floor = style.coordinate_mode == "asymmetric" and style.nearest == "floor"
+        middle = style.coordinate_mode in ("half_pixel", "pytorch_half_pixel") and style.nearest.startswith("round")
         whole = all(a.target == a.size * a.scale and float(a.scale).is_integer() for _, a in active)
         return "nearest" if whole and (floor or middle) else None
     same = all(abs(a.target - a.size * a.scale) < 1e-6 for _, a in active)
-    even = style.place in ("half_pixel", "pytorch_half_pixel") and all(a.target > 1 for _, a in active)
+    even = style.coordinate_mode in ("half_pixel", "pytorch_half_pixel") and all(a.target > 1 for _, a in active)
     if (
         style.mode == "linear"
         and not style.antialias
-        and not style.exclude
+        and not style.exclude_outside
         and same
-        and (even or style.place == "align_corners")
+        and (even or style.coordinate_mode == "align_corners")
     ):
         return {3: "linear", 4: "bilinear", 5: "trilinear"}[x.ndim]
     return None
 
 
-def _style(site: Site) -> Style:
-    return Style(
-        site.text("mode", "nearest"),
-        site.text("coordinate_transformation_mode", "half_pixel"),
-        site.text("nearest_mode", "round_prefer_floor"),
-        site.number("cubic_coeff_a", -0.75),
-        bool(site.integer("exclude_outside")),
-        bool(site.integer("antialias")),
-        site.number("extrapolation_value"),
+def _read_attributes(context: NodeContext) -> ResizeAttributes:
+    return ResizeAttributes(
+        context.text("mode", "nearest"),
+        context.text("coordinate_transformation_mode", "half_pixel"),
+        context.text("nearest_mode", "round_prefer_floor"),
+        context.number("cubic_coeff_a", -0.75),
+        bool(context.integer("exclude_outside")),
+        bool(context.integer("antialias")),
+        context.number("extrapolation_value"),
     )
 
 
-def _scaled(x: Tensor, scales: Sequence[float], style: Style) -> Tensor:
+def _scaled(x: Tensor, scales: Sequence[float], style: ResizeAttributes) -> Tensor:
     pairs = enumerate(zip(x.shape, scales, strict=True))
-    return resize(x, [(d, Axis(n, math.floor(n * s), s)) for d, (n, s) in pairs], style)
+    return resize(x, [(d, ResizedAxis(n, math.floor(n * s), s)) for d, (n, s) in pairs], style)
 
 
-@operator("Upsample", data=(0,))
-def _upsample(site: Site) -> Run:
+@operator("Upsample", grad_inputs=(0,))
+def _upsample(context: NodeContext) -> Run:
     """Scales as attribute (version 7) or input (version 9)."""
-    style = Style(site.text("mode", "nearest"), "asymmetric", "floor")
-    stated, read = site.numbers("scales"), site.reader(1)
+    style = ResizeAttributes(context.text("mode", "nearest"), "asymmetric", "floor")
+    stated, read = context.numbers("scales"), context.list_reader(1)
     return lambda x, scales=None: _scaled(x, stated or read(scales) or [], style)
 
 
-@operator("Resize", data=(0,))
-def _resize_10(site: Site) -> Run:
-    style, read = Style(site.text("mode", "nearest"), "asymmetric", "floor"), site.reader(1)
+@operator("Resize", grad_inputs=(0,))
+def _resize_10(context: NodeContext) -> Run:
+    style, read = ResizeAttributes(context.text("mode", "nearest"), "asymmetric", "floor"), context.list_reader(1)
     return lambda x, scales: _scaled(x, read(scales) or [], style)
 
 
-@operator("Resize", since=11, data=(0,))
-def _resize(site: Site) -> Run:
-    style, axes = _style(site), site.integers("axes")
-    policy = site.text("keep_aspect_ratio_policy", "stretch")
-    read_roi, read_scales, read_sizes = (site.reader(i) for i in (1, 2, 3))
+@operator("Resize", since=11, grad_inputs=(0,))
+def _resize(context: NodeContext) -> Run:
+    style, axes = _read_attributes(context), context.integers("axes")
+    policy = context.text("keep_aspect_ratio_policy", "stretch")
+    read_roi, read_scales, read_sizes = (context.list_reader(i) for i in (1, 2, 3))
 
     def run(x: Tensor, roi: Tensor = None, scales: Tensor = None, sizes: Tensor = None) -> Tensor:
         dims = [a % x.ndim for a in axes] if axes is not None else list(range(x.ndim))
@@ -203,7 +209,9 @@ def _resize(site: Site) -> Run:
         region = read_roi(roi) or [0.0] * len(dims) + [1.0] * len(dims)
         n = len(dims)
         return resize(
-            x, [(d, Axis(have[i], want[i], factors[i], region[i], region[i + n])) for i, d in enumerate(dims)], style
+            x,
+            [(d, ResizedAxis(have[i], want[i], factors[i], region[i], region[i + n])) for i, d in enumerate(dims)],
+            style,
         )
 
     return run

@@ -1,4 +1,4 @@
-"""Sampling at computed places: GridSample, AffineGrid, RoiAlign, DeformConv, Col2Im, NonMaxSuppression."""
+"""Sampling at computed positions: GridSample, AffineGrid, RoiAlign, DeformConv, Col2Im, NonMaxSuppression."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
 from onnxpress.train.operators.windows import torch_pads, window
 
 
 @operator("GridSample")
-def _grid_sample(site: Site) -> Run:
+def _grid_sample(context: NodeContext) -> Run:
     """Modes of versions 16 and 20 under torch's names."""
-    mode = site.text("mode", "linear")
+    mode = context.text("mode", "linear")
     mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
-    border, corners = site.text("padding_mode", "zeros"), bool(site.integer("align_corners"))
+    border, corners = context.text("padding_mode", "zeros"), bool(context.integer("align_corners"))
     return lambda x, grid: functional.grid_sample(x, grid, mode, border, corners)
 
 
-@operator("AffineGrid", data=(0,))
-def _affine_grid(site: Site) -> Run:
-    corners, read = bool(site.integer("align_corners")), site.reader(1)
+@operator("AffineGrid", grad_inputs=(0,))
+def _affine_grid(context: NodeContext) -> Run:
+    corners, read = bool(context.integer("align_corners")), context.list_reader(1)
     return lambda theta, size: functional.affine_grid(theta, read(size) or [], corners)
 
 
 def bilinear(planes: Tensor, y: Tensor, x: Tensor, clamp: bool) -> Tensor:
     """Values of planes [B, C, H, W] at y, x [B, P] -> [B, C, P].
 
-    clamp: corners outside the plane repeat its border; otherwise they are 0.
+    clamp: positions outside the plane repeat its border; otherwise they are 0.
     """
     height, width = planes.shape[2:]
     flat = planes.flatten(2)
@@ -49,15 +49,15 @@ def bilinear(planes: Tensor, y: Tensor, x: Tensor, clamp: bool) -> Tensor:
     return total
 
 
-@operator("RoiAlign", data=(0,))
-def _roi_align(site: Site, shifted: bool = False) -> Run:
+@operator("RoiAlign", grad_inputs=(0,))
+def _roi_align(context: NodeContext, shifted: bool = False) -> Run:
     """Before version 16 coordinates are not shifted by half a pixel."""
-    shifted = site.version >= 16 and site.text("coordinate_transformation_mode", "half_pixel") == "half_pixel"
-    rows, columns = site.integer("output_height", 1), site.integer("output_width", 1)
+    shifted = context.version >= 16 and context.text("coordinate_transformation_mode", "half_pixel") == "half_pixel"
+    rows, columns = context.integer("output_height", 1), context.integer("output_width", 1)
     ratio, scale, mean = (
-        site.integer("sampling_ratio"),
-        site.number("spatial_scale", 1.0),
-        site.text("mode", "avg") == "avg",
+        context.integer("sampling_ratio"),
+        context.number("spatial_scale", 1.0),
+        context.text("mode", "avg") == "avg",
     )
 
     def one(plane: Tensor, roi: Sequence[float]) -> Tensor:
@@ -67,14 +67,14 @@ def _roi_align(site: Site, shifted: bool = False) -> Run:
         if not shifted:
             high, wide = max(high, 1.0), max(wide, 1.0)
         ny, nx = (ratio, ratio) if ratio > 0 else (math.ceil(high / rows), math.ceil(wide / columns))
-        y, valid_y, y_weights = _samples(y1, high, rows, ny, plane.shape[1], plane)
-        x, valid_x, x_weights = _samples(x1, wide, columns, nx, plane.shape[2], plane)
+        y, valid_y, y_weights = _sampling_points(y1, high, rows, ny, plane.shape[1], plane)
+        x, valid_x, x_weights = _sampling_points(x1, wide, columns, nx, plane.shape[2], plane)
         if mean:
             valid = (valid_y[:, None] & valid_x[None, :]).reshape(1, -1)
             yy, xx = y[:, None].expand(len(y), len(x)), x[None, :].expand(len(y), len(x))
             found = bilinear(plane[None], yy.reshape(1, -1), xx.reshape(1, -1), True)[0] * valid
             return found.reshape(-1, rows, ny, columns, nx).mean((2, 4))
-        return _largest(plane, (y, valid_y, y_weights), (x, valid_x, x_weights), (rows, ny, columns, nx))
+        return _max_pool_bins(plane, (y, valid_y, y_weights), (x, valid_x, x_weights), (rows, ny, columns, nx))
 
     def run(x: Tensor, rois: Tensor, batch: Tensor) -> Tensor:
         if len(rois) == 0:
@@ -84,10 +84,10 @@ def _roi_align(site: Site, shifted: bool = False) -> Run:
     return run
 
 
-def _samples(
+def _sampling_points(
     start: float, extent: float, bins: int, count: int, size: int, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sampling places along one axis [bins * count], whether they touch the plane, and the weight of the upper corner."""
+    """Positions along one axis [bins * count], whether they touch the plane, and the weight of the upper corner."""
     step = extent / bins
     places = torch.arange(bins * count, dtype=torch.float64)
     places = start + torch.div(places, count, rounding_mode="floor") * step + (places % count + 0.5) * step / count
@@ -96,8 +96,10 @@ def _samples(
     return places.to(like.dtype), valid, (places - places.floor()).to(like.dtype)
 
 
-def _largest(plane: Tensor, ys: Sequence[Tensor], xs: Sequence[Tensor], shape: tuple[int, int, int, int]) -> Tensor:
-    """Mode max: the largest weighted corner of the samples of a bin (as onnxruntime and the standard do)."""
+def _max_pool_bins(
+    plane: Tensor, ys: Sequence[Tensor], xs: Sequence[Tensor], shape: tuple[int, int, int, int]
+) -> Tensor:
+    """Mode max: the largest weighted corner of the samples of a bin (as onnxruntime and the standard compute it)."""
     (y, valid_y, up), (x, valid_x, right) = ys, xs
     size_y, size_x = plane.shape[1:]
     best = None
@@ -113,12 +115,12 @@ def _largest(plane: Tensor, ys: Sequence[Tensor], xs: Sequence[Tensor], shape: t
 
 
 @operator("DeformConv")
-def _deform_conv(site: Site) -> Run:
-    """2-D: every kernel position reads the image at its own computed place, times its mask."""
-    group, blocks = site.integer("group", 1), site.integer("offset_group", 1)
+def _deform_conv(context: NodeContext) -> Run:
+    """2-D: every kernel position reads the input at its computed position, times its mask."""
+    group, blocks = context.integer("group", 1), context.integer("offset_group", 1)
 
     def run(x: Tensor, w: Tensor, offset: Tensor, b: Tensor = None, mask: Tensor = None) -> Tensor:
-        view = window(site, w.shape[2:])
+        view = window(context, w.shape[2:])
         batch, channels = x.shape[:2]
         rows, columns = offset.shape[2:]
         count = math.prod(w.shape[2:])
@@ -141,13 +143,13 @@ def _deform_conv(site: Site) -> Run:
     return run
 
 
-@operator("Col2Im", data=(0,))
-def _col2im(site: Site) -> Run:
-    """Adds blocks [N, C * kernel, L] back into an image of any rank."""
-    read_image, read_block = site.reader(1), site.reader(2)
+@operator("Col2Im", grad_inputs=(0,))
+def _col2im(context: NodeContext) -> Run:
+    """Add blocks [N, C * kernel, L] into an image of any rank."""
+    read_image, read_block = context.list_reader(1), context.list_reader(2)
 
     def run(x: Tensor, image: Tensor, kernel: Tensor) -> Tensor:
-        sizes, view = read_image(image) or [], window(site, read_block(kernel) or [])
+        sizes, view = read_image(image) or [], window(context, read_block(kernel) or [])
         n = len(sizes)
         wide = [s + view.pads[a] + view.pads[a + n] for a, s in enumerate(sizes)]
         place = torch.zeros([1] * (2 * n), dtype=torch.int64)  # kernel axes, then block axes
@@ -165,9 +167,9 @@ def _col2im(site: Site) -> Run:
     return run
 
 
-@operator("NonMaxSuppression", data=())
-def _non_max_suppression(site: Site) -> Run:
-    centred = bool(site.integer("center_point_box"))
+@operator("NonMaxSuppression", grad_inputs=())
+def _non_max_suppression(context: NodeContext) -> Run:
+    centred = bool(context.integer("center_point_box"))
 
     def run(boxes: Tensor, scores: Tensor, most: Tensor = None, overlap: Tensor = None, least: Tensor = None) -> Tensor:
         limit = int(most) if most is not None else 0
@@ -189,7 +191,7 @@ def _non_max_suppression(site: Site) -> Run:
 
 
 def _corners(boxes: Tensor, centred: bool) -> Tensor:
-    """Boxes as low, high corners [.., 4]."""
+    """Boxes as low and high corners [.., 4]."""
     first, second = boxes[..., :2], boxes[..., 2:]
     if centred:
         return torch.cat([first - second / 2, first + second / 2], -1)

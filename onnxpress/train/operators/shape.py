@@ -1,4 +1,4 @@
-"""Shapes and layout: Reshape, Transpose, Concat, Split, Slice, Pad, Expand, Tile, and what makes tensors from shapes."""
+"""Shapes and layout: Reshape, Transpose, Concat, Split, Slice, Pad, Expand, Tile, and tensors made from shapes."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor, torch_type
 
 
-@operator("Constant", data=())
-def _constant(site: Site) -> Run:
+@operator("Constant", grad_inputs=())
+def _constant(context: NodeContext) -> Run:
     kinds = {
         "value_float": torch.float32,
         "value_floats": torch.float32,
         "value_int": torch.int64,
         "value_ints": torch.int64,
     }
-    found = site.tensor("value")
+    found = context.tensor("value")
     for name, kind in kinds.items():
-        if site.has(name):
-            found = torch.tensor(site.raw(name), dtype=kind)
+        if context.has_attribute(name):
+            found = torch.tensor(context.attribute(name), dtype=kind)
     if found is None:
-        raise site.problem("only dense numbers are known as constants")
+        raise context.problem("only dense numeric constants are supported")
     return lambda: found
 
 
-@operator("ConstantOfShape", data=())
-def _constant_of_shape(site: Site) -> Run:
-    value = site.tensor("value")
+@operator("ConstantOfShape", grad_inputs=())
+def _constant_of_shape(context: NodeContext) -> Run:
+    value = context.tensor("value")
     fill, kind = (value.item(), value.dtype) if value is not None else (0.0, torch.float32)
     return lambda shape: torch.full(shape.tolist(), fill, dtype=kind)
 
 
-@operator("Shape", data=())
-def _shape(site: Site) -> Run:
-    start, end = site.integer("start"), site.raw("end")
+@operator("Shape", grad_inputs=())
+def _shape(context: NodeContext) -> Run:
+    start, end = context.integer("start"), context.attribute("end")
     return lambda x: torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
-plain("Size", lambda x: torch.tensor(x.numel()), data=())
+simple_operator("Size", lambda x: torch.tensor(x.numel()), grad_inputs=())
 
 
-@operator("Reshape", data=(0,))
-def _reshape(site: Site) -> Run:
-    """0 copies the input's size at that place, unless allowzero."""
-    read, literal = site.reader(1), bool(site.integer("allowzero"))
-    stated = site.integers("shape")
+@operator("Reshape", grad_inputs=(0,))
+def _reshape(context: NodeContext) -> Run:
+    """0 copies the size of the input's axis, unless allowzero is set."""
+    read, literal = context.list_reader(1), bool(context.integer("allowzero"))
+    stated = context.integers("shape")
 
     def run(x: Tensor, shape: Tensor = None) -> Tensor:
         sizes = stated if stated is not None else read(shape) or []
@@ -62,8 +62,8 @@ def _reshape(site: Site) -> Run:
 
 
 @operator("Flatten")
-def _flatten(site: Site) -> Run:
-    axis = site.integer("axis", 1)
+def _flatten(context: NodeContext) -> Run:
+    axis = context.integer("axis", 1)
 
     def run(x: Tensor) -> Tensor:
         place = axis if axis >= 0 else axis + x.ndim
@@ -74,16 +74,16 @@ def _flatten(site: Site) -> Run:
 
 
 @operator("Transpose")
-def _transpose(site: Site) -> Run:
-    order = site.integers("perm")
+def _transpose(context: NodeContext) -> Run:
+    order = context.integers("perm")
     if order is not None:
         return lambda x: x.permute(order)
     return lambda x: x.permute(*reversed(range(x.ndim)))
 
 
-@operator("Squeeze", data=(0,))
-def _squeeze(site: Site) -> Run:
-    stated, read = site.integers("axes"), site.reader(1)
+@operator("Squeeze", grad_inputs=(0,))
+def _squeeze(context: NodeContext) -> Run:
+    stated, read = context.integers("axes"), context.list_reader(1)
 
     def run(x: Tensor, given: Tensor = None) -> Tensor:
         axes = stated if stated is not None else read(given)
@@ -92,9 +92,9 @@ def _squeeze(site: Site) -> Run:
     return run
 
 
-@operator("Unsqueeze", data=(0,))
-def _unsqueeze(site: Site) -> Run:
-    stated, read = site.integers("axes"), site.reader(1)
+@operator("Unsqueeze", grad_inputs=(0,))
+def _unsqueeze(context: NodeContext) -> Run:
+    stated, read = context.integers("axes"), context.list_reader(1)
 
     def run(x: Tensor, given: Tensor = None) -> Tensor:
         axes = stated if stated is not None else read(given) or []
@@ -107,15 +107,15 @@ def _unsqueeze(site: Site) -> Run:
 
 
 @operator("Concat")
-def _concat(site: Site) -> Run:
-    axis = site.integer("axis", 1)
+def _concat(context: NodeContext) -> Run:
+    axis = context.integer("axis", 1)
     return lambda *parts: torch.cat(parts, axis)
 
 
-@operator("Split", data=(0,))
-def _split(site: Site) -> Run:
-    axis, stated, read = site.integer("axis"), site.integers("split"), site.reader(1)
-    count = len(site.node.outputs)
+@operator("Split", grad_inputs=(0,))
+def _split(context: NodeContext) -> Run:
+    axis, stated, read = context.integer("axis"), context.integers("split"), context.list_reader(1)
+    count = len(context.node.outputs)
 
     def run(x: Tensor, given: Tensor = None) -> Any:
         sizes = stated if stated is not None else read(given)
@@ -125,17 +125,17 @@ def _split(site: Site) -> Run:
     return run
 
 
-@operator("Slice", data=(0,))
-def _slice(site: Site) -> Run:
+@operator("Slice", grad_inputs=(0,))
+def _slice(context: NodeContext) -> Run:
     """Before version 10: starts, ends and axes are attributes."""
-    starts, ends = site.integers("starts") or [], site.integers("ends") or []
-    axes = site.integers("axes") or list(range(len(starts)))
+    starts, ends = context.integers("starts") or [], context.integers("ends") or []
+    axes = context.integers("axes") or list(range(len(starts)))
     return lambda x: cut(x, starts, ends, axes, [1] * len(starts))
 
 
-@operator("Slice", since=10, data=(0,))
-def _slice_inputs(site: Site) -> Run:
-    readers = [site.reader(i) for i in range(1, 5)]
+@operator("Slice", since=10, grad_inputs=(0,))
+def _slice_inputs(context: NodeContext) -> Run:
+    readers = [context.list_reader(i) for i in range(1, 5)]
 
     def run(x: Tensor, *given: Tensor) -> Tensor:
         starts, ends, axes, steps = (r(t) for r, t in zip(readers, (*given, None, None), strict=False))
@@ -146,7 +146,7 @@ def _slice_inputs(site: Site) -> Run:
 
 
 def cut(x: Tensor, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]) -> Tensor:
-    """numpy's slicing on the named axes; negative steps gather."""
+    """numpy slicing of the named axes; negative steps use index_select."""
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         first, last, stride = (
             slice(start, end, step).indices(x.shape[axis]) if step > 0 else _backwards(x.shape[axis], start, end, step)
@@ -167,26 +167,26 @@ def _backwards(size: int, start: int, end: int, step: int) -> tuple[int, int, in
     return start, end, step
 
 
-@operator("Expand", data=(0,))
-def _expand(site: Site) -> Run:
-    read = site.reader(1)
+@operator("Expand", grad_inputs=(0,))
+def _expand(context: NodeContext) -> Run:
+    read = context.list_reader(1)
     return lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, read(shape) or []))
 
 
-@operator("Tile", data=(0,))
-def _tile(site: Site) -> Run:
-    read = site.reader(1)
+@operator("Tile", grad_inputs=(0,))
+def _tile(context: NodeContext) -> Run:
+    read = context.list_reader(1)
     return lambda x, times: x.repeat(read(times) or [])
 
 
-@operator("Range", data=())
-def _range(site: Site) -> Run:
+@operator("Range", grad_inputs=())
+def _range(context: NodeContext) -> Run:
     return lambda start, limit, delta: torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
-@operator("EyeLike", data=())
-def _eye_like(site: Site) -> Run:
-    kind, shift = site.raw("dtype"), site.integer("k")
+@operator("EyeLike", grad_inputs=())
+def _eye_like(context: NodeContext) -> Run:
+    kind, shift = context.attribute("dtype"), context.integer("k")
 
     def run(x: Tensor) -> Tensor:
         rows, columns = x.shape
@@ -196,9 +196,9 @@ def _eye_like(site: Site) -> Run:
     return run
 
 
-@operator("Trilu", data=(0,))
-def _trilu(site: Site) -> Run:
-    upper = bool(site.integer("upper", 1))
+@operator("Trilu", grad_inputs=(0,))
+def _trilu(context: NodeContext) -> Run:
+    upper = bool(context.integer("upper", 1))
 
     def run(x: Tensor, k: Tensor = None) -> Tensor:
         shift = 0 if k is None else int(k)
@@ -208,8 +208,8 @@ def _trilu(site: Site) -> Run:
 
 
 @operator("DepthToSpace")
-def _depth_to_space(site: Site) -> Run:
-    size, columns = site.integer("blocksize", 1), site.text("mode", "DCR") == "DCR"
+def _depth_to_space(context: NodeContext) -> Run:
+    size, columns = context.integer("blocksize", 1), context.text("mode", "DCR") == "DCR"
 
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -224,8 +224,8 @@ def _depth_to_space(site: Site) -> Run:
 
 
 @operator("SpaceToDepth")
-def _space_to_depth(site: Site) -> Run:
-    size, columns = site.integer("blocksize", 1), site.text("mode", "DCR") == "DCR"
+def _space_to_depth(context: NodeContext) -> Run:
+    size, columns = context.integer("blocksize", 1), context.text("mode", "DCR") == "DCR"
 
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
@@ -236,15 +236,15 @@ def _space_to_depth(site: Site) -> Run:
     return run
 
 
-@operator("Pad", data=(0,))
-def _pad_attributes(site: Site) -> Run:
-    pads, value, mode = site.integers("pads") or [], site.number("value"), site.text("mode", "constant")
+@operator("Pad", grad_inputs=(0,))
+def _pad_attributes(context: NodeContext) -> Run:
+    pads, value, mode = context.integers("pads") or [], context.number("value"), context.text("mode", "constant")
     return lambda x: pad(x, pads, mode, value)
 
 
-@operator("Pad", since=11, data=(0,))
-def _pad(site: Site) -> Run:
-    mode, read, read_axes = site.text("mode", "constant"), site.reader(1), site.reader(3)
+@operator("Pad", since=11, grad_inputs=(0,))
+def _pad(context: NodeContext) -> Run:
+    mode, read, read_axes = context.text("mode", "constant"), context.list_reader(1), context.list_reader(3)
 
     def run(x: Tensor, given: Tensor, value: Tensor = None, where: Tensor = None) -> Tensor:
         pads, axes = read(given) or [], read_axes(where)
@@ -258,7 +258,7 @@ def _pad(site: Site) -> Run:
 
 
 def pad(x: Tensor, pads: Sequence[int], mode: str, value: Any = 0) -> Tensor:
-    """pads in ONNX order over all axes; negative ones crop first.  reflect, edge and wrap gather positions."""
+    """Pad all axes, pads in ONNX order; negative ones crop.  Modes reflect, edge and wrap use index_select."""
     n = x.ndim
     if mode == "constant":
         ordered = [p for axis in reversed(range(n)) for p in (pads[axis], pads[axis + n])]
@@ -269,18 +269,18 @@ def pad(x: Tensor, pads: Sequence[int], mode: str, value: Any = 0) -> Tensor:
         before, after, size = pads[axis], pads[axis + n], x.shape[axis]
         if before == after == 0:
             continue
-        low, high = max(-before, 0), size - max(-after, 0)  # what a crop leaves
+        low, high = max(-before, 0), size - max(-after, 0)  # after cropping
         place = (
             torch.arange(min(-before, 0) if before > 0 else 0, high - low + max(after, 0))
             if before > 0 or after > 0
             else torch.arange(high - low)
         )
-        x = x.index_select(axis, _folded(place, high - low, mode) + low)
+        x = x.index_select(axis, _wrap_indices(place, high - low, mode) + low)
     return x
 
 
-def _folded(place: Tensor, size: int, mode: str) -> Tensor:
-    """Positions beyond both ends brought back inside."""
+def _wrap_indices(place: Tensor, size: int, mode: str) -> Tensor:
+    """Indices outside [0, size) mapped inside, by the mode."""
     if mode == "edge":
         return place.clamp(0, size - 1)
     if mode == "wrap":
@@ -290,10 +290,10 @@ def _folded(place: Tensor, size: int, mode: str) -> Tensor:
     return torch.where(place >= size, period - place, place)
 
 
-@operator("CenterCropPad", data=(0,))
-def _center_crop_pad(site: Site) -> Run:
-    axes = site.integers("axes")
-    read = site.reader(1)
+@operator("CenterCropPad", grad_inputs=(0,))
+def _center_crop_pad(context: NodeContext) -> Run:
+    axes = context.integers("axes")
+    read = context.list_reader(1)
 
     def run(x: Tensor, shape: Tensor) -> Tensor:
         pads = [0] * (2 * x.ndim)
@@ -310,9 +310,9 @@ def _center_crop_pad(site: Site) -> Run:
     return run
 
 
-@operator("OneHot", data=())
-def _one_hot(site: Site) -> Run:
-    axis = site.integer("axis", -1)
+@operator("OneHot", grad_inputs=())
+def _one_hot(context: NodeContext) -> Run:
+    axis = context.integer("axis", -1)
 
     def run(places: Tensor, depth: Tensor, values: Tensor) -> Tensor:
         size = int(depth.reshape(-1)[0])

@@ -1,4 +1,4 @@
-"""Windows that slide over spatial axes, for convolution and pooling: pads, sizes, auto_pad."""
+"""Sliding windows over spatial axes, for convolution and pooling: pads, sizes, auto_pad."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Site
+from onnxpress.train.graph.registry import NodeContext
 from onnxpress.train.graph.tensors import Tensor
 
 
 @dataclass(frozen=True)
 class Window:
-    """Attributes of one node; lists a spatial axis, pads in ONNX order (all begins, then all ends)."""
+    """Attributes of one node; one value per spatial axis, pads in ONNX order (all begins, then all ends)."""
 
     kernel: list[int]
     strides: list[int]
@@ -24,11 +24,12 @@ class Window:
 
     @property
     def symmetric(self) -> bool:
+        """Whether begin and end pads are equal and independent of the input size."""
         n = len(self.strides)
         return self.auto in ("NOTSET", "VALID") and self.pads[:n] == self.pads[n:]
 
-    def placed(self, sizes: Sequence[int]) -> list[int]:
-        """Pads for spatial sizes: SAME_* keep ceil(size / stride) positions."""
+    def pads_for(self, sizes: Sequence[int]) -> list[int]:
+        """Pads for the given spatial sizes: SAME_* keeps ceil(size / stride) positions."""
         if self.auto not in ("SAME_UPPER", "SAME_LOWER"):
             return self.pads
         before, after = [], []
@@ -40,14 +41,15 @@ class Window:
         return before + after
 
 
-def window(site: Site, kernel: Sequence[int]) -> Window:
+def window(context: NodeContext, kernel: Sequence[int]) -> Window:
+    """The attributes of a convolution or pooling node."""
     n = len(kernel)
-    auto = site.text("auto_pad", "NOTSET")
-    pads = site.integers("pads") if auto == "NOTSET" else None
+    auto = context.text("auto_pad", "NOTSET")
+    pads = context.integers("pads") if auto == "NOTSET" else None
     return Window(
         list(kernel),
-        site.integers("strides") or [1] * n,
-        site.integers("dilations") or [1] * n,
+        context.integers("strides") or [1] * n,
+        context.integers("dilations") or [1] * n,
         pads or [0] * (2 * n),
         auto,
     )
@@ -59,5 +61,6 @@ def torch_pads(pads: Sequence[int]) -> list[int]:
     return [p for axis in reversed(range(n)) for p in (pads[axis], pads[axis + n])]
 
 
-def padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+def pad_spatial(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """Pad the spatial axes of x, pads in ONNX order."""
     return functional.pad(x, torch_pads(pads), value=value) if any(pads) else x
