@@ -31,7 +31,7 @@ def command(model: Path, source: DataChoice, nodes: bool, time_budget: float, as
     Losses are predicted from --data; without it from synthetic inputs, which is rough.
     """
     from onnxpress.api.inspection import inspect
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
@@ -57,7 +57,7 @@ def command(model: Path, source: DataChoice, nodes: bool, time_budget: float, as
 
 
 def _header(facts: Inspection) -> None:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
 
     console.out(f"{facts.file}: {console.size(facts.bytes)}, opset {facts.opset}, made by {facts.producer}")
     console.out(f"  sha256 {facts.sha256}")
@@ -71,7 +71,7 @@ def _header(facts: Inspection) -> None:
 
 def _passes(facts: Inspection) -> None:
     """The table of what passes propose, largest savings and ranges of the predicted loss."""
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
 
     kind = "synthetic inputs" if facts.synthetic else "samples"
     console.out(f"what passes propose (losses predicted on {facts.samples} {kind}; savings of proposals together)")
@@ -94,7 +94,7 @@ def _pass_row(report: PassReport, facts: Inspection) -> list[str]:
 
 
 def _nodes(facts: Inspection) -> None:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
 
     console.table(
         [("node", "left"), ("MACs", "right"), ("weights", "right"), ("passes", "left")],
@@ -106,7 +106,7 @@ def _nodes(facts: Inspection) -> None:
 
 
 def _refusals(facts: Inspection, most: int | None) -> None:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
 
     reasons = {f"{p.name}: {why}": count for p in facts.passes for why, count in p.refused.items()}
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:most]:
