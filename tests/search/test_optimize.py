@@ -1,4 +1,4 @@
-"""The loop, the contract, plans and run records, on the shipped digits model and small nets."""
+"""The optimization of the shipped digits model: result, plan, run record, resuming and interruption."""
 
 from __future__ import annotations
 
@@ -7,27 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxpress.cli.optimize import pareto
 from onnxpress.data.dataset import Splits, open_dataset
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Score
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8 import node_selection
-from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import CandidateStore
-from onnxpress.plan.plan import apply_plan, new_plan, read_plan
-from onnxpress.plan.run_record import RunRecord
-from onnxpress.result import plain
-from onnxpress.runtime.latency import Ratio
+from onnxpress.plan.plan import apply_plan, read_plan
 from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
 from onnxpress.search.request import OptimizeOptions
@@ -125,86 +116,6 @@ def test_requests_are_checked() -> None:
         OptimizeOptions(goal="beauty").check()
 
 
-def score(drop: float) -> Score:
-    return Score("top-1", 0.9 - drop, 0.9, drop, drop - 0.01, drop + 0.01, 500, 0.99, 0.001)
-
-
-@pytest.mark.parametrize(
-    ("drop", "low", "high", "goal", "accepted"),
-    [
-        (0.005, 1.1, 1.2, "latency", True),
-        (0.02, 1.1, 1.2, "latency", False),
-        (0.005, 0.98, 1.02, "latency", False),
-        (0.005, 0.98, 1.02, "size", True),
-        (0.005, 0.9, 0.95, "size", False),
-        (float("nan"), 1.1, 1.2, "latency", False),
-    ],
-)
-def test_contract(drop: float, low: float, high: float, goal: str, accepted: bool) -> None:
-    verdict = result_contract.judge(score(drop), Ratio("a", "b", (low + high) / 2, low, high), 0.01, goal, [])
-    assert verdict.accepted is accepted
-    assert bool(verdict.reasons) is not accepted
-
-
-def test_contract_sees_a_baked_batch() -> None:
-    model = nets.residual(width=16)
-    other = nets.image_net()
-    x = other.conv("image", 16)
-    baked = other.model(other.head(x), {"image": [1, 3, 8, 8]}, [1, 10])
-    assert result_contract.same_shape_behaviour(model, to_bytes(baked), nets.samples(model, 2))
-    assert not result_contract.same_shape_behaviour(model, to_bytes(model), nets.samples(model, 2))
-
-
-def test_contract_sees_a_baked_length() -> None:
-    """A free axis that is not the batch: [N,L,16] with the length written into a Reshape runs at one length only."""
-    free = nets.mlp()
-    net = nets.Net()
-    shape = net.constant(np.array([-1, 5, 16], np.int64), "shape")
-    x = net.op("Reshape", ["tokens", shape], 16)
-    weight = net.constant(net.rng.standard_normal((16, 8)).astype(np.float32))
-    baked = net.model(net.op("MatMul", [x, weight], 8), {"tokens": ["N", "L", 16]}, ["N", "L", 8])
-    baked.graph.outputs[0].name = free.graph.outputs[0].name
-    data = nets.samples(free, 3, sequence=5)
-    problems = result_contract.same_shape_behaviour(free, to_bytes(baked), data)
-    assert any(" L " in f" {p} " for p in problems)
-    assert not result_contract.same_shape_behaviour(free, to_bytes(free), data)
-
-
-def test_contract_lets_sizes_that_depend_on_values_differ() -> None:
-    """NonZero: the number of columns is the data's, and may change with the numbers; the rank may not."""
-
-    def chooser(limit: float) -> ir.Model:
-        net = nets.image_net()
-        x = net.op("Greater", ["image", net.constant(np.array(limit, np.float32))], 3)
-        proto = ir.to_proto(net.model(net.op("NonZero", [x], 3), nets.IMAGE, [4, "found"]))
-        proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
-        return ir.from_proto(proto)
-
-    data = nets.samples(chooser(0.0), 3)
-    assert not result_contract.same_shape_behaviour(chooser(0.0), to_bytes(chooser(0.1)), data)
-
-
-def test_plan_is_bound_to_its_model_and_data() -> None:
-    model = nets.residual(width=16)
-    data = nets.samples(model, 4)
-    plan = new_plan(model, data).then("reduce", [{"fold": "batchnorm"}])
-    apply_plan(plan, model, data)
-    with pytest.raises(InputProblem, match="another model"):
-        apply_plan(plan, nets.residual(seed=3, width=16), data)
-    with pytest.raises(InputProblem, match="other samples"):
-        apply_plan(plan, model, nets.samples(model, 4, seed=9))
-
-
-def test_pareto_front() -> None:
-    points = {
-        "fast": (-3.0, 0.02, 10.0),
-        "good": (-2.0, 0.0, 10.0),
-        "bad": (-1.0, 0.02, 20.0),
-        "duplicate_of": (-2.0, 0.0, 10.0),
-    }
-    assert pareto(points) == {"fast", "good", "duplicate_of"}
-
-
 class Killed(BaseException):
     """Stands for a signal: no handler catches it."""
 
@@ -260,36 +171,3 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     assert outcome.met
     assert (tmp_path / "o.onnx").read_bytes() == outcome.data
     assert outcome.chosen.startswith("int8")
-
-
-def test_two_runs_on_one_folder(tmp_path: Path) -> None:
-    first = RunRecord(tmp_path / "r")
-    with pytest.raises(InputProblem, match="another run"):
-        RunRecord(tmp_path / "r")
-    first.close()
-    RunRecord(tmp_path / "r").close()
-    (tmp_path / "r" / ".lock").write_text("999999999")  # a killed run's lock does not hold
-    RunRecord(tmp_path / "r").close()
-
-
-def test_json_has_no_infinities() -> None:
-    assert json.loads(json.dumps(plain({"a": float("inf"), "b": np.float32(2), "c": (1, np.int64(3))}))) == {
-        "a": None, "b": 2.0, "c": [1, 3]}  # fmt: skip
-
-
-def test_with_a_goal_in_time_the_least_harmed_that_reach_it_come_first() -> None:
-    from types import SimpleNamespace as Some
-
-    from onnxpress.search.finalists import _goal, _ranked
-
-    def candidate(name: str, drop: float) -> Any:
-        return Some(name=name, score=Some(drop=drop, nmse=drop), size=1)
-
-    some = [candidate("a", 0.01), candidate("b", 0.0), candidate("c", 0.0)]
-    speeds = {"a": 4.0, "b": 2.5, "c": 1.5}
-    assert [c.name for c in _ranked(some, speeds, "latency", 0.0)] == ["a", "b", "c"]
-    assert [c.name for c in _ranked(some, speeds, "latency", 2.0)] == ["b", "a", "c"]
-    assert [c.name for c in _ranked(some, speeds, "latency", 9.0)] == ["a", "b", "c"]
-    assert _goal(Some(speedup=Some(speedup=4.0)), 9.0) == [  # type: ignore[arg-type]
-        "9.00x the original's speed was not reached: the fastest that holds is 4.00x"
-    ]

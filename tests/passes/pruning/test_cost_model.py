@@ -15,7 +15,7 @@ from onnxpress.passes.pruning.allocation import plan_pruning
 from onnxpress.passes.pruning.cost_model import CostModel, node_costs
 from onnxpress.passes.pruning.options import PruneOptions
 from tests import grammar, nets
-from tests.model.channels.test_groups import heads
+from tests.model.channels.helpers import heads
 
 
 def pruned_costs(evidence: Evidence, gone: dict[str, int]) -> dict[str, float]:
