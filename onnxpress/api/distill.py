@@ -28,9 +28,9 @@ from onnxpress.passes.pruning.allocation import plan_pruning
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.exact_base import exact_base
 from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, PlanStep, new_plan, take_step
+from onnxpress.progress import Progress
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.train.distillation.feature_matching import KeptChannels
-from onnxpress.train.progress import Progress
 from onnxpress.train.settings import TrainingSettings
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.run_record import RunRecord
+from onnxpress.progress import Progress
 from onnxpress.train.distillation.feature_matching import FeaturePair, KeptChannels, match_by_name, match_features
 from onnxpress.train.distillation.teacher_batches import TeacherCache
 from onnxpress.train.optional_torch import require_torch
-from onnxpress.train.progress import Progress
 from onnxpress.train.settings import TrainingSettings, settings_from_dict
 
 if TYPE_CHECKING:

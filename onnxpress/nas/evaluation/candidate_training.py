@@ -23,13 +23,13 @@ from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.request import SCHEDULES
-from onnxpress.nas.strategies.pareto import dominance_ranks
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import DISTILL, Source, teacher_evidence
 from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
+from onnxpress.progress import Progress, sub_progress
 from onnxpress.runtime.machine import Machine
+from onnxpress.search.pareto import dominance_ranks
 from onnxpress.train.distillation.teacher_batches import TeacherCache
-from onnxpress.train.progress import Progress, sub_progress
 from onnxpress.train.settings import TrainingSettings
 
 if TYPE_CHECKING:

@@ -91,14 +91,14 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
 def test_kept_channels_after_replacements() -> None:
     model = nets.residual(width=32, blocks=2)
     data = nets.samples(model, 12)
-    shop = CandidateFactory(model, data, Scorer(model, data), this_machine())
-    shop.exact()
-    replacements = section_replacements(shop.base, sections(shop.base.model, shop.base.trace))
+    factory = CandidateFactory(model, data, Scorer(model, data), this_machine())
+    factory.exact()
+    replacements = section_replacements(factory.base, sections(factory.base.model, factory.base.trace))
     narrow = next(r for r in replacements[1] if r.pass_name == "prune")
     removed = next(r for r in replacements[2] if r.pass_name == "depth")
-    kept = shop._kept(shop.changed("some", plan_steps([narrow, removed])))
+    kept = factory._kept(factory.changed("some", plan_steps([narrow, removed])))
     group = narrow.decisions[0]["group"]
-    value = next(n for n in shop.base.model.graph if n.name == group).outputs[0].name or ""
+    value = next(n for n in factory.base.model.graph if n.name == group).outputs[0].name or ""
     left = kept(value)
     assert left is not None
     assert sorted({*range(32)} - {*left.tolist()}) == narrow.decisions[0]["remove"]
