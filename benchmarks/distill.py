@@ -1,12 +1,12 @@
-"""What distillation without labels brings back of a narrow network, beside least squares alone and labels alone.
+"""Accuracy of a pruned network after distillation without labels, least squares alone, and labels alone.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/distill.py [--case resnet56] [--macs 0.5] [--minutes 10]
 
-The student is the case's model with channels removed (by harm) until it has at most so many multiply-accumulates.  Rows:
-cut and repaired in closed form; distilled from the original on the train part without its labels; trained for as long
-on the train part's labels alone; int8 of the original and of the distilled student; and, where onnxsim is installed, its
-block-wise fine-tuning by step graphs, or the reason why it trains nothing.  Weights are chosen on `select`; accuracy is on
-`val`, which nothing was chosen on.  Speed is the ratio to the original, one thread, in one interleaved run.
+The student is the case's model with channels pruned (by loss increase) to a fraction of its multiply-accumulates.
+Rows: pruned and refitted by least squares; distilled from the original on the train part without labels; trained for as
+long on the train part's labels only; int8 of the original and of the distilled student; and, where onnxsim is
+installed, its blockwise fine-tuning, or the reason why it fails.  Weights are selected on `select`; accuracy is on
+`val`.  Speed-ups are over the original, one thread, in one interleaved run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from zoo import dataset, zoo_module
 from onnxpress import quantize, simplify
 from onnxpress.api.distill import Distilled, distill
 from onnxpress.api.distillation_session import DistillSettings
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Score, Scorer
@@ -42,16 +42,20 @@ from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.train.settings import Settings
+from onnxpress.train.settings import TrainingSettings
 
 SAMPLES = 128
-_PEER_BATCH = 32  # rows of a step; its default, all at once, needs more memory than there is
+_PEER_BATCH = 32  # samples of a step; the default, all at once, needs too much memory
 
 
 @dataclass
 class Row:
-    """One recipe: score on val (None: it gave nothing, note says why); curve: (step, metric on select) of its training;
-    best: the step kept."""
+    """One row.
+
+    score: on val (None: it failed, see note).
+    curve: (step, metric on select) of its training.
+    best: the step that was kept.
+    """
 
     case: str
     recipe: str
@@ -81,7 +85,7 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
 
 
 def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Model | str:
-    """onnxsim's fine-tuning of every block it finds, the original as reference; or why it trains nothing."""
+    """onnxsim's fine-tuning of all blocks with the original as reference; or why it fails."""
     from onnxsim import qat
 
     batches = [dict(b.inputs) for b in data.take(SAMPLES).batches(1)]
@@ -105,7 +109,7 @@ def run_case(
     judge = Scorer(original, dataset(case, "val", sig))
     inputs, _ = case.data("train")
     bare = Dataset.from_arrays(inputs, sig, name=f"{case.name}/train without labels")
-    labels = replace(wish, settings=replace(wish.settings, loss="none", labels=1.0, features="none"))
+    labels = replace(wish, settings=replace(wish.settings, loss="none", labels_weight=1.0, features="none"))
     models: dict[str, ir.Model | bytes | str] = {"original": original}
     rows: list[Row] = []
 
@@ -166,40 +170,30 @@ def show(rows: list[Row]) -> None:
 @click.command()
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--case", "name", default="resnet56")
-@click.option("--macs", "share", default=0.5, help="Share of the multiply-accumulates that stays.")
+@click.option("--macs", "share", default=0.5, help="Fraction of the multiply-accumulates that remains.")
 @click.option("--scope", type=click.Choice(["hidden", "all"]), default="hidden")
-@click.option("--minutes", default=10.0, help="Of training, for each of the two trained rows.")
+@click.option("--minutes", default=10.0, help="Of each of the two trainings.")
 @click.option("--threads", default=0)
-@click.option("--student", type=click.Path(path_type=Path), help="A narrowed file made before.")
-@click.option("--keep", type=click.Path(path_type=Path), help="A folder for the models.")
+@click.option("--student", type=click.Path(path_type=Path), help="A pruned file.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for the models.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/distill.json"))
-def main(
-    zoo: Path | None,
-    name: str,
-    share: float,
-    scope: str,
-    minutes: float,
-    threads: int,
-    student: Path | None,
-    keep: Path | None,
-    json_path: Path,
-) -> None:
-    """Run the benchmark and print one table."""
+def main(zoo: Path | None, name: str, minutes: float, threads: int, json_path: Path, **fields: Any) -> None:
+    """Run the benchmark and print one table.  fields: arguments of `run_case`."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
+    if fields["keep"] is not None:
+        fields["keep"].mkdir(parents=True, exist_ok=True)
     wish = DistillSettings(seconds=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))
-    rows = run_case(zoo_module(Path(zoo)).load(name), share, scope, wish, student, keep)
+    rows = run_case(zoo_module(Path(zoo)).load(name), wish=wish, **fields)
     show(rows)
-    settings: Settings = wish.settings
+    settings: TrainingSettings = wish.settings
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(
         json.dumps(
             document(
-                "distill", machine=this_machine().as_dict(), minutes=minutes, settings=settings.plain(), rows=rows
+                "distill", machine=this_machine().as_dict(), minutes=minutes, settings=settings.as_dict(), rows=rows
             ),
             indent=1,
         )

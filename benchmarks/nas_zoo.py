@@ -1,9 +1,9 @@
-"""Fronts of searches from nothing on the zoo's data: keyword and text spaces beside the zoo's own networks.
+"""Pareto fronts of architecture searches on the zoo's data, in keyword and text spaces.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/nas_zoo.py --case kws --space keyword-1d [--time-budget 600]
 
-The zoo's network teaches on the train part without labels; weights and candidates are chosen on `select`, accuracy is on `val`.
-Times: ratios to the teacher of one interleaved run, one thread.
+The zoo's network is the teacher on the train part, without labels; weights and candidates are selected on `select`,
+accuracy is on `val`.  Latency: ratios to the teacher in one interleaved run, one thread.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.request import Request
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.request import NasRequest
 from onnxpress.nas.search import search, summary
 from onnxpress.result import document
 from onnxpress.runtime.machine import this_machine
@@ -35,22 +36,12 @@ os.environ["ONNXPRESS_CACHE"] = "off"
 @click.option("--space", default="keyword-1d")
 @click.option("--time-budget", default=600.0)
 @click.option("--trials", default=100)
-@click.option("--pupils", default=6)
+@click.option("--trainees", default=6)
 @click.option("--keep", default=3)
-@click.option("--proxy", default=Request("").proxy)
+@click.option("--proxy", default=NasRequest("").proxy)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/nas_zoo.json"))
-def main(
-    zoo: Path | None,
-    name: str,
-    space: str,
-    time_budget: float,
-    trials: int,
-    pupils: int,
-    keep: int,
-    proxy: str,
-    json_path: Path,
-) -> None:
-    """Run the benchmark and print one table."""
+def main(zoo: Path | None, name: str, space: str, json_path: Path, **fields: Any) -> None:
+    """Run the benchmark and print one table.  fields: of the request."""
     if zoo is None:
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
     case = zoo_module(Path(zoo)).load(name)
@@ -58,24 +49,25 @@ def main(
     sig = signature(teacher)
     bare = Dataset.from_arrays(case.data("train")[0], sig, name=f"{name}/train without labels")
     splits = Splits(bare, dataset(case, "select", sig), dataset(case, "val", sig))
-    request = Request(space, seconds=time_budget, trials=trials, pupils=pupils, keep=keep, proxy=proxy)
+    request = NasRequest(space, **fields)
     with tempfile.TemporaryDirectory() as folder:
-        outcome = search(Look(teacher, splits, request, True, this_machine()), folder)
-    ratios = {r.name: r for r in outcome.final.ratios}
+        result = search(Evaluator(teacher, splits, request, True, this_machine()), folder)
+    ratios = {r.name: r for r in result.timing.ratios}
     console.table(
-        [("network", "left"), ("weights", "right"), ("val", "right"), ("drop", "right"), ("speed-up", "right"), ("front", "left")],
-        [[f.name, f"{f.parameters / 1e3:.0f} k", f"{f.score.value:.4f}", f"{f.score.drop:+.4f}",
-          f"{ratios[f.name].speedup:.2f} {console.interval(ratios[f.name].low, ratios[f.name].high, 2)}", "*" * f.on_front]
-         for f in outcome.found],
+        [("network", "left"), ("weights", "right"), ("val", "right"), ("drop", "right"), ("speed-up", "right"),
+         ("front", "left")],
+        [[n.name, f"{n.parameters / 1e3:.0f} k", f"{n.score.value:.4f}", f"{n.score.drop:+.4f}",
+          f"{ratios[n.name].speedup:.2f} {console.interval(ratios[n.name].low, ratios[n.name].high, 2)}",
+          "*" * n.on_front]
+         for n in result.networks],
     )  # fmt: skip
     console.out(
-        f"{name}, {space}: {len(outcome.entries)} candidates, {outcome.seconds:.0f} s; speed-up over the teacher, one thread"
+        f"{name}, {space}: {len(result.trials)} candidates, {result.seconds:.0f} s; "
+        "speed-up over the teacher, one thread"
     )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(
-        json.dumps(document("nas-zoo", machine=this_machine().as_dict(), **summary(outcome)), indent=1)
-    )
+    json_path.write_text(json.dumps(document("nas-zoo", machine=this_machine().as_dict(), **summary(result)), indent=1))
 
 
 if __name__ == "__main__":

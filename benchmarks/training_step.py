@@ -1,4 +1,4 @@
-"""A training step of onnxpress.train beside the same network written by hand in torch.
+"""A training step of onnxpress.train, compared with the same network written by hand in torch.
 
     python benchmarks/training_step.py [--seconds 60] [--json FILE]
 
@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.train.graph.program import Program
 
 
@@ -83,7 +83,7 @@ class Residual(nn.Module):
 
 
 class ImageNet(nn.Module):
-    """Stem, residual blocks, global pooling, linear head; statistics of batch norm are fixed, as in a trained file."""
+    """Stem, residual blocks, global pooling, linear head; batch norm with fixed statistics, as in a trained model."""
 
     def __init__(self, width: int = 32, blocks: int = 4) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
         return x + self.down(functional.gelu(self.up(self.norms[1](x))))
 
     def write(self, g: Graph, x: str) -> str:
-        """As exporters write it: MatMul and Add for a linear layer, attention and Gelu in parts, sizes from Shape."""
+        """As exporters write it: linear layers as MatMul and Add, attention and Gelu decomposed, sizes from Shape."""
         width = self.out.out_features
 
         def linear(layer: nn.Linear, value: str) -> str:
@@ -172,7 +172,7 @@ class TextNet(nn.Module):
 
 @dataclass(frozen=True)
 class Result:
-    """ratio: speed of Program over torch by hand; milliseconds a step, medians."""
+    """ratio: speed of Program over handwritten torch; medians of the milliseconds per step."""
 
     network: str
     ratio: float

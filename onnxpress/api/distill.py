@@ -12,7 +12,6 @@ import onnx_ir as ir
 from onnxpress.api.distillation_session import (
     DistillationOutcome,
     DistillSettings,
-    Progress,
     TeacherStudentPair,
     refit_closed_form,
     run_distillation,
@@ -30,11 +29,12 @@ from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.exact_base import exact_base
 from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.train.distillation.feature_matching import Kept
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.feature_matching import KeptChannels
+from onnxpress.train.progress import Progress
+from onnxpress.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from onnxpress.train.trainer import Point
+    from onnxpress.train.trainer import CurvePoint
 
 TRAIN_SPLIT = SPLITS[3]
 _POOR = 0.05  # drop of a student from which training starts from its closed form, if that is closer to the teacher
@@ -44,14 +44,14 @@ _POOR = 0.05  # drop of a student from which training starts from its closed for
 class DistillResult(PassResult):
     """start, score: on the selection samples, against the teacher; improved: whether the new weights were taken.
 
-    curve: looks at the selection samples; settings: as trained (None for the closed form); best: the step kept.
+    curve: evaluations on the selection samples; settings: as trained (None for the closed form); best: the step kept.
     """
 
     start: Score | None = None
     score: Score | None = None
     improved: bool = False
-    curve: list[Point] = field(default_factory=list)
-    settings: Settings | None = None
+    curve: list[CurvePoint] = field(default_factory=list)
+    settings: TrainingSettings | None = None
     best: int = 0
 
 
@@ -64,7 +64,7 @@ class _Start:
     model: ir.Model
     source: Source
     notes: list[str]
-    kept: Kept | None = None
+    kept: KeptChannels | None = None
 
 
 def distill(
@@ -189,12 +189,12 @@ def _choose(
             f"the new weights are worse on the selection samples (drop {second.drop:+.4f}, before {first.drop:+.4f}):"
             " the student stays as it was"
         )
-    course = made.course
-    if course is not None and course.overfitted:
-        notes.append(f"it began to overfit: the weights of step {course.best} are kept")
+    history = made.history
+    if history is not None and history.overfitted:
+        notes.append(f"it began to overfit: the weights of step {history.best_step} are kept")
     result = DistillResult(
         "distill", model, plan, model_size(begin.original), model_size(model), notes, start=first, score=score,
-        improved=better, curve=course.curve if course else [], settings=made.settings, best=course.best if course else 0,
+        improved=better, curve=history.curve if history else [], settings=made.settings, best=history.best_step if history else 0,
     )  # fmt: skip
     write_checked(begin.original, result, data, output, plan_file)
     return result

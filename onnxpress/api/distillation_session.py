@@ -1,4 +1,4 @@
-"""One student taught by one teacher: pairs matched, settings fixed, trained with looks at the selection samples.
+"""One student taught by one teacher: pairs matched, settings fixed, trained with evaluations on the selection samples.
 
 `distill` drives it for a file, `training` for the students of a search.
 """
@@ -24,14 +24,15 @@ from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.run_record import RunRecord
-from onnxpress.train.distillation.feature_matching import Kept, Pair, chosen, pairs
-from onnxpress.train.distillation.teacher_batches import Memory
+from onnxpress.train.distillation.feature_matching import FeaturePair, KeptChannels, match_by_name, match_features
+from onnxpress.train.distillation.teacher_batches import TeacherCache
 from onnxpress.train.optional_torch import require_torch
-from onnxpress.train.settings import Settings, read_settings
+from onnxpress.train.progress import Progress
+from onnxpress.train.settings import TrainingSettings, settings_from_dict
 
 if TYPE_CHECKING:
-    from onnxpress.train.distillation.runner import Distillation, Watch
-    from onnxpress.train.trainer import Course, Point
+    from onnxpress.train.distillation.runner import Distillation, RunOptions
+    from onnxpress.train.trainer import CurvePoint, TrainingHistory
 
 SECONDS = 600.0  # of training where neither steps nor a budget are given
 _CLOSED_SAMPLES = 128
@@ -43,8 +44,6 @@ _SEEN = (
 )
 _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
 
-Progress = Callable[[str, float], None]
-
 
 @dataclass(frozen=True)
 class DistillSettings:
@@ -54,7 +53,7 @@ class DistillSettings:
     the teacher to make the student; closed_form: no training, layers refitted one by one.
     """
 
-    settings: Settings = field(default_factory=lambda: Settings(threads=available_cores()))
+    settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(threads=available_cores()))
     steps: int = 0
     seconds: float = SECONDS
     augment: str = "auto"
@@ -72,9 +71,9 @@ class DistillSettings:
         if self.shrink is not None:
             PruneOptions(self.shrink).checked()
         if self.augment not in ("auto", "none"):
-            from onnxpress.train.augment import check
+            from onnxpress.train.augment import check_augmentations
 
-            check([w.strip() for w in self.augment.split(",")])
+            check_augmentations([w.strip() for w in self.augment.split(",")])
         if not self.closed_form:
             require_torch("distill")
 
@@ -86,20 +85,20 @@ def available_cores() -> int:
 @dataclass(frozen=True)
 class TeacherStudentPair:
     """student and teacher on the samples to learn from, ports under the same names; source: the teacher as a plan names
-    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; memory: shared
+    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; cache: shared
     with other students of the teacher that learn from the same samples."""
 
     student: Evidence
     teacher: Evidence
     source: Source
-    kept: Kept | None = None
-    memory: Memory | None = None
+    kept: KeptChannels | None = None
+    cache: TeacherCache | None = None
 
-    def matched(self, wish: DistillSettings) -> list[Pair]:
+    def matched(self, wish: DistillSettings) -> list[FeaturePair]:
         """Inner values that are compared: as wished, or found."""
         if wish.match:
-            return chosen(wish.match, self.student, self.teacher)
-        return pairs(self.student, self.teacher, self.kept)
+            return match_by_name(wish.match, self.student, self.teacher)
+        return match_features(self.student, self.teacher, self.kept)
 
 
 @dataclass
@@ -109,8 +108,8 @@ class DistillationOutcome:
     model: ir.Model
     actions: list[Action]
     notes: list[str]
-    course: Course | None = None
-    settings: Settings | None = None
+    history: TrainingHistory | None = None
+    settings: TrainingSettings | None = None
 
 
 def refit_closed_form(couple: TeacherStudentPair, wish: DistillSettings) -> DistillationOutcome:
@@ -119,8 +118,8 @@ def refit_closed_form(couple: TeacherStudentPair, wish: DistillSettings) -> Dist
     part = couple.student.samples().take(_CLOSED_SAMPLES)
     given = None
     if wish.match:
-        given = chosen(wish.match, couple.student, couple.teacher)
-        action["pairs"] = [p.plain() for p in given]
+        given = match_by_name(wish.match, couple.student, couple.teacher)
+        action["pairs"] = [p.as_dict() for p in given]
     few = [evidence_for(e.model, part, e.machine, e.seed) for e in (couple.student, couple.teacher)]
     model, fits = closed_form(few[0], few[1], given)
     return DistillationOutcome(model, [action], [fitted(fits)])
@@ -137,41 +136,43 @@ def run_distillation(
 ) -> DistillationOutcome:
     """By training.  start: the student's drop before; folder: of checkpoints and the record of the run (None: neither),
     which `resume` goes on from."""
-    from onnxpress.train.distillation.runner import Distillation, Watch
+    from onnxpress.train.distillation.runner import Distillation, RunOptions
 
     say = progress or (lambda stage, share: None)
     matched = couple.matched(wish)
     notes = _pair_notes(matched, wish)
     settings = _stored(folder) if resume else None
     job = Distillation(
-        couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched, couple.memory
+        couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched, couple.cache
     )
     if settings is None:
         job.settings = _settled(job, wish, judge, say)
         notes.append(f"loss {job.settings.loss}, inner values {job.settings.features}, rate {job.settings.lr:g}")
-    watch = Watch(_look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, start=start)
-    model, course = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
-    action = training(job.settings, couple.source, matched, course.best)
-    return DistillationOutcome(model, [action], notes, course, job.settings)
+    watch = RunOptions(
+        _look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, initial_drop=start
+    )
+    model, history = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
+    action = training(job.settings, couple.source, matched, history.best_step)
+    return DistillationOutcome(model, [action], notes, history, job.settings)
 
 
-def _recorded(job: Distillation, watch: Watch, source: Source, folder: Path) -> tuple[ir.Model, Course]:
+def _recorded(job: Distillation, watch: RunOptions, source: Source, folder: Path) -> tuple[ir.Model, TrainingHistory]:
     """Run with checkpoints, and a record, in the folder."""
     from onnxpress.train.trainer import read_checkpoint
 
     watch.checkpoint = folder / _CHECKPOINT
     if watch.resume and job.settings.mode == "end-to-end":
-        read_checkpoint(watch.checkpoint, job.mark)  # one that is no good is refused before anything is written
-    run = RunRecord(folder, command="distill", teacher=source.plain(), settings=job.settings.plain())
+        read_checkpoint(watch.checkpoint, job.fingerprint)  # one that is no good is refused before anything is written
+    run = RunRecord(folder, command="distill", teacher=source.plain(), settings=job.settings.as_dict())
     try:
-        write_atomic(folder / _SETTINGS, (json.dumps(job.settings.plain(), indent=1) + "\n").encode())
-        model, course = job.run(watch)
-        run.set(curve=course.curve, best=course.best, ended=course.ended)
+        write_atomic(folder / _SETTINGS, (json.dumps(job.settings.as_dict(), indent=1) + "\n").encode())
+        model, history = job.run(watch)
+        run.set(curve=history.curve, best=history.best_step, ended=history.stop_reason)
         for left in folder.glob("checkpoint*"):
             left.unlink()
     finally:
         run.close()
-    return model, course
+    return model, history
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -179,7 +180,7 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / _SETTINGS).is_file() and (folder / _CHECKPOINT).is_file()
 
 
-def _stored(folder: Path | None) -> Settings:
+def _stored(folder: Path | None) -> TrainingSettings:
     """The settings of the run that is resumed."""
     path = None if folder is None else folder / _SETTINGS
     if path is None or not path.is_file():
@@ -188,47 +189,47 @@ def _stored(folder: Path | None) -> Settings:
         body: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputProblem("the run's settings cannot be read", path, str(error), "run without --resume") from error
-    return read_settings(body)
+    return settings_from_dict(body)
 
 
-def _settled(job: Distillation, wish: DistillSettings, judge: Scorer, say: Progress) -> Settings:
+def _settled(job: Distillation, wish: DistillSettings, judge: Scorer, say: Progress) -> TrainingSettings:
     """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
     time of a step."""
     from onnxpress.train.augment import GENTLE
     from onnxpress.train.distillation import loss_selection
-    from onnxpress.train.distillation.runner import choose_augment
+    from onnxpress.train.distillation.runner import select_augmentations
 
     batch = min(wish.settings.batch, len(job.data))
     settings = replace(wish.settings, batch=batch)
     if settings.mode == "end-to-end":
-        settings = replace(settings, augment=choose_augment(wish.augment, job.data, job))
+        settings = replace(settings, augment=select_augmentations(wish.augment, job.data, job))
     job.settings = settings
     began = time.monotonic()
     if wish.steps and settings.lr and "auto" not in (settings.loss, settings.features):
         return replace(settings, steps=wish.steps)
-    while not wish.steps and settings.batch >= 2 * _SMALLEST and (fit := job.steps_in(wish.seconds)) < _ENOUGH:
+    while not wish.steps and settings.batch >= 2 * _SMALLEST and (fit := job.steps_within(wish.seconds)) < _ENOUGH:
         least = math.ceil(
             math.log2(_ENOUGH / fit)
         )  # half a batch takes half of the time or more: so many halvings are needed
         job.settings = settings = replace(settings, batch=max(_SMALLEST, settings.batch // 2**least))
-    steps = wish.steps or job.steps_in(wish.seconds)
+    steps = wish.steps or job.steps_within(wish.seconds)
     if settings.from_scratch and wish.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
         gentle = tuple(n for n in settings.augment if n in GENTLE)
         job.settings = settings = replace(settings, augment=gentle)
     if not settings.lr:
-        rate = job.find_rate(steps, _TRIALS, lambda share: say("trying learning rates", share))
+        rate = job.find_learning_rate(steps, _TRIALS, say)
         job.settings = settings = replace(settings, lr=rate)
     if settings.mode == "end-to-end":
 
         def harm(model: ir.Model) -> float:
             return judge.score(to_bytes(model)).nmse
 
-        job.settings = settings = loss_selection.chosen(job, steps, harm, lambda share: say("trying losses", share))
+        job.settings = settings = loss_selection.select_loss(job, steps, harm, say)
     left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
-    return replace(settings, steps=wish.steps or job.steps_in(left))
+    return replace(settings, steps=wish.steps or job.steps_within(left))
 
 
-def _pair_notes(matched: Sequence[Pair], wish: DistillSettings) -> list[str]:
+def _pair_notes(matched: Sequence[FeaturePair], wish: DistillSettings) -> list[str]:
     if wish.settings.features == "none" and wish.settings.mode == "end-to-end":
         return []
     narrow = sum(p.kept is not None for p in matched)
@@ -249,8 +250,8 @@ def _look(judge: Scorer, labels_alone: bool) -> Callable[[ir.Model], tuple[float
     return look
 
 
-def _teller(say: Progress, judge: Scorer) -> Callable[[int, int, float, Point | None], None]:
-    def tell(step: int, steps: int, loss: float, point: Point | None) -> None:
+def _teller(say: Progress, judge: Scorer) -> Callable[[int, int, float, CurvePoint | None], None]:
+    def tell(step: int, steps: int, loss: float, point: CurvePoint | None) -> None:
         metric = "" if point is None else f", {judge.metric} {point.value:.4f}"
         say(f"loss {loss:.4f}{metric}", step / steps)
 

@@ -20,7 +20,7 @@ from onnxpress.model.files import (
     check_target,
     commit_staged,
     load,
-    open_model,
+    load_lazy,
     save,
     serialize_graph,
     staging_files,
@@ -77,7 +77,7 @@ def stream_weights(
         if getattr(options, name) is not None:
             raise InputProblem("this needs samples", f"`{name}`", "no data was given", "give `data`, or leave it out")
     target = check_target(output, path)
-    model = open_model(path)
+    model = load_lazy(path)
     before = Path(path).stat().st_size + _outside(model)
     if weight_bytes(model) <= _SMALL:
         model = load(path)

@@ -45,25 +45,37 @@ _ROWS = 10  # of the selection curve
     "--lr",
     type=float,
     default=None,
-    help="Top of the learning rate's schedule.  [default: the fastest a short trial stands]",
+    help="Peak learning rate.  [default: the highest that is stable in short trials]",
 )
-@click.option("--warmup", type=float, default=0.05, show_default=True, help="Share of the steps.")
-@click.option("--weight-decay", "decay", type=float, default=1e-4, show_default=True)
-@click.option("--clip", type=float, default=1.0, show_default=True, help="Of the gradient's norm; 0: none.")
-@click.option("--ema", type=float, default=0.99, show_default=True, help="Of the averaged weights; 0: the last ones.")
-@click.option("--patience", type=int, default=12, show_default=True, help="Looks without a better one; 0: never stop.")
+@click.option("--warmup", type=float, default=0.05, show_default=True, help="Fraction of the steps.")
+@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
+@click.option(
+    "--clip", type=float, default=1.0, show_default=True, help="Maximum norm of the gradient; 0: no clipping."
+)
+@click.option(
+    "--ema", type=float, default=0.99, show_default=True, help="Decay of the weight average; 0: the last weights."
+)
+@click.option(
+    "--patience",
+    type=int,
+    default=12,
+    show_default=True,
+    help="Evaluations without improvement until training stops; 0: no early stopping.",
+)
 @click.option("--loss", type=click.Choice(["auto", "blend", "kd", "dkd", "mse", "none"]), default="auto",
-              show_default=True, help="auto: by short trials; blend: soft targets, mse at first; none: labels alone.")  # fmt: skip
+              show_default=True, help="auto: selected by short trials; blend: soft targets, mse at first; none: labels only.")  # fmt: skip
 @click.option("--temperature", type=float, default=4.0, show_default=True)
-@click.option("--labels-weight", "labels_weight", type=float, default=0.0, show_default=True, help="Of hard labels.")
+@click.option(
+    "--labels-weight", type=float, default=0.0, show_default=True, help="Weight of the cross entropy with the labels."
+)
 @click.option("--features", type=click.Choice(["auto", "none", "mse", "cosine", "attention", "relational"]),
-              default="auto", show_default=True, help="How inner values are compared; auto: by short trials.")  # fmt: skip
+              default="auto", show_default=True, help="Loss on matched inner values; auto: selected by short trials.")  # fmt: skip
 @click.option("--features-weight", type=float, default=10.0, show_default=True)
 @click.option("--match", metavar="T=S", multiple=True, help="Compare value T of the teacher with S of the student.")
 @click.option("--augment", metavar="LIST", default="auto", show_default=True,
               help="none, or some of flip,shift,stretch,tone,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
-@click.option("--threads", type=int, default=0, help="Of training; default: all cores.")
+@click.option("--threads", type=int, default=0, help="Of training; default: all available_cores.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of this output, with its settings.")
 @click.option("--strict", is_flag=True, help="Exit 1 where nothing better was found.")
 @plan_option
@@ -84,7 +96,7 @@ def command(
     batch: int,
     lr: float | None,
     warmup: float,
-    decay: float,
+    weight_decay: float,
     clip: float,
     ema: float,
     patience: int,
@@ -109,15 +121,15 @@ def command(
     """
     from onnxpress.api.distill import distill
     from onnxpress.api.distillation_session import DistillSettings, available_cores
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.files import check_target
     from onnxpress.train.distillation.feature_matching import parse_match
-    from onnxpress.train.settings import Settings
+    from onnxpress.train.settings import TrainingSettings
 
-    settings = Settings(
-        batch=batch, lr=0.0 if lr is None else lr, warmup=warmup, decay=decay, clip=clip, ema=ema,
-        patience=patience, mode=mode, loss=loss, temperature=temperature, labels=labels_weight, features=features,
-        feature_weight=features_weight, seed=seed, threads=threads or available_cores(),
+    settings = TrainingSettings(
+        batch=batch, lr=0.0 if lr is None else lr, warmup=warmup, weight_decay=weight_decay, clip=clip, ema=ema,
+        patience=patience, mode=mode, loss=loss, temperature=temperature, labels_weight=labels_weight, features=features,
+        features_weight=features_weight, seed=seed, threads=threads or available_cores(),
     )  # fmt: skip
     seconds = time_budget if minutes is None else 60 * minutes
     wish = DistillSettings(settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form)
@@ -138,7 +150,7 @@ def command(
 
 
 def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.read import parameters
     from onnxpress.result import document
 
@@ -155,7 +167,7 @@ def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
                 score=done.score,
                 curve=done.curve,
                 best=done.best,
-                settings=None if done.settings is None else done.settings.plain(),
+                settings=None if done.settings is None else done.settings.as_dict(),
                 notes=done.notes,
             )
         )

@@ -24,7 +24,7 @@ from onnxpress.cli.options import (
 from onnxpress.errors import EXIT_UNMET, InputProblem
 
 if TYPE_CHECKING:
-    from onnxpress.nas.search import Outcome
+    from onnxpress.nas.search import NasResult
 
 
 class SearchFirst(click.Group):
@@ -42,12 +42,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def samples_options(function: F) -> F:
-    """What says which ports and samples a search is about."""
+    """Options that name the reference model and the samples of a search."""
     for option in reversed((
-        click.option("--teacher", "-t", type=click.Path(path_type=Path), help="The model to learn from, whose ports are kept."),
-        click.option("--like", type=click.Path(path_type=Path), help="Without a teacher: a model whose ports are kept."),
+        click.option("--teacher", "-t", type=click.Path(path_type=Path),
+                     help="Teacher, whose inputs and outputs the networks have."),
+        click.option("--like", type=click.Path(path_type=Path),
+                     help="Without a teacher: a model whose inputs and outputs the networks have."),
         data_options(required=True),
-        click.option("--select", metavar="PATH", help="Samples that choose; default: a part of --data."),
+        click.option("--select", metavar="PATH", help="Samples to select by; default: a part of --data."),
         click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data."),
     )):  # fmt: skip
         function = option(function)
@@ -67,39 +69,43 @@ def command() -> None:
 @command.command("search")
 @click.argument("space")
 @samples_options
-@click.option("--output", "-o", required=True, metavar="FOLDER", help="Of the study and the front's files.")
+@click.option(
+    "--output", "-o", required=True, metavar="FOLDER", help="Folder of the study and the networks on the Pareto front."
+)
 @click.option(
     "--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True
 )
 @click.option("--proxy", default="capacity", show_default=True,
-              help="Quality before training: capacity (work and weights), macs, parameters, naswot, zen, synflow, snip, grad-norm, jacobian, "
-                   "training (a short one), or FILE.py:function.")  # fmt: skip
-@click.option("--lesson", type=Seconds(), default="20s", show_default=True, help="Of the proxy `training`.")
-@click.option("--trials", default=200, show_default=True, help="Candidates to look at.")
-@click.option("--time-budget", type=Seconds(), default="30m", show_default=True, help="Of everything: 90s, 10m, 1h.")
-@click.option("--latency-ms", type=float, default=math.inf, help="A run may take so long, one thread.")
-@click.option("--size-mb", type=float, default=math.inf, help="Weights may take so much.")
-@click.option("--memory-mb", type=float, default=math.inf, help="Inner values that are alive at once may take so much.")
+              help="Quality before training: capacity (MACs and parameters), macs, parameters, naswot, zen, synflow, "
+                   "snip, grad-norm, jacobian, training (a short one), or FILE.py:function.")  # fmt: skip
+@click.option("--proxy-train-time", type=Seconds(), default="20s", show_default=True, help="Of the proxy `training`.")
+@click.option("--trials", default=200, show_default=True, help="Candidates to evaluate.")
+@click.option(
+    "--time-budget", type=Seconds(), default="30m", show_default=True, help="Of the whole search: 90s, 10m, 1h."
+)
+@click.option("--latency-ms", type=float, default=math.inf, help="Maximum latency, one thread.")
+@click.option("--size-mb", type=float, default=math.inf, help="Maximum size of the weights, in MB.")
+@click.option("--memory-mb", type=float, default=math.inf, help="Maximum of the inner values alive at once, in MB.")
 @click.option("--schedule", type=click.Choice(["halving", "hyperband"]), default="halving", show_default=True,
-              help="How candidates share the time of training.")  # fmt: skip
+              help="How the training time is divided between candidates.")  # fmt: skip
 @click.option(
     "--aim",
     "aims",
     multiple=True,
     type=click.Choice(["size", "memory"]),
-    help="To be lowered besides latency; may be repeated.",
+    help="Objective to minimize besides latency; may be repeated.",
 )
-@click.option("--pupils", default=8, show_default=True, help="Candidates whose training begins.")
+@click.option("--trainees", default=8, show_default=True, help="Candidates whose training begins.")
 @click.option("--keep", default=2, show_default=True, help="Candidates trained to the end.")
 @click.option(
     "--warm",
     multiple=True,
     metavar="FOLDER",
-    help="Of an earlier search: its front is looked at first; may be repeated.",
+    help="Of an earlier search, whose front is evaluated first; may be repeated.",
 )
 @click.option("--storage", default="", metavar="URL", help="Of the study; default: study.db in the folder.")
 @click.option("--role", type=click.Choice(["both", "train"]), default="both", show_default=True,
-              help="train: times are left to `nas worker --role latency`.")  # fmt: skip
+              help="train: latency is measured by `nas worker --role latency`.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @quiet_option
@@ -111,58 +117,60 @@ def search_command(
     select: str | None,
     validate: str | None,
     output: str,
-    latency_ms: float,
-    size_mb: float,
-    memory_mb: float,
-    time_budget: float,
     role: str,
     as_json: bool,
     quiet: bool,
-    **plain: Any,
+    **fields: Any,
 ) -> int:
-    """Search SPACE, train the most promising, and write the best.
+    """Search SPACE, train promising candidates, and write the best.
 
     SPACE: image-small, image-mobile, keyword-1d, tabular-mlp, text-encoder, cell, FILE.toml, or FILE.py:function.
     """
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.files import load
     from onnxpress.nas.optional_dependencies import require_optuna
 
     require_optuna("nas")
-    from onnxpress.nas.evaluation.evaluator import Look
-    from onnxpress.nas.report import searched, write_report
-    from onnxpress.nas.request import Request
+    from onnxpress.nas.evaluation.evaluator import Evaluator
+    from onnxpress.nas.report import search_report, write_report
+    from onnxpress.nas.request import NasRequest
     from onnxpress.nas.search import search
     from onnxpress.runtime.machine import this_machine
 
-    limits: dict[str, Any] = {"latency": latency_ms / 1e3, "size": size_mb * 1e6, "peak": memory_mb * 1e6}
-    request = Request(space, seconds=time_budget, **limits, **plain)
+    request = NasRequest(space, **fields)
     ports = _ports(teacher, like)
     request.check()
     splits = splits_of(ports, source, select, validate, quiet)
     with console.progress(quiet or as_json) as bar:
-        look = Look(load(ports), splits, request, teacher is not None, this_machine())
-        outcome = search(look, output, bar, role)
+        evaluator = Evaluator(load(ports), splits, request, teacher is not None, this_machine())
+        result = search(evaluator, output, bar, role)
     ports_option = ["--like" if teacher is None else "--teacher", str(ports)]
-    write_report(Path(output), searched(outcome, look, shlex.join([*ports_option, *_said(source, select, validate)])))
-    _show(outcome, output, as_json)
+    write_report(
+        Path(output),
+        search_report(result, evaluator, shlex.join([*ports_option, *_sample_options(source, select, validate)])),
+    )
+    _show(result, output, as_json)
     if not quiet:
-        for note in outcome.notes:
+        for note in result.notes:
             console.note(f"note: {note}")
-    return 0 if outcome.met else EXIT_UNMET
+    return 0 if result.met else EXIT_UNMET
 
 
 @command.command("inside")
 @click.option("--from", "model", required=True, type=click.Path(path_type=Path), help="The model to search inside.")
 @data_options(required=True)
-@click.option("--select", metavar="PATH", help="Samples that choose; default: a part of --data.")
+@click.option("--select", metavar="PATH", help="Samples to select by; default: a part of --data.")
 @click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data.")
 @output_option
 @speed_options
 @click.option("--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point.")
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True)
 @click.option(
-    "--train-budget", type=Seconds(), default="0s", show_default=True, help="On top: the closest are trained."
+    "--train-budget",
+    type=Seconds(),
+    default="0s",
+    show_default=True,
+    help="Training time in addition, for the closest candidates.",
 )
 @run_options
 @json_option
@@ -184,12 +192,12 @@ def inside_command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Replace parts of a model by cheaper ones, so that least is harmed within a time."""
-    from onnxpress.cli.console import progress
+    """Replace parts of a model by cheaper ones, with the lowest loss increase for a speed-up."""
     from onnxpress.cli.optimize import ended
+    from onnxpress.cli.output.console import progress
     from onnxpress.model.files import check_target
-    from onnxpress.nas.in_model.in_model_search import inside
-    from onnxpress.nas.report import packed, write_front, write_report
+    from onnxpress.nas.in_model.in_model_search import in_model_search
+    from onnxpress.nas.report import in_model_report, write_front, write_report
     from onnxpress.runtime.machine import this_machine
     from onnxpress.search.request import OptimizeOptions
 
@@ -205,11 +213,14 @@ def inside_command(
     request.check()
     splits = splits_of(model, source, select, validate, quiet)
     with progress(quiet or as_json) as report:
-        outcome = inside(model, splits, request, output, run_folder, report)
+        outcome = in_model_search(model, splits, request, output, run_folder, report)
     folder = Path(run_folder or Path(output).with_suffix(".run"))
     write_front(outcome, folder)
     write_report(
-        folder, packed(outcome, this_machine(), shlex.quote(str(model)), shlex.join(_said(source, None, None)))
+        folder,
+        in_model_report(
+            outcome, this_machine(), shlex.quote(str(model)), shlex.join(_sample_options(source, None, None))
+        ),
     )
     return ended(outcome, output, as_json, strict)
 
@@ -219,10 +230,12 @@ def inside_command(
 @click.option(
     "--storage", required=True, metavar="URL", help="Of the study: postgresql://USER@HOST/DATABASE, or a file."
 )
-@click.option("--study", default="", metavar="NAME", help="Of the search, or a part of it; default: the only one.")
+@click.option("--study", default="", metavar="NAME", help="Name of the study, or a part of it; default: the only one.")
 @click.option("--role", type=click.Choice(["both", "train", "latency"]), default="both", show_default=True,
-              help="train: score candidates; latency: time those that others score.")  # fmt: skip
-@click.option("--time-budget", type=Seconds(), default="1h", show_default=True, help="Leave after so long.")
+              help="train: score candidates; latency: time candidates that others score.")  # fmt: skip
+@click.option(
+    "--time-budget", type=Seconds(), default="1h", show_default=True, help="Time after which the worker leaves."
+)
 @json_option
 @quiet_option
 def worker_command(
@@ -238,18 +251,18 @@ def worker_command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Join a search that another process, here or elsewhere, has begun.  Give the files that it was begun with."""
-    from onnxpress.cli import console
+    """Join a search that another process, here or elsewhere, has begun, with the same files."""
+    from onnxpress.cli.output import console
     from onnxpress.model.files import load
     from onnxpress.nas.optional_dependencies import require_optuna
 
     require_optuna("nas")
-    from onnxpress.nas.worker import work
+    from onnxpress.nas.worker import run_worker
     from onnxpress.result import document
 
     ports = _ports(teacher, like)
     splits = splits_of(ports, source, select, validate, quiet)
-    done = work(storage, load(ports), splits, role, study, time_budget)
+    done = run_worker(storage, load(ports), splits, role, study, time_budget)
     if as_json:
         console.emit_json(document("nas-worker", **done.__dict__))
     else:
@@ -273,18 +286,18 @@ def build_command(
     output: str,
     quiet: bool,
 ) -> int:
-    """Make a candidate again from its RECORD (front/candidate-N.json): the same choices, trainings and bytes."""
-    from onnxpress.cli import console
+    """Rebuild a network from its RECORD (front/candidate-N.json), with the same bytes."""
+    from onnxpress.cli.output import console
     from onnxpress.model.files import check_target, load, save
     from onnxpress.nas.optional_dependencies import require_optuna
 
     require_optuna("nas")
-    from onnxpress.nas.rebuild import rebuilt
+    from onnxpress.nas.rebuild import rebuild
 
     check_target(output)
     ports = _ports(teacher, like)
     splits = splits_of(ports, source, select, validate, quiet)
-    done = rebuilt(record, load(ports), splits)
+    done = rebuild(record, load(ports), splits)
     save(done.model, output)
     if not done.same:
         other = (
@@ -296,11 +309,11 @@ def build_command(
     return 0
 
 
-def _said(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
+def _sample_options(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
     """The options that name these samples."""
     given = {
-        "--data": source.path, "--labels": source.labels, "--preprocess": source.preprocess, "--tokenizer": source.tokenizer,
-        "--select": select, "--validate": validate,
+        "--data": source.path, "--labels": source.labels, "--preprocess": source.preprocess,
+        "--tokenizer": source.tokenizer, "--select": select, "--validate": validate,
     }  # fmt: skip
     return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])
 
@@ -313,26 +326,28 @@ def _ports(teacher: Path | None, like: Path | None) -> Path:
     return ports
 
 
-def _show(outcome: Outcome, output: str, as_json: bool) -> None:
-    from onnxpress.cli import console
+def _show(result: NasResult, output: str, as_json: bool) -> None:
+    from onnxpress.cli.output import console
     from onnxpress.nas.search import summary
     from onnxpress.result import document
 
     if as_json:
-        console.emit_json(document("nas", output=output, **summary(outcome)))
+        console.emit_json(document("nas", output=output, **summary(result)))
         return
-    twins = sum(e.twin is not None for e in outcome.entries)
-    console.out(f"{len(outcome.entries)} candidates looked at, {twins} of them built before under other choices")
+    duplicates = sum(t.duplicate_of is not None for t in result.trials)
+    console.out(f"{len(result.trials)} candidates evaluated, {duplicates} of them duplicates of earlier ones")
     console.table(
-        [("trained", "left"), ("score", "right"), ("ms", "right"), ("speed-up", "right"), ("weights", "right"), ("MACs", "right")],
+        [("network", "left"), ("score", "right"), ("ms", "right"), ("speed-up", "right"), ("weights", "right"),
+         ("MACs", "right")],
         [[("* " if f.on_front else "  ") + f.name, f"{f.score.value:.4f}", f"{f.ms:.3f}",
-          f"{outcome.final.ratio(f.name).speedup:.2f} "
-          f"{console.interval(outcome.final.ratio(f.name).low, outcome.final.ratio(f.name).high, 2)}",
-          console.size(4 * f.parameters), f"{f.macs / 1e6:.1f} M"] for f in outcome.found],
+          f"{result.timing.ratio(f.name).speedup:.2f} "
+          f"{console.interval(result.timing.ratio(f.name).low, result.timing.ratio(f.name).high, 2)}",
+          console.size(4 * f.parameters), f"{f.macs / 1e6:.1f} M"] for f in result.networks],
     )  # fmt: skip
-    if outcome.found:
-        score = outcome.found[0].score
+    if result.networks:
+        score = result.networks[0].score
         console.out(
-            f"* on the front; {score.metric} on {score.samples} validation samples, the original {score.reference:.4f}"
+            f"* on the Pareto front; {score.metric} on {score.samples} validation samples, "
+            f"the original {score.reference:.4f}"
         )
-    console.out(f"speed-up: over the model whose ports are kept; files in {output}/front, `nas build` makes each again")
+    console.out(f"speed-up: over the reference model; files in {output}/front, `nas build` makes each again")

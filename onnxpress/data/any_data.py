@@ -1,4 +1,4 @@
-"""Samples as users hold them, for the Python functions: everything that `--data` takes, and Python objects."""
+"""Samples in any form for the Python functions: every form that `open_dataset` takes, and Python objects."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ DataSource = str | Path | Mapping[str, np.ndarray] | Iterable[Any] | Dataset
 def as_dataset(source: DataSource, model: ir.Model, argument: str = "data") -> Dataset:
     """The samples as a Dataset for a model.
 
-    source: a path, "module:function", a mapping from input names to arrays [N, ...] (labels under "labels"), a Dataset, or an
-    iterable (a list, a generator function's result, a torch DataLoader) of samples or batches. argument: the name of the
-    caller's argument. Raises InputProblem.
+    source:   a path, "module:function", a mapping from input names to arrays [N, ...] (labels under "labels"), an array
+              for a model with one input, a Dataset, or an iterable (a list, a generator, a torch DataLoader) of samples
+              or batches
+    model:    that the samples are for
+    argument: name of the caller's argument, for errors
+
+    Raises InputProblem.
     """
     if isinstance(source, (bytes, bytearray, int, float)) or source is None:
         raise _not_data(source, argument)
@@ -39,7 +43,7 @@ def as_dataset(source: DataSource, model: ir.Model, argument: str = "data") -> D
 
 
 def as_splits(source: DataSource | Splits, model: ir.Model, argument: str = "data") -> Splits:
-    """The samples in three disjoint parts; parts that are given are kept."""
+    """The samples in three disjoint parts; given parts are kept."""
     return source if isinstance(source, Splits) else as_dataset(source, model, argument).split()
 
 

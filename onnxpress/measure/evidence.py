@@ -29,12 +29,12 @@ from onnxpress.model.trace import Trace
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
-_STREAM_BYTES = 48 * 2**20  # of tapped values held at once
+_STREAM_BYTES = 48 * 2**20  # of intermediate values held at once
 T = TypeVar("T")
 
 
 class EvidenceKey(Generic[T]):
-    """The typed name of something that is derived from evidence and kept with it; a constant of the module that derives it."""
+    """The typed key of a value that is derived from evidence and kept with it; a constant of the deriving module."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -47,8 +47,13 @@ class EvidenceKey(Generic[T]):
 class Evidence:
     """Measurements of a model.
 
-    original: the model a plan began with, as the user gave it, for passes that refer to it.
-    whole: the evidence whose samples these are a part of.
+    model:    in canonical form
+    data:     calibration samples; None: only exact passes can run
+    machine:  that the result is for
+    seed:     of everything random
+    cache:    on disk
+    original: the model a plan began with, as the user gave it, for passes that refer to it
+    whole:    the evidence whose samples these are a part of
     """
 
     model: ir.Model
@@ -114,7 +119,7 @@ class Evidence:
         return cache_key(model_hash(self.model), data, str(self.seed), machine)
 
     def derive(self, key: EvidenceKey[T], make: Callable[[], T]) -> T:
-        """What is kept under a key; made by `make` when it is first asked for."""
+        """The value kept under a key; computed by `make` on first use."""
         if key not in self._derived:
             self._derived[key] = make()
         return cast(T, self._derived[key])

@@ -1,10 +1,11 @@
 """How strongly an error of one node's output reaches the outputs of the model.
 
-Losses of layers are predicted locally: the share of a layer's output power that a change loses. The output gain makes such
-numbers comparable over the model. It is measured by a perturbation: the output of one node at a time is multiplied by
-1 + s * r, where r is a fixed random sign for each channel, so that its relative squared error is s^2, and the relative
-squared error of the model's outputs is divided by s^2. All nodes are perturbed in one session, by an additional input.
-To first order the effects of independent errors add up (see Dong et al. 2019, HAWQ, for the second-order view).
+Losses of layers are predicted locally: the share of a layer's output power that a change loses. The output gain makes
+such numbers comparable over the model. It is measured by a perturbation: the output of one node at a time is multiplied
+by 1 + s * r, where r is a fixed random sign for each channel, so that its relative squared error is s^2, and the
+relative squared error of the model's outputs is divided by s^2. All nodes are perturbed in one session, by an
+additional input. To first order the effects of independent errors add up (see Dong et al. 2019, HAWQ, for the
+second-order view).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _PERTURBED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"
 _CHANNELS_SECOND = frozenset(("Conv", "ConvTranspose"))
 _SIZE = 0.05  # relative error of the perturbation
 _SAMPLES = 4
-_MOST = 256  # nodes that are perturbed; the others get the median
+_MAX_NODES = 256  # nodes that are perturbed; the others get the median
 _INPUT = "onnxpress_perturbation"
 _GAINS: EvidenceKey[dict[str, float]] = EvidenceKey("output gains")
 
@@ -33,8 +34,8 @@ _GAINS: EvidenceKey[dict[str, float]] = EvidenceKey("output gains")
 def output_gains(evidence: Evidence) -> dict[str, float]:
     """Relative squared error of the outputs for a unit of relative squared error of a node's output, by node name.
 
-    Nodes with weights and matrix products are listed; measured once on a few samples (synthetic ones without data). Where
-    the perturbed model does not run all gains are 1.
+    Nodes with weights and matrix products are listed; measured once on a few samples (synthetic ones without data).
+    Where the perturbed model does not run all gains are 1.
     """
     return evidence.derive(_GAINS, lambda: _measure(evidence))
 
@@ -61,7 +62,7 @@ def _measure(evidence: Evidence) -> dict[str, float]:
     nodes = [n for n in work.graph if n.op_type in _PERTURBED and read.standard(n) and _is_float(n.outputs[0], shapes)]
     if not nodes:
         return {}
-    every = max(1, -(-len(nodes) // _MOST))
+    every = max(1, -(-len(nodes) // _MAX_NODES))
     nodes = nodes[::every]
     names = [n.name or "" for n in nodes]
     perturbation = ir.Value(name=_INPUT, shape=ir.Shape([len(nodes)]), type=ir.TensorType(ir.DataType.FLOAT))

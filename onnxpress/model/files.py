@@ -38,14 +38,14 @@ _STANDARD_DOMAINS = {
 
 def load(path: str | Path) -> ir.Model:
     """Read and check an ONNX file.  Raises InputProblem on anything that is wrong with it."""
-    model = open_model(path)
+    model = load_lazy(path)
     _check_weights(model, Path(path))
     if weight_bytes(model) <= _INLINE_LIMIT:
         ir.external_data.load_to_model(model)
     return model
 
 
-def open_model(path: str | Path) -> ir.Model:
+def load_lazy(path: str | Path) -> ir.Model:
     """Open and check a file of any size; external weights stay on disk and are not checked.
 
     Raises InputProblem as `load` does.

@@ -1,4 +1,4 @@
-"""Models as users hold them: a path, the bytes of a file, an onnx.ModelProto or an onnx-ir model."""
+"""Models in any form for the Python functions: a path, the bytes of a file, an onnx.ModelProto or an onnx-ir model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
 def open_model(source: ModelSource, argument: str = "model") -> ir.Model:
-    """The model as onnx-ir, checked where it comes from a file or from bytes.
+    """The model as onnx-ir, checked unless it is an onnx-ir model already.
 
-    argument: the name of the caller's argument, for the error. Raises InputProblem for a file that cannot be read, bytes that
-    are no ONNX file, and values of other types.
+    source:   see ModelSource
+    argument: name of the caller's argument, for errors
+
+    Raises InputProblem for a file that cannot be read, bytes that are not an ONNX file, and values of other types.
     """
     if isinstance(source, ir.Model):
         return source
@@ -50,11 +52,11 @@ def open_model(source: ModelSource, argument: str = "model") -> ir.Model:
 
 
 def path_of(source: ModelSource) -> Path | None:
-    """The path of a model that is given as one."""
+    """The path of a model that is given as one, else None."""
     return Path(source) if isinstance(source, (str, os.PathLike)) else None
 
 
 def source_name(source: ModelSource) -> str:
-    """What to call a model in messages: its path, or "in memory"."""
+    """The name of a model in messages: its path, or "in memory"."""
     path = path_of(source)
     return str(path) if path is not None else "in memory"

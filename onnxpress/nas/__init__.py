@@ -1,1 +1,1 @@
-"""Architecture search: candidates are ONNX files, built operator by operator and scored by latency and accuracy."""
+"""Architecture search: candidates are ONNX files, built operator by operator and scored by latency and quality."""

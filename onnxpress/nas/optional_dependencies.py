@@ -1,4 +1,4 @@
-"""optuna is optional: the one line that says so, where it is missing."""
+"""optuna is an optional dependency."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from onnxpress.errors import missing_extra
 
 
 def require_optuna(purpose: str = "nas") -> None:
-    """Raises EnvironmentProblem, naming the extra, where optuna is not installed."""
+    """Raises EnvironmentProblem, which names the extra, where optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
         raise missing_extra("optuna", "nas", purpose)

@@ -1,4 +1,4 @@
-"""A candidate's record beside its file, and the file made again from it: the same bytes."""
+"""The record of a found network, and rebuilding the network from it, byte for byte."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import model_hash, write_atomic
-from onnxpress.nas.evaluation.candidate_training import finished
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.request import Request
+from onnxpress.nas.evaluation.candidate_training import fold_for_inference
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.request import NasRequest
 from onnxpress.passes.core.contract import Action
 from onnxpress.plan.plan import versions_here
 from onnxpress.result import document
@@ -25,8 +25,13 @@ _KIND = "nas-candidate"
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """same: whether the bytes are those of the search; else `versions` are the search's that differ here."""
+class RebuildResult:
+    """A rebuilt network.
+
+    model: the network.
+    same: whether it has the bytes of the search.
+    versions: versions of packages at the search, where they differ from the installed ones.
+    """
 
     model: ir.Model
     same: bool
@@ -34,45 +39,56 @@ class Rebuilt:
 
 
 def write_record(
-    path: Path, look: Look, choices: Mapping[str, Any], lessons: Sequence[Action], model: ir.Model
+    path: Path, evaluator: Evaluator, choices: Mapping[str, Any], trainings: Sequence[Action], model: ir.Model
 ) -> None:
-    """choices: of the space; lessons: the trainings, as a plan holds them; model: what came of them."""
-    request = look.request
+    """Write the record of a network.
+
+    choices: made in the search space.
+    trainings: decisions that repeat its trainings.
+    model: the trained network.
+    """
+    request = evaluator.request
     body = document(
-        _KIND, space=request.space, seed=request.seed, teach=look.school.teacher is not None, parts=look.parts,
-        choices=dict(choices), lessons=list(lessons), model=model_hash(model), versions=_versions(),
+        _KIND, space=request.space, seed=request.seed, use_teacher=evaluator.trainer.teacher is not None,
+        hashes=evaluator.hashes, choices=dict(choices), trainings=list(trainings), model=model_hash(model),
+        versions=_versions(),
     )  # fmt: skip
     write_atomic(path, (json.dumps(body, indent=1) + "\n").encode())
 
 
-def rebuilt(record: str | Path, like: ir.Model, splits: Splits, machine: Machine | None = None) -> Rebuilt:
-    """The candidate of a record, built and trained again.  like, splits: as the search had them.
+def rebuild(record: str | Path, reference: ir.Model, splits: Splits, machine: Machine | None = None) -> RebuildResult:
+    """Build and train the network of a record again.
 
-    Raises InputProblem where the record cannot be read or the files are not those of the search.
+    record: path of the record.
+    reference: the model with which the search was begun.
+    splits: the samples with which the search was begun.
+    machine: default: this machine.
+    Raises InputProblem where the record cannot be read or the files differ from those of the search.
     """
     body = _read(Path(record))
-    look = Look(like, splits, Request(body["space"], seed=body["seed"]), body["teach"], machine or this_machine())
-    wrong = [k for k, v in body["parts"].items() if k != "proxy" and look.parts.get(k) != v]
-    if wrong:
+    request = NasRequest(body["space"], seed=body["seed"])
+    evaluator = Evaluator(reference, splits, request, body["use_teacher"], machine or this_machine())
+    different = [k for k, v in body["hashes"].items() if k != "proxy" and evaluator.hashes.get(k) != v]
+    if different:
         raise InputProblem(
-            "these are not the search's files", record, f"other: {', '.join(wrong)}", "give those it had"
+            "the files differ from the search's",
+            record,
+            f"different: {', '.join(different)}",
+            "use those of the search",
         )
-    model = look.school.repeat(look.model(body["choices"]), body["lessons"])
-    done = finished(model, look.learn.take(1), look.machine)
+    trained = evaluator.trainer.repeat(evaluator.model(body["choices"]), body["trainings"])
+    model = fold_for_inference(trained, evaluator.data.take(1), evaluator.machine)
     here, there = _versions(), body.get("versions", {})
-    same = body.get("model") in (None, model_hash(done))
-    return Rebuilt(done, same, {k: v for k, v in there.items() if here.get(k) != v})
+    same = body.get("model") in (None, model_hash(model))
+    return RebuildResult(model, same, {k: v for k, v in there.items() if here.get(k) != v})
 
 
-def earlier(folder: str | Path) -> list[Mapping[str, Any]]:
-    """What the networks on an earlier search's front chose.  Raises InputProblem where the folder holds none."""
+def load_front_choices(folder: str | Path) -> list[Mapping[str, Any]]:
+    """The choices of the networks on an earlier search's Pareto front.  Raises InputProblem where there are none."""
     records = sorted(Path(folder).glob("front/*.json"))
     if not records:
         raise InputProblem(
-            "no earlier search is there",
-            "--warm",
-            str(folder),
-            "give the folder that a search wrote, with front/ in it",
+            "no earlier search", "`warm`", str(folder), "give the output folder of a search, which contains front/"
         )
     return [_read(r)["choices"] for r in records]
 
@@ -90,8 +106,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputProblem("no such record", path, "", "give front/candidate-N.json of a search") from error
     except (OSError, ValueError) as error:
         raise InputProblem("the record cannot be read", path, str(error).splitlines()[0]) from error
-    needed = ("space", "seed", "teach", "parts", "choices", "lessons")
+    needed = ("space", "seed", "use_teacher", "hashes", "choices", "trainings")
     missing = [k for k in needed if k not in body] if isinstance(body, dict) else list(needed)
     if missing:
-        raise InputProblem("this is no record of a candidate", path, f"without {', '.join(missing)}")
+        raise InputProblem("not a record of a candidate", path, f"missing: {', '.join(missing)}")
     return body

@@ -1,4 +1,4 @@
-"""report.md of a search: what was found beside what, on which machine, and the command that makes each file again."""
+"""report.md of a search: the found networks, the machine, and the commands that make each file again."""
 
 from __future__ import annotations
 
@@ -8,79 +8,86 @@ from pathlib import Path
 from typing import Any
 
 from onnxpress.model.files import write_atomic
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.search import Outcome
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.search import FoundNetwork, NasResult
 from onnxpress.nas.strategies import pareto
 from onnxpress.plan.candidate_store import Candidate
+from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.machine import Machine
-from onnxpress.search.finalists import OptimizeResult as Packed
+from onnxpress.search.finalists import OptimizeResult as SearchOutcome
 
 FRONT, REPORT = "front", "report.md"
-_SAID = 12  # replacements that a row names
+_MAX_NAMED = 12  # replacements that a row lists
+_COLUMNS = ("network", "drop, 95 % interval", "ms", "speed-up over the anchor", "MACs", "weights", "training time")
 
 
-def searched(outcome: Outcome, look: Look, samples: str) -> str:
-    """Of a search in a space.  samples: the options that name the model and the samples, as a command line has them."""
-    request, ratios = look.request, {r.name: r for r in outcome.final.ratios}
-    twins = sum(e.twin is not None for e in outcome.entries)
-    beyond = sum(e.violation > 0 for e in outcome.entries)
-    rows = []
-    for f in outcome.found:
-        r = ratios[f.name]
-        lost = f"{f.score.drop:+.4f} [{f.score.low:+.4f}, {f.score.high:+.4f}]"
-        rows.append([
-            f"**{f.name}**" if f.on_front else f.name, f"{f.score.value:.4f}", lost,
-            f"{f.ms:.3f}", f"{r.speedup:.2f} [{r.low:.2f}, {r.high:.2f}]", f"{f.macs / 1e6:.1f} M", f"{f.parameters / 1e3:.0f} k",
-            f"{f.seconds:.0f} s",
-        ])  # fmt: skip
-    metric = outcome.found[0].score.metric if outcome.found else "score"
-    made = [f for f in outcome.found if f.on_front]
+def search_report(result: NasResult, evaluator: Evaluator, samples: str) -> str:
+    """The report of a search in a space, as Markdown.
+
+    samples: the command line options that name the model and the samples.
+    """
+    request, ratios = evaluator.request, {r.name: r for r in result.timing.ratios}
+    duplicates = sum(t.duplicate_of is not None for t in result.trials)
+    beyond = sum(t.violation > 0 for t in result.trials)
+    metric = result.networks[0].score.metric if result.networks else "score"
+    front = [n for n in result.networks if n.on_front]
     return "\n".join([
         f"# Search in {request.space}",
         "",
-        f"{len(outcome.entries)} candidates looked at ({twins} built before under other choices, {beyond} beyond a limit), "
-        f"{outcome.seconds:.0f} s; strategy {request.strategy}, proxy {request.proxy}, seed {request.seed}.",
+        f"{len(result.trials)} candidates evaluated ({duplicates} duplicates of earlier ones, "
+        f"{beyond} beyond a limit), {result.seconds:.0f} s; strategy {request.strategy}, "
+        f"proxy {request.proxy}, seed {request.seed}.",
         "",
-        f"Machine: {look.machine.text()}",
+        f"Machine: {evaluator.machine.text()}",
         "",
-        *_table(
-            ["trained", metric, "drop, 95 % interval", "ms", "speed-up over the anchor", "MACs", "weights", "trained for"], rows
-        ),
+        *_table([_COLUMNS[0], metric, *_COLUMNS[1:]], [_network_row(n, ratios[n.name]) for n in result.networks]),
         "",
-        *(f"- {note}" for note in outcome.notes),
-        "Bold: on the front, a file in `front/`.  Scores are on the validation samples; times are of one interleaved run, one thread.",
+        *(f"- {note}" for note in result.notes),
+        "Bold: on the Pareto front, with a file in `front/`.  Scores are on the validation samples; latency is from "
+        "one interleaved run with one thread.",
         "",
-        "## How each file is made again",
+        "## How to make each file again",
         "",
         "```",
-        *(f"onnxpress nas build {FRONT}/{f.name}.json {samples} -o {f.name}.onnx" for f in made),
+        *(f"onnxpress nas build {FRONT}/{n.name}.json {samples} -o {n.name}.onnx" for n in front),
         "```",
         "",
-        "## What they are",
+        "## Choices in the search space",
         "",
-        *_table(["choice", *(f.name for f in made)], _choices([f.choices for f in made])),
+        *_table(["choice", *(n.name for n in front)], _choice_rows([n.choices for n in front])),
         "",
     ])  # fmt: skip
 
 
-def packed(outcome: Packed, machine: Machine, model: str, samples: str) -> str:
-    """Of a search inside a model.  samples: the options that name the samples, as a command line has them."""
+def _network_row(network: FoundNetwork, ratio: Ratio) -> list[str]:
+    score = network.score
+    return [
+        f"**{network.name}**" if network.on_front else network.name,
+        f"{score.value:.4f}",
+        f"{score.drop:+.4f} [{score.low:+.4f}, {score.high:+.4f}]",
+        f"{network.ms:.3f}",
+        f"{ratio.speedup:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+        f"{network.macs / 1e6:.1f} M",
+        f"{network.parameters / 1e3:.0f} k",
+        f"{network.seconds:.0f} s",
+    ]
+
+
+def in_model_report(outcome: SearchOutcome, machine: Machine, model: str, samples: str) -> str:
+    """The report of a search inside a model, as Markdown.
+
+    samples: the command line options that name the samples.
+    """
     final = {r.name: r for r in outcome.final.ratios} if outcome.final else {}
-    best = {c.name for c in frontier(outcome)}
+    front = pareto_front(outcome)
+    names = {c.name for c in front}
     rows = []
     for c in outcome.candidates:
         r = final.get(c.name)
-        speed = f"{r.speedup:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else f"about {c.quick or 0:.2f}"
-        fate = "chosen" if c.name == outcome.chosen else "; ".join(outcome.rejected.get(c.name, []))
-        rows.append(
-            [
-                f"**{c.name}**" if c.name in best else c.name,
-                speed,
-                f"{c.score.drop:+.4f}",
-                f"{c.size / 1e3:.0f} kB",
-                fate,
-            ]
-        )
+        speedup = f"{r.speedup:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else f"about {c.quick or 0:.2f}"
+        status = "chosen" if c.name == outcome.chosen else "; ".join(outcome.rejected.get(c.name, []))
+        name = f"**{c.name}**" if c.name in names else c.name
+        rows.append([name, speedup, f"{c.score.drop:+.4f}", f"{c.size / 1e3:.0f} kB", status])
     return "\n".join([
         f"# Search inside {model}",
         "",
@@ -90,61 +97,65 @@ def packed(outcome: Packed, machine: Machine, model: str, samples: str) -> str:
         "",
         *_table(["candidate", "speed-up, 95 % interval", "drop on the selection samples", "size", ""], rows),
         "",
-        "Bold: on the front of speed and drop, a file in `front/`.",
+        "Bold: on the Pareto front of speed-up and drop, with a file in `front/`.",
         "",
         *([*(f"- {reason}" for reason in (*outcome.reasons, *outcome.advice)), ""] if not outcome.met else []),
-        "## What stands in the place of what",
+        "## Replacements",
         "",
-        *(f"- {c.name}: {_said(c)}" for c in outcome.candidates),
+        *(f"- {c.name}: {_replacements_text(c)}" for c in outcome.candidates),
         "",
-        "## How each file is made again",
+        "## How to make each file again",
         "",
         "```",
-        *(f"onnxpress apply {FRONT}/{stem(c.name)}.json {model} {samples} -o {stem(c.name)}.onnx" for c in frontier(outcome)),
+        *(f"onnxpress apply {FRONT}/{file_stem(c.name)}.json {model} {samples} -o {file_stem(c.name)}.onnx"
+          for c in front),
         "```",
         "",
     ])  # fmt: skip
 
 
-def write_front(outcome: Packed, folder: Path) -> None:
-    """The candidates that none beats in speed and drop: file and plan of each, those of an earlier run gone."""
+def write_front(outcome: SearchOutcome, folder: Path) -> None:
+    """Write model and plan of each candidate on the Pareto front; files of an earlier run are removed."""
     target = folder / FRONT
     target.mkdir(exist_ok=True)
     for old in target.glob("*"):
         if old.suffix in (".onnx", ".json"):
             old.unlink()
-    for candidate in frontier(outcome):
-        write_atomic(target / f"{stem(candidate.name)}.onnx", candidate.data)
-        write_atomic(target / f"{stem(candidate.name)}.json", candidate.plan.to_json().encode())
+    for candidate in pareto_front(outcome):
+        write_atomic(target / f"{file_stem(candidate.name)}.onnx", candidate.data)
+        write_atomic(target / f"{file_stem(candidate.name)}.json", candidate.plan.to_json().encode())
 
 
-def frontier(outcome: Packed) -> list[Candidate]:
-    """By drop on the selection samples, and by speed: of the last timing where there was one."""
+def pareto_front(outcome: SearchOutcome) -> list[Candidate]:
+    """The Pareto front of drop on the selection samples and speed-up (from the final timing where there is one)."""
     final = {r.name: r.speedup for r in outcome.final.ratios} if outcome.final else {}
-    timed = [(c, final.get(c.name, c.quick or 0.0)) for c in outcome.candidates]
-    return [timed[i][0] for i in pareto.front([(c.score.drop, -speed) for c, speed in timed])]
+    points = [(c.score.drop, -final.get(c.name, c.quick or 0.0)) for c in outcome.candidates]
+    return [outcome.candidates[i] for i in pareto.pareto_front(points)]
 
 
-def stem(name: str) -> str:
-    """A candidate's name as a file's."""
+def file_stem(name: str) -> str:
+    """The name of a candidate as a file name without suffix."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
 
 
 def write_report(folder: Path, text: str) -> None:
+    """Write report.md."""
     write_atomic(folder / REPORT, text.encode())
 
 
-def _said(candidate: Candidate) -> str:
+def _replacements_text(candidate: Candidate) -> str:
     notes = candidate.notes
-    return "; ".join(notes[:_SAID]) + (f"; and {len(notes) - _SAID} more" if len(notes) > _SAID else "") or "nothing"
+    more = f"; and {len(notes) - _MAX_NAMED} more" if len(notes) > _MAX_NAMED else ""
+    return "; ".join(notes[:_MAX_NAMED]) + more or "none"
 
 
-def _choices(columns: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _choice_rows(columns: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One row per choice, one column per network."""
     names = dict.fromkeys(name for choices in columns for name in choices)
     return [[name, *(str(choices.get(name, "")) for choices in columns)] for name in names]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """In Markdown."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]

@@ -1,7 +1,7 @@
-"""Another worker joins a search: on this machine or on any other that reaches the study's storage.
+"""Workers of a search, on this machine or on others that reach the study's storage.
 
-It needs the samples and the model that the search was begun with, and what is asked for stands in the study.  The search
-itself is a worker, too, that afterwards trains the best.
+A worker needs the samples and the model with which the search was begun; the request is stored with the study.  The
+search itself is a worker, too, and trains the best candidates afterwards.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
-from onnxpress.nas.evaluation.evaluator import Look, clocked
-from onnxpress.nas.evaluation.timing_queue import SUFFIX, Orders
-from onnxpress.nas.request import read_request
-from onnxpress.nas.strategies.storage import HEARTBEAT, names, shown
-from onnxpress.nas.strategies.study import Entry, Study
+from onnxpress.nas.evaluation.evaluator import Evaluator, trial_builder
+from onnxpress.nas.evaluation.timing_queue import SUFFIX, TimingQueue
+from onnxpress.nas.request import request_from_dict
+from onnxpress.nas.strategies.storage import HEARTBEAT, study_names, without_password
+from onnxpress.nas.strategies.study import Study, TrialResult
 from onnxpress.runtime.machine import Machine, this_machine
 
 ROLES = ("both", "train", "latency")
-_REQUEST, _PARTS, _TEACH, _LOOKED, _BEAT = "request", "parts", "teach", "looked", "heartbeat"
+# keys of the study
+_REQUEST, _HASHES, _USE_TEACHER, _CLOSED, _HEARTBEAT = "request", "hashes", "use_teacher", "closed", "heartbeat"
 
 
 @dataclass(frozen=True)
-class Shift:
-    """What a worker did: trials that it scored, times that it took; and the study's trials by their states."""
+class WorkerSession:
+    """What a worker did.
+
+    study: name of the study.
+    scored: number of trials that it scored.
+    timed: number of latencies that it measured for others.
+    states: number of all trials of the study by state.
+    """
 
     study: str
     scored: int
@@ -36,105 +43,121 @@ class Shift:
     states: dict[str, int]
 
 
-def opened(look: Look, storage: str | Path, seed: int | None, heartbeat: float = HEARTBEAT) -> Study:
-    """The study of a search, with what later workers need to know."""
-    study = Study(storage, look.name, look.request.strategy, seed, heartbeat=heartbeat, aims=look.request.facts)
-    study.note(_REQUEST, look.request.plain())
-    study.note(_PARTS, look.parts)
-    study.note(_TEACH, look.school.teacher is not None)
-    study.note(_LOOKED, False)
-    study.note(_BEAT, heartbeat)  # one for all: who beats less often than another waits for would be taken for dead
+def open_study(evaluator: Evaluator, storage: str | Path, seed: int | None, heartbeat: float = HEARTBEAT) -> Study:
+    """Open or create the study of a search, and store what workers that join need."""
+    request = evaluator.request
+    facts = request.minimized_facts
+    study = Study(storage, evaluator.study_name, request.strategy, seed, heartbeat=heartbeat, minimized_facts=facts)
+    study.set(_REQUEST, request.as_dict())
+    study.set(_HASHES, evaluator.hashes)
+    study.set(_USE_TEACHER, evaluator.trainer.teacher is not None)
+    study.set(_CLOSED, False)
+    study.set(_HEARTBEAT, heartbeat)  # the same for all: a worker with a longer interval would be taken for dead
     return study
 
 
-def looked(
-    look: Look,
+def evaluate_candidates(
+    evaluator: Evaluator,
     study: Study,
     storage: str | Path,
     role: str,
     in_time: Callable[[], bool],
-    told: Callable[[Entry], None] | None = None,
+    on_result: Callable[[TrialResult], None] | None = None,
     heartbeat: float = HEARTBEAT,
 ) -> int:
-    """Do a role's part of the looking, until there are enough candidates or time is over; returns the times taken."""
+    """Evaluate candidates in a role until there are enough or time is over; returns the number of latencies for
+    others.
+    """
+    trials = evaluator.request.trials
     if role == "both":
-        study.run(clocked(look, study, None, in_time), look.request.trials, told, in_time)
+        study.run(trial_builder(evaluator, study, None, in_time), trials, on_result, in_time)
         return 0
-    with Orders(storage, look.name, heartbeat) as orders:
+    with TimingQueue(storage, evaluator.study_name, heartbeat) as queue:
         if role == "train":
-            study.run(clocked(look, study, orders, in_time), look.request.trials, told, in_time)
+            study.run(trial_builder(evaluator, study, queue, in_time), trials, on_result, in_time)
             return 0
-        anchor = look.anchor(study)
+        anchor = evaluator.anchor_latency(study)
 
-        def take(number: int) -> float:
-            return look.seconds(look.model(study.choices(number)), anchor)
+        def measure(number: int) -> float:
+            return evaluator.latency(evaluator.model(study.choices(number)), anchor)
 
-        return orders.serve(take, in_time)
-
-
-def closed(study: Study) -> None:
-    """No candidate will be looked at any more: those who take times may go."""
-    study.note(_LOOKED, True)
+        return queue.serve(measure, in_time)
 
 
-def work(
+def end_evaluation(study: Study) -> None:
+    """Tell the workers that no more candidates will be evaluated."""
+    study.set(_CLOSED, True)
+
+
+def run_worker(
     storage: str,
-    like: ir.Model,
+    reference: ir.Model,
     splits: Splits,
     role: str = "both",
-    name: str = "",
-    seconds: float = 3600.0,
-    told: Callable[[Entry], None] | None = None,
+    study: str = "",
+    time_budget: float = 3600.0,
+    on_result: Callable[[TrialResult], None] | None = None,
     machine: Machine | None = None,
-) -> Shift:
-    """Join the study of that name (a part of it does; none: the only one) for so many seconds, in a role.
+) -> WorkerSession:
+    """Join the study of a search.
 
-    Raises InputProblem where there is no such study or the files here are not the study's, EnvironmentProblem where the
-    storage does not answer.
+    storage: an SQLite file, or the address of a database.
+    reference: the model with which the search was begun.
+    splits: the samples with which the search was begun.
+    role: one of ROLES.
+    study: name of the study, or a part of it (default: the only one).
+    time_budget: seconds after which the worker leaves.
+    on_result: called with each trial that this worker finishes.
+    machine: default: this machine.
+    Raises InputProblem where there is no such study or the files differ from the study's, EnvironmentProblem where the
+    storage cannot be reached.
     """
     if role not in ROLES:
         raise InputProblem("unknown role", role, "", f"one of {', '.join(ROLES)}")
-    begun = time.monotonic()
-    full = _found(storage, name)
-    with Study(storage, full, "random", None) as known:
-        body, parts, teach, heartbeat = (known.known(n) for n in (_REQUEST, _PARTS, _TEACH, _BEAT))
-    if None in (body, parts, teach, heartbeat):
-        raise InputProblem("the study is not begun yet, or by another version", full, "", "begin the search, then join")
-    request = read_request(body)
-    request.check()
-    look = Look(like, splits, request, bool(teach), machine or this_machine())
-    wrong = [k for k, v in parts.items() if look.parts.get(k) != v]
-    if wrong:
+    begin = time.monotonic()
+    name = _find_study(storage, study)
+    with Study(storage, name, "random", None) as stored:
+        body, hashes, teacher, heartbeat = (stored.get(k) for k in (_REQUEST, _HASHES, _USE_TEACHER, _HEARTBEAT))
+    if None in (body, hashes, teacher, heartbeat):
         raise InputProblem(
-            "these are not the study's files", full, f"other: {', '.join(wrong)}", "give those it was begun with"
+            "the study has no request", name, "the search has not begun, or has another version", "begin it, then join"
+        )
+    request = request_from_dict(body)
+    request.check()
+    evaluator = Evaluator(reference, splits, request, bool(teacher), machine or this_machine())
+    different = [k for k, v in hashes.items() if evaluator.hashes.get(k) != v]
+    if different:
+        raise InputProblem(
+            "the files differ from the study's", name, f"different: {', '.join(different)}", "use those of the search"
         )
     scored = 0
 
-    def tell(entry: Entry) -> None:
+    def count(result: TrialResult) -> None:
         nonlocal scored
         scored += 1
-        if told is not None:
-            told(entry)
+        if on_result is not None:
+            on_result(result)
 
-    with Study(storage, full, request.strategy, None, heartbeat=heartbeat, aims=request.facts) as study:
+    facts = request.minimized_facts
+    with Study(storage, name, request.strategy, None, heartbeat=heartbeat, minimized_facts=facts) as joined:
 
         def in_time() -> bool:
-            return time.monotonic() - begun < seconds and not study.known(_LOOKED)
+            return time.monotonic() - begin < time_budget and not joined.get(_CLOSED)
 
-        timed = looked(look, study, storage, role, in_time, tell, heartbeat)
-        return Shift(full, scored, timed, study.states())
+        timed = evaluate_candidates(evaluator, joined, storage, role, in_time, count, heartbeat)
+        return WorkerSession(name, scored, timed, joined.states())
 
 
-def _found(storage: str, part: str) -> str:
+def _find_study(storage: str, part: str) -> str:
+    """The name of the only study whose name contains a text."""
     if "://" not in storage and not Path(storage).is_file():
         raise InputProblem(
             "no such study", storage, "the file does not exist", "give the study.db of a search, or an address"
         )
-    every = [n for n in names(storage) if n.startswith("nas ") and not n.endswith(SUFFIX)]
-    some = [n for n in every if part in n]
-    if len(some) != 1:
-        what = "no search to join" if not some else "several searches could be meant"
-        raise InputProblem(
-            what, shown(storage), ", ".join(some or every) or "it holds none", "begin one, or give --study NAME"
-        )
-    return some[0]
+    names = [n for n in study_names(storage) if n.startswith("nas ") and not n.endswith(SUFFIX)]
+    matching = [n for n in names if part in n]
+    if len(matching) != 1:
+        what = "no search to join" if not matching else "the name of the study is ambiguous"
+        found = ", ".join(matching or names) or "the storage has no search"
+        raise InputProblem(what, without_password(storage), found, "begin a search, or give `study`")
+    return matching[0]

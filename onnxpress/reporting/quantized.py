@@ -37,7 +37,8 @@ _COLUMNS = (
 def quantize_page(body: Document) -> Page:
     """The report of a record of `quantize`."""
     page = Page("Quantized", name_of(body))
-    layers = body.get("layers") or []
+    details = body.get("details") or {}
+    layers = details.get("layers") or []
     page.headlines = size_headline(body.get("bytes_before"), body.get("bytes_after"))
     page.headlines += (
         [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
@@ -56,7 +57,7 @@ def quantize_page(body: Document) -> Page:
             wide,
             "The darker, the more values lie there; int8 has 255 steps for a row.",
         ),
-        *profile_charts(body.get("profile_comparison")),
+        *profile_charts(details.get("profile")),
     ]
     page.tables = [
         ReportTable("Layers", _COLUMNS, tuple(_row(x) for x in layers)),

@@ -20,14 +20,14 @@ def search_page(body: Document) -> Page:
     """The report of a record; one without an outcome is from an interrupted or running search."""
     request = body.get("request") or {}
     found = body.get("outcome") or body
-    if "looked_at" not in found:
+    if "evaluated" not in found:
         return Page("Search: not finished", str(request.get("space", "")), tables=[machine_table(body)])
     title = "Search" if found.get("met", True) else "Search: no candidate meets the limit"
     trained = found["candidates"]
     page = Page(title, str(request.get("space", "")))
     on_front = sum(bool(c.get("on_front")) for c in trained)
     page.headlines = [
-        Headline("evaluated", str(found["looked_at"]), f"{found['different']} different networks"),
+        Headline("evaluated", str(found["evaluated"]), f"{found['distinct']} different networks"),
         Headline("fully trained", str(len(trained)), f"{on_front} on the front"),
     ]
     ratios = {r["name"]: r for r in found.get("ratios") or []}

@@ -15,7 +15,6 @@ import onnx_ir as ir
 
 from onnxpress.api.distillation_session import (
     DistillSettings,
-    Progress,
     TeacherStudentPair,
     available_cores,
     has_checkpoint,
@@ -29,8 +28,9 @@ from onnxpress.model.files import to_bytes
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.exact.simplify import EXACT
-from onnxpress.passes.int8 import node_selection, qdq
+from onnxpress.passes.int8 import node_selection
 from onnxpress.passes.int8.embedding_tables import quantizable_lookups
+from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions, recipe_for
 from onnxpress.passes.pruning.options import PruneOptions
@@ -44,8 +44,9 @@ from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, new_plan, take_step
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.search.pruning_base import PruningBase
-from onnxpress.train.distillation.feature_matching import Kept
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.feature_matching import KeptChannels
+from onnxpress.train.progress import Progress
+from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
@@ -190,7 +191,7 @@ class CandidateFactory:
         known = self.shelf.fact(fact)
         if known is None:
             where = self.base if candidate is None else self.evidence(candidate)
-            nodes = qdq.drop_unprofitable(where.model, _able(where, start))
+            nodes = placement.drop_unprofitable(where.model, _able(where, start))
             recipe = recipe_for(where, nodes, self._recipe)[1]
             found, tried = node_selection.select_int8_by_latency(where, self.feeds, nodes, more_time, recipe)
             how = f"{tried.tried} windows timed, {tried.reverted} moved back to float"
@@ -304,7 +305,7 @@ class CandidateFactory:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
             couple = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
             wish = DistillSettings(
-                Settings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
+                TrainingSettings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
             )
             folder = self.shelf.room(name)
             done = run_distillation(
@@ -317,13 +318,13 @@ class CandidateFactory:
                 report,
             )
             plan = student.plan.then("distill", done.actions)
-            curve = done.course.curve if done.course is not None else []
+            curve = done.history.curve if done.history is not None else []
             notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
             return plan, done.model, student.notes + done.notes + notes
 
         return self._candidate(name, make)
 
-    def _kept(self, student: Candidate) -> Kept:
+    def _kept(self, student: Candidate) -> KeptChannels:
         """For a value of the original the channels that a pruned student has left."""
         own = student.plan.steps[len(self.exact_plan.steps) :]
         evidence, removal = self.base, dict[str, list[int]]()
@@ -345,7 +346,7 @@ def blocks_name(count: int) -> str:
 
 def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) -> PlanStep:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
-    nodes = qdq.drop_unprofitable(evidence.model, _able(evidence, chosen))
+    nodes = placement.drop_unprofitable(evidence.model, _able(evidence, chosen))
     return PlanStep(
         "quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=quantizable_lookups(evidence.model)))
     )
@@ -353,7 +354,9 @@ def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) ->
 
 def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:
     """Those of the chosen nodes that the model has and that can be in int8."""
-    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.refusal_reason(n, evidence.trace) is None}
+    return chosen & {
+        n.name for n in evidence.model.graph if n.name and placement.refusal_reason(n, evidence.trace) is None
+    }
 
 
 def _cost(evidence: Evidence) -> int:

@@ -1,58 +1,59 @@
-"""Changes of samples that the teacher is then asked about anew, so that few samples go a long way.
+"""Data augmentation, on which the teacher is evaluated anew, so that few samples suffice.
 
-What an input is (picture, spectrum, tokens, vector) is told from its type, its shape and its values.  `auto` takes
-the changes that the kind of input allows and under which the teacher mostly keeps its answers: a mirrored digit is
-another digit, a mirrored cat is a cat.
+The kind of an input (image, spectrogram, tokens, vector) is inferred from its type, shape and values.  "auto" selects
+the augmentations that apply to the kind of input and under which the teacher's outputs mostly stay the same: a mirrored
+digit is another digit, a mirrored cat is a cat.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import batch_layout
 from onnxpress.errors import InputProblem
-from onnxpress.train.augmentations import ALONE, Arrays, Field, mixed
+from onnxpress.train.augmentations import PER_SAMPLE, Arrays, InputField, mix_samples
 
-NAMES = ("flip", "shift", "stretch", "tone", "cutout", "noise", "tokens", "mixup", "cutmix")
+AUGMENTATIONS = ("flip", "shift", "stretch", "tone", "cutout", "noise", "tokens", "mixup", "cutmix")
 MIXING = ("mixup", "cutmix")
 _ALLOWED = {
-    "picture": ("flip", "shift", "stretch", "tone", "cutout", "noise", "mixup", "cutmix"),
-    "spectrum": ("shift", "stretch", "tone", "cutout", "noise", "mixup", "cutmix"),
+    "image": ("flip", "shift", "stretch", "tone", "cutout", "noise", "mixup", "cutmix"),
+    "spectrogram": ("shift", "stretch", "tone", "cutout", "noise", "mixup", "cutmix"),
     "tokens": ("tokens",),
     "vector": ("noise", "mixup"),
 }
 _AUTO = {
-    "picture": ("flip", "shift", "stretch", "tone", "mixup", "cutmix"),
-    "spectrum": ("shift", "stretch", "tone", "noise", "mixup", "cutmix"),
+    "image": ("flip", "shift", "stretch", "tone", "mixup", "cutmix"),
+    "spectrogram": ("shift", "stretch", "tone", "noise", "mixup", "cutmix"),
     "tokens": ("tokens",),
     "vector": ("noise",),
 }
-GENTLE = ("flip", "shift", "noise", "tokens")  # what also serves a network that sees a sample a few times in all
-_KEEPS = 0.8  # share of answers that must survive a change for `auto` to use it
-_MIXED = 0.5  # share of batches that mixup or cutmix touches
-_PROBED = 64
-_BERT = {101: 103}  # first token of every sentence -> the vocabulary's mask token
+GENTLE = ("flip", "shift", "noise", "tokens")  # for trainings that see each sample a few times only
+_MIN_AGREEMENT = 0.8  # of the teacher's outputs before and after an augmentation, for "auto" to use it
+_MIX_PROBABILITY = 0.5  # that mixup or cutmix is applied to a batch
+_INSPECTED_SAMPLES = 64
+_MASK_TOKEN_BY_FIRST_TOKEN = {101: 103}  # BERT: [CLS] -> [MASK]
 
 
-def fields(data: Dataset) -> tuple[Field, ...]:
-    """What each batched input of a dataset is, from its first samples."""
+def input_fields(data: Dataset) -> tuple[InputField, ...]:
+    """The kind of each batched input, inferred from the first samples."""
     ports = {p.name: p for p in batch_layout(data.signature).ports if p.axis == 0}
     if batch_layout(data.signature).alone:
         return ()
-    seen = [sample.inputs for sample in data.take(_PROBED)]
-    found = []
+    seen = [sample.inputs for sample in data.take(_INSPECTED_SAMPLES)]
+    fields = []
     for name in ports:
         arrays = [s[name] for s in seen]
-        made = _tokens(name, arrays, seen) if arrays[0].dtype.kind in "iu" else _numbers(name, arrays)
+        made = _token_field(name, arrays, seen) if arrays[0].dtype.kind in "iu" else _float_field(name, arrays)
         if made is not None:
-            found.append(made)
-    return tuple(found)
+            fields.append(made)
+    return tuple(fields)
 
 
-def _numbers(name: str, arrays: list[np.ndarray]) -> Field | None:
+def _float_field(name: str, arrays: list[np.ndarray]) -> InputField | None:
     first = arrays[0]
     if first.dtype.kind != "f" or first.size < 2:
         return None
@@ -63,20 +64,20 @@ def _numbers(name: str, arrays: list[np.ndarray]) -> Field | None:
             high, wide = (shape[s] for s in space)
             if shape[channel] in (1, 3, 4) and min(high, wide) >= 6:
                 square = max(high, wide) <= 3 * min(high, wide) and min(high, wide) >= 8
-                kind = "picture" if square else "spectrum"
-                return Field(name, kind, channel, space if square else _time_first(shape, space), deviation)
+                kind = "image" if square else "spectrogram"
+                return InputField(name, kind, channel, space if square else _time_first(shape, space), deviation)
     if first.ndim == 3 and min(shape[1:]) >= 6 and max(shape[1:]) > 1.5 * min(shape[1:]):
-        return Field(name, "spectrum", None, _time_first(shape, (1, 2)), deviation)
-    return Field(name, "vector", None, (), deviation)
+        return InputField(name, "spectrogram", None, _time_first(shape, (1, 2)), deviation)
+    return InputField(name, "vector", None, (), deviation)
 
 
 def _time_first(shape: tuple[int, ...], space: tuple[int, int]) -> tuple[int, ...]:
-    """Time is the longer of a spectrum's two axes."""
+    """The axes of a spectrogram, time (the longer one) first."""
     return tuple(sorted(space, key=lambda axis: -shape[axis]))
 
 
-def _tokens(name: str, arrays: list[np.ndarray], seen: list[Arrays]) -> Field | None:
-    """Token numbers [1, L]: integers that are neither a mask nor a segment number."""
+def _token_field(name: str, arrays: list[np.ndarray], seen: list[Arrays]) -> InputField | None:
+    """Token ids [1, L]: integers that are neither a mask nor segment ids."""
     if arrays[0].ndim != 2 or max(int(a.max()) for a in arrays) < 4:
         return None
     mask = None
@@ -85,42 +86,61 @@ def _tokens(name: str, arrays: list[np.ndarray], seen: list[Arrays]) -> Field | 
         if alike and value.dtype.kind in "iub" and all(s[other].max() <= 1 and s[other][..., 0].all() for s in seen):
             mask = other
     firsts = {int(a[0, 0]) for a in arrays}
-    blank = _BERT.get(next(iter(firsts))) if len(firsts) == 1 else None
+    blank = _MASK_TOKEN_BY_FIRST_TOKEN.get(next(iter(firsts))) if len(firsts) == 1 else None
     if blank is None and mask is not None:
         padding = [a[s[mask] == 0] for a, s in zip(arrays, seen, strict=True)]
         values = np.unique(np.concatenate(padding))
         blank = int(values[0]) if len(values) == 1 else None
-    return Field(name, "tokens", None, (1,), 1.0, blank, mask)
+    return InputField(name, "tokens", None, (1,), 1.0, blank, mask)
 
 
-def check(names: Sequence[str]) -> None:
-    """Raises InputProblem for a change that does not exist."""
+@dataclass(frozen=True)
+class Augmentation:
+    """Augmentations of a dataset's inputs.
+
+    names: of the augmentations.
+    fields: the inputs.
+    """
+
+    names: tuple[str, ...] = ()
+    fields: tuple[InputField, ...] = ()
+
+    def apply(self, inputs: Mapping[str, np.ndarray], rng: np.random.Generator) -> tuple[Arrays, np.ndarray | None]:
+        """The augmented batch, and the matrix that mixes its rows (see `augment_batch`)."""
+        return augment_batch(inputs, self.fields, self.names, rng)
+
+
+def check_augmentations(names: Sequence[str]) -> None:
+    """Raises InputProblem for an unknown augmentation."""
     for name in names:
-        if name not in NAMES:
-            raise InputProblem("unknown augmentation", name, "", f"auto, none, or some of {', '.join(NAMES)}")
+        if name not in AUGMENTATIONS:
+            raise InputProblem("unknown augmentation", name, "", f"auto, none, or some of {', '.join(AUGMENTATIONS)}")
 
 
-def suitable(names: Sequence[str], found: Sequence[Field]) -> tuple[str, ...]:
-    """Those of the wished changes that at least one input can take; raises InputProblem where none can take one."""
-    check(names)
-    able = {n for f in found for n in _ALLOWED[f.kind]}
+def select_applicable(names: Sequence[str], fields: Sequence[InputField]) -> tuple[str, ...]:
+    """Those of the named augmentations that apply to at least one input, in the order of AUGMENTATIONS.
+
+    Raises InputProblem for a name that applies to none.
+    """
+    check_augmentations(names)
+    able = {n for f in fields for n in _ALLOWED[f.kind]}
     for name in names:
         if name not in able:
-            kinds = ", ".join(f"{f.name}: {f.kind}" for f in found) or "no input can be changed"
-            raise InputProblem("an augmentation does not fit the inputs", name, kinds, "take it out, or use auto")
-    return tuple(n for n in NAMES if n in names)
+            kinds = ", ".join(f"{f.name}: {f.kind}" for f in fields) or "no input supports augmentation"
+            raise InputProblem("an augmentation does not apply to the inputs", name, kinds, "remove it, or use auto")
+    return tuple(n for n in AUGMENTATIONS if n in names)
 
 
-def automatic(
-    found: Sequence[Field], data: Dataset, answers: Callable[[Arrays], np.ndarray], labelled: bool
+def select_automatically(
+    fields: Sequence[InputField], data: Dataset, answers: Callable[[Arrays], np.ndarray], labelled: bool
 ) -> tuple[str, ...]:
-    """The changes that fit the inputs and under which the teacher keeps its answers.
+    """The augmentations that apply to the inputs and keep the teacher's outputs.
 
-    answers: the teacher's answers [N, K] on a batch of arrays.  labelled: hard labels count too, which a mirrored sample
-    may not deserve, so flips are then left to the user.
+    answers: the teacher's outputs [N, K] on a batch of arrays.
+    labelled: whether labels are trained on, too; flips, which may change the label, are then left to the user.
     """
-    wished = [n for n in NAMES if any(n in _AUTO[f.kind] for f in found)]
-    part = next(iter(data.take(_PROBED).batches(_PROBED)), None)
+    wished = [n for n in AUGMENTATIONS if any(n in _AUTO[f.kind] for f in fields)]
+    part = next(iter(data.take(_INSPECTED_SAMPLES).batches(_INSPECTED_SAMPLES)), None)
     if part is None or part.count < 4:
         return tuple(n for n in wished if n in MIXING)
     before = answers(part.inputs)
@@ -130,34 +150,34 @@ def automatic(
             kept.append(name)
         elif not (labelled and name == "flip"):
             rng = np.random.default_rng([len(name), part.count])
-            changed, _ = change(part.inputs, found, (name,), rng)
-            if _agreement(before, answers(changed)) >= _KEEPS:
+            changed, _ = augment_batch(part.inputs, fields, (name,), rng)
+            if _agreement(before, answers(changed)) >= _MIN_AGREEMENT:
                 kept.append(name)
     return tuple(kept)
 
 
 def _agreement(before: np.ndarray, after: np.ndarray) -> float:
-    """Share of equal top answers; for single numbers 1 - relative squared error."""
+    """Share of equal top classes; for a single number 1 - relative squared error."""
     if before.ndim == 2 and before.shape[1] > 1:
         return float((before.argmax(1) == after.argmax(1)).mean())
     spread = float(((before - before.mean(0)) ** 2).mean())
     return 1 - float(((after - before) ** 2).mean()) / max(spread, 1e-12)
 
 
-def change(
-    inputs: Mapping[str, np.ndarray], found: Sequence[Field], names: Sequence[str], rng: np.random.Generator
+def augment_batch(
+    inputs: Mapping[str, np.ndarray], fields: Sequence[InputField], names: Sequence[str], rng: np.random.Generator
 ) -> tuple[Arrays, np.ndarray | None]:
-    """A changed batch, and how its rows are mixed from the given ones ([N, N], rows sum to 1; None: not at all)."""
+    """The augmented batch, and the matrix [N, N] that mixes its rows (rows sum to 1; None: rows are not mixed)."""
     made = dict(inputs)
-    for field in found:
+    for field in fields:
         for name in names:
             if name in _ALLOWED[field.kind] and name not in MIXING:
-                made[field.name] = ALONE[name](made[field.name], field, made, rng)
+                made[field.name] = PER_SAMPLE[name](made[field.name], field, made, rng)
     mixing = [n for n in names if n in MIXING]
-    if not mixing or rng.random() >= _MIXED:
+    if not mixing or rng.random() >= _MIX_PROBABILITY:
         return made, None
-    able = [f for f in found if "mixup" in _ALLOWED[f.kind]]
+    able = [f for f in fields if "mixup" in _ALLOWED[f.kind]]
     count = len(made[able[0].name]) if able else 0
     if count < 2:
         return made, None
-    return mixed(made, able, mixing[int(rng.integers(len(mixing)))], count, rng)
+    return mix_samples(made, able, mixing[int(rng.integers(len(mixing)))], count, rng)

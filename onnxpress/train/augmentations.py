@@ -1,7 +1,7 @@
-"""The changes of samples themselves: arrays in, arrays out.
+"""Augmentations of arrays.
 
-All work on model-ready arrays (batch axis first) and draw from a generator given by the caller; which of them fit an
-input, and which of those a teacher stands, is told by `augment`.
+All work on model-ready arrays (batch axis first) and draw from the given generator.  Which of them apply to an input is
+decided in `augment`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 _NOISE = 0.1  # standard deviations
-_REPLACED = 0.15  # share of tokens
-_STRETCH = 0.2  # a size changes by up to this share
-_GAIN, _OFFSET = 0.15, 0.15  # standard deviations of a factor (around 1), and of an offset (in the values' own)
+_REPLACED = 0.15  # fraction of the tokens
+_STRETCH = 0.2  # maximum relative change of a size
+_GAIN, _OFFSET = 0.15, 0.15  # standard deviations of factor and offset, relative to the values'
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Field:
-    """An input that can be changed.  channel: axis of colours or features; space: the axes that positions lie on.
+class InputField:
+    """An input that can be augmented.
 
-    For tokens: `blank` stands for a removed token (None: none known), `mask` names the attention mask beside it.
+    name: of the input.
+    kind: "image", "spectrogram", "tokens" or "vector".
+    channel: axis of colours or features.
+    space: axes of positions; for spectrograms time first.
+    deviation: standard deviation of the values.
+    blank: token that replaces a removed token (None: unknown).
+    mask: name of the attention mask of a token input.
     """
 
     name: str
@@ -35,35 +41,37 @@ class Field:
     mask: str | None = None
 
 
-def mixed(
-    made: Arrays, able: Sequence[Field], way: str, count: int, rng: np.random.Generator
+def mix_samples(
+    inputs: Arrays, fields: Sequence[InputField], method: str, count: int, rng: np.random.Generator
 ) -> tuple[Arrays, np.ndarray]:
-    """Every row with a partner: mixup blends them, cutmix sets a part of the partner (a box; of a spectrum a stretch of time)
-    in its place.  With the matrix of shares."""
+    """Combine every row with another one; returns the inputs, and the matrix [N, N] of the rows' shares.
+
+    mixup blends both rows; cutmix replaces a box of the row (for spectrograms an interval of time) by the other row's.
+    """
     partner = (np.arange(count) + 1 + rng.integers(count - 1)) % count
-    share = rng.random(count) if way == "mixup" else np.zeros(count)
-    if way == "cutmix":
-        field = next(f for f in able if f.space)
-        axes = field.space if field.kind == "picture" else field.space[:1]
-        values = made[field.name]
+    share = rng.random(count) if method == "mixup" else np.zeros(count)
+    if method == "cutmix":
+        field = next(f for f in fields if f.space)
+        axes = field.space if field.kind == "image" else field.space[:1]
+        values = inputs[field.name]
         new = values.copy()
         for i in range(count):
             box = _box(values.shape, axes, rng, float(rng.random() ** (1 / len(axes))))
             new[i][box] = values[partner[i]][box]
             share[i] = 1 - new[i][box].size / new[i].size
-        made[field.name] = new
+        inputs[field.name] = new
     else:
-        for field in able:
-            values = made[field.name]
+        for field in fields:
+            values = inputs[field.name]
             part = share.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-            made[field.name] = part * values + (1 - part) * values[partner]
+            inputs[field.name] = part * values + (1 - part) * values[partner]
     matrix = np.diag(share)
     matrix[np.arange(count), partner] += 1 - share
-    return made, matrix
+    return inputs, matrix
 
 
 def _box(shape: tuple[int, ...], axes: Sequence[int], rng: np.random.Generator, side: float) -> tuple[slice, ...]:
-    """A box of one sample: `side` of each of the axes, anywhere, over all of the others."""
+    """A randomly placed box of one sample: `side` of each of the axes, all of the other axes."""
     index = [slice(None)] * (len(shape) - 1)
     for axis in axes:
         size = max(1, round(side * shape[axis]))
@@ -72,17 +80,17 @@ def _box(shape: tuple[int, ...], axes: Sequence[int], rng: np.random.Generator, 
     return tuple(index)
 
 
-def _flip(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Half of the pictures mirrored left to right."""
+def _flip(values: np.ndarray, field: InputField, inputs: Arrays, rng: np.random.Generator) -> np.ndarray:
+    """Mirror half of the images left to right."""
     turn = rng.random(len(values)) < 0.5
     new = values.copy()
     new[turn] = np.flip(values[turn], field.space[-1])
     return new
 
 
-def _shift(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Moved by up to an eighth along each axis (a spectrum: along time), the border filled by reflection."""
-    axes = field.space if field.kind == "picture" else field.space[:1]
+def _shift(values: np.ndarray, field: InputField, inputs: Arrays, rng: np.random.Generator) -> np.ndarray:
+    """Move by up to an eighth along each axis (spectrograms: along time); the border is filled by reflection."""
+    axes = field.space if field.kind == "image" else field.space[:1]
     reach = {axis: max(1, values.shape[axis] // 8) for axis in axes}
     padded = np.pad(values, [(reach.get(a, 0),) * 2 for a in range(values.ndim)], mode="reflect")
     new = np.empty_like(values)
@@ -95,11 +103,13 @@ def _shift(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Genera
     return new
 
 
-def _stretch(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Every axis of a picture, or the time of a spectrum, longer or shorter around some point; what is missing repeats the
-    border."""
+def _stretch(values: np.ndarray, field: InputField, inputs: Arrays, rng: np.random.Generator) -> np.ndarray:
+    """Stretch or compress images along each axis, or spectrograms along time, around a random point.
+
+    The border is repeated.
+    """
     new = values.copy()
-    for axis in field.space if field.kind == "picture" else field.space[:1]:
+    for axis in field.space if field.kind == "image" else field.space[:1]:
         size = values.shape[axis]
         for i, (change, still) in enumerate(zip(rng.uniform(-1, 1, len(new)), rng.random(len(new)), strict=True)):
             fixed = (size - 1) * still
@@ -111,10 +121,9 @@ def _stretch(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Gene
     return new
 
 
-def _tone(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Other light, another microphone: a factor for a sample, and an offset for every colour or band of it, the same at all
-    positions."""
-    bands = field.space[1:] if field.kind == "spectrum" else ()
+def _tone(values: np.ndarray, field: InputField, inputs: Arrays, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness and contrast: one factor per sample, and one offset per colour or frequency band."""
+    bands = field.space[1:] if field.kind == "spectrogram" else ()
     apart = [a for a in (field.channel, *bands) if a is not None]
     own = [size if a in (0, *apart) else 1 for a, size in enumerate(values.shape)]
     one = [len(values)] + [1] * (values.ndim - 1)
@@ -126,29 +135,30 @@ def _tone(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generat
     return np.asarray(values * factor + (middle * (1 - factor) + offset), values.dtype)
 
 
-def _cutout(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """A box of a quarter of each axis replaced by the sample's mean; in a spectrum a stretch of time or of frequency."""
+def _cutout(values: np.ndarray, field: InputField, inputs: Arrays, rng: np.random.Generator) -> np.ndarray:
+    """Replace a box of a quarter of each axis (spectrograms: an interval of time or frequency) by the sample's mean."""
     new = values.copy()
     for i in range(len(values)):
         axes = field.space
-        if field.kind == "spectrum":
+        if field.kind == "spectrogram":
             axes = (field.space[int(rng.integers(len(field.space)))],)
         new[i][_box(values.shape, axes, rng, 0.25)] = values[i].mean()
     return new
 
 
-def _noise(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
+def _noise(values: np.ndarray, field: InputField, inputs: Arrays, rng: np.random.Generator) -> np.ndarray:
+    """Add Gaussian noise."""
     noise = rng.standard_normal(values.shape, dtype=np.float32) * np.float32(_NOISE * field.deviation)
     return np.asarray(values + noise, values.dtype)
 
 
-def _replace(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Generator) -> np.ndarray:
-    """Some tokens removed (a blank where one is known) or exchanged for others of the batch.
+def _replace_tokens(values: np.ndarray, field: InputField, inputs: Arrays, rng: np.random.Generator) -> np.ndarray:
+    """Replace some tokens by the blank token, where it is known, or by other tokens of the batch.
 
-    The first and the last token of every sentence, and the padding behind it, stay.
+    The first and last token of every sequence and the padding are kept.
     """
     rows, width = values.shape
-    open_ = np.ones(values.shape, bool) if field.mask is None else made[field.mask].astype(bool)
+    open_ = np.ones(values.shape, bool) if field.mask is None else inputs[field.mask].astype(bool)
     last = width - 1 - np.argmax(open_[:, ::-1], axis=1)
     inner = open_.copy()
     inner[:, 0] = False
@@ -164,12 +174,12 @@ def _replace(values: np.ndarray, field: Field, made: Arrays, rng: np.random.Gene
     return new
 
 
-ALONE: dict[str, Callable[[np.ndarray, Field, Arrays, np.random.Generator], np.ndarray]] = {
+PER_SAMPLE: dict[str, Callable[[np.ndarray, InputField, Arrays, np.random.Generator], np.ndarray]] = {
     "flip": _flip,
     "shift": _shift,
     "stretch": _stretch,
     "tone": _tone,
     "cutout": _cutout,
     "noise": _noise,
-    "tokens": _replace,
+    "tokens": _replace_tokens,
 }

@@ -1,4 +1,4 @@
-"""torch is optional: the one line that says so, where it is missing."""
+"""torch is an optional dependency."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from onnxpress.errors import missing_extra
 
 
 def has_torch() -> bool:
+    """Whether torch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
 def require_torch(purpose: str = "training") -> None:
-    """Raises EnvironmentProblem, naming the extra, where torch is not installed.
+    """Raises EnvironmentProblem, which names the extra, where torch is not installed.
 
-    Threads that spin while they wait make a step ten times slower on a busy machine; torch reads this when it is loaded.
+    Sets OMP_WAIT_POLICY, which torch reads when it is imported: spinning threads make a step ten times slower on a busy
+    machine.
     """
     if not has_torch():
         raise missing_extra("torch", "train", purpose)

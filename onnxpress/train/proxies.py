@@ -1,4 +1,4 @@
-"""What an untrained network promises by its gradients on one batch; the proxies that need no torch are in nas/proxies.py."""
+"""Zero-cost proxies that use gradients on one batch; those that need no torch are in nas/evaluation/proxies.py."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from onnxpress.model.signature import signature
 from onnxpress.train.graph.program import Program
 from onnxpress.train.graph.tensors import Tensor, to_torch
 
-_RIDGE = 1e-5  # added to the eigenvalues of a correlation
+_RIDGE = 1e-5  # added to the eigenvalues of a correlation matrix
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def gradient_proxy(name: str, model: ir.Model, batch: Arrays, seed: int = 0) -> float:
-    """One of synflow, snip, grad-norm, jacobian; targets, where it needs some, are random classes.  Raises InputProblem where it says nothing."""
-    ways: dict[str, Callable[[ir.Model, Arrays, int], float]] = {
+    """One of "synflow", "snip", "grad-norm" and "jacobian"; labels, where needed, are random classes.
+
+    batch: inputs by name, batch axis first.
+    Raises InputProblem where the proxy does not apply to the inputs or outputs.
+    """
+    proxies: dict[str, Callable[[ir.Model, Arrays, int], float]] = {
         "synflow": _synflow,
         "snip": _snip,
         "grad-norm": _grad_norm,
         "jacobian": _jacobian,
     }
-    return ways[name](model, batch, seed)
+    return proxies[name](model, batch, seed)
 
 
 def _answers(program: Program, feeds: Mapping[str, Tensor]) -> Tensor:
@@ -40,16 +44,17 @@ def _feeds(batch: Arrays) -> dict[str, Tensor]:
 
 
 def _trained(program: Program) -> list[Tensor]:
-    """Matrices and kernels: what a network's capacity is counted in."""
+    """Weights of two or more dimensions."""
     return [p for p in program.parameters() if p.ndim > 1]
 
 
 def _loss_gradients(model: ir.Model, batch: Arrays, seed: int) -> list[Tensor]:
+    """The weights of the network, with gradients of the cross entropy to random labels."""
     program = Program(model, from_scratch=True)
     scores = _answers(program, _feeds(batch))
     if scores.shape[1] < 2:
         raise InputProblem(
-            "the proxy says nothing of this output", "snip, grad-norm", "one score", "choose another, or macs"
+            "the proxy does not apply to the output", "snip, grad-norm", "it has one score", "use another proxy"
         )
     labels = torch.from_numpy(np.random.default_rng(seed).integers(scores.shape[1], size=scores.shape[0]))
     functional.cross_entropy(scores, labels).backward()
@@ -62,13 +67,16 @@ def _snip(model: ir.Model, batch: Arrays, seed: int) -> float:
 
 
 def _grad_norm(model: ir.Model, batch: Arrays, seed: int) -> float:
+    """Sum of the gradient norms of the weights."""
     return float(sum(p.grad.norm() for p in _loss_gradients(model, batch, seed)))
 
 
 def _synflow(model: ir.Model, batch: Arrays, seed: int) -> float:
-    """log of the sum of |weight * d(sum of outputs)/d weight|, weights by size, input of ones, normalizations as
-    they are stored (Tanaka et al. 2020)."""
-    program = Program(model).in_double()
+    """log of the sum of |weight * d(sum of outputs)/d weight|, for absolute weights and an input of ones.
+
+    Normalizations use their stored statistics.  Tanaka et al. 2020.
+    """
+    program = Program(model).to_float64()
     with torch.no_grad():
         for p in program.parameters():
             p.abs_()
@@ -80,15 +88,15 @@ def _synflow(model: ir.Model, batch: Arrays, seed: int) -> float:
 
 
 def _jacobian(model: ir.Model, batch: Arrays, seed: int) -> float:
-    """How differently the samples' scores depend on their inputs (Mellor et al. 2021, first version): minus the sum of
-    log(v) + 1/v over the eigenvalues of the correlation of the Jacobian's rows."""
+    """Minus the sum of log(v) + 1/v over the eigenvalues v of the correlation matrix of the samples' Jacobians.
+
+    Mellor et al. 2021, first version.
+    """
     program = Program(model, from_scratch=True)
     feeds = _feeds(batch)
     inputs = [t.requires_grad_() for t in feeds.values() if t.dtype.is_floating_point]
     if not inputs or len(inputs[0]) < 2:
-        raise InputProblem(
-            "the proxy says nothing of this input", "jacobian", "no floats, or one sample", "choose another, or macs"
-        )
+        raise InputProblem("the proxy does not apply", "jacobian", "no float input, or one sample", "use another proxy")
     _answers(program, feeds).sum().backward()
     rows = torch.cat([t.grad.reshape(len(t), -1) for t in inputs if t.grad is not None], 1).numpy()
     values = np.linalg.eigvalsh(np.corrcoef(rows)) + _RIDGE

@@ -1,4 +1,4 @@
-"""What a training run is told, as plain values that stand in a plan; no torch here."""
+"""Training settings, as plain values that are stored in plans.  Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,87 +17,101 @@ LAYOUTS = ("channels_first", "channels_last")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """steps: updates in all; batch: samples an update; lr: top of the schedule (0: to be found by trying); warmup: share of the steps.
+class TrainingSettings:
+    """Settings of one training run.
 
-    decay: AdamW's, of weights of two axes and more; clip: of the gradient's norm (0: none); ema: of the averaged weights
-    that are kept in the end (0: the last ones); looks: at the selection samples; patience: looks without a better one
-    that end the run (0: none); loss "auto": to be found by trying, else mse; "blend": soft targets, and mse at first; "none":
-    hard labels alone; features "auto": to be found by trying, else mse;
-    labels: weight of hard labels; feature_weight: of matched inner values at first, feature_share: of the steps after which
-    they (and the mse of a blend) no longer count; threads: of torch, which the last bits depend on;
-    from_scratch: the student was never trained, so batch normalization goes by the batch; growing: pictures are small at first;
-    precision, layout: how it is computed (exec_mode.py).
+    steps: number of weight updates.
+    batch: samples per update.
+    lr: peak learning rate; 0 selects it by short trials.
+    warmup: fraction of the steps with linearly increasing learning rate.
+    weight_decay: AdamW weight decay, applied to weights of two or more dimensions.
+    clip: maximum norm of the gradient; 0 disables clipping.
+    ema: decay of the exponential moving average of the weights, which is the result; 0 uses the last weights.
+    evaluations: number of evaluations on the selection samples.
+    patience: evaluations without improvement after which training stops; 0 disables early stopping.
+    mode: one of MODES.
+    loss: one of LOSSES.  "auto": selected by short trials, else "mse"; "blend": soft targets plus a mean squared error
+        whose weight decays to 0; "none": labels only.
+    temperature: softmax temperature of soft targets.
+    labels_weight: weight of the cross entropy with the labels.
+    features: one of FEATURES.  "auto": selected by short trials, else "mse".
+    features_weight: initial weight of the loss on matched inner values.
+    features_decay_fraction: fraction of the steps over which that weight (and the squared error of "blend") decays
+        linearly to 0; inf keeps it constant.
+    augment: names of augmentations.
+    seed: seed of everything random.
+    threads: number of torch threads; results depend on it in the last bits.
+    from_scratch: the student is untrained, so that batch normalization uses batch statistics.
+    progressive_resizing: images are small at first and grow to full size.
+    precision, layout: execution mode (see exec_mode.py).
     """
 
     steps: int = 1000
     batch: int = 64
     lr: float = 0.0
     warmup: float = 0.05
-    decay: float = 1e-4
+    weight_decay: float = 1e-4
     clip: float = 1.0
     ema: float = 0.99
-    looks: int = 30
+    evaluations: int = 30
     patience: int = 0
     mode: str = "end-to-end"
     loss: str = "auto"
     temperature: float = 4.0
-    labels: float = 0.0
+    labels_weight: float = 0.0
     features: str = "mse"
-    feature_weight: float = 10.0
-    feature_share: float = 0.7
+    features_weight: float = 10.0
+    features_decay_fraction: float = 0.7
     augment: tuple[str, ...] = ()
     seed: int = 0
     threads: int = 1
     from_scratch: bool = False
-    growing: bool = False
+    progressive_resizing: bool = False
     precision: str = PRECISIONS[0]
     layout: str = LAYOUTS[0]
 
-    def check(self) -> Settings:
-        """Itself; raises InputProblem with the option and the range of the first value that makes no sense."""
+    def check(self) -> TrainingSettings:
+        """Return the settings themselves.  Raises InputProblem for the first value that is out of range."""
         for name, low, high in (
             ("steps", 1, 10**9),
             ("batch", 1, 10**6),
             ("lr", 0.0, 100.0),
             ("warmup", 0.0, 1.0),
-            ("decay", 0.0, 1.0),
+            ("weight_decay", 0.0, 1.0),
             ("clip", 0.0, math.inf),
             ("ema", 0.0, 0.99999),
-            ("looks", 1, 10**6),
+            ("evaluations", 1, 10**6),
             ("patience", 0, 10**6),
             ("temperature", 1e-3, 1e3),
-            ("labels", 0.0, 1e6),
-            ("feature_weight", 0.0, 1e6),
-            ("feature_share", 0.0, math.inf),
+            ("labels_weight", 0.0, 1e6),
+            ("features_weight", 0.0, 1e6),
+            ("features_decay_fraction", 0.0, math.inf),
             ("seed", 0, 2**32 - 1),
             ("threads", 1, 4096),
         ):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
-                raise InputProblem(
-                    f"{name} is out of range", f"--{name.replace('_', '-')}", f"got {value}", f"{low:g} to {high:g}"
-                )
+                raise InputProblem("value out of range", f"`{name}`", f"got {value}", f"{low:g} to {high:g}")
         for name, known in (
             ("mode", MODES), ("loss", LOSSES), ("features", FEATURES), ("precision", PRECISIONS), ("layout", LAYOUTS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise InputProblem(f"unknown {name}", getattr(self, name), "", f"one of {', '.join(known)}")
-        if self.loss == "none" and not self.labels and self.features == "none":
-            raise InputProblem("nothing to learn from", "--loss none", "no labels weight, no features", "add a loss")
+        if self.loss == "none" and not self.labels_weight and self.features == "none":
+            raise InputProblem("no training loss", "`loss` none", "`labels_weight` is 0, `features` none", "add a loss")
         return self
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-def read_settings(body: Mapping[str, Any]) -> Settings:
-    """Settings from a plan; raises InputProblem for a word that is not one of them."""
-    known = {f.name for f in fields(Settings)}
+def settings_from_dict(body: Mapping[str, Any]) -> TrainingSettings:
+    """Settings from a plan.  Raises InputProblem for an unknown key or a value out of range."""
+    known = {f.name for f in fields(TrainingSettings)}
     for name in body:
         if name not in known:
             raise InputProblem("unknown setting of distill", name, "", f"one of {', '.join(sorted(known))}")
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
-    given.setdefault("feature_share", math.inf)  # plans without it are older, and their weight did not fall
-    return Settings(**given).check()
+    given.setdefault("features_decay_fraction", math.inf)  # a plan without this key keeps the weight constant
+    return TrainingSettings(**given).check()

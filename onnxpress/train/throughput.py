@@ -1,4 +1,4 @@
-"""How fast a network trains: seconds a sample takes forwards and backwards, measured, in the way that is fastest for it."""
+"""Training throughput: measured seconds per sample of a forward and backward pass in the fastest execution mode."""
 
 from __future__ import annotations
 
@@ -9,37 +9,41 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from onnxpress.train.distillation.runner import threads
-from onnxpress.train.exec_mode import Way, full, ways
+from onnxpress.train.distillation.runner import torch_threads
+from onnxpress.train.exec_mode import ExecMode, exec_modes, to_float32
 from onnxpress.train.graph.program import Program
 
 _STEPS = 2
-_SLOWER = 2.0  # times the plain way in its first step, from which on a way is not timed further
-_GAIN = 1.1  # times as fast as the plain way, from which on another is worth it
+_MAX_SLOWDOWN = 2.0  # a mode whose first step takes this many times that of the default mode is not timed further
+_MIN_SPEEDUP = 1.1  # over the default mode, for another mode to be selected
 
 
-def fastest(model: ir.Model, batch: Mapping[str, np.ndarray], cores: int) -> tuple[Way, float]:
-    """The way, and seconds a sample.  batch: inputs of some dozens of samples, batch axis first.
+def fastest_exec_mode(model: ir.Model, batch: Mapping[str, np.ndarray], cores: int) -> tuple[ExecMode, float]:
+    """The fastest execution mode, and its seconds per sample.
 
-    Raises InputProblem for operators that cannot be trained."""
+    batch: inputs of some dozens of samples, batch axis first.
+    cores: number of torch threads.
+    Raises InputProblem for operators that cannot be trained.
+    """
     program = Program(model, from_scratch=True)
     inputs = {n: torch.from_numpy(v) for n, v in batch.items()}
     count = len(next(iter(batch.values())))
-    plain, *others = ways()
-    with threads(cores):
-        first = _step(program, inputs, plain)
-        seconds = {plain: min([first, *(_step(program, inputs, plain) for _ in range(_STEPS))]) / count}
-        for way in others:
-            warm = _step(program, inputs, way)
-            again = (_step(program, inputs, way) for _ in range(_STEPS if warm < _SLOWER * first else 0))
-            seconds[way] = min([warm, *again]) / count
-    best = min(seconds, key=lambda way: seconds[way] * (1.0 if way == plain else _GAIN))
+    default, *others = exec_modes()
+    with torch_threads(cores):
+        first = _step_seconds(program, inputs, default)
+        seconds = {default: min([first, *(_step_seconds(program, inputs, default) for _ in range(_STEPS))]) / count}
+        for mode in others:
+            warmup = _step_seconds(program, inputs, mode)
+            repeats = _STEPS if warmup < _MAX_SLOWDOWN * first else 0
+            seconds[mode] = min([warmup, *(_step_seconds(program, inputs, mode) for _ in range(repeats))]) / count
+    best = min(seconds, key=lambda mode: seconds[mode] * (1.0 if mode == default else _MIN_SPEEDUP))
     return best, seconds[best]
 
 
-def _step(program: Program, inputs: Mapping[str, torch.Tensor], way: Way) -> float:
+def _step_seconds(program: Program, inputs: Mapping[str, torch.Tensor], mode: ExecMode) -> float:
+    """Seconds of one forward and backward pass."""
     start = time.perf_counter()
-    with way():
-        answers = program(way.laid(inputs))
-    sum(v.square().mean() for v in full(answers).values()).backward()
+    with mode.autocast():
+        outputs = program(mode.to_layout(inputs))
+    sum(v.square().mean() for v in to_float32(outputs).values()).backward()
     return time.perf_counter() - start

@@ -102,7 +102,7 @@ print(done.weights, done.bytes_before, done.bytes_after, int(high.split()[1]) * 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak_memory memory is read from Linux's /proc")
 def test_four_gigabytes_take_less_than_one_and_a_half(tmp_path: Path) -> None:
     width, layers = 8192, 16  # of 256 MiB each
     rng = np.random.default_rng(0)
@@ -125,11 +125,11 @@ def test_four_gigabytes_take_less_than_one_and_a_half(tmp_path: Path) -> None:
     (tmp_path / "big.onnx").write_bytes(proto.SerializeToString())
     given = [sys.executable, "-c", _RUN, str(tmp_path / "big.onnx"), str(tmp_path / "small.onnx")]
     said = subprocess.run(given, capture_output=True, text=True, check=True)
-    weights, before, after, peak = (int(n) for n in said.stdout.split())
+    weights, before, after, peak_memory = (int(n) for n in said.stdout.split())
     assert weights == layers
     assert before > 4e9
     assert after < 0.26 * before
-    assert peak < 1.5e9, f"{peak / 1e9:.2f} GB"
+    assert peak_memory < 1.5e9, f"{peak_memory / 1e9:.2f} GB"
     onnx.checker.check_model(str(tmp_path / "small.onnx"))
     small = load(tmp_path / "small.onnx")
     codes = [v.const_value for v in small.graph.initializers.values() if v.dtype == ir.DataType.INT8]

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress.cli.main import run
 from onnxpress.evaluate.baseline import machine_fingerprint
 from onnxpress.model import files
-from onnxpress.train.settings import read_settings
+from onnxpress.train.settings import settings_from_dict
 from tests import nets
 
 
@@ -340,7 +340,7 @@ def other_teacher(folder: Path) -> Path:
 def damaged_run(folder: Path) -> list[str]:
     pytest.importorskip("torch")
     (folder / "out.run").mkdir()
-    settings = read_settings({}).plain()
+    settings = settings_from_dict({}).plain()
     (folder / "out.run" / "settings.json").write_text(json.dumps(settings))
     (folder / "out.run" / "checkpoint.pt").write_bytes(b"no checkpoint")
     return distill(folder, "--resume")
@@ -432,7 +432,7 @@ ROWS = [
     Row("no goal of pruning", lambda d: prune(d), ("one goal", "--speedup")),
     Row("two goals of pruning", lambda d: prune(d, "--ratio", "0.3", "--macs", "0.5"), ("one goal", "2 were given")),
     Row("share left above one", lambda d: prune(d, "--macs", "1.5"), ("--macs", "between 0 and 1")),
-    Row("speed-up below one", lambda d: prune(d, "--speedup", "0.5"), ("--speedup", "above 1")),
+    Row("speed-up below one", lambda d: prune(d, "--speedup", "0.5"), ("--speedup", "between 1")),
     Row("granularity of nothing", lambda d: prune(d, "--ratio", "0.3", "--granularity", "0"), ("granularity",)),
     Row("unknown criterion", lambda d: prune(d, "--ratio", "0.3", "--criterion", "luck"), ("luck",)),
     Row("ratio that is no number", lambda d: prune(d, "--ratio", "much"), ("much",)),
@@ -585,7 +585,7 @@ ROWS = [
     Row(
         "a baseline of a sweep",
         lambda d: bench(d, "--threads", "1,2", "--save-baseline", str(d / "b.json")),
-        ("one condition",),
+        ("one number of threads",),
     ),
     Row("a report into no folder", lambda d: bench(d, "--junit", str(d / "no" / "j.xml")), ("folder", "no")),
     Row("a report over the model", lambda d: bench(d, "--markdown", str(good(d))), ("overwrite",)),
@@ -603,7 +603,7 @@ ROWS = [
     Row("a match without a sign", lambda d: distill(d, "--closed-form", "--match", "relu"), ("T=S", "relu")),
     Row("a match of a ghost", lambda d: distill(d, "--closed-form", "--match", "ghost=ghost"), ("ghost", "teacher")),
     Row("unknown augmentation", lambda d: distill(d, "--augment", "flip,blur"), ("blur", "cutmix")),
-    Row("an augmentation that does not fit", lambda d: distill(d, "--augment", "tokens"), ("tokens", "picture")),
+    Row("an augmentation that does not fit", lambda d: distill(d, "--augment", "tokens"), ("tokens", "image")),
     Row("negative learning rate", lambda d: distill(d, "--lr", "-1"), ("lr", "out of range")),
     Row("negative steps", lambda d: distill(d, "--steps", "-3"), ("steps", "negative")),
     Row("nothing to learn from", lambda d: distill(d, "--loss", "none", "--features", "none"), ("nothing to learn",)),

@@ -94,7 +94,7 @@ def test_a_killed_command_resumes(
     def dying(self: Trainer) -> float:
         if self.settings.steps == 24:
             self.save(folder / "out.run" / "checkpoint.pt")
-            if self.done == 15:
+            if self.steps_done == 15:
                 raise KeyboardInterrupt
         return real(self)
 

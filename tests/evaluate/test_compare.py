@@ -52,7 +52,7 @@ def test_worst_samples_come_first(cut: str) -> None:
     assert own.metric == "<lambda>"
     assert 0 < f1.low <= f1.drop <= f1.high
     assert len(found.worst) == 4
-    assert all(s.bytes_before == s.label != s.bytes_after for s in found.worst), "those that were right come first"
+    assert all(s.before == s.label != s.after for s in found.worst), "regressions come first"
     assert [s.error for s in found.worst] == sorted((s.error for s in found.worst), reverse=True)
     assert found.drops == {m.metric: m.drop for m in found.metrics}
     assert set(compare(MODEL, cut, data).drops) == {"top-1"}
@@ -116,7 +116,7 @@ def test_detectors_are_scored_with_a_function() -> None:
     same = compare(model, model, data, metric=["map"], decode=decode).metrics[0]
     assert (same.value, same.reference) == (1.0, 1.0)
     other = compare(
-        model, prune(model, data, options=PruneOptions(0.6, refit=False)).model, data, metrics=["map"], decode=decode
+        model, prune(model, data, options=PruneOptions(0.6, refit=False)).model, data, metric=["map"], decode=decode
     ).metrics[0]
     assert other.value < 1.0
     with pytest.raises(InputProblem, match="`decode`"):

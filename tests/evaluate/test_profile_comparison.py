@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress import depth, prune, quantize
-from onnxpress.evaluate.profile_comparison import profile_compare, widths
+from onnxpress.evaluate.profile_comparison import channel_widths, profile_compare
 from onnxpress.model import edit
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.structure.depth import DepthOptions
@@ -22,24 +22,24 @@ def test_every_layer_has_a_time_in_both_models() -> None:
     done = quantize(model, nets.samples(model, 8)).model
     found = profile_compare(model, done, feeds(model), 0.4)
     weighted = [n.name for n in model.graph if n.op_type in ("Conv", "Gemm")]
-    assert [p.name for p in found.details.layers] == weighted == [p.name for p in found.widths]
-    assert all(p.bytes_before > 0 and p.bytes_after > 0 for p in found.details.layers)
+    assert [p.name for p in found.layers] == weighted == [p.name for p in found.widths]
+    assert all(p.before > 0 and p.after > 0 for p in found.layers)
     ops = {p.name: p for p in found.operators}
-    assert ops["QLinearConv"].bytes_before == 0 < ops["QLinearConv"].bytes_after
-    total = sum(p.bytes_before for p in found.operators)
-    assert sum(p.bytes_before for p in found.details.layers) <= total
+    assert ops["QLinearConv"].before == 0 < ops["QLinearConv"].after
+    total = sum(p.before for p in found.operators)
+    assert sum(p.before for p in found.layers) <= total
 
 
 def test_widths_follow_pruning_and_removed_layers() -> None:
     model = nets.residual(width=64, blocks=3)
     data = nets.samples(model, 8)
-    narrow = widths(model, prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model)
-    assert any(p.bytes_after < p.bytes_before for p in narrow)
-    assert all(p.bytes_after > 0 for p in narrow)
-    shallow = widths(model, depth(model, data, options=DepthOptions(remove=1)).model)
-    assert sum(p.bytes_after == 0 for p in shallow) == 2, "a block of two convolutions"
-    assert all(p.bytes_after in (0, p.bytes_before) for p in shallow)
-    assert widths(model, quantize(model, data).model) == widths(model, model), "integers are as wide"
+    narrow = channel_widths(model, prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model)
+    assert any(p.after < p.before for p in narrow)
+    assert all(p.after > 0 for p in narrow)
+    shallow = channel_widths(model, depth(model, data, options=DepthOptions(remove=1)).model)
+    assert sum(p.after == 0 for p in shallow) == 2, "a block of two convolutions"
+    assert all(p.after in (0, p.before) for p in shallow)
+    assert channel_widths(model, quantize(model, data).model) == channel_widths(model, model), "integers are as wide"
 
 
 def test_a_layer_fused_from_two_nodes_keeps_its_name() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,11 +22,11 @@ from tests import nets
     ("speedup", "low", "high", "passed", "decided", "why"),
     [
         (0.90, 0.88, 0.92, False, True, "above the allowed 1.050"),
-        (0.90, 0.80, 1.01, True, False, "decides nothing"),
+        (0.90, 0.80, 1.01, True, False, "inconclusive"),
         (0.99, 0.97, 1.01, True, True, "no significant difference"),
         (0.98, 0.97, 0.99, True, True, "below the allowed 1.050"),
         (1.50, 1.40, 1.60, True, True, "below the allowed 1.050"),
-        (1.00, 0.0, 3.0, True, False, "decides nothing"),
+        (1.00, 0.0, 3.0, True, False, "inconclusive"),
     ],
 )
 def test_decided_by_the_interval(
@@ -76,7 +78,7 @@ def test_a_stored_baseline_by_file_and_by_reference(
     kept = str(tmp_path / "b.json")
     assert run(["bench", small, "--seconds", "0.2", "-q", "--save-baseline", kept]) == 0
     usual = ["--baseline", kept, "--seconds", "0.2", "-q", "--json", "--fail-slower", "20%"]
-    for how in ("timed beside", "reference"):
+    for how in ("interleaved", "reference"):
         capsys.readouterr()
         code = run(["bench", large, *usual])
         decision = json.loads(capsys.readouterr().out)["decisions"][0]
@@ -94,3 +96,13 @@ def test_a_forced_baseline_of_another_machine(pair: tuple[str, str], tmp_path: P
     kept.write_text(json.dumps(body))
     assert run(["bench", small, "--seconds", "0.1", "-q", "--baseline", str(kept)]) == 2
     assert run(["bench", small, "--seconds", "0.1", "-q", "--baseline", str(kept), "--force"]) == 0
+
+
+def test_measurements_need_no_command_line() -> None:
+    """The functions run where click is not installed."""
+    program = (
+        "import sys; sys.modules['click'] = None\n"
+        "from onnxpress.evaluate import baseline, bench, compare, gate, slowdown\n"
+        "gate.GateOptions(fail_slower=0.05).check({'old': 'a.onnx', 'new': 'b.onnx'}, bench.BenchConditions())\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

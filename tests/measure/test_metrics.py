@@ -135,7 +135,7 @@ def test_map_decodes_boxes_with_a_function() -> None:
     assert measured("map", sure, lost, decode=decode).reference == 1.0
     with pytest.raises(InputProblem, match="give `decode`"):
         measured("map", sure, lost, [label] * 3)
-    with pytest.raises(InputProblem, match="not a table of boxes"):
+    with pytest.raises(InputProblem, match="not an array of boxes"):
         measured("map", sure, lost, ["cat"] * 3, decode=decode)
     with pytest.raises(InputProblem, match="the decoder failed"):
         measured("map", sure, lost, [label] * 3, decode=lambda outputs: outputs["absent"])
@@ -153,7 +153,7 @@ def test_errors_name_what_does_not_fit() -> None:
     ):
         with pytest.raises(InputProblem, match=message):
             measured(name, rows, rows, labels)
-    with pytest.raises(InputProblem, match="scores of classes"):
+    with pytest.raises(InputProblem, match="class scores"):
         measured("top-1", rows, rows, [0, 1, 2], answer=None)
     with pytest.raises(InputProblem, match="the metric failed"):
         measured("mine", rows, rows, [0, 1, 2], own=lambda outputs, label: outputs["absent"])

@@ -1,4 +1,4 @@
-"""Fronts, evolution, studies and proxies; and the search from space to files, as a user runs it."""
+"""Pareto fronts, evolution, studies and proxies; and the whole search from the command line."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from onnxpress.errors import InputProblem
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.evaluation import proxies
-from onnxpress.nas.evaluation.costs import costs
-from onnxpress.nas.request import Request, read_request
-from onnxpress.nas.search import affordable, promising
-from onnxpress.nas.spaces.registry import space
+from onnxpress.nas.evaluation.costs import count_costs
+from onnxpress.nas.request import NasRequest, request_from_dict
+from onnxpress.nas.search import limit_trainees, select_promising
+from onnxpress.nas.spaces.registry import load_space
 from onnxpress.nas.strategies import pareto
-from onnxpress.nas.strategies.study import Entry, Study, fixed
-from onnxpress.nas.strategies.surrogate import Surrogate, volume
+from onnxpress.nas.strategies.study import Study, TrialResult, fixed_trial
+from onnxpress.nas.strategies.surrogate import Surrogate, hypervolume
 from onnxpress.runtime.session import open_session, run
 from tests.nas import tasks
-from tests.nas.spaces.test_registry import Drawn
+from tests.nas.spaces.test_registry import RandomTrial
 
 
 def test_ranks_by_hand() -> None:
     points = np.array([[1, 4], [2, 2], [4, 1], [3, 3], [4, 4], [2, 2]])
-    assert pareto.ranks(points).tolist() == [0, 0, 0, 1, 2, 0]
-    assert pareto.front(points.tolist()) == [0, 1, 5, 2]
-    assert set(pareto.best(points, 2)) <= {0, 1, 2, 5}
-    assert pareto.best(points, 6)[-1] == 4
-    assert pareto.front([]) == []
+    assert pareto.dominance_ranks(points).tolist() == [0, 0, 0, 1, 2, 0]
+    assert pareto.pareto_front(points.tolist()) == [0, 1, 5, 2]
+    assert set(pareto.select_best(points, 2)) <= {0, 1, 2, 5}
+    assert pareto.select_best(points, 6)[-1] == 4
+    assert pareto.pareto_front([]) == []
 
 
-def test_the_ends_of_a_front_stand_alone() -> None:
-    assert np.isinf(pareto.crowding(np.array([[0.0, 5], [1, 4], [5, 0]]))[[0, 2]]).all()
+def test_crowding_distance_of_the_ends_is_infinite() -> None:
+    assert np.isinf(pareto.crowding_distance(np.array([[0.0, 5], [1, 4], [5, 0]]))[[0, 2]]).all()
 
 
 LAND = Surrogate(0, edges=10)
@@ -57,7 +57,7 @@ def build(trial: Any, land: Surrogate = LAND) -> tuple[str, Callable[[], tuple[f
 def reached(strategy: str, seed: int, trials: int) -> float:
     study, land = Study(None, "s", strategy, seed, population=20), Surrogate(seed)
     study.run(lambda trial: build(trial, land), trials)
-    return volume([(e.quality, e.latency) for e in study.entries()])
+    return hypervolume([(e.quality, e.latency) for e in study.results()])
 
 
 @pytest.mark.slow
@@ -72,38 +72,38 @@ def test_evolution_beats_random_search_on_a_few_landscapes() -> None:
     assert np.mean([reached("evolution", s, 160) - reached("random", s, 160) for s in range(4)]) > 0
 
 
-def test_volume_by_hand() -> None:
-    assert volume([(0.5, 0.5)]) == pytest.approx(0.25)
-    assert volume([(0.5, 0.5), (0.25, 0.25), (0.4, 0.6)]) == pytest.approx(0.25 + 0.25 * 0.25)
-    assert volume([]) == 0
+def test_hypervolume_by_hand() -> None:
+    assert hypervolume([(0.5, 0.5)]) == pytest.approx(0.25)
+    assert hypervolume([(0.5, 0.5), (0.25, 0.25), (0.4, 0.6)]) == pytest.approx(0.25 + 0.25 * 0.25)
+    assert hypervolume([]) == 0
 
 
-def test_a_study_goes_on_where_it_stopped_and_draws_the_same(tmp_path: Path) -> None:
+def test_a_continued_study_draws_the_same(tmp_path: Path) -> None:
     whole = Study(tmp_path / "whole.db", "s", "evolution", 3, population=6)
     whole.run(build, 20)
     for stop in (9, 20):
         part = Study(tmp_path / "part.db", "s", "evolution", 3, population=6)
         part.run(build, stop)
-    assert [e.choices for e in part.entries()] == [e.choices for e in whole.entries()]
+    assert [e.choices for e in part.results()] == [e.choices for e in whole.results()]
 
 
-def test_a_study_begins_with_what_others_found(tmp_path: Path) -> None:
-    """Once, in a new study; a choice that the space does not know is passed over, one that is not given is drawn."""
+def test_a_study_begins_with_given_choices(tmp_path: Path) -> None:
+    """In a new study only; unknown parameters are ignored, missing ones are drawn."""
     before = Study(None, "s", "evolution", 3, population=6)
     before.run(build, 12)
-    known = [e.choices for e in before.entries()[7:9]]
+    known = [e.choices for e in before.results()[7:9]]
     first = next(iter(known[0]))
     part = {k: v for k, v in known[1].items() if k != first} | {"stranger": 3}
     study = Study(tmp_path / "s.db", "s", "evolution", 0, population=6)
     study.begin_with([known[0], part])
     study.run(build, 5)
-    tried = [e.choices for e in study.entries()]
+    tried = [e.choices for e in study.results()]
     assert tried[0] == known[0]
     assert {k: v for k, v in tried[1].items() if k != first} == {k: v for k, v in part.items() if k != "stranger"}
     study.begin_with(known)
     study.run(build, 6)
-    assert len(study.entries()) == 6
-    assert study.entries()[5].choices != known[0]
+    assert len(study.results()) == 6
+    assert study.results()[5].choices != known[0]
 
 
 def test_a_network_built_twice_is_measured_once(tmp_path: Path) -> None:
@@ -121,56 +121,58 @@ def test_a_network_built_twice_is_measured_once(tmp_path: Path) -> None:
     study = Study(tmp_path / "s.db", "s", "random", 0)
     study.run(two, 12)
     assert sorted(measured) == ["0", "1"]
-    twins = [e for e in study.entries() if e.twin is not None]
-    assert len(twins) == 10
-    assert all(e.facts["key"] == study.entries()[e.twin].facts["key"] for e in twins)
+    duplicates = [e for e in study.results() if e.duplicate_of is not None]
+    assert len(duplicates) == 10
+    assert all(e.facts["key"] == study.results()[e.duplicate_of].facts["key"] for e in duplicates)
 
 
-def test_what_breaks_the_limits_is_left() -> None:
+def test_evolution_avoids_violations() -> None:
     def limited(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
         accuracy, time = LAND.ask(trial)
         return json.dumps(trial.params, sort_keys=True), lambda: (accuracy, time, max(0.0, time / 0.2 - 1), {})
 
     study = Study(None, "s", "evolution", 0, population=16)
     study.run(limited, 120)
-    kept = [e.violation == 0 for e in study.entries()]
+    kept = [e.violation == 0 for e in study.results()]
     assert sum(kept[-40:]) > sum(kept[:40])
 
 
-def test_structure_sees_wiring_and_not_names_or_numbers() -> None:
-    first = space("image-small")(Drawn(2), tasks.PICTURE)
-    drawn = Drawn(2)
-    same = space("image-small")(drawn, tasks.PICTURE)
+def test_structural_hash_ignores_names_and_values() -> None:
+    first = load_space("image-small")(RandomTrial(2), tasks.IMAGE)
+    first_trial = RandomTrial(2)
+    same = load_space("image-small")(first_trial, tasks.IMAGE)
     assert structural_hash(first) == structural_hash(same)
     for node in same.graph:
         node.name = f"other_{node.name}"
     assert structural_hash(first) == structural_hash(same)
-    assert structural_hash(first) != structural_hash(space("image-small")(Drawn(3), tasks.PICTURE))
-    assert structural_hash(first) == structural_hash(space("image-small")(fixed(drawn.params), tasks.PICTURE))
+    assert structural_hash(first) != structural_hash(load_space("image-small")(RandomTrial(3), tasks.IMAGE))
+    assert structural_hash(first) == structural_hash(
+        load_space("image-small")(fixed_trial(first_trial.params), tasks.IMAGE)
+    )
 
 
 @pytest.mark.parametrize("name", proxies.PROXIES)
-def test_proxies_are_numbers_that_tell_networks_apart(name: str) -> None:
+def test_proxies_are_finite_and_differ_between_networks(name: str) -> None:
     if name in proxies.GRADIENT:
         pytest.importorskip("torch")
-    batch = tasks.batch(tasks.PICTURE, 16)
+    batch = tasks.batch(tasks.IMAGE, 16)
     found = []
     for seed in range(3):
-        model = space("image-small")(Drawn(seed), tasks.PICTURE)
+        model = load_space("image-small")(RandomTrial(seed), tasks.IMAGE)
         before = run(open_session(model), batch)[0]
-        counted = costs(model, tasks.batch(tasks.PICTURE))
-        found.append(proxies.proxy(name, model, batch, counted))
-        assert found[-1] == pytest.approx(proxies.proxy(name, model, batch, counted), rel=1e-3)
+        counted = count_costs(model, tasks.batch(tasks.IMAGE))
+        found.append(proxies.compute_proxy(name, model, batch, counted))
+        assert found[-1] == pytest.approx(proxies.compute_proxy(name, model, batch, counted), rel=1e-3)
         np.testing.assert_array_equal(run(open_session(model), batch)[0], before)
     assert np.isfinite(found).all()
     assert len(set(found)) == 3
 
 
 def test_naswot_by_hand() -> None:
-    """Two samples, three Relus: K counts the places where both are on or both are off."""
-    from onnxpress.nas.spaces.network import Net
+    """Two samples, three Relus: K counts the activations that are both on or both off."""
+    from onnxpress.nas.spaces.network import NetworkBuilder
 
-    net = Net()
+    net = NetworkBuilder()
     model = net.model({"y": net.activation(net.input("x", (3,)))})
     batch = {"x": np.array([[1, 1, -1], [1, -1, -1]], np.float32)}
     assert proxies.naswot(model, batch) == pytest.approx(np.log(3 * 3 - 2 * 2), abs=1e-6)
@@ -192,10 +194,10 @@ COMMON = [
 def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
-    assert cli([*command, "--trials", "4", "--time-budget", "5s", "--pupils", "2", "--keep", "1", "--json"]) == 0
+    assert cli([*command, "--trials", "4", "--time-budget", "5s", "--trainees", "2", "--keep", "1", "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert body["kind"] == "nas"
-    assert 1 <= body["looked_at"] <= 4
+    assert 1 <= body["evaluated"] <= 4
     files = sorted((tmp_path / "out" / "front").glob("*.onnx"))
     assert files
     for file in files:
@@ -224,25 +226,23 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
         "--json",
     ]
     assert cli(warm) == 0
-    assert json.loads(capsys.readouterr().out)["looked_at"] == 1
+    assert json.loads(capsys.readouterr().out)["evaluated"] == 1
     (record,) = (tmp_path / "next" / "front").glob("*.json")
     assert json.loads(record.read_text())["choices"] == json.loads(files[0].with_suffix(".json").read_text())["choices"]
     report = (tmp_path / "out" / "report.md").read_text()
     for file in files:
-        assert (
-            f"onnxpress nas build front/{file.stem}.json --teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}"
-            in report
-        )
+        samples = f"--teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}"
+        assert f"onnxpress nas build front/{file.stem}.json {samples}" in report
 
 
-@pytest.mark.parametrize(("seconds", "pupils", "keep"), [(5400, 8, 2), (300, 8, 2), (20, 2, 2), (2, 1, 1)])
-def test_a_short_time_trains_few(seconds: float, pupils: int, keep: int) -> None:
-    wish = affordable(Request("image-small"), seconds)
-    assert (wish.pupils, wish.keep) == (pupils, keep)
+@pytest.mark.parametrize(("seconds", "trainees", "keep"), [(5400, 8, 2), (300, 8, 2), (20, 2, 2), (2, 1, 1)])
+def test_a_short_time_budget_limits_the_trainees(seconds: float, trainees: int, keep: int) -> None:
+    request = limit_trainees(NasRequest("image-small"), seconds)
+    assert (request.trainees, request.keep) == (trainees, keep)
 
 
 @pytest.mark.slow
-def test_a_search_ends_near_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_ends_near_its_time_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON[:-1], "-o", str(tmp_path / "out")]
     start = time.monotonic()
@@ -258,9 +258,9 @@ def test_a_search_ends_near_its_time(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["image-huge"], "no such search space"),
         (["image-small", "--proxy", "hope"], "unknown proxy"),
-        (["image-small", "--trials", "0"], "too small"),
-        (["image-small", "--latency-ms", "0"], "above zero"),
-        (["image-small", "--warm", "no-such-search"], "no earlier search is there"),
+        (["image-small", "--trials", "0"], "out of range"),
+        (["image-small", "--latency-ms", "0"], "must be positive"),
+        (["image-small", "--warm", "no-such-search"], "no earlier search"),
         (["text-encoder"], "encoder takes tokens"),
         (["image-small", "--storage", "postgresql://nobody@127.0.0.1:1/none"], "storage"),
     ],
@@ -277,12 +277,19 @@ def test_bad_input_is_one_line(
 
 
 def test_a_record_of_another_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = {"space": "image-small", "seed": 0, "teach": True, "parts": {"teacher": "x"}, "choices": {}, "lessons": []}
+    record = {
+        "space": "image-small",
+        "seed": 0,
+        "use_teacher": True,
+        "hashes": {"teacher": "x"},
+        "choices": {},
+        "trainings": [],
+    }
     (tmp_path / "r.json").write_text(json.dumps(record))
     (tmp_path / "s.json").write_text('{"space": "cell"}')
     for name, said in (
-        ("r", "not the search's files.*teacher"),
-        ("s", "no record of a candidate"),
+        ("r", "differ from the search's.*teacher"),
+        ("s", "not a record of a candidate"),
         ("t", "no such record"),
     ):
         build = ["nas", "build", str(tmp_path / f"{name}.json"), "-t", str(DIGITS / "digits.onnx"), *COMMON]
@@ -291,24 +298,24 @@ def test_a_record_of_another_search_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "again.onnx").exists()
 
 
-def test_a_proxy_of_ones_own(tmp_path: Path) -> None:
+def test_a_user_proxy(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def depth(model, batch):\n    return len(model.graph)\n\ndef bad(model, batch): 1 / 0\n"
     )
-    model = space("image-small")(Drawn(0), tasks.PICTURE)
-    counted = costs(model, tasks.batch(tasks.PICTURE))
-    assert proxies.proxy(f"{tmp_path / 'mine.py'}:depth", model, {}, counted) == len(model.graph)
+    model = load_space("image-small")(RandomTrial(0), tasks.IMAGE)
+    counted = count_costs(model, tasks.batch(tasks.IMAGE))
+    assert proxies.compute_proxy(f"{tmp_path / 'mine.py'}:depth", model, {}, counted) == len(model.graph)
     with pytest.raises(InputProblem, match=r"the proxy failed.*ZeroDivisionError"):
-        proxies.proxy(f"{tmp_path / 'mine.py'}:bad", model, {}, counted)
+        proxies.compute_proxy(f"{tmp_path / 'mine.py'}:bad", model, {}, counted)
     with pytest.raises(InputProblem, match="no such function"):
-        proxies.check(f"{tmp_path / 'mine.py'}:other")
+        proxies.check_proxy(f"{tmp_path / 'mine.py'}:other")
 
 
-def test_a_limit_that_nothing_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_that_no_candidate_meets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
     assert cli([*command, "--trials", "2", "--time-budget", "20s", "--latency-ms", "0.0001"]) == 2
-    assert "no candidate keeps the limits" in capsys.readouterr().err
+    assert "no candidate meets the limits" in capsys.readouterr().err
 
 
 def test_without_optuna_one_line_names_the_extra(
@@ -319,26 +326,26 @@ def test_without_optuna_one_line_names_the_extra(
     assert "onnxpress[nas]" in capsys.readouterr().err
 
 
-def test_limits_are_checked_by_the_library_too() -> None:
+def test_requests_are_checked() -> None:
 
-    with pytest.raises(InputProblem, match="pupils"):
-        Request("cell", pupils=0).check()
+    with pytest.raises(InputProblem, match="trainees"):
+        NasRequest("cell", trainees=0).check()
 
 
 @pytest.mark.alone
-def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Path) -> None:
+def test_a_teacher_with_batch_size_one_and_probabilities(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     import onnx
 
     from onnxpress.data.dataset import Splits
     from onnxpress.model.files import save
-    from onnxpress.nas.evaluation.evaluator import Look
+    from onnxpress.nas.evaluation.evaluator import Evaluator
     from onnxpress.nas.search import search
-    from onnxpress.nas.spaces.network import Net
+    from onnxpress.nas.spaces.network import NetworkBuilder
     from onnxpress.runtime.machine import this_machine
     from tests import nets
 
-    net = Net()
+    net = NetworkBuilder()
     x = net.global_pool(net.conv_norm(net.input("image", (3, 8, 8)), 16))
     scores = net.dense(x, 5)
     proto = onnx.load_from_string(
@@ -350,15 +357,15 @@ def test_a_teacher_of_one_sample_at_a_time_that_gives_probabilities(tmp_path: Pa
     (tmp_path / "teacher.onnx").write_bytes(proto.SerializeToString())
     teacher = load(tmp_path / "teacher.onnx")
     splits = Splits(*(nets.samples(teacher, count, seed) for seed, count in enumerate((40, 20, 20))))
-    request = Request("image-small", trials=2, seconds=4, pupils=1, keep=1)
-    outcome = search(Look(teacher, splits, request, True, this_machine()), tmp_path / "out")
-    found = outcome.found[0]
+    request = NasRequest("image-small", trials=2, time_budget=4, trainees=1, keep=1)
+    outcome = search(Evaluator(teacher, splits, request, True, this_machine()), tmp_path / "out")
+    found = outcome.networks[0]
     rows = run(open_session(found.model), {"image": np.zeros((3, 3, 8, 8), np.float32)})[0]
     np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)
     save(found.model, tmp_path / "found.onnx")
 
 
-def test_choices_that_build_nothing_are_passed_over() -> None:
+def test_choices_that_build_no_network_are_pruned() -> None:
     def picky(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
         if trial.suggest_int("x", 0, 9) < 5:
             raise InputProblem("this one is no network")
@@ -366,7 +373,7 @@ def test_choices_that_build_nothing_are_passed_over() -> None:
 
     study = Study(None, "s", "random", 0)
     study.run(picky, 20)
-    assert 0 < len(study.entries()) < 20
+    assert 0 < len(study.results()) < 20
 
     def never(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
         raise InputProblem("none is a network")
@@ -375,15 +382,15 @@ def test_choices_that_build_nothing_are_passed_over() -> None:
         Study(None, "s", "random", 0).run(never, 5)
 
 
-def test_structure_sees_resolution_and_sharing() -> None:
-    from onnxpress.nas.spaces.network import Net
+def test_structural_hash_depends_on_resolution_and_sharing() -> None:
+    from onnxpress.nas.spaces.network import NetworkBuilder
 
     def at(size: int) -> str:
-        net = Net()
+        net = NetworkBuilder()
         return structural_hash(net.model({"y": net.global_pool(net.resized(net.input("x", (3, 32, 32)), size))}))
 
     def summed(shared: bool) -> str:
-        net = Net()
+        net = NetworkBuilder()
         x = net.input("x", (3, 8, 8))
         first = net.conv(x, 4)
         return structural_hash(net.model({"y": net.add(first, first if shared else net.conv(x, 4))}))
@@ -392,10 +399,10 @@ def test_structure_sees_resolution_and_sharing() -> None:
     assert summed(True) != summed(False)
 
 
-def test_size_may_be_an_aim_of_its_own() -> None:
-    """Two as good and as fast: the smaller one stays on the front, the larger does not; and one that is only smaller does."""
-    request = Request("image-small", aims=("size",))
-    assert read_request(json.loads(json.dumps(request.plain()))) == request
+def test_size_as_an_objective() -> None:
+    """Of two with equal quality and latency the smaller one is on the front; so is one that is only smaller."""
+    request = NasRequest("image-small", aims=("size",))
+    assert request_from_dict(json.loads(json.dumps(request.as_dict()))) == request
     points = [(1.0, 1.0, 90), (1.0, 1.0, 50), (0.5, 2.0, 10)]
     queue = iter(points)
 
@@ -404,29 +411,32 @@ def test_size_may_be_an_aim_of_its_own() -> None:
         quality, latency, size = next(queue)
         return str(trial.number), lambda: (quality, latency, 0.0, {"bytes": size})
 
-    study = Study(None, "s", "evolution", 0, aims=request.facts)
+    study = Study(None, "s", "evolution", 0, minimized_facts=request.minimized_facts)
     study.run(build, 3)
-    assert [e.number for _, e in promising(study.entries(), replace(request, pupils=2))] in ([1, 2], [2, 1])
-    plain = replace(request, pupils=1, aims=())
-    assert [e.number for _, e in promising(study.entries(), plain)] == [0], "without the aim size does not count"
+    assert [e.number for _, e in select_promising(study.results(), replace(request, trainees=2))] in ([1, 2], [2, 1])
+    plain = replace(request, trainees=1, aims=())
+    assert [e.number for _, e in select_promising(study.results(), plain)] == [0], "without the aim size does not count"
 
 
-def test_within_a_limit_every_level_of_time_has_pupils() -> None:
-    """Two are kept: one for the limit, one that is a step faster, though the slower ones promise more."""
-    entries = [Entry(n, {}, 10 - n, time, 0.0, {}, None) for n, time in enumerate((1.0, 0.9, 0.8, 0.75, 0.6, 0.5))]
-    request = Request("image-small", latency=1.0, pupils=4, keep=2)
-    found = promising([*entries, Entry(6, {}, 99.0, 2.0, 1.0, {}, None)], request)
-    assert [(level, e.number) for level, e in found] == [(0, 0), (1, 4), (0, 1), (1, 5)]
-    assert [e.number for _, e in promising(entries, replace(request, keep=1))] == [0, 1, 2, 3]
-    assert len(promising(entries[:2], request)) == 2
-
-
-def test_a_proxy_chooses_within_a_form_and_training_between_them() -> None:
-    """Of every level the best of each form before the second of any; where quality is a training's, the best count alone."""
-    forms = ("vgg", "vgg", "residual", "vgg", "residual", "inverted")
-    entries = [
-        Entry(n, {"stage1.block": word, "stage1.width": n}, 10 - n, 1.0, 0.0, {}, None) for n, word in enumerate(forms)
+def test_every_latency_level_has_trainees() -> None:
+    """Two are kept: one at the limit and one a level below, although slower ones have a higher quality."""
+    results = [
+        TrialResult(n, {}, 10 - n, time, 0.0, {}, None) for n, time in enumerate((1.0, 0.9, 0.8, 0.75, 0.6, 0.5))
     ]
-    request = Request("image-small", latency=1.0, pupils=5, keep=1)
-    assert [e.number for _, e in promising(entries, request)] == [0, 2, 5, 1, 3]
-    assert [e.number for _, e in promising(entries, replace(request, proxy="training"))] == [0, 1, 2, 3, 4]
+    request = NasRequest("image-small", latency_ms=1000.0, trainees=4, keep=2)
+    found = select_promising([*results, TrialResult(6, {}, 99.0, 2.0, 1.0, {}, None)], request)
+    assert [(level, e.number) for level, e in found] == [(0, 0), (1, 4), (0, 1), (1, 5)]
+    assert [e.number for _, e in select_promising(results, replace(request, keep=1))] == [0, 1, 2, 3]
+    assert len(select_promising(results[:2], request)) == 2
+
+
+def test_categorical_choices_are_selected_in_turn() -> None:
+    """The best of each combination first; with the proxy training by quality only."""
+    blocks = ("vgg", "vgg", "residual", "vgg", "residual", "inverted")
+    results = [
+        TrialResult(n, {"stage1.block": word, "stage1.width": n}, 10 - n, 1.0, 0.0, {}, None)
+        for n, word in enumerate(blocks)
+    ]
+    request = NasRequest("image-small", latency_ms=1000.0, trainees=5, keep=1)
+    assert [e.number for _, e in select_promising(results, request)] == [0, 2, 5, 1, 3]
+    assert [e.number for _, e in select_promising(results, replace(request, proxy="training"))] == [0, 1, 2, 3, 4]

@@ -23,10 +23,10 @@ from optuna.trial import TrialState
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.nas import worker
-from onnxpress.nas.evaluation.evaluator import Look
-from onnxpress.nas.evaluation.timing_queue import Orders
-from onnxpress.nas.request import Request, read_request
-from onnxpress.nas.strategies.storage import connected
+from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.evaluation.timing_queue import TimingQueue
+from onnxpress.nas.request import NasRequest, request_from_dict
+from onnxpress.nas.strategies.storage import connect
 from onnxpress.nas.strategies.study import Study
 from onnxpress.nas.strategies.surrogate import Surrogate
 from onnxpress.runtime.machine import Machine, this_machine
@@ -77,7 +77,7 @@ def test_both_databases_give_the_same_trials(strategy: str, postgres: str, tmp_p
     for storage in (tmp_path / "study.db", postgres):
         with Study(storage, f"same {strategy}", strategy, 5, population=6) as study:
             study.run(asked, 18)
-            found.append([(e.choices, e.quality, e.latency) for e in study.entries()])
+            found.append([(e.choices, e.quality, e.latency) for e in study.results()])
     assert found[0] == found[1]
     assert len(found[0]) == 18
 
@@ -85,7 +85,7 @@ def test_both_databases_give_the_same_trials(strategy: str, postgres: str, tmp_p
 WORKER = """
 import sys, time
 from tests.nas.test_workers import LAND
-from onnxpress.nas.strategies.storage import connected
+from onnxpress.nas.strategies.storage import connect
 from onnxpress.nas.strategies.study import Study
 
 def slow(trial):
@@ -101,24 +101,24 @@ with Study(sys.argv[1], "four", "evolution", None, heartbeat=1) as study:
 
 
 def test_four_workers_two_of_them_killed(postgres: str) -> None:
-    """The trials that the dead were busy with are tried again: every one is accounted for."""
+    """The trials of the killed workers are repeated."""
     wanted = 12
     command = [sys.executable, "-c", WORKER, postgres]
-    # those that will be killed are at one trial for ever, so that the trial is surely theirs
+    # the workers to be killed never finish their first trial
     workers = [
         subprocess.Popen([*command, pause, str(wanted)], stdout=subprocess.PIPE, text=True, start_new_session=True)
         for pause in ("600", "600", "0.2", "0.2")
     ]
-    doomed, living = workers[:2], workers[2:]
+    killed, surviving = workers[:2], workers[2:]
     try:
         for one in workers:
             assert one.stdout is not None
             assert one.stdout.readline() == "joined\n"
-        for one in doomed:
+        for one in killed:
             assert one.stdout is not None
             assert one.stdout.readline() == "busy\n"
             os.killpg(one.pid, signal.SIGKILL)
-        for one in living:
+        for one in surviving:
             assert one.wait(timeout=90) == 0
     finally:
         for one in workers:
@@ -128,16 +128,16 @@ def test_four_workers_two_of_them_killed(postgres: str) -> None:
     with Study(postgres, "four", "random", None) as watch:
         states = watch.states()
         assert states["fail"] == 2
-        assert set(states) == {"complete", "fail"}, "nothing runs and nothing waits"
+        assert set(states) == {"complete", "fail"}, "no running or waiting trials"
         assert wanted <= states["complete"] <= wanted + 2
         again = [dict(watch.choices(number)) for number in watch.retried()]
         lost = [dict(watch.choices(number)) for number in watch.failed()]
-        assert sorted(map(str, again)) == sorted(map(str, lost)), "tried again with the same choices"
-        assert {e.number for e in watch.entries()} >= set(watch.retried())
+        assert sorted(map(str, again)) == sorted(map(str, lost)), "repeated with the same choices"
+        assert {e.number for e in watch.results()} >= set(watch.retried())
 
 
-def test_a_worker_that_was_taken_for_dead_goes_on(tmp_path: Path) -> None:
-    """It slept too long: its trial was failed, and is tried again; what it finds for it counts no more."""
+def test_a_worker_whose_trial_was_failed_continues(tmp_path: Path) -> None:
+    """It missed heartbeats: its trial is repeated, and its own result is ignored."""
     storage = tmp_path / "study.db"
     with Study(storage, "s", "random", 0) as study:
 
@@ -151,7 +151,7 @@ def test_a_worker_that_was_taken_for_dead_goes_on(tmp_path: Path) -> None:
         assert study.states() == {"complete": 4, "fail": 1}
 
 
-def test_an_error_of_ones_own_is_not_passed_over(tmp_path: Path) -> None:
+def test_errors_of_the_user_are_raised(tmp_path: Path) -> None:
     def broken(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, dict[str, Any]]]]:
         raise ValueError("a defect")
 
@@ -159,18 +159,18 @@ def test_an_error_of_ones_own_is_not_passed_over(tmp_path: Path) -> None:
         study.run(broken, 2)
 
 
-def test_a_study_that_goes_on_draws_others(tmp_path: Path) -> None:
+def test_a_continued_study_draws_other_candidates(tmp_path: Path) -> None:
     for strategy in ("random", "tpe", "nsga2"):
         for _ in range(2):
             with Study(tmp_path / f"{strategy}.db", "s", strategy, 0) as study:
-                study.run(asked, len(study.entries()) + 3)
-                choices = [str(sorted(e.choices.items())) for e in study.entries()]
+                study.run(asked, len(study.results()) + 3)
+                choices = [str(sorted(e.choices.items())) for e in study.results()]
         assert len(set(choices)) == 6
 
 
 def test_passwords_are_not_shown() -> None:
     with pytest.raises(EnvironmentProblem) as caught:
-        connected("postgresql://me:secret@127.0.0.1:1/none")
+        connect("postgresql://me:secret@127.0.0.1:1/none")
     assert "secret" not in caught.value.line()
     assert "me:***@127.0.0.1" in caught.value.line()
 
@@ -182,88 +182,90 @@ def splits() -> tuple[Any, Splits]:
 
 @pytest.mark.filterwarnings("ignore")  # filters of warnings are not a thread's own: the two would lift each other's
 def test_one_role_scores_and_the_other_times(tmp_path: Path) -> None:
-    """In two threads, as two machines would: all times were taken by the second."""
+    """In two threads, as on two machines: all latencies are measured by the second."""
     pytest.importorskip("torch")
     model, parts = splits()
     storage = str(tmp_path / "study.db")
-    request = Request("image-small", trials=3, proxy="macs", storage=storage)
-    look = Look(model, parts, request, True, this_machine())
-    study = worker.opened(look, storage, 0, heartbeat=1)
-    done: list[worker.Shift] = []
-    timer = threading.Thread(target=lambda: done.append(worker.work(storage, model, parts, "latency")))
+    request = NasRequest("image-small", trials=3, proxy="macs", storage=storage)
+    evaluator = Evaluator(model, parts, request, True, this_machine())
+    study = worker.open_study(evaluator, storage, 0, heartbeat=1)
+    done: list[worker.WorkerSession] = []
+    timer = threading.Thread(target=lambda: done.append(worker.run_worker(storage, model, parts, "latency")))
     timer.start()
     try:
-        worker.looked(look, study, storage, "train", lambda: True, heartbeat=1)
+        worker.evaluate_candidates(evaluator, study, storage, "train", lambda: True, heartbeat=1)
     finally:
-        worker.closed(study)
+        worker.end_evaluation(study)
         timer.join(60)
     assert not timer.is_alive()
-    entries = study.entries()
-    assert len(entries) == 3
-    assert all(e.latency > 0 for e in entries)
-    assert done[0].timed == sum(e.twin is None for e in entries)
+    results = study.results()
+    assert len(results) == 3
+    assert all(e.latency > 0 for e in results)
+    assert done[0].timed == sum(e.duplicate_of is None for e in results)
     assert done[0].scored == 0
-    joined = worker.work(storage, model, parts, "both", seconds=60)
-    assert joined.scored == 0, "nobody waits for more"
+    joined = worker.run_worker(storage, model, parts, "both", time_budget=60)
+    assert joined.scored == 0, "no more trials are wanted"
     assert joined.states == {"complete": 3}
 
 
-def test_a_machine_of_another_kind_does_not_take_times(tmp_path: Path) -> None:
+def test_a_machine_of_another_kind_does_not_measure_latency(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model, parts = splits()
-    request = Request("image-small", trials=2, proxy="macs")
+    request = NasRequest("image-small", trials=2, proxy="macs")
     here = this_machine()
     other = Machine(**{**here.__dict__, "cores": here.cores + 1})
-    study = worker.opened(Look(model, parts, request, True, here), tmp_path / "study.db", 0)
-    Look(model, parts, request, True, here).anchor(study)
+    study = worker.open_study(Evaluator(model, parts, request, True, here), tmp_path / "study.db", 0)
+    Evaluator(model, parts, request, True, here).anchor_latency(study)
     with pytest.raises(EnvironmentProblem, match="another kind"):
-        Look(model, parts, request, True, other).anchor(study)
+        Evaluator(model, parts, request, True, other).anchor_latency(study)
 
 
-def test_who_joins_with_other_files_is_told(tmp_path: Path) -> None:
+def test_a_worker_with_other_files_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model, parts = splits()
     storage = str(tmp_path / "study.db")
     with pytest.raises(InputProblem, match="no such study"):
-        worker.work(storage, model, parts)
+        worker.run_worker(storage, model, parts)
     assert not Path(storage).exists()
     Study(storage, "another", "random").close()
     with pytest.raises(InputProblem, match="no search to join"):
-        worker.work(storage, model, parts)
-    worker.opened(Look(model, parts, Request("image-small", proxy="macs"), True, this_machine()), storage, 0)
-    with pytest.raises(InputProblem, match=r"not the study's files.*select"):
-        worker.work(storage, model, Splits(parts.calibrate, parts.validate, parts.select))
-    worker.opened(Look(model, parts, Request("cell", proxy="macs"), True, this_machine()), storage, 0)
-    with pytest.raises(InputProblem, match="several searches"):
-        worker.work(storage, model, parts)
+        worker.run_worker(storage, model, parts)
+    worker.open_study(
+        Evaluator(model, parts, NasRequest("image-small", proxy="macs"), True, this_machine()), storage, 0
+    )
+    with pytest.raises(InputProblem, match=r"differ from the study's.*select"):
+        worker.run_worker(storage, model, Splits(parts.calibrate, parts.validate, parts.select))
+    worker.open_study(Evaluator(model, parts, NasRequest("cell", proxy="macs"), True, this_machine()), storage, 0)
+    with pytest.raises(InputProblem, match="ambiguous"):
+        worker.run_worker(storage, model, parts)
     with pytest.raises(InputProblem, match="unknown role"):
-        worker.work(storage, model, parts, role="cook")
+        worker.run_worker(storage, model, parts, role="cook")
 
 
-def test_an_order_that_nobody_takes_ends_with_the_time(tmp_path: Path) -> None:
-    from onnxpress.nas.strategies.study import TimeOver
+def test_waiting_ends_with_the_time_budget(tmp_path: Path) -> None:
+    from onnxpress.nas.strategies.study import TimeBudgetExceeded
 
-    orders = Orders(tmp_path / "study.db", "s")
-    orders.place(3)
-    with pytest.raises(TimeOver):
-        orders.wait(3, iter([True, False]).__next__)
-    assert orders.serve(lambda number: 0.5 * number, iter([True, False]).__next__) == 1
-    assert orders.wait(3, lambda: True) == 1.5
+    queue = TimingQueue(tmp_path / "study.db", "s")
+    queue.put(3)
+    with pytest.raises(TimeBudgetExceeded):
+        queue.wait(3, iter([True, False]).__next__)
+    assert queue.serve(lambda number: 0.5 * number, iter([True, False]).__next__) == 1
+    assert queue.wait(3, lambda: True) == 1.5
 
 
-def test_an_order_whose_taker_failed_is_told(tmp_path: Path) -> None:
-    from onnxpress.nas.strategies.study import TimeOver
+def test_a_failed_measurement_ends_waiting(tmp_path: Path) -> None:
+    from onnxpress.nas.strategies.study import TimeBudgetExceeded
 
     def broken(number: int) -> float:
         raise ValueError("no such network")
 
-    with Orders(tmp_path / "study.db", "s") as orders:
-        orders.place(3)
-        assert orders.serve(broken, iter([True, False]).__next__) == 0
-        with pytest.raises(TimeOver):
-            orders.wait(3, lambda: True)
+    with TimingQueue(tmp_path / "study.db", "s") as queue:
+        queue.put(3)
+        assert queue.serve(broken, iter([True, False]).__next__) == 0
+        with pytest.raises(TimeBudgetExceeded):
+            queue.wait(3, lambda: True)
 
 
-def test_a_request_survives_the_storage() -> None:
-    request = Request("cell", latency=2e-3, seed=4, proxy="zen")
-    assert read_request(json.loads(json.dumps(request.plain()))) == request
+def test_a_request_round_trip() -> None:
+    request = NasRequest("cell", latency_ms=2.0, seed=4, proxy="zen")
+    assert request_from_dict(json.loads(json.dumps(request.as_dict()))) == request

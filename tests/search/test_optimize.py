@@ -200,9 +200,9 @@ def test_pareto_front() -> None:
         "fast": (-3.0, 0.02, 10.0),
         "good": (-2.0, 0.0, 10.0),
         "bad": (-1.0, 0.02, 20.0),
-        "twin": (-2.0, 0.0, 10.0),
+        "duplicate_of": (-2.0, 0.0, 10.0),
     }
-    assert pareto(points) == {"fast", "good", "twin"}
+    assert pareto(points) == {"fast", "good", "duplicate_of"}
 
 
 class Killed(BaseException):

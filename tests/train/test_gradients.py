@@ -1,7 +1,7 @@
 """Every differentiable operator's gradient against finite differences, in float64.
 
-The cases cover the registry: an operator (or a version of one) without a case, or an input that carries gradients and is
-in no case, fails `test_every_operator_has_a_case`.
+The cases cover the registry: an operator (or a version of one) without a case, or an input that carries gradients and
+is in no case, fails `test_every_operator_has_a_case`.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def used(few: Few) -> Iterator[tuple[Operator, set[int]]]:
     """The registry's entry of each node of a case, and the inputs that hold something."""
     for node in few.nodes:
         version = few.opset if node.domain == "" else 1
-        entry = operators.find(node.domain, node.op_type, version)
+        entry = operators.find_operator(node.domain, node.op_type, version)
         if entry is not None:
             yield entry, {i for i, name in enumerate(node.input) if name}
 
@@ -282,7 +282,7 @@ def test_gradient_is_that_of_finite_differences(few: Few) -> None:
         for e, _ in used(few)
         if e.name == n.op_type
         for i in range(len(n.input))
-        if e.data is None or i in e.data
+        if e.grad_inputs is None or i in e.grad_inputs
     }
     outer = {name for name in ("x", "w") if name in few.feeds}
     learned = [n for n, a in few.feeds.items() if a.dtype == np.float64 and (n in carried or n in outer)]
@@ -305,7 +305,9 @@ def test_every_operator_has_a_case() -> None:
             seen.setdefault(entry, set()).update(inputs)
     for entries in operators.REGISTRY.values():
         for entry in entries:
-            if entry.data != ():
+            if entry.grad_inputs != ():
                 where = f"{entry.domain}:{entry.name} from version {entry.since}"
                 assert entry in seen, f"{where} has no gradient case"
-                assert set(entry.data or ()) <= seen[entry], f"{where}: an input that carries gradients is in no case"
+                assert set(entry.grad_inputs or ()) <= seen[entry], (
+                    f"{where}: an input that carries gradients is in no case"
+                )

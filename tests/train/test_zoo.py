@@ -1,4 +1,6 @@
-"""Trained models of a zoo (ONNXPRESS_ZOO: a folder with cases.py) as programs: onnxruntime's numbers, gradients everywhere."""
+"""Trained models of a zoo (ONNXPRESS_ZOO: a folder with cases.py) as programs: onnxruntime's numbers, gradients
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from onnxpress.model.files import load  # noqa: E402
 from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
-from onnxpress.train.graph import trainable  # noqa: E402
+from onnxpress.train.graph import weight_selection  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 
 FOLDER = os.environ.get("ONNXPRESS_ZOO", "")
@@ -50,7 +52,7 @@ def test_parity_and_gradients(name: str) -> None:
     trained = {
         n
         for n, v in model.graph.initializers.items()
-        if v.const_value is not None and trainable.is_weight(v.const_value, False)
+        if v.const_value is not None and weight_selection.is_weight(v.const_value, False)
     }
     statistics = {
         v.name for n in model.graph if n.op_type == "BatchNormalization" for v in n.inputs[3:] if v is not None

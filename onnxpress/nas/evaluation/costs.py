@@ -1,6 +1,6 @@
-"""What a candidate costs by counting: multiply-accumulates, parameters, bytes, and memory at its fullest.
+"""Costs of a candidate: multiply-accumulates, parameters, bytes, and peak memory.
 
-Counted from the shapes that stand in the file (the builder writes them all), so that thousands are counted without a run;
+They are counted from the shapes that the file declares (the builder declares all of them), so that no run is needed;
 a file without them is run once.
 """
 
@@ -21,24 +21,30 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Costs:
-    """macs, for one sample; parameters; bytes of the weights; peak: bytes of values that are alive at once, at most."""
+    """Costs of a network.
+
+    macs: multiply-accumulates for one sample.
+    parameters: number of parameters.
+    bytes: size of the weights.
+    peak_memory: maximum of the bytes of inner values alive at once.
+    """
 
     macs: int
     parameters: int
     bytes: int
-    peak: int
+    peak_memory: int
 
 
-def costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
-    """sample: inputs of one sample, batch axis first."""
-    seen = declared(model, sample) or trace(model, sample)
-    work = sum(counts.macs(model, seen).values())
+def count_costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
+    """Costs of a network.  sample: inputs of one sample, batch axis first."""
+    shapes = declared_shapes(model, sample) or trace(model, sample)
+    work = sum(counts.macs(model, shapes).values())
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    return Costs(work, read.parameters(model), weights, peak(model, seen))
+    return Costs(work, read.parameters(model), weights, peak_memory(model, shapes))
 
 
-def declared(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
-    """Shapes as the file states them, free axes as in the sample; None where one is missing."""
+def declared_shapes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
+    """Shapes that the file declares, with free axes as in the sample; None where a shape is missing."""
     sizes: dict[str, int] = {}
     for value in model.graph.inputs:
         for dim, size in zip(value.shape or (), sample[value.name or ""].shape, strict=False):
@@ -56,22 +62,22 @@ def declared(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:
     return Trace(shapes)
 
 
-def peak(model: ir.Model, seen: Trace) -> int:
-    """Bytes of inner values that are alive together, at the fullest moment of a run in the file's order."""
+def peak_memory(model: ir.Model, shapes: Trace) -> int:
+    """Maximum of the bytes of inner values alive at once, in a run in the file's order."""
     graph = model.graph
     last = {v: i for i, node in enumerate(graph) for v in node.inputs if v is not None}
     last.update(dict.fromkeys(graph.outputs, len(graph)))
-    alive = {v: _size(v, seen) for v in graph.inputs}
+    alive = {v: _size(v, shapes) for v in graph.inputs}
     fullest = 0
     for i, node in enumerate(graph):
-        alive.update({v: _size(v, seen) for v in node.outputs})
+        alive.update({v: _size(v, shapes) for v in node.outputs})
         fullest = max(fullest, sum(alive.values()))
         for value in [v for v in alive if last.get(v, -1) <= i]:
             del alive[value]
     return fullest
 
 
-def _size(value: ir.Value, seen: Trace) -> int:
-    shape = seen.shape(value.name)
+def _size(value: ir.Value, shapes: Trace) -> int:
+    shape = shapes.shape(value.name)
     width = value.dtype.itemsize if value.dtype is not None else _FLOAT_BYTES
     return 0 if shape is None else int(np.prod(shape) * width)

@@ -1,7 +1,8 @@
-"""Looking at candidates: built from a trial's choices, counted, scored by a proxy and by the clock.
+"""Evaluation of candidates: building the network of a trial, and measuring costs, proxy and latency.
 
-What all workers of a search share is here: the space, the task that the samples describe, and a name that differs where any
-of it does.  Roles: "both" scores and times, "train" scores and orders the time, "latency" only takes times.
+It holds what all workers of a search share: the space, the inputs and outputs, and a study name that differs where any
+of it does.  Roles: "both" scores and times candidates, "train" scores them and requests their latency, "latency" only
+times them.
 """
 
 from __future__ import annotations
@@ -24,207 +25,210 @@ from onnxpress.model.files import model_hash
 from onnxpress.model.signature import signature
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.evaluation import proxies
-from onnxpress.nas.evaluation.candidate_training import School
-from onnxpress.nas.evaluation.costs import Costs, costs
-from onnxpress.nas.evaluation.latency_predictor import Table
-from onnxpress.nas.evaluation.timing_queue import Orders
-from onnxpress.nas.request import WORST, Request
-from onnxpress.nas.spaces.io_spec import Task, task_for
+from onnxpress.nas.evaluation.candidate_training import CandidateTrainer
+from onnxpress.nas.evaluation.costs import Costs, count_costs
+from onnxpress.nas.evaluation.latency_predictor import LatencyPredictor
+from onnxpress.nas.evaluation.timing_queue import TimingQueue
+from onnxpress.nas.request import WORST_QUALITY, NasRequest
+from onnxpress.nas.spaces.io_spec import IoSpec, io_spec_from_samples
 from onnxpress.nas.spaces.network import BATCH
-from onnxpress.nas.spaces.registry import space
-from onnxpress.nas.strategies.study import Build, Study, fixed
+from onnxpress.nas.spaces.registry import load_space
+from onnxpress.nas.strategies.study import BuildTrial, Measurement, Study, fixed_trial
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.runtime.session import open_session
 from onnxpress.runtime.session import run as run_once
+from onnxpress.train.progress import no_progress
 
-Wait = Callable[
-    [float], tuple[float, bool]
-]  # of a candidate's quality: its seconds, and whether they are only foreseen
-Clock = Callable[[ir.Model, int], Wait]  # begins to find the seconds of a trial's model, by the trial's number
+LatencyResult = Callable[[float], tuple[float, bool]]  # quality -> (seconds, whether they are predicted)
+StartTiming = Callable[[ir.Model, int], LatencyResult]  # starts to time the model of a trial, given by its number
 
-_BATCH = 32  # samples that proxies see
-_SURE = 0.5  # of a time: what is more in doubt is not foreseen
-_ANCHOR, _MACHINE = "seconds of the anchor", "machine that times"
+_PROXY_BATCH = 32  # samples for proxies
+_MAX_UNCERTAINTY = 0.5  # of a predicted latency, relative; otherwise it is measured
+_ANCHOR, _MACHINE = "anchor_latency", "timing_machine"  # keys of the study
 
 
-class Look:
-    """like: a model whose inputs and outputs candidates share; `teach`: it is their teacher, else the labels are."""
+class Evaluator:
+    """Evaluates candidates.
 
-    def __init__(self, like: ir.Model, splits: Splits, request: Request, teach: bool, machine: Machine) -> None:
-        self.like, self.splits, self.request, self.machine = like, splits, request, machine
-        self.build = space(request.space)
-        if not teach and not splits.calibrate.labelled:
-            raise InputProblem("nothing to learn from", "--data", "no teacher and no labels", "add --teacher or labels")
-        judge = Scorer(like, splits.select, "selection samples")
-        if not teach and not judge.labelled:
-            raise InputProblem("the labels are no class numbers", "--data", "nothing else teaches", "add --teacher")
-        self.learn = with_free_batch(splits.calibrate)
-        self.school = School(self.learn, judge, like if teach else None, machine, request.seed)
-        self.task = task_of(like, splits, machine)
-        self.batch = max((b.inputs for b in self.learn.take(_BATCH).batches(_BATCH)), key=_rows)
+    reference: the model whose inputs and outputs candidates have; also the anchor of latencies.
+    splits: the samples.
+    request: of the search.
+    use_teacher: whether the reference is the teacher; otherwise labels are used.
+    machine: this machine.
+    Raises InputProblem where there is neither a teacher nor usable labels.
+    """
+
+    def __init__(
+        self, reference: ir.Model, splits: Splits, request: NasRequest, use_teacher: bool, machine: Machine
+    ) -> None:
+        self.reference, self.splits, self.request, self.machine = reference, splits, request, machine
+        self.build = load_space(request.space)
+        if not use_teacher and not splits.calibrate.labelled:
+            raise InputProblem("no training target", "`data`", "no teacher and no labels", "give `teacher` or labels")
+        judge = Scorer(reference, splits.select, "selection samples")
+        if not use_teacher and not judge.labelled:
+            raise InputProblem("labels are no class indices", "`data`", "there is no teacher", "give `teacher`")
+        self.data = with_free_batch(splits.calibrate)
+        self.trainer = CandidateTrainer(self.data, judge, reference if use_teacher else None, machine, request.seed)
+        self.io_spec = infer_io_spec(reference, splits, machine)
+        self.batch = max((b.inputs for b in self.data.take(_PROXY_BATCH).batches(_PROXY_BATCH)), key=_rows)
         self.feeds = [b.inputs for b in splits.calibrate.take(4).batches(1)]
 
     @property
-    def parts(self) -> dict[str, str]:
-        """Hashes of what every worker must hold."""
-        found = {word: _text_of(getattr(self.request, word)) for word in ("space", "proxy")}
-        found["teacher"] = model_hash(self.like)
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the inputs that all workers must share, by name."""
+        found = {name: _hash_of(getattr(self.request, name)) for name in ("space", "proxy")}
+        found["teacher"] = model_hash(self.reference)
         return found | {n: getattr(self.splits, n).hash for n in ("calibrate", "select", "validate")}
 
     @property
-    def name(self) -> str:
-        """Of the study: another space, other data or another wish is another study."""
+    def study_name(self) -> str:
+        """Name of the study; it differs where the space, the data or the request do."""
         r = self.request
-        own = [
-            str(v)
-            for v in (
-                r.proxy,
-                r.strategy,
-                r.seed,
-                r.latency,
-                r.size,
-                r.peak,
-                r.lesson,
-                self.school.teacher is None,
-                *r.aims,
-            )
-        ]
-        return f"nas {r.space} {cache_key(*self.parts.values(), *own)[:12]}"
+        values = (r.proxy, r.strategy, r.seed, r.latency, r.size, r.memory, r.proxy_train_time)
+        own = [str(v) for v in (*values, self.trainer.teacher is None, *r.aims)]
+        return f"nas {r.space} {cache_key(*self.hashes.values(), *own)[:12]}"
 
     # one candidate
 
     def model(self, choices: Mapping[str, Any]) -> ir.Model:
-        return self.build(fixed(choices), self.task)
+        """The network of a trial's choices."""
+        return self.build(fixed_trial(choices), self.io_spec)
 
-    def quality(self, model: ir.Model, counted: Costs) -> float:
-        """What stands for quality; WORST where the proxy gives no number."""
+    def quality(self, model: ir.Model, costs: Costs) -> float:
+        """The proxy of a network; WORST_QUALITY where it is not finite."""
         r = self.request
         if r.proxy == proxies.TRAINING:
             try:
-                found = -self.school.train(model, r.lesson, lambda stage, share: None)[1].drop
-            except EnvironmentProblem:  # it diverged
+                found = -self.trainer.train(model, r.proxy_train_time, no_progress)[1].drop
+            except EnvironmentProblem:  # training diverged
                 found = -math.inf
         else:
-            found = proxies.proxy(r.proxy, model, self.batch, counted, r.seed)
-        return found if math.isfinite(found) else WORST
+            found = proxies.compute_proxy(r.proxy, model, self.batch, costs, r.seed)
+        return found if math.isfinite(found) else WORST_QUALITY
 
-    def seconds(self, model: ir.Model, anchor: float) -> float:
-        """Of one run: the anchor's, as measured when the study began, by the ratio to it, as measured now."""
+    def latency(self, model: ir.Model, anchor: float) -> float:
+        """Latency in seconds: that of the anchor, measured when the study began, times the measured ratio to it."""
         effort = Effort(seconds=0.4, precision=0.02, rebuilds=1, resamples=100)
-        seen = compare_latency({"anchor": self.like, "candidate": model}, self.feeds, effort)
-        return anchor / seen.ratios[0].speedup
+        comparison = compare_latency({"anchor": self.reference, "candidate": model}, self.feeds, effort)
+        return anchor / comparison.ratios[0].speedup
 
-    def anchor(self, study: Study) -> float:
-        """Seconds of the anchor, on the kind of machine that times this study.
+    def anchor_latency(self, study: Study) -> float:
+        """Latency of the anchor in seconds, as stored with the study.
 
-        Raises EnvironmentProblem on a machine of another kind: its times would say nothing of those taken before.
+        Raises EnvironmentProblem on a machine of another kind, whose latencies are not comparable with the study's.
         """
         own = self.machine.text()
-        kind = study.fact(_MACHINE, lambda: own)
+        kind = study.get_or_compute(_MACHINE, lambda: own)
         if kind != own:
             raise EnvironmentProblem(
-                "this machine is of another kind than the study's times", own, f"they are of: {kind}",
-                "join with --role train, or begin another study",
+                "this machine is of another kind than that of the study's latencies", own, f"they are from: {kind}",
+                "join with `role` train, or begin another study",
             )  # fmt: skip
-        return float(study.fact(_ANCHOR, self._anchor))
+        return float(study.get_or_compute(_ANCHOR, self._measure_anchor))
 
-    def _anchor(self) -> float:
-        return compare_latency({"anchor": self.like}, self.feeds, Effort(seconds=1.0)).timings[0].median
+    def _measure_anchor(self) -> float:
+        return compare_latency({"anchor": self.reference}, self.feeds, Effort(seconds=1.0)).timings[0].median
 
-    def builder(self, clock: Clock) -> Build:
-        """What a study asks of a trial."""
+    def builder(self, start_timing: StartTiming) -> BuildTrial:
+        """The function by which a study builds and measures a trial."""
         request = self.request
 
-        def measured(model: ir.Model, number: int) -> tuple[float, float, float, Mapping[str, Any]]:
-            latency = clock(model, number)
-            counted = costs(model, self.feeds[0])
-            quality = self.quality(model, counted)
-            seconds, foreseen = latency(quality)
-            beyond = [seconds / request.latency, counted.bytes / request.size, counted.peak / request.peak]
+        def measure(model: ir.Model, number: int) -> Measurement:
+            latency = start_timing(model, number)
+            costs = count_costs(model, self.feeds[0])
+            quality = self.quality(model, costs)
+            seconds, predicted = latency(quality)
+            usage = [seconds / request.latency, costs.bytes / request.size, costs.peak_memory / request.memory]
             facts = {
-                "macs": counted.macs,
-                "parameters": counted.parameters,
-                "bytes": counted.bytes,
-                "peak": counted.peak,
-                "foreseen": foreseen,
+                "macs": costs.macs,
+                "parameters": costs.parameters,
+                "bytes": costs.bytes,
+                "peak_memory": costs.peak_memory,
+                "predicted": predicted,
             }
-            return quality, seconds, sum(max(0.0, share - 1) for share in beyond), facts
+            return quality, seconds, sum(max(0.0, u - 1) for u in usage), facts
 
-        def build(trial: Any) -> tuple[str, Callable[[], tuple[float, float, float, Mapping[str, Any]]]]:
-            model = self.build(trial, self.task)
-            return structural_hash(model), partial(measured, model, trial.number)
+        def build(trial: Any) -> tuple[str, Callable[[], Measurement]]:
+            model = self.build(trial, self.io_spec)
+            return structural_hash(model), partial(measure, model, trial.number)
 
         return build
 
 
-def _text_of(name: str) -> str:
-    """Hash of a file that FILE or FILE.py:function names, or of the name itself."""
+def _hash_of(name: str) -> str:
+    """Hash of the file in FILE or FILE.py:function, or of the name itself."""
     file = Path(name.rpartition(":")[0] or name)
     return cache_key(file.read_text() if file.is_file() else name)
 
 
-def clocked(look: Look, study: Study, orders: Orders | None, in_time: Callable[[], bool]) -> Build:
-    """Candidates timed here, or elsewhere where there are orders to place."""
-    if orders is None:
-        here = Here(look, look.anchor(study))
-        return look.builder(lambda model, number: partial(here.time, model))
+def trial_builder(
+    evaluator: Evaluator, study: Study, queue: TimingQueue | None, in_time: Callable[[], bool]
+) -> BuildTrial:
+    """Trials that are timed on this machine, or by other workers where a queue is given."""
+    if queue is None:
+        timer = LocalTimer(evaluator, evaluator.anchor_latency(study))
+        return evaluator.builder(lambda model, number: partial(timer.time, model))
 
-    def ordered(model: ir.Model, number: int) -> Wait:
-        orders.place(number)
-        return lambda quality: (orders.wait(number, in_time), False)
+    def start_timing(model: ir.Model, number: int) -> LatencyResult:
+        queue.put(number)
+        return lambda quality: (queue.wait(number, in_time), False)
 
-    return look.builder(ordered)
+    return evaluator.builder(start_timing)
 
 
-class Here:
-    """Takes times on this machine.  Where the table of units is sure that a network is too slow to matter (beyond the limit;
-    without one, slower than a network of more quality), what the table says is enough."""
+class LocalTimer:
+    """Measures latency on this machine.
 
-    def __init__(self, look: Look, anchor: float) -> None:
-        self._look, self._anchor, self._table = look, anchor, Table()
-        self._timed: list[tuple[float, float]] = []  # quality, seconds
+    A network whose predicted latency is certainly too high is not measured: above the limit, or, without a limit, above
+    that of a network of higher quality.
+    """
+
+    def __init__(self, evaluator: Evaluator, anchor: float) -> None:
+        self._evaluator, self._anchor, self._predictor = evaluator, anchor, LatencyPredictor()
+        self._measured: list[tuple[float, float]] = []  # quality, seconds
 
     def time(self, model: ir.Model, quality: float) -> tuple[float, bool]:
-        """Seconds of a run, and whether they are only foreseen."""
-        look = self._look
-        sums = self._table.sums(model, look.feeds[0])
-        seconds, doubt = self._table.predict(sums)
-        least = seconds * (1 - doubt)
-        if math.isfinite(look.request.latency):
-            late = least > look.request.latency
+        """Latency in seconds, and whether it is predicted."""
+        evaluator = self._evaluator
+        sums = self._predictor.sums(model, evaluator.feeds[0])
+        seconds, uncertainty = self._predictor.predict(sums)
+        least = seconds * (1 - uncertainty)
+        if math.isfinite(evaluator.request.latency):
+            too_slow = least > evaluator.request.latency
         else:
-            late = any(least > t and quality < q for q, t in self._timed)
-        if doubt < _SURE and late and not look.request.aims:
+            too_slow = any(least > t and quality < q for q, t in self._measured)
+        if uncertainty < _MAX_UNCERTAINTY and too_slow and not evaluator.request.aims:
             return seconds, True
-        seconds = look.seconds(model, self._anchor)
-        self._table.learn(sums, seconds)
-        self._timed.append((quality, seconds))
+        seconds = evaluator.latency(model, self._anchor)
+        self._predictor.add(sums, seconds)
+        self._measured.append((quality, seconds))
         return seconds, False
 
 
-def task_of(like: ir.Model, splits: Splits, machine: Machine) -> Task:
-    """What candidates must take and give.  Raises InputProblem where ready spaces cannot give it."""
-    sig = signature(like)
+def infer_io_spec(reference: ir.Model, splits: Splits, machine: Machine) -> IoSpec:
+    """The inputs and outputs of candidates.  Raises InputProblem where the built-in spaces do not support them."""
+    sig = signature(reference)
     outputs = [s for s in sig.outputs if s.dtype.kind == "f"]
     if not outputs:
-        raise InputProblem("no output of floats to give", "", ", ".join(sig.output_names))
+        raise InputProblem("no float output", "", ", ".join(sig.output_names))
     shape = outputs[0].shape
     if len(sig.outputs) > 1 or shape is None or len(shape) != 2 or not isinstance(shape[1], int):
         raise InputProblem(
-            "search spaces give one output [N, classes]",
+            "search spaces have one output [N, classes]",
             outputs[0].name,
             outputs[0].text(),
-            "write a space of your own",
+            "write a search space of your own",
         )
-    row = run_once(open_session(like), splits.calibrate[0].inputs)[sig.outputs.index(outputs[0])]
-    probable = bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3) and shape[1] > 1
+    row = run_once(open_session(reference), splits.calibrate[0].inputs)[sig.outputs.index(outputs[0])]
+    probabilities = bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3) and shape[1] > 1
     parts = (splits.calibrate, splits.select, splits.validate)
-    return task_for(parts, shape[1], outputs[0].name, machine, probable)
+    return io_spec_from_samples(parts, shape[1], outputs[0].name, machine, probabilities)
 
 
 def with_free_batch(data: Dataset) -> Dataset:
-    """The samples as they are for a model that takes any number of them at once: a teacher may be fixed to one."""
+    """The samples with a free batch axis: a teacher may have a fixed one of size 1."""
     sig = data.signature
     if not all(s.shape and s.shape[0] == 1 for s in sig.inputs):
         return data

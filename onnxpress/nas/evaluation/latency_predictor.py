@@ -1,7 +1,7 @@
-"""What a candidate will take, told from its units: each timed alone once, and kept, so that few networks need a clock of their own.
+"""Prediction of a candidate's latency from its units, each timed alone once, so that few networks need to be measured.
 
-Alone a unit takes longer than among others (see `runtime.units`), and a run has costs of its own: what the sums mean is fitted
-(non-negative least squares on relative errors) to the candidates that were timed as a whole.
+A unit alone takes longer than within a network (see `runtime.unit_latency`), and a run has a fixed cost: the weights
+of the sums are fitted (non-negative least squares on relative errors) to the candidates that were measured.
 """
 
 from __future__ import annotations
@@ -14,42 +14,49 @@ import onnx_ir as ir
 from scipy.optimize import nnls
 
 from onnxpress.model import read
-from onnxpress.nas.evaluation.costs import declared
+from onnxpress.nas.evaluation.costs import declared_shapes
 from onnxpress.runtime.session import trace
 from onnxpress.runtime.unit_latency import UnitLatencies, fused_units
 
-_LEAST = 12  # candidates timed as a whole, before sums are believed
-_RECENT = 48  # of them, whose errors tell the doubt
-_KINDS = 4  # what a run costs anyway, dense layers, depthwise ones, everything else
-_RUN = 1e-5  # seconds, the scale of what a run costs anyway
+_MIN_OBSERVATIONS = 12  # timed candidates, before latency is predicted
+_RECENT = 48  # observations whose errors give the uncertainty
+_KINDS = 4  # fixed cost, dense layers, depthwise layers, other operators
+_RUN_SECONDS = 1e-5  # scale of the fixed cost of a run
 
 
 @dataclass
-class Table:
-    """Of one machine.  seen: sums by kind, and seconds, of whole candidates."""
+class LatencyPredictor:
+    """Latency predictor of one machine.
+
+    times: of the units.
+    observations: sums by kind of unit, and seconds, of measured candidates.
+    """
 
     times: UnitLatencies = field(default_factory=UnitLatencies)
-    seen: list[tuple[np.ndarray, float]] = field(default_factory=list)
+    observations: list[tuple[np.ndarray, float]] = field(default_factory=list)
 
     def sums(self, model: ir.Model, sample: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Seconds of the units, added up by kind; sample: inputs of one sample.  Times what is not in the table yet."""
-        sizes = declared(model, sample) or trace(model, sample)
+        """Seconds of the units, summed by kind; unknown units are timed.  sample: inputs of one sample."""
+        sizes = declared_shapes(model, sample) or trace(model, sample)
         total = np.zeros(_KINDS)
-        total[0] = _RUN
+        total[0] = _RUN_SECONDS
         for nodes in fused_units(model):
             total[_kind(nodes[0])] += self.times.seconds(model, nodes, sizes)
         return total
 
-    def learn(self, sums: np.ndarray, seconds: float) -> None:
-        """What a candidate of such sums took as a whole."""
-        self.seen.append((sums, seconds))
+    def add(self, sums: np.ndarray, seconds: float) -> None:
+        """Add a measured candidate."""
+        self.observations.append((sums, seconds))
 
     def predict(self, sums: np.ndarray) -> tuple[float, float]:
-        """Seconds of a run, and by which share of them this may be wrong (twice the deviation on candidates left out of
-        the fit in turn); nothing is known before enough were seen."""
-        if len(self.seen) < _LEAST:
+        """Predicted seconds of a run, and their relative uncertainty (twice the standard error of leave-one-out
+        predictions).
+
+        The uncertainty is infinite before enough candidates were measured.
+        """
+        if len(self.observations) < _MIN_OBSERVATIONS:
             return 0.0, np.inf
-        rows = np.array([s / t for s, t in self.seen])
+        rows = np.array([s / t for s, t in self.observations])
         weights = nnls(rows, np.ones(len(rows)))[0]
         errors = [
             1 - rows[i] @ nnls(np.delete(rows, i, 0), np.ones(len(rows) - 1))[0] for i in range(len(rows))[-_RECENT:]

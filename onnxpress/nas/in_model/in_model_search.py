@@ -1,9 +1,10 @@
-"""A search inside a given model: every place of it is kept or replaced, so that least is harmed within a time.
+"""Search section_holds a model: each place of it is kept or replaced, with the lowest loss increase for a target speed-up.
 
-The model is cut where one value carries everything; each place has a library of cheaper replacements, made in closed form
-(`places`), of which a packing is chosen for the time that is to be saved (`packing`).  Times do not quite add up, so that the
-whole is timed, and where it is too slow or faster than it need be packed again for more or less.  The same in int8, whose gain
-the structure then need not bring; and, where there is time, trained towards the original.
+The model is cut where all computation passes through one value.  Each place has cheaper replacements, which are made in
+closed form (`replacements`), measured (`replacement_survey`) and allocated for the latency to save
+(`replacement_allocation`).  Savings do not quite add up, so the whole model is timed, and where it is too slow or
+faster than needed, allocated again for another saving.  With int8 the replacements need to save less.  Where there is
+training time, the best candidates are trained towards the original.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.nas.in_model.replacement_allocation import Packer, Packing
-from onnxpress.nas.in_model.replacement_survey import Ground, survey
-from onnxpress.nas.in_model.replacements import Replacement, steps
+from onnxpress.nas.in_model.replacement_allocation import ReplacementAllocation, ReplacementAllocator
+from onnxpress.nas.in_model.replacement_survey import ReplacementEvaluator, survey
+from onnxpress.nas.in_model.replacements import Replacement, plan_steps
 from onnxpress.plan.candidate_store import Candidate
 from onnxpress.plan.plan import PlanStep
 from onnxpress.search import candidate_training
@@ -26,158 +27,189 @@ from onnxpress.search.candidate_factory import UnrepairedCandidate
 from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
 from onnxpress.search.request import OptimizeOptions
-from onnxpress.search.search import Report, Search
+from onnxpress.search.search import Search
+from onnxpress.train.progress import Progress
 
-_INT8 = 0.25  # of the time budget: until the mix of int8 and float is found
-_LOOKING = 0.2, 0.45  # of the time budget: harms and times of the replacements, at least, and until
-_PACKING = 0.68
-_ROUNDS = (
-    0.0,
-    0.6,
-    0.85,
-    1.0,
-)  # of packing for more or less time, until the whole is as fast as wished: when each must end
-_ENOUGH, _SURELY, _MORE = 1.01, 1.03, 1.08  # times the wish: what must be reached, is aimed at, and need not be
-_STEP = 1.25  # without a wish: how much faster every next packing is to be
-_SHARED = 4  # packings that the time left is shared among, at most
-_CLOSED: dict[str, object] = {"mode": "closed-form", "teacher": "original", "samples": 128}
-_PACKING_WORD = "packed for "
-_TAUGHT = 2
+_INT8_END = 0.25  # fraction of the time budget at which the search for int8 nodes ends
+_SURVEY_MIN, _SURVEY_END = 0.2, 0.45  # fractions of the time budget: at least, and normally the end of the survey
+_ALLOCATION_END = 0.68  # fraction of the time budget
+_ROUNDS = (0.0, 0.6, 0.85, 1.0)  # of the allocation for a target: fractions of its time at which each must end
+_MIN_SPEED_RATIO = 1.01  # of the measured speed-up to the target
+_TARGET_SPEED_RATIO = 1.03  # aimed at
+_MAX_SPEED_RATIO = 1.08  # above, another allocation saves less
+_STEP = 1.25  # ratio of successive speed-ups, without a target
+_MAX_ALLOCATIONS = 4  # that share the remaining time
+_CLOSED_FORM: dict[str, object] = {"mode": "closed-form", "teacher": "original", "samples": 128}
+_NAME_PREFIX = "replaced for "
+_MAX_TRAINED = 2
 
 
-def inside(
+def in_model_search(
     model: str | Path | ir.Model,
     data: Dataset | Splits,
     request: OptimizeOptions,
     output: str | Path | None = None,
-    run_folder: str | Path | None = None,
-    report: Report | None = None,
+    run: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> OptimizeResult:
-    """Search inside a model; everything else is as `optimize` does it: the contract, the plan, the record of the run."""
-    return optimize(model, data, request, output, run_folder, report, explore=explore, train=train)
+    """Search section_holds a model; the request, the plan and the record of the run are those of `optimize`.
+
+    model: the model or its file.
+    data: the samples.
+    request: of `optimize`.
+    output: file of the result.
+    run: folder of the record.
+    progress: callback.
+    """
+    return optimize(model, data, request, output, run, progress, explore=explore, train=train)
 
 
 def explore(search: Search) -> None:
-    """Add the candidates of this search to another: exact, int8, and packings of replacements, each in float and int8."""
+    """Add candidates to a search: exact, int8, and allocated replacements, each in float and int8."""
     if not search.based():
         return
-    search.chosen = search.attempt("int8", lambda: search.int8(_INT8)) or frozenset()
-    search.attempt("packing", lambda: _pack(search))
+    search.chosen = search.attempt("int8", lambda: search.int8(_INT8_END)) or frozenset()
+    search.attempt("replacements", lambda: _search_replacements(search))
 
 
-def train(search: Search, seconds: float, report: Report) -> None:
-    """Train the packings that came closest to the original."""
-    packed = [c for c in search.found if c.name.startswith(_PACKING_WORD) and not c.name.endswith("+ int8")]
-    students = sorted(packed, key=lambda c: (c.score.drop, c.score.nmse))[:_TAUGHT]
+def train(search: Search, seconds: float, progress: Progress) -> None:
+    """Train the candidates with replacements that are closest to the original."""
+    replaced = [c for c in search.found if c.name.startswith(_NAME_PREFIX) and not c.name.endswith("+ int8")]
+    students = sorted(replaced, key=lambda c: (c.score.drop, c.score.nmse))[:_MAX_TRAINED]
     for number, student in enumerate(students):
-        candidate_training.teach(
-            search, student, seconds / len(students), candidate_training.sub_progress(report, number, len(students))
-        )
+        part = candidate_training.sub_progress(progress, number, len(students))
+        candidate_training.teach(search, student, seconds / len(students), part)
 
 
-def _pack(search: Search) -> None:
-    """Look at the places, and pack for every wished speed."""
+def _search_replacements(search: Search) -> None:
+    """Survey the places, and allocate replacements for every target speed-up."""
     clock = search.clock
-    ground = Ground(search.shop.base)
-
-    def say(stage: str) -> None:
-        search.say(stage, min(0.5, clock.used / clock.budget))
-
-    until = max(_LOOKING[1], clock.used / clock.budget + _LOOKING[0])
-    found = survey(ground, clock.budget, clock.until(until), say)
+    evaluator = ReplacementEvaluator(search.shop.base)
+    until = max(_SURVEY_END, clock.used / clock.budget + _SURVEY_MIN)
+    found = survey(
+        evaluator, clock.budget, clock.until(until), lambda stage: search.say(stage, min(0.5, _used(search)))
+    )
     if found.empty:
-        search.failed.setdefault("places", "nothing was found that is faster in the place of what is there")
+        search.failed.setdefault("replacements", "no replacement is faster than the part that it replaces")
         return
-    packer = Packer(found.choices, ground.harm, search.shop.seed)
-    speeds = {c.name: c.quick or 1.0 for c in search.found}
-    base = speeds["exact"]
-    gain = max([base, *(v for n, v in speeds.items() if n.startswith("int8"))]) / base
-    if search.target:
-        targets = {"the goal": search.target}
-    else:
-        targets = {f"{_STEP**n:.2f}x": base * _STEP**n for n in range(1, 9)}
-    wishes = [(n, t, g) for n, t in targets.items() for g in ((1.0, gain) if gain > 1 and search.chosen else (1.0,))]
-    for number, (words, target, int8) in enumerate(wishes):
-        used = clock.used / clock.budget
-        if used >= _PACKING:
-            search.failed.setdefault("packing", "no time was left for it: give a longer --time-budget")
+    allocator = ReplacementAllocator(found.options, evaluator.loss_increase, search.shop.seed)
+    base = next(c.quick or 1.0 for c in search.found if c.name == "exact")
+    targets = _targets(search, base)
+    for number, (label, speedup, int8_gain) in enumerate(targets):
+        used = _used(search)
+        if used >= _ALLOCATION_END:
+            search.failed.setdefault("replacements", "there was no time left to allocate them: increase `time_budget`")
             return
-        name = f"{_PACKING_WORD}{words}" + (", less" if int8 > 1 else "")  # int8 does the rest
-        say(name)
-        room = (used, (_PACKING - used) / min(len(wishes) - number, _SHARED))
-        aim = _Aim(search, ground, packer, found.seconds * base, target, int8)
-        made = search.attempt(name, partial(_packed, aim, name, room))
+        name = f"{_NAME_PREFIX}{label}" + (", fewer" if int8_gain > 1 else "")  # int8 contributes the rest
+        search.say(name, min(0.5, used))
+        interval = (used, (_ALLOCATION_END - used) / min(len(targets) - number, _MAX_ALLOCATIONS))
+        target = _SpeedTarget(search, evaluator, allocator, found.seconds * base, speedup, int8_gain)
+        made = search.attempt(name, partial(_allocate_for_target, target, name, interval))
         if made is not None and not search.target and made.score.drop > 2 * search.max_drop + 0.02:
             return
 
 
-class _Aim:
-    """One wished speed.  whole: seconds of the original, in the places' own time; int8: how much faster int8 makes it."""
+def _used(search: Search) -> float:
+    """Used fraction of the time budget."""
+    return search.clock.used / search.clock.budget
+
+
+def _targets(search: Search, base: float) -> list[tuple[str, float, float]]:
+    """Targets: label, speed-up over the original, and speed-up that int8 contributes.
+
+    base: speed-up of the exact candidate.
+    """
+    int8 = [c.quick or 1.0 for c in search.found if c.name.startswith("int8")]
+    gain = max([base, *int8]) / base
+    if search.target:
+        targets = {"the goal": search.target}
+    else:
+        targets = {f"{_STEP**n:.2f}x": base * _STEP**n for n in range(1, 9)}
+    gains = (1.0, gain) if gain > 1 and search.chosen else (1.0,)
+    return [(label, target, g) for label, target in targets.items() for g in gains]
+
+
+class _SpeedTarget:
+    """A target speed-up.
+
+    whole: seconds of the original, as the sum of the places.
+    speedup: over the original.
+    int8_gain: speed-up that int8 contributes.
+    """
 
     def __init__(
-        self, search: Search, ground: Ground, packer: Packer, whole: float, target: float, int8: float
+        self,
+        search: Search,
+        evaluator: ReplacementEvaluator,
+        allocator: ReplacementAllocator,
+        whole: float,
+        speedup: float,
+        int8_gain: float,
     ) -> None:
-        self.search, self.ground, self.packer = search, ground, packer
-        self.whole, self.target, self.int8 = whole, target, int8
+        self.search, self.evaluator, self.allocator = search, evaluator, allocator
+        self.whole, self.speedup, self.int8_gain = whole, speedup, int8_gain
         self.present = whole / max(next(c.quick or 1.0 for c in search.found if c.name == "exact"), 1e-12)
 
-    def first(self) -> float:
-        """Seconds to save, if times added up."""
-        return self.capped(self.present - self.int8 * self.whole / self.target)
+    def first_saving(self) -> float:
+        """Seconds to save, if savings added up."""
+        return self._limited(self.present - self.int8_gain * self.whole / self.speedup)
 
-    def capped(self, seconds: float) -> float:
-        """Where the wish is out of reach: as far as can be."""
-        return min(max(seconds, 0.0), self.packer.most * (1 - 1e-6))
+    def _limited(self, seconds: float) -> float:
+        """The saving, at most what is possible."""
+        return min(max(seconds, 0.0), self.allocator.max_saved * (1 - 1e-6))
 
-    def speed(self, packing: Packing) -> float:
-        """Times the original's, of the packing as it would be written, measured."""
-        names = ", ".join(r.name for r in packing.replaced)
-        chosen = self.search.chosen if self.int8 > 1 else frozenset[str]()
+    def measure(self, allocation: ReplacementAllocation) -> float:
+        """Measured speed-up of an allocation over the original, in int8 where int8 contributes."""
+        names = ", ".join(r.name for r in allocation.replaced)
+        chosen = self.search.chosen if self.int8_gain > 1 else frozenset[str]()
         shop = self.search.shop
-        model = self.ground.changed(packing.replaced)
-        cut = partial(evidence_for, model, self.ground.small.samples(), shop.machine, shop.seed)
-        return 1 / shop.pace(f"{names}, int8 {self.int8 > 1}", UnrepairedCandidate(0, cut), chosen)
+        model = self.evaluator.apply(allocation.replaced)
+        evidence = partial(evidence_for, model, self.evaluator.small.samples(), shop.machine, shop.seed)
+        return 1 / shop.pace(f"{names}, int8 {self.int8_gain > 1}", UnrepairedCandidate(0, evidence), chosen)
 
-    def next(self, packing: Packing, speed: float) -> float:
-        """Seconds to save, now that the packing's true speed is known."""
-        missing = 1 / speed - 1 / (_SURELY * self.target)
-        return self.capped(packing.saved + missing * self.whole * self.int8)
+    def next_saving(self, allocation: ReplacementAllocation, speedup: float) -> float:
+        """Seconds to save next, given the measured speed-up of an allocation."""
+        missing = 1 / speedup - 1 / (_TARGET_SPEED_RATIO * self.speedup)
+        return self._limited(allocation.saved + missing * self.whole * self.int8_gain)
 
 
-def _packed(aim: _Aim, name: str, room: tuple[float, float]) -> Candidate | None:
-    """The least harmful packing that is as fast as wished, or the fastest that was found, as a candidate; with int8 also in
-    int8.  room: where in the time budget this begins, and how much of it it may take."""
-    if aim.search.shop.shelf.recall(name) is not None:  # by a run that was stopped
-        return _made(aim, name, [])
-    wish = aim.first()
-    best: tuple[bool, float, Packing] | None = None
-    for number, share in enumerate(_ROUNDS):
-        more = aim.search.clock.until(room[0] + share * room[1])
-        packing = aim.packer.pack(wish, more)
-        if packing is None or not packing.replaced:
+def _allocate_for_target(target: _SpeedTarget, name: str, interval: tuple[float, float]) -> Candidate | None:
+    """The candidate with the lowest loss increase that reaches the target, else the fastest; also in int8 with int8.
+
+    interval: begin and length, as fractions of the time budget.
+    """
+    if target.search.shop.shelf.recall(name) is not None:  # made by an interrupted run
+        return _build_candidate(target, name, [])
+    saving = target.first_saving()
+    best: tuple[bool, float, ReplacementAllocation] | None = None
+    for number, end in enumerate(_ROUNDS):
+        in_time = target.search.clock.until(interval[0] + end * interval[1])
+        allocation = target.allocator.allocate(saving, in_time)
+        if allocation is None or not allocation.replaced:
             break
-        speed = aim.speed(packing)
-        reached = speed >= _ENOUGH * aim.target
-        rated = (reached, -packing.harm if reached else speed, packing)
+        speedup = target.measure(allocation)
+        reached = speedup >= _MIN_SPEED_RATIO * target.speedup
+        rated = (reached, -allocation.loss_increase if reached else speedup, allocation)
         if best is None or rated[:2] > best[:2]:
             best = rated
-        again = aim.next(packing, speed)
-        close = reached and speed <= _MORE * aim.target
-        in_time = aim.search.clock.until(sum(room))
-        if (close and number) or not in_time() or (not close and abs(again - wish) < 1e-3 * aim.whole):
+        next_saving = target.next_saving(allocation, speedup)
+        close = reached and speedup <= _MAX_SPEED_RATIO * target.speedup
+        more_time = target.search.clock.until(sum(interval))
+        unchanged = abs(next_saving - saving) < 1e-3 * target.whole
+        if (close and number) or not more_time() or (not close and unchanged):
             break
-        wish = wish if close else again
+        saving = saving if close else next_saving
     if best is None:
         return None
-    return _made(aim, name, best[2].replaced)
+    return _build_candidate(target, name, best[2].replaced)
 
 
-def _made(aim: _Aim, name: str, replaced: Sequence[Replacement]) -> Candidate:
-    """The whole with its replacements, all layers refitted to the original's in the end; in int8 where wished."""
-    search = aim.search
-    plan = [*steps(replaced), PlanStep("distill", (_CLOSED,))]
+def _build_candidate(target: _SpeedTarget, name: str, replaced: Sequence[Replacement]) -> Candidate:
+    """The model with replacements, all layers refitted to the original's; in int8 where int8 contributes."""
+    search = target.search
+    plan = [*plan_steps(replaced), PlanStep("distill", (_CLOSED_FORM,))]
     candidate = search.keep(search.shop.changed(name, plan, [r.name for r in replaced]))
-    if aim.int8 == 1:
+    if target.int8_gain == 1:
         return candidate
     evidence = search.shop.evidence(candidate)
     return search.keep(search.shop.int8(f"{name} + int8", search.chosen, candidate, evidence))

@@ -1,8 +1,9 @@
-"""Which choice every place takes, so that the whole is harmed least for the time that is to be saved.
+"""Allocation: which option each place takes, so that the loss increase is lowest for the latency to save.
 
-A knapsack of multiple choice decides by the harms of the choices, each measured alone.  Harms do not add up: two changes can
-hurt the same function, or one make up for another.  So the packing is made and its true harm measured, the harms are weighted
-differently place by place, and what packs better is kept (as SPDY does for layers: Frantar and Alistarh 2022).
+A multiple-choice knapsack decides by the loss increases of the options, each measured alone.  These do not add up: two
+changes may harm the same function, or compensate each other.  So the loss increase of each allocation is measured, too,
+the places are weighted differently, and weights that lead to better allocations are kept (as SPDY does for layers:
+Frantar and Alistarh 2022).
 """
 
 from __future__ import annotations
@@ -13,100 +14,110 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxpress.nas.in_model.replacement_survey import Choice
+from onnxpress.nas.in_model.replacement_survey import PlaceOption
 from onnxpress.nas.in_model.replacements import Replacement
 from onnxpress.passes.core.knapsack import multiple_choice_knapsack
 
-_POWERS = (1.0, 0.5)  # of the harms, to begin with: alone, small harms look smaller than they are together
-_TOUCHED = 0.3  # share of the places whose weight a try changes
-_WIDE, _NARROW = 2.0, 0.5  # of the change's logarithm, at first and in the end
-_STALE = 12  # tries without a new packing, after which there is none to be found
+# exponents of the loss increases in the first tries: small ones are larger together than alone
+_INITIAL_POWERS = (1.0, 0.5)
+_CHANGED_FRACTION = 0.3  # of the places, whose weight a try changes
+_FIRST_SIGMA, _LAST_SIGMA = 2.0, 0.5  # of the logarithm of the change
+_MAX_STALE_TRIES = 12  # tries without a new allocation, after which the search ends
 _TRIES = 200
 
 
 @dataclass
-class Packing:
-    """taken: of every place the number of its choice; harm: measured, of all of them together; saved: seconds, predicted."""
+class ReplacementAllocation:
+    """An option for each place.
 
-    taken: tuple[int, ...]
+    selection: index of the option of each place.
+    replaced: the replacements.
+    saved: predicted seconds per run.
+    loss_increase: measured, of all replacements together.
+    """
+
+    selection: tuple[int, ...]
     replaced: list[Replacement]
     saved: float
-    harm: float
+    loss_increase: float
 
 
 @dataclass
-class Packer:
-    """Packs for one amount of time after another; what was measured and the best weights are kept between them.
+class ReplacementAllocator:
+    """Allocates replacements for several amounts of latency; measurements and the best weights are kept between them.
 
-    choices: of every place; harm: of replacements taken together, measured.
+    options: of each place.
+    measure: the loss increase of replacements together.
+    seed: of the tries.
     """
 
-    choices: Sequence[Sequence[Choice]]
-    harm: Callable[[Sequence[Replacement]], float]
+    options: Sequence[Sequence[PlaceOption]]
+    measure: Callable[[Sequence[Replacement]], float]
     seed: int = 0
-    _known: dict[tuple[int, ...], float] = field(default_factory=dict)
+    _measured: dict[tuple[int, ...], float] = field(default_factory=dict)
     _weights: np.ndarray | None = None
 
     @property
-    def most(self) -> float:
-        """Seconds that can be saved at most."""
-        return sum(max(c.saved for c in some) for some in self.choices)
+    def max_saved(self) -> float:
+        """Maximum of the seconds that can be saved."""
+        return sum(max(o.saved for o in some) for some in self.options)
 
     @property
-    def made(self) -> int:
-        """Packings whose harm was measured."""
-        return len(self._known)
+    def measurements(self) -> int:
+        """Number of allocations whose loss increase was measured."""
+        return len(self._measured)
 
-    def pack(self, wish: float, more: Callable[[], bool]) -> Packing | None:
-        """The least harmful packing found that saves `wish` seconds; one try at least, others while there is time.
+    def allocate(self, saving: float, in_time: Callable[[], bool]) -> ReplacementAllocation | None:
+        """The allocation with the lowest loss increase found that saves `saving` seconds.
 
-        None where nothing saves as much, or nothing that does can be made.
+        At least one try is made, further ones while there is time.  None where the saving cannot be reached.
         """
-        rng = np.random.default_rng([self.seed, len(self._known)])
-        harms = [np.array([c.harm for c in some]) for some in self.choices]
+        rng = np.random.default_rng([self.seed, len(self._measured)])
+        losses = [np.array([o.loss_increase for o in some]) for some in self.options]
         best: tuple[float, tuple[int, ...], np.ndarray] | None = None
         stale = 0
         for number in range(_TRIES):
-            if number and (not more() or (best is not None and stale >= _STALE)):
+            if number and (not in_time() or (best is not None and stale >= _MAX_STALE_TRIES)):
                 break
-            weights, power = self._proposal(number, best[2] if best else None, rng)
-            taken = self._taken([w * h**power for w, h in zip(weights, harms, strict=True)], wish)
-            if taken is None:
+            weights, power = self._propose(number, best[2] if best else None, rng)
+            selection = self._solve([w * x**power for w, x in zip(weights, losses, strict=True)], saving)
+            if selection is None:
                 return None
-            stale = stale + 1 if taken in self._known and number else 0
-            harm = self._measured(taken)
-            if math.isfinite(harm) and (best is None or harm < best[0]):
-                best = (harm, taken, weights)
+            stale = stale + 1 if selection in self._measured and number else 0
+            loss = self._loss_increase(selection)
+            if math.isfinite(loss) and (best is None or loss < best[0]):
+                best = (loss, selection, weights)
         if best is None:
             return None
         self._weights = best[2]
-        return Packing(best[1], self._replaced(best[1]), self._saved(best[1]), best[0])
+        return ReplacementAllocation(best[1], self._replacements(best[1]), self._saved(best[1]), best[0])
 
-    def _proposal(self, number: int, best: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Weights of the places, and the power that harms are taken to: plain ones first, then changes of the best."""
-        ones = np.ones(len(self.choices)) if self._weights is None else self._weights
-        if number < len(_POWERS):
-            return ones, _POWERS[number]
-        touched = rng.random(len(ones)) < _TOUCHED
-        if best is None:  # nothing goes together yet: farther and farther away
-            return ones * np.exp(rng.normal(0, _WIDE * (1 + number / 10), len(ones))), 1.0
-        spread = max(_NARROW, _WIDE * 0.95 ** (number - len(_POWERS)))
-        return best * np.exp(rng.normal(0, spread, len(ones)) * touched), 1.0
+    def _propose(self, number: int, best: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """Weights of the places, and the exponent of the loss increases: initial ones, then changes of the best."""
+        initial = np.ones(len(self.options)) if self._weights is None else self._weights
+        if number < len(_INITIAL_POWERS):
+            return initial, _INITIAL_POWERS[number]
+        changed = rng.random(len(initial)) < _CHANGED_FRACTION
+        if best is None:  # no valid allocation yet: larger and larger changes
+            return initial * np.exp(rng.normal(0, _FIRST_SIGMA * (1 + number / 10), len(initial))), 1.0
+        sigma = max(_LAST_SIGMA, _FIRST_SIGMA * 0.95 ** (number - len(_INITIAL_POWERS)))
+        return best * np.exp(rng.normal(0, sigma, len(initial)) * changed), 1.0
 
-    def _taken(self, harms: Sequence[np.ndarray], wish: float) -> tuple[int, ...] | None:
+    def _solve(self, losses: Sequence[np.ndarray], saving: float) -> tuple[int, ...] | None:
+        """Solve the knapsack."""
         found = multiple_choice_knapsack(
-            [h.tolist() for h in harms], [[-c.saved for c in some] for some in self.choices], -wish
+            [x.tolist() for x in losses], [[-o.saved for o in some] for some in self.options], -saving
         )
         return None if found is None else tuple(found)
 
-    def _measured(self, taken: tuple[int, ...]) -> float:
-        if taken not in self._known:
-            self._known[taken] = self.harm(self._replaced(taken))
-        return self._known[taken]
+    def _loss_increase(self, selection: tuple[int, ...]) -> float:
+        if selection not in self._measured:
+            self._measured[selection] = self.measure(self._replacements(selection))
+        return self._measured[selection]
 
-    def _replaced(self, taken: Sequence[int]) -> list[Replacement]:
-        picked = (some[i].replacement for some, i in zip(self.choices, taken, strict=True))
-        return [r for r in picked if r is not None]
+    def _replacements(self, selection: Sequence[int]) -> list[Replacement]:
+        selected = (some[i].replacement for some, i in zip(self.options, selection, strict=True))
+        return [r for r in selected if r is not None]
 
-    def _saved(self, taken: Sequence[int]) -> float:
-        return sum(some[i].saved for some, i in zip(self.choices, taken, strict=True))
+    def _saved(self, selection: Sequence[int]) -> float:
+        return sum(some[i].saved for some, i in zip(self.options, selection, strict=True))

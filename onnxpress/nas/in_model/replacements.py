@@ -1,7 +1,7 @@
-"""What can stand in the place of a section, or of a width that several share: levers of the passes, as decisions that a plan can hold.
+"""Replacements of a section, or of a width that several sections share, as decisions of passes that a plan can hold.
 
-Nothing (whole blocks), narrower, thinner factors, smaller and separable kernels, attention of linear cost; each made in closed form from what is
-there (the passes' repair), so that it needs no training to be looked at.
+A block is removed, channels pruned, layers factored, kernels made smaller or separable, attention made linear.  All
+are made in closed form with the passes' refit, so that they can be measured without training.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ from onnxpress.passes.structure.kernels import KERNELS
 from onnxpress.passes.structure.lowrank import LOWRANK
 from onnxpress.plan.plan import PlanStep
 
-ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
-_SHARES = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
-FULL = "least-squares"
+PASS_ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
+_KEPT_FRACTIONS = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
+LEAST_SQUARES = "least-squares"
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """name: what is done; pass_name and decisions: how."""
+    """A replacement.
+
+    name: what is done.
+    pass_name, decisions: how.
+    """
 
     name: str
     pass_name: str
     decisions: tuple[Action, ...]
 
     def step(self, repair: str = LOCAL) -> PlanStep:
-        """Alone; repaired nearby, where the pass knows the difference, so that many can be looked at."""
-        return PlanStep(self.pass_name, (*self.decisions, {"refit": _able(self.pass_name, repair)}))
+        """The replacement as a plan step; refitted locally where the pass supports it, which is fast."""
+        return PlanStep(self.pass_name, (*self.decisions, {"refit": _repair_of(self.pass_name, repair)}))
 
 
-def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
-    """For every section its replacements; none for one that has none."""
+def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
+    """The replacements of each section."""
     narrow = proposals(PRUNE, evidence)
     factored = proposals(LOWRANK, evidence)
     kernels = proposals(KERNELS, evidence)
@@ -58,23 +62,23 @@ def library(evidence: Evidence, found: Sequence[Section]) -> list[list[Replaceme
     ]
 
 
-def steps(chosen: Sequence[Replacement], repair: str = FULL) -> list[PlanStep]:
-    """All of them as the steps of one plan.  repair: FULL, LOCAL or "none"."""
+def plan_steps(chosen: Sequence[Replacement], repair: str = LEAST_SQUARES) -> list[PlanStep]:
+    """The replacements as steps of one plan.  repair: LEAST_SQUARES, LOCAL or "none"."""
     made = []
-    for name in ORDER:
+    for name in PASS_ORDER:
         decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
         if decisions:
-            made.append(PlanStep(name, (*decisions, {"refit": _able(name, repair)})))
+            made.append(PlanStep(name, (*decisions, {"refit": _repair_of(name, repair)})))
     return made
 
 
-def _able(pass_name: str, repair: str) -> str:
-    """Only behind blocks that are gone does much depend on how far the repair reaches."""
-    return FULL if repair == LOCAL and pass_name != DEPTH.name else repair
+def _repair_of(pass_name: str, repair: str) -> str:
+    """The repair of a pass: only for removed blocks does a local refit differ."""
+    return LEAST_SQUARES if repair == LOCAL and pass_name != DEPTH.name else repair
 
 
 def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
-    """The blocks of the section: each, the largest first."""
+    """Removal of each block of the section, the largest first."""
     mine = [b for b in removable(evidence)[0] if b.nodes and section_holds(b.nodes, section)]
     seen: set[frozenset[str]] = set()
     for block in sorted(mine, key=lambda b: -b.macs):
@@ -83,8 +87,8 @@ def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
             yield Replacement(f"without {block.name}", DEPTH.name, ({"block": block.name},))
 
 
-def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
-    """Every width that several sections share, on the stretch from the first of them to the last."""
+def shared_width_replacements(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Section, list[Replacement]]]:
+    """Replacements of each width that several sections share, with the range from the first to the last of them."""
     options = proposals(PRUNE, evidence)
     made = []
     for group in evidence.channels.groups:
@@ -102,7 +106,7 @@ def shared_widths(evidence: Evidence, found: Sequence[Section]) -> list[tuple[Se
 
 
 def _narrower(evidence: Evidence, section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
-    """Every inner width at a share of what it is; and fewer heads, or groups, which lie across several axes."""
+    """All internal widths at a fraction; and fewer attention heads, or groups, which are slices of several axes."""
     groups = [g for g in evidence.channels.groups if g.internal and section_holds({p.node for p in g.slices}, section)]
     yield from _at_shares([g for g in groups if not g.sliced], options, "of the inner width")
     sliced = [g for g in groups if g.sliced]
@@ -111,9 +115,9 @@ def _narrower(evidence: Evidence, section: Section, options: Sequence[Proposal])
 
 
 def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Proposal], what: str) -> Iterator[Replacement]:
-    """All the groups at a share of their width, on the widths that this CPU likes."""
+    """All groups at a fraction of their width, rounded to widths that are fast on this CPU."""
     seen = set()
-    for share in _SHARES:
+    for share in _KEPT_FRACTIONS:
         decisions = []
         for group in groups:
             able = [o for o in options if o.unit == group.name]
@@ -128,6 +132,7 @@ def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Proposal], what
 
 
 def _kernels(section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
+    """Smaller and separable kernels."""
     for form in ("smaller", "separable"):
         mine = [o for o in options if o.unit in section.nodes and o.action["form"] == form]
         if mine:
@@ -135,19 +140,20 @@ def _kernels(section: Section, options: Sequence[Proposal]) -> Iterator[Replacem
 
 
 def _linear(section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
+    """Attention of linear cost."""
     mine = [o for o in options if o.unit in section.nodes]
     if mine:
         yield Replacement("attention of linear cost", ATTENTION.name, tuple(o.action for o in mine))
 
 
 def _factored(section: Section, options: Sequence[Proposal], evidence: Evidence) -> Iterator[Replacement]:
-    """Every layer at a share of its work, in the form that loses least there."""
+    """Each layer at a fraction of its MACs, in the form with the lowest loss increase."""
     mine = [o for o in options if o.unit in section.nodes]
     seen = set()
-    for share in _SHARES:
+    for share in _KEPT_FRACTIONS:
         decisions = []
         for unit in dict.fromkeys(o.unit for o in mine):
-            able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _work(o, evidence)]
+            able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _layer_macs(o, evidence)]
             if able:
                 decisions.append(min(able, key=lambda o: o.loss).action)
         key = str(decisions)
@@ -156,8 +162,8 @@ def _factored(section: Section, options: Sequence[Proposal], evidence: Evidence)
             yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(decisions))
 
 
-def _work(option: Proposal, evidence: Evidence) -> float:
-    """Multiply-accumulates of the layer an option speaks of."""
+def _layer_macs(option: Proposal, evidence: Evidence) -> float:
+    """Multiply-accumulates of the layer of an option."""
     from onnxpress.model.counts import node_macs
 
     node = next(n for n in evidence.model.graph if n.name == option.unit)

@@ -1,7 +1,7 @@
-"""Building blocks: each takes a value and gives one of another width, at half the size where `stride` is 2.
+"""Building blocks: functions of a value that return one of another width, at half the size where `stride` is 2.
 
-What a block can be told (kernel, expansion, act, squeeze, heads) stands in its keywords, so that a space names them; a block
-keeps a shortcut where shapes allow, and projects it where they do not.
+The options of a block (kernel, expansion, act, squeeze, heads) are its keyword arguments, which a search space
+names.  A block has a shortcut where shapes agree, and a projection shortcut otherwise, unless its docstring says so.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxpress.errors import InputProblem
-from onnxpress.nas.spaces.network import Net, Value
+from onnxpress.nas.spaces.network import NetworkBuilder, Value
 
 Block = Callable[..., Value]
 _EIGHT = 8
 
 
-def _even(width: float) -> int:
+def _round_width(width: float) -> int:
     """The nearest multiple of eight, at least eight."""
     return max(_EIGHT, int(width + _EIGHT / 2) // _EIGHT * _EIGHT)
 
 
-def shortcut(net: Net, x: Value, like: Value, stride: int) -> Value:
-    """The input as the block's end needs it: itself, or a 1x1 projection."""
+def shortcut(net: NetworkBuilder, x: Value, like: Value, stride: int) -> Value:
+    """The input in the shape of the block's output: unchanged, or by a 1x1 projection."""
     if x.shape == like.shape:
         return x
     return net.conv_norm(x, like.shape[0], 1, stride, act="")
 
 
-def residual(net: Net, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu") -> Value:
+def residual(
+    net: NetworkBuilder, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu"
+) -> Value:
     """Two convolutions and a shortcut (He et al. 2016, basic block)."""
     y = net.conv_norm(x, width, kernel, stride, act=act)
     y = net.conv_norm(y, width, kernel, act="")
@@ -38,10 +40,17 @@ def residual(net: Net, x: Value, width: int, stride: int = 1, *, kernel: int = 3
 
 
 def bottleneck(
-    net: Net, x: Value, width: int, stride: int = 1, *, kernel: int = 3, expansion: float = 0.25, act: str = "relu"
+    net: NetworkBuilder,
+    x: Value,
+    width: int,
+    stride: int = 1,
+    *,
+    kernel: int = 3,
+    expansion: float = 0.25,
+    act: str = "relu",
 ) -> Value:
     """1x1, k x k on fewer channels, 1x1, and a shortcut (He et al. 2016)."""
-    inner = _even(width * expansion)
+    inner = _round_width(width * expansion)
     y = net.conv_norm(x, inner, 1, act=act)
     y = net.conv_norm(y, inner, kernel, stride, act=act)
     y = net.conv_norm(y, width, 1, act="")
@@ -49,76 +58,90 @@ def bottleneck(
 
 
 def inverted(
-    net: Net, x: Value, width: int, stride: int = 1, *,
+    net: NetworkBuilder, x: Value, width: int, stride: int = 1, *,
     kernel: int = 3, expansion: float = 4, act: str = "relu", squeeze: bool = False,
 ) -> Value:  # fmt: skip
-    """1x1 up, depthwise, (squeeze-and-excitation), 1x1 down, linear end (Sandler et al. 2018)."""
-    inner = _even(x.shape[0] * expansion)
+    """1x1 expansion, depthwise, (squeeze-and-excitation), linear 1x1 projection (Sandler et al. 2018)."""
+    inner = _round_width(x.shape[0] * expansion)
     y = net.conv_norm(x, inner, 1, act=act) if inner != x.shape[0] else x
     y = net.activation(net.norm(net.depthwise(y, kernel, stride)), act)
     if squeeze:
-        y = squeezed(net, y)
+        y = squeeze_excite(net, y)
     y = net.conv_norm(y, width, 1, act="")
     return net.add(y, x) if y.shape == x.shape else y
 
 
-def squeezed(net: Net, x: Value, ratio: float = 0.25) -> Value:
-    """Squeeze-and-excitation (Hu et al. 2018): channels weighed by what the whole picture says."""
+def squeeze_excite(net: NetworkBuilder, x: Value, ratio: float = 0.25) -> Value:
+    """Squeeze-and-excitation (Hu et al. 2018): channels are scaled by a function of their means."""
     ones = [1] * (len(x.shape) - 1)
     mean = net.op("GlobalAveragePool", [x.name], [x.shape[0], *ones])
-    small = net.activation(net.conv(mean, _even(x.shape[0] * ratio), 1, bias=True))
+    small = net.activation(net.conv(mean, _round_width(x.shape[0] * ratio), 1, bias=True))
     gate = net.op("HardSigmoid", [net.conv(small, x.shape[0], 1, bias=True).name], mean.shape, alpha=1 / 6, beta=0.5)
     return net.multiply(x, gate)
 
 
 def convnext(
-    net: Net, x: Value, width: int, stride: int = 1, *, kernel: int = 7, expansion: float = 4, act: str = "gelu"
+    net: NetworkBuilder,
+    x: Value,
+    width: int,
+    stride: int = 1,
+    *,
+    kernel: int = 7,
+    expansion: float = 4,
+    act: str = "gelu",
 ) -> Value:
-    """Depthwise, normalization, two 1x1 with an activation between (Liu et al. 2022); batch normalization, which folds."""
+    """Depthwise, normalization, two 1x1 with an activation between (Liu et al. 2022); with batch normalization,
+    which folds.
+    """
     if stride > 1 or x.shape[0] != width:
         x = net.norm(net.conv(x, width, 3 if stride > 1 else 1, stride))
     y = net.norm(net.depthwise(x, kernel))
-    y = net.activation(net.conv(y, _even(width * expansion), 1, bias=True), act)
+    y = net.activation(net.conv(y, _round_width(width * expansion), 1, bias=True), act)
     return net.add(x, net.conv(y, width, 1, bias=True))
 
 
-def vgg(net: Net, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu") -> Value:
-    """One convolution, no shortcut."""
+def vgg(net: NetworkBuilder, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu") -> Value:
+    """One convolution, without shortcut."""
     return net.conv_norm(x, width, kernel, stride, act=act)
 
 
-def separable(net: Net, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu") -> Value:
-    """Depthwise and 1x1, each with normalization and activation (Howard et al. 2017), with a shortcut where it fits."""
+def separable(
+    net: NetworkBuilder, x: Value, width: int, stride: int = 1, *, kernel: int = 3, act: str = "relu"
+) -> Value:
+    """Depthwise and 1x1, each with normalization and activation (Howard et al. 2017); a shortcut where shapes agree."""
     y = net.activation(net.norm(net.depthwise(x, kernel, stride)), act)
     y = net.conv_norm(y, width, 1, act=act)
     return net.add(y, x) if y.shape == x.shape else y
 
 
-def mlp(net: Net, x: Value, width: int, stride: int = 1, *, act: str = "relu") -> Value:
-    """A linear layer and an activation, with a shortcut where the widths agree."""
+def mlp(net: NetworkBuilder, x: Value, width: int, stride: int = 1, *, act: str = "relu") -> Value:
+    """A linear layer and an activation; a shortcut where widths agree."""
     y = net.activation(net.dense(x, width), act)
     return net.add(y, x) if y.shape == x.shape else y
 
 
 def encoder(
-    net: Net, x: Value, width: int, stride: int = 1, *,
+    net: NetworkBuilder, x: Value, width: int, stride: int = 1, *,
     heads: int = 4, expansion: float = 4, act: str = "gelu", mask: Value | None = None,
 ) -> Value:  # fmt: skip
-    """Self-attention and a feed-forward part, normalized first (pre-norm Transformer).  [L,D] -> [L,width].
+    """Self-attention and a feed-forward part with pre-normalization (pre-norm Transformer).  [L,D] -> [L,width].
 
-    mask: [L] of 1 and 0 beside the tokens; what is 0 is not attended to.  Raises InputProblem where the heads do not divide.
+    mask: what is added to the attention scores (None: no mask).
+    Raises InputProblem where the number of heads does not divide the width.
     """
     if width % heads:
-        raise InputProblem("heads do not divide the width", "encoder", f"{width} by {heads}", "choose another number")
+        raise InputProblem(
+            "the number of heads does not divide the width", "encoder", f"{width} by {heads}", "change one"
+        )
     if x.shape[-1] != width:
         x = net.dense(x, width)
     x = net.add(x, attention(net, net.layer_norm(x), heads, mask))
-    y = net.activation(net.dense(net.layer_norm(x), _even(width * expansion)), act)
+    y = net.activation(net.dense(net.layer_norm(x), _round_width(width * expansion)), act)
     return net.add(x, net.dense(y, width))
 
 
-def attention(net: Net, x: Value, heads: int, mask: Value | None) -> Value:
-    """Multi-head self-attention as plain operators, as exporters write it."""
+def attention(net: NetworkBuilder, x: Value, heads: int, mask: Value | None) -> Value:
+    """Multi-head self-attention in standard operators, as exporters write it."""
     width = x.shape[-1]
     inner = width // heads
     free = net.constant(np.array([0, -1, heads, inner], np.int64))
@@ -155,8 +178,8 @@ BLOCKS: dict[str, Block] = {
 }
 
 
-def block(name: str) -> Block:
-    """A block by name; raises InputProblem for one that does not exist."""
+def find_block(name: str) -> Block:
+    """A block by name.  Raises InputProblem for an unknown one."""
     if name not in BLOCKS:
         raise InputProblem("unknown block", name, "", f"one of {', '.join(BLOCKS)}")
     return BLOCKS[name]

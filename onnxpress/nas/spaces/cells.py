@@ -1,7 +1,8 @@
-"""Cells of four nodes and six edges, each edge one of five operations (Dong and Yang 2020, NAS-Bench-201), in a fixed skeleton.
+"""Cells of four nodes and six edges with five operations (NAS-Bench-201, Dong and Yang 2020), in a fixed skeleton.
 
-A node is the sum of what its edges bring from the nodes before it.  Many of the 15,625 assignments mean the same
-function (a `none` cuts, a `skip` joins, sums do not care for order): `meaning` tells which, so that each is scored once.
+A node is the sum of the results of its edges from earlier nodes.  Many of the 15,625 assignments compute the same
+function (a `none` removes an edge, a `skip` merges nodes, sums commute): `canonical_form` is equal for them, so that
+each function is evaluated once.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.nas.spaces.io_spec import Task, begin, ended
-from onnxpress.nas.spaces.network import Net, Value
+from onnxpress.nas.spaces.io_spec import IoSpec, network_input, network_output
+from onnxpress.nas.spaces.network import NetworkBuilder, Value
 
 OPERATIONS = ("none", "skip", "conv1x1", "conv3x3", "avgpool3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # (from, to), node 0 is the cell's input
@@ -23,24 +24,27 @@ _NODES = 4
 Cell = tuple[str, ...]
 
 
-def every() -> Iterator[Cell]:
+def all_cells() -> Iterator[Cell]:
     """All assignments of operations to EDGES."""
     return product(OPERATIONS, repeat=len(EDGES))
 
 
-def unique() -> list[Cell]:
-    """One assignment for each meaning, the first in the order of `every`; the one that says nothing is left out."""
+def unique_cells() -> list[Cell]:
+    """One assignment per canonical form, the first in the order of `all_cells`; without those that do not use the
+    input.
+    """
     found: dict[str, Cell] = {}
-    for cell in every():
-        found.setdefault(meaning(cell), cell)
+    for cell in all_cells():
+        found.setdefault(canonical_form(cell), cell)
     found.pop("", None)
     return list(found.values())
 
 
-def meaning(cell: Cell) -> str:
-    """The function of a cell as an expression in which equal functions read alike; "" where nothing arrives.
+def canonical_form(cell: Cell) -> str:
+    """The function of a cell as an expression that is equal for equal functions; "" where the input is not used.
 
-    An operation whose result is used several times is marked: it has one set of weights where two like it have two.
+    An operation whose result is used several times is marked, since it has one set of weights, where two equal
+    operations have two.
     """
     sums: list[list[_Term]] = [[("x", -1, ())]]
     for node in range(1, _NODES):
@@ -51,61 +55,64 @@ def meaning(cell: Cell) -> str:
             terms += sums[source] if operation == "skip" else [(operation, edge, tuple(sums[source]))]
         sums.append(terms)
     times: dict[int, int] = {}
-    _counted(sums[-1], times)
-    return _written(sums[-1], times)
+    _count_uses(sums[-1], times)
+    return _expression(sums[-1], times)
 
 
 _Term = tuple[str, int, tuple[Any, ...]]  # operation, the edge it stands on, what it is applied to
 
 
-def _counted(terms: Sequence[_Term], times: dict[int, int]) -> None:
+def _count_uses(terms: Sequence[_Term], times: dict[int, int]) -> None:
     for _, edge, inner in terms:
         times[edge] = times.get(edge, 0) + 1
-        _counted(inner, times)
+        _count_uses(inner, times)
 
 
-def _written(terms: Sequence[_Term], times: Mapping[int, int]) -> str:
+def _expression(terms: Sequence[_Term], times: Mapping[int, int]) -> str:
     found = []
     for operation, edge, inner in terms:
         shared = f"#{times[edge]}" if inner and times[edge] > 1 else ""
-        found.append(f"{operation}{shared}({_written(inner, times)})" if inner else operation)
+        found.append(f"{operation}{shared}({_expression(inner, times)})" if inner else operation)
     return "+".join(sorted(found))
 
 
-def space(trial: Any, task: Task) -> ir.Model:
-    """The cell, how often it stands in each of three stacks, and the first stack's width."""
+def cell_space(trial: Any, io_spec: IoSpec) -> ir.Model:
+    """The search space: the cell, its repetitions in each of three stacks, and the width of the first stack."""
     cell = tuple(trial.suggest_categorical(f"edge{a}{b}", list(OPERATIONS)) for a, b in EDGES)
-    if not meaning(cell):  # nothing would arrive: the direct edge is opened
+    if not canonical_form(cell):  # the output would not depend on the input: connect them
         cell = tuple("skip" if edge == (0, _NODES - 1) else o for edge, o in zip(EDGES, cell, strict=True))
     depth = trial.suggest_int("depth", 1, 3)
-    width = trial.suggest_int("width", task.grid, 2 * task.grid, step=task.grid)
-    return build(cell, task, depth, width)
+    width = trial.suggest_int(
+        "width", io_spec.channel_multiple, 2 * io_spec.channel_multiple, step=io_spec.channel_multiple
+    )
+    return build_cell_network(cell, io_spec, depth, width)
 
 
-def build(cell: Cell, task: Task, depth: int = 1, width: int = 16) -> ir.Model:
-    """Three stacks of cells of one, two and four times the width, halved in size between.
+def build_cell_network(cell: Cell, io_spec: IoSpec, depth: int = 1, width: int = 16) -> ir.Model:
+    """Three stacks of cells of one, two and four times the width, with a stride of two between them.
 
-    Raises InputProblem for inputs that are neither pictures nor spectra, and for a cell that lets nothing through.
+    Raises InputProblem for inputs that are neither images nor spectrograms, and for a cell that does not use its
+    input.
     """
-    if task.kind not in ("picture", "spectrum"):
-        raise InputProblem("cells are for pictures and spectra", task.field.name, task.kind, "choose another space")
-    if not meaning(cell):
-        raise InputProblem("nothing passes this cell", " ".join(cell), "", "choose another cell")
-    net = Net()
-    x, _ = begin(net, task)
+    if io_spec.kind not in ("image", "spectrogram"):
+        raise InputProblem("cells need images or spectrograms", io_spec.field.name, io_spec.kind, "use another space")
+    if not canonical_form(cell):
+        raise InputProblem("the output does not depend on the input", " ".join(cell), "", "use another cell")
+    net = NetworkBuilder()
+    x, _ = network_input(net, io_spec)
     x = net.conv_norm(x, width, 3)
     for stack in range(3):
         if stack:
-            x = _halved(net, x, width * 2**stack)
+            x = _downsample(net, x, width * 2**stack)
         for _ in range(depth):
-            x = _placed(net, x, cell)
-    return net.model({task.output: ended(net, net.dense(net.global_pool(x), task.classes), task)})
+            x = _add_cell(net, x, cell)
+    return net.model({io_spec.output: network_output(net, net.dense(net.global_pool(x), io_spec.classes), io_spec)})
 
 
-def _placed(net: Net, x: Value, cell: Sequence[str]) -> Value:
-    """One cell; edges that lead nowhere are not written."""
+def _add_cell(net: NetworkBuilder, x: Value, cell: Sequence[str]) -> Value:
+    """Add one cell; edges to unused nodes are left out."""
     nodes: list[Value | None] = [x]
-    needed = _needed(cell)
+    needed = _needed_nodes(cell)
     for node in range(1, _NODES):
         total: Value | None = None
         for (source, target), operation in zip(EDGES, cell, strict=True):
@@ -122,8 +129,8 @@ def _placed(net: Net, x: Value, cell: Sequence[str]) -> Value:
     return last
 
 
-def _needed(cell: Sequence[str]) -> set[int]:
-    """The nodes that the last one depends on."""
+def _needed_nodes(cell: Sequence[str]) -> set[int]:
+    """The nodes on which the last one depends."""
     needed = {_NODES - 1}
     for (source, target), operation in reversed(list(zip(EDGES, cell, strict=True))):
         if target in needed and operation != "none":
@@ -131,7 +138,7 @@ def _needed(cell: Sequence[str]) -> set[int]:
     return needed
 
 
-def _operation(net: Net, x: Value, operation: str) -> Value:
+def _operation(net: NetworkBuilder, x: Value, operation: str) -> Value:
     if operation == "skip":
         return x
     if operation == "avgpool3x3":
@@ -139,8 +146,8 @@ def _operation(net: Net, x: Value, operation: str) -> Value:
     return net.conv_norm(x, x.shape[0], 1 if operation == "conv1x1" else 3)
 
 
-def _halved(net: Net, x: Value, width: int) -> Value:
-    """A residual block of stride two between the stacks."""
+def _downsample(net: NetworkBuilder, x: Value, width: int) -> Value:
+    """A residual block of stride two."""
     y = net.conv_norm(net.conv_norm(x, width, 3, 2), width, 3, act="")
     short = net.conv_norm(net.pool(x, 3, 2, "average"), width, 1, act="")
     return net.activation(net.add(y, short))

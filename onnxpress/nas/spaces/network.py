@@ -1,8 +1,8 @@
-"""Writes a network as ONNX operator by operator: what blocks, and search spaces, are written in.
+"""A builder that writes a network as ONNX, operator by operator: the language of blocks and search spaces.
 
-Values know their shape (without the batch axis, which is free), so that a block asks its input for its width.  Weights
-are drawn by He et al. (2015) from the seed; a normalization starts as the identity.  Values are [C,H,W] for pictures,
-[C,L] for sequences of features, [L,D] for tokens and [D] for vectors.
+Values know their shape (without the batch axis, which is free), so that a block can read the width of its input.
+Weights are drawn by He et al. (2015) from the seed; a normalization starts as the identity.  Values are [C,H,W] for
+images, [C,L] for sequences of features, [L,D] for tokens and [D] for vectors.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Value:
 
     @property
     def width(self) -> int:
-        """Channels of a picture or a sequence, features of tokens and vectors."""
+        """Channels of an image or a sequence, features of tokens and vectors."""
         return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
 
 
 def _attribute(name: str, value: object) -> ir.Attr:
-    """Of the kinds that blocks are written in; asking for every kind there is would take longer than all the rest of a candidate."""
+    """An ONNX attribute of one of the types that blocks use; faster than the general conversion."""
     if isinstance(value, int):
         return ir.AttrInt64(name, value)
     if isinstance(value, float):
@@ -46,8 +46,8 @@ def _attribute(name: str, value: object) -> ir.Attr:
     return ir.convenience.convert_attribute(name, value)  # type: ignore[arg-type]
 
 
-class Net:
-    """Collects nodes and weights; `model` makes the file of them."""
+class NetworkBuilder:
+    """Collects nodes and weights; `model` returns the model."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
@@ -56,29 +56,29 @@ class Net:
         self._weights: list[ir.Value] = []
         self._values: dict[str, ir.Value] = {}
         self._shared: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
-        self._fixed = True  # no axis but the batch is free, so that shapes can be written down
+        self._fixed = True  # only the batch axis is free, so that shapes can be declared
         self._count = 0
 
-    # the ground
+    # basic operations
 
     def input(
         self, name: str, shape: Sequence[int], dtype: np.dtype[np.generic] = _FLOAT, free: Sequence[str] = ()
     ) -> Value:
-        """An input of the file; shape without the batch axis, `free`: a symbol for each axis whose size may change (or "")."""
+        """Add an input; shape without the batch axis, `free`: a symbol for each free axis ("" for fixed ones)."""
         self._fixed = self._fixed and not any(free)
         dims = [symbol or size for symbol, size in zip([*free, *[""] * len(shape)], shape, strict=False)]
         self._inputs.append(self._value(name, [BATCH, *dims], ir.DataType.from_numpy(dtype)))
         return Value(name, tuple(shape))
 
     def constant(self, array: np.ndarray) -> str:
-        """A fixed number; equal ones are kept once."""
+        """Add a constant that is not trained; equal ones are stored once."""
         key = (array.tobytes(), str(array.dtype), array.shape)
         if key not in self._shared:
             self._shared[key] = self._held(array, "constant")
         return self._shared[key]
 
     def weight(self, array: np.ndarray, stem: str = "weight") -> str:
-        """Numbers to be trained."""
+        """Add a trainable weight."""
         return self._held(np.asarray(array, np.float32), stem)
 
     def _held(self, array: np.ndarray, stem: str) -> str:
@@ -106,7 +106,7 @@ class Net:
         batch: Sequence[str | int] = (BATCH,),
         **attributes: object,
     ) -> Value:
-        """One node with one output of floats, of that shape behind the axes of `batch`."""
+        """Add a node with one float output, of the given shape after the `batch` axes."""
         name = self._name(kind.lower())
         self._add(kind, inputs, self._value(name, [*batch, *map(int, shape)], ir.DataType.FLOAT), attributes)
         return Value(name, tuple(int(d) for d in shape))
@@ -117,13 +117,13 @@ class Net:
         self._nodes.append(ir.Node("", kind, given, found, outputs=[output], name=output.name))
 
     def length(self, x: Value) -> str:
-        """The size of the first axis behind the batch, as the model finds it when it runs."""
+        """Size of the first axis after the batch at run time."""
         name = self._name("length")
         self._add("Shape", [x.name], self._value(name, [1], ir.DataType.INT64), {"start": 1, "end": 2})
         return name
 
     def drawn(self, shape: Sequence[int], fan: int) -> str:
-        """A weight of standard deviation sqrt(2 / fan), drawn when it is first read: most candidates are only counted."""
+        """Add a weight of standard deviation sqrt(2 / fan), drawn when first read: most candidates are only counted."""
         return self._random(shape, math.sqrt(2 / fan), "weight")
 
     def _random(self, shape: Sequence[int], deviation: float, stem: str) -> str:
@@ -144,9 +144,9 @@ class Net:
     def conv(
         self, x: Value, width: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
     ) -> Value:
-        """Convolution with "same" padding over one axis ([C,L]) or two ([C,H,W]); an axis shorter than 2 is not strided."""
+        """Convolution with "same" padding over one axis ([C,L]) or two ([C,H,W]); axes of size 1 are not strided."""
         if kernel % 2 == 0:
-            raise InputProblem("kernels must be odd", "kernel", f"got {kernel}", "take 3, 5 or 7")
+            raise InputProblem("the kernel size must be odd", "kernel", f"got {kernel}", "use 3, 5 or 7")
         space = x.shape[1:]
         strides = [stride if size > 1 else 1 for size in space]
         kernels = [kernel if size > 1 else 1 for size in space]
@@ -161,6 +161,7 @@ class Net:
         )
 
     def depthwise(self, x: Value, kernel: int = 3, stride: int = 1) -> Value:
+        """Depthwise convolution."""
         return self.conv(x, x.shape[0], kernel, stride, groups=x.shape[0])
 
     def norm(self, x: Value) -> Value:
@@ -177,7 +178,7 @@ class Net:
         return self.op("LayerNormalization", [x.name, *names], x.shape, axis=-1, epsilon=1e-5)
 
     def activation(self, x: Value, kind: str = "relu") -> Value:
-        """One of ACTIVATIONS; raises InputProblem for another."""
+        """One of ACTIVATIONS.  Raises InputProblem for another name."""
         if kind == "relu":
             return self.op("Relu", [x.name], x.shape)
         if kind == "relu6":
@@ -198,7 +199,7 @@ class Net:
     def conv_norm(
         self, x: Value, width: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: str = "relu"
     ) -> Value:
-        """Conv, batch normalization, and an activation ("" for none)."""
+        """Convolution, batch normalization, and an activation ("": none)."""
         y = self.norm(self.conv(x, width, kernel, stride, groups))
         return self.activation(y, act) if act else y
 
@@ -211,16 +212,18 @@ class Net:
         y = self.op("MatMul", [x.name, self.drawn([size, width], size)], [*x.shape[:-1], width])
         return self.op("Add", [y.name, bias], y.shape)
 
-    # wiring
+    # connections and shapes
 
     def add(self, x: Value, y: Value) -> Value:
+        """Elementwise sum."""
         return self.op("Add", [x.name, y.name], x.shape)
 
     def multiply(self, x: Value, y: Value) -> Value:
+        """Elementwise product."""
         return self.op("Mul", [x.name, y.name], x.shape if len(x.shape) >= len(y.shape) else y.shape)
 
     def pool(self, x: Value, kernel: int = 2, stride: int = 2, kind: str = "max") -> Value:
-        """Pooling over [C,L] or [C,H,W]; odd kernels keep the size at stride 1, averages leave the border out."""
+        """Pooling over [C,L] or [C,H,W]; odd kernels keep the size at stride 1; averages exclude the padding."""
         kernels = [(kernel if kernel % 2 else min(kernel, size)) if size > 1 else 1 for size in x.shape[1:]]
         strides = [stride if size > 1 else 1 for size in x.shape[1:]]
         pads = [k // 2 if k % 2 else 0 for k in kernels]
@@ -230,23 +233,23 @@ class Net:
         return self.op(name, [x.name], shape, kernel_shape=kernels, strides=strides, pads=[*pads, *pads])
 
     def global_pool(self, x: Value) -> Value:
-        """The mean over all positions: [C,...] -> [C]."""
+        """Mean over all positions: [C,...] -> [C]."""
         ones = [1] * (len(x.shape) - 1)
         y = self.op("GlobalAveragePool", [x.name], [x.shape[0], *ones])
         return self.op("Flatten", [y.name], [x.shape[0]], axis=1)
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        """Other axes behind the batch."""
+        """Reshape the axes after the batch."""
         wish = self.constant(np.array([0, *shape], np.int64))
         return self.op("Reshape", [x.name, wish], shape)
 
     def transpose(self, x: Value, order: Sequence[int]) -> Value:
-        """Axes behind the batch in another order (0: the first behind the batch)."""
+        """Permute the axes after the batch (0: the first after the batch)."""
         shape = [x.shape[i] for i in order]
         return self.op("Transpose", [x.name], shape, perm=[0, *(i + 1 for i in order)])
 
     def resized(self, x: Value, size: int) -> Value:
-        """A picture [C,H,W] at another resolution (linear, its longer side `size`)."""
+        """An image [C,H,W] at another resolution (bilinear; `size`: of the longer side)."""
         scale = size / max(x.shape[1:])
         if scale == 1:
             return x
@@ -255,12 +258,12 @@ class Net:
         return self.op("Resize", [x.name, "", factors], shape, mode="linear")
 
     def embedding(self, x: Value, size: int, width: int) -> Value:
-        """Rows of a table by number: [L] -> [L, width]."""
+        """Embedding of token ids: [L] -> [L, width].  size: of the vocabulary."""
         table = self._random([size, width], 0.1, "table")
         return self.op("Gather", [table, x.name], [*x.shape, width], axis=0)
 
     def model(self, outputs: Mapping[str, Value]) -> ir.Model:
-        """The file: outputs by the names they are to have."""
+        """The model with the named outputs."""
         found = []
         for name, value in outputs.items():
             last = self._values[value.name]

@@ -1,6 +1,6 @@
 """Search spaces written as TOML: a stem, stages of blocks, a head; lists are choices, {from, to, step} are ranges.
 
-resolution = [24, 32]                          # pictures only
+resolution = [24, 32]                          # images only
 [stem]
 width = {from = 16, to = 32, step = 8}
 kernel = 3
@@ -8,11 +8,11 @@ stride = 1
 [[stage]]
 block = ["residual", "inverted"]
 depth = [1, 2, 3]
-width = {from = 16, to = 64, step = "grid"}    # the channels that this CPU's kernels take at once
+width = {from = 16, to = 64, step = "channel_multiple"}    # channels that kernels process at once
 stride = 2
-kernel = [3, 5]                                # whatever the chosen block can be told (nas/blocks.py)
+kernel = [3, 5]                                # options of the block (see blocks.py)
 [head]
-width = [0, 128]                               # of a hidden layer; 0: none
+width = [0, 128]                               # of the hidden layer; 0: none
 """
 
 from __future__ import annotations
@@ -27,167 +27,176 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.nas.spaces.blocks import block
-from onnxpress.nas.spaces.io_spec import Task, begin, ended
-from onnxpress.nas.spaces.network import Net, Value
+from onnxpress.nas.spaces.blocks import find_block
+from onnxpress.nas.spaces.io_spec import IoSpec, network_input, network_output
+from onnxpress.nas.spaces.network import NetworkBuilder, Value
 
-GRID = "grid"
+CHANNEL_MULTIPLE = "channel_multiple"
 _TABLES = {"stem": {"width", "kernel", "stride", "act"}, "head": {"width"}}
 _STAGE = {"block", "depth", "width", "stride"}
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One thing to be chosen.  values: the choices, or (low, high, step) of whole numbers where `ranged` (step 0: the grid)."""
+class SearchParameter:
+    """A parameter of a search space.
+
+    values: the choices, or (low, high, step) of integers if `is_range` (step 0: IoSpec.channel_multiple).
+    """
 
     values: tuple[Any, ...]
-    ranged: bool = False
+    is_range: bool = False
 
-    def ask(self, trial: Any, name: str, task: Task) -> Any:
-        if not self.ranged:
+    def suggest(self, trial: Any, name: str, io_spec: IoSpec) -> Any:
+        """The value that a trial suggests."""
+        if not self.is_range:
             return self.values[0] if len(self.values) == 1 else trial.suggest_categorical(name, list(self.values))
         low, high, step = self.values
-        step = step or task.grid
+        step = step or io_spec.channel_multiple
         low = max(step, -(-low // step) * step) if self.values[2] == 0 else low
         high = low + (high - low) // step * step
         return low if high <= low else trial.suggest_int(name, low, high, step=step)
 
 
-def choice(body: Any, where: str) -> Choice:
-    """A choice as TOML writes it; raises InputProblem for what is none."""
+def parse_parameter(body: Any, where: str) -> SearchParameter:
+    """A parameter from its TOML value.  Raises InputProblem for an invalid one."""
     if isinstance(body, list) and body:
-        return Choice(tuple(body))
+        return SearchParameter(tuple(body))
     if isinstance(body, Mapping):
         step = body.get("step", 1)
         good = {"from", "to"} <= set(body) <= {"from", "to", "step"} and (
-            step == GRID or (isinstance(step, int) and step > 0)
+            step == CHANNEL_MULTIPLE or (isinstance(step, int) and step > 0)
         )
         if not good or not all(isinstance(body[k], int) for k in ("from", "to")) or body["from"] > body["to"]:
             raise InputProblem(
-                "not a range", where, str(dict(body)), 'write {from = 16, to = 64, step = 16}, or step = "grid"'
+                "not a range",
+                where,
+                str(dict(body)),
+                'write {from = 16, to = 64, step = 16}, or step = "channel_multiple"',
             )
-        return Choice((body["from"], body["to"], 0 if step == GRID else step), True)
+        return SearchParameter((body["from"], body["to"], 0 if step == CHANNEL_MULTIPLE else step), True)
     if isinstance(body, (str, int, float, bool)):
-        return Choice((body,))
-    raise InputProblem("not a choice", where, str(body), "write a value, a list, or {from, to, step}")
+        return SearchParameter((body,))
+    raise InputProblem("not a search parameter", where, str(body), "write a value, a list, or {from, to, step}")
 
 
-def read(text: str, where: object) -> Callable[[Any, Task], ir.Model]:
-    """The space of a description.  Raises InputProblem that names the word that is not understood."""
+def parse_space(text: str, where: object) -> Callable[[Any, IoSpec], ir.Model]:
+    """The space of a TOML description.  Raises InputProblem, which names the invalid key."""
     try:
         body = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputProblem("the search space is not TOML", where, str(error)) from error
-    _known(body, {"resolution", "stem", "stage", "head"}, str(where))
+    _check_keys(body, {"resolution", "stem", "stage", "head"}, str(where))
     stages = body.get("stage", [])
     if not isinstance(stages, list) or not stages:
         raise InputProblem("a search space needs stages", where, "", "add [[stage]] with block, depth and width")
     read_stages = [_stage(s, f"{where}, stage {i}") for i, s in enumerate(stages, 1)]
     stem, head = (_table(body, name, str(where)) for name in ("stem", "head"))
-    resolution = choice(body.get("resolution", 0), f"{where}, resolution")
+    resolution = parse_parameter(body.get("resolution", 0), f"{where}, resolution")
 
-    def space(trial: Any, task: Task) -> ir.Model:
-        return _build(trial, task, resolution, stem, read_stages, head)
+    def space(trial: Any, io_spec: IoSpec) -> ir.Model:
+        return _build(trial, io_spec, resolution, stem, read_stages, head)
 
     return space
 
 
-def _known(body: Mapping[str, Any], words: set[str], where: str) -> None:
+def _check_keys(body: Mapping[str, Any], words: set[str], where: str) -> None:
     for word in body:
         if word not in words:
-            raise InputProblem("unknown word in a search space", where, word, f"one of {', '.join(sorted(words))}")
+            raise InputProblem("unknown key in a search space", where, word, f"one of {', '.join(sorted(words))}")
 
 
-def _table(body: Mapping[str, Any], name: str, where: str) -> dict[str, Choice]:
+def _table(body: Mapping[str, Any], name: str, where: str) -> dict[str, SearchParameter]:
     table = body.get(name, {})
-    _known(table, _TABLES[name], f"{where}, {name}")
-    return {k: choice(v, f"{where}, {name}.{k}") for k, v in table.items()}
+    _check_keys(table, _TABLES[name], f"{where}, {name}")
+    return {k: parse_parameter(v, f"{where}, {name}.{k}") for k, v in table.items()}
 
 
-def _stage(body: Mapping[str, Any], where: str) -> dict[str, Choice]:
-    stage = {k: choice(v, f"{where}, {k}") for k, v in body.items()}
+def _stage(body: Mapping[str, Any], where: str) -> dict[str, SearchParameter]:
+    stage = {k: parse_parameter(v, f"{where}, {k}") for k, v in body.items()}
     for word in ("block", "width"):
         if word not in stage:
-            raise InputProblem("a stage lacks a word", where, word, "a stage needs block and width")
-    told = {w for b in stage["block"].values for w in _options(b)}
-    _known(body, _STAGE | told, where)
+            raise InputProblem("a key is missing in a stage", where, word, "a stage needs block and width")
+    known = {w for b in stage["block"].values for w in _options(b)}
+    _check_keys(body, _STAGE | known, where)
     return stage
 
 
 def _options(name: str) -> list[str]:
-    """What a block can be told."""
+    """The options of a block."""
     return [
         p.name
-        for p in inspect.signature(block(name)).parameters.values()
+        for p in inspect.signature(find_block(name)).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name != "mask"
     ]
 
 
 def _build(
     trial: Any,
-    task: Task,
-    resolution: Choice,
-    stem: Mapping[str, Choice],
-    stages: list[dict[str, Choice]],
-    head: Mapping[str, Choice],
+    io_spec: IoSpec,
+    resolution: SearchParameter,
+    stem: Mapping[str, SearchParameter],
+    stages: list[dict[str, SearchParameter]],
+    head: Mapping[str, SearchParameter],
 ) -> ir.Model:
-    def ask(table: Mapping[str, Choice], word: str, place: str, default: Any) -> Any:
-        return table[word].ask(trial, f"{place}.{word}", task) if word in table else default
+    def suggest(table: Mapping[str, SearchParameter], key: str, place: str, default: Any) -> Any:
+        return table[key].suggest(trial, f"{place}.{key}", io_spec) if key in table else default
 
-    net = Net()
-    x, mask = begin(net, task, int(resolution.ask(trial, "resolution", task)) if task.kind == "picture" else 0)
-    if task.kind == "tokens":
-        x = embedded(net, x, task, int(ask(stem, "width", "stem", 64)))
+    net = NetworkBuilder()
+    x, mask = network_input(
+        net, io_spec, int(resolution.suggest(trial, "resolution", io_spec)) if io_spec.kind == "image" else 0
+    )
+    if io_spec.kind == "tokens":
+        x = embed_tokens(net, x, io_spec, int(suggest(stem, "width", "stem", 64)))
     elif stem and len(x.shape) > 1:
         x = net.conv_norm(
-            x, int(ask(stem, "width", "stem", 16)), int(ask(stem, "kernel", "stem", 3)), int(ask(stem, "stride", "stem", 1)),
-            act=str(ask(stem, "act", "stem", "relu")),
+            x, int(suggest(stem, "width", "stem", 16)), int(suggest(stem, "kernel", "stem", 3)),
+            int(suggest(stem, "stride", "stem", 1)), act=str(suggest(stem, "act", "stem", "relu")),
         )  # fmt: skip
     for number, stage in enumerate(stages, 1):
         place = f"stage{number}"
-        name = ask(stage, "block", place, None)
-        _fits(name, x, task)
-        width = int(ask(stage, "width", place, x.width))
-        stride = int(ask(stage, "stride", place, 1))
-        told = {w: stage[w].ask(trial, f"{place}.{w}", task) for w in _options(name) if w in stage}
+        name = suggest(stage, "block", place, None)
+        _check_block(name, x, io_spec)
+        width = int(suggest(stage, "width", place, x.width))
+        stride = int(suggest(stage, "stride", place, 1))
+        options = {w: stage[w].suggest(trial, f"{place}.{w}", io_spec) for w in _options(name) if w in stage}
         if mask is not None and name == "encoder":
-            told["mask"] = mask
-        for i in range(int(ask(stage, "depth", place, 1))):
-            x = block(name)(net, x, width, stride if i == 0 else 1, **told)
-    scores = answers(net, x, task, mask, int(ask(head, "width", "head", 0)))
-    return net.model({task.output: ended(net, scores, task)})
+            options["mask"] = mask
+        for i in range(int(suggest(stage, "depth", place, 1))):
+            x = find_block(name)(net, x, width, stride if i == 0 else 1, **options)
+    scores = classifier_scores(net, x, io_spec, mask, int(suggest(head, "width", "head", 0)))
+    return net.model({io_spec.output: network_output(net, scores, io_spec)})
 
 
-def _fits(name: str, x: Value, task: Task) -> None:
-    """Raises InputProblem where a block cannot take what the input is."""
-    takes = {"encoder": "tokens", "mlp": "vectors and tokens"}.get(name, "pictures and spectra")
-    good = {"encoder": task.kind == "tokens", "mlp": task.kind == "tokens" or len(x.shape) == 1}
-    if not good.get(name, task.kind != "tokens" and len(x.shape) > 1):
-        raise InputProblem(f"the block {name} takes {takes}", task.field.name, task.kind, "choose another space")
+def _check_block(name: str, x: Value, io_spec: IoSpec) -> None:
+    """Raises InputProblem where a block does not accept the kind of input."""
+    takes = {"encoder": "tokens", "mlp": "vectors and tokens"}.get(name, "images and spectrograms")
+    good = {"encoder": io_spec.kind == "tokens", "mlp": io_spec.kind == "tokens" or len(x.shape) == 1}
+    if not good.get(name, io_spec.kind != "tokens" and len(x.shape) > 1):
+        raise InputProblem(f"the block {name} takes {takes}", io_spec.field.name, io_spec.kind, "use another space")
 
 
-def embedded(net: Net, x: Value, task: Task, width: int) -> Value:
-    """Tokens [L] -> [L, width]: a learned vector for each token and each position."""
-    y = net.embedding(x, task.vocabulary, width)
-    table = net.drawn([1, task.length, width], 5000)
+def embed_tokens(net: NetworkBuilder, x: Value, io_spec: IoSpec, width: int) -> Value:
+    """Token ids [L] -> [L, width]: a learned vector per token and per position."""
+    y = net.embedding(x, io_spec.vocabulary, width)
+    table = net.drawn([1, io_spec.length, width], 5000)
     start, axis = (net.constant(np.array([v], np.int64)) for v in (0, 1))
     places = net.op("Slice", [table, start, net.length(x), axis], y.shape, batch=(1,))
     return net.add(y, places)
 
 
-def answers(net: Net, x: Value, task: Task, mask: Value | None, hidden: int) -> Value:
-    """The mean over all positions (of those that are not hidden), a hidden layer where wished, and a score a class."""
-    if task.kind == "tokens":
+def classifier_scores(net: NetworkBuilder, x: Value, io_spec: IoSpec, mask: Value | None, hidden: int) -> Value:
+    """Mean over all (unmasked) positions, an optional hidden layer, and one score per class."""
+    if io_spec.kind == "tokens":
         x = _mean(net, net.layer_norm(x), mask)
     elif len(x.shape) > 1:
         x = net.global_pool(x)
     if hidden:
         x = net.activation(net.dense(x, hidden))
-    return net.dense(x, task.classes)
+    return net.dense(x, io_spec.classes)
 
 
-def _mean(net: Net, x: Value, mask: Value | None) -> Value:
-    """[L,D] -> [D], by the weights that a softmax of the mask gives: equal ones where nothing is hidden."""
+def _mean(net: NetworkBuilder, x: Value, mask: Value | None) -> Value:
+    """[L,D] -> [D]: mean over the positions, weighted by the softmax of the mask."""
     if mask is None:
         return net.op("ReduceMean", [x.name], [x.shape[-1]], axes=[1], keepdims=0)
     shares = net.op("Softmax", [mask.name], mask.shape, axis=-1)

@@ -1,1 +1,1 @@
-"""What is tried next and where it is kept: optuna studies, evolution, storage and Pareto fronts."""
+"""Strategies that propose candidates, and the study that stores them."""

@@ -1,9 +1,9 @@
-"""Regularized evolution (Real et al. 2019) as an optuna sampler: the youngest live, one choice of a good parent changes.
+"""Regularized evolution (Real et al. 2019) as an optuna sampler.
 
-Among the last `population` finished trials `sample` are drawn, the best of them is the parent, and one of its choices gets
-another value; choices the parent never made are drawn anew.  Several objectives: those that no trial dominates do not
-die of age, and the parent is any of the sample's best rank.  What is drawn depends on the seed, the trial's number and the
-trials before it alone, so that storages and processes agree.
+Among the last `population` finished trials `sample` are drawn; the best of them is the parent, and `mutations` of
+its choices change; parameters that the parent does not have are drawn.  With several objectives non-dominated trials
+stay in the population, and the parent is any of the sample's best rank.  Draws depend only on the seed, the trial's
+number and the trials before it, so that they are the same for all storages and processes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from onnxpress.nas.strategies.pareto import ranks
+from onnxpress.nas.strategies.pareto import dominance_ranks
 
-VIOLATION = "violation"  # a trial's attribute: by how much it exceeds the limits, 0 where it keeps them
+VIOLATION = "violation"  # attribute of a trial: how far it exceeds the limits; 0 within them
 
 
-class Evolution(BaseSampler):  # type: ignore[misc]
-    """population: finished trials that may be parents; sample: of them drawn for each child; mutations: choices changed."""
+class RegularizedEvolution(BaseSampler):  # type: ignore[misc]
+    """Regularized evolution.
+
+    seed: of all draws.
+    population: number of finished trials that may be parents.
+    sample: number of trials from which a parent is selected.
+    mutations: number of changed choices.
+    """
 
     def __init__(self, seed: int = 0, population: int = 20, sample: int = 8, mutations: int = 1) -> None:
         self.seed, self.population, self.sample, self.mutations = seed, population, sample, mutations
@@ -41,7 +47,7 @@ class Evolution(BaseSampler):  # type: ignore[misc]
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """The parent's choice, or another where this one mutates."""
+        """The parent's choice, or another one where it mutates."""
         if trial.number not in self._children:
             self._children[trial.number] = self._child(study, trial.number)
         parent, changed = self._children[trial.number]
@@ -49,8 +55,8 @@ class Evolution(BaseSampler):  # type: ignore[misc]
         known = parent.get(param_name)
         fits = param_name in parent and param_distribution._contains(param_distribution.to_internal_repr(known))
         if not fits:
-            return drawn(param_distribution, rng)
-        return drawn(param_distribution, rng, known) if param_name in changed else known
+            return draw_value(param_distribution, rng)
+        return draw_value(param_distribution, rng, known) if param_name in changed else known
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._children.pop(trial.number, None)
@@ -59,36 +65,40 @@ class Evolution(BaseSampler):  # type: ignore[misc]
         return np.random.default_rng([self.seed, number, zlib.crc32(word.encode())])
 
     def _child(self, study: Study, number: int) -> tuple[dict[str, Any], frozenset[str]]:
-        """The parent's choices and the names of those that change; nothing before the population is full."""
+        """The parent's choices and the names of the changed ones; empty before the population is full."""
         done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.number < number]
         if len(done) < self.population:
             return {}, frozenset()
         done.sort(key=lambda t: t.number)
         living = done[-self.population :]
         if len(study.directions) > 1:
-            front = set(leading(done, study.directions))
+            front = set(best_trials(done, study.directions))
             living = [t for i, t in enumerate(done) if i in front or i >= len(done) - self.population]
         rng = self._rng(number, "parent")
         some = [living[i] for i in rng.choice(len(living), min(self.sample, len(living)), replace=False)]
-        parent = some[int(rng.choice(leading(some, study.directions)))].params
+        parent = some[int(rng.choice(best_trials(some, study.directions)))].params
         names = sorted(parent)
         count = min(self.mutations, len(names))
         return dict(parent), frozenset(names[i] for i in rng.choice(len(names), count, replace=False))
 
 
-def leading(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
-    """Numbers of the best: those of rank 0 within the limits; where none keeps them, the one that exceeds them least."""
+def best_trials(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[int]:
+    """Indices of the best trials: rank 0 among those within the limits; where there are none, the one with the
+    lowest violation.
+    """
     signs = np.array([-1.0 if d is StudyDirection.MAXIMIZE else 1.0 for d in directions])
     losses = np.array([t.values for t in trials]) * signs
     beyond = np.array([float(t.user_attrs.get(VIOLATION, 0.0)) for t in trials])
     if beyond.min() > 0:
         return [int(beyond.argmin())]
     inside = np.flatnonzero(beyond == 0)
-    return [int(i) for i in inside[ranks(losses[inside]) == 0]]
+    return [int(i) for i in inside[dominance_ranks(losses[inside]) == 0]]
 
 
-def drawn(distribution: BaseDistribution, rng: np.random.Generator, other_than: Any = None) -> Any:
-    """A value of a distribution, uniformly (on a log scale where it says so); another one than given, where there is one."""
+def draw_value(distribution: BaseDistribution, rng: np.random.Generator, other_than: Any = None) -> Any:
+    """Draw a value uniformly (on a log scale where the distribution is logarithmic), other than `other_than` where
+    possible.
+    """
     if isinstance(distribution, CategoricalDistribution):
         choices = [c for c in distribution.choices if c != other_than] or list(distribution.choices)
         return choices[int(rng.integers(len(choices)))]

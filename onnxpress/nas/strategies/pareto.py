@@ -1,4 +1,4 @@
-"""Which of many scored candidates no other beats in everything, and in what order the rest stand behind them."""
+"""Pareto fronts: dominance ranks and crowding distance (Deb et al. 2002)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def ranks(points: np.ndarray) -> np.ndarray:
-    """Rank of each row of [N,K] losses (lower is better in every column): 0 for those that no row dominates, 1 for those
-    that only rank 0 dominates, and so on (Deb et al. 2002)."""
+def dominance_ranks(points: np.ndarray) -> np.ndarray:
+    """Dominance rank of each row of [N,K] losses (lower is better): 0 for rows that no row dominates.
+
+    1 for rows that only rank 0 dominates, and so on (Deb et al. 2002).
+    """
     points = np.asarray(points, float)
     no_worse = np.all(points[:, None] <= points[None], axis=2)
     below: np.ndarray = no_worse & np.any(points[:, None] < points[None], axis=2)  # [i,j]: i dominates j
@@ -24,8 +26,8 @@ def ranks(points: np.ndarray) -> np.ndarray:
     return found
 
 
-def crowding(points: np.ndarray) -> np.ndarray:
-    """How alone each row stands among its neighbours, column by column; infinite at the ends (Deb et al. 2002)."""
+def crowding_distance(points: np.ndarray) -> np.ndarray:
+    """Distance of each row to its neighbours, summed over columns; infinite at the ends (Deb et al. 2002)."""
     points = np.asarray(points, float)
     found = np.zeros(len(points))
     for column in points.T:
@@ -36,21 +38,21 @@ def crowding(points: np.ndarray) -> np.ndarray:
     return found
 
 
-def best(points: np.ndarray, count: int) -> list[int]:
-    """Numbers of the `count` best rows: by rank, within a rank the ones that stand alone."""
-    rank = ranks(points)
+def select_best(points: np.ndarray, count: int) -> list[int]:
+    """Indices of the `count` best rows: by rank, within a rank by crowding distance."""
+    rank = dominance_ranks(points)
     order: list[int] = []
     for level in range(int(rank.max(initial=-1)) + 1):
         inside = np.flatnonzero(rank == level)
-        alone = crowding(np.asarray(points)[inside])
+        alone = crowding_distance(np.asarray(points)[inside])
         order += inside[np.argsort(-alone, kind="stable")].tolist()
     return order[:count]
 
 
-def front(points: Sequence[Sequence[float]]) -> list[int]:
-    """Numbers of the rows that none dominates, by the first column."""
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the rows that none dominates, ordered by the first column."""
     if not len(points):
         return []
     array = np.asarray(points, float)
-    inside = np.flatnonzero(ranks(array) == 0)
+    inside = np.flatnonzero(dominance_ranks(array) == 0)
     return [int(i) for i in inside[np.lexsort((array[inside, -1], array[inside, 0]))]]

@@ -1,4 +1,4 @@
-"""The database behind a study: an SQLite file, or an address that many machines share."""
+"""Storage of a study: an SQLite file, or the address of a shared database."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from optuna.storages import RDBStorage, RetryFailedTrialCallback
 
 from onnxpress.errors import EnvironmentProblem
 
-HEARTBEAT = 10.0  # seconds between two signs of life; after three without one a worker is dead
-_RETRIES = 1  # of a candidate whose worker died
-_PATIENCE = 60.0  # seconds that a worker waits while others write to the same SQLite file
+HEARTBEAT = 10.0  # seconds; a worker without one for three intervals is taken for dead
+_RETRIES = 1  # of a trial whose worker died
+_PATIENCE = 60.0  # seconds to wait for a lock of the SQLite file
 
 
-def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
-    """A database with signs of life.  Raises EnvironmentProblem where it does not answer."""
+def connect(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
+    """A storage with heartbeats.  Raises EnvironmentProblem where it cannot be reached."""
     address = str(where) if "://" in str(where) else f"sqlite:///{where}"
-    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)  # the driver that the extra brings
+    address = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)  # the driver of the extra `nas`
     try:
         return RDBStorage(
             address,
@@ -29,40 +29,42 @@ def connected(where: str | Path, heartbeat: float = HEARTBEAT) -> RDBStorage:
             grace_period=max(3, round(3 * heartbeat)),
             failed_trial_callback=RetryFailedTrialCallback(max_retry=_RETRIES),
         )
-    except Exception as error:  # drivers raise errors of their own
-        raise silent(where, error) from error
+    except Exception as error:  # drivers raise their own errors
+        raise storage_problem(where, error) from error
 
 
-def silent(where: str | Path, error: Exception) -> EnvironmentProblem:
-    """The problem of a database that failed; passwords are not shown."""
+def storage_problem(where: str | Path, error: Exception) -> EnvironmentProblem:
+    """EnvironmentProblem for a failed storage, without passwords."""
     reason = str(error.__cause__ or error).strip().splitlines()[0][:160]
-    return EnvironmentProblem("the study's storage does not answer", shown(where), shown(reason), "check its address")
+    return EnvironmentProblem(
+        "the study's storage cannot be reached", without_password(where), without_password(reason), "check its address"
+    )
 
 
-def shown(text: str | Path) -> str:
-    """Text that holds an address, without the password."""
+def without_password(text: str | Path) -> str:
+    """A text with passwords in addresses replaced by ***."""
     return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", str(text))
 
 
-def released(storage: RDBStorage) -> None:
-    """Close the connections, which a pool would keep open."""
+def close_storage(storage: RDBStorage) -> None:
+    """Close all connections."""
     storage.remove_session()
     storage.engine.dispose()
 
 
-def names(where: str | Path) -> list[str]:
-    """The studies that a database holds."""
-    with quiet():
-        storage = connected(where)
+def study_names(where: str | Path) -> list[str]:
+    """Names of the studies in a storage."""
+    with quiet_optuna():
+        storage = connect(where)
         try:
             return [str(n) for n in optuna.get_all_study_names(storage)]
         finally:
-            released(storage)
+            close_storage(storage)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """optuna without its log, and without its remarks on what is experimental."""
+def quiet_optuna() -> Iterator[None]:
+    """Context without optuna's log and warnings about experimental features."""
     import warnings
 
     level = optuna.logging.get_verbosity()

@@ -1,8 +1,7 @@
-"""A made-up landscape that costs nothing to ask: what strategies are compared on.
+"""A synthetic benchmark of search strategies that costs nothing to evaluate.
 
-Every edge of an imaginary network has one of some operations, each with a worth and a time of its own; neighbours help or
-hinder each other.  Accuracy saturates in the sum of worths, time adds up: the shape of the tables that trained cells give (Dong and
-Yang 2020), in a few lines.
+Each edge of an imaginary network has one of some operations, with a worth and a time; neighbouring operations
+interact. Accuracy saturates in the sum of worths, times add up, as in tables of trained cells (Dong and Yang 2020).
 """
 
 from __future__ import annotations
@@ -11,12 +10,17 @@ from typing import Any
 
 import numpy as np
 
-WORST = (0.0, 1.0)  # (accuracy, share of the longest time) that a front's volume is counted from
+WORST = (0.0, 1.0)  # reference point of the hypervolume
 _TOP, _SPREAD = 0.95, 0.85
 
 
 class Surrogate:
-    """edges: choices to make; operations: for each; seed: of the tables."""
+    """A random landscape.
+
+    seed: of the tables.
+    edges: number of choices.
+    operations: per edge.
+    """
 
     def __init__(self, seed: int = 0, edges: int = 16, operations: int = 5) -> None:
         rng = np.random.default_rng([seed, edges, operations])
@@ -28,7 +32,7 @@ class Surrogate:
         self._scale = 0.5 * edges
 
     def ask(self, trial: Any) -> tuple[float, float]:
-        """(accuracy, share of the longest time) of a trial's choices."""
+        """(accuracy, fraction of the longest time) of a trial's choices."""
         chosen = [trial.suggest_categorical(f"edge{i}", list(range(self.operations))) for i in range(self.edges)]
         rows = np.arange(self.edges)
         score = self.worth[rows, chosen].sum() + self.pairs[rows[:-1], chosen[:-1], chosen[1:]].sum()
@@ -36,8 +40,8 @@ class Surrogate:
         return accuracy, float(self.times[rows, chosen].sum()) / self._longest
 
 
-def volume(points: list[tuple[float, float]]) -> float:
-    """The area that a front of (accuracy, time) covers, seen from WORST; higher is better."""
+def hypervolume(points: list[tuple[float, float]]) -> float:
+    """Area that a front of (accuracy, time) dominates, up to the reference point WORST; higher is better."""
     area, fastest = 0.0, WORST[1]
     for accuracy, time in sorted(points, key=lambda p: (-p[0], p[1])):
         if accuracy > WORST[0] and time < fastest:

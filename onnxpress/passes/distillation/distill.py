@@ -27,10 +27,10 @@ from onnxpress.model.files import load, model_hash
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
-from onnxpress.train.distillation.feature_matching import Pair, all_pairs, pairs, read_pair
-from onnxpress.train.distillation.output_heads import compatible
+from onnxpress.train.distillation.feature_matching import FeaturePair, match_features, match_layers, pair_from_dict
+from onnxpress.train.distillation.output_heads import check_compatible
 from onnxpress.train.optional_torch import has_torch, require_torch
-from onnxpress.train.settings import Settings, read_settings
+from onnxpress.train.settings import TrainingSettings, settings_from_dict
 
 ORIGINAL = "original"
 CLOSED = "closed-form"
@@ -69,7 +69,7 @@ class Distill:
             return
         yield Proposal("layers", {"mode": CLOSED, "teacher": ORIGINAL})
         if has_torch() and _trainable(evidence):
-            settings = Settings(steps=_SHORT, batch=16, lr=1e-4, features="none")
+            settings = TrainingSettings(steps=_SHORT, batch=16, lr=1e-4, features="none")
             yield Proposal("weights", training(settings, Source(), (), settings.steps))
 
     def plan(self, evidence: Evidence, options: DistillOptions) -> Planned:
@@ -96,13 +96,13 @@ class Distill:
         return done
 
 
-def training(settings: Settings, source: Source, matched: Sequence[Pair], stop: int) -> Action:
+def training(settings: TrainingSettings, source: Source, matched: Sequence[FeaturePair], stop: int) -> Action:
     """The decision of a training run that was best at step `stop`."""
     return {
         "mode": settings.mode,
         "teacher": source.plain(),
-        "settings": {k: v for k, v in settings.plain().items() if k != "mode"},
-        "pairs": [p.plain() for p in matched],
+        "settings": {k: v for k, v in settings.as_dict().items() if k != "mode"},
+        "pairs": [p.as_dict() for p in matched],
         "stop": stop,
     }
 
@@ -132,7 +132,7 @@ def teacher_of(action: Mapping[str, Any], evidence: Evidence) -> Evidence:
 
 def teacher_evidence(model: ir.Model, student: Evidence) -> Evidence:
     """Evidence of a teacher on the student's samples; raises InputProblem where the two do not fit."""
-    compatible(student.model, model)
+    check_compatible(student.model, model)
     found = evidence_for(model, student.data, student.machine, student.seed)
     edit.rename_ports(
         found.model,
@@ -142,8 +142,8 @@ def teacher_evidence(model: ir.Model, student: Evidence) -> Evidence:
     return found
 
 
-def _given(action: Mapping[str, Any]) -> list[Pair] | None:
-    return [read_pair(p) for p in action["pairs"]] if "pairs" in action else None
+def _given(action: Mapping[str, Any]) -> list[FeaturePair] | None:
+    return [pair_from_dict(p) for p in action["pairs"]] if "pairs" in action else None
 
 
 def _distillable(evidence: Evidence) -> bool:
@@ -160,13 +160,13 @@ def _trainable(evidence: Evidence) -> bool:
 
 
 def closed_form(
-    student: Evidence, teacher: Evidence, matched: Sequence[Pair] | None = None
+    student: Evidence, teacher: Evidence, matched: Sequence[FeaturePair] | None = None
 ) -> tuple[ir.Model, list[RefitResult]]:
     """A clone of the student, each linear layer with a twin refitted to what the teacher's gives.
 
     matched: values of the student and their twins (default: found by name and, where narrower, by correlation).
     """
-    known = all_pairs(student, teacher) if matched is None else matched
+    known = match_layers(student, teacher) if matched is None else matched
     twins = {p.student: p for p in known if not p.project}
     roles = {s: p.teacher for s, p in twins.items() if p.teacher != s}
     kept = {p.teacher: np.array(p.kept) for p in twins.values() if p.kept is not None}
@@ -193,15 +193,15 @@ def fitted(fits: Sequence[RefitResult]) -> str:
 def _trained(student: Evidence, teacher: Evidence, action: Mapping[str, Any]) -> tuple[ir.Model, str]:
     """Train again, to the recorded step."""
     require_torch("distill")
-    from onnxpress.train.distillation.runner import Distillation, Watch
+    from onnxpress.train.distillation.runner import Distillation, RunOptions
 
     body = dict(action.get("settings") or {})
-    settings = read_settings({**body, "mode": action.get("mode", "end-to-end")})
+    settings = settings_from_dict({**body, "mode": action.get("mode", "end-to-end")})
     given = _given(action)
-    matched = pairs(student, teacher) if given is None else given
+    matched = match_features(student, teacher) if given is None else given
     stop = int(action.get("stop", settings.steps))
     job = Distillation(student, teacher, student.samples(), settings, matched)
-    model, _ = job.run(Watch(stop=stop))
+    model, _ = job.run(RunOptions(stop=stop))
     return model, f"distilled for {stop} of {settings.steps} steps"
 
 

@@ -1,1 +1,1 @@
-"""Training of one student towards one teacher."""
+"""Training of a student towards a teacher."""

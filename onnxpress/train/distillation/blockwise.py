@@ -1,13 +1,13 @@
-"""Training block by block: each block of the student learns its teacher's block alone, fed the teacher's own values.
+"""Blockwise distillation: each block of the student is trained alone to reproduce the teacher's block.
 
-Blocks lie between matched cut points.  What enters and what should leave a block is asked of the teacher once and kept,
-for as many samples as fit the memory bound; where the student is narrower only its channels are taken.  Blocks are
-independent, so that a short run of each repairs much; errors that add up over blocks are left to the end-to-end mode.
+Blocks lie between matched cut points.  The teacher's values at the boundaries of a block are computed once and kept in
+memory, for as many samples as fit; where the student is narrower only its channels are used.  Blocks are trained
+independently, with few steps each; errors that accumulate over blocks are left to the end-to-end mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,85 +17,89 @@ import torch
 from torch import Tensor, nn
 
 from onnxpress.train.distillation import losses
-from onnxpress.train.distillation.feature_matching import Pair
-from onnxpress.train.distillation.teacher_batches import KEEP_BYTES, Order, Pool, Teacher
+from onnxpress.train.distillation.feature_matching import FeaturePair
+from onnxpress.train.distillation.teacher_batches import CACHE_BYTES, BatchOrder, SamplePool, Teacher
 
-Make = Callable[[Sequence[str], Sequence[str]], nn.Module]
+_SCALE_SAMPLES = 64  # whose values give the variance that losses are relative to
 
 
 @dataclass(frozen=True)
-class Block:
-    """first: the pair whose value enters (None: the graph's inputs); last: the pair whose value leaves."""
+class ModelBlock:
+    """A block of the student.
 
-    first: Pair | None
-    last: Pair
+    first: the pair whose value enters (None: the graph's inputs).
+    last: the pair whose value leaves.
+    """
+
+    first: FeaturePair | None
+    last: FeaturePair
 
     @property
     def name(self) -> str:
+        """The names of the values that enter and leave."""
         return f"{self.first.student if self.first else 'input'}..{self.last.student}"
 
 
-def blocks(pairs: Sequence[Pair], outputs: Sequence[Pair]) -> list[Block]:
-    """Consecutive cut points as blocks, the last ones ending in the outputs; projected pairs cannot feed a block."""
+def model_blocks(pairs: Sequence[FeaturePair], outputs: Sequence[FeaturePair]) -> list[ModelBlock]:
+    """The blocks between consecutive pairs, and from the last pair to the outputs.
+
+    Pairs with a learned projection are left out: their teacher value cannot enter a block.
+    """
     usable = [p for p in pairs if not p.project]
-    found = [Block(a, b) for a, b in zip([None, *usable[:-1]], usable, strict=True)] if usable else []
+    found = [ModelBlock(a, b) for a, b in zip([None, *usable[:-1]], usable, strict=True)] if usable else []
     last = usable[-1] if usable else None
-    return found + [Block(last, out) for out in outputs]
+    return found + [ModelBlock(last, out) for out in outputs]
 
 
-def share_steps(steps: int, count: int) -> list[int]:
-    """Steps of each block; the sum is `steps` where that is at least one a block."""
+def divide_steps(steps: int, count: int) -> list[int]:
+    """Steps of each of `count` blocks, at least one each; their sum is `steps` where that is possible."""
     edges = [steps * i // count for i in range(count + 1)]
     return [max(1, b - a) for a, b in pairwise(edges)]
 
 
-class BlockLessons:
-    """loss(step) of one block.  Samples beyond the memory bound are left out (`samples` says how many serve)."""
+class BlockBatches:
+    """Batches and losses of one block.  `samples` is the number of samples used: those whose values fit into memory."""
 
-    def __init__(self, pool: Pool, teacher: ir.Model, block: Block, batch: int, seed: int) -> None:
+    def __init__(self, pool: SamplePool, teacher: ir.Model, block: ModelBlock, batch: int, seed: int) -> None:
         names = [block.last.teacher] + ([block.first.teacher] if block.first else [])
         self.block = block
-        asked = Teacher(teacher, names, pool.data)
-        first = asked(pool.sample(0))
-        each = sum(v.nbytes for v in first.values())
-        self.samples = int(max(1, min(len(pool.data), KEEP_BYTES // max(each, 1))))
-        stretch = np.linspace(0, len(pool.data) - 1, self.samples).astype(int)
+        run_teacher = Teacher(teacher, names, pool.data)
+        first = run_teacher(pool.sample(0))
+        sample_bytes = sum(v.nbytes for v in first.values())
+        self.samples = int(max(1, min(len(pool.data), CACHE_BYTES // max(sample_bytes, 1))))
+        used = np.linspace(0, len(pool.data) - 1, self.samples).astype(int)
         self._pool = pool
-        self._known = {int(i): asked(pool.sample(int(i))) for i in stretch}
-        held = [b[np.isin(b, stretch)] for b in pool.buckets]
-        self._order = Order([b for b in held if len(b)], min(batch, self.samples), seed)
-        values = np.concatenate([self._taken(block.last, k[block.last.teacher]) for k in self._sample_of_known()])
-        self.scale = losses.variance(torch.from_numpy(values), block.last.channel)
+        self._values = {int(i): run_teacher(pool.sample(int(i))) for i in used}
+        buckets = [b[np.isin(b, used)] for b in pool.buckets]
+        self._order = BatchOrder([b for b in buckets if len(b)], min(batch, self.samples), seed)
+        outputs = np.concatenate([self._select_channels(block.last, v) for v in self._outputs_of_equal_shape()])
+        self.scale = losses.variance(torch.from_numpy(outputs), block.last.channel)
         self.alone = pool.alone
 
-    def _sample_of_known(self) -> list[dict[str, np.ndarray]]:
-        shape = None
-        found = []
-        for known in list(self._known.values())[:64]:
-            value = known[self.block.last.teacher]
-            shape = shape or value.shape
-            if value.shape == shape:
-                found.append(known)
-        return found
+    def _outputs_of_equal_shape(self) -> list[np.ndarray]:
+        """The teacher's block outputs on some samples, those of the first one's shape."""
+        values = [v[self.block.last.teacher] for v in list(self._values.values())[:_SCALE_SAMPLES]]
+        return [v for v in values if v.shape == values[0].shape]
 
     @staticmethod
-    def _taken(pair: Pair, value: np.ndarray) -> np.ndarray:
+    def _select_channels(pair: FeaturePair, value: np.ndarray) -> np.ndarray:
         return value if pair.kept is None else np.take(value, pair.kept, axis=pair.channel)
 
-    def parts(self, module: nn.Module, step: int, together: bool) -> Iterator[Tensor]:
-        """The losses whose gradients are added in one step."""
-        chosen = self._order.at(step).tolist()
-        groups = [chosen] if together and not self.alone else [[i] for i in chosen]
+    def step_losses(self, module: nn.Module, step: int, batched: bool) -> Iterator[Tensor]:
+        """The losses whose gradients are added in one step.  batched: whether the student accepts batches."""
+        indices = self._order.at(step).tolist()
+        groups = [indices] if batched and not self.alone else [[i] for i in indices]
         for group in groups:
-            yield self._loss(module, group) * (len(group) / len(chosen))
+            yield self._loss(module, group) * (len(group) / len(indices))
 
-    def _loss(self, module: nn.Module, chosen: list[int]) -> Tensor:
-        feeds = {n: torch.from_numpy(v) for n, v in self._pool.stack(chosen).items()}
+    def _loss(self, module: nn.Module, indices: list[int]) -> Tensor:
+        feeds = {n: torch.from_numpy(v) for n, v in self._pool.stack(indices).items()}
         first, last = self.block.first, self.block.last
         if first is not None:
-            values = [self._taken(first, self._known[i][first.teacher]) for i in chosen]
-            feeds[first.student] = torch.from_numpy(np.ascontiguousarray(np.concatenate(values)))
-        wished = torch.from_numpy(
-            np.ascontiguousarray(np.concatenate([self._taken(last, self._known[i][last.teacher]) for i in chosen]))
-        )
-        return losses.relative_mse(module(feeds)[last.student], wished, self.scale)
+            feeds[first.student] = self._teacher_values(first, indices)
+        target = self._teacher_values(last, indices)
+        return losses.relative_mse(module(feeds)[last.student], target, self.scale)
+
+    def _teacher_values(self, pair: FeaturePair, indices: list[int]) -> Tensor:
+        values = [self._select_channels(pair, self._values[i][pair.teacher]) for i in indices]
+        return torch.from_numpy(np.ascontiguousarray(np.concatenate(values)))

@@ -1,8 +1,9 @@
-"""Which loss suits a student: told by short trainings, since networks of one task differ in it.
+"""Selection of the distillation loss by short trainings.
 
-Squared error of the scores and soft targets, with inner values beside them or without: on a spectrum network soft targets
-led to half the error, on a picture network of the same size squares did, and inner values helped the first and hindered a
-third.  What is ahead after a short training, its schedule complete, was ahead after a long one in each of these.
+Networks of one task differ in the loss that suits them: on a spectrogram network soft targets halved the error, on an
+image network of the same size the squared error of the logits was better, and matching inner values helped the first
+and harmed a third.  In each of these cases the loss that was ahead after a short training with a complete schedule was
+ahead after a long one, too.
 """
 
 from __future__ import annotations
@@ -13,44 +14,48 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem
-from onnxpress.train.distillation.output_heads import Head
-from onnxpress.train.distillation.runner import Distillation, Watch
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.output_heads import OutputHead
+from onnxpress.train.distillation.runner import Distillation, RunOptions
+from onnxpress.train.progress import Progress, no_progress
+from onnxpress.train.settings import TrainingSettings
 
-_SHARE = 0.06  # of the steps, for each
-_LEAST = 25  # steps, below which nothing is told
+_TRIAL_FRACTION = 0.06  # of the steps, for each trial
+_MIN_TRIAL_STEPS = 25  # no trials below
 
 
-def recipes(settings: Settings, heads: Sequence[Head], paired: bool) -> list[Settings]:
-    """What "auto" may stand for; the first where nothing is tried.  paired: whether inner values have twins."""
-    classes = any(h.sure and h.classes > 1 for h in heads)
+def loss_candidates(settings: TrainingSettings, heads: Sequence[OutputHead], paired: bool) -> list[TrainingSettings]:
+    """The settings among which "auto" selects; the first is used without trials.
+
+    paired: whether inner values were matched.
+    """
+    classes = any(h.is_classifier and h.classes > 1 for h in heads)
     losses = [settings.loss] if settings.loss != "auto" else ["mse", *(["blend"] if classes else [])]
     features = [settings.features] if settings.features != "auto" else ["mse", *(["none"] if paired else [])]
     return [replace(settings, loss=loss, features=feature) for feature in features for loss in losses]
 
 
-def chosen(
-    job: Distillation, steps: int, harm: Callable[[ir.Model], float], tell: Callable[[float], None] | None = None
-) -> Settings:
-    """The settings of the job with the recipe whose short training came closest to the teacher.
+def select_loss(
+    job: Distillation, steps: int, error: Callable[[ir.Model], float], progress: Progress = no_progress
+) -> TrainingSettings:
+    """The settings of the job with the loss whose short training gave the lowest error.
 
-    steps: of the training to come; harm: of a model, on samples that are not learned from.
+    steps: of the training to come.
+    error: of a model, on samples that are not trained on.
     """
     before = job.settings
-    options = recipes(before, job.heads, bool(job.pairs))
-    short = int(_SHARE * steps)
-    if len(options) == 1 or short < _LEAST:
-        return options[0]
+    candidates = loss_candidates(before, job.output_heads, bool(job.pairs))
+    trial_steps = int(_TRIAL_FRACTION * steps)
+    if len(candidates) == 1 or trial_steps < _MIN_TRIAL_STEPS:
+        return candidates[0]
     found = []
     try:
-        for number, option in enumerate(options):
-            job.settings = replace(option, steps=short, looks=1)
+        for number, candidate in enumerate(candidates):
+            job.settings = replace(candidate, steps=trial_steps, evaluations=1)
             try:
-                found.append((harm(job.run(Watch())[0]), number))
+                found.append((error(job.run(RunOptions())[0]), number))
             except EnvironmentProblem:  # it diverged
                 continue
-            if tell is not None:
-                tell((number + 1) / len(options))
+            progress("selecting the loss", (number + 1) / len(candidates))
     finally:
         job.settings = before
-    return options[min(found)[1]] if found else options[0]
+    return candidates[min(found)[1]] if found else candidates[0]

@@ -1,4 +1,4 @@
-"""Losses of distillation, as functions of student and teacher tensors; every one is a mean over the batch.
+"""Distillation losses of student and teacher tensors; each is a mean over the batch.
 
 Sources: soft targets (Hinton et al. 2015), decoupled soft targets (Zhao et al. 2022), hints (Romero et al. 2015),
 attention maps (Zagoruyko and Komodakis 2017), relations between samples (Park et al. 2019).
@@ -11,7 +11,7 @@ import torch.nn.functional as fn
 from torch import Tensor
 
 _TINY = 1e-12
-_MASKED = 1000.0  # subtracted from the target's logit, so that only the other classes are compared
+_MASKED = 1000.0  # subtracted from the target's logit, which removes it from a softmax
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -24,10 +24,11 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 def decoupled(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float, alpha: float = 1.0, beta: float = 2.0
 ) -> Tensor:
-    """alpha KL of (target, rest) + beta KL among the rest, both by T^2.
+    """alpha KL of (target, other classes) + beta KL among the other classes, both times T^2.
 
-    Logits [N, K]; target: class numbers [N] (labels, or the teacher's answers).  Soft targets weigh the second term by
-    the teacher's doubt, which vanishes where the teacher is sure; here it counts in full.
+    Logits [N, K]; target: class indices [N] (labels, or the teacher's top classes).  Soft targets weight the second
+    term by the teacher's probability of the other classes, which vanishes where the teacher is certain; here its
+    weight is constant.
     """
     s, t = student / temperature, teacher / temperature
     hit = fn.one_hot(target, student.shape[-1]).to(torch.bool)
@@ -47,21 +48,21 @@ def _binary(logits: Tensor, hit: Tensor) -> Tensor:
 
 
 def hard_labels(student: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy with target distributions [N, K]; rows of zeros (no label) do not count."""
+    """Cross entropy with target distributions [N, K]; rows of zeros (no label) are ignored."""
     given = target.sum(-1)
     loss = -(target * fn.log_softmax(student, dim=-1)).sum(-1)
     return loss.sum() / given.sum().clamp_min(_TINY)
 
 
 def relative_mse(student: Tensor, teacher: Tensor, scale: float) -> Tensor:
-    """Mean squared error in units of the teacher's variance (`scale`, see `variance`)."""
+    """Mean squared error divided by the teacher's variance `scale` (see `variance`)."""
     return fn.mse_loss(student, teacher) / scale
 
 
 def variance(teacher: Tensor, channel: int | None = None) -> float:
-    """Mean square of the teacher's values around their mean (by channel where one is named), kept above zero.
+    """Mean squared deviation of the teacher's values from their mean (per channel where an axis is given), above zero.
 
-    A single number a sample and too few samples to vary: the mean square itself.
+    Where the values do not vary (a single number, few samples): their mean square.
     """
     value = teacher.double()
     if channel is None:
@@ -74,12 +75,15 @@ def variance(teacher: Tensor, channel: int | None = None) -> float:
 
 
 def cosine(student: Tensor, teacher: Tensor, channel: int = 1) -> Tensor:
-    """1 - cosine between the channel vectors at every position."""
+    """1 - cosine similarity of the channel vectors, averaged over positions."""
     return 1 - fn.cosine_similarity(student, teacher, dim=channel, eps=1e-6).mean()
 
 
 def attention(student: Tensor, teacher: Tensor, channel: int = 1) -> Tensor:
-    """Squared distance of the normalised maps of mean squared activation; widths may differ, the larger map is pooled."""
+    """Squared distance of the normalized maps of mean squared activation.
+
+    Numbers of channels may differ; of maps of different sizes the larger one is pooled.
+    """
     s, t = student.square().mean(channel), teacher.square().mean(channel)
     if s.shape != t.shape:
         size = [min(a, b) for a, b in zip(s.shape[1:], t.shape[1:], strict=True)]
@@ -94,13 +98,14 @@ def _pooled(maps: Tensor, size: list[int]) -> Tensor:
 
 
 def relational(student: Tensor, teacher: Tensor, distances: float = 25.0, angles: float = 50.0) -> Tensor:
-    """Huber loss on the pairwise distances (by their mean) and on the angles of all triples of a batch's samples."""
+    """Huber loss on the pairwise distances (relative to their mean) and on the angles of all triples of samples."""
     s, t = student.flatten(1), teacher.flatten(1)
     loss = distances * fn.smooth_l1_loss(_distances(s), _distances(t))
     return loss + angles * fn.smooth_l1_loss(_angles(s), _angles(t)) if len(s) > 2 else loss
 
 
 def _distances(rows: Tensor) -> Tensor:
+    """Pairwise distances [N, N], relative to their mean."""
     squares = rows.square().sum(1)
     apart = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clamp_min(0)
     found = (apart + _TINY).sqrt() * (1 - torch.eye(len(rows), dtype=rows.dtype))

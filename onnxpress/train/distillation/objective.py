@@ -1,4 +1,4 @@
-"""The loss of one batch: every output against the teacher's, hard labels, and matched inner values."""
+"""The training loss of one batch: outputs against the teacher, labels, and matched inner values."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ import torch
 from torch import Tensor, nn
 
 from onnxpress.train.distillation import losses
-from onnxpress.train.distillation.feature_matching import Pair
-from onnxpress.train.distillation.output_heads import Head
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.feature_matching import FeaturePair
+from onnxpress.train.distillation.output_heads import OutputHead
+from onnxpress.train.settings import TrainingSettings
 
-_LOG = 1e-7
+_MIN_PROBABILITY = 1e-7
 
 
 class Objective(nn.Module):  # type: ignore[misc]
-    """heads: outputs; pairs: inner values; example: the teacher's values on some samples, which set the scales.
+    """Loss of a batch; its parameters are the learned projections of pairs whose channels could not be matched.
 
-    Its parameters are the projections of pairs whose channels nobody could match; they are thrown away.
-    widths: channels of the student's values that are projected, by name.
+    settings: of the training.
+    output_heads: the compared outputs.
+    pairs: the matched inner values.
+    example: the teacher's values on some samples, whose variance scales the losses.
+    widths: number of channels of the student's projected values, by name.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        heads: Sequence[Head],
-        pairs: Sequence[Pair],
+        settings: TrainingSettings,
+        output_heads: Sequence[OutputHead],
+        pairs: Sequence[FeaturePair],
         example: Mapping[str, np.ndarray],
         widths: Mapping[str, int],
     ) -> None:
         super().__init__()
-        self.settings, self.heads = settings, tuple(heads)
-        self.feature_weight = settings.feature_weight
-        self.early = 1.0
+        self.settings, self.output_heads = settings, tuple(output_heads)
+        self.features_weight = settings.features_weight
+        self.decay = 1.0
         self.pairs = tuple(pairs) if settings.features != "none" else ()
-        self.scales = {h.teacher: losses.variance(self._logits(example[h.teacher], h.teacher_log)) for h in self.heads}
+        self.scales = {
+            h.teacher: losses.variance(self._logits(example[h.teacher], h.teacher_probabilities))
+            for h in self.output_heads
+        }
         self.projections = nn.ParameterList()
         self._projected: dict[str, int] = {}
         for number, pair in enumerate(self.pairs):
-            target = self._wished(pair, torch.from_numpy(np.asarray(example[pair.teacher])))
+            target = self._target(pair, torch.from_numpy(np.asarray(example[pair.teacher])))
             self.scales[pair.student] = losses.variance(target, pair.channel)
             if pair.project:
                 shape = (target.shape[pair.channel], widths[pair.student])
@@ -50,72 +56,77 @@ class Objective(nn.Module):  # type: ignore[misc]
                 self.projections.append(nn.Parameter(torch.from_numpy(start.astype(np.float32))))
 
     @property
-    def taps(self) -> list[str]:
-        """Values of the student that are compared."""
-        return list(dict.fromkeys([h.student for h in self.heads] + [p.student for p in self.pairs]))
+    def student_values(self) -> list[str]:
+        """Names of the student's compared values."""
+        return list(dict.fromkeys([h.student for h in self.output_heads] + [p.student for p in self.pairs]))
 
-    def at(self, step: int) -> None:
-        """Set the weights for a step (0-based).  That of inner values falls to nothing, since a narrower student can say what
-        the teacher says without saying it in the teacher's way; so does, where soft targets take its place, that of the squared
-        error of the scores, which leads there faster but counts what no answer depends on."""
-        last = self.settings.feature_share * self.settings.steps
-        self.early = max(0.0, 1 - step / max(last, 1.0))
-        self.feature_weight = self.settings.feature_weight * self.early
+    def set_step(self, step: int) -> None:
+        """Set the weights of a step (0-based).
+
+        The weight of inner values decays to 0, since a narrower student can give the teacher's outputs without the
+        teacher's inner values.  With the loss "blend", so does the weight of the squared error of the logits: it
+        converges faster than soft targets, but also penalizes differences that do not change the result.
+        """
+        last = self.settings.features_decay_fraction * self.settings.steps
+        self.decay = max(0.0, 1 - step / max(last, 1.0))
+        self.features_weight = self.settings.features_weight * self.decay
 
     @staticmethod
-    def _logits(values: Tensor | np.ndarray, log: bool) -> Tensor:
+    def _logits(values: Tensor | np.ndarray, probabilities: bool) -> Tensor:
         found = torch.from_numpy(np.asarray(values)) if not isinstance(values, Tensor) else values
-        return found.clamp_min(_LOG).log() if log else found
+        return found.clamp_min(_MIN_PROBABILITY).log() if probabilities else found
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
-        parts = [self._output(h, student, teacher) for h in self.heads]
+        """The loss.  student, teacher: values by name; labels: class distributions [N, K]."""
+        parts = [self._output_loss(h, student, teacher) for h in self.output_heads]
         total = torch.stack(parts).mean()
-        if self.settings.labels and labels is not None:
-            head = next((h for h in self.heads if h.answer), None)
+        if self.settings.labels_weight and labels is not None:
+            head = next((h for h in self.output_heads if h.labelled), None)
             if head is not None:
-                total = total + self.settings.labels * losses.hard_labels(
-                    self._logits(student[head.student], head.student_log), labels
-                )
-        if self.pairs and self.feature_weight:
-            inner = [self._feature(p, student[p.student], teacher[p.teacher]) for p in self.pairs]
-            total = total + self.feature_weight * torch.stack(inner).mean()
+                logits = self._logits(student[head.student], head.student_probabilities)
+                total = total + self.settings.labels_weight * losses.hard_labels(logits, labels)
+        if self.pairs and self.features_weight:
+            inner = [self._feature_loss(p, student[p.student], teacher[p.teacher]) for p in self.pairs]
+            total = total + self.features_weight * torch.stack(inner).mean()
         return total
 
-    def _output(self, head: Head, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        s = self._logits(student[head.student], head.student_log)
-        t = self._logits(teacher[head.teacher], head.teacher_log)
-        way = self.settings.loss
-        if way == "none":
+    def _output_loss(self, head: OutputHead, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+        s = self._logits(student[head.student], head.student_probabilities)
+        t = self._logits(teacher[head.teacher], head.teacher_probabilities)
+        loss = self.settings.loss
+        if loss == "none":
             return s.sum() * 0.0
-        if way == "blend" and head.classes:
+        if loss == "blend" and head.classes:
             soft = losses.soft_targets(s, t, self.settings.temperature)
-            return soft if not self.early else soft + self.early * self._squares(head, s, t)
-        if not head.classes or way in ("auto", "mse"):
-            return self._squares(head, s, t)
-        if way == "dkd":
+            return soft if not self.decay else soft + self.decay * self._squared_error(head, s, t)
+        if not head.classes or loss in ("auto", "mse"):
+            return self._squared_error(head, s, t)
+        if loss == "dkd":
             return losses.decoupled(s, t, t.argmax(-1), self.settings.temperature)
         return losses.soft_targets(s, t, self.settings.temperature)
 
-    def _squares(self, head: Head, s: Tensor, t: Tensor) -> Tensor:
-        if head.classes and (head.student_log or head.teacher_log or head.student != head.output):
-            s, t = (x - x.mean(-1, keepdim=True) for x in (s, t))  # a Softmax does not see what is common to all
+    def _squared_error(self, head: OutputHead, s: Tensor, t: Tensor) -> Tensor:
+        before_softmax = head.student_probabilities or head.teacher_probabilities or head.student != head.output
+        if head.classes and before_softmax:
+            s, t = (x - x.mean(-1, keepdim=True) for x in (s, t))  # a Softmax is invariant to a common offset
         return losses.relative_mse(s, t, self.scales[head.teacher])
 
-    def _wished(self, pair: Pair, value: Tensor) -> Tensor:
+    def _target(self, pair: FeaturePair, value: Tensor) -> Tensor:
+        """The teacher's value, reduced to the student's channels."""
         if pair.kept is None:
             return value
         return value.index_select(pair.channel, torch.tensor(pair.kept))
 
-    def _feature(self, pair: Pair, s: Tensor, teacher: Tensor) -> Tensor:
-        t = self._wished(pair, teacher)
-        way = self.settings.features
-        if pair.student in self._projected and way in ("auto", "mse", "cosine"):
+    def _feature_loss(self, pair: FeaturePair, s: Tensor, teacher: Tensor) -> Tensor:
+        t = self._target(pair, teacher)
+        loss = self.settings.features
+        if pair.student in self._projected and loss in ("auto", "mse", "cosine"):
             weight = self.projections[self._projected[pair.student]]
             s = torch.movedim(torch.movedim(s, pair.channel, -1) @ weight.T, -1, pair.channel)
-        if way in ("auto", "mse"):
+        if loss in ("auto", "mse"):
             return losses.relative_mse(s, t, self.scales[pair.student])
-        if way == "cosine":
+        if loss == "cosine":
             return losses.cosine(s, t, pair.channel)
-        if way == "attention":
+        if loss == "attention":
             return losses.attention(s, t, pair.channel)
         return losses.relational(s, t)

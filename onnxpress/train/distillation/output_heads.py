@@ -1,6 +1,6 @@
-"""What each output of a student is compared by: class scores by their logits, everything else by its values.
+"""What each output of a student is compared by: class scores by their logits, other outputs by their values.
 
-Scores that end in a Softmax are compared before it, where temperature means something; no torch here.
+Scores that end in a Softmax are compared before it, where the temperature applies.  Does not import torch.
 """
 
 from __future__ import annotations
@@ -18,48 +18,53 @@ from onnxpress.measure.score import Scorer, class_count
 from onnxpress.model import read
 from onnxpress.model.signature import signature
 
-_LOG = 1e-7  # probabilities below count as this
+_MIN_PROBABILITY = 1e-7  # smaller probabilities are raised to this
 
 
 @dataclass(frozen=True)
-class Head:
-    """One output.  student, teacher: names of the values compared; log: which of them are probabilities.
+class OutputHead:
+    """One output.
 
-    classes: 0 for values that are no class scores; answer: whether labels speak of this output; sure: that they are
-    class scores is known from a Softmax, from a name or from labels, and not only possible by shape.
+    output: its name.
+    student, teacher: names of the compared values.
+    classes: number of classes; 0 for outputs that are no class scores.
+    labelled: whether labels refer to this output.
+    is_classifier: whether it is certain (by a Softmax, a name or labels, not by the shape alone) to hold class scores.
+    student_probabilities, teacher_probabilities: whether the compared value holds probabilities, not logits.
     """
 
     output: str
     student: str
     teacher: str
     classes: int
-    answer: bool
-    sure: bool
-    student_log: bool = False
-    teacher_log: bool = False
+    labelled: bool
+    is_classifier: bool
+    student_probabilities: bool = False
+    teacher_probabilities: bool = False
 
 
-def heads(student: ir.Model, teacher: ir.Model, judge: Scorer) -> list[Head]:
-    """The outputs of two models with the same signature; raises InputProblem where none is a float."""
+def output_heads(student: ir.Model, teacher: ir.Model, judge: Scorer) -> list[OutputHead]:
+    """The outputs of two models with the same signature.  Raises InputProblem where none is a float tensor."""
     first = next(iter(judge.data.batches(1)))
     from onnxpress.runtime.session import open_session, run
 
     rows = run(open_session(teacher), first.inputs)
     found = []
     for index, (s, t) in enumerate(zip(student.graph.outputs, teacher.graph.outputs, strict=True)):
-        if rows[index].dtype.kind != "f":
-            continue
-        classes = class_count(rows[index]) if rows[index].ndim == 2 else 0
-        answer = judge.class_output == index
-        s_name, s_log = _logits(s, classes)
-        t_name, t_log = _logits(t, classes)
-        soft = bool(classes) and (s_name != s.name or s_log)
-        sure = bool(classes) and (soft or (answer and (judge.labelled or not judge.ambiguous)))
         row = rows[index]
-        probable = bool(classes) and bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
+        if row.dtype.kind != "f":
+            continue
+        classes = class_count(row) if row.ndim == 2 else 0
+        labelled = judge.class_output == index
+        s_name, s_probabilities = _logits(s, classes)
+        t_name, t_probabilities = _logits(t, classes)
+        softmax = bool(classes) and (s_name != s.name or s_probabilities)
+        certain = bool(classes) and (softmax or (labelled and (judge.labelled or not judge.ambiguous)))
+        sums_to_one = bool(classes) and bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
         found.append(
-            Head(s.name or "", s_name, t_name, classes, answer, sure or probable,
-                 s_log or (probable and s_name == s.name), t_log or (probable and t_name == t.name))
+            OutputHead(s.name or "", s_name, t_name, classes, labelled, certain or sums_to_one,
+                       s_probabilities or (sums_to_one and s_name == s.name),
+                       t_probabilities or (sums_to_one and t_name == t.name))
         )  # fmt: skip
     if not found:
         raise InputProblem("no output can be distilled", "", "none is a float tensor", "distill another model")
@@ -67,7 +72,7 @@ def heads(student: ir.Model, teacher: ir.Model, judge: Scorer) -> list[Head]:
 
 
 def _logits(output: ir.Value, classes: int) -> tuple[str, bool]:
-    """The value before a final Softmax over the last axis, and whether what is left holds probabilities."""
+    """The value before a final Softmax over the last axis, else the output; and whether it holds probabilities."""
     node = output.producer()
     name = output.name or ""
     if not classes or node is None or not read.standard(node) or node.op_type not in ("Softmax", "LogSoftmax"):
@@ -79,13 +84,13 @@ def _logits(output: ir.Value, classes: int) -> tuple[str, bool]:
     return source.name, False
 
 
-def answers(values: np.ndarray, log: bool) -> np.ndarray:
-    """Logits of an output that may hold probabilities."""
-    return np.log(np.maximum(values, _LOG)) if log else values
+def to_logits(values: np.ndarray, probabilities: bool) -> np.ndarray:
+    """The logarithm of probabilities; other values unchanged."""
+    return np.log(np.maximum(values, _MIN_PROBABILITY)) if probabilities else values
 
 
-def compatible(student: ir.Model, teacher: ir.Model) -> None:
-    """Raises InputProblem where the two do not take and give the same (by number, type and rank)."""
+def check_compatible(student: ir.Model, teacher: ir.Model) -> None:
+    """Raises InputProblem where the inputs or outputs of the models differ in number, type, rank or fixed sizes."""
     for kind, mine, other in (
         ("inputs", signature(student).inputs, signature(teacher).inputs),
         ("outputs", signature(student).outputs, signature(teacher).outputs),
@@ -93,7 +98,7 @@ def compatible(student: ir.Model, teacher: ir.Model) -> None:
         if len(mine) != len(other):
             raise InputProblem(
                 f"student and teacher have different {kind}", "", f"{len(mine)} and {len(other)}",
-                "distill models that take and give the same",
+                "distill models with the same inputs and outputs",
             )  # fmt: skip
         for a, b in zip(mine, other, strict=True):
             sizes = [(x, y) for x, y in zip(a.shape or (), b.shape or (), strict=False)
@@ -104,12 +109,12 @@ def compatible(student: ir.Model, teacher: ir.Model) -> None:
                     f"student and teacher have different {kind}",
                     a.name if a.name == b.name else f"{a.name} and {b.name}",
                     f"student {a.text()}, teacher {b.text()}",
-                    "distill models that take and give the same",
+                    "distill models with the same inputs and outputs",
                 )
 
 
-def labels_as_rows(labels: Sequence[Any], classes: int) -> np.ndarray:
-    """Class labels as distributions [N, classes]; rows of zeros where there is none."""
+def one_hot_labels(labels: Sequence[Any], classes: int) -> np.ndarray:
+    """Class labels as distributions [N, classes]; a row of zeros where there is no label."""
     rows = np.zeros((len(labels), classes), np.float32)
     for i, label in enumerate(labels):
         if label is not None and np.ndim(label) == 0 and not isinstance(label, str):
@@ -119,6 +124,6 @@ def labels_as_rows(labels: Sequence[Any], classes: int) -> np.ndarray:
     return rows
 
 
-def probe(data: Dataset, count: int = 64) -> dict[str, np.ndarray]:
-    """The feeds of up to `count` alike samples."""
+def example_batch(data: Dataset, count: int = 64) -> dict[str, np.ndarray]:
+    """The inputs of up to `count` samples of equal shapes."""
     return next(iter(data.take(count).batches(count))).inputs

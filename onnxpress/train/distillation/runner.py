@@ -1,4 +1,4 @@
-"""One student trained towards one teacher, in either mode: what the pass replays and the command drives."""
+"""Distillation of one student from one teacher, end to end or blockwise, and selection of the training parameters."""
 
 from __future__ import annotations
 
@@ -22,241 +22,261 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import model_hash
 from onnxpress.train import progressive_resizing
-from onnxpress.train.augment import automatic, fields, suitable
-from onnxpress.train.augmentations import Field
-from onnxpress.train.distillation.blockwise import BlockLessons, blocks, share_steps
-from onnxpress.train.distillation.feature_matching import Pair
+from onnxpress.train.augment import Augmentation, input_fields, select_applicable, select_automatically
+from onnxpress.train.augmentations import InputField
+from onnxpress.train.distillation.blockwise import BlockBatches, ModelBlock, divide_steps, model_blocks
+from onnxpress.train.distillation.feature_matching import FeaturePair
 from onnxpress.train.distillation.objective import Objective
-from onnxpress.train.distillation.output_heads import Head, answers, heads, probe
-from onnxpress.train.distillation.teacher_batches import Arrays, Lesson, Lessons, Memory, Order, Pool, Teacher, period
-from onnxpress.train.exec_mode import Way, full
-from onnxpress.train.graph.program import Program
-from onnxpress.train.settings import Settings
-from onnxpress.train.trainer import Course, Point, Seen, Trainer
-
-Look = Callable[[ir.Model], Seen]
-Tell = Callable[[int, int, float, Point | None], None]
-
-_JUDGED = 256  # samples that tell which output answers
-_WARM, _TIMED = 2, 6  # steps of the timing run
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-_TRIED = 12  # steps of a trial of a learning rate
-_FEW = 300  # steps, below which a rate must do no harm at all: there is no time to pay it back
-_INSTANT = 1e-4  # seconds, below which a step's time is not believed
-_PATIENCE = 3.0  # seconds of the timing run, from which on one step is enough
-_PATIENCE_SHARE = 0.01  # of the seconds that are to be filled: the same, where the training is to be short
-_WORSE = (
-    1.7  # times the lowest loss of a trial that a faster rate may end with: it pays back later what it costs at first
+from onnxpress.train.distillation.output_heads import OutputHead, example_batch, output_heads, to_logits
+from onnxpress.train.distillation.teacher_batches import (
+    Arrays,
+    BatchOrder,
+    SamplePool,
+    Teacher,
+    TeacherBatch,
+    TeacherBatches,
+    TeacherCache,
+    repeat_period,
 )
-_BLOCK_RATE = 1e-3
+from onnxpress.train.exec_mode import ExecMode, to_float32
+from onnxpress.train.graph.program import Program
+from onnxpress.train.progress import Progress, no_progress
+from onnxpress.train.settings import TrainingSettings
+from onnxpress.train.trainer import CurvePoint, Evaluation, Trainer, TrainingHistory
+
+EvaluateModel = Callable[[ir.Model], Evaluation]
+StepCallback = Callable[[int, int, float, CurvePoint | None], None]  # step, number of steps, loss, last evaluation
+
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+_HEAD_SAMPLES = 256  # from which the outputs are classified
+_WARMUP_STEPS, _TIMED_STEPS = 2, 6  # of a timing run
+_TRIAL_STEPS = 12  # of the trial of a learning rate
+_SHORT_RUN = 300  # steps; in a shorter run a trial must not increase the loss
+_MIN_STEP_SECONDS = 1e-4
+_TIMING_SECONDS = 3.0  # a timing run ends with the first step after this time
+_TIMING_FRACTION = 0.01  # of the time budget: the same limit for short trainings
+_MAX_LOSS_RATIO = 1.7  # to the lowest loss of a trial: a higher learning rate makes up for it later
+_BLOCKWISE_LEARNING_RATE = 1e-3
 
 
 @dataclass
-class Watch:
-    """What stands beside a run: looks at the selection samples, progress, and where its checkpoint is.
+class RunOptions:
+    """Options of a run that do not change its training steps.
 
-    look: (drop, nmse, value, doubt) of a model; start: the drop before training; stop: the step to end at (a replay);
-    resume: go on from the checkpoint.
+    evaluate: model -> (drop, nmse, value, uncertainty) on the selection samples.
+    on_step: called after each step.
+    stop: step at which to end (to replay a plan); default: the last one.
+    checkpoint: path of the checkpoint.
+    checkpoint_interval: seconds between checkpoints.
+    resume: continue from the checkpoint.
+    initial_drop: drop before training.
     """
 
-    look: Look | None = None
-    tell: Tell | None = None
+    evaluate: EvaluateModel | None = None
+    on_step: StepCallback | None = None
     stop: int | None = None
     checkpoint: Path | None = None
-    every: float = 30.0
+    checkpoint_interval: float = 30.0
     resume: bool = False
-    start: float = math.inf
+    initial_drop: float = math.inf
 
 
 @dataclass
 class Distillation:
-    """student, teacher: canonical models with their evidence; data: the samples to learn from; pairs: inner values; memory:
-    shared with other trainings of the same teacher and samples."""
+    """Training of a student towards a teacher.
+
+    student, teacher: canonical models with their evidence.
+    data: training samples.
+    settings: of the training.
+    pairs: inner values to match.
+    cache: shared with other trainings that have the same teacher and samples.
+    """
 
     student: Evidence
     teacher: Evidence
     data: Dataset
-    settings: Settings
-    pairs: Sequence[Pair] = ()
-    memory: Memory | None = None
-    heads: list[Head] = field(init=False)
+    settings: TrainingSettings
+    pairs: Sequence[FeaturePair] = ()
+    cache: TeacherCache | None = None
+    output_heads: list[OutputHead] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.heads = heads(self.student.model, self.teacher.model, Scorer(self.teacher.model, self.data.take(_JUDGED)))
-        answering = next((h for h in self.heads if h.answer), None)
-        self._classes = answering.classes if answering is not None and self.settings.labels else 0
-        self._pool: Pool | None = None
-        self._scale: float | None = None  # of the pictures, while steps are timed
-        self._patience = _PATIENCE
-        self._paces: dict[
-            tuple[str, int, tuple[str, ...]], tuple[float, float]
-        ] = {}  # seconds of a new step, of a heard one
+        judge = Scorer(self.teacher.model, self.data.take(_HEAD_SAMPLES))
+        self.output_heads = output_heads(self.student.model, self.teacher.model, judge)
+        labelled = next((h for h in self.output_heads if h.labelled), None)
+        self._classes = labelled.classes if labelled is not None and self.settings.labels_weight else 0
+        self._pool: SamplePool | None = None
+        self._scale: float | None = None  # of the images, while steps are timed
+        self._timing_seconds = _TIMING_SECONDS
+        # by (mode, batch, augmentations): seconds of a step with and without running the teacher
+        self._step_seconds: dict[tuple[str, int, tuple[str, ...]], tuple[float, float]] = {}
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> SamplePool:
+        """The training samples."""
         if self._pool is None:
-            self._pool = Pool(self.data, self._classes)
+            self._pool = SamplePool(self.data, self._classes)
         return self._pool
 
     @property
-    def mark(self) -> str:
-        """What the run is made of, for its checkpoint."""
+    def fingerprint(self) -> str:
+        """Hash of the models, the data and the settings, by which a checkpoint is recognized."""
         body = [model_hash(self.student.model), model_hash(self.teacher.model), self.data.hash]
-        text = json.dumps([*body, self.settings.plain(), [p.plain() for p in self.pairs]], sort_keys=True)
+        text = json.dumps([*body, self.settings.as_dict(), [p.as_dict() for p in self.pairs]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def run(self, watch: Watch) -> tuple[ir.Model, Course]:
-        """Train; returns the student with the chosen weights, and how it went."""
-        with threads(self.settings.threads):
+    def run(self, options: RunOptions) -> tuple[ir.Model, TrainingHistory]:
+        """Train; returns the student with the selected weights, and the history of the training."""
+        with torch_threads(self.settings.threads):
             if self.settings.mode == "blockwise":
-                return self._blockwise(watch)
-            return self._whole(watch)
+                return self._run_blockwise(options)
+            return self._run_end_to_end(options)
 
     # end to end
 
     def _trainer(self) -> tuple[Program, Trainer]:
         names = self._teacher_names()
-        example = Teacher(self.teacher.model, names, self.data)(probe(self.data))
+        example = Teacher(self.teacher.model, names, self.data)(example_batch(self.data))
         shapes = self.student.trace.shapes
         widths = {p.student: shapes[p.student][p.channel] for p in self.pairs}
         torch.manual_seed(self.settings.seed)
-        objective = Objective(self.settings, self.heads, self.pairs, example, widths)
-        program = Program(self.student.model, outputs=objective.taps, from_scratch=self.settings.from_scratch)
-        lessons = self._lessons(Teacher(self.teacher.model, names, self.data))
-        pictures = self._pictures(program) if self.settings.growing and not objective.pairs else []
+        objective = Objective(self.settings, self.output_heads, self.pairs, example, widths)
+        program = Program(self.student.model, outputs=objective.student_values, from_scratch=self.settings.from_scratch)
+        batches = self._batches(Teacher(self.teacher.model, names, self.data))
+        resizing = self.settings.progressive_resizing and not objective.pairs
+        images = self._resizable_fields(program) if resizing else []
 
         def loss(step: int) -> Iterator[Tensor]:
-            objective.at(step)
+            objective.set_step(step)
             scale = self._scale or progressive_resizing.scale_at(step, self.settings.steps)
-            for lesson in lessons(step):
-                inputs = {n: torch.from_numpy(v) for n, v in lesson.inputs.items()}
-                yield _loss(
-                    program,
-                    objective,
-                    lesson,
-                    progressive_resizing.scaled(inputs, pictures if scale < 1 else [], scale),
-                )
+            for batch in batches(step):
+                inputs = {n: torch.from_numpy(v) for n, v in batch.inputs.items()}
+                inputs = progressive_resizing.resize_images(inputs, images if scale < 1 else [], scale)
+                yield _batch_loss(program, objective, batch, inputs)
 
-        return program, Trainer(program, loss, self.settings, objective, self.mark)
+        return program, Trainer(program, loss, self.settings, objective, self.fingerprint)
 
-    def _pictures(self, program: Program) -> list[Field]:
+    def _resizable_fields(self, program: Program) -> list[InputField]:
         few = self.pool.stack(range(min(2, len(self.pool.data))))
-        return progressive_resizing.growing(
-            program, fields(self.data), {n: torch.from_numpy(v) for n, v in few.items()}
-        )
+        inputs = {n: torch.from_numpy(v) for n, v in few.items()}
+        return progressive_resizing.resizable_fields(program, input_fields(self.data), inputs)
 
     def _teacher_names(self) -> list[str]:
         inner = [p.teacher for p in self.pairs] if self.settings.features != "none" else []
-        return [h.teacher for h in self.heads] + inner
+        return [h.teacher for h in self.output_heads] + inner
 
-    def _lessons(self, teacher: Teacher) -> Lessons:
+    def _batches(self, teacher: Teacher) -> TeacherBatches:
         s = self.settings
-        found: tuple[Field, ...] = fields(self.data) if s.augment else ()
-        return Lessons(
-            self.pool, teacher, s.batch, s.seed, found, s.augment, self.student.batchable, s.steps, self.memory
+        augmentation = Augmentation(tuple(s.augment), input_fields(self.data) if s.augment else ())
+        return TeacherBatches(
+            self.pool, teacher, s.batch, s.seed, augmentation, self.student.batchable, s.steps, self.cache
         )
 
-    def _whole(self, watch: Watch) -> tuple[ir.Model, Course]:
+    def _run_end_to_end(self, options: RunOptions) -> tuple[ir.Model, TrainingHistory]:
         program, trainer = self._trainer()
-        if watch.resume and watch.checkpoint is not None:
-            trainer.restore(watch.checkpoint)
-        course = trainer.run(
-            None if watch.look is None else lambda: watch.look(program.written()),  # type: ignore[misc]
-            start=watch.start,
-            stop=watch.stop,
-            tell=_counted(watch.tell, self.settings.steps),
-            checkpoint=watch.checkpoint,
-            every=watch.every,
+        if options.resume and options.checkpoint is not None:
+            trainer.restore(options.checkpoint)
+        history = trainer.run(
+            None if options.evaluate is None else lambda: options.evaluate(program.to_model()),  # type: ignore[misc]
+            initial_drop=options.initial_drop,
+            stop=options.stop,
+            on_step=_with_total_steps(options.on_step, self.settings.steps),
+            checkpoint=options.checkpoint,
+            checkpoint_interval=options.checkpoint_interval,
         )
-        return program.written(), course
+        return program.to_model(), history
 
-    # block by block
+    # blockwise
 
-    def _ends(self) -> list[Pair]:
-        """The outputs as pairs, by what they are compared by."""
-        return [Pair(h.student, h.teacher, 1) for h in self.heads if h.student_log == h.teacher_log]
+    def _output_pairs(self) -> list[FeaturePair]:
+        """The compared outputs as pairs."""
+        heads = [h for h in self.output_heads if h.student_probabilities == h.teacher_probabilities]
+        return [FeaturePair(h.student, h.teacher, 1) for h in heads]
 
-    def _blockwise(self, watch: Watch) -> tuple[ir.Model, Course]:
-        """Every block in turn.  One look after each block: the best so far is kept, a replay stops there."""
+    def _run_blockwise(self, options: RunOptions) -> tuple[ir.Model, TrainingHistory]:
+        """Train block after block, with one evaluation after each; the best model is kept, where a replay stops."""
         model = self.student.model.clone()
-        parts = blocks(self.pairs, self._ends())
-        budget = share_steps(self.settings.steps, len(parts))
-        course, done, best = Course(), 0, model
-        for number, (part, steps) in enumerate(zip(parts, budget, strict=True)):
-            if watch.stop is not None and done >= watch.stop:
+        blocks = model_blocks(self.pairs, self._output_pairs())
+        steps_of = divide_steps(self.settings.steps, len(blocks))
+        history, done, best = TrainingHistory(), 0, model
+        for number, (block, steps) in enumerate(zip(blocks, steps_of, strict=True)):
+            if options.stop is not None and done >= options.stop:
                 break
-            place = None if watch.checkpoint is None else watch.checkpoint.with_suffix(f".{number}.ckpt")
-            model, loss = self._block(model, part, steps, done, watch, place)
+            path = None if options.checkpoint is None else options.checkpoint.with_suffix(f".{number}.ckpt")
+            model, loss = self._train_block(model, block, steps, done, replace(options, checkpoint=path))
             done += steps
-            if watch.look is not None:
-                if course.add(Point(done, loss, *watch.look(model)), watch.start):
+            if options.evaluate is not None:
+                if history.add(CurvePoint(done, loss, *options.evaluate(model)), options.initial_drop):
                     best = model
             else:
-                course.best, best = done, model
-        return best, course
+                history.best_step, best = done, model
+        return best, history
 
-    def _block(
-        self, model: ir.Model, part: object, steps: int, before: int, watch: Watch, place: Path | None
+    def _train_block(
+        self, model: ir.Model, block: ModelBlock, steps: int, steps_before: int, options: RunOptions
     ) -> tuple[ir.Model, float]:
-        from onnxpress.train.distillation.blockwise import Block
-
-        assert isinstance(part, Block)
-        lessons = BlockLessons(self.pool, self.teacher.model, part, self.settings.batch, self.settings.seed)
+        """The model with the block trained, and the loss at the end.  options.checkpoint: of this block."""
+        batches = BlockBatches(self.pool, self.teacher.model, block, self.settings.batch, self.settings.seed)
         inputs = [v.name or "" for v in model.graph.inputs]
-        inner = [part.first.student] if part.first is not None else []
-        program = Program(model, outputs=[part.last.student], inputs=[*inner, *inputs])
+        inner = [block.first.student] if block.first is not None else []
+        program = Program(model, outputs=[block.last.student], inputs=[*inner, *inputs])
         if not list(program.parameters()):
             return model, 0.0
         settings = replace(self.settings, steps=steps)
         trainer = Trainer(
             program,
-            lambda step: lessons.parts(program, step, self.student.batchable),
+            lambda step: batches.step_losses(program, step, self.student.batchable),
             settings,
             None,
-            f"{self.mark}/{part.name}",
+            f"{self.fingerprint}/{block.name}",
         )
-        if watch.resume and place is not None and place.exists():
-            trainer.restore(place)
+        if options.resume and options.checkpoint is not None and options.checkpoint.exists():
+            trainer.restore(options.checkpoint)
 
-        def tell(step: int, loss: float, point: Point | None) -> None:
-            if watch.tell is not None:
-                watch.tell(before + step, self.settings.steps, loss, None)
+        def on_step(step: int, loss: float, point: CurvePoint | None) -> None:
+            if options.on_step is not None:
+                options.on_step(steps_before + step, self.settings.steps, loss, None)
 
-        trainer.run(tell=tell, checkpoint=place, every=watch.every)
-        return program.written(), trainer.recent_loss
+        trainer.run(on_step=on_step, checkpoint=options.checkpoint, checkpoint_interval=options.checkpoint_interval)
+        return program.to_model(), trainer.recent_loss
 
-    # how fast, and how long
+    # selection of the learning rate and the number of steps
 
-    def find_rate(self, steps: int = _FEW, share: float = 1.0, tell: Callable[[float], None] | None = None) -> float:
-        """The fastest of RATES that a short trial on a copy stands: its loss is not far above the best trial's, nor, where
-        few `steps` will follow, above what it was before.  share: of the steps that trials may take in all.
+    def find_learning_rate(
+        self, steps: int = _SHORT_RUN, fraction: float = 1.0, progress: Progress = no_progress
+    ) -> float:
+        """The highest of LEARNING_RATES that is stable in a short trial.
 
-        Networks without normalization (it is folded in most files) differ by a factor of thirty in what they stand.
+        The loss after the trial must not be far above the best trial's, nor, in a run of few steps, above the loss
+        before training.  Networks without normalization (which is folded into weights in most files) differ by a
+        factor of thirty in the learning rate that they tolerate.
+
+        steps: of the training to come.
+        fraction: of these steps, which all trials may take together.
         """
         before = self.settings
         if before.mode == "blockwise":
-            return _BLOCK_RATE
-        tried = int(min(_TRIED, max(2, share * steps / len(RATES))))
-        chosen, worse = RATES[0], _WORSE if steps >= _FEW else 1.0
+            return _BLOCKWISE_LEARNING_RATE
+        trial_steps = int(min(_TRIAL_STEPS, max(2, fraction * steps / len(LEARNING_RATES))))
+        selected, max_ratio = LEARNING_RATES[0], _MAX_LOSS_RATIO if steps >= _SHORT_RUN else 1.0
         try:
-            self.settings = replace(before, lr=RATES[0], steps=tried, warmup=0.5)
-            with threads(before.threads):
-                least = math.inf if steps >= _FEW else self._trial(0)
-            for number, rate in enumerate(RATES):
-                self.settings = replace(before, lr=rate, steps=tried, warmup=0.5)
-                with threads(before.threads):
-                    loss = self._trial(tried)
-                if tell is not None:
-                    tell((number + 1) / len(RATES))
-                if not loss <= worse * least:
+            self.settings = replace(before, lr=LEARNING_RATES[0], steps=trial_steps, warmup=0.5)
+            with torch_threads(before.threads):
+                lowest = math.inf if steps >= _SHORT_RUN else self._trial_loss(0)
+            for number, rate in enumerate(LEARNING_RATES):
+                self.settings = replace(before, lr=rate, steps=trial_steps, warmup=0.5)
+                with torch_threads(before.threads):
+                    loss = self._trial_loss(trial_steps)
+                progress("selecting the learning rate", (number + 1) / len(LEARNING_RATES))
+                if not loss <= max_ratio * lowest:
                     break
-                chosen, least = rate, min(least, loss)
+                selected, lowest = rate, min(lowest, loss)
         finally:
             self.settings = before
-        return chosen
+        return selected
 
-    def _trial(self, steps: int) -> float:
-        """The loss on three batches after so many steps; infinite where it diverges."""
+    def _trial_loss(self, steps: int) -> float:
+        """The loss on three batches after some steps; infinite where training diverges."""
         _, trainer = self._trainer()
         try:
             for _ in range(steps):
@@ -267,71 +287,74 @@ class Distillation:
             return sum(float(part) for step in range(3) for part in trainer.loss(step)) / 3
 
     def step_seconds(self) -> float:
-        """Seconds a step takes (the mean, where pictures grow), measured on a copy that is thrown away."""
-        with threads(self.settings.threads):
+        """Measured seconds of a step (the mean over the sizes of progressive resizing); the student is not changed."""
+        with torch_threads(self.settings.threads):
             if self.settings.mode == "blockwise":
-                return self._block_seconds()
+                return self._block_step_seconds()
             _, trainer = self._trainer()
-            stages = progressive_resizing.shares() if self.settings.growing else [(1.0, 1.0)]
+            stages = progressive_resizing.stages() if self.settings.progressive_resizing else [(1.0, 1.0)]
             try:
-                return sum(share * self._timed(trainer, scale) for share, scale in stages)
+                return sum(fraction * self._timed_step(trainer, scale) for fraction, scale in stages)
             finally:
                 self._scale = None
 
-    def steps_in(self, seconds: float) -> int:
-        """How many fit in the time: what the teacher was asked before it need not be asked again."""
+    def steps_within(self, seconds: float) -> int:
+        """Number of steps that fit into a time; repeated batches need no run of the teacher."""
         s = self.settings
         key = (s.mode, s.batch, s.augment)
-        self._patience = min(_PATIENCE, _PATIENCE_SHARE * seconds)
-        if key not in self._paces:  # once: the second time the teacher's answers to the first steps are known
-            first = max(self.step_seconds(), _INSTANT)
-            again = first if s.mode == "blockwise" or self.memory is None else min(self.step_seconds(), first)
-            self._paces[key] = first, max(again, _INSTANT)
-        first, again = self._paces[key]
+        self._timing_seconds = min(_TIMING_SECONDS, _TIMING_FRACTION * seconds)
+        if key not in self._step_seconds:  # the second measurement finds the teacher's values in the cache
+            first = max(self.step_seconds(), _MIN_STEP_SECONDS)
+            again = first if s.mode == "blockwise" or self.cache is None else min(self.step_seconds(), first)
+            self._step_seconds[key] = first, max(again, _MIN_STEP_SECONDS)
+        first, again = self._step_seconds[key]
         if first == again:
             return max(1, int(seconds / first))
-        heard = period(self.pool, Order(self.pool.buckets, min(s.batch, len(self.data)), s.seed), s.augment)
-        return max(1, int(min(seconds / first, heard + max(0.0, seconds - heard * first) / again)))
+        order = BatchOrder(self.pool.buckets, min(s.batch, len(self.data)), s.seed)
+        period = repeat_period(self.pool, order, s.augment)
+        return max(1, int(min(seconds / first, period + max(0.0, seconds - period * first) / again)))
 
-    def _timed(self, trainer: Trainer, scale: float) -> float:
+    def _timed_step(self, trainer: Trainer, scale: float) -> float:
         self._scale = scale
         start = time.perf_counter()
-        for done in range(_WARM):
-            if not done or time.perf_counter() - start < self._patience:
+        for done in range(_WARMUP_STEPS):
+            if not done or time.perf_counter() - start < self._timing_seconds:
                 trainer.step()
         start, done = time.perf_counter(), 0
-        while done < _TIMED and (not done or time.perf_counter() - start < self._patience):
+        while done < _TIMED_STEPS and (not done or time.perf_counter() - start < self._timing_seconds):
             trainer.step()
             done += 1
         return (time.perf_counter() - start) / done
 
-    def _block_seconds(self) -> float:
-        """Mean over the blocks, what a block needs to be ready included a step."""
-        parts = blocks(self.pairs, self._ends())
+    def _block_step_seconds(self) -> float:
+        """Mean seconds of a step over the blocks, including the preparation of each block."""
+        blocks = model_blocks(self.pairs, self._output_pairs())
         start = time.perf_counter()
-        for part in parts:
-            self._block(self.student.model.clone(), part, _TIMED, 0, Watch(), None)
-        return (time.perf_counter() - start) / (_TIMED * len(parts))
+        for block in blocks:
+            self._train_block(self.student.model.clone(), block, _TIMED_STEPS, 0, RunOptions())
+        return (time.perf_counter() - start) / (_TIMED_STEPS * len(blocks))
 
 
-def _loss(program: Program, objective: Objective, lesson: Lesson, inputs: Mapping[str, Tensor]) -> Tensor:
-    way = Way.of(objective.settings)
-    with way():
-        student = full(program(way.laid(inputs)))
-    teacher = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in lesson.targets.items()}
-    labels = None if lesson.labels is None else torch.from_numpy(lesson.labels)
-    found = objective(student, teacher, labels) * lesson.share
+def _batch_loss(program: Program, objective: Objective, batch: TeacherBatch, inputs: Mapping[str, Tensor]) -> Tensor:
+    mode = ExecMode.from_settings(objective.settings)
+    with mode.autocast():
+        student = to_float32(program(mode.to_layout(inputs)))
+    teacher = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in batch.targets.items()}
+    labels = None if batch.labels is None else torch.from_numpy(batch.labels)
+    found = objective(student, teacher, labels) * batch.weight
     assert isinstance(found, Tensor)
     return found
 
 
-def _counted(tell: Tell | None, steps: int) -> Callable[[int, float, Point | None], None] | None:
-    return None if tell is None else lambda step, loss, point: tell(step, steps, loss, point)
+def _with_total_steps(
+    on_step: StepCallback | None, steps: int
+) -> Callable[[int, float, CurvePoint | None], None] | None:
+    return None if on_step is None else lambda step, loss, point: on_step(step, steps, loss, point)
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch on so many threads, which the last bits of sums depend on."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Context in which torch uses a number of threads, on which the last bits of sums depend."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -340,19 +363,19 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_augment(wish: str, data: Dataset, job: Distillation) -> tuple[str, ...]:
-    """The changes that `--augment` means for these samples and this teacher."""
-    if wish == "none":
+def select_augmentations(augment: str, data: Dataset, job: Distillation) -> tuple[str, ...]:
+    """Names of the augmentations that `augment` ("auto", "none", or names separated by commas) stands for."""
+    if augment == "none":
         return ()
-    found = fields(data)
-    if wish != "auto":
-        return suitable([w.strip() for w in wish.split(",") if w.strip()], found)
-    head = next((h for h in job.heads if h.answer), job.heads[0])
+    found = input_fields(data)
+    if augment != "auto":
+        return select_applicable([w.strip() for w in augment.split(",") if w.strip()], found)
+    head = next((h for h in job.output_heads if h.labelled), job.output_heads[0])
     teacher = Teacher(job.teacher.model, [head.teacher], data)
 
-    def ask(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        values = answers(teacher(inputs)[head.teacher], head.teacher_log)
+    def teacher_logits(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        values = to_logits(teacher(Arrays(inputs))[head.teacher], head.teacher_probabilities)
         return values.reshape(len(values), -1)
 
-    labelled = bool(job.settings.labels) and data.labelled
-    return automatic(found, data, lambda inputs: ask(Arrays(inputs)), labelled)
+    labelled = bool(job.settings.labels_weight) and data.labelled
+    return select_automatically(found, data, teacher_logits, labelled)

@@ -1,10 +1,11 @@
-"""Learnable fake quantization: float values through QuantizeLinear and DequantizeLinear with straight-through gradients.
+"""Learnable fake quantization: QuantizeLinear and DequantizeLinear on floats, with straight-through gradients.
 
-The forward has the numbers of the integer file.  In the backward a value inside the range passes as if nothing had been
-rounded, and scales learn by LSQ (Esser et al., "Learned Step Size Quantization", 2020): d out / d scale = q - x / scale
-inside and q outside, times 1 / sqrt(N Qp) for N elements that share a scale.  Zero points are fixed.
+The forward pass gives the results of the integer model.  In the backward pass the gradient of a value inside the
+range passes unchanged, and scales are trained by LSQ (Esser et al., "Learned Step Size Quantization", 2020): d out /
+d scale = q - x / scale inside the range and q outside, times 1 / sqrt(N Qp) for N elements that share a scale.  Zero
+points are fixed.
 
-Integer weights behind a DequantizeLinear are trained as float masters and written back as rounded integers.
+Integer weights behind a DequantizeLinear are trained as float master weights and converted to rounded integers.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import torch
 from onnxpress.model import read
 from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.train.graph.compile import Override
-from onnxpress.train.graph.registry import Builder, Run, Site
+from onnxpress.train.graph.registry import Builder, NodeContext, Run
 from onnxpress.train.graph.tensors import Tensor, to_torch
-from onnxpress.train.operators.quant import dequantized, limits, spread
+from onnxpress.train.operators.layers.quant import broadcast_parameter, code_range, dequantized
 
 _TINY = 1e-30
-_BIAS_LIMIT = 2**31 - 1024  # what float32 scales cannot push over the end
+_BIAS_LIMIT = 2**31 - 1024  # float32 rounding of the scale cannot overflow below this
 
 
 class _FakeQuantize(torch.autograd.Function):  # type: ignore[misc]
@@ -52,6 +53,7 @@ class _FakeQuantize(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _gain(count: float, high: int) -> float:
+    """LSQ's factor of the gradient of a scale that `count` elements share."""
     return 1.0 / math.sqrt(max(count, 1.0) * max(high, 1))
 
 
@@ -59,7 +61,10 @@ def _gain(count: float, high: int) -> float:
 class IntegerWeight:
     """An integer initializer behind a DequantizeLinear.
 
-    product: names of the scales whose product is this one's (the bias of an integer Conv or Gemm), else None.
+    name, scale, zero: names of the codes, the scale and the zero point.
+    axis, block: attributes of the DequantizeLinear.
+    kind: type of the codes.
+    product: names of the scales whose product is this scale (the bias of an integer Conv or Gemm), else None.
     """
 
     name: str
@@ -72,43 +77,51 @@ class IntegerWeight:
 
 
 @dataclass
-class Plan:
-    """What of a graph is learned through its Q and DQ nodes.
+class FakeQuantPlan:
+    """The trained parts of a graph's QuantizeLinear and DequantizeLinear nodes.
 
-    tied: scales that repeat another one, by name (a scale spelled out for each channel).
+    overrides: by node id.
+    weights: integer weights by name.
+    scales: names of the trained scales.
+    tied_scales: scales that repeat another scale, by name (a scale that is repeated for each channel).
     """
 
     overrides: dict[int, Override] = field(default_factory=dict)
     weights: dict[str, IntegerWeight] = field(default_factory=dict)
     scales: list[str] = field(default_factory=list)
-    tied: dict[str, str] = field(default_factory=dict)
+    tied_scales: dict[str, str] = field(default_factory=dict)
 
 
 def is_quantizer(node: ir.Node | None, kind: str) -> bool:
+    """Whether a node is the given operator of the standard or of onnxruntime's domain."""
     return node is not None and node.op_type == kind and (read.standard(node) or node.domain == "com.microsoft")
 
 
-def plan(
-    nodes: Sequence[ir.Node], held: Mapping[str, ir.TensorProtocol], outputs: Iterable[str], reach: set[str]
-) -> Plan:
-    """Look at every Q and DQ of the region.  held: stored tensors by name; reach: values that carry gradients."""
-    found, shown, fused = Plan(), set(outputs), set[int]()
+def plan_fake_quantization(
+    nodes: Sequence[ir.Node], tensors: Mapping[str, ir.TensorProtocol], outputs: Iterable[str], reach: set[str]
+) -> FakeQuantPlan:
+    """Plan the training through every QuantizeLinear and DequantizeLinear of the region.
+
+    tensors: stored tensors by name.
+    reach: names of the values that carry gradients.
+    """
+    found, shown, fused = FakeQuantPlan(), set(outputs), set[int]()
     for node in nodes:
         source, scale, result = _input(node, 0), _input(node, 1), node.outputs[0].name or ""
-        kind = _kind(node, held)
-        if scale not in held or kind.name.startswith("FLOAT") or (result not in reach and result not in shown):
+        kind = _code_type(node, tensors)
+        if scale not in tensors or kind.name.startswith("FLOAT") or (result not in reach and result not in shown):
             continue
         if is_quantizer(node, "QuantizeLinear") and result not in shown and source in reach:
             found.scales.append(scale)
-            fused |= {id(node)} if _alone(node, nodes, held) else set()
-            found.overrides[id(node)] = Override(_quantize(id(node) in fused, limits(kind)), _names(node))
-        elif is_quantizer(node, "DequantizeLinear") and source in held:
-            weight = _weight(node, scale, held)
+            fused |= {id(node)} if _read_only_by_dequantizers(node, nodes, tensors) else set()
+            found.overrides[id(node)] = Override(_quantize(id(node) in fused, code_range(kind)), _names(node))
+        elif is_quantizer(node, "DequantizeLinear") and source in tensors:
+            weight = _weight(node, scale, tensors)
             found.weights[weight.name] = weight
-            build = _bias if weight.product else _dequantize_master(weight, held)
+            build = _bias if weight.product else _dequantize_master(weight, tensors)
             found.overrides[id(node)] = Override(build, (source, *weight.product) if weight.product else _names(node))
         elif is_quantizer(node, "DequantizeLinear"):
-            _reader(found, node, fused, held)
+            _add_activation_dequantizer(found, node, fused, tensors)
     for weight in found.weights.values():
         if weight.product is None and weight.kind != ir.DataType.INT32:
             found.scales.append(weight.scale)
@@ -117,18 +130,18 @@ def plan(
 
 
 def _input(node: ir.Node, index: int) -> str:
-    """The name at an input, empty where there is none."""
+    """The name of an input; "" where it is absent."""
     value = node.inputs[index] if index < len(node.inputs) else None
     return (value.name or "") if value is not None else ""
 
 
-def _kind(node: ir.Node, held: Mapping[str, ir.TensorProtocol]) -> ir.DataType:
-    """The type of the codes a Q writes or a DQ reads."""
+def _code_type(node: ir.Node, tensors: Mapping[str, ir.TensorProtocol]) -> ir.DataType:
+    """The type of the codes that a QuantizeLinear writes or a DequantizeLinear reads."""
     source, zero = _input(node, 0), _input(node, 2)
-    if node.op_type == "DequantizeLinear" and source in held:
-        return ir.DataType(held[source].dtype)
-    if zero in held:
-        return ir.DataType(held[zero].dtype)
+    if node.op_type == "DequantizeLinear" and source in tensors:
+        return ir.DataType(tensors[source].dtype)
+    if zero in tensors:
+        return ir.DataType(tensors[zero].dtype)
     return ir.DataType(read.int_attribute(node, "output_dtype", 0) or ir.DataType.UINT8)
 
 
@@ -136,24 +149,34 @@ def _names(node: ir.Node) -> tuple[str | None, ...]:
     return tuple(v.name if v is not None else None for v in node.inputs)
 
 
-def _alone(node: ir.Node, nodes: Sequence[ir.Node], held: Mapping[str, ir.TensorProtocol]) -> bool:
-    """Whether only DQs of the same scale read a Q, so that they are one step.  Else the codes travel as floats."""
+def _read_only_by_dequantizers(
+    node: ir.Node, nodes: Sequence[ir.Node], tensors: Mapping[str, ir.TensorProtocol]
+) -> bool:
+    """Whether a QuantizeLinear is read by DequantizeLinear nodes of the same scale only, so that both are one
+    operation.
+    """
     inside = {id(n) for n in nodes}
     uses = [u.node for u in node.outputs[0].uses() if id(u.node) in inside or u.node.graph is not node.graph]
-    return all(is_quantizer(n, "DequantizeLinear") and _follows(_input(n, 1), _input(node, 1), held) for n in uses)
-
-
-def _follows(name: str, scale: str, held: Mapping[str, ir.TensorProtocol]) -> bool:
-    """Whether a scale is another one, or a single one spelled out."""
-    if name == scale:
-        return True
-    return (
-        name in held and held[scale].size == 1 and bool(np.all(held[name].numpy() == held[scale].numpy().reshape(())))
+    return all(
+        is_quantizer(n, "DequantizeLinear") and _same_scale(_input(n, 1), _input(node, 1), tensors) for n in uses
     )
 
 
-def _reader(found: Plan, node: ir.Node, fused: set[int], held: Mapping[str, ir.TensorProtocol]) -> None:
-    """A DQ of codes that a Q wrote, perhaps with operators on codes between them (Reshape, MaxPool)."""
+def _same_scale(name: str, scale: str, tensors: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether a scale is another one, or repeats its single value."""
+    if name == scale:
+        return True
+    return (
+        name in tensors
+        and tensors[scale].size == 1
+        and bool(np.all(tensors[name].numpy() == tensors[scale].numpy().reshape(())))
+    )
+
+
+def _add_activation_dequantizer(
+    found: FakeQuantPlan, node: ir.Node, fused: set[int], tensors: Mapping[str, ir.TensorProtocol]
+) -> None:
+    """Plan a DequantizeLinear of activations, perhaps with operators on codes before it (Reshape, MaxPool)."""
     origin: ir.Node | None = node
     while origin is not None and not is_quantizer(origin, "QuantizeLinear"):
         value = origin.inputs[0] if origin.inputs else None
@@ -162,24 +185,25 @@ def _reader(found: Plan, node: ir.Node, fused: set[int], held: Mapping[str, ir.T
         return
     names, scale = _names(node), _input(origin, 1)
     if id(origin) in fused:
-        found.overrides[id(node)] = Override(lambda site: lambda x: x, names[:1])
-    elif _follows(_input(node, 1), scale, held):
-        high = limits(_kind(origin, held))[1]
+        found.overrides[id(node)] = Override(lambda context: lambda x: x, names[:1])
+    elif _same_scale(_input(node, 1), scale, tensors):
+        high = code_range(_code_type(origin, tensors))[1]
         found.overrides[id(node)] = Override(_dequantize_codes(high), (*names[:1], *_names(origin)[1:]))
-    if _input(node, 1) != scale and _follows(_input(node, 1), scale, held):
-        found.tied[_input(node, 1)] = scale
+    if _input(node, 1) != scale and _same_scale(_input(node, 1), scale, tensors):
+        found.tied_scales[_input(node, 1)] = scale
 
 
-def _weight(node: ir.Node, scale: str, held: Mapping[str, ir.TensorProtocol]) -> IntegerWeight:
+def _weight(node: ir.Node, scale: str, tensors: Mapping[str, ir.TensorProtocol]) -> IntegerWeight:
+    """The integer weight that a DequantizeLinear reads."""
     name, zero = _input(node, 0), _input(node, 2) or None
-    kind = ir.DataType(held[name].dtype)
-    product = _product(node, held) if kind == ir.DataType.INT32 else None
+    kind = ir.DataType(tensors[name].dtype)
+    product = _product(node, tensors) if kind == ir.DataType.INT32 else None
     axis, block = read.int_attribute(node, "axis", 1), read.int_attribute(node, "block_size", 0)
     return IntegerWeight(name, scale, zero, axis, block, kind, product)
 
 
-def _product(node: ir.Node, held: Mapping[str, ir.TensorProtocol]) -> tuple[str, str] | None:
-    """Scales of the input and weight of the one node that reads this bias, where the bias's scale is their product."""
+def _product(node: ir.Node, tensors: Mapping[str, ir.TensorProtocol]) -> tuple[str, str] | None:
+    """Scales of the input and the weight of the node that reads a bias, where the bias scale is their product."""
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].idx != 2:
         return None
@@ -189,27 +213,27 @@ def _product(node: ir.Node, held: Mapping[str, ir.TensorProtocol]) -> tuple[str,
         if source is None or not is_quantizer(source, "DequantizeLinear"):
             return None
         names.append(_input(source, 1))
-    if any(n not in held for n in names) or held[names[0]].size != 1:
+    if any(n not in tensors for n in names) or tensors[names[0]].size != 1:
         return None
-    expected = held[names[0]].numpy().reshape(()) * held[names[1]].numpy().reshape(-1)
-    given = held[_input(node, 1)].numpy().reshape(-1)
+    expected = tensors[names[0]].numpy().reshape(()) * tensors[names[1]].numpy().reshape(-1)
+    given = tensors[_input(node, 1)].numpy().reshape(-1)
     same = given.shape == expected.shape and np.allclose(given, np.maximum(expected, _TINY), rtol=1e-4, atol=0)
     return (names[0], names[1]) if same else None
 
 
 def _quantize(fused: bool, bounds: tuple[int, int]) -> Builder:
-    """fused: straight to the dequantized value.  Otherwise the codes, as floats whose gradients pass."""
+    """fused: return the dequantized value; otherwise the codes, as floats with straight-through gradients."""
     low, high = bounds
 
-    def build(site: Site) -> Run:
-        axis, block = site.integer("axis", 1), site.integer("block_size")
+    def build(context: NodeContext) -> Run:
+        axis, block = context.integer("axis", 1), context.integer("block_size")
 
         def run(x: Tensor, scale: Tensor, zero: Tensor = None) -> Tensor:
-            gain = _gain(_sharing(x, scale), high)
-            step, shift = spread(scale, x, axis, block), spread(zero, x, axis, block)
+            gain = _gain(_elements_per_scale(x, scale), high)
+            step, shift = broadcast_parameter(scale, x, axis, block), broadcast_parameter(zero, x, axis, block)
             if fused:
                 return _FakeQuantize.apply(x, step, None if shift is None else shift.to(x.dtype), low, high, gain)
-            ratio = x / _slowed(step, gain)
+            ratio = x / _scale_gradient(step, gain)
             codes = ratio + (torch.round(ratio) - ratio).detach()
             return (codes if shift is None else codes + shift.to(x.dtype)).clamp(low, high)
 
@@ -218,22 +242,24 @@ def _quantize(fused: bool, bounds: tuple[int, int]) -> Builder:
     return build
 
 
-def _slowed(scale: Tensor, gain: float) -> Tensor:
-    """The same numbers with the gradient times gain."""
+def _scale_gradient(scale: Tensor, gain: float) -> Tensor:
+    """The same values, with the gradient times `gain`."""
     return scale.detach() + (scale - scale.detach()) * gain
 
 
 def _dequantize_codes(high: int) -> Builder:
-    """high: the largest code of the Q that wrote them."""
+    """high: the largest code of the QuantizeLinear that wrote the codes."""
 
-    def build(site: Site) -> Run:
-        axis, block = site.integer("axis", 1), site.integer("block_size")
+    def build(context: NodeContext) -> Run:
+        axis, block = context.integer("axis", 1), context.integer("block_size")
 
         def run(x: Tensor, scale: Tensor, zero: Tensor = None) -> Tensor:
             if not x.dtype.is_floating_point:
                 return dequantized(x, scale, zero, axis, block)
-            shift = spread(zero, x, axis, block)
-            step = spread(_slowed(scale, _gain(_sharing(x, scale), high)), x, axis, block)
+            shift = broadcast_parameter(zero, x, axis, block)
+            step = broadcast_parameter(
+                _scale_gradient(scale, _gain(_elements_per_scale(x, scale), high)), x, axis, block
+            )
             return (x if shift is None else x - shift.to(x.dtype)) * step
 
         return run
@@ -241,22 +267,25 @@ def _dequantize_codes(high: int) -> Builder:
     return build
 
 
-def _sharing(x: Tensor, scale: Tensor) -> float:
+def _elements_per_scale(x: Tensor, scale: Tensor) -> float:
     """Elements of one sample that share a scale."""
     return float(x.numel() / max(x.shape[0] if x.ndim else 1, 1) / scale.numel())
 
 
-def _bounds(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> tuple[Tensor, Tensor]:
-    """Smallest and largest code; of symmetric int8 with a scale an output each one's own: what is small since pairs of products must
-    fit 16 bits stays so."""
-    low, high = limits(weight.kind)
-    codes, zero = held[weight.name].numpy(), _stored(held, weight.zero)
+def _bounds(weight: IntegerWeight, tensors: Mapping[str, ir.TensorProtocol]) -> tuple[Tensor, Tensor]:
+    """Smallest and largest code of a weight.
+
+    Symmetric int8 weights with one scale per output channel have bounds of their own for each code: codes that were
+    limited so that sums of two products fit into 16 bits stay limited.
+    """
+    low, high = code_range(weight.kind)
+    codes, zero = tensors[weight.name].numpy(), _stored_tensor(tensors, weight.zero)
     symmetric = weight.kind == ir.DataType.INT8 and (zero is None or not bool(zero.any())) and not weight.block
     if symmetric and np.abs(codes.astype(np.int64)).max(initial=0) <= vpmaddubsw_saturation.MAX_SAFE_WEIGHT:
         return torch.tensor(-float(vpmaddubsw_saturation.MAX_SAFE_WEIGHT)), torch.tensor(
             float(vpmaddubsw_saturation.MAX_SAFE_WEIGHT)
         )
-    if not symmetric or codes.ndim < 2 or held[weight.scale].size != codes.shape[weight.axis]:
+    if not symmetric or codes.ndim < 2 or tensors[weight.scale].size != codes.shape[weight.axis]:
         return torch.tensor(float(low)), torch.tensor(float(high))
     moved = np.moveaxis(codes, weight.axis, 0)
     order, ends = vpmaddubsw_saturation.kernel_order(moved.shape), np.zeros((2, len(moved), moved[0].size), np.float32)
@@ -267,12 +296,12 @@ def _bounds(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> tup
     return least, most
 
 
-def _stored(held: Mapping[str, ir.TensorProtocol], name: str | None) -> Tensor:
-    return None if name is None or name not in held else to_torch(held[name].numpy())
+def _stored_tensor(tensors: Mapping[str, ir.TensorProtocol], name: str | None) -> Tensor:
+    return None if name is None or name not in tensors else to_torch(tensors[name].numpy())
 
 
-def _bias(site: Site) -> Run:
-    """A 32-bit bias at the scale of its products: rounded in the forward, its gradient passes."""
+def _bias(context: NodeContext) -> Run:
+    """A 32-bit bias at the product of two scales, rounded in the forward pass with straight-through gradient."""
 
     def run(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         step = (first * second).detach().clamp(min=_TINY)
@@ -283,20 +312,20 @@ def _bias(site: Site) -> Run:
     return run
 
 
-def _dequantize_master(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> Builder:
-    """A master instead of the integers; 32 bits at a scale of their own are so fine that they pass as they are."""
-    low, high = _bounds(weight, held)
+def _dequantize_master(weight: IntegerWeight, tensors: Mapping[str, ir.TensorProtocol]) -> Builder:
+    """A float master weight in place of the codes; 32-bit codes with a scale of their own need no rounding."""
+    low, high = _bounds(weight, tensors)
 
-    def build(site: Site) -> Run:
-        top = limits(weight.kind)[1]
+    def build(context: NodeContext) -> Run:
+        top = code_range(weight.kind)[1]
 
         def run(x: Tensor, scale: Tensor, zero: Tensor = None) -> Tensor:
             if not x.dtype.is_floating_point:
                 return dequantized(x, scale, zero, weight.axis, weight.block)
             if weight.kind == ir.DataType.INT32:
                 return x
-            shift = spread(zero, x, weight.axis, weight.block)
-            step = spread(scale, x, weight.axis, weight.block)
+            shift = broadcast_parameter(zero, x, weight.axis, weight.block)
+            step = broadcast_parameter(scale, x, weight.axis, weight.block)
             gain = _gain(x.numel() / scale.numel(), top)
             return _FakeQuantize.apply(x, step, None if shift is None else shift.to(x.dtype), low, high, gain)
 
@@ -305,28 +334,28 @@ def _dequantize_master(weight: IntegerWeight, held: Mapping[str, ir.TensorProtoc
     return build
 
 
-def master(weight: IntegerWeight, held: Mapping[str, ir.TensorProtocol]) -> Tensor:
-    """(code - zero) * scale: the numbers training starts from."""
-    codes, scale, zero = (_stored(held, n) for n in (weight.name, weight.scale, weight.zero))
+def master_weight(weight: IntegerWeight, tensors: Mapping[str, ir.TensorProtocol]) -> Tensor:
+    """(code - zero) * scale: the initial master weight."""
+    codes, scale, zero = (_stored_tensor(tensors, n) for n in (weight.name, weight.scale, weight.zero))
     return dequantized(codes, scale, zero, weight.axis, weight.block)
 
 
-def codes_of(
-    weight: IntegerWeight, values: np.ndarray, scale: np.ndarray, held: Mapping[str, ir.TensorProtocol]
+def quantize_master(
+    weight: IntegerWeight, values: np.ndarray, scale: np.ndarray, tensors: Mapping[str, ir.TensorProtocol]
 ) -> np.ndarray:
-    """A master as integers of the stored type, at the given scale."""
-    x, step, zero = torch.from_numpy(values), torch.from_numpy(np.asarray(scale)), _stored(held, weight.zero)
-    spaced = spread(step, x, weight.axis, weight.block)
+    """A master weight as integers of the stored type, at the given scale."""
+    x, step, zero = torch.from_numpy(values), torch.from_numpy(np.asarray(scale)), _stored_tensor(tensors, weight.zero)
+    spaced = broadcast_parameter(step, x, weight.axis, weight.block)
     if weight.kind == ir.DataType.INT32:
         codes = torch.round(x.double() / spaced.double()).clamp(-_BIAS_LIMIT, _BIAS_LIMIT)
     else:
-        low, high = _bounds(weight, held)
-        shift = 0 if zero is None else spread(zero, x, weight.axis, weight.block)
+        low, high = _bounds(weight, tensors)
+        shift = 0 if zero is None else broadcast_parameter(zero, x, weight.axis, weight.block)
         codes = (torch.round(x / spaced) + shift).clamp(low, high)
     return np.asarray(codes.to(torch.int64).numpy().astype(weight.kind.numpy()))
 
 
-def product_scale(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def bias_scale(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The scale of a bias: input scale times weight scales, as float32."""
     scale = np.float64(first.reshape(())) * second.astype(np.float64)
     return np.maximum(scale.astype(np.float32), np.float32(_TINY))

@@ -1,7 +1,7 @@
-"""Parts of a graph that are one kernel in torch: layer normalization, Gelu and attention as exporters spell them out.
+"""Fusion of subgraphs that are one torch kernel: layer normalization, Gelu and attention as exporters decompose them.
 
-Only the last node of a part gets another meaning; it then reads the part's inputs, and the nodes between drop out as far
-as nothing else (an output, a tap) reads them.
+Only the last node of a pattern is overridden; it then reads the inputs of the pattern, and the nodes between are not
+scheduled where nothing else (an output, an extra output) reads them.
 """
 
 from __future__ import annotations
@@ -16,58 +16,68 @@ from torch.nn import functional
 
 from onnxpress.model import read
 from onnxpress.train.graph.compile import Override
-from onnxpress.train.graph.registry import Builder, Run, Site
+from onnxpress.train.graph.registry import Builder, NodeContext, Run
 from onnxpress.train.graph.tensors import Tensor
-from onnxpress.train.operators.normalize import layer_norm
+from onnxpress.train.operators.layers.normalize import layer_norm
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """What a part may look at.  held: tensors that never change, by name; inside: ids of the nodes of the region.
+    """The part of a graph in which patterns are searched.
 
-    fed: values given from outside; a part does not reach behind them.
+    tensors: constant tensors by name.
+    inside: ids of the nodes of the region.
+    fed: names of values given from outside, at which patterns end.
     """
 
-    held: Mapping[str, ir.TensorProtocol]
+    tensors: Mapping[str, ir.TensorProtocol]
     inside: frozenset[int]
     fed: frozenset[str]
 
     def number(self, value: ir.Value | None) -> float | None:
-        """The single number a value always is."""
-        tensor = self.held.get(value.name or "") if value is not None else None
-        if tensor is None or tensor.size != 1 or len(tensor.shape) > 1:  # a higher rank would change the result's
+        """The scalar that a value always is; None for another value."""
+        tensor = self.tensors.get(value.name or "") if value is not None else None
+        if (
+            tensor is None or tensor.size != 1 or len(tensor.shape) > 1
+        ):  # a higher rank would change the rank of the result
             return None
         return float(tensor.numpy().reshape(()))
 
     def is_number(self, value: ir.Value | None, wanted: float) -> bool:
+        """Whether a value is the given constant."""
         found = self.number(value)
         return found is not None and math.isclose(found, wanted, rel_tol=2e-4)
 
     def made_by(self, value: ir.Value | None, op: str) -> ir.Node | None:
-        """The node of the region that makes a value, where it is of the given operator."""
+        """The node of the region that computes a value, where it has the given operator."""
         node = value.producer() if value is not None else None
         if node is None or id(node) not in self.inside or (value is not None and value.name in self.fed):
             return None
         return node if node.op_type == op and read.standard(node) else None
 
 
-def parts(
-    nodes: Sequence[ir.Node], fed: Collection[str], held: Mapping[str, ir.TensorProtocol], trained: Collection[str]
+def fuse_patterns(
+    nodes: Sequence[ir.Node], fed: Collection[str], tensors: Mapping[str, ir.TensorProtocol], trained: Collection[str]
 ) -> dict[int, Override]:
-    """Other meanings of last nodes, by id."""
-    fixed = {n: t for n, t in held.items() if n not in set(trained)}
+    """Overrides of the last nodes of the patterns, by node id.
+
+    fed: names of values given from outside.
+    tensors: stored tensors by name.
+    trained: names of tensors that are trained.
+    """
+    fixed = {n: t for n, t in tensors.items() if n not in set(trained)}
     graph = _Graph(fixed, frozenset(id(n) for n in nodes), frozenset(fed))
     found = {}
     for node in nodes:
-        match = _LAST.get(node.op_type) if read.standard(node) else None
+        match = _PATTERNS.get(node.op_type) if read.standard(node) else None
         override = match(node, graph) if match is not None else None
         if override is not None:
             found[id(node)] = override
     return found
 
 
-def _with_number(node: ir.Node | None, graph: _Graph) -> tuple[ir.Value, float] | None:
-    """The operand and the number of a node of one value and one number."""
+def _value_and_constant(node: ir.Node | None, graph: _Graph) -> tuple[ir.Value, float] | None:
+    """The operands of a node with one value and one constant scalar."""
     if node is None:
         return None
     for value, other in (node.inputs, node.inputs[::-1]):
@@ -82,7 +92,7 @@ def _names(*values: ir.Value | None) -> tuple[str | None, ...]:
 
 
 def _factors(value: ir.Value | None, graph: _Graph) -> list[ir.Value | None]:
-    """Operands of a product of products, at most two deep."""
+    """Operands of a product of up to three factors."""
     outer = graph.made_by(value, "Mul")
     factors: list[ir.Value | None] = []
     for operand in outer.inputs if outer is not None else ():
@@ -98,27 +108,27 @@ def _gelu(node: ir.Node, graph: _Graph) -> Override | None:
     if len(factors) != 3 or len(rest) != 2:
         return None
     for x, gate in (rest, rest[::-1]):
-        shifted = _with_number(graph.made_by(gate, "Add"), graph)
+        shifted = _value_and_constant(graph.made_by(gate, "Add"), graph)
         if shifted is None or not math.isclose(shifted[1], 1.0):
             continue
         erf = graph.made_by(shifted[0], "Erf")
         inner = erf.inputs[0] if erf is not None else None
-        divided, times = graph.made_by(inner, "Div"), _with_number(graph.made_by(inner, "Mul"), graph)
+        divided, times = graph.made_by(inner, "Div"), _value_and_constant(graph.made_by(inner, "Mul"), graph)
         if divided is not None and divided.inputs[0] is x and graph.is_number(divided.inputs[1], math.sqrt(2)):
-            return Override(lambda site: functional.gelu, _names(x))
+            return Override(lambda context: functional.gelu, _names(x))
         if times is not None and times[0] is x and math.isclose(times[1], math.sqrt(0.5), rel_tol=2e-4):
-            return Override(lambda site: functional.gelu, _names(x))
+            return Override(lambda context: functional.gelu, _names(x))
     return None
 
 
-def _over_last(node: ir.Node | None, graph: _Graph) -> ir.Value | None:
-    """What a ReduceMean over the last axis reduces."""
+def _reduced_over_last_axis(node: ir.Node | None, graph: _Graph) -> ir.Value | None:
+    """The input of a ReduceMean over the last axis."""
     if node is None or not read.int_attribute(node, "keepdims", 1):
         return None
     x = node.inputs[0]
     axes = read.ints_attribute(node, "axes")
     if len(node.inputs) > 1 and node.inputs[1] is not None:
-        stored = graph.held.get(node.inputs[1].name or "")
+        stored = graph.tensors.get(node.inputs[1].name or "")
         axes = [] if stored is None else [int(a) for a in stored.numpy().reshape(-1)]
     rank = len(x.shape) if x is not None and x.shape is not None else None
     return x if axes == [-1] or (rank is not None and axes == [rank - 1]) else None
@@ -142,10 +152,14 @@ def _normalized(node: ir.Node, graph: _Graph) -> tuple[ir.Value, float] | None:
     if centred is None or root is None:
         return None
     x = centred.inputs[0]
-    spread = _with_number(graph.made_by(root.inputs[0], "Add"), graph)
-    if x is None or spread is None or _over_last(graph.made_by(centred.inputs[1], "ReduceMean"), graph) is not x:
+    spread = _value_and_constant(graph.made_by(root.inputs[0], "Add"), graph)
+    if (
+        x is None
+        or spread is None
+        or _reduced_over_last_axis(graph.made_by(centred.inputs[1], "ReduceMean"), graph) is not x
+    ):
         return None
-    square = _over_last(graph.made_by(spread[0], "ReduceMean"), graph)
+    square = _reduced_over_last_axis(graph.made_by(spread[0], "ReduceMean"), graph)
     power, product = graph.made_by(square, "Pow"), graph.made_by(square, "Mul")
     base = None
     if power is not None and graph.is_number(power.inputs[1], 2.0):
@@ -158,14 +172,14 @@ def _normalized(node: ir.Node, graph: _Graph) -> tuple[ir.Value, float] | None:
 
 
 def _as_layer_norm(epsilon: float) -> Builder:
-    def build(site: Site) -> Run:
+    def build(context: NodeContext) -> Run:
         return lambda x, gamma, beta: layer_norm(x, gamma, beta, -1, epsilon)
 
     return build
 
 
 def _attention(node: ir.Node, graph: _Graph) -> Override | None:
-    """softmax(scale q k' + mask) v, where the scale is one number and the mask may be absent."""
+    """softmax(scale q k' + mask) v, where the scale is a scalar and the mask may be absent."""
     soft = graph.made_by(node.inputs[0], "Softmax")
     if soft is None or read.node_opset(soft) < 13 or read.int_attribute(soft, "axis", -1) not in (-1, 3):
         return None
@@ -186,11 +200,11 @@ def _attention(node: ir.Node, graph: _Graph) -> Override | None:
 
 
 def _scaled(value: ir.Value | None, graph: _Graph) -> tuple[ir.Node, float] | None:
-    """The MatMul behind a value, and the number it is multiplied by."""
+    """The MatMul that computes a value, and the scalar by which it is multiplied."""
     direct = graph.made_by(value, "MatMul")
     if direct is not None:
         return direct, 1.0
-    times, divided = _with_number(graph.made_by(value, "Mul"), graph), graph.made_by(value, "Div")
+    times, divided = _value_and_constant(graph.made_by(value, "Mul"), graph), graph.made_by(value, "Div")
     if times is not None:
         product = graph.made_by(times[0], "MatMul")
         return None if product is None else (product, times[1])
@@ -200,11 +214,11 @@ def _scaled(value: ir.Value | None, graph: _Graph) -> tuple[ir.Node, float] | No
 
 
 def _as_attention(scale: float) -> Builder:
-    def build(site: Site) -> Run:
+    def build(context: NodeContext) -> Run:
         def run(q: Tensor, turned: Tensor, v: Tensor, mask: Tensor = None) -> Tensor:
             lead, rows = q.shape[:-2], (*q.shape[:-1], turned.shape[-1])
             plain = mask is None or torch.broadcast_shapes(mask.shape, rows) == rows
-            if not plain or turned.shape[:-2] != lead or v.shape[:-2] != lead:  # what only MatMul broadcasts
+            if not plain or turned.shape[:-2] != lead or v.shape[:-2] != lead:  # shapes that only MatMul broadcasts
                 scores = torch.matmul(q, turned) * scale
                 return torch.matmul(torch.softmax(scores if mask is None else scores + mask, -1), v)
             return functional.scaled_dot_product_attention(q, turned.transpose(-1, -2), v, mask, scale=scale)
@@ -214,4 +228,4 @@ def _as_attention(scale: float) -> Builder:
     return build
 
 
-_LAST = {"Mul": _gelu, "Add": _layer_norm, "MatMul": _attention}
+_PATTERNS = {"Mul": _gelu, "Add": _layer_norm, "MatMul": _attention}

@@ -1,4 +1,6 @@
-"""An ONNX graph as a torch module: the same numbers as onnxruntime, gradients to every weight, and back to ONNX."""
+"""An ONNX graph as a torch module: the same results as onnxruntime, gradients for all weights, and conversion back to
+ONNX.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,24 @@ from onnxpress.errors import InputProblem
 from onnxpress.model import edit, read
 from onnxpress.train import batchnorm
 from onnxpress.train.graph import fakequant, fuse, weight_selection
-from onnxpress.train.graph.compile import Code, Compiler, Step, execute
+from onnxpress.train.graph.compile import CompiledGraph, Compiler, Instruction, execute
 from onnxpress.train.graph.tensors import Tensor, to_numpy, to_torch
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
 class Program(torch.nn.Module):  # type: ignore[misc]
-    """An onnx-ir model, or a region of it, as a differentiable program.
+    """An onnx-ir model, or a region of it, as a differentiable module.
 
-    outputs:    value names to compute (default: the graph's outputs).
-    inputs:     value names that are fed (default: the graph's inputs).  Inner names cut out a region: only the nodes
-                between are compiled, whatever operators the rest uses.
-    trainable:  names of the initializers to train (default: every trained float tensor, see weight_selection.py).
+    outputs: names of the values to compute (default: the graph's outputs).
+    inputs: names of the values that are fed (default: the graph's inputs).  With inner names only the nodes between
+        inputs and outputs are compiled, whatever operators the rest of the graph uses.
+    trainable: names of the initializers to train (default: all trainable float tensors, see weight_selection.py).
     fake_quant: compile QuantizeLinear and DequantizeLinear as learnable fake quantization.
-    masters:    float originals of integer weights, by initializer name (default: the dequantized integers).
-    from_scratch: batch normalization by the batch's statistics, whose running means become the stored ones.
-    Raises InputProblem for names the graph does not have and for operators that are not known.
+    masters: float values of integer weights, by initializer name (default: the dequantized integers).
+    from_scratch: batch normalization uses batch statistics; their running means become the stored statistics.
+
+    Raises InputProblem for unknown names and for unsupported operators.
     """
 
     def __init__(
@@ -55,84 +58,98 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         self.inputs = (
             list(inputs) if inputs is not None else [v.name or "" for v in graph.inputs if v.name not in given]
         )
-        nodes = region(graph, self.inputs, self.outputs)
+        nodes = region_nodes(graph, self.inputs, self.outputs)
         versions = {domain or "": v for domain, v in work.opset_imports.items()}
         versions.setdefault("", read.opset(work))
-        self._held = weight_selection.stored(graph, nodes)
-        reach = weight_selection.reached(nodes, self.outputs, versions, fake_quant)
-        self._quant = fakequant.plan(nodes, self._held, self.outputs, reach) if fake_quant else fakequant.Plan()
-        found = [*weight_selection.weights(graph, self._held, reach), *self._quant.weights, *self._quant.scales]
-        self.names = self._chosen(trainable, found)
+        self._tensors = weight_selection.stored_tensors(graph, nodes)
+        reach = weight_selection.values_with_gradient(nodes, self.outputs, versions, fake_quant)
+        self._quant = (
+            fakequant.plan_fake_quantization(nodes, self._tensors, self.outputs, reach)
+            if fake_quant
+            else fakequant.FakeQuantPlan()
+        )
+        found = [
+            *weight_selection.trainable_weights(graph, self._tensors, reach),
+            *self._quant.weights,
+            *self._quant.scales,
+        ]
+        self.names = self._trained_names(trainable, found)
         self.scales = [n for n in self.names if n in set(self._quant.scales)]
-        self._rules: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(self.scales, torch.abs)
+        self._parameter_rules: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(self.scales, torch.abs)
         for index, name in enumerate(self.names):
-            self.register_parameter(f"w{index}", torch.nn.Parameter(self._start(name, masters or {})))
-        seen = batchnorm.plan(nodes, self._held) if from_scratch else batchnorm.Statistics()
-        self._running = seen.running
-        for index, tensor in enumerate(seen.running.values()):
+            self.register_parameter(f"w{index}", torch.nn.Parameter(self._initial_value(name, masters or {})))
+        norms = batchnorm.plan_batch_norm(nodes, self._tensors) if from_scratch else batchnorm.BatchNormPlan()
+        self._running_statistics = norms.running
+        for index, tensor in enumerate(norms.running.values()):
             self.register_buffer(f"s{index}", tensor)
         overrides = {
-            **seen.overrides,
-            **fuse.parts(nodes, self.inputs, self._held, self.names),
+            **norms.overrides,
+            **fuse.fuse_patterns(nodes, self.inputs, self._tensors, self.names),
             **self._quant.overrides,
         }
         compiler = Compiler(
             versions, [*self.inputs, *self.names], overrides=overrides, parameters=frozenset(self.names)
         )
-        self._code: Code = compiler.graph(graph.initializers.values(), nodes)
-        self._plans: dict[tuple[str, ...], list[Step]] = {}
+        self._code: CompiledGraph = compiler.graph(graph.initializers.values(), nodes)
+        self._schedules: dict[tuple[str, ...], list[Instruction]] = {}
 
-    def _chosen(self, trainable: Collection[str] | None, found: list[str]) -> list[str]:
+    def _trained_names(self, trainable: Collection[str] | None, found: list[str]) -> list[str]:
+        """The names to train: those given, else those found."""
         if trainable is None:
             return list(dict.fromkeys(found))
         for name in trainable:
-            if name not in self._held:
+            if name not in self._tensors:
                 raise InputProblem("cannot train a value", name, "the region holds no initializer of that name")
-        return [name for name in self._held if name in set(trainable)]
+        return [name for name in self._tensors if name in set(trainable)]
 
-    def _start(self, name: str, masters: Mapping[str, np.ndarray]) -> Tensor:
-        """The numbers training starts from; 16-bit floats are trained in 32 bits and rounded in the forward."""
-        tensor = self._held[name]
+    def _initial_value(self, name: str, masters: Mapping[str, np.ndarray]) -> Tensor:
+        """The initial value of a parameter; 16-bit floats are trained in 32 bits and rounded in the forward pass."""
+        tensor = self._tensors[name]
         if name in self._quant.weights:
             return (
-                to_torch(masters[name]) if name in masters else fakequant.master(self._quant.weights[name], self._held)
+                to_torch(masters[name])
+                if name in masters
+                else fakequant.master_weight(self._quant.weights[name], self._tensors)
             )
         values = to_torch(tensor.numpy())
         if not values.dtype.is_floating_point:
             raise InputProblem("cannot train a value", name, f"it holds {tensor.dtype.name.lower()}, not floats")
         if values.dtype in _HALF:
             half = values.dtype
-            self._rules[name] = lambda x: x.to(half)
+            self._parameter_rules[name] = lambda x: x.to(half)
             values = values.float()
         return values
 
-    def in_double(self) -> Program:
-        """Itself, with weights and constants in 64 bits."""
+    def to_float64(self) -> Program:
+        """Convert weights and constants to 64 bits, in place; returns the program itself."""
         self.double()
         held = self._code.template
         self._code.template = [t.double() if torch.is_tensor(t) and t.dtype == torch.float32 else t for t in held]
         return self
 
     def parameter(self, name: str) -> Tensor:
-        """The torch parameter behind an initializer name."""
+        """The torch parameter of an initializer."""
         return getattr(self, f"w{self.names.index(name)}")
 
-    def forward(self, feeds: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Outputs and taps (inner values) by name.  Raises InputProblem for a missing input or an unknown tap."""
+    def forward(self, feeds: Mapping[str, Tensor], extra_outputs: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Outputs and extra outputs (inner values) by name.
+
+        Raises InputProblem for a missing input or an unknown extra output.
+        """
         code = self._code
-        key = tuple(taps)
-        steps = self._plans.get(key)
-        if steps is None:
-            steps = self._plans[key] = code.planned({self._slot(n) for n in (*self.outputs, *key)})
+        key = tuple(extra_outputs)
+        instructions = self._schedules.get(key)
+        if instructions is None:
+            instructions = self._schedules[key] = code.schedule({self._slot(n) for n in (*self.outputs, *key)})
         env = list(code.template)
         for name in self.inputs:
             if name not in feeds:
                 raise InputProblem("an input is missing", name, f"given: {', '.join(feeds)}")
             env[code.slots[name]] = feeds[name]
         for name, parameter in zip(self.names, self._parameters.values(), strict=True):
-            rule = self._rules.get(name)
+            rule = self._parameter_rules.get(name)
             env[code.slots[name]] = parameter if rule is None else rule(parameter)
-        execute(steps, env)
+        execute(instructions, env)
         return {name: env[code.slots[name]] for name in (*self.outputs, *key)}
 
     def _slot(self, name: str) -> int:
@@ -143,40 +160,42 @@ class Program(torch.nn.Module):  # type: ignore[misc]
         return self._code.slots[name]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The present numbers by initializer name, in the types the model stores them in.
+        """The current weights by initializer name, in the types in which the model stores them.
 
-        Integer weights come as rounded codes; scales that follow from learned ones come along.
+        Integer weights are returned as rounded codes, together with the scales that depend on learned ones.
         """
         found = {}
         for name, parameter in zip(self.names, self._parameters.values(), strict=True):
-            rule = self._rules.get(name, torch.Tensor.detach)
+            rule = self._parameter_rules.get(name, torch.Tensor.detach)
             found[name] = to_numpy(rule(parameter.detach())).copy()
-        found.update({name: to_numpy(tensor).copy() for name, tensor in self._running.items()})
-        for name, source in self._quant.tied.items():
+        found.update({name: to_numpy(tensor).copy() for name, tensor in self._running_statistics.items()})
+        for name, source in self._quant.tied_scales.items():
             if source in found:
-                shape = tuple(int(d) for d in self._held[name].shape.numpy())
+                shape = tuple(int(d) for d in self._tensors[name].shape.numpy())
                 found[name] = np.full(shape, found[source].reshape(()), found[source].dtype)
         for name, weight in self._quant.weights.items():
             if weight.product is not None and (name in found or any(n in found for n in weight.product)):
-                found[weight.scale] = fakequant.product_scale(*(self._now(n, found) for n in weight.product))
-                shift = fakequant.master(weight, self._held).numpy() if name not in found else found[name]
+                found[weight.scale] = fakequant.bias_scale(*(self._current_value(n, found) for n in weight.product))
+                shift = fakequant.master_weight(weight, self._tensors).numpy() if name not in found else found[name]
                 found[name] = shift
         for name, weight in self._quant.weights.items():
             if name in found:
-                found[name] = fakequant.codes_of(weight, found[name], self._now(weight.scale, found), self._held)
+                found[name] = fakequant.quantize_master(
+                    weight, found[name], self._current_value(weight.scale, found), self._tensors
+                )
         return found
 
-    def _now(self, name: str, found: Mapping[str, np.ndarray]) -> np.ndarray:
-        return found[name] if name in found else self._held[name].numpy()
+    def _current_value(self, name: str, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        return found[name] if name in found else self._tensors[name].numpy()
 
-    def written(self, model: ir.Model | None = None) -> ir.Model:
-        """A clone of the model with the present numbers under the same names; nothing else changes."""
+    def to_model(self, model: ir.Model | None = None) -> ir.Model:
+        """A clone of the model with the current weights; nothing else changes."""
         clone = (model or self.model).clone()
         edit.set_numbers(clone, self.weights())
         return clone
 
 
-def region(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> list[ir.Node]:
+def region_nodes(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> list[ir.Node]:
     """The nodes between inputs and outputs, in the graph's order.
 
     Raises InputProblem where an output does not exist, or depends on a graph input that is not given.
@@ -203,7 +222,7 @@ def region(graph: ir.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> li
 
 
 def _captured(node: ir.Node) -> set[str]:
-    """Outer values the sub-graphs of a node read (names made inside are not outer)."""
+    """Outer values that the subgraphs of a node read."""
     if not read.has_subgraph(node):
         return set()
     own: set[str] = set()

@@ -1,6 +1,6 @@
-"""Arrays of ONNX types as torch tensors and back.
+"""Conversion between arrays of ONNX types and torch tensors.
 
-Types that torch lacks are held in the next wider one: 4- and 2-bit integers in int8 and uint8, 4-bit floats in float32.
+Types that torch lacks are stored in a wider one: 4- and 2-bit integers in int8 and uint8, 4-bit floats in float32.
 Strings stay numpy arrays of objects.
 """
 
@@ -66,7 +66,7 @@ _HELD: dict[np.dtype[Any], Any] = {
 
 
 def to_torch(array: Any) -> Tensor:
-    """A tensor with an array's numbers (its own copy); strings and sequences pass through."""
+    """A tensor with a copy of the array's values; strings pass through, sequences are converted element by element."""
     if array is None or isinstance(array, list):
         return array if array is None else [to_torch(a) for a in array]
     array = np.asarray(array)
@@ -81,7 +81,7 @@ def to_torch(array: Any) -> Tensor:
 
 
 def to_numpy(tensor: Tensor) -> Any:
-    """The numbers of a tensor as an array of the corresponding numpy type."""
+    """The values of a tensor as an array of the corresponding numpy type."""
     if tensor is None or isinstance(tensor, (list, np.ndarray)):
         return [to_numpy(t) for t in tensor] if isinstance(tensor, list) else tensor
     tensor = tensor.detach().cpu()
@@ -93,7 +93,7 @@ def to_numpy(tensor: Tensor) -> Any:
 
 
 def torch_type(data_type: int) -> Any:
-    """The torch type that holds an ONNX element type.  Raises InputProblem for types without one."""
+    """The torch type for an ONNX element type.  Raises InputProblem for types without one."""
     kind = ir.DataType(data_type)
     if kind not in TORCH:
         raise InputProblem("cannot train with an element type", kind.name.lower(), "torch has no numbers of that type")

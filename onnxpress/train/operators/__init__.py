@@ -1,28 +1,9 @@
-"""What every operator computes, by families.  Importing this package fills the registry."""
+"""Implementations of the operators, by family.  Importing this package fills the registry."""
 
-from onnxpress.train.graph.registry import REGISTRY, find
-from onnxpress.train.operators import (
-    activation,
-    attention,
-    contrib,
-    control,
-    conv,
-    counting,
-    elementwise,
-    gather,
-    linear,
-    loss,
-    normalize,
-    pool,
-    quant,
-    random,
-    recurrent,
-    reduce,
-    resize,
-    sampling,
-    shape,
-    signal,
-)
+from onnxpress.train.graph.registry import REGISTRY, find_operator
+from onnxpress.train.operators import activation, control, elementwise, random, reduce, signal
+from onnxpress.train.operators.arrays import counting, gather, resize, sampling, shape
+from onnxpress.train.operators.layers import attention, contrib, conv, linear, loss, normalize, pool, quant, recurrent
 
 __all__ = [
     "REGISTRY",
@@ -33,7 +14,7 @@ __all__ = [
     "conv",
     "counting",
     "elementwise",
-    "find",
+    "find_operator",
     "gather",
     "linear",
     "loss",

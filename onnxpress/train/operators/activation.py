@@ -8,57 +8,57 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor
 
-plain("Relu", functional.relu)
-plain("Softplus", lambda x: functional.softplus(x, threshold=30.0))
-plain("Softsign", functional.softsign)
-plain("Mish", functional.mish)
-plain("HardSwish", functional.hardswish)
+simple_operator("Relu", functional.relu)
+simple_operator("Softplus", lambda x: functional.softplus(x, threshold=30.0))
+simple_operator("Softsign", functional.softsign)
+simple_operator("Mish", functional.mish)
+simple_operator("HardSwish", functional.hardswish)
 
 
 @operator("LeakyRelu")
-def _leaky_relu(site: Site) -> Run:
-    slope = site.number("alpha", 0.01)
+def _leaky_relu(context: NodeContext) -> Run:
+    slope = context.number("alpha", 0.01)
     return lambda x: functional.leaky_relu(x, slope)
 
 
 @operator("Elu")
-def _elu(site: Site) -> Run:
-    alpha = site.number("alpha", 1.0)
+def _elu(context: NodeContext) -> Run:
+    alpha = context.number("alpha", 1.0)
     return lambda x: functional.elu(x, alpha)
 
 
 @operator("Celu")
-def _celu(site: Site) -> Run:
-    alpha = site.number("alpha", 1.0)
+def _celu(context: NodeContext) -> Run:
+    alpha = context.number("alpha", 1.0)
     return lambda x: functional.celu(x, alpha)
 
 
 @operator("Selu")
-def _selu(site: Site) -> Run:
-    alpha = site.number("alpha", 1.67326319217681884765625)
-    gamma = site.number("gamma", 1.05070102214813232421875)
+def _selu(context: NodeContext) -> Run:
+    alpha = context.number("alpha", 1.67326319217681884765625)
+    gamma = context.number("gamma", 1.05070102214813232421875)
     return lambda x: gamma * functional.elu(x, alpha)
 
 
 @operator("HardSigmoid")
-def _hard_sigmoid(site: Site) -> Run:
-    alpha, beta = site.number("alpha", 0.2), site.number("beta", 0.5)
+def _hard_sigmoid(context: NodeContext) -> Run:
+    alpha, beta = context.number("alpha", 0.2), context.number("beta", 0.5)
     return lambda x: torch.clamp(x * alpha + beta, 0.0, 1.0)
 
 
 @operator("ThresholdedRelu")
-def _thresholded_relu(site: Site) -> Run:
-    alpha = site.number("alpha", 1.0)
+def _thresholded_relu(context: NodeContext) -> Run:
+    alpha = context.number("alpha", 1.0)
     return lambda x: functional.threshold(x, alpha, 0.0)
 
 
 @operator("Shrink")
-def _shrink(site: Site) -> Run:
-    """Works on integers too: x + bias below -lambd, x - bias above lambd, else 0."""
-    edge, bias = site.number("lambd", 0.5), site.number("bias", 0.0)
+def _shrink(context: NodeContext) -> Run:
+    """x + bias below -lambd, x - bias above lambd, else 0; also for integers."""
+    edge, bias = context.number("lambd", 0.5), context.number("bias", 0.0)
 
     def run(x: Tensor) -> Tensor:
         zero = torch.zeros_like(x)
@@ -69,14 +69,14 @@ def _shrink(site: Site) -> Run:
 
 @operator("Gelu")
 @operator("Gelu", domain="com.microsoft")
-def _gelu(site: Site) -> Run:
-    kind = "tanh" if site.text("approximate", "none") == "tanh" else "none"
+def _gelu(context: NodeContext) -> Run:
+    kind = "tanh" if context.text("approximate", "none") == "tanh" else "none"
     return lambda x: functional.gelu(x, approximate=kind)
 
 
 @operator("Swish")
-def _swish(site: Site) -> Run:
-    alpha = site.number("alpha", 1.0)
+def _swish(context: NodeContext) -> Run:
+    alpha = context.number("alpha", 1.0)
     return functional.silu if alpha == 1.0 else lambda x: x * torch.sigmoid(alpha * x)
 
 
@@ -85,19 +85,19 @@ def _hardmax(x: Tensor, axis: int) -> Tensor:
     return torch.zeros_like(x).scatter_(axis, x.argmax(axis, keepdim=True), 1)
 
 
-def _along(function: Callable[[Tensor, int], Tensor]) -> Callable[[Site], Run]:
-    def build(site: Site) -> Run:
-        axis = site.integer("axis", -1)
+def _along(function: Callable[[Tensor, int], Tensor]) -> Callable[[NodeContext], Run]:
+    def build(context: NodeContext) -> Run:
+        axis = context.integer("axis", -1)
         return lambda x: function(x, axis)
 
     return build
 
 
-def _flattened(function: Callable[[Tensor, int], Tensor]) -> Callable[[Site], Run]:
-    """Before version 13: over all axes from `axis` on, as one."""
+def _flattened(function: Callable[[Tensor, int], Tensor]) -> Callable[[NodeContext], Run]:
+    """Before version 13: over all axes from `axis` on, flattened."""
 
-    def build(site: Site) -> Run:
-        axis = site.integer("axis", 1)
+    def build(context: NodeContext) -> Run:
+        axis = context.integer("axis", 1)
 
         def run(x: Tensor) -> Tensor:
             place = axis % x.ndim
@@ -116,5 +116,5 @@ _SOFT: dict[str, tuple[Any, tuple[int, ...] | None]] = {
     "Hardmax": (_hardmax, ()),
 }
 for _name, (_function, _data) in _SOFT.items():
-    operator(_name, data=_data)(_flattened(_function))
-    operator(_name, since=13, data=_data)(_along(_function))
+    operator(_name, grad_inputs=_data)(_flattened(_function))
+    operator(_name, since=13, grad_inputs=_data)(_along(_function))

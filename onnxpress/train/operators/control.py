@@ -8,14 +8,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor, torch_type
 
 
-@operator("If", data=None)
-def _if(site: Site) -> Run:
-    yes, no = site.block("then_branch"), site.block("else_branch")
-    many = len(site.node.outputs) > 1
+@operator("If", grad_inputs=None)
+def _if(context: NodeContext) -> Run:
+    yes, no = context.subgraph("then_branch"), context.subgraph("else_branch")
+    many = len(context.node.outputs) > 1
 
     def run(condition: Tensor, *outer: Tensor) -> Any:
         results = (yes if bool(condition) else no)((), outer)
@@ -25,7 +25,7 @@ def _if(site: Site) -> Run:
 
 
 def _stacked(parts: Sequence[Tensor], axis: int, graph: ir.Graph, index: int) -> Tensor:
-    """Values of one scan output put together; without any iteration, an empty tensor of the stated type and rank."""
+    """Values of a scan output, stacked; without iterations an empty tensor of the stated type and rank."""
     if parts:
         return torch.stack(list(parts), axis)
     value = graph.outputs[index]
@@ -34,14 +34,14 @@ def _stacked(parts: Sequence[Tensor], axis: int, graph: ir.Graph, index: int) ->
     return torch.zeros(sizes, dtype=torch_type(value.dtype or ir.DataType.FLOAT))
 
 
-@operator("Loop", data=None)
-def _loop(site: Site) -> Run:
+@operator("Loop", grad_inputs=None)
+def _loop(context: NodeContext) -> Run:
     """The body maps (iteration, condition, carried...) to (condition, carried..., scanned...)."""
-    body, graph = site.block("body"), site.raw("body")
-    outputs = len(site.node.outputs)
+    body, graph = context.subgraph("body"), context.attribute("body")
+    outputs = len(context.node.outputs)
 
     def run(*values: Tensor) -> Any:
-        split = len(values) - len(site.captured)
+        split = len(values) - len(context.captured)
         given, outer = list(values[:split]), values[split:]
         given += [None] * (2 - len(given))
         limit = int(given[0]) if given[0] is not None else None
@@ -60,18 +60,18 @@ def _loop(site: Site) -> Run:
     return run
 
 
-@operator("Scan", since=9, data=None)
-def _scan(site: Site) -> Run:
+@operator("Scan", since=9, grad_inputs=None)
+def _scan(context: NodeContext) -> Run:
     """The body maps (state..., elements...) to (state..., results...), along one axis of each scanned input."""
-    body, graph = site.block("body"), site.raw("body")
-    count, outputs = site.integer("num_scan_inputs"), len(site.node.outputs)
+    body, graph = context.subgraph("body"), context.attribute("body")
+    count, outputs = context.integer("num_scan_inputs"), len(context.node.outputs)
 
     def run(*values: Tensor) -> Any:
-        split = len(values) - len(site.captured)
+        split = len(values) - len(context.captured)
         state, outer = list(values[: split - count]), values[split:]
         made = outputs - len(state)
-        axes = site.integers("scan_input_axes") or [0] * count
-        turns = site.integers("scan_input_directions") or [0] * count
+        axes = context.integers("scan_input_axes") or [0] * count
+        turns = context.integers("scan_input_directions") or [0] * count
         rows = [
             torch.flip(x, [axis]).unbind(axis) if turn else x.unbind(axis)
             for x, axis, turn in zip(values[split - count : split], axes, turns, strict=True)
@@ -82,8 +82,8 @@ def _scan(site: Site) -> Run:
             state = results[: len(state)]
             for column, value in zip(columns, results[len(state) :], strict=True):
                 column.append(value)
-        out_axes = site.integers("scan_output_axes") or [0] * made
-        out_turns = site.integers("scan_output_directions") or [0] * made
+        out_axes = context.integers("scan_output_axes") or [0] * made
+        out_turns = context.integers("scan_output_directions") or [0] * made
         whole = [
             _stacked(c[::-1] if turn else c, axis, graph, len(state) + i)
             for i, (c, axis, turn) in enumerate(zip(columns, out_axes, out_turns, strict=True))
@@ -93,15 +93,15 @@ def _scan(site: Site) -> Run:
     return run
 
 
-@operator("Scan", data=None)
-def _scan_batched(site: Site) -> Run:
-    """Version 8: every input has a batch axis in front, and the first input (lengths) may be absent."""
-    inner = Site(site.node, 9, site.versions, site.attributes, {}, site.compile, site.captured)
-    inner.attributes = {k: v for k, v in site.attributes.items() if k != "directions"}
-    once, outputs = _scan(inner), len(site.node.outputs)
+@operator("Scan", grad_inputs=None)
+def _scan_batched(context: NodeContext) -> Run:
+    """Version 8: all inputs have a leading batch axis; the first input (sequence lengths) may be absent."""
+    inner = NodeContext(context.node, 9, context.versions, context.attributes, {}, context.compile, context.captured)
+    inner.attributes = {k: v for k, v in context.attributes.items() if k != "directions"}
+    once, outputs = _scan(inner), len(context.node.outputs)
 
     def run(lengths: Tensor, *values: Tensor) -> Any:
-        split = len(values) - len(site.captured)
+        split = len(values) - len(context.captured)
         given, outer = values[:split], values[split:]
         rows = [once(*(v[i] for v in given), *outer) for i in range(given[0].shape[0])]
         if outputs == 1:
@@ -111,12 +111,12 @@ def _scan_batched(site: Site) -> Run:
     return run
 
 
-@operator("SequenceMap", data=None)
-def _sequence_map(site: Site) -> Run:
-    body, outputs = site.block("body"), len(site.node.outputs)
+@operator("SequenceMap", grad_inputs=None)
+def _sequence_map(context: NodeContext) -> Run:
+    body, outputs = context.subgraph("body"), len(context.node.outputs)
 
     def run(*values: Any) -> Any:
-        split = len(values) - len(site.captured)
+        split = len(values) - len(context.captured)
         given, outer = values[:split], values[split:]
         rows = [body([v[i] if isinstance(v, list) else v for v in given], outer) for i in range(len(given[0]))]
         columns = [[row[k] for row in rows] for k in range(outputs)]
@@ -136,20 +136,20 @@ def _erase(sequence: list[Any], where: Tensor = None) -> list[Any]:
     return [*sequence[:place], *sequence[place + 1 :]]
 
 
-plain("SequenceConstruct", lambda *items: list(items))
-plain("SequenceEmpty", list, data=())
-plain("SequenceInsert", _insert, data=(0, 1))
-plain("SequenceErase", _erase, data=(0,))
-plain("SequenceAt", lambda sequence, where: sequence[int(where)], data=(0,))
-plain("SequenceLength", lambda sequence: torch.tensor(len(sequence)), data=())
-plain("Optional", lambda value=None: value)
-plain("OptionalGetElement", lambda value: value)
-plain("OptionalHasElement", lambda value=None: torch.tensor(value is not None), data=())
+simple_operator("SequenceConstruct", lambda *items: list(items))
+simple_operator("SequenceEmpty", list, grad_inputs=())
+simple_operator("SequenceInsert", _insert, grad_inputs=(0, 1))
+simple_operator("SequenceErase", _erase, grad_inputs=(0,))
+simple_operator("SequenceAt", lambda sequence, where: sequence[int(where)], grad_inputs=(0,))
+simple_operator("SequenceLength", lambda sequence: torch.tensor(len(sequence)), grad_inputs=())
+simple_operator("Optional", lambda value=None: value)
+simple_operator("OptionalGetElement", lambda value: value)
+simple_operator("OptionalHasElement", lambda value=None: torch.tensor(value is not None), grad_inputs=())
 
 
-@operator("SplitToSequence", data=(0,))
-def _split_to_sequence(site: Site) -> Run:
-    axis, keep = site.integer("axis"), bool(site.integer("keepdims", 1))
+@operator("SplitToSequence", grad_inputs=(0,))
+def _split_to_sequence(context: NodeContext) -> Run:
+    axis, keep = context.integer("axis"), bool(context.integer("keepdims", 1))
 
     def run(x: Tensor, split: Tensor = None) -> list[Any]:
         if split is None:
@@ -161,6 +161,6 @@ def _split_to_sequence(site: Site) -> Run:
 
 
 @operator("ConcatFromSequence")
-def _concat_from_sequence(site: Site) -> Run:
-    axis, new = site.integer("axis"), bool(site.integer("new_axis"))
+def _concat_from_sequence(context: NodeContext) -> Run:
+    axis, new = context.integer("axis"), bool(context.integer("new_axis"))
     return lambda sequence: torch.stack(sequence, axis) if new else torch.cat(sequence, axis)

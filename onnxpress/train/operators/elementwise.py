@@ -1,4 +1,4 @@
-"""Arithmetic, comparison, logic, rounding and casts: every element for itself, numpy broadcasting."""
+"""Elementwise arithmetic, comparison, logic, rounding and casts, with numpy broadcasting."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from onnxpress.train.graph.registry import Run, Site, operator, plain
+from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor, torch_type
 
-# torch computes few things in these; int64 holds their arithmetic modulo 2^64.
+# torch implements few operators for these types; int64 has their arithmetic modulo 2^64.
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def widened(function: Callable[..., Tensor], keep: bool = True) -> Run:
-    """The function with wide unsigned integers computed in int64.  keep: the result is of the inputs' type."""
+    """The function, computed in int64 for wide unsigned integers.  keep: return the type of the inputs."""
 
     def run(*inputs: Tensor) -> Tensor:
         kind = inputs[0].dtype
@@ -29,7 +29,7 @@ def widened(function: Callable[..., Tensor], keep: bool = True) -> Run:
 
 
 def narrow_floats(function: Callable[..., Tensor]) -> Run:
-    """The function, computed in float32 where torch lacks a kernel for 16-bit floats."""
+    """The function, computed in float32 where torch has no kernel for 16-bit floats."""
 
     def run(x: Tensor) -> Tensor:
         return function(x.float()).to(x.dtype) if x.dtype in (torch.float16, torch.bfloat16) else function(x)
@@ -63,15 +63,15 @@ for _name, _function in {
     "Sub": widened(torch.sub),
     "Mul": widened(torch.mul),
 }.items():
-    plain(_name, _function)
+    simple_operator(_name, _function)
 
 
 def _whole(function: Callable[[Tensor], Tensor]) -> Run:
     return lambda x: function(x) if x.dtype.is_floating_point else x
 
 
-def _is_inf(site: Site) -> Run:
-    down, up = site.integer("detect_negative", 1), site.integer("detect_positive", 1)
+def _is_inf(context: NodeContext) -> Run:
+    down, up = context.integer("detect_negative", 1), context.integer("detect_positive", 1)
     return lambda x: (
         (torch.isposinf(x) if up else torch.zeros_like(x, dtype=torch.bool))
         | (torch.isneginf(x) if down else torch.zeros_like(x, dtype=torch.bool))
@@ -98,13 +98,13 @@ for _name, _function in {
     "BitwiseXor": widened(torch.bitwise_xor),
     "BitwiseNot": widened(torch.bitwise_not),
 }.items():
-    plain(_name, _function, data=())
-operator("IsInf", data=())(_is_inf)
+    simple_operator(_name, _function, grad_inputs=())
+operator("IsInf", grad_inputs=())(_is_inf)
 
 
 @operator("Div")
-def _div(site: Site) -> Run:
-    """Integers are divided towards zero."""
+def _div(context: NodeContext) -> Run:
+    """Integer division truncates."""
 
     def run(a: Tensor, b: Tensor) -> Tensor:
         if a.dtype.is_floating_point:
@@ -117,16 +117,16 @@ def _div(site: Site) -> Run:
 _trunc = widened(lambda a, b: torch.div(a, b, rounding_mode="trunc"))
 
 
-@operator("Mod", data=(0,))
-def _mod(site: Site) -> Run:
-    return widened(torch.fmod if site.integer("fmod") else torch.remainder)
+@operator("Mod", grad_inputs=(0,))
+def _mod(context: NodeContext) -> Run:
+    return widened(torch.fmod if context.integer("fmod") else torch.remainder)
 
 
 @operator("Pow")
-def _pow(site: Site) -> Run:
-    """A constant exponent is a Python number: torch then squares instead of calling pow."""
-    exponent = site.scalar(1)
-    if exponent is None or site.rank(1) != 0:
+def _pow(context: NodeContext) -> Run:
+    """A constant exponent becomes a Python number: torch then squares instead of calling pow."""
+    exponent = context.scalar(1)
+    if exponent is None or context.rank(1) != 0:
         return lambda a, b: torch.pow(a, b).to(a.dtype)
     number = int(exponent) if float(exponent).is_integer() else float(exponent)
 
@@ -136,9 +136,9 @@ def _pow(site: Site) -> Run:
     return run
 
 
-@operator("BitShift", data=())
-def _bit_shift(site: Site) -> Run:
-    left = site.text("direction") == "LEFT"
+@operator("BitShift", grad_inputs=())
+def _bit_shift(context: NodeContext) -> Run:
+    left = context.text("direction") == "LEFT"
 
     def run(a: Tensor, b: Tensor) -> Tensor:
         wide = a.to(torch.int64), b.to(torch.int64)
@@ -157,45 +157,45 @@ def _fold_left(function: Callable[[Tensor, Tensor], Tensor]) -> Run:
 
 
 _sum = _fold_left(torch.add)
-plain("Sum", _sum)
-plain("Mean", lambda *inputs: _sum(*inputs) / len(inputs))
-plain("Max", widened(_fold_left(torch.maximum)))
-plain("Min", widened(_fold_left(torch.minimum)))
+simple_operator("Sum", _sum)
+simple_operator("Mean", lambda *inputs: _sum(*inputs) / len(inputs))
+simple_operator("Max", widened(_fold_left(torch.maximum)))
+simple_operator("Min", widened(_fold_left(torch.minimum)))
 
 
 def _clip(x: Tensor, low: Any, high: Any) -> Tensor:
     if low is None and high is None:
         return x
-    if isinstance(low, torch.Tensor) != isinstance(high, torch.Tensor):  # torch wants both of one kind
+    if isinstance(low, torch.Tensor) != isinstance(high, torch.Tensor):  # torch needs both of one kind
         low, high = (None if b is None else torch.as_tensor(b, dtype=x.dtype) for b in (low, high))
     if x.dtype in UNSIGNED:
         return _clip(x.long(), *(b.long() if isinstance(b, torch.Tensor) else b for b in (low, high))).to(x.dtype)
     if isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor):
-        return torch.minimum(torch.maximum(x, low), high)  # the upper bound wins, as in the standard
+        return torch.minimum(torch.maximum(x, low), high)  # the upper bound takes precedence, as in the standard
     if low is not None and high is not None and not isinstance(low, torch.Tensor) and low > high:
         return torch.full_like(x, high)
     return torch.clamp(x, low, high)
 
 
-@operator("Clip", data=(0,))
-def _clip_attributes(site: Site) -> Run:
-    low = site.number("min") if site.has("min") else None
-    high = site.number("max") if site.has("max") else None
+@operator("Clip", grad_inputs=(0,))
+def _clip_attributes(context: NodeContext) -> Run:
+    low = context.number("min") if context.has_attribute("min") else None
+    high = context.number("max") if context.has_attribute("max") else None
     return lambda x: _clip(x, low, high)
 
 
-@operator("Clip", since=11, data=(0,))
-def _clip_inputs(site: Site) -> Run:
-    """Constant bounds are Python numbers, so that Relu6 is one kernel."""
-    fixed = [site.scalar(i) for i in (1, 2)]
-    if all(f is not None or not site.given(i + 1) for i, f in enumerate(fixed)):
-        low, high = fixed
+@operator("Clip", since=11, grad_inputs=(0,))
+def _clip_inputs(context: NodeContext) -> Run:
+    """Constant bounds become Python numbers, so that Relu6 is one kernel."""
+    deterministic = [context.scalar(i) for i in (1, 2)]
+    if all(f is not None or not context.has_input(i + 1) for i, f in enumerate(deterministic)):
+        low, high = deterministic
         return lambda x, *bounds: _clip(x, low, high)
     return lambda x, low=None, high=None: _clip(x, low, high)
 
 
 def convert(x: Tensor, kind: ir.DataType, saturate: bool = True) -> Tensor:
-    """Cast to an ONNX type.  Narrow floats saturate where asked for; 4- and 2-bit integers wrap as their bits do."""
+    """Cast to an ONNX type.  8-bit floats saturate if `saturate`; 4- and 2-bit integers wrap."""
     target = torch_type(kind)
     name = kind.name
     if name.startswith("FLOAT8"):
@@ -219,7 +219,7 @@ def _to_float8(x: Tensor, target: Any, saturate: bool) -> Tensor:
     if saturate:
         info = torch.finfo(target)
         return wide.clamp(info.min, info.max).to(target)
-    if target != torch.float8_e5m2:  # no infinity: what rounds beyond the largest number is not a number
+    if target != torch.float8_e5m2:  # without infinity values that round above the maximum become NaN
         last = torch.tensor(torch.finfo(target).max)
         beyond = last + torch.exp2(torch.floor(torch.log2(last))) * torch.finfo(target).eps / 2
         wide = torch.where(wide.abs() > beyond, torch.full_like(wide, torch.nan), wide)
@@ -230,7 +230,7 @@ _FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def _to_float4(x: Tensor) -> Tensor:
-    """Nearest value of e2m1, ties to the even code, beyond 6 saturated."""
+    """Nearest value of e2m1; ties go to the even code, values above 6 saturate."""
     codes = torch.tensor(_FLOAT4)
     edges = (codes[1:] + codes[:-1]) / 2
     size = x.float().abs()
@@ -241,20 +241,20 @@ def _to_float4(x: Tensor) -> Tensor:
 
 
 @operator("Cast")
-def _cast(site: Site) -> Run:
-    kind, saturate = ir.DataType(site.integer("to")), bool(site.integer("saturate", 1))
+def _cast(context: NodeContext) -> Run:
+    kind, saturate = ir.DataType(context.integer("to")), bool(context.integer("saturate", 1))
     if kind == ir.DataType.STRING:
-        raise site.problem("strings are not computed here")
+        raise context.problem("strings are not supported")
     target = torch_type(kind)
     if kind in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         return lambda x: x.to(target)
     return lambda x: convert(x, kind, saturate)
 
 
-@operator("CastLike", data=(0,))
-def _cast_like(site: Site) -> Run:
-    saturate = bool(site.integer("saturate", 1))
-    stated = site.node.inputs[1].dtype if site.node.inputs[1] is not None else None
+@operator("CastLike", grad_inputs=(0,))
+def _cast_like(context: NodeContext) -> Run:
+    saturate = bool(context.integer("saturate", 1))
+    stated = context.node.inputs[1].dtype if context.node.inputs[1] is not None else None
     if stated is not None and stated != ir.DataType.STRING:
         return lambda x, like: convert(x, stated, saturate)
     from onnxpress.train.graph.tensors import ONNX
@@ -262,24 +262,24 @@ def _cast_like(site: Site) -> Run:
     return lambda x, like: convert(x, ONNX[like.dtype], saturate)
 
 
-@operator("BitCast", data=())
-def _bit_cast(site: Site) -> Run:
-    target = torch_type(site.integer("to"))
+@operator("BitCast", grad_inputs=())
+def _bit_cast(context: NodeContext) -> Run:
+    target = torch_type(context.integer("to"))
     return lambda x: x.contiguous().view(target)
 
 
-plain("Where", lambda condition, yes, no: torch.where(condition, yes, no), data=(1, 2))
+simple_operator("Where", lambda condition, yes, no: torch.where(condition, yes, no), grad_inputs=(1, 2))
 
 
 @operator("PRelu")
-def _prelu(site: Site) -> Run:
+def _prelu(context: NodeContext) -> Run:
     return lambda x, slope: torch.where(x < 0, x * slope, x)
 
 
-@operator("Dropout", data=(0,))
-def _dropout(site: Site) -> Run:
-    """Inference: the identity, unless the graph itself asks for training mode."""
-    ratio, mask = site.number("ratio", 0.5), len(site.node.outputs) > 1
+@operator("Dropout", grad_inputs=(0,))
+def _dropout(context: NodeContext) -> Run:
+    """The identity, unless the graph itself sets training mode."""
+    ratio, mask = context.number("ratio", 0.5), len(context.node.outputs) > 1
 
     def run(x: Tensor, share: Tensor = None, training: Tensor = None) -> Any:
         kept = torch.ones_like(x, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Reductions (axes as attribute or input), ArgMax and ArgMin, running sums."""
+"""Reductions (axes as attribute or input), ArgMax and ArgMin, cumulative sums and products."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from onnxpress.train.graph.registry import Run, Site, operator
+from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
 
 Reduce = Callable[[Tensor, list[int], bool], Tensor]
@@ -20,7 +20,7 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 
 def _extreme(largest: bool) -> Reduce:
-    """Maximum or minimum; an empty axis gives the type's own limit."""
+    """Maximum or minimum; an empty axis gives the limit of the type."""
 
     def run(x: Tensor, axes: list[int], keep: bool) -> Tensor:
         if not axes:
@@ -86,16 +86,16 @@ REDUCTIONS: dict[str, Reduce] = {
 }
 
 
-def _reduction(function: Reduce) -> Callable[[Site], Run]:
-    def build(site: Site) -> Run:
-        keep, still = bool(site.integer("keepdims", 1)), bool(site.integer("noop_with_empty_axes"))
-        stated, read = site.integers("axes"), site.reader(1)
+def _reduction(function: Reduce) -> Callable[[NodeContext], Run]:
+    def build(context: NodeContext) -> Run:
+        keep, still = bool(context.integer("keepdims", 1)), bool(context.integer("noop_with_empty_axes"))
+        stated, read = context.integers("axes"), context.list_reader(1)
 
         def run(x: Tensor, given: Tensor = None) -> Tensor:
             axes: Sequence[int] = stated if stated is not None else read(given) or []
             if not axes:
                 axes = [] if still else range(x.ndim)
-            if x.ndim == 0 or not axes:  # torch reads "no axes" as all; the element-wise part of the formula stays
+            if x.ndim == 0 or not axes:  # torch reduces all axes if none are given; apply the elementwise part only
                 return function(x.unsqueeze(0), [0], False)
             return function(x, list(axes), keep)
 
@@ -105,13 +105,13 @@ def _reduction(function: Reduce) -> Callable[[Site], Run]:
 
 
 for _name, _function in REDUCTIONS.items():
-    operator(_name, data=(0,))(_reduction(_function))
+    operator(_name, grad_inputs=(0,))(_reduction(_function))
 
 
-def _arg(largest: bool) -> Callable[[Site], Run]:
-    def build(site: Site) -> Run:
-        axis, keep = site.integer("axis"), bool(site.integer("keepdims", 1))
-        last = bool(site.integer("select_last_index"))
+def _arg(largest: bool) -> Callable[[NodeContext], Run]:
+    def build(context: NodeContext) -> Run:
+        axis, keep = context.integer("axis"), bool(context.integer("keepdims", 1))
+        last = bool(context.integer("select_last_index"))
         function = torch.argmax if largest else torch.argmin
 
         def run(x: Tensor) -> Tensor:
@@ -124,15 +124,15 @@ def _arg(largest: bool) -> Callable[[Site], Run]:
     return build
 
 
-operator("ArgMax", data=())(_arg(True))
-operator("ArgMin", data=())(_arg(False))
+operator("ArgMax", grad_inputs=())(_arg(True))
+operator("ArgMin", grad_inputs=())(_arg(False))
 
 
-def _running(function: Callable[..., Tensor], start: int) -> Callable[[Site], Run]:
-    """Cumulative sums or products.  exclusive: the element itself does not count.  start: of an empty one."""
+def _running(function: Callable[..., Tensor], start: int) -> Callable[[NodeContext], Run]:
+    """Cumulative sums or products.  exclusive: without the element itself.  start: value of an empty sum or product."""
 
-    def build(site: Site) -> Run:
-        exclusive, backwards = bool(site.integer("exclusive")), bool(site.integer("reverse"))
+    def build(context: NodeContext) -> Run:
+        exclusive, backwards = bool(context.integer("exclusive")), bool(context.integer("reverse"))
 
         def run(x: Tensor, where: Tensor) -> Tensor:
             axis = int(where)
@@ -148,5 +148,5 @@ def _running(function: Callable[..., Tensor], start: int) -> Callable[[Site], Ru
     return build
 
 
-operator("CumSum", data=(0,))(_running(torch.cumsum, 0))
-operator("CumProd", data=(0,))(_running(torch.cumprod, 1))
+operator("CumSum", grad_inputs=(0,))(_running(torch.cumsum, 0))
+operator("CumProd", grad_inputs=(0,))(_running(torch.cumprod, 1))

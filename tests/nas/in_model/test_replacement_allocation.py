@@ -1,4 +1,4 @@
-"""Packing: harms that do not add up, and what can be saved."""
+"""Allocation: loss increases that do not add up, and savings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.nas.in_model.replacement_allocation import Packer
-from onnxpress.nas.in_model.replacement_survey import Choice
+from onnxpress.nas.in_model.replacement_allocation import ReplacementAllocator
+from onnxpress.nas.in_model.replacement_survey import PlaceOption
 from onnxpress.nas.in_model.replacements import Replacement
 
 
@@ -19,65 +19,68 @@ def some(name: str) -> Replacement:
     return Replacement(name, "prune", ())
 
 
-def places(saved: Sequence[Sequence[float]], harms: Sequence[Sequence[float]]) -> list[list[Choice]]:
+def places(saved: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -> list[list[PlaceOption]]:
     return [
-        [Choice(None), *(Choice(some(f"{i}.{k}"), s, h) for k, (s, h) in enumerate(zip(row, alone, strict=True)))]
-        for i, (row, alone) in enumerate(zip(saved, harms, strict=True))
+        [
+            PlaceOption(None),
+            *(PlaceOption(some(f"{i}.{k}"), s, h) for k, (s, h) in enumerate(zip(row, alone, strict=True))),
+        ]
+        for i, (row, alone) in enumerate(zip(saved, losses, strict=True))
     ]
 
 
-def test_two_that_hurt_the_same_function_are_not_taken_together() -> None:
-    """Alone, the first two are the least harmful; together they ruin the model."""
-    choices = places([[1.0], [1.0], [1.0], [1.0]], [[0.01], [0.01], [0.02], [0.03]])
+def test_replacements_that_are_worse_together_are_not_combined() -> None:
+    """Alone, the first two have the lowest loss increases; together they have the highest."""
+    options = places([[1.0], [1.0], [1.0], [1.0]], [[0.01], [0.01], [0.02], [0.03]])
 
-    def harm(replaced: Sequence[Replacement]) -> float:
+    def loss(replaced: Sequence[Replacement]) -> float:
         names = {r.name for r in replaced}
         return 1.0 if {"0.0", "1.0"} <= names else 0.03 * len(names)
 
-    packer = Packer(choices, harm)
-    first = packer.pack(2.0, lambda: False)
+    allocator = ReplacementAllocator(options, loss)
+    first = allocator.allocate(2.0, lambda: False)
     assert first is not None
-    assert first.loss == 1.0, "the plain knapsack falls into the trap"
-    found = packer.pack(2.0, lambda: True)
+    assert first.loss_increase == 1.0, "the first knapsack combines them"
+    found = allocator.allocate(2.0, lambda: True)
     assert found is not None
     assert found.saved >= 2.0
-    assert found.loss == pytest.approx(0.06)
+    assert found.loss_increase == pytest.approx(0.06)
 
 
-def test_what_does_not_go_together_is_passed_over() -> None:
-    choices = places([[1.0], [1.0], [1.0]], [[0.01], [0.01], [0.5]])
-    found = Packer(choices, lambda rs: math.inf if {"0.0", "1.0"} <= {r.name for r in rs} else 0.1).pack(
-        2.0, lambda: True
-    )
+def test_invalid_combinations_are_avoided() -> None:
+    options = places([[1.0], [1.0], [1.0]], [[0.01], [0.01], [0.5]])
+    found = ReplacementAllocator(
+        options, lambda rs: math.inf if {"0.0", "1.0"} <= {r.name for r in rs} else 0.1
+    ).allocate(2.0, lambda: True)
     assert found is not None
-    assert math.isfinite(found.loss)
+    assert math.isfinite(found.loss_increase)
 
 
-def test_what_cannot_be_saved_is_no_packing() -> None:
-    packer = Packer(places([[1.0]], [[0.1]]), lambda rs: 0.1)
-    assert packer.most == 1.0
-    assert packer.pack(1.5, lambda: True) is None
+def test_impossible_savings_give_none() -> None:
+    allocator = ReplacementAllocator(places([[1.0]], [[0.1]]), lambda rs: 0.1)
+    assert allocator.max_saved == 1.0
+    assert allocator.allocate(1.5, lambda: True) is None
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 6))
-def test_the_wish_is_kept_and_search_never_loses_to_the_first_try(seed: int, count: int) -> None:
+def test_the_saving_is_reached_and_more_tries_are_not_worse(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
-    choices = places(rng.uniform(0, 1, (count, 2)).tolist(), rng.uniform(0, 1, (count, 2)).tolist())
+    options = places(rng.uniform(0, 1, (count, 2)).tolist(), rng.uniform(0, 1, (count, 2)).tolist())
     pairs = rng.uniform(0, 1, (count, count))
 
-    def harm(replaced: Sequence[Replacement]) -> float:
+    def loss(replaced: Sequence[Replacement]) -> float:
         at = [int(r.name.split(".")[0]) for r in replaced]
         return float(sum(pairs[i, j] for i in at for j in at))
 
-    packer = Packer(choices, harm, seed)
-    wish = 0.5 * packer.most
-    plain, searched = packer.pack(wish, lambda: False), packer.pack(wish, lambda: True)
+    allocator = ReplacementAllocator(options, loss, seed)
+    saving = 0.5 * allocator.max_saved
+    plain, searched = allocator.allocate(saving, lambda: False), allocator.allocate(saving, lambda: True)
     assert plain is not None
     assert searched is not None
-    assert searched.saved >= wish - 1e-6
-    assert searched.loss <= plain.loss
-    known = packer.made
-    again = packer.pack(wish, lambda: False)
+    assert searched.saved >= saving - 1e-6
+    assert searched.loss_increase <= plain.loss_increase
+    known = allocator.measurements
+    again = allocator.allocate(saving, lambda: False)
     assert again is not None
-    assert packer.made <= known + 1, "what was measured is not measured again"
+    assert allocator.measurements <= known + 1, "measurements are kept"

@@ -1,4 +1,4 @@
-"""Cells: what equal meanings mean, and how many there are."""
+"""Cells: canonical forms, and their number."""
 
 from __future__ import annotations
 
@@ -9,57 +9,63 @@ import pytest
 
 from onnxpress.errors import InputProblem
 from onnxpress.model.structural_hash import structural_hash
-from onnxpress.nas.evaluation.costs import costs
+from onnxpress.nas.evaluation.costs import count_costs
 from onnxpress.nas.spaces import cells
 from tests.nas import tasks
 
 
-def test_every_meaning_once() -> None:
-    found = cells.unique()
-    assert len(list(cells.every())) == 5**6
+def test_unique_cells() -> None:
+    found = cells.unique_cells()
+    assert len(list(cells.all_cells())) == 5**6
     assert len(found) < 6466  # what isomorphism alone leaves (Dong and Yang 2020); sums of sums are one sum, too
-    assert len({cells.meaning(c) for c in found}) == len(found)
+    assert len({cells.canonical_form(c) for c in found}) == len(found)
 
 
-def test_meanings() -> None:
+def test_canonical_forms() -> None:
     none, skip, one, three, pool = cells.OPERATIONS
-    assert cells.meaning((none,) * 6) == ""
-    assert cells.meaning((skip, none, none, none, three, none)) == cells.meaning((none, none, none, three, none, none))
-    assert cells.meaning((one, three, none, none, skip, skip)) == cells.meaning((three, one, none, none, skip, skip))
-    assert cells.meaning((one, none, none, none, skip, none)) != cells.meaning((pool, none, none, none, skip, none))
+    assert cells.canonical_form((none,) * 6) == ""
+    assert cells.canonical_form((skip, none, none, none, three, none)) == cells.canonical_form(
+        (none, none, none, three, none, none)
+    )
+    assert cells.canonical_form((one, three, none, none, skip, skip)) == cells.canonical_form(
+        (three, one, none, none, skip, skip)
+    )
+    assert cells.canonical_form((one, none, none, none, skip, none)) != cells.canonical_form(
+        (pool, none, none, none, skip, none)
+    )
 
 
-def test_equal_meanings_build_equal_structures() -> None:
-    """On a sample of pairs: the structural hash knows what the expression knows."""
-    by_meaning: dict[str, list[cells.Cell]] = {}
-    for cell in cells.every():
-        by_meaning.setdefault(cells.meaning(cell), []).append(cell)
-    groups = [g for m, g in by_meaning.items() if m and len(g) > 1]
+def test_equal_canonical_forms_build_equal_structures() -> None:
+    """On a sample of pairs: structural hashes agree with canonical forms."""
+    by_form: dict[str, list[cells.Cell]] = {}
+    for cell in cells.all_cells():
+        by_form.setdefault(cells.canonical_form(cell), []).append(cell)
+    groups = [g for m, g in by_form.items() if m and len(g) > 1]
     rng = np.random.default_rng(0)
     agreed = 0
     for index in rng.choice(len(groups), 20, replace=False):
         first, second = groups[index][0], groups[index][-1]
-        agreed += structural_hash(cells.build(first, tasks.PICTURE)) == structural_hash(
-            cells.build(second, tasks.PICTURE)
+        agreed += structural_hash(cells.build_cell_network(first, tasks.IMAGE)) == structural_hash(
+            cells.build_cell_network(second, tasks.IMAGE)
         )
-    assert agreed >= 10  # sums of three in another order are other sums of two, and shared nodes are other nodes
+    assert agreed >= 10  # other orders of sums and shared nodes give other graphs
 
 
-def test_a_cell_that_says_nothing_is_refused() -> None:
-    with pytest.raises(InputProblem, match="nothing passes"):
-        cells.build(("none",) * 6, tasks.PICTURE)
-    with pytest.raises(InputProblem, match="pictures"):
-        cells.build(("skip",) * 6, tasks.VECTOR)
+def test_invalid_cells() -> None:
+    with pytest.raises(InputProblem, match="output does not depend"):
+        cells.build_cell_network(("none",) * 6, tasks.IMAGE)
+    with pytest.raises(InputProblem, match="images"):
+        cells.build_cell_network(("skip",) * 6, tasks.VECTOR)
 
 
 @pytest.mark.alone
 def test_a_candidate_is_cheap_to_build_and_count() -> None:
     """10,000 in under 5 minutes: 30 ms each, with room for a busy machine."""
-    some = cells.unique()[:: len(cells.unique()) // 40]
-    feeds = tasks.batch(tasks.PICTURE)
+    some = cells.unique_cells()[:: len(cells.unique_cells()) // 40]
+    feeds = tasks.batch(tasks.IMAGE)
     start = time.process_time()
     for cell in some:
-        model = cells.build(cell, tasks.PICTURE, depth=1)
-        assert costs(model, feeds).macs > 0
+        model = cells.build_cell_network(cell, tasks.IMAGE, depth=1)
+        assert count_costs(model, feeds).macs > 0
         structural_hash(model)
     assert (time.process_time() - start) / len(some) < 0.03

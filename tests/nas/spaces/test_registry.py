@@ -1,4 +1,4 @@
-"""Spaces: what they build is valid, runs, and says its own shapes rightly; descriptions and users' files are read or refused."""
+"""Search spaces: networks are valid and run, declared shapes are right; descriptions and user files are checked."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import pytest
 
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import to_bytes
-from onnxpress.nas.evaluation.costs import costs, declared
+from onnxpress.nas.evaluation.costs import count_costs, declared_shapes
 from onnxpress.nas.spaces import blocks, toml_space
-from onnxpress.nas.spaces.io_spec import Task
-from onnxpress.nas.spaces.network import ACTIVATIONS, Net
-from onnxpress.nas.spaces.registry import READY, space
+from onnxpress.nas.spaces.io_spec import IoSpec
+from onnxpress.nas.spaces.network import ACTIVATIONS, NetworkBuilder
+from onnxpress.nas.spaces.registry import READY, load_space
 from onnxpress.runtime.session import open_session, run, trace
 from tests.nas import tasks
 
 KINDS = {
-    "image-small": [tasks.PICTURE, tasks.LAST],
-    "image-mobile": [tasks.PICTURE],
-    "keyword-1d": [tasks.SPECTRUM, tasks.ROWS],
+    "image-small": [tasks.IMAGE, tasks.CHANNELS_LAST],
+    "image-mobile": [tasks.IMAGE],
+    "keyword-1d": [tasks.SPECTROGRAM, tasks.FLAT_SPECTROGRAM],
     "tabular-mlp": [tasks.VECTOR],
     "text-encoder": [tasks.TOKENS, tasks.BARE],
-    "cell": [tasks.PICTURE, tasks.SPECTRUM],
+    "cell": [tasks.IMAGE, tasks.SPECTROGRAM],
 }
 
 
-class Drawn:
-    """A trial that draws; what it was asked stands in `params`."""
+class RandomTrial:
+    """A trial with random choices, which are recorded in `params`."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -49,49 +49,49 @@ class Drawn:
         return value
 
 
-CASES = [(name, task) for name in READY for task in KINDS[name]]
+CASES = [(name, io_spec) for name in READY for io_spec in KINDS[name]]
 
 
-@pytest.mark.parametrize(("name", "task"), CASES, ids=[f"{n}-{t.kind}{len(t.shape)}" for n, t in CASES])
-def test_ready_spaces_build_what_runs(name: str, task: Task) -> None:
+@pytest.mark.parametrize(("name", "io_spec"), CASES, ids=[f"{n}-{t.kind}{len(t.shape)}" for n, t in CASES])
+def test_built_in_spaces_build_valid_networks(name: str, io_spec: IoSpec) -> None:
     for seed in range(5):
-        model = space(name)(Drawn(seed), task)
+        model = load_space(name)(RandomTrial(seed), io_spec)
         onnx.checker.check_model(onnx.load_from_string(to_bytes(model)), full_check=True)
         session = open_session(model)
-        together = run(session, tasks.batch(task, 3))[0]
-        assert together.shape == (3, task.classes)
+        together = run(session, tasks.batch(io_spec, 3))[0]
+        assert together.shape == (3, io_spec.classes)
         assert np.isfinite(together).all()
-        first = {n: v[:1] for n, v in tasks.batch(task, 3).items()}
+        first = {n: v[:1] for n, v in tasks.batch(io_spec, 3).items()}
         np.testing.assert_allclose(run(session, first)[0], together[:1], rtol=2e-3, atol=2e-3 * np.abs(together).max())
 
 
-@pytest.mark.parametrize("task", [tasks.PICTURE, tasks.SPECTRUM, tasks.VECTOR], ids=lambda t: t.kind)
-def test_declared_shapes_are_those_of_a_run(task: Task) -> None:
-    name = {"picture": "image-small", "spectrum": "keyword-1d", "vector": "tabular-mlp"}[task.kind]
+@pytest.mark.parametrize("io_spec", [tasks.IMAGE, tasks.SPECTROGRAM, tasks.VECTOR], ids=lambda t: t.kind)
+def test_declared_shapes_match_a_run(io_spec: IoSpec) -> None:
+    name = {"image": "image-small", "spectrogram": "keyword-1d", "vector": "tabular-mlp"}[io_spec.kind]
     for seed in range(4):
-        model = space(name)(Drawn(seed), task)
-        said = declared(model, tasks.batch(task))
+        model = load_space(name)(RandomTrial(seed), io_spec)
+        said = declared_shapes(model, tasks.batch(io_spec))
         assert said is not None
-        seen = trace(model, tasks.batch(task))
+        seen = trace(model, tasks.batch(io_spec))
         assert {n: said.shapes[n] for n in seen.shapes} == seen.shapes
 
 
-def test_tokens_of_any_length_and_masked_ones_do_not_count() -> None:
-    model = space("text-encoder")(Drawn(1), tasks.TOKENS)
+def test_token_inputs_of_any_length_with_a_mask() -> None:
+    model = load_space("text-encoder")(RandomTrial(1), tasks.TOKENS)
     session = open_session(model)
     short = tasks.batch(tasks.TOKENS, 2, length=7)
     padded = {n: np.pad(v, ((0, 0), (0, 5))) for n, v in short.items()}
     np.testing.assert_allclose(run(session, short)[0], run(session, padded)[0], rtol=1e-4, atol=1e-5)
-    assert costs(model, short).macs < costs(model, padded).macs
+    assert count_costs(model, short).macs < count_costs(model, padded).macs
 
 
 @pytest.mark.parametrize("name", sorted(blocks.BLOCKS))
 @pytest.mark.parametrize("stride", [1, 2])
-def test_blocks_keep_to_width_and_size(name: str, stride: int) -> None:
-    net = Net()
+def test_blocks_give_width_and_size(name: str, stride: int) -> None:
+    net = NetworkBuilder()
     flat = name in ("mlp", "encoder")
     x = net.input("x", (10, 24) if flat else (24, 9, 7))
-    y = blocks.block(name)(net, x, 32, stride)
+    y = blocks.find_block(name)(net, x, 32, stride)
     model = net.model({"y": y})
     feeds = {"x": np.random.default_rng(0).standard_normal((2, *x.shape)).astype(np.float32)}
     assert run(open_session(model), feeds)[0].shape == (2, *y.shape)
@@ -102,7 +102,7 @@ def test_blocks_keep_to_width_and_size(name: str, stride: int) -> None:
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activations(kind: str) -> None:
-    net = Net()
+    net = NetworkBuilder()
     model = net.model({"y": net.activation(net.input("x", (50,)), kind)})
     x = np.linspace(-7, 7, 50, dtype=np.float32)[None]
     gate = {"relu": x > 0, "relu6": x > 0, "hardswish": np.clip(x / 6 + 0.5, 0, 1), "silu": 1 / (1 + np.exp(-x))}.get(
@@ -115,19 +115,19 @@ def test_activations(kind: str) -> None:
         assert abs(y[0, -1] - 7) < 1e-3 and abs(y).min() < 0.1 and y.min() > -0.2
 
 
-def test_a_seed_draws_the_same_weights_and_another_others() -> None:
+def test_weights_depend_on_the_seed() -> None:
     def bytes_of(seed: int) -> bytes:
-        net = Net(seed)
+        net = NetworkBuilder(seed)
         return to_bytes(net.model({"y": net.dense(net.conv(net.input("x", (4, 9)), 8), 3)}))
 
     assert bytes_of(1) == bytes_of(1) != bytes_of(2)
 
 
-def test_a_range_on_the_grid_follows_the_cpu() -> None:
-    choice = toml_space.choice({"from": 16, "to": 64, "step": "grid"}, "")
-    for task in (tasks.PICTURE, tasks.LAST):
-        seen = {choice.ask(Drawn(s), "w", task) for s in range(60)}
-        assert seen == set(range(16, 65, task.grid))
+def test_ranges_of_channel_multiples() -> None:
+    parameter = toml_space.parse_parameter({"from": 16, "to": 64, "step": "channel_multiple"}, "")
+    for io_spec in (tasks.IMAGE, tasks.CHANNELS_LAST):
+        seen = {parameter.suggest(RandomTrial(s), "w", io_spec) for s in range(60)}
+        assert seen == set(range(16, 65, io_spec.channel_multiple))
 
 
 @pytest.mark.parametrize(
@@ -138,34 +138,36 @@ def test_a_range_on_the_grid_follows_the_cpu() -> None:
         ("[[stage]]\nblock = 'residual'", "width"),
         ("[[stage]]\nblock = 'residual'\nwidth = {from = 64, to = 16}", "range"),
         ("[[stage]]\nblock = 'residual'\nwidth = {from = 16, to = 64, step = 0}", "range"),
-        ("[[stage]]\nblock = 'residual'\nwidth = []", "choice"),
+        ("[[stage]]\nblock = 'residual'\nwidth = []", "parameter"),
         ("[stem]\nwidth = 8", "stages"),
         ("stem = ", "TOML"),
         ("[tail]\n[[stage]]\nblock = 'vgg'\nwidth = 8", "tail"),
     ],
 )
-def test_descriptions_that_are_not_understood(text: str, said: str) -> None:
+def test_invalid_descriptions(text: str, said: str) -> None:
     with pytest.raises(InputProblem, match=said):
-        toml_space.read(text, "own.toml")
+        toml_space.parse_space(text, "own.toml")
 
 
 @pytest.mark.parametrize(
-    ("name", "task"), [("text-encoder", tasks.PICTURE), ("image-small", tasks.VECTOR), ("tabular-mlp", tasks.SPECTRUM)]
+    ("name", "io_spec"),
+    [("text-encoder", tasks.IMAGE), ("image-small", tasks.VECTOR), ("tabular-mlp", tasks.SPECTROGRAM)],
 )
-def test_spaces_for_another_kind_of_input(name: str, task: Task) -> None:
-    with pytest.raises(InputProblem, match="choose another space"):
-        space(name)(Drawn(0), task)
+def test_spaces_reject_other_kinds_of_input(name: str, io_spec: IoSpec) -> None:
+    with pytest.raises(InputProblem, match="use another space"):
+        load_space(name)(RandomTrial(0), io_spec)
 
 
-def test_users_spaces(tmp_path: Path) -> None:
+def test_user_spaces(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
-        "from onnxpress.nas.spaces.network import Net\nfrom onnxpress.nas.spaces.io_spec import begin\n\n\n"
-        "def tiny(trial, task):\n    net = Net()\n    x, _ = begin(net, task)\n"
+        "from onnxpress.nas.spaces.network import NetworkBuilder\n"
+        "from onnxpress.nas.spaces.io_spec import network_input\n\n\n"
+        "def tiny(trial, io_spec):\n    net = NetworkBuilder()\n    x, _ = network_input(net, io_spec)\n"
         "    x = net.conv_norm(x, trial.suggest_int('width', 8, 16, step=8))\n"
-        "    return net.model({task.output: net.dense(net.global_pool(x), task.classes)})\n"
+        "    return net.model({io_spec.output: net.dense(net.global_pool(x), io_spec.classes)})\n"
     )
-    model = space(f"{tmp_path / 'own.py'}:tiny")(Drawn(0), tasks.PICTURE)
-    assert run(open_session(model), tasks.batch(tasks.PICTURE))[0].shape == (1, 10)
+    model = load_space(f"{tmp_path / 'own.py'}:tiny")(RandomTrial(0), tasks.IMAGE)
+    assert run(open_session(model), tasks.batch(tasks.IMAGE))[0].shape == (1, 10)
     (tmp_path / "bad.py").write_text("1 / 0")
     for name, said in (
         ("own.py:huge", "no such function"),
@@ -174,6 +176,6 @@ def test_users_spaces(tmp_path: Path) -> None:
         ("x.toml", "no such"),
     ):
         with pytest.raises(InputProblem, match=said):
-            space(str(tmp_path / name))
+            load_space(str(tmp_path / name))
     with pytest.raises(InputProblem, match="image-small"):
-        space("image-huge")
+        load_space("image-huge")

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.api.distill import Wish, distill
+from onnxpress.api.distill import distill
+from onnxpress.api.distillation_session import DistillSettings
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -20,12 +21,18 @@ from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.distillation.distill import DISTILL, closed_form, teacher_evidence
 from onnxpress.plan.plan import Plan, apply_plan, new_plan, read_plan
-from onnxpress.train.distillation.feature_matching import all_pairs, chosen, cuts, pairs, parse_match
-from onnxpress.train.distillation.output_heads import compatible
-from onnxpress.train.settings import Settings
+from onnxpress.train.distillation.feature_matching import (
+    cut_values,
+    match_by_name,
+    match_features,
+    match_layers,
+    parse_match,
+)
+from onnxpress.train.distillation.output_heads import check_compatible
+from onnxpress.train.settings import TrainingSettings
 from tests import nets
 
-FAST = Settings(steps=40, batch=16, lr=3e-3, looks=4, ema=0.8)
+FAST = TrainingSettings(steps=40, batch=16, lr=3e-3, evaluations=4, ema=0.8)
 
 
 def teacher() -> ir.Model:
@@ -52,7 +59,7 @@ def error(model: ir.Model, samples: Dataset) -> float:
 
 def test_cut_points_are_between_the_blocks() -> None:
     evidence = evidence_for(nets.residual(width=8, blocks=3), nets.samples(nets.residual(width=8, blocks=3), 2))
-    found = cuts(evidence.model, evidence.trace)
+    found = cut_values(evidence.model, evidence.trace)
     relus = [n.outputs[0].name for n in evidence.model.graph if n.op_type == "Relu"]
     assert found == [relus[0], relus[2], relus[4], relus[6]], "the stem, and every block's end; no branch"
 
@@ -60,8 +67,8 @@ def test_cut_points_are_between_the_blocks() -> None:
 def test_channels_are_found_again_by_correlation() -> None:
     student, evidence, removal = cut(teacher())
     small = evidence_for(student, data())
-    told = pairs(small, evidence, lambda v: evidence.channels.kept(v, removal))
-    found = pairs(small, evidence)
+    told = match_features(small, evidence, lambda v: evidence.channels.kept(v, removal))
+    found = match_features(small, evidence)
     assert told and all(p.kept is not None for p in told)
     agree = [a == b for p, q in zip(told, found, strict=True) for a, b in zip(p.kept or (), q.kept or (), strict=False)]
     assert np.mean(agree) > 0.8
@@ -74,10 +81,10 @@ def test_another_export_is_matched_by_order() -> None:
             if not value.is_graph_output():
                 value.name = f"other_{value.name}"
     first, second = evidence_for(teacher(), data()), evidence_for(other, data())
-    assert [(p.student, p.teacher) for p in pairs(first, second)] == [
-        (c, f"other_{c}") for c in cuts(first.model, first.trace)
+    assert [(p.student, p.teacher) for p in match_features(first, second)] == [
+        (c, f"other_{c}") for c in cut_values(first.model, first.trace)
     ]
-    assert all(p.teacher == f"other_{p.student}" for p in all_pairs(first, second) if p.teacher != p.student)
+    assert all(p.teacher == f"other_{p.student}" for p in match_layers(first, second) if p.teacher != p.student)
     changed, fits = closed_form(evidence_for(nets.residual(seed=3, width=16), data()), second)
     assert len(fits) >= 4
     assert error(changed, nets.samples(teacher(), 30, seed=9)) < 0.5 * error(
@@ -87,12 +94,12 @@ def test_another_export_is_matched_by_order() -> None:
 
 def test_named_matches_are_checked() -> None:
     first = evidence_for(teacher(), data())
-    name = cuts(first.model, first.trace)[0]
-    assert [p.student for p in chosen([(name, name)], first, first)] == [name]
+    name = cut_values(first.model, first.trace)[0]
+    assert [p.student for p in match_by_name([(name, name)], first, first)] == [name]
     with pytest.raises(InputProblem, match="ghost"):
-        chosen([("ghost", name)], first, first)
+        match_by_name([("ghost", name)], first, first)
     with pytest.raises(InputProblem, match="cannot be matched"):
-        chosen([(name, first.model.graph.outputs[0].name or "")], first, first)
+        match_by_name([(name, first.model.graph.outputs[0].name or "")], first, first)
     with pytest.raises(InputProblem, match="T=S"):
         parse_match(["relu"])
 
@@ -110,7 +117,7 @@ def test_closed_form_replays_to_the_same_bytes(tmp_path: Path) -> None:
     files.save(teacher(), tmp_path / "teacher.onnx")
     samples = data()
     done = distill(
-        student, tmp_path / "teacher.onnx", samples, Wish(closed_form=True), select=nets.samples(teacher(), 20, seed=4),
+        student, tmp_path / "teacher.onnx", samples, DistillSettings(closed_form=True), select=nets.samples(teacher(), 20, seed=4),
         output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
@@ -131,7 +138,7 @@ def test_another_teacher_than_the_plan_s_is_refused(tmp_path: Path) -> None:
 
 def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputProblem, match="inputs"):
-        compatible(nets.mlp(), teacher())
+        check_compatible(nets.mlp(), teacher())
 
 
 def test_ports_of_other_names_are_no_obstacle() -> None:
@@ -148,7 +155,7 @@ def test_a_worse_result_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         return nets.residual(seed=8, width=16), []
 
     monkeypatch.setattr("onnxpress.api.distillation_session.closed_form", worse)
-    done = distill(teacher(), teacher(), data(), Wish(closed_form=True))
+    done = distill(teacher(), teacher(), data(), DistillSettings(closed_form=True))
     assert not done.improved
     assert not any(s.pass_name == "distill" for s in done.plan.steps)
     assert error(done.model, data()) < 1e-9
@@ -160,9 +167,9 @@ def test_a_worse_result_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(samples: Dataset, student: ir.Model, **more: object) -> object:
     pytest.importorskip("torch")
-    settings = Settings(**{**FAST.plain(), "augment": (), **more})  # type: ignore[arg-type]
+    settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), **more})  # type: ignore[arg-type]
     return distill(
-        student, teacher(), samples, Wish(settings, steps=settings.steps, augment="none"),
+        student, teacher(), samples, DistillSettings(settings, steps=settings.steps, augment="none"),
         select=nets.samples(teacher(), 30, seed=4),
     )  # fmt: skip
 
@@ -199,8 +206,8 @@ def test_rates_are_tried_until_one_is_too_fast(monkeypatch: pytest.MonkeyPatch) 
         ([1, np.nan, 0, 0], 1e-4),
     ):
         left = iter(losses)
-        monkeypatch.setattr(job, "_trial", lambda steps, left=left: next(left))
-        assert job.find_rate(steps=1000) == wanted
+        monkeypatch.setattr(job, "_trial_loss", lambda steps, left=left: next(left))
+        assert job.find_learning_rate(steps=1000) == wanted
     assert job.settings == FAST
 
 
@@ -217,8 +224,8 @@ def test_with_few_steps_a_rate_may_do_no_harm_at_all(monkeypatch: pytest.MonkeyP
         asked.append(steps)
         return next(losses[steps])
 
-    monkeypatch.setattr(job, "_trial", trial)
-    assert job.find_rate(steps=100, share=0.2) == 3e-4
+    monkeypatch.setattr(job, "_trial_loss", trial)
+    assert job.find_learning_rate(steps=100, fraction=0.2) == 3e-4
     assert asked == [0, 5, 5, 5]
 
 
@@ -231,7 +238,7 @@ def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.
     evidence = evidence_for(teacher(), data(100))
     job = Distillation(evidence, evidence, data(100), FAST)
     monkeypatch.setattr(Distillation, "step_seconds", lambda self: 0.01 * self.settings.batch)
-    wish = Wish(Settings(batch=64, lr=1e-3), seconds=40)
+    wish = DistillSettings(TrainingSettings(batch=64, lr=1e-3), seconds=40)
     judge, silent = Scorer(teacher(), data(20)), lambda stage, share: None
     assert _settled(job, wish, judge, silent).batch == 16
     assert _settled(job, replace(wish, seconds=400.0), judge, silent).batch == 64
@@ -251,9 +258,9 @@ def test_a_trained_plan_replays_to_the_same_bytes(mode: str, tmp_path: Path) -> 
     pytest.importorskip("torch")
     files.save(teacher(), tmp_path / "teacher.onnx")
     samples = data()
-    settings = Settings(**{**FAST.plain(), "augment": (), "mode": mode})
+    settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode})
     done = distill(
-        student, tmp_path / "teacher.onnx", samples, Wish(settings, steps=40), select=nets.samples(teacher(), 30, seed=4),
+        student, tmp_path / "teacher.onnx", samples, DistillSettings(settings, steps=40), select=nets.samples(teacher(), 30, seed=4),
         output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
@@ -274,7 +281,9 @@ def test_an_interrupted_run_resumes_to_the_same_file(
 
     student, _, _ = cut(teacher())
     select = nets.samples(teacher(), 30, seed=4)
-    wish = Wish(Settings(**{**FAST.plain(), "augment": (), "mode": mode}), steps=40, augment="noise")
+    wish = DistillSettings(
+        TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode}), steps=40, augment="noise"
+    )
     whole = distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "whole")
     real = trainer.Trainer.step
     steps: list[int] = []
@@ -284,7 +293,7 @@ def test_an_interrupted_run_resumes_to_the_same_file(
             self.save(tmp_path / "part" / "checkpoint.pt")
         if len(steps) == 23:
             raise KeyboardInterrupt
-        steps.append(self.done)
+        steps.append(self.steps_done)
         return real(self)
 
     monkeypatch.setattr("onnxpress.train.distillation.runner.Distillation.step_seconds", lambda self: 1.0)
@@ -303,12 +312,12 @@ def test_shrink_learns_from_the_plan_s_original(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model = nets.residual(width=32)
     samples = nets.samples(model, 60)
-    settings = Settings(**{**FAST.plain(), "augment": (), "lr": 1e-3})
+    settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), "lr": 1e-3})
     done = distill(
         None,
         model,
         samples,
-        Wish(settings, steps=80, augment="none", shrink=0.5),
+        DistillSettings(settings, steps=80, augment="none", shrink=0.5),
         select=nets.samples(model, 30, seed=4),
     )
     assert [s.pass_name for s in done.plan.steps][-2:] == ["prune", "distill"]
@@ -328,9 +337,11 @@ def test_a_plan_without_a_teacher_file_uses_the_model_itself() -> None:
 def test_labels_alone_train_too() -> None:
     pytest.importorskip("torch")
     samples = nets.samples(teacher(), 80, labels=True)
-    settings = Settings(**{**FAST.plain(), "augment": (), "loss": "none", "features": "none", "labels": 1.0})
+    settings = TrainingSettings(
+        **{**FAST.as_dict(), "augment": (), "loss": "none", "features": "none", "labels_weight": 1.0}
+    )
     student, _, _ = cut(teacher(), 0.5)
-    done = distill(student, teacher(), samples, Wish(settings, steps=80, augment="none"), select=samples)
+    done = distill(student, teacher(), samples, DistillSettings(settings, steps=80, augment="none"), select=samples)
     assert done.improved
     assert done.score is not None and done.start is not None
     assert done.score.value > done.start.value

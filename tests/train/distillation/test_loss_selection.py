@@ -1,4 +1,4 @@
-"""What `auto` stands for, told by short trainings."""
+"""Selection of the loss by short trainings."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.train.distillation import loss_selection
-from onnxpress.train.distillation.output_heads import Head
+from onnxpress.train.distillation.output_heads import OutputHead
 from onnxpress.train.distillation.runner import Distillation
-from onnxpress.train.settings import Settings
+from onnxpress.train.settings import TrainingSettings
 from tests import nets
 
-SURE = Head("y", "s", "t", 4, True, True)
-AUTO = Settings(features="auto", lr=1e-3, batch=8)
+CLASSIFIER = OutputHead("y", "s", "t", 4, True, True)
+AUTO = TrainingSettings(features="auto", lr=1e-3, batch=8)
 
 
-def pairs_of(found: list[Settings]) -> list[tuple[str, str]]:
+def pairs_of(found: list[TrainingSettings]) -> list[tuple[str, str]]:
     return [(s.loss, s.features) for s in found]
 
 
-def test_what_auto_may_stand_for() -> None:
+def test_candidates_of_auto() -> None:
     whole = [("mse", "mse"), ("blend", "mse"), ("mse", "none"), ("blend", "none")]
-    assert pairs_of(loss_selection.recipes(AUTO, [SURE], paired=True)) == whole
-    assert pairs_of(loss_selection.recipes(AUTO, [replace(SURE, sure=False)], paired=True)) == [
+    assert pairs_of(loss_selection.loss_candidates(AUTO, [CLASSIFIER], paired=True)) == whole
+    assert pairs_of(loss_selection.loss_candidates(AUTO, [replace(CLASSIFIER, is_classifier=False)], paired=True)) == [
         ("mse", "mse"),
         ("mse", "none"),
     ]
-    assert pairs_of(loss_selection.recipes(AUTO, [SURE], paired=False)) == [("mse", "mse"), ("blend", "mse")]
-    assert pairs_of(loss_selection.recipes(Settings(loss="kd"), [SURE], paired=True)) == [("kd", "mse")]
+    assert pairs_of(loss_selection.loss_candidates(AUTO, [CLASSIFIER], paired=False)) == [
+        ("mse", "mse"),
+        ("blend", "mse"),
+    ]
+    assert pairs_of(loss_selection.loss_candidates(TrainingSettings(loss="kd"), [CLASSIFIER], paired=True)) == [
+        ("kd", "mse")
+    ]
 
 
 def job() -> Distillation:
@@ -41,24 +46,24 @@ def job() -> Distillation:
     data = nets.samples(model, 24)
     student, teacher = (evidence_for(model, data) for _ in range(2))
     made = Distillation(student, teacher, data, AUTO)
-    made.heads = [replace(h, sure=True) for h in made.heads]
+    made.output_heads = [replace(h, is_classifier=True) for h in made.output_heads]
     return made
 
 
-def test_the_closest_is_chosen_and_the_job_is_as_before() -> None:
+def test_the_lowest_error_is_selected_and_the_settings_are_restored() -> None:
     some = job()
-    harms = iter([0.4, 0.2])
+    errors = iter([0.4, 0.2])
     seen: list[float] = []
 
-    def harm(model: ir.Model) -> float:
-        return next(harms)
+    def error(model: ir.Model) -> float:
+        return next(errors)
 
-    found = loss_selection.chosen(some, 500, harm, seen.append)
+    found = loss_selection.select_loss(some, 500, error, lambda stage, fraction: seen.append(fraction))
     assert (found.loss, found.features) == ("blend", "mse")
     assert some.settings == AUTO
     assert seen == [0.5, 1.0]
 
 
-def test_where_steps_are_few_nothing_is_tried() -> None:
-    found = loss_selection.chosen(job(), 100, lambda model: pytest.fail("looked"))
+def test_no_trials_in_short_trainings() -> None:
+    found = loss_selection.select_loss(job(), 100, lambda model: pytest.fail("evaluated"))
     assert (found.loss, found.features) == ("mse", "mse")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 torch = pytest.importorskip("torch")
 
 from onnxpress.measure.evidence import evidence_for  # noqa: E402
-from onnxpress.passes.int8 import qdq  # noqa: E402
+from onnxpress.passes.int8.qdq import placement  # noqa: E402
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe  # noqa: E402
 from onnxpress.passes.int8.quantize import quantize  # noqa: E402
 from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
@@ -23,7 +23,9 @@ from tests import nets  # noqa: E402
 
 def int8(model: ir.Model) -> ir.Model:
     evidence = evidence_for(model, nets.samples(model, 24))
-    return quantize(evidence, qdq.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(), True, True).model
+    return quantize(
+        evidence, placement.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(), True, True
+    ).model
 
 
 def feeds_for(model: ir.Model) -> dict[str, np.ndarray]:
@@ -59,7 +61,7 @@ def test_trained_integers_and_scales_are_what_onnxruntime_runs(build: Any) -> No
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert all(p.grad is not None and p.grad.any() for p in program.parameters())
-    written = program.written()
+    written = program.to_model()
     close(written, feeds, answers(program, feeds), 2e-3)
     changed = {
         n for n, a in program.weights().items() if not np.array_equal(a, done.graph.initializers[n].const_value.numpy())
@@ -166,7 +168,7 @@ def test_weights_of_other_widths_go_back_as_their_type(kind: str) -> None:
     with torch.no_grad():
         program.parameter("w").mul_(3.0)
         program.parameter("s").mul_(1.1)
-    written = program.written()
+    written = program.to_model()
     assert written.graph.initializers["w"].const_value.dtype == model.graph.initializers["w"].const_value.dtype
     close(written, feeds, answers(program, feeds), 1e-6)
 
@@ -180,7 +182,9 @@ def test_weights_of_other_widths_go_back_as_their_type(kind: str) -> None:
     ],
 )
 def test_codes_that_are_held_back_stay_so(scales: int, codes: list[list[int]], wanted: list[list[int]]) -> None:
-    """Channels of fewer levels are there for machines whose 16-bit sums would overflow; what shares one scale is small by itself."""
+    """Channels of fewer levels are there for machines whose 16-bit sums would overflow; what shares one scale is
+    small by itself.
+    """
     step = np.full(scales, 0.1, np.float32) if scales > 1 else np.array(0.1, np.float32)
     graph = helper.make_graph(
         [

@@ -1,4 +1,6 @@
-"""Parts that torch computes in one kernel: found in every spelling, equal in numbers and gradients, absent where cut."""
+"""Parts that torch computes in one kernel: found in every spelling, equal in numbers and gradients, absent where
+cut.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,7 @@ def test_a_part_is_found_and_means_the_same(spelling: str, monkeypatch: pytest.M
     trained = [n for n in ("gamma", "beta") if n in model.graph.initializers]
     nodes = list(model.graph)
     held = {n: v.const_value for n, v in model.graph.initializers.items() if v.const_value is not None}
-    assert list(fuse.parts(nodes, ["x"], held, trained)) == [id(nodes[-1])]
+    assert list(fuse.fuse_patterns(nodes, ["x"], held, trained)) == [id(nodes[-1])]
     fused, found = gradients(Program(model, trainable=trained))
     np.testing.assert_allclose(
         fused.numpy(),
@@ -112,7 +114,7 @@ def test_a_part_is_found_and_means_the_same(spelling: str, monkeypatch: pytest.M
         rtol=1e-4,
         atol=1e-5,
     )
-    monkeypatch.setattr(fuse, "parts", lambda *_: {})
+    monkeypatch.setattr(fuse, "fuse_patterns", lambda *_: {})
     plain, expected = gradients(Program(model, trainable=trained))
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
     for got, want in zip(found, expected, strict=True):
@@ -121,7 +123,7 @@ def test_a_part_is_found_and_means_the_same(spelling: str, monkeypatch: pytest.M
 
 def test_inner_values_of_a_part_can_still_be_read() -> None:
     program = Program(graph(SPELLINGS["attention"]))
-    shares = program({"x": torch.from_numpy(value())}, taps=["p"])["p"]
+    shares = program({"x": torch.from_numpy(value())}, extra_outputs=["p"])["p"]
     torch.testing.assert_close(shares.sum(-1), torch.ones(3, 2, 4))
 
 
@@ -140,7 +142,7 @@ def test_other_numbers_are_other_functions(spelling: str, name: str) -> None:
     value = model.graph.initializers[name]
     value.const_value = ir.tensor(np.array(0.7, np.float32), name=name)
     held = {n: v.const_value for n, v in model.graph.initializers.items() if v.const_value is not None}
-    assert fuse.parts(list(model.graph), ["x"], held, []) == {}
+    assert fuse.fuse_patterns(list(model.graph), ["x"], held, []) == {}
 
 
 def test_a_trained_number_is_not_taken_for_fixed() -> None:

@@ -61,7 +61,7 @@ def test_changed_weights_are_written_back(build: Any) -> None:
     before = {n: v.const_value.numpy().copy() for n, v in model.graph.initializers.items()}
     program = Program(model)
     shaken(program)
-    written = program.written()
+    written = program.to_model()
     expected = first(program, images()).detach().numpy()
     np.testing.assert_allclose(reference(written, images()), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     assert np.abs(expected - reference(model, images())).max() > 1e-2
@@ -126,7 +126,7 @@ def test_constant_nodes_are_trained_and_written() -> None:
     assert program.names == ["w"]
     shaken(program)
     feeds = {"x": np.ones((2, 4), np.float32)}
-    np.testing.assert_allclose(reference(program.written(), feeds), first(program, feeds).detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(reference(program.to_model(), feeds), first(program, feeds).detach().numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64])
@@ -142,7 +142,7 @@ def test_other_float_types_keep_theirs(kind: type[np.floating]) -> None:
     assert program.names == ["w"]
     shaken(program)
     feeds = {"x": np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)}
-    written = program.written()
+    written = program.to_model()
     assert written.graph.initializers["w"].const_value.numpy().dtype == kind
     np.testing.assert_allclose(reference(written, feeds), first(program, feeds).detach().numpy(), rtol=5e-3, atol=5e-3)
 
@@ -165,13 +165,13 @@ def test_taps_give_inner_values_and_change_nothing() -> None:
     program = Program(model)
     relus = [n.outputs[0].name or "" for n in model.graph if n.op_type == "Relu"]
     plain = first(program, images())
-    tapped = program(torched(images()), taps=relus)
+    tapped = program(torched(images()), extra_outputs=relus)
     torch.testing.assert_close(tapped[program.outputs[0]], plain)
     inner = open_session(submodels.outputs_only(model, relus), SessionSettings(level="none")).run(None, images())
     for name, want in zip(relus, inner, strict=True):
         np.testing.assert_allclose(tapped[name].detach().numpy(), want, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputProblem, match="a value is not computed \\(nowhere\\)"):
-        program(torched(images()), taps=["nowhere"])
+        program(torched(images()), extra_outputs=["nowhere"])
 
 
 def test_a_region_holds_only_what_lies_between() -> None:
@@ -189,9 +189,7 @@ def test_a_region_holds_only_what_lies_between() -> None:
     torch.testing.assert_close(program({"b": torch.ones(1, 4)})["c"], torch.full((1, 4), 2.0))
     with pytest.raises(InputProblem) as caught:
         Program(model)
-    assert caught.value.line().startswith(
-        "cannot train through Strange (node n_b, domain far.away): the operator Strange"
-    )
+    assert caught.value.line().startswith("cannot train through Strange (node n_b, domain far.away): Strange version 1")
     assert "\n" not in caught.value.line()
     with pytest.raises(InputProblem, match="a value is not given \\(x\\): n_a needs it"):
         Program(model, inputs=["b"], outputs=["a"])
@@ -235,7 +233,7 @@ def test_weights_inside_branches_are_trained_and_written() -> None:
     for sign in (1.0, -1.0):
         feeds = {"x": np.full((1, 4), sign, np.float32)}
         np.testing.assert_allclose(
-            first(program, feeds).detach().numpy(), reference(program.written(), feeds), rtol=1e-5
+            first(program, feeds).detach().numpy(), reference(program.to_model(), feeds), rtol=1e-5
         )
 
 
@@ -243,14 +241,15 @@ def test_functions_of_the_model_are_inlined() -> None:
     proto = parser.parse_model(
         """<ir_version: 9, opset_import: ["": 17, "own": 1]>
         net (float[N, 4] x) => (float[N, 2] y) <float[4, 2] w = {1,2,3,4,5,6,7,8}> { y = own.half (x, w) }
-        <domain: "own", opset_import: ["": 17]> half (a, b) => (c) { d = MatMul (a, b) e = Constant <value_float = 0.5> () c = Mul (d, e) }"""
+        <domain: "own", opset_import: ["": 17]>
+        half (a, b) => (c) { d = MatMul (a, b) e = Constant <value_float = 0.5> () c = Mul (d, e) }"""
     )
     model = ir.from_proto(proto)
     program = Program(model)
     assert program.names == ["w"]
     shaken(program)
     feeds = {"x": np.ones((2, 4), np.float32)}
-    np.testing.assert_allclose(reference(program.written(), feeds), first(program, feeds).detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(reference(program.to_model(), feeds), first(program, feeds).detach().numpy(), rtol=1e-5)
 
 
 def test_operators_without_an_entry_use_their_function_body() -> None:
@@ -272,5 +271,5 @@ def test_broadcasting_of_old_operator_sets_is_refused() -> None:
     model = network(
         [("Add", "x w", "y", {"broadcast": 1, "axis": 1})], {"w": np.ones(4, np.float32)}, ["N", 4, 2], opset=6
     )
-    with pytest.raises(InputProblem, match="it broadcasts as before version 7"):
+    with pytest.raises(InputProblem, match="broadcasting of version 6"):
         Program(model)
