@@ -233,7 +233,7 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
             judged.append(data.hash)
             super().__init__(original, data, name)
 
-    monkeypatch.setattr(quantization_recipe, "Judge", Told)
+    monkeypatch.setattr(quantization_recipe, "Scorer", Told)
     seen.clear()
     choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build)
     assert judged == [halves[1].samples().hash, halves[0].samples().hash]

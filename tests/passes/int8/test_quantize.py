@@ -363,7 +363,7 @@ def test_activations_of_16_bits_have_a_small_loss(opset: int) -> None:
 def test_unsupported_16_bit_requests_are_refused() -> None:
     model = nets.mobile(width=32)
     data = nets.samples(model, 4)
-    with pytest.raises(InputProblem, match="8 or 16"):
+    with pytest.raises(InputProblem, match="one of 8, 16"):
         onnxpress.quantize(model, data, activations=4)
     with pytest.raises(InputProblem, match="16 bits"):
         onnxpress.quantize(model, data, activations=16, format="qoperator")
