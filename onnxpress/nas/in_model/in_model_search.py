@@ -1,4 +1,4 @@
-"""Search section_holds a model: each place of it is kept or replaced, with the lowest loss increase for a target speed-up.
+"""Search inside a model: each place is kept or replaced, with the lowest loss increase for a target speed-up.
 
 The model is cut where all computation passes through one value.  Each place has cheaper replacements, which are made in
 closed form (`replacements`), measured (`replacement_survey`) and allocated for the latency to save

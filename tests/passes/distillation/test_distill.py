@@ -281,7 +281,9 @@ def test_an_interrupted_run_resumes_to_the_same_file(
 
     student, _, _ = cut(teacher())
     select = nets.samples(teacher(), 30, seed=4)
-    wish = DistillSettings(TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode}), steps=40, augment="noise")
+    wish = DistillSettings(
+        TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode}), steps=40, augment="noise"
+    )
     whole = distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "whole")
     real = trainer.Trainer.step
     steps: list[int] = []
