@@ -28,7 +28,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.data.synthetic import synthetic
 from onnxpress.evaluate.bench import REBUILDS

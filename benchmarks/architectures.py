@@ -41,7 +41,7 @@ import torch
 from known_architectures import BATCHES, FAMILIES, VOCABULARY, Architecture, brief, catalogue, exported, far
 
 from onnxpress import simplify
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import Problem

@@ -27,7 +27,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.train.graph.program import Program
 from onnxpress.train.graph.tensors import to_numpy, to_torch
 

@@ -21,7 +21,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress import dynamic, half, share, weights
 from onnxpress.api.run_pass import PassResult
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.score import Scorer

@@ -110,7 +110,7 @@ def ours() -> Finder:
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
     from onnxpress.passes.int8 import calibration
-    from onnxpress.passes.int8.qdq_write import histograms_for
+    from onnxpress.passes.int8.qdq.write import histograms_for
 
     def find(path: Path, method: str, samples: Samples) -> None:
         model = load(path)
@@ -180,7 +180,7 @@ def main(case: str, samples: str, peers: bool, json_path: Path, child_spec: str 
         print(json.dumps(child(tool, method, int(count), Path(path), case)))
         return
     from onnxpress import simplify
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 

@@ -28,7 +28,7 @@ from zoo import dataset, zoo_module
 from onnxpress import quantize, simplify
 from onnxpress.api.distill import DistillResult, distill
 from onnxpress.api.distillation_session import DistillSettings
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Score, Scorer

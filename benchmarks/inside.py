@@ -19,7 +19,7 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load

@@ -21,7 +21,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.runtime.session import open_session, run
 
 BATCHES = (1, 3)

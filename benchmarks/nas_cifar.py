@@ -25,7 +25,7 @@ import onnx_ir as ir
 from PIL import Image
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load, to_bytes

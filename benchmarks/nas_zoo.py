@@ -17,7 +17,7 @@ from typing import Any
 import click
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature

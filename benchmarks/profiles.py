@@ -26,7 +26,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.evaluate.bench import bench
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature

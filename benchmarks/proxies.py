@@ -20,7 +20,7 @@ from nas_cifar import training_set
 from scipy.stats import spearmanr
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Splits
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature

@@ -22,7 +22,7 @@ import numpy as np
 from zoo import dataset, zoo_module
 
 from onnxpress import prune, simplify
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Scorer

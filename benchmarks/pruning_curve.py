@@ -25,7 +25,7 @@ import onnx_ir as ir
 from zoo import dataset, zoo_module
 
 from onnxpress import simplify
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import evidence_for

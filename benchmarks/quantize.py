@@ -20,7 +20,7 @@ import onnx_ir as ir
 from zoo import dataset, zoo_module
 
 from onnxpress import quantize
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.model.files import load, to_bytes
 from onnxpress.model.signature import signature

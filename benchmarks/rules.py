@@ -16,7 +16,7 @@ import click
 import onnx_ir as ir
 from zoo import dataset, zoo_module
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import load

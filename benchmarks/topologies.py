@@ -40,7 +40,7 @@ import onnx_ir as ir
 from topology_nets import TOPOLOGIES, Made, make
 
 from onnxpress import prune, simplify
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read

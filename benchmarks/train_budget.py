@@ -24,7 +24,7 @@ from zoo import dataset, zoo_module
 from onnxpress import quantize
 from onnxpress.api.distill import distill
 from onnxpress.api.distillation_session import DistillSettings, available_cores
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load, to_bytes

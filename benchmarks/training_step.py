@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.train.graph.program import Program
 
 

@@ -27,7 +27,7 @@ import click
 import numpy as np
 import onnx
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.errors import Problem
 from onnxpress.measure.score import Score, Scorer

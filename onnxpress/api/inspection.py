@@ -1,37 +1,83 @@
-"""inspect: what a file holds, what each lever could do to it, and why not where it could not."""
+"""inspect: what a file holds, and what every pass of the registry could do to it, with predictions and refusals."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import evidence_for
+from onnxpress.data.any_data import DataSource, as_dataset
+from onnxpress.data.dataset import Dataset
+from onnxpress.data.synthetic import synthetic
+from onnxpress.errors import InputProblem, Problem
+from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import read
 from onnxpress.model.counts import macs
-from onnxpress.model.files import load, model_hash
+from onnxpress.model.files import model_hash, model_size
 from onnxpress.model.signature import Signature, signature
-from onnxpress.passes.int8 import qdq
+from onnxpress.model.source import ModelSource, open_model, path_of, source_name
+from onnxpress.passes.core.contract import AnyPass, Proposal, Refusal
+from onnxpress.passes.registry import all_passes, package_of
+from onnxpress.plan.exact_base import exact_base
+from onnxpress.result import Progress, Result, silent, size_text
+from onnxpress.runtime.machine import this_machine
+from onnxpress.runtime.session import trace
+
+_SAMPLES = 64  # of the given data
+_SYNTHETIC = 8  # inputs where no data is given
+_MOST = 100_000  # proposals of one pass
+_FAILURES = (Problem, ValueError, LookupError, ArithmeticError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """One weighted node.  int8 and prune: "" where the lever can act, else why not."""
+    """One node with weights. proposed: passes with a proposal that touches it; refused: reasons of passes that cannot
+    change it."""
 
     name: str
     op: str
     macs: int
     parameters: int
-    int8: str
-    prune: str
+    proposed: tuple[str, ...]
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """macs are those of one sample; groups: (name, channels, kind)."""
+class PassReport:
+    """What one pass proposes.
+
+    units, proposals: their numbers. macs, weight_bytes, compressed_bytes: the largest saving of proposals that do not
+    overlap. loss: the smallest and the largest predicted relative squared error of the outputs by one proposal (None:
+    nothing is proposed). refused: number of units by reason. note: why there is no complete list, "" where there is.
+    """
+
+    name: str
+    package: str
+    exact: bool
+    units: int = 0
+    proposals: int = 0
+    macs: float = 0.0
+    weight_bytes: float = 0.0
+    compressed_bytes: float = 0.0
+    loss: tuple[float, float] | None = None
+    refused: dict[str, int] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection(Result):
+    """Facts of a model.
+
+    macs: multiply-accumulates for one sample. passes: what every pass proposes. samples: how many the predictions are based on,
+    synthetic: whether those are synthetic inputs. failure: "" where onnxruntime runs the model, else why not.
+    """
+
+    _hidden: ClassVar[frozenset[str]] = frozenset(("signature",))
 
     file: str
     bytes: int
@@ -41,54 +87,148 @@ class Inspection:
     signature: Signature
     operators: dict[str, int]
     parameters: int
-    macs: int
-    nodes: tuple[NodeFacts, ...]
-    groups: tuple[tuple[str, int, str], ...]
-    runs: str
+    macs: int = 0
+    nodes: tuple[NodeFacts, ...] = ()
+    passes: tuple[PassReport, ...] = ()
+    samples: int = 0
+    synthetic: bool = False
+    failure: str = ""
+
+    def facts(self) -> list[tuple[str, str]]:
+        rows = [
+            ("file", f"{self.file}, {size_text(self.bytes)}"),
+            ("parameters", f"{self.parameters:,}"),
+            ("multiply-accumulates", f"{self.macs:,} for one sample"),
+        ]
+        return [*rows, *((p.name, f"{p.proposals} proposals for {p.units} units") for p in self.passes if p.proposals)]
 
 
-def inspect(model: str | Path | ir.Model) -> Inspection:
-    """Facts of a model without samples.  runs: "" if onnxruntime runs it on a synthetic input, else why not."""
-    opened = model if isinstance(model, ir.Model) else load(model)
-    name = "" if isinstance(model, ir.Model) else str(model)
-    size = Path(name).stat().st_size if name else 0
-    evidence = evidence_for(opened, None)
-    base = evidence.model
+def inspect(
+    model: ModelSource,
+    data: DataSource | None = None,
+    *,
+    time_budget: float = 60.0,
+    progress: Progress = silent,
+) -> Inspection:
+    """Facts of a model, and what every pass proposes.
+
+    data: samples for the predictions (None: synthetic inputs, which make predicted losses rough). time_budget: seconds for the
+    proposals; passes for which no time is left are listed as such (0: no proposals). progress: called with the name of the pass
+    and the share that is done. Raises InputProblem on bad input.
+    """
+    opened = open_model(model)
+    path = path_of(model)
     common = (
-        name,
-        size,
+        source_name(model),
+        path.stat().st_size if path is not None else model_size(opened),
         model_hash(opened),
         read.opset(opened),
         f"{opened.producer_name or '?'} {opened.producer_version or ''}".strip(),
         signature(opened),
         dict(Counter(n.op_type for n in opened.graph).most_common()),
-        read.parameters(base),
+        read.parameters(opened),
     )
+    samples = as_dataset(data, opened).take(_SAMPLES) if data is not None else None
     try:
-        trace, channels = evidence.trace, evidence.channels
-    except InputProblem as error:
-        return Inspection(*common, 0, (), (), error.line())
-    costs = macs(base, trace)
-    refused = {r.node: r.reason for r in channels.refused}
-    free = {maker for g in channels.groups for maker in g.producers}
-    nodes = []
-    for node in base.graph:
-        if node.op_type not in read.WEIGHTED:
-            continue
-        weight = read.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        own = "" if node.name in free else refused.get(node.name or "", "follows the channels of its input")
-        nodes.append(
-            NodeFacts(
-                node.name or "",
-                node.op_type,
-                costs.get(node.name or "", 0),
-                0 if weight is None else weight.size,
-                qdq.refusal_reason(node, trace) or "",
-                own,
-            )
-        )
-    groups = tuple(
-        (g.name, g.size, "internal" if g.internal else "bottleneck" if g.bottleneck else "residual stream")
-        for g in channels.groups
+        used = samples if samples is not None else synthetic(signature(opened), _SYNTHETIC)
+        evidence = _evidence(opened, used)
+        costs = macs(evidence.model, evidence.trace)
+    except InputProblem as problem:
+        return Inspection(*common, failure=problem.line())
+    reports, by_node = _ask_passes(evidence, time_budget, progress)
+    nodes = tuple(_node_facts(n, costs, by_node) for n in evidence.model.graph if n.op_type in read.WEIGHTED)
+    return Inspection(*common, sum(costs.values()), nodes, tuple(reports), len(used), samples is None)
+
+
+def _evidence(model: ir.Model, data: Dataset) -> Evidence:
+    """Of the simplified model, which is what passes see; of the model itself where it cannot be simplified."""
+    trace(model, evidence_for(model, data).probe)  # raises where onnxruntime does not run the model
+    try:
+        return exact_base(model, data, this_machine()).evidence
+    except _FAILURES:
+        return evidence_for(model, data)
+
+
+@dataclass
+class _Touched:
+    """What passes say of one node."""
+
+    proposed: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def _ask_passes(
+    evidence: Evidence, time_budget: float, progress: Progress
+) -> tuple[list[PassReport], dict[str, _Touched]]:
+    """The report of every pass, and what they say by node name."""
+    end = time.monotonic() + time_budget
+    passes = all_passes() if time_budget > 0 else {}
+    reports = []
+    by_node: dict[str, _Touched] = {}
+    for number, (name, asked) in enumerate(passes.items()):
+        progress(name, number / len(passes))
+        found: list[Proposal | Refusal] = []
+        note = _collect(asked, evidence, end, found)
+        offers = [f for f in found if isinstance(f, Proposal)]
+        refusals = [f for f in found if isinstance(f, Refusal)]
+        reports.append(_report(name, asked, offers, refusals, note))
+        for offer in offers:
+            for unit in offer.touches:
+                touched = by_node.setdefault(unit, _Touched())
+                if name not in touched.proposed:
+                    touched.proposed.append(name)
+        for refusal in refusals:
+            by_node.setdefault(refusal.unit, _Touched()).refused[name] = refusal.reason
+    return reports, by_node
+
+
+def _collect(asked: AnyPass, evidence: Evidence, end: float, found: list[Proposal | Refusal]) -> str:
+    """Fill the list with what a pass proposes until the time is over; why it is not complete, or ""."""
+    if time.monotonic() > end:
+        return "no time left"
+    try:
+        for one in islice(asked.propose(evidence), _MOST):
+            found.append(one)
+            if time.monotonic() > end:
+                return "not all: no time left"
+    except _FAILURES as error:
+        return error.line() if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _report(
+    name: str, asked: AnyPass, offers: Sequence[Proposal], refusals: Iterable[Refusal], note: str
+) -> PassReport:
+    most = {what: _largest(offers, what) for what in ("macs", "weight_bytes", "compressed_bytes")}
+    losses = [p.loss for p in offers]
+    return PassReport(
+        name,
+        package_of(name),
+        asked.exact,
+        len({p.unit for p in offers}),
+        len(offers),
+        **most,
+        loss=(min(losses), max(losses)) if losses else None,
+        refused=dict(Counter(r.reason for r in refusals).most_common()),
+        note=note,
     )
-    return Inspection(*common, sum(costs.values()), tuple(nodes), groups, "")
+
+
+def _largest(offers: Sequence[Proposal], what: str) -> float:
+    """The saving of proposals that do not overlap, the largest first."""
+    taken: set[str] = set()
+    total = 0.0
+    for offer in sorted(offers, key=lambda p: -getattr(p.saving, what)):
+        if getattr(offer.saving, what) > 0 and not offer.touches & taken:
+            taken |= offer.touches
+            total += getattr(offer.saving, what)
+    return total
+
+
+def _node_facts(node: ir.Node, costs: dict[str, int], by_node: dict[str, _Touched]) -> NodeFacts:
+    weight = read.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    said = by_node.get(node.name or "", _Touched())
+    size = 0 if weight is None else weight.size
+    return NodeFacts(
+        node.name or "", node.op_type, costs.get(node.name or "", 0), size, tuple(said.proposed), said.refused
+    )

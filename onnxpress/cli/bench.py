@@ -51,8 +51,8 @@ def command(
     \b
     In CI: onnxpress bench old.onnx new.onnx --fail-slower 5% --junit out.xml
     """
-    from onnxpress.cli import bench_files, bench_tables, console
-    from onnxpress.cli.junit import junit as as_junit
+    from onnxpress.cli.output import bench_files, bench_tables, console
+    from onnxpress.cli.output.junit import junit as as_junit
     from onnxpress.evaluate.bench import REBUILDS
     from onnxpress.evaluate.gate import run_gate
     from onnxpress.model.files import check_target, write_atomic

@@ -72,8 +72,8 @@ def command(
     A function of --metric gets a sample's outputs by name, and its label, and gives a number, more is better.  Labels of --metric map
     are rows x1, y1, x2, y2, class (class -1 pads).
     """
-    from onnxpress.cli import compare_files, console
-    from onnxpress.cli.junit import junit as as_junit
+    from onnxpress.cli.output import compare_files, console
+    from onnxpress.cli.output.junit import junit as as_junit
     from onnxpress.evaluate.compare import compare
     from onnxpress.evaluate.tensor_differences import intermediate_differences
     from onnxpress.model.files import check_target, load, write_atomic
@@ -99,7 +99,7 @@ def command(
 
 
 def _show(found: CompareResult, inner: list[TensorDifference]) -> None:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
 
     if inner:
         console.table(

@@ -20,9 +20,9 @@ from onnxpress.errors import EXIT_UNMET
 @quiet_option
 def command(output: str, max_drop: float, time_budget: float, as_json: bool, quiet: bool) -> int:
     """Optimize the shipped digits model (a small residual CNN) with the shipped pictures."""
-    from onnxpress.cli.console import note, progress
     from onnxpress.cli.optimize import show
     from onnxpress.cli.options import splits_of
+    from onnxpress.cli.output.console import note, progress
     from onnxpress.data.shipped import calibration_folder
     from onnxpress.model.files import check_target
     from onnxpress.search.optimize import optimize

@@ -121,7 +121,7 @@ def command(
     """
     from onnxpress.api.distill import distill
     from onnxpress.api.distillation_session import DistillSettings, available_cores
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.files import check_target
     from onnxpress.train.distillation.feature_matching import parse_match
     from onnxpress.train.settings import TrainingSettings
@@ -150,7 +150,7 @@ def command(
 
 
 def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.read import parameters
     from onnxpress.result import document
 

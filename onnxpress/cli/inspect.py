@@ -4,66 +4,111 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.options import json_option
+from onnxpress.cli.options import DataChoice, Seconds, data_options, json_option, open_data, quiet_option
+
+if TYPE_CHECKING:
+    from onnxpress.api.inspection import Inspection, PassReport
+
+_REASONS = 6  # that are shown without --nodes
 
 
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--nodes", is_flag=True, help="List every weighted node with what each lever could do.")
+@data_options(required=False)
+@click.option("--nodes", is_flag=True, help="List every node with weights and the passes that could change it.")
+@click.option(
+    "--time-budget", type=Seconds(), default=60.0, show_default="60s", help="For the proposals; 0: only the facts."
+)
 @json_option
-def command(model: Path, nodes: bool, as_json: bool) -> None:
-    """Show what MODEL holds, what could be done to it on this CPU, and why not where it could not."""
+@quiet_option
+def command(model: Path, source: DataChoice, nodes: bool, time_budget: float, as_json: bool, quiet: bool) -> None:
+    """Show what MODEL holds, and what every pass could do to it, with predicted savings and losses.
+
+    Losses are predicted from --data; without it from synthetic inputs, which is rough.
+    """
     from onnxpress.api.inspection import inspect
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
-    facts = inspect(model)
+    data = open_data(source, model, quiet)
+    with console.progress(quiet or as_json) as progress:
+        facts = inspect(model, data, time_budget=time_budget, progress=progress)
     if as_json:
-        body = {**facts.__dict__}
-        body["signature"] = {
-            "inputs": [s.name + ": " + s.text() for s in facts.signature.inputs],
-            "outputs": [s.name + ": " + s.text() for s in facts.signature.outputs],
+        ports = {
+            kind: [f"{s.name}: {s.text()}" for s in getattr(facts.signature, kind)] for kind in ("inputs", "outputs")
         }
-        console.emit_json(document("inspect", machine=this_machine().as_dict(), **body))
+        body = {"machine": this_machine().as_dict(), "signature": ports, **facts.to_dict()}
+        console.emit_json(document("inspect", **body))
         return
+    _header(facts)
+    if facts.failure:
+        console.out(f"  does not run on a synthetic input: {facts.failure}")
+        return
+    if facts.passes:
+        _passes(facts)
+    if nodes:
+        _nodes(facts)
+    _refusals(facts, None if nodes else _REASONS)
+
+
+def _header(facts: Inspection) -> None:
+    from onnxpress.cli.output import console
+
     console.out(f"{facts.file}: {console.size(facts.bytes)}, opset {facts.opset}, made by {facts.producer}")
     console.out(f"  sha256 {facts.sha256}")
-    console.out(f"  {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates a sample")
+    console.out(f"  {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates for one sample")
     for kind, specs in (("input", facts.signature.inputs), ("output", facts.signature.outputs)):
         for spec in specs:
             console.out(f"  {kind} {spec.name}: {spec.text()}")
     operators = "operators: " + ", ".join(f"{op} {count}" for op, count in facts.operators.items())
     console.out(textwrap.fill(operators, console.WIDTH, initial_indent="  ", subsequent_indent="    "))
-    if facts.runs:
-        console.out(f"  does not run on a synthetic input: {facts.runs}")
-        return
-    able = [n for n in facts.nodes if not n.int8]
-    console.out(f"  int8: {len(able)} of {len(facts.nodes)} weighted nodes have an integer kernel")
-    console.out(
-        f"  channels: {len(facts.groups)} groups can be narrowed, {sum(g[1] for g in facts.groups)} channels in all"
+
+
+def _passes(facts: Inspection) -> None:
+    """The table of what passes propose, largest savings and ranges of the predicted loss."""
+    from onnxpress.cli.output import console
+
+    kind = "synthetic inputs" if facts.synthetic else "samples"
+    console.out(f"what passes propose (losses predicted on {facts.samples} {kind}; savings of proposals together)")
+    console.table(
+        [("pass", "left"), *((h, "right") for h in ("proposals", "units", "MACs", "bytes", "loss", "refused"))],
+        [_pass_row(p, facts) for p in facts.passes],
     )
-    reasons: dict[str, int] = {}
-    for node in facts.nodes:
-        for lever, why in (("int8", node.int8), ("prune", node.prune)):
-            if why:
-                reasons[f"{lever}: {why}"] = reasons.get(f"{lever}: {why}", 0) + 1
-    if nodes:
-        console.table(
-            [("node", "left"), ("MACs", "right"), ("weights", "right"), ("int8", "left"), ("prune", "left")],
-            [
-                [
-                    f"{n.op} {n.name}"[-30:],
-                    f"{n.macs:,}",
-                    f"{n.parameters:,}",
-                    "no" if n.int8 else "yes",
-                    "no" if n.prune else "yes",
-                ]
-                for n in facts.nodes
-            ],
-        )
-    for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[: None if nodes else 6]:
-        console.out(f"  not {reason} ({count} node{'s' if count > 1 else ''})")
+    for report in facts.passes:
+        if report.note:
+            console.note(f"{report.name}: {report.note}")
+
+
+def _pass_row(report: PassReport, facts: Inspection) -> list[str]:
+    macs = f"-{report.macs / facts.macs:.0%}" if report.macs and facts.macs else ""
+    saved = report.weight_bytes or report.compressed_bytes
+    size = f"-{min(saved / max(facts.bytes, 1), 1):.0%}{'' if report.weight_bytes else ' gz'}" if saved else ""
+    loss = "" if report.loss is None else "exact" if report.exact else f"{report.loss[0]:.0e}..{report.loss[1]:.0e}"
+    refused = sum(report.refused.values())
+    return [report.name, str(report.proposals), str(report.units), macs, size, loss, str(refused or "")]
+
+
+def _nodes(facts: Inspection) -> None:
+    from onnxpress.cli.output import console
+
+    console.table(
+        [("node", "left"), ("MACs", "right"), ("weights", "right"), ("passes", "left")],
+        [
+            [f"{n.op} {n.name}"[-24:], f"{n.macs:,}", f"{n.parameters:,}", textwrap.fill(", ".join(n.proposed), 28)]
+            for n in facts.nodes
+        ],
+    )
+
+
+def _refusals(facts: Inspection, most: int | None) -> None:
+    from onnxpress.cli.output import console
+
+    reasons = {f"{p.name}: {why}": count for p in facts.passes for why, count in p.refused.items()}
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:most]:
+        line = f"not {reason} ({count} unit{'s' if count > 1 else ''})"
+        console.out(textwrap.fill(line, console.WIDTH, initial_indent="  ", subsequent_indent="    "))

@@ -115,6 +115,6 @@ def run(arguments: list[str]) -> int:
 
 
 def _print_error(line: str) -> None:
-    from onnxpress.cli.console import with_options
+    from onnxpress.cli.output.console import with_options
 
     click.echo(f"error: {with_options(line)}", err=True)

@@ -126,7 +126,7 @@ def search_command(
 
     SPACE: image-small, image-mobile, keyword-1d, tabular-mlp, text-encoder, cell, FILE.toml, or FILE.py:function.
     """
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.files import load
     from onnxpress.nas.optional_dependencies import require_optuna
 
@@ -193,8 +193,8 @@ def inside_command(
     quiet: bool,
 ) -> int:
     """Replace parts of a model by cheaper ones, with the lowest loss increase for a speed-up."""
-    from onnxpress.cli.console import progress
     from onnxpress.cli.optimize import ended
+    from onnxpress.cli.output.console import progress
     from onnxpress.model.files import check_target
     from onnxpress.nas.in_model.in_model_search import in_model_search
     from onnxpress.nas.report import in_model_report, write_front, write_report
@@ -252,7 +252,7 @@ def worker_command(
     quiet: bool,
 ) -> int:
     """Join a search that another process, here or elsewhere, has begun, with the same files."""
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.files import load
     from onnxpress.nas.optional_dependencies import require_optuna
 
@@ -287,7 +287,7 @@ def build_command(
     quiet: bool,
 ) -> int:
     """Rebuild a network from its RECORD (front/candidate-N.json), with the same bytes."""
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.files import check_target, load, save
     from onnxpress.nas.optional_dependencies import require_optuna
 
@@ -327,7 +327,7 @@ def _ports(teacher: Path | None, like: Path | None) -> Path:
 
 
 def _show(result: NasResult, output: str, as_json: bool) -> None:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.nas.search import summary
     from onnxpress.result import document
 

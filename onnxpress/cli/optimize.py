@@ -73,7 +73,7 @@ def command(
     keeps its signature, loses at most --max-drop and was measured to be faster (or, with --goal size, not slower).
     Ctrl-C ends the search with the best so far; a killed run goes on when the same command is given again.
     """
-    from onnxpress.cli.console import progress
+    from onnxpress.cli.output.console import progress
     from onnxpress.model.files import check_target
     from onnxpress.search.optimize import optimize
     from onnxpress.search.request import OptimizeOptions
@@ -96,7 +96,7 @@ def ended(outcome: OptimizeResult, output: str, as_json: bool, strict: bool) -> 
 
 def show(outcome: OptimizeResult, output: str, as_json: bool) -> None:
     """The table of candidates with the Pareto front, and the verdict in words."""
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.result import document
     from onnxpress.search.finalists import summary
 
@@ -118,7 +118,7 @@ def show(outcome: OptimizeResult, output: str, as_json: bool) -> None:
 
 
 def _rows(outcome: OptimizeResult) -> list[list[str]]:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
 
     final = {r.name: r for r in outcome.final.ratios} if outcome.final else {}
     rows = [["original", "1.000x", "", console.size(outcome.original_size), "", ""]]
@@ -159,7 +159,7 @@ def pareto(points: dict[str, tuple[float, ...]]) -> set[str]:
 
 
 def _verdict(outcome: OptimizeResult, output: str) -> str:
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
 
     lines = ["* on the Pareto front; drop: on the selection samples; ~: a short timing", ""]
     if outcome.score is not None and outcome.speedup is not None:

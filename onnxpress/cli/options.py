@@ -132,7 +132,7 @@ def open_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Data
                 "--labels, --preprocess and --tokenizer belong to --data", "", "no --data was given", "add --data"
             )
         return None
-    from onnxpress.cli.console import note
+    from onnxpress.cli.output.console import note
     from onnxpress.data.dataset import open_dataset
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
@@ -179,7 +179,7 @@ def splits_of(
 
 
 def tell(notes: list[str], quiet: bool) -> None:
-    from onnxpress.cli.console import note
+    from onnxpress.cli.output.console import note
 
     if not quiet:
         for line in notes:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxpress.cli import console
 from onnxpress.cli.options import (
     DataChoice,
     data_options,
@@ -21,6 +20,7 @@ from onnxpress.cli.options import (
     quiet_option,
     tell,
 )
+from onnxpress.cli.output import console
 
 if TYPE_CHECKING:
     from onnxpress.api.external_data_quantization import StreamResult
@@ -126,7 +126,7 @@ def show(name: str, result: PassResult, output: str, as_json: bool, quiet: bool)
     _left_alone(result.refused, quiet)
     console.out(f"{output}: {_sizes(result)}, {result.parameters:,} parameters")
     if name == "quantize" and result.details is not None and result.details.layers:
-        from onnxpress.cli.sensitivity_table import show_layers
+        from onnxpress.cli.output.sensitivity_table import show_layers
 
         show_layers(result.details.layers)
 

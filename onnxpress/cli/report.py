@@ -24,7 +24,7 @@ import click
 )
 def command(run: Path, output: Path | None, format: str) -> None:
     """Show a run: RUN is the folder that optimize or nas left, or what a command printed with --json."""
-    from onnxpress.cli import console
+    from onnxpress.cli.output import console
     from onnxpress.model.files import check_target, write_atomic
     from onnxpress.reporting.page import render
     from onnxpress.reporting.reading import page, read

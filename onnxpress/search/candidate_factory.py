@@ -28,8 +28,9 @@ from onnxpress.model.files import to_bytes
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.exact.simplify import EXACT
-from onnxpress.passes.int8 import node_selection, qdq
+from onnxpress.passes.int8 import node_selection
 from onnxpress.passes.int8.embedding_tables import quantizable_lookups
+from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions, recipe_for
 from onnxpress.passes.pruning.options import PruneOptions
@@ -190,7 +191,7 @@ class CandidateFactory:
         known = self.shelf.fact(fact)
         if known is None:
             where = self.base if candidate is None else self.evidence(candidate)
-            nodes = qdq.drop_unprofitable(where.model, _able(where, start))
+            nodes = placement.drop_unprofitable(where.model, _able(where, start))
             recipe = recipe_for(where, nodes, self._recipe)[1]
             found, tried = node_selection.select_int8_by_latency(where, self.feeds, nodes, more_time, recipe)
             how = f"{tried.tried} windows timed, {tried.reverted} moved back to float"
@@ -345,7 +346,7 @@ def blocks_name(count: int) -> str:
 
 def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) -> PlanStep:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
-    nodes = qdq.drop_unprofitable(evidence.model, _able(evidence, chosen))
+    nodes = placement.drop_unprofitable(evidence.model, _able(evidence, chosen))
     return PlanStep(
         "quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=quantizable_lookups(evidence.model)))
     )
@@ -353,7 +354,9 @@ def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) ->
 
 def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:
     """Those of the chosen nodes that the model has and that can be in int8."""
-    return chosen & {n.name for n in evidence.model.graph if n.name and qdq.refusal_reason(n, evidence.trace) is None}
+    return chosen & {
+        n.name for n in evidence.model.graph if n.name and placement.refusal_reason(n, evidence.trace) is None
+    }
 
 
 def _cost(evidence: Evidence) -> int:

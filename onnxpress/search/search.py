@@ -74,6 +74,8 @@ class Search:
     target: float = 0.0
 
     def go(self) -> None:
+        from onnxpress.search.other_passes import try_other_passes
+
         if not self.based():
             return
         self.chosen = self.attempt("int8", self.int8) or frozenset()
@@ -81,6 +83,7 @@ class Search:
             self.say("weights in fewer bits", 0.3)
             for bits in (4, 8):
                 self.attempt(f"weights in {bits} bits", partial(self.fewer_bits, bits))
+        try_other_passes(self)
         self.attempt("blocks", self.blocks)
         self.attempt("pruning", self.pruning)
 
@@ -187,11 +190,12 @@ class Search:
             elif candidate.score.drop > 2 * self.max_drop + 0.005:
                 break
         for candidate in reversed(good[-2:] if self.chosen else []):
-            int8 = self.attempt(f"{candidate.name} + int8", partial(self._in_int8, candidate))
+            int8 = self.attempt(f"{candidate.name} + int8", partial(self.in_int8, candidate))
             if int8 is None or allowed(int8, self.max_drop):
                 return
 
-    def _in_int8(self, candidate: Candidate) -> Candidate:
+    def in_int8(self, candidate: Candidate) -> Candidate:
+        """The chosen nodes of a candidate in int8."""
         evidence = self.shop.evidence(candidate)
         return self.keep(self.shop.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence))
 

@@ -11,7 +11,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.ranges import Histogram, collect_histograms
 from onnxpress.measure.tensor_summary import sample_rows, summarize_tensors
 from onnxpress.model.signature import signature
-from onnxpress.passes.int8.qdq_write import histograms_for
+from onnxpress.passes.int8.qdq.write import histograms_for
 from tests import nets
 
 

@@ -14,13 +14,13 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, stream
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
-from onnxpress.passes.int8 import qdq
+from onnxpress.passes.int8.qdq import placement
 
 _SAMPLES, _SAMPLES_SMALL_MODEL = 32, 128
 _SMALL_MODEL_MACS = 5e7  # multiply-accumulates per sample up to which more samples are affordable
 
 
-def correct_bias(evidence: Evidence, work: ir.Model, layout: qdq.QdqLayout) -> int:
+def correct_bias(evidence: Evidence, work: ir.Model, layout: placement.QdqLayout) -> int:
     """Correct the bias of every integer layer by E[y_float] - E[y_int8] per output channel, in place.
 
     Layers are visited in topological order: the layers in front are already corrected, so that each layer sees the
@@ -39,7 +39,7 @@ def correct_bias(evidence: Evidence, work: ir.Model, layout: qdq.QdqLayout) -> i
     nodes = [
         n
         for n in list(work.graph)
-        if n.name in layout.nodes and n.op_type in qdq.COMPUTE and len(n.inputs) > 2 and n.inputs[2] is not None
+        if n.name in layout.nodes and n.op_type in placement.COMPUTE and len(n.inputs) > 2 and n.inputs[2] is not None
     ]
     if not nodes:
         return 0

@@ -27,8 +27,8 @@ from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.measure.ranges import METHODS, Histogram, clip_range
 from onnxpress.measure.tensor_summary import sample_rows
 from onnxpress.model import read
-from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.qdq_write import QuantizationGrid, histograms_for, quantization_grid
+from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.write import QuantizationGrid, histograms_for, quantization_grid
 
 Range = tuple[float, float]
 RangeSpec = str | Mapping[str, Sequence[float]]  # a method, or [low, high] by tensor name
@@ -78,7 +78,7 @@ def activation_ranges(evidence: Evidence, spec: RangeSpec, tensors: Sequence[str
 
 
 def activation_grids(
-    evidence: Evidence, spec: RangeSpec, layout: qdq.QdqLayout, bits: int = 8
+    evidence: Evidence, spec: RangeSpec, layout: placement.QdqLayout, bits: int = 8
 ) -> dict[str, QuantizationGrid]:
     """Compute the quantization grid of each tensor of a layout.
 
@@ -117,12 +117,12 @@ def _range_limits(evidence: Evidence) -> dict[str, Range]:
     }  # no further than observed
     for node in evidence.model.graph:
         source = node.inputs[0].name if node.inputs and node.inputs[0] is not None else None
-        if node.op_type in qdq.DATA_MOVEMENT and source in limits:
+        if node.op_type in placement.DATA_MOVEMENT and source in limits:
             limits.update({v.name or "": limits[source] for v in node.outputs})
         elif node.op_type in _UNIT_RANGE:
             limits[node.outputs[0].name or ""] = 0.0, 1.0
         elif node.op_type == "Clip":
-            limits[node.outputs[0].name or ""] = qdq.clip_bounds(node)
+            limits[node.outputs[0].name or ""] = placement.clip_bounds(node)
     return {n: e for n, e in limits.items() if n in histograms}
 
 
@@ -149,7 +149,11 @@ def _channel_weights(evidence: Evidence) -> dict[str, tuple[int, np.ndarray | No
     found: dict[str, tuple[int, np.ndarray | None]] = {}
     for node in evidence.model.graph:
         source = node.inputs[0] if node.inputs else None
-        if node.op_type not in qdq.COMPUTE or source is None or qdq.refusal_reason(node, evidence.trace) is not None:
+        if (
+            node.op_type not in placement.COMPUTE
+            or source is None
+            or placement.refusal_reason(node, evidence.trace) is not None
+        ):
             continue
         weight = read.constant(node.inputs[1])
         if weight is None:

@@ -18,7 +18,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import check_target
 from onnxpress.passes.int8 import calibration
-from onnxpress.passes.int8.qdq_write import histograms_for
+from onnxpress.passes.int8.qdq.write import histograms_for
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, RecipeOptions, equalized_evidence
 
 SCHEMA = "onnxpress ranges 1"

@@ -27,7 +27,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions
-from onnxpress.passes.int8.qdq_write import histograms_for
+from onnxpress.passes.int8.qdq.write import histograms_for
 
 # f(s x) = s f(x) for s > 0, each channel by itself, and no axis moves
 _KEEPS_FACTORS = frozenset("Relu LeakyRelu Identity MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.passes.core.bisection import largest_allowed
-from onnxpress.passes.int8 import qdq
+from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
 from onnxpress.passes.int8.static_int8 import quantize
 from onnxpress.runtime.latency import Effort, compare_latency
@@ -50,7 +50,7 @@ def build_int8(
     """
     return quantize(
         evidence,
-        qdq.drop_unprofitable(evidence.model, chosen),
+        placement.drop_unprofitable(evidence.model, chosen),
         recipe,
         correct,
         evidence.machine.int8_exact,
@@ -84,7 +84,7 @@ def select_int8_by_latency(
     for window in windows(evidence.model, start):
         if not more_time():
             break
-        trial = qdq.drop_unprofitable(evidence.model, best - window)
+        trial = placement.drop_unprofitable(evidence.model, best - window)
         if trial == best or not has_compute_node(evidence.model, trial):
             continue
         candidate = build_int8(evidence, trial, recipe)
@@ -110,7 +110,7 @@ def windows(model: ir.Model, chosen: NodeNames) -> Iterator[NodeNames]:
     Prefixes and suffixes come first, then halves, quarters and so on, down to single compute nodes.
     """
     order = [n for n in model.graph if n.name in chosen]
-    compute = [i for i, n in enumerate(order) if n.op_type in qdq.COMPUTE]
+    compute = [i for i, n in enumerate(order) if n.op_type in placement.COMPUTE]
     names = [n.name or "" for n in order]
     count = len(compute)
     seen: set[NodeNames] = set()
@@ -136,7 +136,7 @@ def windows(model: ir.Model, chosen: NodeNames) -> Iterator[NodeNames]:
 
 def has_compute_node(model: ir.Model, chosen: NodeNames) -> bool:
     """Whether a selection contains a Conv, Gemm or MatMul."""
-    return any(n.op_type in qdq.COMPUTE for n in model.graph if n.name in chosen)
+    return any(n.op_type in placement.COMPUTE for n in model.graph if n.name in chosen)
 
 
 def select_int8_by_accuracy(
@@ -169,13 +169,13 @@ def select_int8_by_accuracy(
         return start, scores[start]
     losses: dict[str, float] = {}
     for node in evidence.model.graph:
-        if node.name in start and node.op_type in qdq.COMPUTE:
+        if node.name in start and node.op_type in placement.COMPUTE:
             if not more_time():
                 break
             losses[node.name] = scorer.score(build_int8(evidence, start - {node.name}, recipe)).nmse
 
     def remaining(floats: Collection[str]) -> NodeNames:
-        return qdq.drop_unprofitable(evidence.model, start.difference(floats))
+        return placement.drop_unprofitable(evidence.model, start.difference(floats))
 
     def keeps_drop(floats: Collection[str]) -> bool:
         chosen = remaining(floats)

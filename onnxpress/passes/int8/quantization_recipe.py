@@ -22,10 +22,11 @@ from onnxpress.measure.ranges import collect_histograms
 from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.counts import macs
 from onnxpress.passes.core.contract import Action
-from onnxpress.passes.int8 import calibration, qdq
+from onnxpress.passes.int8 import calibration
 from onnxpress.passes.int8.calibration import RangeSpec
 from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
-from onnxpress.passes.int8.qdq_write import HISTOGRAMS, channel_axes, histograms_for
+from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.write import HISTOGRAMS, channel_axes, histograms_for
 
 ROUNDINGS = ("nearest", "output")
 BITS = (8, 16)
@@ -125,7 +126,7 @@ def equalized_evidence(evidence: Evidence, recipe: QuantizationRecipe) -> Eviden
             found,
             [n for n in before if n in scaled_values],
             channel_axes(found.model),
-            qdq.nonnegative_values(found.model) & scaled_values,
+            placement.nonnegative_values(found.model) & scaled_values,
         )
         found.put(HISTOGRAMS, {n: observed_again.get(n, histogram) for n, histogram in before.items()})
         known[key] = found

@@ -21,11 +21,12 @@ from onnxpress.model import read
 from onnxpress.model.files import check_target
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving, setting
 from onnxpress.passes.core.options import TargetCpuOptions, option
-from onnxpress.passes.int8 import embedding_tables, qdq, subgraph_weights
-from onnxpress.passes.int8.bias_compaction import compact_biases
+from onnxpress.passes.int8 import embedding_tables, subgraph_weights
 from onnxpress.passes.int8.calibration_file import read_ranges, write_ranges
-from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
-from onnxpress.passes.int8.qoperator import to_integer_operators
+from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.bias_compaction import compact_biases
+from onnxpress.passes.int8.qdq.qoperator import to_integer_operators
+from onnxpress.passes.int8.qdq.write import histograms_for, quantization_grid
 from onnxpress.passes.int8.quantization_recipe import BITS, QuantizationRecipe, RecipeOptions
 from onnxpress.passes.int8.sensitivity import LayerSensitivity, int8_candidates, layer_sensitivity
 from onnxpress.passes.int8.static_int8 import quantize, quantize_actions, refusals
@@ -120,7 +121,7 @@ class Quantize:
         The local loss is the relative error of rounding the input to 8 bits and the weights per channel.
         """
         for node in evidence.model.graph:
-            if node.op_type in qdq.COMPUTE and qdq.refusal_reason(node, evidence.trace) is None:
+            if node.op_type in placement.COMPUTE and placement.refusal_reason(node, evidence.trace) is None:
                 name, weight = node.name or "", read.constant(node.inputs[1])
                 saving = Saving(weight_bytes=3.0 * weight.size if weight is not None else 0.0)
                 loss = predicted_loss(evidence, name, _rounding_loss(evidence, node))

@@ -19,10 +19,11 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.ranges import Histogram
 from onnxpress.measure.score import Scorer
 from onnxpress.measure.sqnr import sqnr_db
-from onnxpress.passes.int8 import calibration, node_selection, qdq
+from onnxpress.passes.int8 import calibration, node_selection
 from onnxpress.passes.int8.calibration import histogram_of
 from onnxpress.passes.int8.embedding_tables import quantizable_lookups
-from onnxpress.passes.int8.qdq_write import quantization_grid
+from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.write import quantization_grid
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, RecipeOptions, equalized_evidence
 from onnxpress.passes.int8.static_int8 import quantizable, recipe_for
 
@@ -95,12 +96,12 @@ class _Int8Evaluator:
     ) -> None:
         self.evidence, self.chosen, self.looked_up, self.recipe = evidence, chosen, list(looked_up), recipe
         self.scorer = Scorer(evidence.model, evidence.samples().take(_EVALUATION_SAMPLES))
-        self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in qdq.COMPUTE]
+        self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in placement.COMPUTE]
         self._known: dict[NodeNames, tuple[float, float]] = {}
 
     def score(self, nodes: NodeNames, correct: bool = False) -> tuple[float, float]:
         """(drop, nmse); correct: with bias correction and tables in int8, as in the result."""
-        wanted = qdq.drop_unprofitable(self.evidence.model, nodes)
+        wanted = placement.drop_unprofitable(self.evidence.model, nodes)
         looked_up = self.looked_up if correct else []
         if not wanted and not looked_up:
             return 0.0, 0.0
@@ -113,7 +114,7 @@ class _Int8Evaluator:
 
     def without(self, names: set[str]) -> NodeNames:
         """The nodes that remain in int8 without the given ones; none if no compute node remains."""
-        left = qdq.drop_unprofitable(self.evidence.model, self.chosen - names)
+        left = placement.drop_unprofitable(self.evidence.model, self.chosen - names)
         return left if node_selection.has_compute_node(self.evidence.model, left) else frozenset()
 
 
@@ -145,7 +146,7 @@ def layer_sensitivity(
     for node in evaluator.compute:
         name = node.name or ""
         losses[name] = (
-            evaluator.score(qdq.drop_unprofitable(evidence.model, frozenset({name})))[1],
+            evaluator.score(placement.drop_unprofitable(evidence.model, frozenset({name})))[1],
             evaluator.score(evaluator.without({name}))[1],
         )
     order = sorted(losses, key=lambda n: (losses[n][1], -losses[n][0]))
@@ -159,7 +160,7 @@ def layer_sensitivity(
         )
         kept = evaluator.without(set(floats))
         drop = evaluator.score(kept, True)[0]
-    quantized_tensors = frozenset(qdq.qdq_layout(evidence.model, kept).tensors)
+    quantized_tensors = frozenset(placement.qdq_layout(evidence.model, kept).tensors)
     by_name = {n.name or "": n for n in evaluator.compute}
     equalized = equalized_evidence(evidence, recipe)  # the tensors are quantized after equalization
     layers = [
@@ -180,7 +181,7 @@ def _describe_layer(
     """The sensitivity of one layer with statistics of its input and output."""
     source, target = (
         (node.inputs[0].name if node.inputs[0] is not None else "") or "",
-        qdq.final_output(node).name or "",
+        placement.final_output(node).name or "",
     )
     output_histogram = histogram_of(evidence, target)
     activation_type = f"u{recipe.bits}"
@@ -277,5 +278,5 @@ def int8_candidates(
     excluded = match_nodes(names, ops, exclude, "`exclude`")
     if include:
         included = match_nodes(names, ops, include, "`include`")
-        excluded |= {n.name or "" for n in nodes if n.op_type in (*qdq.COMPUTE, "Gather")} - included
+        excluded |= {n.name or "" for n in nodes if n.op_type in (*placement.COMPUTE, "Gather")} - included
     return quantizable(evidence, excluded), quantizable_lookups(evidence.model, excluded)

@@ -3,7 +3,7 @@
 Activations are u8 with a zero point (0 behind a Relu, so that the Relu fuses), weights s8 per output channel, biases int32. How
 ranges are calibrated, whether channels are equalized first and how weights are rounded is a quantization recipe
 (`quantization_recipe.py`), selected by the error of the outputs. The mean error that rounding leaves on each output channel
-is corrected in the bias. Where Q/DQ pairs stand: `qdq.py`; how they are written: `qdq_write.py`.
+is corrected in the bias. Where Q/DQ pairs stand: `qdq/placement.py`; how they are written: `qdq/write.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Action, Applied, Refusal
-from onnxpress.passes.int8 import calibration, embedding_tables, qdq, subgraph_weights
+from onnxpress.passes.int8 import calibration, embedding_tables, subgraph_weights
 from onnxpress.passes.int8.bias_correction import correct_bias
-from onnxpress.passes.int8.qdq_write import histograms_for, write_qdq
+from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.write import histograms_for, write_qdq
 from onnxpress.passes.int8.quantization_recipe import (
     QuantizationRecipe,
     RecipeOptions,
@@ -34,9 +35,9 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
     out = set(exclude)
     for node in evidence.model.graph:
         touched = {v.name for v in node.inputs if v is not None} | {v.name for v in node.outputs}
-        if touched & unfit or any(v.name in unfit for v in qdq.final_outputs(node)):
+        if touched & unfit or any(v.name in unfit for v in placement.final_outputs(node)):
             out.add(node.name or "")
-    return qdq.default_nodes(evidence.model, evidence.trace, out)
+    return placement.default_nodes(evidence.model, evidence.trace, out)
 
 
 def quantize_actions(
@@ -71,7 +72,7 @@ def recipe_for(
     """
     known = evidence.derive(_RECIPES, dict)
     if str(wish) not in known:
-        few = sum(n.name in chosen and n.op_type in qdq.COMPUTE for n in evidence.model.graph) <= _FEW
+        few = sum(n.name in chosen and n.op_type in placement.COMPUTE for n in evidence.model.graph) <= _FEW
         exact = evidence.machine.int8_exact
         settled = choose_recipe(evidence, wish, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
         known[str(wish)] = settled, settled.on(evidence)
@@ -83,7 +84,7 @@ def refusals(evidence: Evidence) -> list[Refusal]:
     return [
         Refusal(n.name or "", why)
         for n in evidence.model.graph
-        if n.op_type in read.WEIGHTED and (why := qdq.refusal_reason(n, evidence.trace)) is not None
+        if n.op_type in read.WEIGHTED and (why := placement.refusal_reason(n, evidence.trace)) is not None
     ] + embedding_tables.refusals(evidence.model)
 
 
@@ -109,7 +110,7 @@ def quantize(
             "use the plan with the model it was made for",
         )
     bad: list[tuple[str | None, str]] = [
-        (n.name, why) for n in source.graph if n.name in chosen and (why := qdq.refusal_reason(n, evidence.trace))
+        (n.name, why) for n in source.graph if n.name in chosen and (why := placement.refusal_reason(n, evidence.trace))
     ]
     rows = [n for n in source.graph if n.name in looked_up]
     bad += [
@@ -117,7 +118,7 @@ def quantize(
     ]
     if bad:
         raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
-    plan = qdq.qdq_layout(source, chosen)
+    plan = placement.qdq_layout(source, chosen)
     for name in plan.tensors:
         if not histograms_for(evidence)[name].finite:
             raise InputProblem(

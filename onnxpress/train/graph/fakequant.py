@@ -24,7 +24,7 @@ from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.train.graph.compile import Override
 from onnxpress.train.graph.registry import Builder, NodeContext, Run
 from onnxpress.train.graph.tensors import Tensor, to_torch
-from onnxpress.train.operators.quant import broadcast_parameter, code_range, dequantized
+from onnxpress.train.operators.layers.quant import broadcast_parameter, code_range, dequantized
 
 _TINY = 1e-30
 _BIAS_LIMIT = 2**31 - 1024  # float32 rounding of the scale cannot overflow below this

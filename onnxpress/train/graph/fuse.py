@@ -18,7 +18,7 @@ from onnxpress.model import read
 from onnxpress.train.graph.compile import Override
 from onnxpress.train.graph.registry import Builder, NodeContext, Run
 from onnxpress.train.graph.tensors import Tensor
-from onnxpress.train.operators.normalize import layer_norm
+from onnxpress.train.operators.layers.normalize import layer_norm
 
 
 @dataclass(frozen=True)

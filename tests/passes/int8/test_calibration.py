@@ -18,7 +18,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.model.signature import signature
 from onnxpress.passes.int8 import calibration
-from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
+from onnxpress.passes.int8.qdq.write import histograms_for, quantization_grid
 from onnxpress.plan.plan import apply_plan
 from tests import nets
 

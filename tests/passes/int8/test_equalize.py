@@ -193,7 +193,7 @@ def test_the_error_expected_is_the_error_measured() -> None:
 
 def test_what_did_not_change_is_not_observed_anew() -> None:
     """The spreads of a scaled model are those that a pass over it would give."""
-    from onnxpress.passes.int8.qdq_write import histograms_for
+    from onnxpress.passes.int8.qdq.write import histograms_for
 
     model = uneven(nets.mobile(width=32))
     evidence = evidence_for(model, nets.samples(model, 16))

@@ -17,8 +17,8 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
-from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.qdq_write import quantization_grid
+from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.write import quantization_grid
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
 from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from onnxpress.passes.int8.weight_quantization import quantize_weight
@@ -30,7 +30,7 @@ from tests import grammar, nets
 
 def int8(model: ir.Model, exact: bool = True, chosen: frozenset[str] | None = None) -> tuple[Evidence, ir.Model]:
     evidence = evidence_for(model, nets.samples(model, 24))
-    nodes = qdq.default_nodes(evidence.model, evidence.trace) if chosen is None else chosen
+    nodes = placement.default_nodes(evidence.model, evidence.trace) if chosen is None else chosen
     return evidence, quantize(evidence, nodes, QuantizationRecipe(), True, exact).model
 
 
@@ -112,12 +112,12 @@ def test_interpolation_and_constant_tables_stay_in_float() -> None:
     resize.attributes["mode"] = ir.AttrString("mode", "linear")
     evidence = evidence_for(model, nets.samples(model, 4))
     node = next(n for n in evidence.model.graph if n.op_type == "Resize")
-    assert "interpolates" in (qdq.refusal_reason(node, evidence.trace) or "")
+    assert "interpolates" in (placement.refusal_reason(node, evidence.trace) or "")
     evidence = evidence_for(moving("Gather"), nets.samples(model, 4))
     gather = next(n for n in evidence.model.graph if n.op_type == "Gather")
-    assert qdq.refusal_reason(gather, evidence.trace) is None
+    assert placement.refusal_reason(gather, evidence.trace) is None
     edit.set_input(evidence.model, gather, 0, np.zeros((1, 16, 8, 8), np.float32), "table")
-    assert "constant" in (qdq.refusal_reason(gather, evidence.trace) or "")
+    assert "constant" in (placement.refusal_reason(gather, evidence.trace) or "")
 
 
 def test_a_pad_with_a_nonzero_value_stays_in_float() -> None:
@@ -125,7 +125,7 @@ def test_a_pad_with_a_nonzero_value_stays_in_float() -> None:
     evidence = evidence_for(model, nets.samples(model, 4))
     pad = next(n for n in evidence.model.graph if n.op_type == "Pad")
     edit.set_input(evidence.model, pad, 2, np.array(1.5, np.float32), "fill")
-    assert qdq.refusal_reason(pad, evidence.trace) == "pads with something other than zero"
+    assert placement.refusal_reason(pad, evidence.trace) == "pads with something other than zero"
 
 
 def test_biases_tied_through_identity_do_not_keep_a_convolution_in_float(tmp_path: Path) -> None:
@@ -152,7 +152,9 @@ def test_a_float_convolution_between_integer_ones_stays_in_float(tmp_path: Path)
     """onnxruntime quantizes a float Conv between DQ and Q per tensor at load, which the layout must prevent."""
     evidence = evidence_for(nets.residual(width=32, blocks=2), nets.samples(nets.residual(width=32, blocks=2), 8))
     middle = [n.name for n in evidence.model.graph if n.op_type == "Conv"][2]
-    chosen = qdq.drop_unprofitable(evidence.model, qdq.default_nodes(evidence.model, evidence.trace) - {middle})
+    chosen = placement.drop_unprofitable(
+        evidence.model, placement.default_nodes(evidence.model, evidence.trace) - {middle}
+    )
     done = quantize(evidence, chosen, QuantizationRecipe(), False, True).model
     ran = kernels(done, tmp_path)
     assert ran.count("QLinearConv") == 4
@@ -178,7 +180,7 @@ def test_every_range_method_is_close(method: str) -> None:
     model = nets.residual(width=32)
     evidence = evidence_for(model, nets.samples(model, 24))
     done = quantize(
-        evidence, qdq.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(method), True, True
+        evidence, placement.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(method), True, True
     ).model
     data = nets.samples(model, 24, seed=3)
     wanted = nets.outputs(model, data)
@@ -230,7 +232,7 @@ def test_default_and_u8u8_kernels_agree() -> None:
     evidence = evidence_for(model, data, machine_for("avx2"))
     done = quantize(
         evidence,
-        qdq.default_nodes(evidence.model, evidence.trace),
+        placement.default_nodes(evidence.model, evidence.trace),
         QuantizationRecipe(),
         True,
         evidence.machine.int8_exact,
@@ -254,7 +256,7 @@ def test_a_small_model_shares_scales_of_similar_channels(tmp_path: Path) -> None
     even, uneven = nets.residual(width=8), nets.residual(width=8)
     rng = np.random.default_rng(0)
     for model, spread in ((even, 0.0), (uneven, 3.0)):
-        for node in [n for n in model.graph if n.op_type in qdq.COMPUTE]:
+        for node in [n for n in model.graph if n.op_type in placement.COMPUTE]:
             shape = read.constant(node.inputs[1]).shape
             rows = np.exp(spread * rng.uniform(-1, 1, shape[0])).reshape(-1, *[1] * (len(shape) - 1))
             edit.set_input(model, node, 1, (rng.uniform(-1, 1, shape) * rows).astype(np.float32), "w")

@@ -15,8 +15,8 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
-from onnxpress.passes.int8 import qdq
-from onnxpress.passes.int8.qdq_write import histograms_for, quantization_grid
+from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.write import histograms_for, quantization_grid
 from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.sensitivity import int8_candidates, layer_sensitivity, match_nodes
 from onnxpress.runtime.machine import machine_for, this_machine
@@ -102,7 +102,7 @@ def test_sqnr_follows_from_the_histogram() -> None:
     )
     layer = next(x for x in found.details.layers if x.node == found.details.layers[-1].node and x.op == "Conv")
     node = next(n for n in evidence.model.graph if n.name == layer.node)
-    name = qdq.final_output(node).name or ""
+    name = placement.final_output(node).name or ""
     values = np.concatenate([v[name].ravel() for v in evidence.stream([name])]).astype(np.float64)
     grid = quantization_grid(histograms_for(evidence)[name].low, histograms_for(evidence)[name].high)
     rounded = (grid.quantize(values) - grid.zero_point) * float(grid.scale)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 torch = pytest.importorskip("torch")
 
 from onnxpress.measure.evidence import evidence_for  # noqa: E402
-from onnxpress.passes.int8 import qdq  # noqa: E402
+from onnxpress.passes.int8.qdq import placement  # noqa: E402
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe  # noqa: E402
 from onnxpress.passes.int8.quantize import quantize  # noqa: E402
 from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E402
@@ -23,7 +23,9 @@ from tests import nets  # noqa: E402
 
 def int8(model: ir.Model) -> ir.Model:
     evidence = evidence_for(model, nets.samples(model, 24))
-    return quantize(evidence, qdq.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(), True, True).model
+    return quantize(
+        evidence, placement.default_nodes(evidence.model, evidence.trace), QuantizationRecipe(), True, True
+    ).model
 
 
 def feeds_for(model: ir.Model) -> dict[str, np.ndarray]:

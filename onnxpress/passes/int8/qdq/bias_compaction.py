@@ -2,7 +2,7 @@
 
 The scale of a bias is the product of the scales of input and weight. It is stored as a Mul of these where that gives
 exactly the same numbers. Most integer biases fit int16; a Cast restores the int32 that the kernels require.
-onnxruntime folds both at load, before it fuses nodes (tests/passes/int8/test_bias_compaction.py compares the optimized
+onnxruntime folds both at load, before it fuses nodes (tests/passes/int8/qdq/test_bias_compaction.py compares the optimized
 graphs).
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import edit, read
-from onnxpress.passes.int8 import qdq
+from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.weight_quantization import scales_are_significant
 
 _MIN_CHANNELS = 32  # channels from which the saved bytes exceed those of a node and its names
@@ -28,12 +28,12 @@ def compact_biases(model: ir.Model) -> int:
         The number of layers with a compact bias.
     """
     layers_with_bias = [
-        n for n in model.graph if n.op_type in qdq.COMPUTE and len(n.inputs) > 2 and n.op_type != "Gemm"
+        n for n in model.graph if n.op_type in placement.COMPUTE and len(n.inputs) > 2 and n.op_type != "Gemm"
     ]
     weights = [
         (n, weight)
         for n in model.graph
-        if n.op_type in qdq.COMPUTE and (weight := _quantized_constant(n.inputs[1])) is not None
+        if n.op_type in placement.COMPUTE and (weight := _quantized_constant(n.inputs[1])) is not None
     ]
     if not weights or not scales_are_significant(weights):
         return 0

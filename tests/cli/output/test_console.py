@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from onnxpress.cli.console import with_options
 from onnxpress.cli.main import run
 from onnxpress.cli.options import tell
+from onnxpress.cli.output.console import with_options
 from onnxpress.errors import InputProblem
 
 

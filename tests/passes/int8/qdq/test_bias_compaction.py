@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnxpress import simplify
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
-from onnxpress.passes.int8 import bias_compaction
+from onnxpress.passes.int8.qdq import bias_compaction
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
 from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets

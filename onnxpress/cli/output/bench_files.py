@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxpress.cli.junit import Case
+from onnxpress.cli.output.junit import Case
 
 if TYPE_CHECKING:
     from onnxpress.evaluate.bench import BenchPoint

@@ -12,8 +12,8 @@ import torch
 
 from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor, torch_type
-from onnxpress.train.operators.conv import convolution
 from onnxpress.train.operators.elementwise import convert
+from onnxpress.train.operators.layers.conv import convolution
 
 FLOAT_CODES = ("FLOAT8", "FLOAT4")
 

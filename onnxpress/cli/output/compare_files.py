@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxpress.cli import junit
+from onnxpress.cli.output import junit
 
 if TYPE_CHECKING:
     from onnxpress.evaluate.compare import CompareResult

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
-from onnxpress.train.operators.windows import Window, pad_spatial, torch_pads, window
+from onnxpress.train.operators.arrays.windows import Window, pad_spatial, torch_pads, window
 
 CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED: dict[int, Any] = {

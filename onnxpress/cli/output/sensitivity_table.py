@@ -6,7 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 
 if TYPE_CHECKING:
     from onnxpress.passes.int8.sensitivity import LayerSensitivity

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from onnxpress.train.graph.registry import NodeContext, Run, operator
 from onnxpress.train.graph.tensors import Tensor
-from onnxpress.train.operators.windows import torch_pads, window
+from onnxpress.train.operators.arrays.windows import torch_pads, window
 
 
 @operator("GridSample")

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import edit, read
-from onnxpress.passes.int8 import qdq
+from onnxpress.passes.int8.qdq import placement
 
 _MICROSOFT = "com.microsoft"
 _BINARY = {"Add": "QLinearAdd", "Mul": "QLinearMul"}
@@ -53,7 +53,7 @@ def to_integer_operators(model: ir.Model, nodes: frozenset[str]) -> int:
     count = 0
     for node in list(model.graph):
         if node.name in nodes and (
-            _convert_movement(model, node) if node.op_type in qdq.DATA_MOVEMENT else _convert_compute(model, node)
+            _convert_movement(model, node) if node.op_type in placement.DATA_MOVEMENT else _convert_compute(model, node)
         ):
             count += 1
     edit.drop_dead(model)
@@ -128,7 +128,7 @@ def _integer_operator(
 def _convert_movement(model: ir.Model, node: ir.Node) -> bool:
     """Let a data movement node work on integers if the DQ and Q around it have equal parameters; whether they do."""
     source = _quantized_input(model, node.inputs[0])
-    quantize_nodes = [_single_quantize(v) for v in qdq.final_outputs(node)]
+    quantize_nodes = [_single_quantize(v) for v in placement.final_outputs(node)]
     if (
         source is None
         or not quantize_nodes
@@ -167,7 +167,7 @@ def _integer_type(codes: ir.Value, node: ir.Node) -> np.dtype[np.generic]:
 
 def _output_quantize(node: ir.Node) -> ir.Node | None:
     """The Q of a node's output, possibly behind a Relu or Clip that its range implies; None where there is none."""
-    activation = qdq.following_activation(node)
+    activation = placement.following_activation(node)
     if activation is not None:
         q = _single_quantize(activation.outputs[0])
         return q if q is not None and _is_implied(activation, q) else None
@@ -189,7 +189,7 @@ def _is_implied(activation: ir.Node, q: ir.Node) -> bool:
         return False
     limits = np.iinfo(zero.dtype)
     low, high = (float(((end - zero.astype(np.int64)) * scale).item()) for end in (limits.min, limits.max))
-    min_value, max_value = (0.0, np.inf) if activation.op_type == "Relu" else qdq.clip_bounds(activation)
+    min_value, max_value = (0.0, np.inf) if activation.op_type == "Relu" else placement.clip_bounds(activation)
     half = float(scale.item()) / 2
     return low >= min_value - half and high <= max_value + half
 

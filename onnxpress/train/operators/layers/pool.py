@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor
-from onnxpress.train.operators.conv import CONV
-from onnxpress.train.operators.windows import Window, pad_spatial, window
+from onnxpress.train.operators.arrays.windows import Window, pad_spatial, window
+from onnxpress.train.operators.layers.conv import CONV
 
 _MAX: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _MEAN: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}

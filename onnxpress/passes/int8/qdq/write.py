@@ -1,4 +1,4 @@
-"""Writing of Q/DQ pairs and integer weights for the layout of `qdq.py`.
+"""Writing of Q/DQ pairs and integer weights for the layout of `qdq/placement.py`.
 
 All loops follow the order of the graph and never that of a set, so that the same layout always gives the same bytes.
 """
@@ -16,7 +16,7 @@ from onnxpress.measure.gram import input_moments
 from onnxpress.measure.ranges import Histogram, collect_histograms, collect_histograms_by_part
 from onnxpress.model import edit, read
 from onnxpress.passes.core.rounding import add_cross_validated_damping
-from onnxpress.passes.int8 import qdq
+from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.weight_quantization import (
     QuantizedWeight,
     output_axis,
@@ -72,8 +72,11 @@ def histograms_for(evidence: Evidence) -> dict[str, Histogram]:
     """
     known = evidence.get(HISTOGRAMS)
     if known is None:
-        tensors, axes = qdq.qdq_layout(evidence.model, _all_eligible(evidence)).tensors, channel_axes(evidence.model)
-        floors = qdq.nonnegative_values(evidence.model).intersection(tensors)
+        tensors, axes = (
+            placement.qdq_layout(evidence.model, _all_eligible(evidence)).tensors,
+            channel_axes(evidence.model),
+        )
+        floors = placement.nonnegative_values(evidence.model).intersection(tensors)
         if evidence.halves is None:
             known = collect_histograms(evidence, tensors, axes, floors)
         else:
@@ -93,13 +96,13 @@ def channel_axes(model: ir.Model) -> dict[str, int]:
     return written | {
         n.inputs[0].name or "": 1 if n.op_type == "Conv" else -1
         for n in model.graph
-        if n.op_type in qdq.COMPUTE and n.inputs[0] is not None
+        if n.op_type in placement.COMPUTE and n.inputs[0] is not None
     }
 
 
 def _all_eligible(evidence: Evidence) -> frozenset[str]:
     """Names of all nodes that can run in int8."""
-    return frozenset(n.name or "" for n in evidence.model.graph if qdq.refusal_reason(n, evidence.trace) is None)
+    return frozenset(n.name or "" for n in evidence.model.graph if placement.refusal_reason(n, evidence.trace) is None)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class _QdqPair:
 
 def write_qdq(
     work: ir.Model,
-    layout: qdq.QdqLayout,
+    layout: placement.QdqLayout,
     grids: Mapping[str, QuantizationGrid],
     evidence: Evidence,
     exact_products: bool,
@@ -146,7 +149,7 @@ def write_qdq(
     values: dict[str, ir.Value] = {v.name: v for v in work.graph.inputs if v.name}
     values.update({v.name: v for n in work.graph for v in n.outputs if v.name})
     chosen = [n for n in work.graph if n.name in layout.nodes]  # in graph order
-    integer_values = {v.name for n in chosen for v in qdq.final_outputs(n)}
+    integer_values = {v.name for n in chosen for v in placement.final_outputs(n)}
     readers = {name: [(u.node, u.idx) for u in values[name].uses()] for name in layout.tensors}
     quantized_weights = _integer_weights(chosen, grids, evidence, exact_products)
     quantized_weights = _round_output_aware(evidence, quantized_weights, output_aware)
@@ -160,13 +163,13 @@ def write_qdq(
         _insert_pair(work, pair, layout)
     for node in chosen:
         if (
-            node.op_type in qdq.INTEGER_MOVEMENT and grids[node.outputs[0].name or ""].bits == 8
+            node.op_type in placement.INTEGER_MOVEMENT and grids[node.outputs[0].name or ""].bits == 8
         ):  # Pad does not support 16 bits
             _move_integers(work, node, grids[node.outputs[0].name or ""])
     return sum(int(quantized.reduced_range.sum()) for _, quantized in quantized_weights)
 
 
-def _insert_pair(work: ir.Model, pair: _QdqPair, layout: qdq.QdqLayout) -> None:
+def _insert_pair(work: ir.Model, pair: _QdqPair, layout: placement.QdqLayout) -> None:
     """Insert the pair of one value and connect its readers."""
     value, params = pair.value, pair.grid
     name = value.name or "tensor"
@@ -254,7 +257,7 @@ def _integer_weights(
     histograms = histograms_for(evidence)
     found: list[tuple[ir.Node, QuantizedWeight]] = []
     weighted_nodes = [
-        (n, w) for n in chosen if n.op_type in qdq.COMPUTE and (w := read.constant(n.inputs[1])) is not None
+        (n, w) for n in chosen if n.op_type in placement.COMPUTE and (w := read.constant(n.inputs[1])) is not None
     ]
     share_scales = scales_are_significant(weighted_nodes)
     for node, weight in weighted_nodes:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxpress.cli import console
+from onnxpress.cli.output import console
 from onnxpress.runtime.latency import SAME
 from onnxpress.runtime.session import CPU
 

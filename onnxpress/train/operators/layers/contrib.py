@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from onnxpress.train.graph.registry import NodeContext, Run, operator, simple_operator
 from onnxpress.train.graph.tensors import Tensor
-from onnxpress.train.operators.conv import convolution
-from onnxpress.train.operators.linear import gemm, product
-from onnxpress.train.operators.normalize import layer_norm, rms_norm
+from onnxpress.train.operators.layers.conv import convolution
+from onnxpress.train.operators.layers.linear import gemm, product
+from onnxpress.train.operators.layers.normalize import layer_norm, rms_norm
 
 DOMAIN = "com.microsoft"
 simple_operator("BiasGelu", lambda x, bias: functional.gelu(x + bias), domain=DOMAIN)

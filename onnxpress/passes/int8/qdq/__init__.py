@@ -1,0 +1,1 @@
+"""Q/DQ pairs and integer operators: where they stand, and how they are written."""

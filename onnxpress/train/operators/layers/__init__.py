@@ -1,0 +1,1 @@
+"""Operators of layers: products, convolutions, pooling, normalization, attention and recurrence."""
