@@ -52,7 +52,7 @@ def in_model_search(
     run: str | Path | None = None,
     progress: Progress | None = None,
 ) -> OptimizeResult:
-    """Search section_holds a model; the request, the plan and the record of the run are those of `optimize`.
+    """Search inside a model; the request, the plan and the record of the run are those of `optimize`.
 
     model: the model or its file.
     data: the samples.
