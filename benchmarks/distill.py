@@ -26,7 +26,7 @@ import onnx_ir as ir
 from zoo import dataset, zoo_module
 
 from onnxpress import quantize, simplify
-from onnxpress.api.distill import Distilled, distill
+from onnxpress.api.distill import DistillResult, distill
 from onnxpress.api.distillation_session import DistillSettings
 from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
@@ -121,7 +121,7 @@ def run_case(
             return None
         model = made if isinstance(made, ir.Model) else made.model
         rows.append(Row(case.name, name, part, judge.score(to_bytes(model)), time.perf_counter() - start))
-        if isinstance(made, Distilled):
+        if isinstance(made, DistillResult):
             rows[-1].curve, rows[-1].best = [(p.step, p.value) for p in made.curve], made.best
             rows[-1].steps = made.settings.steps if made.settings else 0
         models[name] = to_bytes(model)

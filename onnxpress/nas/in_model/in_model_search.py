@@ -1,4 +1,4 @@
-"""Search section_holds a model: each place of it is kept or replaced, with the lowest loss increase for a target speed-up.
+"""Search inside a model: each place is kept or replaced, with the lowest loss increase for a target speed-up.
 
 The model is cut where all computation passes through one value.  Each place has cheaper replacements, which are made in
 closed form (`replacements`), measured (`replacement_survey`) and allocated for the latency to save
@@ -52,7 +52,7 @@ def in_model_search(
     run: str | Path | None = None,
     progress: Progress | None = None,
 ) -> OptimizeResult:
-    """Search section_holds a model; the request, the plan and the record of the run are those of `optimize`.
+    """Search inside a model; the request, the plan and the record of the run are those of `optimize`.
 
     model: the model or its file.
     data: the samples.

@@ -210,7 +210,7 @@ def output_name(base: Evidence, whole: ir.Model, section: Section, replacement: 
     """Name of the section's output in the changed model: where its last block was removed, of the block's input."""
     if any(v.name == section.output for n in whole.graph for v in n.outputs):
         return section.output
-    removed = {d["block"] for d in replacement.decisions if "block" in d}
+    removed = {d["block"] for d in replacement.actions if "block" in d}
     return bl.resolve(base.model, [b for b in removable(base)[0] if b.name in removed])[section.output]
 
 

@@ -101,7 +101,7 @@ def test_kept_channels_after_replacements() -> None:
     value = next(n for n in factory.base.model.graph if n.name == group).outputs[0].name or ""
     left = kept(value)
     assert left is not None
-    assert sorted({*range(32)} - {*left.tolist()}) == narrow.decisions[0]["remove"]
+    assert sorted({*range(32)} - {*left.tolist()}) == narrow.actions[0]["remove"]
 
 
 def test_a_shared_width_is_a_place() -> None:
@@ -114,7 +114,7 @@ def test_a_shared_width_is_a_place() -> None:
         d["group"]
         for options in section_replacements(evidence, found)
         for r in options
-        for d in r.decisions
+        for d in r.actions
         if "group" in d
     }
     assert {g.name for g in evidence.channels.groups if g.internal} <= inner | {p.name for p, _ in shared}
@@ -122,7 +122,7 @@ def test_a_shared_width_is_a_place() -> None:
         group = evidence.channels.group(place.name)
         assert {p.node for p in group.slices} <= place.nodes
         for replacement in replacements:
-            assert {d["group"] for d in replacement.decisions} == {place.name}
+            assert {d["group"] for d in replacement.actions} == {place.name}
             part = submodels.between(take_step(replacement.step(), evidence).model, place.source, place.output)
             assert replacement_survey._seconds({"part": part}, evidence, place)["part"] >= 0
 
