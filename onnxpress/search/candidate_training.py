@@ -21,7 +21,7 @@ from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Stage, candidate_id
 from onnxpress.progress import Progress, sub_progress
 from onnxpress.search.candidate_factory import UnrepairedCandidate, blocks_name
-from onnxpress.search.search import SEARCH_ENDS, Progress, Search, allowed, prune_name
+from onnxpress.search.search import SEARCH_ENDS, Search, allowed, prune_name
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Of the time of the fastest that the selection samples allow without training.  At its own time, too: few samples may
