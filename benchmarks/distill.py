@@ -27,7 +27,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress import quantize, simplify
 from onnxpress.api.distill import DistillResult, distill
-from onnxpress.api.distillation_session import DistillSettings
+from onnxpress.api.distillation_session import DistillationOptions
 from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -101,7 +101,7 @@ def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Mod
 
 
 def run_case(
-    case: Any, share: float, scope: str, wish: DistillSettings, student: Path | None, keep: Path | None
+    case: Any, share: float, scope: str, wish: DistillationOptions, student: Path | None, keep: Path | None
 ) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
@@ -183,7 +183,7 @@ def main(zoo: Path | None, name: str, minutes: float, threads: int, json_path: P
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
     if fields["keep"] is not None:
         fields["keep"].mkdir(parents=True, exist_ok=True)
-    wish = DistillSettings(seconds=60 * minutes)
+    wish = DistillationOptions(time_budget=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))
     rows = run_case(zoo_module(Path(zoo)).load(name), wish=wish, **fields)

@@ -44,7 +44,7 @@ REPLACED_NAMES = set(
     Ledger Packer Sides Taught Lesson Lessons Way Watch Wires Judge Outcome Packing Closure
     lever harm wish shop shelf fast_enough fastest safest taught begun told_within side_by_side compared relieved
     downdate chance ranges8 recipe8 weights8 tables8 inner8 compact8 minded centres lean fewbits bit_budget schooling
-    lesson pupils pace ways growth look orders described wires vocabulary alike inactive targets steady told said tell
+    lesson pupils pace ways growth look orders described wires alike steady told said tell
     merge_alike known_targets settle plan_path run_folder no_repair spine repair decision decisions""".split()
 )
 # The gate of `bench` decides; plans of fake quantization and models have targets and pairs of their own.

@@ -178,7 +178,7 @@ def splits_of(
     return main.split(SPLITS[0])
 
 
-def tell(notes: list[str], quiet: bool) -> None:
+def print_notes(notes: list[str], quiet: bool) -> None:
     from onnxpress.cli.output.console import note
 
     if not quiet:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.api.distillation_session import (
-    DistillSettings,
+    DistillationOptions,
     TeacherStudentPair,
     available_cores,
     has_checkpoint,
@@ -71,12 +71,12 @@ class CandidateFactory:
         self,
         original: ir.Model,
         calibrate: Dataset,
-        judge: Scorer,
+        scorer: Scorer,
         machine: Machine,
         seed: int = 0,
         store: CandidateStore | None = None,
     ) -> None:
-        self.original, self.judge, self.machine, self.seed = original, judge, machine, seed
+        self.original, self.scorer, self.machine, self.seed = original, scorer, machine, seed
         self.store = store or CandidateStore()
         self.learn = calibrate
         self.calibrate = calibrate.take(CALIBRATION)
@@ -103,13 +103,13 @@ class CandidateFactory:
         return replace(self._plan, steps=base.plan.steps), base.evidence.model, base.notes
 
     def changed(
-        self, name: str, steps: Sequence[PlanStep], said: Sequence[str] = (), stage: Stage = Stage.PASS
+        self, name: str, steps: Sequence[PlanStep], notes_before: Sequence[str] = (), stage: Stage = Stage.PASS
     ) -> Candidate:
         """The exact model after some steps, each on the result of the one before. said: notes to begin with."""
 
         def make() -> Made:
             plan, evidence = self.exact_plan, self.base
-            notes = [*said]
+            notes = [*notes_before]
             for step in steps:
                 done = take_step(step, evidence)
                 plan = plan.then(step.pass_name, step.actions, CALIBRATION)
@@ -153,7 +153,7 @@ class CandidateFactory:
         start = time.perf_counter()
         plan, model, notes = make()
         data = to_bytes(model)
-        made = Candidate(identifier, name, stage, plan, data, self.judge.score(data), notes)
+        made = Candidate(identifier, name, stage, plan, data, self.scorer.score(data), notes)
         made.parent = parent.id if parent is not None else ""
         made.seconds = time.perf_counter() - start
         self.store.keep(made)
@@ -214,7 +214,7 @@ class CandidateFactory:
         if known is None:
             recipe = recipe_for(self.base, start, self._recipe)[1]
             known = sorted(
-                node_selection.select_int8_by_accuracy(self.base, self.judge, start, allowed, more_time, recipe)[0]
+                node_selection.select_int8_by_accuracy(self.base, self.scorer, start, allowed, more_time, recipe)[0]
             )
             self.store.set_meta("safest int8", known)
         return frozenset(known)
@@ -290,19 +290,19 @@ class CandidateFactory:
         return UnrepairedCandidate(_cost(cut()), cut)
 
     def relative_latency(
-        self, name: str, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float = 0.8
+        self, name: str, unrepaired: UnrepairedCandidate, chosen: frozenset[str], seconds: float = 0.8
     ) -> float:
         """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower.
 
         seconds: of timing."""
         known = self.store.get_meta(f"pace of {name}")
         if known is None:
-            known = self._paced(sketch, chosen, seconds)
+            known = self._paced(unrepaired, chosen, seconds)
             self.store.set_meta(f"pace of {name}", known)
         return float(known)
 
-    def _paced(self, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float) -> float:
-        cut = sketch.cut()
+    def _paced(self, unrepaired: UnrepairedCandidate, chosen: frozenset[str], seconds: float) -> float:
+        cut = unrepaired.cut()
         models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
         if chosen:
             models["cut, int8"] = take_step(_to_int8(cut, chosen, _QUICK), cut).model
@@ -314,23 +314,15 @@ class CandidateFactory:
 
         def make() -> Made:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
-            couple = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
-            wish = DistillSettings(
-                TrainingSettings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
-            )
+            pair = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
+            settings = TrainingSettings(threads=available_cores(), seed=self.seed, features="auto")
             folder = self.store.workdir(candidate_id(name))
-            done = run_distillation(
-                couple,
-                wish,
-                self.judge,
-                student.score.drop,
-                folder,
-                folder is not None and has_checkpoint(folder),
-                report,
-            )
+            resume = folder is not None and has_checkpoint(folder)
+            options = DistillationOptions(settings, time_budget=seconds, resume=resume)
+            done = run_distillation(pair, options, self.scorer, student.score.drop, folder, report)
             plan = student.plan.then("distill", done.actions)
             curve = done.history.curve if done.history is not None else []
-            notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
+            notes = [f"step {p.step}: {self.scorer.metric} {p.value:.4f} on the selection samples" for p in curve]
             return plan, done.model, student.notes + done.notes + notes
 
         return self._candidate(name, Stage.TRAINING, make, student)
@@ -355,11 +347,11 @@ def blocks_name(count: int) -> str:
     return f"{count} block{'s' * (count > 1)} out"
 
 
-def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) -> PlanStep:
+def _to_int8(evidence: Evidence, chosen: frozenset[str], options: RecipeOptions) -> PlanStep:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
     nodes = placement.drop_unprofitable(evidence.model, _able(evidence, chosen))
     return PlanStep(
-        "quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=quantizable_lookups(evidence.model)))
+        "quantize", tuple(quantize_actions(nodes, evidence, options, looked_up=quantizable_lookups(evidence.model)))
     )
 
 

@@ -41,7 +41,7 @@ class StudentSpec:
     """One way down: its name, what it would leave, and how the student is made."""
 
     name: str
-    sketch: UnrepairedCandidate
+    unrepaired: UnrepairedCandidate
     make: Callable[[], Candidate | None]
 
 
@@ -49,7 +49,7 @@ class StudentSpec:
 class TimedStudent:
     """A way down and the share of the original's time that it leads to."""
 
-    way: StudentSpec
+    spec: StudentSpec
     time: float
 
 
@@ -64,10 +64,11 @@ class LatencyLevel:
 def train(search: Search, seconds: float, report: Progress) -> None:
     """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
     begun = time.monotonic()
-    pace = min(_PACE, _PACE_SHARE * seconds)
+    timing_seconds = min(_PACE, _PACE_SHARE * seconds)
     ladder = (
         search.attempt(
-            "students", lambda: latency_levels(search, lambda: time.monotonic() - begun < _PREPARE * seconds, pace)
+            "students",
+            lambda: latency_levels(search, lambda: time.monotonic() - begun < _PREPARE * seconds, timing_seconds),
         )
         or []
     )
@@ -86,7 +87,7 @@ def train(search: Search, seconds: float, report: Progress) -> None:
 
 
 def latency_levels(
-    search: Search, more_time: Callable[[], bool] | None = None, pace: float = _PACE
+    search: Search, more_time: Callable[[], bool] | None = None, timing_seconds: float = _PACE
 ) -> list[LatencyLevel]:
     """Levels at and below what holds without training, slowest first, where there is a student near.
 
@@ -95,9 +96,9 @@ def latency_levels(
     search.progress("preparing students", SEARCH_ENDS)
     search.attempt("order of blocks", lambda: search.factory.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
-    ways = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]
-    ways += [_pruned(search, INTERNAL, count) for count in _counts(search)]
-    kinds = [time_students(search, some, pace) for some in ways]
+    specs = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]
+    specs += [_pruned(search, INTERNAL, count) for count in _counts(search)]
+    kinds = [time_students(search, some, timing_seconds) for some in specs]
     ladder: list[LatencyLevel] = []
     for level in (start * share for share in _LEVELS):
         near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
@@ -107,15 +108,18 @@ def latency_levels(
     return ladder
 
 
-def time_students(search: Search, ways: list[StudentSpec], pace: float = _PACE) -> list[TimedStudent]:
+def time_students(search: Search, specs: list[StudentSpec], timing_seconds: float = _PACE) -> list[TimedStudent]:
     """Students of one kind with their times: some measured, the others' between those by their multiply-accumulates."""
-    ways = sorted(ways, key=lambda w: w.sketch.macs)
-    if not ways:
+    specs = sorted(specs, key=lambda w: w.unrepaired.macs)
+    if not specs:
         return []
-    marks = sorted({round(i) for i in np.linspace(0, len(ways) - 1, _TIMED)})
-    work = [ways[i].sketch.macs for i in marks]
-    times = [search.factory.relative_latency(ways[i].name, ways[i].sketch, search.chosen, pace) for i in marks]
-    return [TimedStudent(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
+    marks = sorted({round(i) for i in np.linspace(0, len(specs) - 1, _TIMED)})
+    work = [specs[i].unrepaired.macs for i in marks]
+    times = [
+        search.factory.relative_latency(specs[i].name, specs[i].unrepaired, search.chosen, timing_seconds)
+        for i in marks
+    ]
+    return [TimedStudent(w, float(np.interp(w.unrepaired.macs, work, times))) for w in specs]
 
 
 def _pruned(search: Search, scope: str, count: int = 0) -> list[StudentSpec]:
@@ -150,9 +154,9 @@ def _shallow(search: Search) -> list[StudentSpec]:
     return [StudentSpec(blocks_name(n), factory.without(n), partial(factory.shallower, n)) for n in counts]
 
 
-def _holds(search: Search, rung: LatencyLevel, seconds: float, progress: Progress) -> bool:
+def _holds(search: Search, level_: LatencyLevel, seconds: float, progress: Progress) -> bool:
     """Train the best student of a level; whether one of its forms holds the allowed drop."""
-    made = [c for s in rung.students if (c := search.attempt(s.way.name, s.way.make)) is not None]
+    made = [c for s in level_.students if (c := search.attempt(s.spec.name, s.spec.make)) is not None]
     if not made:
         return False
     student = min(made, key=lambda c: (c.score.drop, c.score.nmse))

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import DistillSettings, TeacherStudentPair, available_cores, run_distillation
+from onnxpress.api.distillation_session import (
+    DistillationOptions,
+    TeacherStudentPair,
+    available_cores,
+    run_distillation,
+)
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import evidence_for
@@ -79,7 +84,7 @@ class CandidateTrainer:
         )  # fmt: skip
         done = run_distillation(
             TeacherStudentPair(student, teacher, Source(), cache=self.cache),
-            DistillSettings(settings, seconds=seconds),
+            DistillationOptions(settings, time_budget=seconds),
             self.judge,
             progress=progress,
         )
@@ -151,10 +156,10 @@ def successive_halving(
             share = fraction * _remaining_seconds(seconds, time.monotonic() - start, done)
             name = f"round {number + 1} of {len(fractions)}, candidate {trainee.number}"
             try:
-                trainee.model, trainee.score, decisions = trainer.train(
+                trainee.model, trainee.score, actions = trainer.train(
                     trainee.model, share, sub_progress(progress, name, done, fraction)
                 )
-                trainee.trainings += decisions
+                trainee.trainings += actions
                 trainee.seconds += share
             except EnvironmentProblem as problem:
                 trainee.failed = problem

@@ -97,7 +97,7 @@ def test_kept_channels_after_replacements() -> None:
     narrow = next(r for r in replacements[1] if r.pass_name == "prune")
     removed = next(r for r in replacements[2] if r.pass_name == "depth")
     kept = factory._kept(factory.changed("some", plan_steps([narrow, removed])))
-    group = narrow.decisions[0]["group"]
+    group = narrow.actions[0]["group"]
     value = next(n for n in factory.base.model.graph if n.name == group).outputs[0].name or ""
     left = kept(value)
     assert left is not None

@@ -376,5 +376,7 @@ def test_weights_of_constant_inputs_are_rounded_to_nearest() -> None:
     zero = net.op("Mul", [x, net.constant(np.float32(0).reshape(()))], 8)
     model = net.model(net.head(net.relu(net.add(net.conv(zero, 8), net.conv(x, 8)))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 8))
-    done = quantize(evidence, quantizable(evidence), QuantizationRecipe("minmax", rounding="output"), True, True).model
+    done = quantize(
+        evidence, quantizable(evidence), QuantizationRecipe("minmax", rounding="output-aware"), True, True
+    ).model
     assert np.isfinite(nets.outputs(done, nets.samples(model, 4))).all()

@@ -96,7 +96,7 @@ def test_sqnr_follows_from_the_histogram() -> None:
     model, data, _ = fragile()
     evidence = evidence_for(model, data)
     found = layer_sensitivity(
-        evidence, int8_candidates(evidence, (), ())[0], wish=RecipeOptions("minmax", False, "nearest")
+        evidence, int8_candidates(evidence, (), ())[0], options=RecipeOptions("minmax", False, "nearest")
     )
     layer = next(x for x in found.layers if x.node == found.layers[-1].node and x.op == "Conv")
     node = next(n for n in evidence.model.graph if n.name == layer.node)
