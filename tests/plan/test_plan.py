@@ -12,7 +12,7 @@ from tests import nets
 def test_plan_is_bound_to_its_model_and_data() -> None:
     model = nets.residual(width=16)
     data = nets.samples(model, 4)
-    plan = new_plan(model, data).then("reduce", [{"fold": "batchnorm"}])
+    plan = new_plan(model, data).then("simplify", [{"fold": "batchnorm"}])
     apply_plan(plan, model, data)
     with pytest.raises(InputProblem, match="another model"):
         apply_plan(plan, nets.residual(seed=3, width=16), data)

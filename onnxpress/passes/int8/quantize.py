@@ -44,7 +44,7 @@ class QuantizeOptions(TargetCpuOptions):
 
     ranges: str = option(
         AUTO,
-        help="Calibration: auto (by output error), minmax, average, percentile, entropy, mse, weighted or wide; or a file that "
+        help="Calibration: auto (by output error), minmax, average, percentile, entropy, mse, output-error or headroom; or a file that "
         "is read, or written where it does not exist.",
         metavar="METHOD|FILE.json",
     )
@@ -56,7 +56,7 @@ class QuantizeOptions(TargetCpuOptions):
     rounding: str = option(
         AUTO,
         help="Rounding of weights: to the nearest integer, or output-aware; auto: by output error.",
-        choices=(AUTO, "nearest", "output"),
+        choices=(AUTO, "nearest", "output-aware"),
     )
     format: str = option(
         FORMATS[0], help="qdq: pairs that onnxruntime fuses; qoperator: integer operators in the file.", choices=FORMATS
@@ -145,13 +145,13 @@ class Quantize:
 
     def plan(self, evidence: Evidence, options: QuantizeOptions) -> Planned:
         """Nodes and tables in int8 with their recipe; with `max_drop` without the layers that must stay in float."""
-        file, wish = options.ranges_file, options.recipe
+        file, recipe = options.ranges_file, options.recipe
         if file is not None and file.exists():
-            wish = read_ranges(file, evidence, wish)
+            recipe = read_ranges(file, evidence, recipe)
         chosen, looked_up = int8_candidates(evidence, options.include, options.exclude)
         notes: list[str] = []
         looking = (chosen or looked_up) and (options.report or options.max_drop is not None)
-        found = layer_sensitivity(evidence, chosen, options.max_drop, wish, looked_up) if looking else None
+        found = layer_sensitivity(evidence, chosen, options.max_drop, recipe, looked_up) if looking else None
         if found is not None:
             chosen, looked_up = found.chosen, found.looked_up
             floats = sum(not layer.int8 for layer in found.layers)
@@ -159,7 +159,7 @@ class Quantize:
                 notes.append(
                     f"drop {found.drop:.4f} on the samples; {floats} of {len(found.layers)} layers stay in float"
                 )
-        actions = quantize_actions(chosen, evidence, wish, looked_up=looked_up)
+        actions = quantize_actions(chosen, evidence, recipe, looked_up=looked_up)
         if actions and options.format != FORMATS[0]:
             actions.append({"format": options.format})
         if file is not None and not file.exists():
@@ -187,7 +187,7 @@ class Quantize:
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
         """actions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
-        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output"},
+        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output-aware"},
         {"activations": 8 | 16}, {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in actions for n in d.get("nodes", [])]

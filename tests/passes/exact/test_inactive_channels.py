@@ -22,7 +22,7 @@ def test_channels_constant_on_samples_are_folded_on_request_only() -> None:
     model = changed(model, 1, low)
     data = nets.samples(model, 8)
     assert not any("without effect" in n for n in reduced(model)[1])
-    done = simplify(model, data)
+    done = simplify(model, data, calibrated=True)
     assert read.parameters(done.model) < read.parameters(simplify(model).model)
     assert any(n.startswith("lossy: 16 channels") for n in done.notes)
     assert any("differ by an nmse of" in n for n in done.notes)
@@ -43,6 +43,6 @@ def test_an_observed_constant_is_folded_into_the_bias_of_an_unpadded_reader() ->
 
     model = changed(model, 0, saturated)
     data = nets.samples(model, 8)
-    done = simplify(model, data)
+    done = simplify(model, data, calibrated=True)
     assert read.parameters(done.model) < read.parameters(model)
     np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from onnxpress.nas.strategies import pareto
+from onnxpress.search import pareto
 
 
 def test_ranks_by_hand() -> None:
