@@ -30,7 +30,7 @@ def score(drop: float) -> Score:
     ],
 )
 def test_contract(drop: float, low: float, high: float, goal: str, accepted: bool) -> None:
-    verdict = result_contract.scorer(score(drop), Ratio("a", "b", (low + high) / 2, low, high), 0.01, goal, [])
+    verdict = result_contract.judge(score(drop), Ratio("a", "b", (low + high) / 2, low, high), 0.01, goal, [])
     assert verdict.accepted is accepted
     assert bool(verdict.reasons) is not accepted
 

@@ -19,10 +19,10 @@ from onnxpress.model.signature import signature
 from onnxpress.passes.int8 import node_selection
 from onnxpress.plan.candidate_store import CandidateStore
 from onnxpress.plan.plan import apply_plan, read_plan
+from onnxpress.progress import Progress
 from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
 from onnxpress.search.request import OptimizeOptions
-from onnxpress.search.search import Report
 from tests import nets
 
 DIGITS = calibration_folder() / "digits"
@@ -120,7 +120,7 @@ class Killed(BaseException):
     """Stands for a signal: no handler catches it."""
 
 
-def killer(stage: str, error: type[BaseException]) -> Report:
+def killer(stage: str, error: type[BaseException]) -> Progress:
     def report(said: str, fraction: float) -> None:
         if stage in said:
             raise error
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     model, splits = digits()
     request, out = OptimizeOptions(time_budget=10), tmp_path / "fast.onnx"
     with pytest.raises(Killed):
-        optimize(model, splits, request, out, report=killer("which blocks", Killed))
+        optimize(model, splits, request, output=out, progress=killer("which blocks", Killed))
     assert not out.exists()
     kept = sorted(p.stem for p in (tmp_path / "fast.run" / "work").glob("*.onnx"))
     assert kept[:2] == ["exact", "int8"]
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shelved = CandidateStore.keep
     monkeypatch.setattr(CandidateStore, "keep", lambda self, c: (made.append(c.name), shelved(self, c))[1])
     monkeypatch.setattr(node_selection, "select_int8_by_latency", lambda *a: pytest.fail("timed again"))
-    outcome = optimize(model, splits, request, out)
+    outcome = optimize(model, splits, request, output=out)
     assert not {"exact", "int8"} & set(made)
     assert outcome.met
     record = json.loads((tmp_path / "fast.run" / "run.json").read_text())
@@ -156,7 +156,11 @@ def test_another_request_starts_anew(tmp_path: Path) -> None:
     for drop in (0.01, 0.02):
         with pytest.raises(Killed):
             optimize(
-                model, splits, OptimizeOptions(drop, time_budget=8), tmp_path / "o.onnx", report=killer("which", Killed)
+                model,
+                splits,
+                OptimizeOptions(drop, time_budget=8),
+                output=tmp_path / "o.onnx",
+                progress=killer("which", Killed),
             )
         record = json.loads((tmp_path / "o.run" / "run.json").read_text())
         assert not record["resumed"]
@@ -165,7 +169,11 @@ def test_another_request_starts_anew(tmp_path: Path) -> None:
 def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     model, splits = digits()
     outcome = optimize(
-        model, splits, OptimizeOptions(time_budget=60), tmp_path / "o.onnx", report=killer("which", KeyboardInterrupt)
+        model,
+        splits,
+        OptimizeOptions(time_budget=60),
+        output=tmp_path / "o.onnx",
+        progress=killer("which", KeyboardInterrupt),
     )
     assert outcome.interrupted
     assert outcome.met

@@ -14,13 +14,52 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import read
 from onnxpress.model.channels import removal as rm
 from tests import grammar, nets
-from tests.model.channels.helpers import assert_masked_parity, heads
+from tests.model.channels.helpers import assert_masked_parity, heads, random_removal
+
+DRAWN = (grammar.networks(), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(grammar.networks(), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
+@settings(max_examples=250, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(*DRAWN)
 def test_removal_equals_its_mask_on_random_nets(model: ir.Model, share: float, seed: int) -> None:
     assert_masked_parity(model, share, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(*DRAWN)
+def test_removal_equals_its_mask_on_other_random_nets(model: ir.Model, share: float, seed: int) -> None:
+    """The same networks are drawn in every run of the test above, others in every run of this one."""
+    assert_masked_parity(model, share, seed)
+
+
+def overlapping() -> ir.Model:
+    """Four channels, padded to eight in front of a ConvTranspose with two groups.
+
+    Halves of the four channels are one group of channels, and each of them is a channel of another group.
+    """
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 4))
+    wide = net.op("Pad", [x, grammar.ints(net, 0, 2, 0, 0, 0, 2, 0, 0)], 8)
+    x = net.relu(net.add(net.conv(x, 8), wide))
+    weight, bias = grammar.floats(net, 8, 4, 2, 2, gain=0.35), grammar.floats(net, 8)
+    x = net.op("ConvTranspose", [x, weight, bias], 8, kernel_shape=[2, 2], strides=[2, 2], group=2)
+    return net.model(net.head(x), nets.IMAGE, ["N", 10])
+
+
+def test_a_removal_of_overlapping_groups_must_leave_a_channel() -> None:
+    model = overlapping()
+    evidence = evidence_for(model, None)
+    halves, ones = (g for g in evidence.channels.groups if g.name.startswith(evidence.channels.groups[0].name))
+    assert (halves.size, ones.size) == (2, 4)
+    rest = [j for j in range(4) if ones.slices[0].positions[j][0] in halves.slices[0].positions[1]]
+    assert len(rest) == 2
+    with pytest.raises(ValueError, match="must leave a channel"):
+        rm.remove(evidence.model, evidence.channels, {halves.name: [0], ones.name: rest})
+    for seed in range(12):
+        removal = random_removal(evidence.channels, 0.75, seed)
+        assert removal
+        assert_masked_parity(model, 0.75, seed)
 
 
 @pytest.mark.parametrize("build", [nets.residual, nets.mobile, nets.mlp, lambda: nets.residual(norm=True)])
