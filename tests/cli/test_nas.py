@@ -74,6 +74,7 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
         assert f"onnxpress nas build front/{file.stem}.json {samples}" in report
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_search_ends_near_its_time_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")

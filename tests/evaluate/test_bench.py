@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.evaluate.bench import BenchConditions, BenchOptions, bench
@@ -37,6 +38,7 @@ def test_synthetic_ids_stay_within_the_table() -> None:
     assert (found.batch, found.timings[0].rounds > 3) == (2, True)
 
 
+@pytest.mark.alone
 def test_every_combination_is_a_point() -> None:
     model = nets.residual(width=8, blocks=1)
     found = bench({"m": model}, effort=SHORT, conditions=BenchConditions(threads=(1, 2), batch=(1, 8)))
@@ -48,6 +50,7 @@ def test_every_combination_is_a_point() -> None:
     assert all(p.timings[0].cpu > 0 for p in found.all_points)
 
 
+@pytest.mark.alone
 def test_the_self_check_is_separate() -> None:
     model = nets.residual(width=8, blocks=1)
     found = bench(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from onnxpress.runtime import isolate
 
 
+@pytest.mark.alone
 def test_isolation_reports_time_crash_and_error() -> None:
     assert isolate.call("time:sleep", "1", seconds=0.3).reason in ("time", "error")
     assert isolate.call("os:abort", seconds=20).reason == "crash"

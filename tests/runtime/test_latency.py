@@ -22,6 +22,7 @@ def test_latency_distinguishes_a_larger_model() -> None:
     assert found.timing("small").low <= found.timing("small").median <= found.timing("small").high
 
 
+@pytest.mark.alone
 def test_a_slow_model_gets_few_rounds_and_a_wide_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve rounds of this model would take several times the allowed time."""
     monkeypatch.setattr(latency, "_OVERTIME", 0.02)

@@ -27,12 +27,14 @@ def request(folder: Path, runs: int) -> dict[str, float]:
     return answer
 
 
+@pytest.mark.alone
 def test_a_child_reports_times_and_memory(tmp_path: Path) -> None:
     told = request(tmp_path, 2)
     assert 0 < told["first"] < 5 and 0 < told["load"] < 5
     assert 20 < told["base"] <= told["peak"] < 100_000
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_fresh_processes_distinguish_large_and_small_models() -> None:
     """64 MB of weights show in the peak and in the loading time; the parent's own memory does not."""

@@ -9,6 +9,7 @@ from onnxpress.runtime import throughput
 from tests import nets
 
 
+@pytest.mark.alone
 def test_throughput_counts_all_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "_SLICE", 0.03)
     small, large = (to_bytes(nets.residual(width=w, blocks=2)) for w in (8, 40))

@@ -54,6 +54,7 @@ def test_digits_get_faster_smaller_and_stay_good(optimized: tuple[OptimizeResult
     assert (folder / "fast.onnx").read_bytes() == outcome.data
 
 
+@pytest.mark.alone
 def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[OptimizeResult, Path]) -> None:
     outcome, folder = optimized
     model, splits = digits()
@@ -62,6 +63,7 @@ def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[OptimizeRe
     assert to_bytes(apply_plan(plan, model, data).model) == outcome.data
 
 
+@pytest.mark.alone
 def test_a_plan_replays_in_another_process(optimized: tuple[OptimizeResult, Path]) -> None:
     """Another hash seed: no set may decide the order of anything."""
     outcome, folder = optimized
@@ -74,6 +76,7 @@ def test_a_plan_replays_in_another_process(optimized: tuple[OptimizeResult, Path
     assert (folder / "again.onnx").read_bytes() == outcome.data
 
 
+@pytest.mark.alone
 def test_the_run_record_tells_everything(optimized: tuple[OptimizeResult, Path]) -> None:
     outcome, folder = optimized
     record = json.loads((folder / "fast.run" / "run.json").read_text())
@@ -96,6 +99,7 @@ def test_nothing_allowed_means_the_function_is_kept(tmp_path: Path) -> None:
     assert outcome.score is None or outcome.score.drop <= 0
 
 
+@pytest.mark.alone
 def test_size_goal_prefers_bytes() -> None:
     model = nets.residual(width=32)
     outcome = optimize(
@@ -128,6 +132,7 @@ def killer(stage: str, error: type[BaseException]) -> Progress:
     return report
 
 
+@pytest.mark.alone
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was made before is taken from the run folder, and the result is the one an unbroken run would give."""
     model, splits = digits()
@@ -151,6 +156,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "fast.run" / "plans" / "exact.json").exists()
 
 
+@pytest.mark.alone
 def test_another_request_starts_anew(tmp_path: Path) -> None:
     model, splits = digits()
     for drop in (0.01, 0.02):
@@ -166,6 +172,7 @@ def test_another_request_starts_anew(tmp_path: Path) -> None:
         assert not record["resumed"]
 
 
+@pytest.mark.alone
 def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     model, splits = digits()
     outcome = optimize(
