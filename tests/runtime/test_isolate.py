@@ -11,7 +11,6 @@ from onnxpress.runtime import isolate
 
 @pytest.mark.alone
 def test_isolation_reports_time_crash_and_error() -> None:
-    assert isolate.call("time:sleep", "1", seconds=0.3).reason in ("time", "error")
     assert isolate.call("os:abort", seconds=20).reason == "crash"
     assert isolate.call("os:remove", "/nowhere/at/all", seconds=20).reason == "error"
     start = time.perf_counter()

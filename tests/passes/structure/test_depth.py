@@ -48,6 +48,7 @@ def weakened(model: ir.Model, block: bl.Block, factor: float) -> ir.Model:
 def test_the_weakest_block_goes_first() -> None:
     model = nets.residual(width=8, blocks=4)
     blocks = removable(prepared(model))[0]
+    assert len(blocks) == 4
     for block in blocks:
         evidence = prepared(weakened(model, block, 1e-3))
         assert taken(plan_depth(evidence, DepthOptions(remove=1))) == [block.name]
