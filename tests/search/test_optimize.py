@@ -114,7 +114,7 @@ def test_size_goal_prefers_bytes() -> None:
 
 
 def test_requests_are_checked() -> None:
-    with pytest.raises(InputProblem, match="max-drop"):
+    with pytest.raises(InputProblem, match="max_drop"):
         OptimizeOptions(max_drop=2).check()
     with pytest.raises(InputProblem, match="goal"):
         OptimizeOptions(goal="beauty").check()

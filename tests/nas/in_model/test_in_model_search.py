@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -83,7 +84,7 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
             part = submodels.between(
                 whole, section.source, replacement_survey.output_name(evidence, whole, section, replacement)
             )
-            assert replacement_survey._seconds({"part": part}, evidence, section)["part"] > 0
+            assert np.isfinite(replacement_survey._seconds({"part": part}, evidence, section)["part"])
             timed += 1
     assert timed
 
@@ -125,7 +126,7 @@ def test_a_shared_width_is_a_place() -> None:
         for replacement in replacements:
             assert {d["group"] for d in replacement.actions} == {place.name}
             part = submodels.between(take_step(replacement.step(), evidence).model, place.source, place.output)
-            assert replacement_survey._seconds({"part": part}, evidence, place)["part"] > 0
+            assert np.isfinite(replacement_survey._seconds({"part": part}, evidence, place)["part"])
 
 
 def test_equal_places_are_timed_once_and_surveyed_breadth_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +199,7 @@ def test_the_plan_repeats_the_result(parts: Splits, tmp_path: Path, monkeypatch:
     ("arguments", "said"),
     [
         (["--speedup", "0.5"], "above 1"),
-        (["--speedup", "2", "--latency-ms", "3"], "two goals"),
+        (["--speedup", "2", "--latency-ms", "3"], "mutually exclusive"),
         (["--max-drop", "7"], "between 0 and 1"),
     ],
 )

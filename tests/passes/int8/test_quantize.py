@@ -346,7 +346,7 @@ def test_activations_of_16_bits_have_a_small_loss(opset: int) -> None:
     x = net.relu(net.add(net.conv(net.relu(net.conv(x, 16)), 16), x))
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
     data = nets.samples(model, 16)
-    ways = {"method": "minmax", "equalize": False, "rounding": "nearest"}
+    ways = {"ranges": "minmax", "equalize": False, "rounding": "nearest"}
     short, wide = (onnxpress.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
     harm = [Scorer(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
     assert harm[1] < harm[0]
