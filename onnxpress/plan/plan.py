@@ -150,6 +150,7 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def write_plan(plan: Plan, path: str | Path) -> None:
+    """Write a plan as JSON, atomically."""
     write_atomic(path, plan.to_json().encode())
 
 

@@ -71,7 +71,7 @@ class Dynamic:
         unknown = [name for name in options.exclude if name not in names]
         if unknown:
             raise InputProblem(
-                "no such node to exclude", f"`exclude`: {unknown[0]}", "", "`inspect --nodes` lists them"
+                "no such node to exclude", f"`exclude`: {unknown[0]}", "", "the names are those of `inspect`"
             )
         actions = plan_dynamic(evidence, options.exclude)
         notes = [] if actions else ["the model has no MatMul or Gemm that can run in dynamic int8"]

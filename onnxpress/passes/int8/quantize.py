@@ -218,19 +218,22 @@ class Quantize:
 
 
 def _rounding_loss(evidence: Evidence, node: ir.Node) -> float:
-    """Relative squared error of a node's output by rounding its input and its weights."""
+    """Relative squared error of a node's output by rounding its input, its weights and its output."""
     weight = read.constant(node.inputs[1])
     lost = 0.0 if weight is None else _weight_loss(np.moveaxis(weight, 0 if node.op_type == "Conv" else -1, 0))
     source = node.inputs[0].name if node.inputs[0] is not None else None
-    if (
-        evidence.data is None
-        or source is None
-        or (seen := histograms_for(evidence).get(source)) is None
-        or not seen.finite
-    ):
-        return lost
-    power = float((seen.counts * seen.bin_centers**2).sum()) / max(float(seen.counts.sum()), 1.0)
-    return lost + float(quantization_grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
+    target = placement.final_output(node).name
+    return lost + sum(_tensor_loss(evidence, name) for name in (source, target) if name)
+
+
+def _tensor_loss(evidence: Evidence, tensor: str) -> float:
+    """Relative squared error of rounding a tensor to 8 bits over its range on the samples; 0 where it is not known."""
+    seen = histograms_for(evidence).get(tensor) if evidence.data is not None else None
+    if seen is None or not seen.finite:
+        return 0.0
+    mean = float((seen.counts * seen.bin_centers).sum()) / max(float(seen.counts.sum()), 1.0)
+    power = float((seen.counts * (seen.bin_centers - mean) ** 2).sum()) / max(float(seen.counts.sum()), 1.0)
+    return float(quantization_grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
 
 
 def _weight_loss(weight: np.ndarray) -> float:
