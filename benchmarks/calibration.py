@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-METHODS = ("minmax", "average", "percentile", "entropy", "mse", "weighted")
+METHODS = ("minmax", "average", "percentile", "entropy", "mse", "output-error")
 PEERS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 _SAMPLES_IN_MEMORY = 64  # samples in memory
 

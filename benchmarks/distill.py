@@ -26,8 +26,8 @@ import onnx_ir as ir
 from zoo import dataset, zoo_module
 
 from onnxpress import quantize, simplify
-from onnxpress.api.distill import Distilled, distill
-from onnxpress.api.distillation_session import DistillSettings
+from onnxpress.api.distill import DistillResult, distill
+from onnxpress.api.distillation_session import DistillationOptions
 from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -101,7 +101,7 @@ def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Mod
 
 
 def run_case(
-    case: Any, share: float, scope: str, wish: DistillSettings, student: Path | None, keep: Path | None
+    case: Any, share: float, scope: str, wish: DistillationOptions, student: Path | None, keep: Path | None
 ) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
@@ -121,7 +121,7 @@ def run_case(
             return None
         model = made if isinstance(made, ir.Model) else made.model
         rows.append(Row(case.name, name, part, judge.score(to_bytes(model)), time.perf_counter() - start))
-        if isinstance(made, Distilled):
+        if isinstance(made, DistillResult):
             rows[-1].curve, rows[-1].best = [(p.step, p.value) for p in made.curve], made.best
             rows[-1].steps = made.settings.steps if made.settings else 0
         models[name] = to_bytes(model)
@@ -183,7 +183,7 @@ def main(zoo: Path | None, name: str, minutes: float, threads: int, json_path: P
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
     if fields["keep"] is not None:
         fields["keep"].mkdir(parents=True, exist_ok=True)
-    wish = DistillSettings(seconds=60 * minutes)
+    wish = DistillationOptions(time_budget=60 * minutes)
     if threads:
         wish = replace(wish, settings=replace(wish.settings, threads=threads))
     rows = run_case(zoo_module(Path(zoo)).load(name), wish=wish, **fields)

@@ -37,10 +37,10 @@ from onnxpress.nas.search import search
 from onnxpress.nas.spaces.blocks import residual
 from onnxpress.nas.spaces.io_spec import network_input, network_output
 from onnxpress.nas.spaces.network import NetworkBuilder
+from onnxpress.progress import Progress
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.train.progress import Progress
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 _DEPTH = 3  # residual blocks a stage of ResNet-20

@@ -29,10 +29,10 @@ from onnxpress.nas.evaluation.costs import count_costs
 from onnxpress.nas.evaluation.evaluator import Evaluator
 from onnxpress.nas.request import NasRequest
 from onnxpress.nas.strategies.storage import quiet_optuna
+from onnxpress.progress import no_progress
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.train.progress import no_progress
 
 os.environ["ONNXPRESS_CACHE"] = "off"
 _WINDOW = 0.7, 1.05

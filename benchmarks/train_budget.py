@@ -23,7 +23,7 @@ from zoo import dataset, zoo_module
 
 from onnxpress import quantize
 from onnxpress.api.distill import distill
-from onnxpress.api.distillation_session import DistillSettings, available_cores
+from onnxpress.api.distillation_session import DistillationOptions, available_cores
 from onnxpress.cli.output import console
 from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
@@ -96,7 +96,9 @@ def run_case(case: Any, request: OptimizeOptions) -> tuple[list[Row], OptimizeRe
         start = apply_plan(Plan(float_form.plan.steps[:-1]), original, bare).model
         steps = int(step.actions[0]["settings"]["steps"])
         settings = TrainingSettings(loss="none", labels_weight=1.0, features="none", threads=available_cores())
-        alone = distill(start, original, labelled, DistillSettings(settings, steps=steps), select=splits.select).model
+        alone = distill(
+            start, original, labelled, DistillationOptions(settings, steps=steps), select=splits.select
+        ).model
         forms = {
             "same student, closed form": start,
             "same student, labels alone": alone,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 SCHEMA = 1
-Progress = Callable[[str, float], None]  # the stage, and the share that is done, from 0 to 1
-
-
-def silent(stage: str, share: float) -> None:
-    """Progress that nobody watches."""
 
 
 def plain(value: Any) -> Any:

@@ -32,4 +32,4 @@ def test_optimize_can_be_called_after_its_floor_was_imported(tmp_path: Path) -> 
         folder / "digits.onnx", data, OptimizeOptions(time_budget=6), output=tmp_path / "fast.onnx"
     )
     assert (tmp_path / "fast.onnx").read_bytes() == outcome.data
-    assert onnxpress.bench({"a": model}, data).timings[0].median > 0
+    assert onnxpress.bench({"a": model}, data=data).timings[0].median > 0

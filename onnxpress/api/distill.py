@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from onnxpress.api.distillation_session import (
+    DistillationOptions,
     DistillationOutcome,
-    DistillSettings,
     TeacherStudentPair,
     refit_closed_form,
     run_distillation,
 )
 from onnxpress.api.run_pass import PassResult, opened, write_checked
+from onnxpress.data.any_data import DataSource, as_dataset
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
@@ -28,9 +29,9 @@ from onnxpress.passes.pruning.allocation import plan_pruning
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.exact_base import exact_base
 from onnxpress.plan.plan import CALIBRATION, SPLITS, Plan, PlanStep, new_plan, take_step
-from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.progress import Progress, no_progress
+from onnxpress.runtime.machine import this_machine
 from onnxpress.train.distillation.feature_matching import KeptChannels
-from onnxpress.train.progress import Progress
 from onnxpress.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -70,62 +71,65 @@ class _Start:
 def distill(
     student: ModelSource | None,
     teacher: ModelSource,
-    data: Dataset,
-    wish: DistillSettings | None = None,
+    data: DataSource,
+    options: DistillationOptions | None = None,
     *,
-    select: Dataset | None = None,
+    select: DataSource | None = None,
     output: str | Path | None = None,
-    plan_file: str | Path | None = None,
-    run_folder: str | Path | None = None,
-    resume: bool = False,
-    machine: Machine | None = None,
-    progress: Progress | None = None,
+    plan: str | Path | None = None,
+    progress: Progress = no_progress,
 ) -> DistillResult:
-    """Bring a student's answers to a teacher's on the given samples.
+    """Train a student towards a teacher on samples; labels are not needed.
 
-    student: None makes one from the teacher (wish.shrink); select: samples that choose the weights to keep (default: a
-    fifth of data); run_folder: checkpoints and the record of the run (default: beside the output), which resume goes on from.
-    The result is the student as it was where nothing better was found (`improved` tells).  Raises Problem.
+    student: None makes one from the teacher (`options.shrink`). select: samples that the weights are selected on (default: a
+    fifth of the data). output: the file to write; checkpoints and the record of the run lie beside it, in `options.run` or a
+    folder with the suffix .run. plan: a file for the plan. progress: called with the stage and the share that is done.
+
+    The result is the student as it was where no better weights were found (`improved`). Raises InputProblem on bad input and
+    EnvironmentProblem where training is asked for and torch is missing.
     """
-    wish = wish or DistillSettings()
-    wish.check()
-    if (student is None) == (wish.shrink is None):
-        raise InputProblem(
-            "there must be one student", "", "a student file, or --shrink to make one from the teacher",
-            "give STUDENT, or --shrink 0.5",
-        )  # fmt: skip
-    machine = machine or this_machine()
-    learn, judged = data, select
-    if judged is None:
-        parts = data.split(TRAIN_SPLIT)
+    options = options or DistillationOptions()
+    options.check()
+    if (student is None) == (options.shrink is None):
+        raise InputProblem("there must be one student", "`student`", "", "give a student, or `shrink` 0.5 to make one")
+    machine, seed = this_machine(), options.settings.seed
+    teacher_model = _teacher(teacher)
+    samples = as_dataset(data, teacher_model)
+    if select is None:
+        parts = samples.split(TRAIN_SPLIT)
         learn, judged = parts.calibrate, parts.select
-    begin = _begin(student, teacher, learn, wish, output, machine)
-    now = evidence_for(begin.model, learn, machine, wish.settings.seed)
-    couple = TeacherStudentPair(now, teacher_evidence(_loaded(teacher), now), begin.source, begin.kept)
-    judge = Scorer(couple.teacher.model, judged)
-    first = judge.score(to_bytes(begin.model))
-    if wish.closed_form:
-        return _choose(begin, refit_closed_form(couple, wish), judge, first, output, plan_file, learn)
-    ahead = refit_closed_form(couple, wish) if student is not None and first.drop > _POOR else None
-    if ahead is not None and judge.score(to_bytes(ahead.model)).nmse < first.nmse:
-        couple = replace(couple, student=evidence_for(ahead.model, learn, machine, wish.settings.seed))
     else:
-        ahead = None
-    made = run_distillation(couple, wish, judge, first.drop, _folder(run_folder, output), resume, progress)
-    if ahead is not None:
-        made.actions, made.notes = ahead.actions + made.actions, ahead.notes + made.notes
-    return _choose(begin, made, judge, first, output, plan_file, learn)
+        learn, judged = samples, as_dataset(select, teacher_model, "select")
+    begin = _begin(student, teacher, learn, options, output)
+    now = evidence_for(begin.model, learn, machine, seed)
+    pair = TeacherStudentPair(now, teacher_evidence(teacher_model, now), begin.source, begin.kept)
+    scorer = Scorer(pair.teacher.model, judged)
+    first = scorer.score(to_bytes(begin.model))
+    if options.closed_form:
+        made = refit_closed_form(pair, options)
+    else:
+        refitted = refit_closed_form(pair, options) if student is not None and first.drop > _POOR else None
+        if refitted is not None and scorer.score(to_bytes(refitted.model)).nmse < first.nmse:
+            pair = replace(pair, student=evidence_for(refitted.model, learn, machine, seed))
+        else:
+            refitted = None
+        made = run_distillation(pair, options, scorer, first.drop, _folder(options.run, output), progress)
+        if refitted is not None:
+            made.actions, made.notes = refitted.actions + made.actions, refitted.notes + made.notes
+    result = _choose(begin, made, scorer, first)
+    write_checked(begin.original, result, learn, output, plan)
+    return result
 
 
-def _loaded(model: ModelSource) -> ir.Model:
+def _teacher(model: ModelSource) -> ir.Model:
     found = open_model(model, "teacher")
     check_size(found)
     return found
 
 
-def _folder(run_folder: str | Path | None, output: str | Path | None) -> Path | None:
-    if run_folder is not None:
-        return Path(run_folder)
+def _folder(run: str | Path | None, output: str | Path | None) -> Path | None:
+    if run is not None:
+        return Path(run)
     return None if output is None else Path(output).with_suffix(".run")
 
 
@@ -133,25 +137,24 @@ def _begin(
     student: ModelSource | None,
     teacher: ModelSource,
     data: Dataset,
-    wish: DistillSettings,
+    options: DistillationOptions,
     output: str | Path | None,
-    machine: Machine,
 ) -> _Start:
-    seed = wish.settings.seed
+    machine, seed = this_machine(), options.settings.seed
     if student is not None:
         own = opened(student, output)
-        master = _loaded(teacher)
+        master = _teacher(teacher)
         source = Source(source_name(teacher), model_hash(master))
         return _Start(own, new_plan(own, data, seed), own, source, [])
     own = opened(teacher, output)
     part = data.take(CALIBRATION)
     base = exact_base(own, part, machine, seed)
     evidence, notes = base.evidence, base.notes
-    assert wish.shrink is not None
-    actions = plan_pruning(evidence, PruneOptions(wish.shrink))
+    assert options.shrink is not None
+    actions = plan_pruning(evidence, PruneOptions(options.shrink))
     if not actions:
         raise InputProblem(
-            "no channel group can be narrowed by this much", "--shrink", f"got {wish.shrink}", "try a larger share"
+            "no channel group can be narrowed by this much", "`shrink`", f"got {options.shrink}", "try a larger share"
         )
     plan = base.plan.then("prune", [*actions, {"refit": "least-squares"}])
     done = take_step(plan.steps[-1], evidence)
@@ -167,17 +170,9 @@ def _begin(
     )
 
 
-def _choose(
-    begin: _Start,
-    made: DistillationOutcome,
-    judge: Scorer,
-    first: Score,
-    output: str | Path | None,
-    plan_file: str | Path | None,
-    data: Dataset,
-) -> DistillResult:
-    """The new weights where the selection samples like them at least as well, else the student as it was."""
-    second = judge.score(to_bytes(made.model))
+def _choose(begin: _Start, made: DistillationOutcome, scorer: Scorer, first: Score) -> DistillResult:
+    """The new weights where they are at least as good on the selection samples, else the student as it was."""
+    second = scorer.score(to_bytes(made.model))
     better = math.isfinite(second.nmse) and (second.drop, second.nmse) <= (first.drop, first.nmse)
     notes = begin.notes + made.notes
     model, plan, score = begin.model, begin.plan, first
@@ -192,9 +187,7 @@ def _choose(
     history = made.history
     if history is not None and history.overfitted:
         notes.append(f"it began to overfit: the weights of step {history.best_step} are kept")
-    result = DistillResult(
+    return DistillResult(
         "distill", model, plan, model_size(begin.original), model_size(model), notes, start=first, score=score,
         improved=better, curve=history.curve if history else [], settings=made.settings, best=history.best_step if history else 0,
     )  # fmt: skip
-    write_checked(begin.original, result, data, output, plan_file)
-    return result

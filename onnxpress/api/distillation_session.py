@@ -24,10 +24,10 @@ from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import CLOSED, Source, closed_form, fitted, training
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.run_record import RunRecord
+from onnxpress.progress import Progress, no_progress
 from onnxpress.train.distillation.feature_matching import FeaturePair, KeptChannels, match_by_name, match_features
 from onnxpress.train.distillation.teacher_batches import TeacherCache
 from onnxpress.train.optional_torch import require_torch
-from onnxpress.train.progress import Progress
 from onnxpress.train.settings import TrainingSettings, settings_from_dict
 
 if TYPE_CHECKING:
@@ -46,27 +46,38 @@ _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
 
 
 @dataclass(frozen=True)
-class DistillSettings:
-    """What a user asks for.  settings: of the training; steps 0: as many as fit in `seconds`.
+class DistillationOptions:
+    """How a student is distilled.
 
-    augment: auto, none, or names; match: (teacher value, student value); shrink: share of the channels to remove from
-    the teacher to make the student; closed_form: no training, layers refitted one by one.
+    settings:    of the training.
+    steps:       of training; 0: as many as fit in the time budget.
+    time_budget: seconds of training.
+    augment:     "auto", "none", or names of augmentations, separated by commas.
+    match:       pairs of values (teacher, student) whose features are compared; empty: found by name and correlation.
+    shrink:      share of the channels to remove from the teacher to make the student.
+    closed_form: refit the layers by least squares, without training.
+    run:         folder of checkpoints and of the record (default: beside the output).
+    resume:      go on from the checkpoint of an interrupted run in that folder.
     """
 
     settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(threads=available_cores()))
     steps: int = 0
-    seconds: float = SECONDS
+    time_budget: float = SECONDS
     augment: str = "auto"
     match: tuple[tuple[str, str], ...] = ()
     shrink: float | None = None
     closed_form: bool = False
+    run: str | Path | None = None
+    resume: bool = False
 
     def check(self) -> None:
         """Raises InputProblem; and EnvironmentProblem where training is asked for and torch is missing."""
         if self.steps < 0:
-            raise InputProblem("the number of steps is negative", "--steps", f"got {self.steps}", "try 1000")
-        if self.seconds <= 0:
-            raise InputProblem("the time budget is nothing", "--time-budget", f"got {self.seconds:g} s", "try 10m")
+            raise InputProblem("the number of steps is negative", "`steps`", f"got {self.steps}", "try 1000")
+        if self.time_budget <= 0:
+            raise InputProblem(
+                "the time budget is nothing", "`time_budget`", f"got {self.time_budget:g} s", "try 10 minutes"
+            )
         self.settings.check()
         if self.shrink is not None:
             PruneOptions(self.shrink).checked()
@@ -94,10 +105,10 @@ class TeacherStudentPair:
     kept: KeptChannels | None = None
     cache: TeacherCache | None = None
 
-    def matched(self, wish: DistillSettings) -> list[FeaturePair]:
+    def matched(self, options: DistillationOptions) -> list[FeaturePair]:
         """Inner values that are compared: as wished, or found."""
-        if wish.match:
-            return match_by_name(wish.match, self.student, self.teacher)
+        if options.match:
+            return match_by_name(options.match, self.student, self.teacher)
         return match_features(self.student, self.teacher, self.kept)
 
 
@@ -112,47 +123,51 @@ class DistillationOutcome:
     settings: TrainingSettings | None = None
 
 
-def refit_closed_form(couple: TeacherStudentPair, wish: DistillSettings) -> DistillationOutcome:
+def refit_closed_form(pair: TeacherStudentPair, options: DistillationOptions) -> DistillationOutcome:
     """In closed form: every layer with a twin by least squares, on a part of the samples."""
-    action: Action = {"mode": CLOSED, "teacher": couple.source.plain(), "samples": _CLOSED_SAMPLES}
-    part = couple.student.samples().take(_CLOSED_SAMPLES)
+    action: Action = {"mode": CLOSED, "teacher": pair.source.plain(), "samples": _CLOSED_SAMPLES}
+    part = pair.student.samples().take(_CLOSED_SAMPLES)
     given = None
-    if wish.match:
-        given = match_by_name(wish.match, couple.student, couple.teacher)
+    if options.match:
+        given = match_by_name(options.match, pair.student, pair.teacher)
         action["pairs"] = [p.as_dict() for p in given]
-    few = [evidence_for(e.model, part, e.machine, e.seed) for e in (couple.student, couple.teacher)]
+    few = [evidence_for(e.model, part, e.machine, e.seed) for e in (pair.student, pair.teacher)]
     model, fits = closed_form(few[0], few[1], given)
     return DistillationOutcome(model, [action], [fitted(fits)])
 
 
 def run_distillation(
-    couple: TeacherStudentPair,
-    wish: DistillSettings,
-    judge: Scorer,
+    pair: TeacherStudentPair,
+    options: DistillationOptions,
+    scorer: Scorer,
     start: float = math.inf,
     folder: Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> DistillationOutcome:
-    """By training.  start: the student's drop before; folder: of checkpoints and the record of the run (None: neither),
-    which `resume` goes on from."""
+    """Train a student.
+
+    start: the student's drop before. folder: of checkpoints and the record of the run (None: neither), from which
+    `options.resume` goes on.
+    """
     from onnxpress.train.distillation.runner import Distillation, RunOptions
 
-    say = progress or (lambda stage, share: None)
-    matched = couple.matched(wish)
-    notes = _pair_notes(matched, wish)
-    settings = _stored(folder) if resume else None
+    matched = pair.matched(options)
+    notes = _pair_notes(matched, options)
+    settings = _stored(folder) if options.resume else None
     job = Distillation(
-        couple.student, couple.teacher, couple.student.samples(), settings or wish.settings, matched, couple.cache
+        pair.student, pair.teacher, pair.student.samples(), settings or options.settings, matched, pair.cache
     )
     if settings is None:
-        job.settings = _settled(job, wish, judge, say)
+        job.settings = _final_settings(job, options, scorer, progress)
         notes.append(f"loss {job.settings.loss}, inner values {job.settings.features}, rate {job.settings.lr:g}")
     watch = RunOptions(
-        _look(judge, job.settings.loss == "none"), _teller(say, judge), resume=resume, initial_drop=start
+        _evaluation(scorer, job.settings.loss == "none"),
+        _progress_of(progress, scorer),
+        resume=options.resume,
+        initial_drop=start,
     )
-    model, history = job.run(watch) if folder is None else _recorded(job, watch, couple.source, folder)
-    action = training(job.settings, couple.source, matched, history.best_step)
+    model, history = job.run(watch) if folder is None else _recorded(job, watch, pair.source, folder)
+    action = training(job.settings, pair.source, matched, history.best_step)
     return DistillationOutcome(model, [action], notes, history, job.settings)
 
 
@@ -184,53 +199,59 @@ def _stored(folder: Path | None) -> TrainingSettings:
     """The settings of the run that is resumed."""
     path = None if folder is None else folder / _SETTINGS
     if path is None or not path.is_file():
-        raise InputProblem("there is no run to resume", path or "", "", "run without --resume")
+        raise InputProblem("there is no run to resume", path or "", "", "run without `resume`")
     try:
         body: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputProblem("the run's settings cannot be read", path, str(error), "run without --resume") from error
+        raise InputProblem("the run's settings cannot be read", path, str(error), "run without `resume`") from error
     return settings_from_dict(body)
 
 
-def _settled(job: Distillation, wish: DistillSettings, judge: Scorer, say: Progress) -> TrainingSettings:
+def _final_settings(
+    job: Distillation, options: DistillationOptions, scorer: Scorer, progress: Progress
+) -> TrainingSettings:
     """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
     time of a step."""
     from onnxpress.train.augment import GENTLE
     from onnxpress.train.distillation import loss_selection
     from onnxpress.train.distillation.runner import select_augmentations
 
-    batch = min(wish.settings.batch, len(job.data))
-    settings = replace(wish.settings, batch=batch)
+    batch = min(options.settings.batch, len(job.data))
+    settings = replace(options.settings, batch=batch)
     if settings.mode == "end-to-end":
-        settings = replace(settings, augment=select_augmentations(wish.augment, job.data, job))
+        settings = replace(settings, augment=select_augmentations(options.augment, job.data, job))
     job.settings = settings
     began = time.monotonic()
-    if wish.steps and settings.lr and "auto" not in (settings.loss, settings.features):
-        return replace(settings, steps=wish.steps)
-    while not wish.steps and settings.batch >= 2 * _SMALLEST and (fit := job.steps_within(wish.seconds)) < _ENOUGH:
+    if options.steps and settings.lr and "auto" not in (settings.loss, settings.features):
+        return replace(settings, steps=options.steps)
+    while (
+        not options.steps
+        and settings.batch >= 2 * _SMALLEST
+        and (fit := job.steps_within(options.time_budget)) < _ENOUGH
+    ):
         least = math.ceil(
             math.log2(_ENOUGH / fit)
         )  # half a batch takes half of the time or more: so many halvings are needed
         job.settings = settings = replace(settings, batch=max(_SMALLEST, settings.batch // 2**least))
-    steps = wish.steps or job.steps_within(wish.seconds)
-    if settings.from_scratch and wish.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
+    steps = options.steps or job.steps_within(options.time_budget)
+    if settings.from_scratch and options.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
         gentle = tuple(n for n in settings.augment if n in GENTLE)
         job.settings = settings = replace(settings, augment=gentle)
     if not settings.lr:
-        rate = job.find_learning_rate(steps, _TRIALS, say)
+        rate = job.find_learning_rate(steps, _TRIALS, progress)
         job.settings = settings = replace(settings, lr=rate)
     if settings.mode == "end-to-end":
 
-        def harm(model: ir.Model) -> float:
-            return judge.score(to_bytes(model)).nmse
+        def drop(model: ir.Model) -> float:
+            return scorer.score(to_bytes(model)).nmse
 
-        job.settings = settings = loss_selection.select_loss(job, steps, harm, say)
-    left = max(wish.seconds - (time.monotonic() - began), 0.2 * wish.seconds)
-    return replace(settings, steps=wish.steps or job.steps_within(left))
+        job.settings = settings = loss_selection.select_loss(job, steps, drop, progress)
+    left = max(options.time_budget - (time.monotonic() - began), 0.2 * options.time_budget)
+    return replace(settings, steps=options.steps or job.steps_within(left))
 
 
-def _pair_notes(matched: Sequence[FeaturePair], wish: DistillSettings) -> list[str]:
-    if wish.settings.features == "none" and wish.settings.mode == "end-to-end":
+def _pair_notes(matched: Sequence[FeaturePair], options: DistillationOptions) -> list[str]:
+    if options.settings.features == "none" and options.settings.mode == "end-to-end":
         return []
     narrow = sum(p.kept is not None for p in matched)
     learned = sum(p.project for p in matched)
@@ -239,20 +260,20 @@ def _pair_notes(matched: Sequence[FeaturePair], wish: DistillSettings) -> list[s
     return [f"{len(matched)} inner values matched ({narrow} by their channels, {learned} through a learned projection)"]
 
 
-def _look(judge: Scorer, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
+def _evaluation(scorer: Scorer, labels_alone: bool) -> Callable[[ir.Model], tuple[float, float, float, float]]:
     """(drop, nmse, value, one standard error of the drop); with labels alone closeness to the teacher is no aim."""
 
-    def look(model: ir.Model) -> tuple[float, float, float, float]:
-        score = judge.score(to_bytes(model))
+    def evaluate(model: ir.Model) -> tuple[float, float, float, float]:
+        score = scorer.score(to_bytes(model))
         doubt = 0.0 if labels_alone else (score.high - score.low) / 4
         return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value, doubt
 
-    return look
+    return evaluate
 
 
-def _teller(say: Progress, judge: Scorer) -> Callable[[int, int, float, CurvePoint | None], None]:
-    def tell(step: int, steps: int, loss: float, point: CurvePoint | None) -> None:
-        metric = "" if point is None else f", {judge.metric} {point.value:.4f}"
-        say(f"loss {loss:.4f}{metric}", step / steps)
+def _progress_of(progress: Progress, scorer: Scorer) -> Callable[[int, int, float, CurvePoint | None], None]:
+    def report_step(step: int, steps: int, loss: float, point: CurvePoint | None) -> None:
+        metric = "" if point is None else f", {scorer.metric} {point.value:.4f}"
+        progress(f"loss {loss:.4f}{metric}", step / steps)
 
-    return tell
+    return report_step

@@ -36,7 +36,8 @@ from onnxpress.passes.weights.codebook import Codebook
 from onnxpress.passes.weights.low_bit import LEVELS
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan import result_contract
-from onnxpress.result import Progress, Result, silent, size_text
+from onnxpress.progress import Progress, no_progress
+from onnxpress.result import Result, size_text
 
 _STRETCH = 4 * 2**20  # numbers at a time
 _PAGE = 4096  # where onnxruntime likes a tensor of external data to begin
@@ -64,7 +65,7 @@ def stream_weights(
     path: str | Path,
     output: str | Path,
     options: WeightsOptions | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> StreamResult:
     """Round the weights of a file of any size without samples, one weight in memory at a time.
 

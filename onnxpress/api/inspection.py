@@ -24,7 +24,8 @@ from onnxpress.model.source import ModelSource, open_model, path_of, source_name
 from onnxpress.passes.core.contract import AnyPass, Proposal, Refusal
 from onnxpress.passes.registry import all_passes, package_of
 from onnxpress.plan.exact_base import exact_base
-from onnxpress.result import Progress, Result, silent, size_text
+from onnxpress.progress import Progress, no_progress
+from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import trace
 
@@ -108,7 +109,7 @@ def inspect(
     data: DataSource | None = None,
     *,
     time_budget: float = 60.0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Inspection:
     """Facts of a model, and what every pass proposes.
 

@@ -26,7 +26,6 @@ METRICS = (
     "map",
 )  # here, since --help must be fast
 _NUMBERS = [("max abs", "right"), ("SQNR dB", "right"), ("cosine", "right")]
-_WALKED = 32  # samples whose inner values are compared
 _NAME = 32  # characters of a value's name that fit
 
 
@@ -78,8 +77,7 @@ def command(
     from onnxpress.cli.output import compare_files, console
     from onnxpress.cli.output.junit import junit as as_junit
     from onnxpress.evaluate.compare import compare
-    from onnxpress.evaluate.tensor_differences import intermediate_differences
-    from onnxpress.model.files import check_target, load, write_atomic
+    from onnxpress.model.files import check_target, write_atomic
     from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
@@ -87,17 +85,16 @@ def command(
         if target is not None:
             check_target(target, original, other)
     samples = need_data(source, original, quiet)
-    found = compare(original, other, samples, metric=metric, decode=decode, worst=worst)
-    inner = intermediate_differences(load(original), load(other), samples.take(_WALKED)) if layers else []
+    found = compare(original, other, samples, metric=metric, decode=decode, worst=worst, layers=layers)
     if junit is not None:
         cases = compare_files.cases(found, other.name, max_drop)
         write_atomic(junit, as_junit("onnxpress compare", cases, this_machine().text(), 0.0))
     if markdown is not None:
         write_atomic(markdown, compare_files.markdown(found, original.name, other.name, max_drop).encode())
     if as_json:
-        console.emit_json(document("compare", **found.__dict__, layers=inner))
+        console.emit_json(document("compare", **found.to_dict()))
     else:
-        _show(found, inner)
+        _show(found, found.layers)
     return EXIT_UNMET if max_drop is not None and max(found.drops.values()) > max_drop else 0
 
 
@@ -106,9 +103,9 @@ def _show(found: CompareResult, inner: list[TensorDifference]) -> None:
 
     if inner:
         console.table(
-            [("value", "left"), ("made by", "left"), *_NUMBERS], [[_short(d.name), d.op, *_told(d)] for d in inner]
+            [("value", "left"), ("made by", "left"), *_NUMBERS], [[_short(d.name), d.op, *_sqnr_row(d)] for d in inner]
         )
-    console.table([("output", "left"), *_NUMBERS], [[d.name, *_told(d)] for d in found.outputs])
+    console.table([("output", "left"), *_NUMBERS], [[d.name, *_sqnr_row(d)] for d in found.outputs])
     if found.worst:
         columns = [
             ("worst samples", "left"),
@@ -125,7 +122,7 @@ def _show(found: CompareResult, inner: list[TensorDifference]) -> None:
         console.out(f"same answer on {found.score.agreement:.2%} of the samples")
 
 
-def _told(d: TensorDifference) -> list[str]:
+def _sqnr_row(d: TensorDifference) -> list[str]:
     return [f"{d.max_abs:.3g}", f"{d.sqnr_db:.1f}", f"{d.cosine:.6f}"]
 
 

@@ -26,7 +26,6 @@ def command(output: str, max_drop: float, time_budget: float, as_json: bool, qui
     from onnxpress.data.shipped import calibration_folder
     from onnxpress.model.files import check_target
     from onnxpress.search.optimize import optimize
-    from onnxpress.search.request import OptimizeOptions
 
     folder = calibration_folder() / "digits"
     model = folder / "digits.onnx"
@@ -39,7 +38,7 @@ def command(output: str, max_drop: float, time_budget: float, as_json: bool, qui
     train = DataChoice(str(folder / "train.npz"))
     splits = splits_of(model, train, str(folder / "select.npz"), str(folder / "validate.npz"), quiet=True)
     with progress(quiet or as_json) as report:
-        outcome = optimize(model, splits, OptimizeOptions(max_drop, "latency", time_budget), output, None, report)
+        outcome = optimize(model, splits, max_drop=max_drop, time_budget=time_budget, output=output, progress=report)
     show(outcome, output, as_json)
     return 0 if outcome.met else EXIT_UNMET
 

@@ -15,8 +15,8 @@ from onnxpress.cli.options import (
     need_data,
     output_option,
     plan_option,
+    print_notes,
     quiet_option,
-    tell,
 )
 from onnxpress.errors import EXIT_UNMET, InputProblem
 
@@ -131,7 +131,7 @@ def command(
     Without STUDENT, --shrink 0.5 makes one with half of the teacher's channels.
     """
     from onnxpress.api.distill import distill
-    from onnxpress.api.distillation_session import DistillSettings, available_cores
+    from onnxpress.api.distillation_session import DistillationOptions, available_cores
     from onnxpress.cli.output import console
     from onnxpress.model.files import check_target
     from onnxpress.train.distillation.feature_matching import parse_match
@@ -143,7 +143,9 @@ def command(
         features_weight=features_weight, seed=seed, threads=threads or available_cores(),
     )  # fmt: skip
     seconds = time_budget if minutes is None else 60 * minutes
-    wish = DistillSettings(settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form)
+    wish = DistillationOptions(
+        settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form, resume=resume
+    )
     wish.check()
     check_target(output, teacher, *([student] if student is not None else []))
     if student is None and shrink is None:
@@ -154,7 +156,7 @@ def command(
     with console.progress(quiet or as_json) as bar:
         done = distill(
             student, teacher, data, wish,
-            select=chosen, output=output, plan_file=plan, resume=resume, progress=bar,
+            select=chosen, output=output, plan=plan, progress=bar,
         )  # fmt: skip
     _show(done, output, as_json, quiet)
     return EXIT_UNMET if strict and not done.improved else 0
@@ -183,7 +185,7 @@ def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
             )
         )
         return
-    tell(done.notes, quiet)
+    print_notes(done.notes, quiet)
     assert done.start is not None and done.score is not None
     if done.curve:
         gap = -(-len(done.curve) // _ROWS)

@@ -197,7 +197,7 @@ def inside_command(
     time_budget: float,
     train_budget: float,
     seed: int,
-    run_folder: str | None,
+    run: str | None,
     strict: bool,
     as_json: bool,
     quiet: bool,
@@ -218,13 +218,13 @@ def inside_command(
         seed=seed,
         train_budget=train_budget,
         speedup=speedup,
-        latency=latency_ms / 1e3,
+        latency_ms=latency_ms,
     )
     request.check()
     splits = splits_of(model, source, select, validate, quiet)
     with progress(quiet or as_json) as report:
-        outcome = in_model_search(model, splits, request, output, run_folder, report)
-    folder = Path(run_folder or Path(output).with_suffix(".run"))
+        outcome = in_model_search(model, splits, request, output, run, report)
+    folder = Path(run or Path(output).with_suffix(".run"))
     write_front(outcome, folder)
     write_report(
         folder,

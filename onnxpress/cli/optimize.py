@@ -66,7 +66,7 @@ def command(
     train_budget: float,
     threads: int,
     seed: int,
-    run_folder: str | None,
+    run: str | None,
     strict: bool,
     as_json: bool,
     quiet: bool,
@@ -84,9 +84,9 @@ def command(
 
     check_target(output, model)
     splits = splits_of(model, source, select_source, validate_source, quiet)
-    request = OptimizeOptions(max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms / 1e3)
-    with progress(quiet or as_json) as report:
-        outcome = optimize(model, splits, request, output, run_folder, report)
+    options = OptimizeOptions(max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms)
+    with progress(quiet or as_json) as bar:
+        outcome = optimize(model, splits, options, output=output, run=run, progress=bar)
     return ended(outcome, output, as_json, strict)
 
 
@@ -126,17 +126,12 @@ def _rows(outcome: OptimizeResult) -> list[list[str]]:
 
     final = {r.name: r for r in outcome.final.ratios} if outcome.final else {}
     rows = [["original", "1.000x", "", console.size(outcome.original_size), "", ""]]
-    front = pareto(
-        {
-            c.name: (-(final[c.name].speedup if c.name in final else c.quick or 0.0), c.score.drop, c.size)
-            for c in outcome.candidates
-        }
-    )
+    front = outcome.front
     for c in outcome.candidates:
-        ratio = final.get(c.name)
+        ratio = final.get(c.id)
         speed = f"{ratio.speedup:.3f}x" if ratio else f"~{c.quick:.2f}x" if c.quick else "?"
-        fate = "chosen" if c.name == outcome.chosen else "failed" if c.name in outcome.rejected else ""
-        marks = ("* " if c.name in front else "  ") + fate
+        fate = "chosen" if c.id == outcome.chosen_id else "failed" if c.id in outcome.rejected else ""
+        marks = ("* " if c.id in front else "  ") + fate
         rows.append(
             [
                 c.name,
@@ -148,18 +143,6 @@ def _rows(outcome: OptimizeResult) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def pareto(points: dict[str, tuple[float, ...]]) -> set[str]:
-    """Names of the points that no other point is at least as good as in everything (smaller is better)."""
-
-    def dominated(a: str) -> bool:
-        return any(
-            b != a and all(y <= x for x, y in zip(points[a], points[b], strict=True)) and points[b] != points[a]
-            for b in points
-        )
-
-    return {name for name in points if not dominated(name)}
 
 
 def _verdict(outcome: OptimizeResult, output: str) -> str:
@@ -179,7 +162,7 @@ def _verdict(outcome: OptimizeResult, output: str) -> str:
         if outcome.looks > 1:
             lines.append(
                 f"  the validation samples were looked at {outcome.looks} times: "
-                + "; ".join(f"{n} failed" for n in outcome.rejected)
+                + "; ".join(f"{c.name} failed" for c in outcome.candidates if c.id in outcome.rejected)
             )
     else:
         lines.append(f"{output}: the original, unchanged; nothing held the contract")

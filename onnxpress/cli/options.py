@@ -74,7 +74,7 @@ def run_options(function: F) -> F:
     """Where a run is kept, and how it ends."""
     for option in reversed((
         click.option("--seed", default=0, show_default=True, help="Random seed."),
-        click.option("--run", "run_folder", metavar="FOLDER", help="Folder of the run record; default: the output with the suffix .run."),
+        click.option("--run", metavar="FOLDER", help="Folder of the run record; default: the output with the suffix .run."),
         click.option("--strict", is_flag=True, help="Exit 1 if the goal is not met."),
     )):  # fmt: skip
         function = option(function)
@@ -178,7 +178,7 @@ def splits_of(
     return main.split(SPLITS[0])
 
 
-def tell(notes: list[str], quiet: bool) -> None:
+def print_notes(notes: list[str], quiet: bool) -> None:
     from onnxpress.cli.output.console import note
 
     if not quiet:

@@ -17,8 +17,8 @@ from onnxpress.cli.options import (
     open_data,
     output_option,
     plan_option,
+    print_notes,
     quiet_option,
-    tell,
 )
 from onnxpress.cli.output import console
 
@@ -122,7 +122,7 @@ def show(name: str, result: PassResult, output: str, as_json: bool, quiet: bool)
     if as_json:
         console.emit_json(document(name, output=output, parameters=result.parameters, **result.to_dict()))
         return
-    tell(result.notes, quiet)
+    print_notes(result.notes, quiet)
     _left_alone(result.refused, quiet)
     console.out(f"{output}: {_sizes(result)}, {result.parameters:,} parameters")
     if name == "quantize" and result.details is not None and result.details.layers:
@@ -157,6 +157,6 @@ def _stream(name: str, model: Path, output: str, options: Any, plan: str | None,
     if as_json:
         console.emit_json(document(name, output=output, **done.to_dict()))
         return
-    tell(done.notes, quiet)
+    print_notes(done.notes, quiet)
     _left_alone(done.refused, quiet)
     console.out(f"{output}: {_sizes(done)}")

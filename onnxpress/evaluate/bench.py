@@ -6,20 +6,22 @@ own, measured for the whole time, and the fields of the BenchResult itself are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.data.any_data import DataSource, as_dataset
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import batch_layout
 from onnxpress.data.synthetic import sample_shapes, synthetic
 from onnxpress.errors import InputProblem
-from onnxpress.model.files import load, to_bytes
+from onnxpress.model.files import to_bytes
 from onnxpress.model.index_bounds import index_bounds
 from onnxpress.model.signature import Signature, signature
+from onnxpress.model.source import ModelSource, open_model, path_of
+from onnxpress.result import Result
 from onnxpress.runtime.builtin_models import measured_peak, reference_feeds, reference_model
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.machine import pinned, this_machine
@@ -28,7 +30,6 @@ from onnxpress.runtime.session import SessionSettings
 from onnxpress.runtime.subprocess_metrics import ColdStart, PeakMemory, cold_starts, peak_memory
 from onnxpress.runtime.throughput import Throughput, throughput
 
-ModelLike = str | Path | ir.Model
 SELF_CHECK_SUFFIX = " (again)"  # the name of a model's second session in a self-check
 REFERENCE_NAME = "the built-in reference"
 REBUILDS = 6  # of sessions: enough for the variance between them to count in the interval
@@ -100,20 +101,27 @@ class BenchPoint(LatencyComparison):
     throughput_ratios: tuple[Ratio, ...] = ()
 
 
-@dataclass(frozen=True)
-class BenchResult(BenchPoint):
+@dataclass(frozen=True, repr=False)
+class BenchResult(Result, BenchPoint):
     """The first point, and all points where there are several."""
 
     points: tuple[BenchPoint, ...] = ()
 
     @property
     def all_points(self) -> tuple[BenchPoint, ...]:
+        """All points; the first one alone where there is no sweep."""
         return self.points or (self,)
+
+    def facts(self) -> list[tuple[str, str]]:
+        rows = [(t.name, f"{1e3 * t.median:.4g} ms (median)") for t in self.timings]
+        return rows + [
+            (r.name, f"{r.speedup:.3f}x the speed of {r.baseline} [{r.low:.3f}, {r.high:.3f}]") for r in self.ratios
+        ]
 
 
 def bench(
-    models: Mapping[str, ModelLike],
-    data: Dataset | None = None,
+    *models: ModelSource | Mapping[str, ModelSource],
+    data: DataSource | None = None,
     effort: Effort | None = None,
     progress: Callable[[float], None] | None = None,
     options: BenchOptions | None = None,
@@ -121,8 +129,8 @@ def bench(
 ) -> BenchResult:
     """Latency of one model, or of several against the first, on the same inputs in one interleaved run.
 
-    models:     by name, files or models
-    data:       samples; None: synthetic inputs
+    models:     paths, bytes or models; or one mapping from names to them
+    data:       samples (a path, arrays by input name, an iterable or a Dataset); None: synthetic inputs
     effort:     default: Effort(rebuilds=REBUILDS)
     progress:   called with the completed fraction
     options:    what to measure besides the latency
@@ -136,13 +144,16 @@ def bench(
         conditions or BenchConditions(),
     )
     conditions.check()
-    if not models or effort.seconds <= 0 or effort.precision <= 0:
+    named = _named(models)
+    if not named or effort.seconds <= 0 or effort.precision <= 0:
         raise InputProblem("nothing to measure", "", "there must be a model, a time above 0 and a precision above 0")
     with pinned(conditions.pin):
-        opened = {name: m if isinstance(m, ir.Model) else load(m) for name, m in models.items()}
-        sources = {name: to_bytes(m) if isinstance(m, ir.Model) else str(m) for name, m in models.items()}
+        opened = {name: open_model(m, "models") for name, m in named.items()}
+        paths = {name: path_of(m) for name, m in named.items()}
+        sources = {name: to_bytes(m) if paths[name] is None else str(paths[name]) for name, m in opened.items()}
         first = _same_inputs(opened)
-        feeds_by_batch = _feeds(opened, first, data, conditions)
+        samples = None if data is None else as_dataset(data, next(iter(opened.values())))
+        feeds_by_batch = _feeds(opened, first, samples, conditions)
         points: list[BenchPoint] = []
         parts = len(feeds_by_batch) * len(conditions.threads or (1,))
         for threads in conditions.threads or (effort.threads,):
@@ -154,6 +165,19 @@ def bench(
                 )
     own = {f.name: getattr(points[0], f.name) for f in fields(BenchPoint)}
     return BenchResult(**own, points=tuple(points) if len(points) > 1 else ())
+
+
+def _named(models: Sequence[ModelSource | Mapping[str, ModelSource]]) -> dict[str, ModelSource]:
+    """Models by name: those of a mapping, or the names of their files, numbered where two are alike."""
+    found: dict[str, ModelSource] = {}
+    for number, model in enumerate(models, 1):
+        if isinstance(model, Mapping):
+            found.update(model)
+            continue
+        path = path_of(model)
+        name = path.name if path is not None else f"model {number}"
+        found[name if name not in found else f"{name} ({number})"] = model
+    return found
 
 
 def _part_progress(progress: Callable[[float], None] | None, done: int, parts: int) -> Callable[[float], None] | None:

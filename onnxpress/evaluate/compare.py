@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.data.dataset import Batch, Dataset
+from onnxpress.data.any_data import DataSource, as_dataset
+from onnxpress.data.dataset import Batch
 from onnxpress.data.readers import user_function
 from onnxpress.errors import InputProblem
-from onnxpress.evaluate.tensor_differences import TensorDifference, tensor_differences
+from onnxpress.evaluate.tensor_differences import TensorDifference, intermediate_differences, tensor_differences
 from onnxpress.measure.metrics import Metric, Outputs, make_metric
 from onnxpress.measure.score import MetricResult, Score, Scorer, output_error
-from onnxpress.model.files import load
 from onnxpress.model.signature import signature
+from onnxpress.model.source import ModelSource, open_model, source_name
+from onnxpress.result import Result
 
-ModelLike = str | Path | ir.Model
+_LAYER_SAMPLES = 64  # for the differences of intermediate values
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,25 @@ class SampleScore:
     label: float | None = None
 
 
-@dataclass(frozen=True)
-class CompareResult:
+@dataclass(frozen=True, repr=False)
+class CompareResult(Result):
     """The result of `compare`.
 
     score:   the score by which `optimize` accepts a candidate
     outputs: differences of each output
     metrics: results of the requested metrics
     worst:   the samples with the worst results, worst first
+    layers:  differences of intermediate values, in the order of the graph
     """
 
     score: Score
     outputs: list[TensorDifference]
     metrics: list[MetricResult] = field(default_factory=list)
     worst: list[SampleScore] = field(default_factory=list)
+    layers: list[TensorDifference] = field(default_factory=list)
+
+    def facts(self) -> list[tuple[str, str]]:
+        return [(m.metric, m.text()) for m in self.measured]
 
     @property
     def measured(self) -> Sequence[MetricResult]:
@@ -66,13 +72,14 @@ class CompareResult:
 
 
 def compare(
-    original: ModelLike,
-    other: ModelLike,
-    data: Dataset,
+    original: ModelSource,
+    other: ModelSource,
+    data: DataSource,
     *,
     metric: Sequence[str | Callable[[Outputs, Any], Any]] = (),
     decode: str | Callable[[Outputs], Any] | None = None,
     worst: int = 0,
+    layers: bool = False,
 ) -> CompareResult:
     """Compare a model with the original on samples.
 
@@ -81,27 +88,34 @@ def compare(
     decode: for the metric "map": function, or "module:function", (outputs of one sample by name) -> rows (x1, y1, x2,
             y2, score, class)
     worst:  number of samples to report
+    layers: also compare intermediate values that both models have
 
     Raises InputProblem where the models differ in inputs or outputs, or where a metric does not fit the outputs or
     labels.
     """
-    first, second = (m if isinstance(m, ir.Model) else load(m) for m in (original, other))
+    first, second = open_model(original, "original"), open_model(other, "other")
     if [s.name for s in signature(first).inputs] != [s.name for s in signature(second).inputs]:
-        raise InputProblem("the models have different inputs", str(other), "", "compare models with the same inputs")
+        raise InputProblem(
+            "the models have different inputs", source_name(other), "", "compare models with the same inputs"
+        )
     if [s.name for s in signature(first).outputs] != [s.name for s in signature(second).outputs]:
-        raise InputProblem("the models have different outputs", str(other), "", "compare models with the same outputs")
-    scorer = Scorer(first, data)
+        raise InputProblem(
+            "the models have different outputs", source_name(other), "", "compare models with the same outputs"
+        )
+    samples = as_dataset(data, first)
+    scorer = Scorer(first, samples)
     class_output = scorer.output_names[scorer.class_output] if scorer.class_output is not None else None
-    by_label = bool(data.labelled) and all(x is not None for x in data.labels)
+    by_label = bool(samples.labelled) and all(x is not None for x in samples.labels)
     decoder = user_function.load_function(decode, "cannot use `decode`") if isinstance(decode, str) else decode
     metrics = [_metric(m, class_output, by_label, decoder) for m in metric]
     score = scorer.score(second)
-    samples = _score_samples(scorer, second, class_output, metrics) if metrics or worst else []
+    scores = _score_samples(scorer, second, class_output, metrics) if metrics or worst else []
     return CompareResult(
         score,
-        tensor_differences(first, second, scorer.output_names, data),
+        tensor_differences(first, second, scorer.output_names, samples),
         [m.result() for m in metrics],
-        sorted(samples, key=lambda s: (not _regressed(s), s.before == s.after, -s.error))[:worst],
+        sorted(scores, key=lambda s: (not _regressed(s), s.before == s.after, -s.error))[:worst],
+        intermediate_differences(first, second, samples.take(_LAYER_SAMPLES)) if layers else [],
     )
 
 

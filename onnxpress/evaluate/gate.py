@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.evaluate.baseline import (
@@ -20,9 +18,10 @@ from onnxpress.evaluate.baseline import (
     read_baseline,
     write_baseline,
 )
-from onnxpress.evaluate.bench import REBUILDS, BenchConditions, BenchOptions, BenchResult, ModelLike, bench
+from onnxpress.evaluate.bench import REBUILDS, BenchConditions, BenchOptions, BenchResult, bench
 from onnxpress.evaluate.slowdown import BY_REFERENCE, INTERLEAVED, SlowdownDecision, decide_slowdown
 from onnxpress.model.files import check_target
+from onnxpress.model.source import ModelSource, path_of
 from onnxpress.runtime.latency import Effort, Ratio
 
 
@@ -41,7 +40,7 @@ class GateOptions:
     force: bool = False
     save_baseline: Path | None = None
 
-    def check(self, models: Mapping[str, ModelLike], conditions: BenchConditions) -> None:
+    def check(self, models: Mapping[str, ModelSource], conditions: BenchConditions) -> None:
         """Raises InputProblem where options contradict each other or the models."""
         baseline_file = self.baseline or self.save_baseline
         if self.baseline and self.save_baseline:
@@ -71,7 +70,7 @@ class GateOptions:
                 "give the old model first, or give `baseline`",
             )
         if self.save_baseline:
-            check_target(self.save_baseline, *(m for m in models.values() if not isinstance(m, ir.Model)))
+            check_target(self.save_baseline, *(p for m in models.values() if (p := path_of(m)) is not None))
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class GateResult:
 
 
 def run_gate(
-    models: Mapping[str, ModelLike],
+    models: Mapping[str, ModelSource],
     data: Dataset | None = None,
     effort: Effort | None = None,
     progress: Callable[[float], None] | None = None,
@@ -119,7 +118,7 @@ def run_gate(
         return _run_against_baseline(kept, models, data, effort, progress, options, conditions, gate)
     if gate.save_baseline:
         options = replace(options, reference=True)
-    found = bench(models, data, effort, progress, options, conditions)
+    found = bench(models, data=data, effort=effort, progress=progress, options=options, conditions=conditions)
     if gate.save_baseline:
         _save_baseline(found, models, known, gate.save_baseline)
     ratios = [r for point in found.all_points for r in point.ratios]
@@ -128,7 +127,7 @@ def run_gate(
 
 def _run_against_baseline(
     kept: Baseline,
-    models: Mapping[str, ModelLike],
+    models: Mapping[str, ModelSource],
     data: Dataset | None,
     effort: Effort,
     progress: Callable[[float], None] | None,
@@ -138,9 +137,19 @@ def _run_against_baseline(
 ) -> GateResult:
     old = kept.same_file()
     if old is not None:
-        found = bench({kept.name: old, **models}, data, effort, progress, options, conditions)
+        found = bench(
+            {kept.name: old, **models},
+            data=data, effort=effort, progress=progress, options=options, conditions=conditions,
+        )  # fmt: skip
         return GateResult(found, _decisions(found.ratios, gate, INTERLEAVED))
-    found = bench(models, data, effort, progress, replace(options, reference=True), conditions)
+    found = bench(
+        models,
+        data=data,
+        effort=effort,
+        progress=progress,
+        options=replace(options, reference=True),
+        conditions=conditions,
+    )
     assert found.reference is not None
     ratio = ratio_to_baseline(kept, found.reference)
     return GateResult(found, _decisions([ratio], gate, BY_REFERENCE), ratio)
@@ -166,14 +175,14 @@ def _conditions_record(conditions: BenchConditions, effort: Effort, data: Datase
     }
 
 
-def _save_baseline(found: BenchResult, models: Mapping[str, ModelLike], known: dict[str, Any], target: Path) -> None:
-    model = next(iter(models.values()))
-    if isinstance(model, ir.Model):
+def _save_baseline(found: BenchResult, models: Mapping[str, ModelSource], known: dict[str, Any], target: Path) -> None:
+    source = path_of(next(iter(models.values())))
+    if source is None:
         raise InputProblem(
             "a baseline needs a model file", "", "the model is an object in memory", "save it, and give its path"
         )
     assert found.reference is not None
-    path, own = Path(model).resolve(), found.reference
+    path, own = source.resolve(), found.reference
     kept = Baseline(
         str(path),
         file_hash(path),

@@ -10,10 +10,10 @@ from typing import Any
 from onnxpress.model.files import write_atomic
 from onnxpress.nas.evaluation.evaluator import Evaluator
 from onnxpress.nas.search import FoundNetwork, NasResult
-from onnxpress.nas.strategies import pareto
 from onnxpress.plan.candidate_store import Candidate
 from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.machine import Machine
+from onnxpress.search import pareto
 from onnxpress.search.finalists import OptimizeResult as SearchOutcome
 
 FRONT, REPORT = "front", "report.md"
@@ -85,7 +85,7 @@ def in_model_report(outcome: SearchOutcome, machine: Machine, model: str, sample
     for c in outcome.candidates:
         r = final.get(c.name)
         speedup = f"{r.speedup:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else f"about {c.quick or 0:.2f}"
-        status = "chosen" if c.name == outcome.chosen else "; ".join(outcome.rejected.get(c.name, []))
+        status = "chosen" if c.id == outcome.chosen_id else "; ".join(outcome.rejected.get(c.name, []))
         name = f"**{c.name}**" if c.name in names else c.name
         rows.append([name, speedup, f"{c.score.drop:+.4f}", f"{c.size / 1e3:.0f} kB", status])
     return "\n".join([

@@ -25,13 +25,13 @@ from onnxpress.nas.evaluation.evaluator import Evaluator
 from onnxpress.nas.evaluation.proxies import TRAINING
 from onnxpress.nas.rebuild import load_front_choices, write_record
 from onnxpress.nas.request import WORST_QUALITY, NasRequest
-from onnxpress.nas.strategies import pareto
 from onnxpress.nas.strategies.storage import HEARTBEAT
 from onnxpress.nas.strategies.study import Study, TrialResult
 from onnxpress.passes.core.contract import Action
 from onnxpress.plan.run_record import RunRecord
+from onnxpress.progress import Progress, no_progress
 from onnxpress.runtime.latency import Effort, LatencyComparison, compare_latency
-from onnxpress.train.progress import Progress, no_progress
+from onnxpress.search import pareto
 
 CategoricalChoices = tuple[tuple[str, str], ...]
 _EVALUATION_FRACTION = 0.3  # of the time budget, for proposing and evaluating candidates

@@ -12,6 +12,7 @@ import re
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,67 @@ from onnxpress.model.files import write_atomic
 from onnxpress.plan.plan import Plan, read_plan, write_plan
 
 
+class Stage(StrEnum):
+    """The stage of a search that made a candidate."""
+
+    EXACT = "exact"
+    INT8 = "int8"
+    LOW_BIT = "low-bit"
+    PASS = "pass"  # a pass without a stage of its own
+    BLOCKS = "blocks"
+    PRUNING = "pruning"
+    REPLACEMENTS = "replacements"
+    TRAINING = "training"
+
+
 @dataclass
 class Candidate:
-    """name: short, for tables; score: on the selection samples; quick: speed-up of a short timing (None: untimed)."""
+    """A model that a search made.
 
+    id:      stable over runs of the same command; names its files and is the key in records of timings.
+    name:    short, for tables.
+    stage:   that made it.
+    score:   on the selection samples.
+    quick:   speed-up of a short timing (None: untimed).
+    parent:  id of the candidate that this is the int8 or the trained form of ("": none).
+    seconds: that it took to make.
+    """
+
+    id: str
     name: str
+    stage: Stage
     plan: Plan
     data: bytes
     score: Score
     notes: list[str] = field(default_factory=list)
     quick: float | None = None
+    parent: str = ""
     seconds: float = 0.0
 
     @property
     def size(self) -> int:
+        """Bytes of the file."""
         return len(self.data)
+
+    @property
+    def passes(self) -> frozenset[str]:
+        """Names of the passes in its plan."""
+        return frozenset(step.pass_name for step in self.plan.steps)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the model after the exact rewrites."""
+        return self.stage == Stage.EXACT
+
+    @property
+    def int8(self) -> bool:
+        """Whether static int8 is part of its plan."""
+        return "quantize" in self.passes
+
+
+def candidate_id(name: str) -> str:
+    """An id for a candidate's first name: lower-case words with hyphens."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
 
 
 def model_of(candidate: Candidate) -> ir.Model:
@@ -46,7 +93,7 @@ def model_of(candidate: Candidate) -> ir.Model:
 
 
 class CandidateStore:
-    """folder: of the run; None keeps nothing."""
+    """Finished candidates and facts of a run. folder: of the run; None keeps nothing."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -70,47 +117,54 @@ class CandidateStore:
     def keep(self, candidate: Candidate) -> None:
         if self.folder is None:
             return
-        plan, model, body = self._paths(candidate.name)
+        plan, model, body = self._paths(candidate.id)
         for path in (plan, model):
             path.parent.mkdir(exist_ok=True)
         write_plan(candidate.plan, plan)
         write_atomic(model, candidate.data)
-        facts = {"score": asdict(candidate.score), "notes": candidate.notes, "seconds": candidate.seconds}
+        kept = ("name", "stage", "notes", "parent", "seconds")
+        facts = {"score": asdict(candidate.score), **{name: getattr(candidate, name) for name in kept}}
         write_atomic(body, json.dumps(facts).encode())  # last: a candidate without it was not finished
 
-    def recall(self, name: str) -> Candidate | None:
+    def get(self, identifier: str) -> Candidate | None:
         """A candidate that an earlier, unfinished run of the same command made."""
         if self.folder is None:
             return None
-        plan, model, body = self._paths(name)
+        plan, model, body = self._paths(identifier)
         try:
             facts = json.loads(body.read_text())
-            score = Score(**facts["score"])
             return Candidate(
-                name, read_plan(plan), model.read_bytes(), score, list(facts["notes"]), None, facts["seconds"]
+                identifier,
+                facts["name"],
+                Stage(facts["stage"]),
+                read_plan(plan),
+                model.read_bytes(),
+                Score(**facts["score"]),
+                list(facts["notes"]),
+                parent=facts["parent"],
+                seconds=facts["seconds"],
             )
         except (OSError, ValueError, KeyError, TypeError, InputProblem):
             return None
 
-    def room(self, name: str) -> Path | None:
+    def workdir(self, identifier: str) -> Path | None:
         """A folder for the work on one candidate, which goes with the models."""
-        return None if self.folder is None else self._paths(name)[1].with_suffix("")
+        return None if self.folder is None else self._paths(identifier)[1].with_suffix("")
 
-    def fact(self, name: str) -> Any:
-        """A fact noted before, None where there is none."""
+    def get_meta(self, name: str) -> Any:
+        """A fact that was set before, None where there is none."""
         return self._facts.get(name)
 
-    def note(self, name: str, fact: Any) -> None:
+    def set_meta(self, name: str, value: Any) -> None:
         """Keep a fact (plain JSON) for a run that goes on after this one was killed."""
-        self._facts[name] = fact
+        self._facts[name] = value
         if self.folder is not None:
             path = self.folder / "work" / "facts.json"
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, json.dumps(self._facts).encode())
 
-    def _paths(self, name: str) -> tuple[Path, Path, Path]:
+    def _paths(self, stem: str) -> tuple[Path, Path, Path]:
         """(plan, model, score and notes)."""
         assert self.folder is not None
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
         work = self.folder / "work"
         return self.folder / "plans" / f"{stem}.json", work / f"{stem}.onnx", work / f"{stem}.json"

@@ -35,9 +35,9 @@ class RunRecord:
         self._lock = self.folder / ".lock"
         self._claim()
         self.resumed = self._unfinished(identity)
-        self.shelf = CandidateStore(self.folder)
+        self.store = CandidateStore(self.folder)
         if not self.resumed:
-            self.shelf.clear()
+            self.store.clear()
         facts = {"identity": identity, "resumed": self.resumed, **facts}
         self._body: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), **facts, "candidates": []}
         self.write()

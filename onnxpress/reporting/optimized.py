@@ -120,8 +120,8 @@ def _plan(body: Document) -> ReportTable:
     return ReportTable("Plan", ("pass", "actions", "first"), tuple(rows))
 
 
-def _brief(decisions: Sequence[Any]) -> str:
-    text = json.dumps(decisions[0]) if decisions else ""
+def _brief(actions: Sequence[Any]) -> str:
+    text = json.dumps(actions[0]) if actions else ""
     return text if len(text) <= 120 else f"{text[:117]}…"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.api.distillation_session import (
-    DistillSettings,
+    DistillationOptions,
     TeacherStudentPair,
     available_cores,
     has_checkpoint,
@@ -38,14 +38,14 @@ from onnxpress.passes.registry import find_pass
 from onnxpress.passes.structure.depth import DepthOptions, plan_depth
 from onnxpress.passes.weights.share import ShareOptions
 from onnxpress.passes.weights.weights import WeightsOptions
-from onnxpress.plan.candidate_store import Candidate, CandidateStore, model_of
+from onnxpress.plan.candidate_store import Candidate, CandidateStore, Stage, candidate_id, model_of
 from onnxpress.plan.exact_base import FALLBACK, exact_base
 from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, new_plan, take_step
+from onnxpress.progress import Progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.search.pruning_base import PruningBase
 from onnxpress.train.distillation.feature_matching import KeptChannels
-from onnxpress.train.progress import Progress
 from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
@@ -71,13 +71,13 @@ class CandidateFactory:
         self,
         original: ir.Model,
         calibrate: Dataset,
-        judge: Scorer,
+        scorer: Scorer,
         machine: Machine,
         seed: int = 0,
-        shelf: CandidateStore | None = None,
+        store: CandidateStore | None = None,
     ) -> None:
-        self.original, self.judge, self.machine, self.seed = original, judge, machine, seed
-        self.shelf = shelf or CandidateStore()
+        self.original, self.scorer, self.machine, self.seed = original, scorer, machine, seed
+        self.store = store or CandidateStore()
         self.learn = calibrate
         self.calibrate = calibrate.take(CALIBRATION)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
@@ -88,11 +88,11 @@ class CandidateFactory:
 
     def exact(self) -> Candidate:
         """The model after the exact rewrites: the base of everything else."""
-        return self._as_base(self._candidate("exact", lambda: self._exact(EXACT)))
+        return self._as_base(self._candidate("exact", Stage.EXACT, lambda: self._exact(EXACT)))
 
     def bare(self) -> Candidate:
         """The base where the exact rewrites fail: onnx-ir's passes alone."""
-        return self._as_base(self._candidate("exact", lambda: self._exact(FALLBACK)))
+        return self._as_base(self._candidate("exact", Stage.EXACT, lambda: self._exact(FALLBACK)))
 
     def _as_base(self, candidate: Candidate) -> Candidate:
         self.exact_plan, self.exact_evidence = candidate.plan, self.evidence(candidate)
@@ -102,12 +102,14 @@ class CandidateFactory:
         base = exact_base(self.original, self.calibrate, self.machine, self.seed, samples=CALIBRATION, actions=actions)
         return replace(self._plan, steps=base.plan.steps), base.evidence.model, base.notes
 
-    def changed(self, name: str, steps: Sequence[PlanStep], said: Sequence[str] = ()) -> Candidate:
-        """The exact model after some steps, each on what the one before it made.  said: notes to begin with."""
+    def changed(
+        self, name: str, steps: Sequence[PlanStep], notes_before: Sequence[str] = (), stage: Stage = Stage.PASS
+    ) -> Candidate:
+        """The exact model after some steps, each on the result of the one before. said: notes to begin with."""
 
         def make() -> Made:
             plan, evidence = self.exact_plan, self.base
-            notes = [*said]
+            notes = [*notes_before]
             for step in steps:
                 done = take_step(step, evidence)
                 plan = plan.then(step.pass_name, step.actions, CALIBRATION)
@@ -115,7 +117,7 @@ class CandidateFactory:
                 notes += done.notes
             return plan, evidence.model, notes
 
-        return self._candidate(name, make)
+        return self._candidate(name, stage, make)
 
     @property
     def base(self) -> Evidence:
@@ -125,11 +127,11 @@ class CandidateFactory:
     @property
     def _recipe(self) -> RecipeOptions:
         """How int8 is made, settled on the exact model: of those that come of it in the same way."""
-        known = self.shelf.fact("recipe of int8")
+        known = self.store.get_meta("recipe of int8")
         if known is None:
             found = recipe_for(self.base, quantizable(self.base), RecipeOptions())[0]
             known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
-            self.shelf.note("recipe of int8", known)
+            self.store.set_meta("recipe of int8", known)
         some = known["equalize"]
         return RecipeOptions(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
 
@@ -140,16 +142,21 @@ class CandidateFactory:
     def _evidence(self, model: ir.Model) -> Evidence:
         return evidence_for(model, self.calibrate, self.machine, self.seed)
 
-    def _candidate(self, name: str, make: Callable[[], Made]) -> Candidate:
-        """The candidate from the shelf, where a run before this one finished it; else made, scored and put there."""
-        known = self.shelf.recall(name)
+    def _candidate(
+        self, name: str, stage: Stage, make: Callable[[], Made], parent: Candidate | None = None
+    ) -> Candidate:
+        """The candidate from the store, where an earlier run finished it; else made, scored and stored."""
+        identifier = candidate_id(name)
+        known = self.store.get(identifier)
         if known is not None:
             return known
         start = time.perf_counter()
         plan, model, notes = make()
         data = to_bytes(model)
-        made = Candidate(name, plan, data, self.judge.score(data), notes, None, time.perf_counter() - start)
-        self.shelf.keep(made)
+        made = Candidate(identifier, name, stage, plan, data, self.scorer.score(data), notes)
+        made.parent = parent.id if parent is not None else ""
+        made.seconds = time.perf_counter() - start
+        self.store.keep(made)
         return made
 
     def int8_nodes(self, evidence: Evidence | None = None) -> frozenset[str]:
@@ -169,7 +176,7 @@ class CandidateFactory:
             done = take_step(step, where)
             return plan.then(step.pass_name, step.actions, CALIBRATION), done.model, done.notes
 
-        return self._candidate(name, make)
+        return self._candidate(name, Stage.INT8, make, pruned)
 
     def fewer_bits(self, bits: int) -> Candidate:
         """The exact model with its weights as codebooks of 16 values (4), or as integers (8): smaller, not faster."""
@@ -181,14 +188,14 @@ class CandidateFactory:
             done = take_step(PlanStep(name, tuple(actions)), self.base)
             return self.exact_plan.then(name, actions, CALIBRATION), done.model, done.notes
 
-        return self._candidate(f"weights in {bits} bits", make)
+        return self._candidate(f"weights in {bits} bits", Stage.LOW_BIT, make)
 
-    def fastest_int8(
+    def select_int8_by_latency(
         self, start: frozenset[str], more_time: Callable[[], bool], candidate: Candidate | None = None
     ) -> tuple[frozenset[str], str]:
         """The subset of int8 nodes that the clock prefers, and how it was found; of the exact model or of a candidate."""
-        fact = "fastest int8" + (f" of {candidate.name}" if candidate is not None else "")
-        known = self.shelf.fact(fact)
+        get_meta = "fastest int8" + (f" of {candidate.name}" if candidate is not None else "")
+        known = self.store.get_meta(get_meta)
         if known is None:
             where = self.base if candidate is None else self.evidence(candidate)
             nodes = placement.drop_unprofitable(where.model, _able(where, start))
@@ -196,30 +203,32 @@ class CandidateFactory:
             found, tried = node_selection.select_int8_by_latency(where, self.feeds, nodes, more_time, recipe)
             how = f"{tried.tried} windows timed, {tried.reverted} moved back to float"
             known = {"nodes": sorted(found), "how": how}
-            self.shelf.note(fact, known)
+            self.store.set_meta(get_meta, known)
         return frozenset(known["nodes"]), known["how"]
 
-    def safest_int8(self, start: frozenset[str], allowed: float, more_time: Callable[[], bool]) -> frozenset[str]:
+    def select_int8_by_accuracy(
+        self, start: frozenset[str], allowed: float, more_time: Callable[[], bool]
+    ) -> frozenset[str]:
         """The subset of int8 nodes whose drop on the selection samples is allowed."""
-        known = self.shelf.fact("safest int8")
+        known = self.store.get_meta("safest int8")
         if known is None:
             recipe = recipe_for(self.base, start, self._recipe)[1]
             known = sorted(
-                node_selection.select_int8_by_accuracy(self.base, self.judge, start, allowed, more_time, recipe)[0]
+                node_selection.select_int8_by_accuracy(self.base, self.scorer, start, allowed, more_time, recipe)[0]
             )
-            self.shelf.note("safest int8", known)
+            self.store.set_meta("safest int8", known)
         return frozenset(known)
 
     def removal_order(self, more_time: Callable[[], bool] | None = None) -> list[Action]:
         """Blocks that can go, the least harmful for its work first: as far as was found when it was last asked, unless
         there is `more_time` and some may be missing."""
-        known = self.shelf.fact("order of blocks")
+        known = self.store.get_meta("order of blocks")
         if known is None or (more_time is not None and not known["whole"]):
             more_time = more_time or (lambda: True)
             order = plan_depth(self.base, DepthOptions(keep=_SHALLOWEST, units="layers"), more_time)
             if known is None or len(order) > len(known["order"]):
                 known = {"order": order, "whole": more_time()}
-                self.shelf.note("order of blocks", known)
+                self.store.set_meta("order of blocks", known)
         found: list[Action] = known["order"]
         return found
 
@@ -231,7 +240,7 @@ class CandidateFactory:
             done = take_step(PlanStep("depth", tuple(steps)), self.base)
             return self.exact_plan.then("depth", steps, CALIBRATION), done.model, done.notes
 
-        return self._candidate(blocks_name(count), make)
+        return self._candidate(blocks_name(count), Stage.BLOCKS, make)
 
     def ground(self, count: int = 0) -> PruningBase:
         """What is pruned: the exact model, or the one with so many blocks out."""
@@ -256,7 +265,7 @@ class CandidateFactory:
             done = take_step(PlanStep("prune", tuple(steps)), ground.evidence)
             return ground.plan.then("prune", steps, CALIBRATION), done.model, done.notes
 
-        return self._candidate(name, make)
+        return self._candidate(name, Stage.PRUNING, make)
 
     def macs(self, candidate: Candidate) -> int:
         """Multiply-accumulates for one sample."""
@@ -280,49 +289,43 @@ class CandidateFactory:
 
         return UnrepairedCandidate(_cost(cut()), cut)
 
-    def pace(self, name: str, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float = 0.8) -> float:
+    def relative_latency(
+        self, name: str, unrepaired: UnrepairedCandidate, chosen: frozenset[str], seconds: float = 0.8
+    ) -> float:
         """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower.
 
         seconds: of timing."""
-        known = self.shelf.fact(f"pace of {name}")
+        known = self.store.get_meta(f"pace of {name}")
         if known is None:
-            known = self._paced(sketch, chosen, seconds)
-            self.shelf.note(f"pace of {name}", known)
+            known = self._paced(unrepaired, chosen, seconds)
+            self.store.set_meta(f"pace of {name}", known)
         return float(known)
 
-    def _paced(self, sketch: UnrepairedCandidate, chosen: frozenset[str], seconds: float) -> float:
-        cut = sketch.cut()
+    def _paced(self, unrepaired: UnrepairedCandidate, chosen: frozenset[str], seconds: float) -> float:
+        cut = unrepaired.cut()
         models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
         if chosen:
             models["cut, int8"] = take_step(_to_int8(cut, chosen, _QUICK), cut).model
         effort = Effort(seconds=seconds, precision=0.01, rebuilds=1, resamples=100)
         return min(1 / r.speedup for r in compare_latency(models, self.feeds, effort).ratios)
 
-    def taught(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:
+    def trained(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:
         """A candidate trained towards the original's answers for so long, its best weights on the selection samples."""
 
         def make() -> Made:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
-            couple = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
-            wish = DistillSettings(
-                TrainingSettings(threads=available_cores(), seed=self.seed, features="auto"), seconds=seconds
-            )
-            folder = self.shelf.room(name)
-            done = run_distillation(
-                couple,
-                wish,
-                self.judge,
-                student.score.drop,
-                folder,
-                folder is not None and has_checkpoint(folder),
-                report,
-            )
+            pair = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
+            settings = TrainingSettings(threads=available_cores(), seed=self.seed, features="auto")
+            folder = self.store.workdir(candidate_id(name))
+            resume = folder is not None and has_checkpoint(folder)
+            options = DistillationOptions(settings, time_budget=seconds, resume=resume)
+            done = run_distillation(pair, options, self.scorer, student.score.drop, folder, report)
             plan = student.plan.then("distill", done.actions)
             curve = done.history.curve if done.history is not None else []
-            notes = [f"step {p.step}: {self.judge.metric} {p.value:.4f} on the selection samples" for p in curve]
+            notes = [f"step {p.step}: {self.scorer.metric} {p.value:.4f} on the selection samples" for p in curve]
             return plan, done.model, student.notes + done.notes + notes
 
-        return self._candidate(name, make)
+        return self._candidate(name, Stage.TRAINING, make, student)
 
     def _kept(self, student: Candidate) -> KeptChannels:
         """For a value of the original the channels that a pruned student has left."""
@@ -344,11 +347,11 @@ def blocks_name(count: int) -> str:
     return f"{count} block{'s' * (count > 1)} out"
 
 
-def _to_int8(evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions) -> PlanStep:
+def _to_int8(evidence: Evidence, chosen: frozenset[str], options: RecipeOptions) -> PlanStep:
     """The chosen nodes, as far as the model has them and they can be, in int8."""
     nodes = placement.drop_unprofitable(evidence.model, _able(evidence, chosen))
     return PlanStep(
-        "quantize", tuple(quantize_actions(nodes, evidence, wish, looked_up=quantizable_lookups(evidence.model)))
+        "quantize", tuple(quantize_actions(nodes, evidence, options, looked_up=quantizable_lookups(evidence.model)))
     )
 
 

@@ -18,9 +18,10 @@ from functools import partial
 import numpy as np
 
 from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
-from onnxpress.plan.candidate_store import Candidate
+from onnxpress.plan.candidate_store import Candidate, Stage, candidate_id
+from onnxpress.progress import Progress, sub_progress
 from onnxpress.search.candidate_factory import UnrepairedCandidate, blocks_name
-from onnxpress.search.search import SEARCH_ENDS, Report, Search, allowed, prune_name
+from onnxpress.search.search import SEARCH_ENDS, Search, allowed, prune_name
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Of the time of the fastest that the selection samples allow without training.  At its own time, too: few samples may
@@ -40,7 +41,7 @@ class StudentSpec:
     """One way down: its name, what it would leave, and how the student is made."""
 
     name: str
-    sketch: UnrepairedCandidate
+    unrepaired: UnrepairedCandidate
     make: Callable[[], Candidate | None]
 
 
@@ -48,7 +49,7 @@ class StudentSpec:
 class TimedStudent:
     """A way down and the share of the original's time that it leads to."""
 
-    way: StudentSpec
+    spec: StudentSpec
     time: float
 
 
@@ -60,13 +61,14 @@ class LatencyLevel:
     students: tuple[TimedStudent, ...]
 
 
-def train(search: Search, seconds: float, report: Report) -> None:
+def train(search: Search, seconds: float, report: Progress) -> None:
     """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
     begun = time.monotonic()
-    pace = min(_PACE, _PACE_SHARE * seconds)
+    timing_seconds = min(_PACE, _PACE_SHARE * seconds)
     ladder = (
         search.attempt(
-            "students", lambda: latency_levels(search, lambda: time.monotonic() - begun < _PREPARE * seconds, pace)
+            "students",
+            lambda: latency_levels(search, lambda: time.monotonic() - begun < _PREPARE * seconds, timing_seconds),
         )
         or []
     )
@@ -77,26 +79,26 @@ def train(search: Search, seconds: float, report: Report) -> None:
         if low >= high:
             return
         middle = (low + high) // 2
-        say = sub_progress(report, number, tries)
-        if _holds(search, ladder[middle], seconds / tries, say):
+        progress = sub_progress(report, f"student {number + 1} of {tries}", number / tries, 1 / tries)
+        if _holds(search, ladder[middle], seconds / tries, progress):
             low = middle + 1
         else:
             high = middle
 
 
 def latency_levels(
-    search: Search, more_time: Callable[[], bool] | None = None, pace: float = _PACE
+    search: Search, more_time: Callable[[], bool] | None = None, timing_seconds: float = _PACE
 ) -> list[LatencyLevel]:
     """Levels at and below what holds without training, slowest first, where there is a student near.
 
     more_time: for the order of the blocks, where the search before had not enough; pace: seconds of timing a student.
     """
-    search.say("preparing students", SEARCH_ENDS)
-    search.attempt("order of blocks", lambda: search.shop.removal_order(more_time))
+    search.progress("preparing students", SEARCH_ENDS)
+    search.attempt("order of blocks", lambda: search.factory.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
-    ways = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]
-    ways += [_pruned(search, INTERNAL, count) for count in _counts(search)]
-    kinds = [time_students(search, some, pace) for some in ways]
+    specs = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]
+    specs += [_pruned(search, INTERNAL, count) for count in _counts(search)]
+    kinds = [time_students(search, some, timing_seconds) for some in specs]
     ladder: list[LatencyLevel] = []
     for level in (start * share for share in _LEVELS):
         near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
@@ -106,88 +108,86 @@ def latency_levels(
     return ladder
 
 
-def time_students(search: Search, ways: list[StudentSpec], pace: float = _PACE) -> list[TimedStudent]:
+def time_students(search: Search, specs: list[StudentSpec], timing_seconds: float = _PACE) -> list[TimedStudent]:
     """Students of one kind with their times: some measured, the others' between those by their multiply-accumulates."""
-    ways = sorted(ways, key=lambda w: w.sketch.macs)
-    if not ways:
+    specs = sorted(specs, key=lambda w: w.unrepaired.macs)
+    if not specs:
         return []
-    marks = sorted({round(i) for i in np.linspace(0, len(ways) - 1, _TIMED)})
-    work = [ways[i].sketch.macs for i in marks]
-    times = [search.shop.pace(ways[i].name, ways[i].sketch, search.chosen, pace) for i in marks]
-    return [TimedStudent(w, float(np.interp(w.sketch.macs, work, times))) for w in ways]
+    marks = sorted({round(i) for i in np.linspace(0, len(specs) - 1, _TIMED)})
+    work = [specs[i].unrepaired.macs for i in marks]
+    times = [
+        search.factory.relative_latency(specs[i].name, specs[i].unrepaired, search.chosen, timing_seconds)
+        for i in marks
+    ]
+    return [TimedStudent(w, float(np.interp(w.unrepaired.macs, work, times))) for w in specs]
 
 
 def _pruned(search: Search, scope: str, count: int = 0) -> list[StudentSpec]:
     """Narrower, behind `count` blocks taken out."""
-    shop, before = search.shop, f"{blocks_name(count)}, " if count else ""
-    ground = shop.ground(count)
-    wishes = [
+    factory, before = search.factory, f"{blocks_name(count)}, " if count else ""
+    ground = factory.ground(count)
+    options_by_ratio = [
         w for w in (PruneOptions(ratio, scope=scope) for ratio in _RATIOS) if ground.can_prune and ground.actions(w)
     ]
     return [
-        StudentSpec(n := before + prune_name(w), shop.narrowed(w, count), partial(shop.pruned, n, w, count=count))
-        for w in wishes
+        StudentSpec(n := before + prune_name(w), factory.narrowed(w, count), partial(factory.pruned, n, w, count=count))
+        for w in options_by_ratio
     ]
 
 
 def _counts(search: Search) -> list[int]:
     """How many blocks are out where both levers work together: as many as can be without training, or nearly, and half."""
     limit = search.max_drop + _NEARLY
-    able = [n for n in range(1, len(search.shop.removal_order()) + 1) if _drop(search, blocks_name(n)) <= limit]
+    able = [n for n in range(1, len(search.factory.removal_order()) + 1) if _drop(search, blocks_name(n)) <= limit]
     most = max(able, default=0)
     return sorted({n for n in (most, most // 2) if n})
 
 
 def _drop(search: Search, name: str) -> float:
     """Of a candidate that was looked at; infinite for another."""
-    return next((c.score.drop for c in search.found if c.name == name), math.inf)
+    return next((c.score.drop for c in search.found if c.id == candidate_id(name)), math.inf)
 
 
 def _shallow(search: Search) -> list[StudentSpec]:
-    shop = search.shop
-    counts = range(1, len(shop.removal_order()) + 1)
-    return [StudentSpec(blocks_name(n), shop.without(n), partial(shop.shallower, n)) for n in counts]
+    factory = search.factory
+    counts = range(1, len(factory.removal_order()) + 1)
+    return [StudentSpec(blocks_name(n), factory.without(n), partial(factory.shallower, n)) for n in counts]
 
 
-def _holds(search: Search, rung: LatencyLevel, seconds: float, say: Report) -> bool:
+def _holds(search: Search, level_: LatencyLevel, seconds: float, progress: Progress) -> bool:
     """Train the best student of a level; whether one of its forms holds the allowed drop."""
-    made = [c for s in rung.students if (c := search.attempt(s.way.name, s.way.make)) is not None]
+    made = [c for s in level_.students if (c := search.attempt(s.spec.name, s.spec.make)) is not None]
     if not made:
         return False
     student = min(made, key=lambda c: (c.score.drop, c.score.nmse))
-    known = [c for c in search.found if c.name.startswith(f"{student.name}, trained")]
+    known = search.descendants(student, Stage.TRAINING)
     if known:  # the best at another level, too
         return any(allowed(c, search.max_drop) for c in known)
-    return teach(search, student, seconds, say)
+    return teach(search, student, seconds, progress)
 
 
-def teach(search: Search, student: Candidate, seconds: float, say: Report) -> bool:
+def teach(search: Search, student: Candidate, seconds: float, progress: Progress) -> bool:
     """Train a student, keep it and its int8 forms; whether one of them holds the allowed drop."""
-    shop = search.shop
+    factory = search.factory
     name = f"{student.name}, trained"
-    taught = search.attempt(name, lambda: search.keep(shop.taught(name, student, seconds, say)))
-    if taught is None:
+    trained = search.attempt(name, lambda: search.keep(factory.trained(name, student, seconds, progress)))
+    if trained is None:
         return False
-    good = allowed(taught, search.max_drop)
+    good = allowed(trained, search.max_drop)
     if not search.chosen:
         return good
     whole = f"{name} + int8"
-    evidence = shop.evidence(taught)
-    nodes = _mix(search, taught, _MIX * seconds) if good and search.goal == "latency" else search.chosen
-    int8 = search.attempt(whole, lambda: search.keep(shop.int8(whole, nodes, taught, evidence)))
+    evidence = factory.evidence(trained)
+    nodes = _mix(search, trained, _MIX * seconds) if good and search.goal == "latency" else search.chosen
+    int8 = search.attempt(whole, lambda: search.keep(factory.int8(whole, nodes, trained, evidence)))
     if int8 is None or allowed(int8, search.max_drop) or not good:
         return good or (int8 is not None and allowed(int8, search.max_drop))
     last = f"{whole}, trained"
-    search.attempt(last, lambda: search.keep(shop.taught(last, int8, seconds / 3, say)))
+    search.attempt(last, lambda: search.keep(factory.trained(last, int8, seconds / 3, progress)))
     return True
 
 
 def _mix(search: Search, student: Candidate, seconds: float) -> frozenset[str]:
     """Nodes that the clock prefers in int8 on this student, whose layers are thinner than those it was found for."""
     begun = time.monotonic()
-    return search.shop.fastest_int8(search.chosen, lambda: time.monotonic() - begun < seconds, student)[0]
-
-
-def sub_progress(report: Report, number: int, of: int) -> Report:
-    """Progress of one student as a part of the whole."""
-    return lambda stage, share: report(f"student {number + 1} of {of}: {stage}", (number + share) / of)
+    return search.factory.select_int8_by_latency(search.chosen, lambda: time.monotonic() - begun < seconds, student)[0]

@@ -7,24 +7,29 @@ harmed before the others.  Where none of them holds, the fastest that does is ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import Problem
 from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
 from onnxpress.measure.score import Score, Scorer
-from onnxpress.model.files import to_bytes
+from onnxpress.model.files import to_bytes, write_atomic
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
+from onnxpress.result import Result, size_text
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.session import SessionSettings
 from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.pareto import pareto_front
 from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Search, allowed
 
@@ -37,16 +42,21 @@ _PROFILED_RUNS = 24  # of both models at least: too many for one that takes seco
 _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing decides
 
 
-@dataclass
-class OptimizeResult:
+@dataclass(repr=False)
+class OptimizeResult(Result):
     """What a run found.
 
-    chosen:             the accepted candidate's name, or "original"
-    score, speedup:     final ones
-    profile_comparison: layers and operators before and after; None where nothing was accepted
+    chosen, chosen_id: name and id of the accepted candidate, or "original". met: whether the goal was reached. data: the bytes of the accepted
+    file. score, speedup: on the validation samples, and of the final timing. final: that timing. candidates: all of them.
+    rejected: finalists that failed the contract, with reasons. looks: number of times the validation samples were used.
+    profile_comparison: layers and operators before and after; None where nothing was accepted. refused: units that passes
+    cannot change.
     """
 
+    _hidden: ClassVar[frozenset[str]] = frozenset(("data", "plan", "candidates", "final"))
+
     chosen: str
+    chosen_id: str
     met: bool
     reasons: list[str]
     data: bytes
@@ -65,95 +75,147 @@ class OptimizeResult:
     profile_comparison: ProfileComparison | None = None
     refused: list[Refusal] = field(default_factory=list)
 
+    @property
+    def model(self) -> ir.Model:
+        """The accepted model."""
+        return ir.from_proto(onnx.load_from_string(self.data))
+
+    @property
+    def front(self) -> set[str]:
+        """Ids of the candidates on the Pareto front of speed, drop and size."""
+        speeds = {r.name: r.speedup for r in self.final.ratios} if self.final is not None else {}
+        points = [(-(speeds.get(c.id) or c.quick or 0.0), c.score.drop, float(c.size)) for c in self.candidates]
+        return {self.candidates[i].id for i in pareto_front(points)}
+
+    def save(self, path: str | Path) -> None:
+        """Write the accepted file, atomically."""
+        write_atomic(path, self.data)
+
+    def facts(self) -> list[tuple[str, str]]:
+        times = self.original_size / max(len(self.data), 1)
+        rows = [("chosen", self.chosen), ("goal", "reached" if self.met else "not reached")]
+        if self.speedup is not None:
+            ratio = self.speedup
+            rows.append(("speed-up", f"{ratio.speedup:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"))
+        rows.append(("size", f"{size_text(self.original_size)} -> {size_text(len(self.data))} ({times:.2f}x smaller)"))
+        if self.score is not None:
+            rows.append(("validation samples", self.score.text()))
+        return [*rows, *(("reason", r) for r in self.reasons), *(("advice", a) for a in self.advice)]
+
 
 def finalists(
-    original: ir.Model, splits: Splits, search: Search, request: OptimizeOptions, seconds: float
+    original: ir.Model, splits: Splits, search: Search, options: OptimizeOptions, seconds: float
 ) -> OptimizeResult:
-    """Time the finalists together, then look at the validation samples from the best down."""
-    say, shop, found, clock = search.say, search.shop, search.found, search.clock
-    say("timing the finalists", 0.75)
-    able = [c for c in found if allowed(c, request.max_drop) and c.name != "exact"]
-    quick = {c.name: c.quick or 0.0 for c in found}
-    ranked = _ranked(able, quick, request.goal, _ROUGHLY * search.target)
-    sure = _ranked(able, quick, request.goal, search.target / _ROUGHLY)[:1]  # where the others' times were lucky
-    ranked = ranked[:_FINALISTS] + [c for c in sure if c not in ranked[:_FINALISTS]]
-    finalists = ranked + [c for c in found if c.name == "exact"]
+    """Time the finalists together, then check them on the validation samples from the best down."""
+    search.progress("timing the finalists", 0.75)
+    timed = _selected(search, options)
     final = compare_latency(
-        {"original": original, **{c.name: c.data for c in finalists}},
-        shop.feeds,
-        Effort(seconds=seconds, precision=0.004, threads=request.threads, seed=request.seed),
-        progress=lambda done: say("timing the finalists", 0.75 + 0.15 * done),
+        {"original": original, **{c.id: c.data for c in timed}},
+        search.factory.feeds,
+        Effort(seconds=seconds, precision=0.004, threads=options.threads, seed=options.seed),
+        progress=lambda done: search.progress("timing the finalists", 0.75 + 0.15 * done),
     )
-    speeds = {c.name: final.ratio(c.name).low if search.target else final.ratio(c.name).speedup for c in finalists}
-    order = _ranked(finalists, speeds, request.goal, search.target)
-    say("validating", 0.92)
-    judge = Scorer(original, splits.validate, "validation samples")
+    search.progress("validating", 0.92)
     rejected: dict[str, list[str]] = {}
-    looks = 0
-    outcome: OptimizeResult | None = None
-    for candidate in order:
-        score = judge.score(candidate.data)
-        looks += 1
+    accepted, score, looks = _first_accepted(original, splits, search, options, (timed, final, rejected))
+    result = _result(original, search, (accepted, score, final), rejected, looks)
+    if accepted is not None:
+        result.met = _met(accepted, final, original, options, search.target)
+    if not result.met:
+        result.reasons = _goal(result, search.target) + _why(result, options)
+        result.reasons += [f"{name} failed: {why}" for name, why in search.failed.items()]
+        result.advice = (["ask for less speed"] if search.target else []) + _advice(result, splits, options)
+    result.notes = result.notes + [f"{name} failed: {why}" for name, why in search.failed.items()]
+    if accepted is not None:
+        search.progress("profiling", 0.97)
+        if _PROFILED_RUNS * final.timings[0].median < 2 * _PROFILE_SHARE * options.time_budget:
+            feeds = search.factory.feeds[0]
+            result.profile_comparison = _profiles(original, model_of(accepted), feeds, options)
+    result.refused = _refused(search.factory)
+    search.progress("done", 1.0)
+    return result
+
+
+def _selected(search: Search, options: OptimizeOptions) -> list[Candidate]:
+    """The candidates that are timed together: the best by selection samples and short timings, and the exact one."""
+    able = [c for c in search.found if allowed(c, options.max_drop) and not c.exact]
+    quick = {c.id: c.quick or 0.0 for c in search.found}
+    ranked = _ranked(able, quick, options.goal, _ROUGHLY * search.target)
+    sure = _ranked(able, quick, options.goal, search.target / _ROUGHLY)[:1]  # where the others' times were lucky
+    ranked = ranked[:_FINALISTS] + [c for c in sure if c not in ranked[:_FINALISTS]]
+    return ranked + [c for c in search.found if c.exact]
+
+
+def _first_accepted(
+    original: ir.Model,
+    splits: Splits,
+    search: Search,
+    options: OptimizeOptions,
+    finals: tuple[list[Candidate], LatencyComparison, dict[str, list[str]]],
+) -> tuple[Candidate | None, Score | None, int]:
+    """The first finalist that keeps the contract, its score and the number of looks at the validation samples.
+
+    finals: the finalists, their timing, and the reasons for rejection, which are filled in.
+    """
+    timed, final, rejected = finals
+    speeds = {c.id: final.ratio(c.id).low if search.target else final.ratio(c.id).speedup for c in timed}
+    scorer = Scorer(original, splits.validate, "validation samples")
+    for looks, candidate in enumerate(_ranked(timed, speeds, options.goal, search.target), 1):
+        score = scorer.score(candidate.data)
         problems = result_contract.same_shape_behaviour(original, candidate.data, splits.validate)
-        exact = candidate.name == "exact"
-        goal = "size" if exact else request.goal
-        verdict = result_contract.judge(score, final.ratio(candidate.name), request.max_drop, goal, problems)
+        goal = "size" if candidate.exact else options.goal
+        verdict = result_contract.judge(score, final.ratio(candidate.id), options.max_drop, goal, problems)
         if verdict.accepted:
-            met = not exact or _exact_meets(candidate, final, original, request)
-            if search.target:
-                met = final.ratio(candidate.name).low >= search.target
-            outcome = OptimizeResult(
-                candidate.name,
-                met,
-                [],
-                candidate.data,
-                candidate.plan,
-                len(to_bytes(original)),
-                score,
-                final.ratio(candidate.name),
-                final,
-                found,
-                rejected,
-                looks,
-                clock.used,
-                candidate.notes,
-            )
-            break
-        rejected[candidate.name] = list(verdict.reasons)
-    if outcome is None:
-        outcome = OptimizeResult(
-            "original",
-            False,
-            [],
-            to_bytes(original),
-            new_plan(original, shop.calibrate, request.seed),
-            len(to_bytes(original)),
-            None,
-            None,
-            final,
-            found,
-            rejected,
-            looks,
-            clock.used,
-        )
-    if not outcome.met:
-        outcome.reasons = _goal(outcome, search.target) + _why(outcome, request)
-        outcome.reasons += [f"{name} failed: {why}" for name, why in search.failed.items()]
-        outcome.advice = (["ask for less speed"] if search.target else []) + _advice(outcome, splits, request)
-    outcome.notes = outcome.notes + [f"{name} failed: {why}" for name, why in search.failed.items()]
-    if outcome.chosen != "original":
-        say("looking where the time goes", 0.97)
-        taken = next(c for c in found if c.name == outcome.chosen)
-        if _PROFILED_RUNS * final.timings[0].median < 2 * _PROFILE_SHARE * request.time_budget:
-            outcome.profile_comparison = _sides(original, model_of(taken), shop.feeds[0], request)
-    outcome.refused = _refused(shop)
-    say("done", 1.0)
-    return outcome
+            return candidate, score, looks
+        rejected[candidate.id] = list(verdict.reasons)
+    return None, None, len(timed)
 
 
-def _refused(shop: CandidateFactory) -> list[Refusal]:
+def _result(
+    original: ir.Model,
+    search: Search,
+    found: tuple[Candidate | None, Score | None, LatencyComparison],
+    rejected: dict[str, list[str]],
+    looks: int,
+) -> OptimizeResult:
+    """The result with the accepted candidate (with its score and the final timing), or the original."""
+    accepted, score, final = found
+    data = to_bytes(original)
+    plan = new_plan(original, search.factory.calibrate, search.factory.seed)
+    return OptimizeResult(
+        "original" if accepted is None else accepted.name,
+        "original" if accepted is None else accepted.id,
+        False,
+        [],
+        data if accepted is None else accepted.data,
+        plan if accepted is None else accepted.plan,
+        len(data),
+        score,
+        None if accepted is None else final.ratio(accepted.id),
+        final,
+        search.found,
+        rejected,
+        looks,
+        search.budget.used,
+        [] if accepted is None else accepted.notes,
+    )
+
+
+def _met(
+    accepted: Candidate, final: LatencyComparison, original: ir.Model, options: OptimizeOptions, target: float
+) -> bool:
+    """Whether the goal is reached: the target speed-up, or for exact rewrites a measurable gain."""
+    ratio = final.ratio(accepted.id)
+    if target:
+        return ratio.low >= target
+    if not accepted.exact:
+        return True
+    return accepted.size < len(to_bytes(original)) if options.goal == "size" else ratio.low > 1.0
+
+
+def _refused(factory: CandidateFactory) -> list[Refusal]:
     """Nodes with weights that a lever cannot act on, and why."""
-    evidence = shop.exact_evidence
+    evidence = factory.exact_evidence
     if evidence is None:
         return []
     try:
@@ -164,13 +226,13 @@ def _refused(shop: CandidateFactory) -> list[Refusal]:
     return whole + [Refusal(r.node, f"pruning: {r.reason}") for r in narrow]
 
 
-def _sides(
-    original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], request: OptimizeOptions
+def _profiles(
+    original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], options: OptimizeOptions
 ) -> ProfileComparison | None:
     """For the record alone: a model that cannot be profiled is as good, whatever the profiler stumbles over."""
-    settings = SessionSettings(threads=request.threads)
+    settings = SessionSettings(threads=options.threads)
     try:
-        return profile_compare(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * request.time_budget), settings)
+        return profile_compare(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * options.time_budget), settings)
     except Exception:
         return None
 
@@ -180,41 +242,34 @@ def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: 
     others."""
     if goal == "size":
         return sorted(some, key=lambda c: c.size)
-    fast = sorted(some, key=lambda c: -speeds[c.name])
+    fast = sorted(some, key=lambda c: -speeds[c.id])
     if not target:
         return fast
-    reached = sorted((c for c in fast if speeds[c.name] >= target), key=lambda c: (c.score.drop, c.score.nmse))
+    reached = sorted((c for c in fast if speeds[c.id] >= target), key=lambda c: (c.score.drop, c.score.nmse))
     return reached + [c for c in fast if c not in reached]
 
 
-def _exact_meets(candidate: Candidate, final: LatencyComparison, original: ir.Model, request: OptimizeOptions) -> bool:
-    if request.goal == "size":
-        return candidate.size < len(to_bytes(original))
-    return final.ratio(candidate.name).low > 1.0
-
-
-def _goal(outcome: OptimizeResult, target: float) -> list[str]:
+def _goal(result: OptimizeResult, target: float) -> list[str]:
     """That a goal in time was missed, and by how much."""
     if not target:
         return []
     fastest = (
-        "nothing faster held"
-        if outcome.speedup is None
-        else f"the fastest that holds is {outcome.speedup.speedup:.2f}x"
+        "nothing faster held" if result.speedup is None else f"the fastest that holds is {result.speedup.speedup:.2f}x"
     )
     return [f"{target:.2f}x the original's speed was not reached: {fastest}"]
 
 
-def _why(outcome: OptimizeResult, request: OptimizeOptions) -> list[str]:
-    reasons = [f"{name}: {'; '.join(why)}" for name, why in outcome.rejected.items()]
-    lost = [c for c in outcome.candidates if not allowed(c, request.max_drop)]
+def _why(result: OptimizeResult, options: OptimizeOptions) -> list[str]:
+    names = {c.id: c.name for c in result.candidates}
+    reasons = [f"{names[key]}: {'; '.join(why)}" for key, why in result.rejected.items()]
+    lost = [c for c in result.candidates if not allowed(c, options.max_drop)]
     reasons += [f"{c.name}: loses {c.score.drop:.4f} on the selection samples" for c in lost]
     return reasons
 
 
-def _advice(outcome: OptimizeResult, splits: Splits, request: OptimizeOptions) -> list[str]:
+def _advice(result: OptimizeResult, splits: Splits, options: OptimizeOptions) -> list[str]:
     found = []
-    if any(c.score.drop > request.max_drop for c in outcome.candidates):
+    if any(c.score.drop > options.max_drop for c in result.candidates):
         found.append("allow a larger --max-drop")
     if len(splits.calibrate) < 64:
         found.append(f"give more samples (calibration had {len(splits.calibrate)})")
@@ -226,24 +281,28 @@ def _advice(outcome: OptimizeResult, splits: Splits, request: OptimizeOptions) -
     return found
 
 
-def summary(outcome: OptimizeResult) -> dict[str, object]:
+def summary(result: OptimizeResult) -> dict[str, object]:
+    """The result as a record holds it; candidates by their names."""
+    names = {c.id: c.name for c in result.candidates}
+    final = result.final
     return {
-        "chosen": outcome.chosen,
-        "met": outcome.met,
-        "reasons": outcome.reasons,
-        "advice": outcome.advice,
-        "bytes": len(outcome.data),
-        "original_bytes": outcome.original_size,
-        "validate": outcome.score,
-        "speedup": outcome.speedup,
-        "timings": outcome.final.timings if outcome.final else [],
-        "ratios": outcome.final.ratios if outcome.final else [],
-        "warnings": outcome.final.warnings if outcome.final else [],
-        "rejected": outcome.rejected,
-        "validation_looks": outcome.looks,
-        "seconds": outcome.seconds,
-        "notes": outcome.notes,
-        "interrupted": outcome.interrupted,
-        "profile_comparison": outcome.profile_comparison,
-        "refused": outcome.refused,
+        "chosen": result.chosen,
+        "chosen_id": result.chosen_id,
+        "met": result.met,
+        "reasons": result.reasons,
+        "advice": result.advice,
+        "bytes": len(result.data),
+        "original_bytes": result.original_size,
+        "validate": result.score,
+        "speedup": result.speedup,
+        "timings": [replace(t, name=names.get(t.name, t.name)) for t in final.timings] if final else [],
+        "ratios": [replace(r, name=names.get(r.name, r.name)) for r in final.ratios] if final else [],
+        "warnings": result.final.warnings if result.final else [],
+        "rejected": {names[key]: why for key, why in result.rejected.items()},
+        "validation_looks": result.looks,
+        "seconds": result.seconds,
+        "notes": result.notes,
+        "interrupted": result.interrupted,
+        "profile_comparison": result.profile_comparison,
+        "refused": result.refused,
     }

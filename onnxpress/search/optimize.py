@@ -1,144 +1,174 @@
-"""optimize: tries what could be done, measures all of it on the whole file, keeps what the contract allows.
+"""optimize: candidates of all passes, measured on the whole file; the best that keeps the contract is written.
 
-Order: exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix
-that harms least; pruning at ratios that are raised while the samples allow it; int8 of the pruned models.  Choices are
-made on the selection samples and short timings; the finalists are timed together, longer, and looked at on the
-validation samples from the fastest down, until one holds the contract.
+Order: exact rewrites; int8 of all nodes, then the nodes for which the measured latency is lowest, then (where the drop is too
+large) the most accurate selection; the passes without a stage of their own; blocks removed and channels pruned as far as the
+selection samples allow; int8 of those models. Candidates are selected on the selection samples and by short timings; the
+finalists are timed together, longer, and checked on the validation samples from the fastest down, until one keeps the contract.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
-from onnxpress.data.dataset import Dataset, Splits
+from onnxpress.data.any_data import DataSource, as_splits
+from onnxpress.data.dataset import Splits
+from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import cache_key
 from onnxpress.measure.score import Scorer
-from onnxpress.model.files import check_size, check_target, load, model_hash, write_atomic
+from onnxpress.model.files import check_size, check_target, model_hash, write_atomic
+from onnxpress.model.source import ModelSource, open_model, path_of
 from onnxpress.plan.plan import write_plan
 from onnxpress.plan.run_record import RunRecord
+from onnxpress.progress import Progress, no_progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.search import candidate_training
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalists import OptimizeResult, finalists, summary
 from onnxpress.search.request import OptimizeOptions
-from onnxpress.search.search import SEARCH_ENDS, Report, Search, TimeBudget
+from onnxpress.search.search import SEARCH_ENDS, Search, TimeBudget
 
-Explore = Callable[[Search], None]
-Train = Callable[[Search, float, Report], None]
+
+@dataclass(frozen=True)
+class Strategy:
+    """How candidates are found. explore: adds candidates to a search; train: adds trained ones within so many seconds."""
+
+    explore: Callable[[Search], None] = Search.run_stages
+    train: Callable[[Search, float, Progress], None] = candidate_training.train
 
 
 def optimize(
-    model: str | Path | ir.Model,
-    data: Dataset | Splits,
-    request: OptimizeOptions | None = None,
+    model: ModelSource,
+    data: DataSource | Splits,
+    options: OptimizeOptions | None = None,
+    *,
     output: str | Path | None = None,
-    run_folder: str | Path | None = None,
-    report: Report | None = None,
-    machine: Machine | None = None,
-    explore: Explore = Search.go,
-    train: Train = candidate_training.train,
+    run: str | Path | None = None,
+    progress: Progress = no_progress,
+    strategy: Strategy | None = None,
+    **settings: Any,
 ) -> OptimizeResult:
-    """Optimize a model; with `output` the file is written atomically, plan.json and run.json go to the run folder.
+    """Find the fastest (or smallest) form of a model that is measured to be as good on samples.
 
-    explore: finds candidates; train: adds trained ones, where there is a budget for it.  Raises InputProblem on bad input;
-    nothing is written then.
+    model: a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model. data: samples (a path, arrays by input name, an
+    iterable or a Dataset), which are split into parts for calibration, selection and validation; or Splits. options: see
+    OptimizeOptions; single options can be given by name instead, such as `max_drop=0.01`. output: the file to write, atomically.
+    run: folder of the run record (default: beside the output, with the suffix .run), which holds plan.json and run.json.
+    progress: called with the stage and the share that is done. strategy: how candidates are found.
+
+    Raises InputProblem on bad input; nothing is written then.
+
+        result = onnxpress.optimize("model.onnx", "samples.npz", max_drop=0.01, output="fast.onnx")
     """
-    request = request or OptimizeOptions()
-    request.check()
-    machine = machine or this_machine()
-    path = model if isinstance(model, (str, Path)) else None
-    original = load(path) if path is not None else model
-    assert isinstance(original, ir.Model)
-    check_size(original)
+    options = _options(options, settings)
+    path = path_of(model)
     if output is not None:
         check_target(output, *([path] if path is not None else []))
-    splits = data if isinstance(data, Splits) else data.split()
-    say = report or (lambda stage, fraction: None)
-    run = None
-    if output is not None:
-        run = RunRecord(
-            run_folder or Path(output).with_suffix(".run"),
-            _identity(original, splits, request, machine),
-            model=str(path or ""),
-            request=request.__dict__,
-            machine=machine.as_dict(),
-            samples={
-                "calibrate": len(splits.calibrate),
-                "select": len(splits.select),
-                "validate": len(splits.validate),
-            },
-        )
+    original = open_model(model)
+    check_size(original)
+    splits = as_splits(data, original)
+    record = _record(original, splits, options, output, run, str(path or "")) if output is not None else None
     try:
-        outcome = _search(original, splits, request, machine, say, run, (explore, train))
-        if output is not None and run is not None:
-            write_atomic(output, outcome.data)
-            write_plan(outcome.plan, run.folder / "plan.json")
-            run.set(outcome=summary(outcome))
-            run.shelf.finish()
+        result = _search(original, splits, options, progress, record, strategy or Strategy())
+        if output is not None and record is not None:
+            write_atomic(output, result.data)
+            write_plan(result.plan, record.folder / "plan.json")
+            record.set(outcome=summary(result))
+            record.store.finish()
     finally:
-        if run is not None:
-            run.close()
-    return outcome
+        if record is not None:
+            record.close()
+    return result
+
+
+def _options(options: OptimizeOptions | None, settings: dict[str, Any]) -> OptimizeOptions:
+    known = [f.name for f in fields(OptimizeOptions)]
+    strange = [name for name in settings if name not in known]
+    if strange:
+        raise TypeError(f"optimize() got an unexpected argument {strange[0]!r}; its options are {', '.join(known)}")
+    if options is not None and not isinstance(options, OptimizeOptions):
+        raise InputProblem(
+            "not options of optimize", "`options`", f"got {type(options).__name__}", "give OptimizeOptions"
+        )
+    chosen = replace(options or OptimizeOptions(), **settings)
+    chosen.check()
+    return chosen
+
+
+def _record(
+    original: ir.Model, splits: Splits, options: OptimizeOptions, output: str | Path, run: str | Path | None, model: str
+) -> RunRecord:
+    """The record of a run with an output, in its folder."""
+    machine = this_machine()
+    parts = ("calibrate", "select", "validate")
+    return RunRecord(
+        run or Path(output).with_suffix(".run"),
+        _identity(original, splits, options, machine),
+        model=model,
+        request=options.__dict__,
+        machine=machine.as_dict(),
+        samples={part: len(getattr(splits, part)) for part in parts},
+    )
 
 
 def _search(
     original: ir.Model,
     splits: Splits,
-    request: OptimizeOptions,
-    machine: Machine,
-    say: Report,
-    run: RunRecord | None,
-    ways: tuple[Explore, Train],
+    options: OptimizeOptions,
+    progress: Progress,
+    record: RunRecord | None,
+    strategy: Strategy,
 ) -> OptimizeResult:
-    clock = TimeBudget(request.time_budget)
-    search_part = request.time_budget / (request.time_budget + request.train_budget)
+    budget = TimeBudget(options.time_budget)
+    search_part = options.time_budget / (options.time_budget + options.train_budget)
 
-    def told(stage: str, fraction: float) -> None:
-        """The search's own progress, around which the training lies."""
-        say(stage, fraction * search_part if fraction <= SEARCH_ENDS else 1 - (1 - fraction) * search_part)
+    def search_progress(stage: str, share: float) -> None:
+        """The progress of the search, in whose middle the training lies."""
+        progress(stage, share * search_part if share <= SEARCH_ENDS else 1 - (1 - share) * search_part)
 
-    def taught(stage: str, fraction: float) -> None:
-        say(stage, SEARCH_ENDS * search_part + fraction * (1 - search_part))
+    def train_progress(stage: str, share: float) -> None:
+        progress(stage, SEARCH_ENDS * search_part + share * (1 - search_part))
 
-    told("measuring the original", 0.0)
-    judge = Scorer(original, splits.select, "selection samples")
-    shelf = run.shelf if run is not None else None
-    shop = CandidateFactory(original, splits.calibrate, judge, machine, request.seed, shelf)
-    target = _target(original, shop, request)
-    search = Search(shop, request.max_drop, request.goal, clock, told, run, target=target)
+    search_progress("measuring the original", 0.0)
+    scorer = Scorer(original, splits.select, "selection samples")
+    store = record.store if record is not None else None
+    factory = CandidateFactory(original, splits.calibrate, scorer, this_machine(), options.seed, store)
+    target = _target(original, factory, options)
+    search = Search(factory, options.max_drop, options.goal, budget, search_progress, record, target=target)
     interrupted = False
     try:
-        ways[0](search)
-        if request.train_budget and search.found:
-            ways[1](search, request.train_budget, taught)
+        strategy.explore(search)
+        if options.train_budget and search.found:
+            strategy.train(search, options.train_budget, train_progress)
     except KeyboardInterrupt:  # the best so far is still timed and validated; a second one ends the run
         if not search.found:
             raise
         interrupted = True
-    outcome = finalists(original, splits, search, request, 4.0 if interrupted else _timing_seconds(request))
+    result = finalists(original, splits, search, options, 4.0 if interrupted else _timing_seconds(options))
     if interrupted:
-        outcome.interrupted = True
-        outcome.notes.append("interrupted: the best of what had been found by then")
-    return outcome
+        result.interrupted = True
+        result.notes.append("interrupted: the best of what had been found by then")
+    return result
 
 
-def _target(original: ir.Model, shop: CandidateFactory, request: OptimizeOptions) -> float:
-    """Times the original's speed that are wanted; 0: as many as can be."""
-    if not request.latency:
-        return request.speedup
-    seen = compare_latency({"original": original}, shop.feeds, Effort(seconds=1.0, threads=request.threads))
-    return max(seen.timings[0].median / request.latency, 0.0)
+def _target(original: ir.Model, factory: CandidateFactory, options: OptimizeOptions) -> float:
+    """The target speed-up; 0: as fast as possible."""
+    if not options.latency_ms:
+        return options.speedup
+    seen = compare_latency({"original": original}, factory.feeds, Effort(seconds=1.0, threads=options.threads))
+    return max(seen.timings[0].median * 1e3 / options.latency_ms, 0.0)
 
 
-def _identity(original: ir.Model, splits: Splits, request: OptimizeOptions, machine: Machine) -> str:
-    """Of everything that decides what a run finds."""
+def _identity(original: ir.Model, splits: Splits, options: OptimizeOptions, machine: Machine) -> str:
+    """The key of everything that decides what a run finds."""
     parts = [s.hash for s in (splits.calibrate, splits.select, splits.validate)]
-    return cache_key(model_hash(original), *parts, repr(request), repr(machine))
+    return cache_key(model_hash(original), *parts, repr(options), repr(machine))
 
 
-def _timing_seconds(request: OptimizeOptions) -> float:
-    return max(4.0, min(40.0, 0.15 * request.time_budget))
+def _timing_seconds(options: OptimizeOptions) -> float:
+    return max(4.0, min(40.0, 0.15 * options.time_budget))

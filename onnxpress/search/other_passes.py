@@ -24,12 +24,12 @@ _FASTER = 1.01  # of a candidate that is worth a form in int8
 
 def try_other_passes(search: Search) -> None:
     """Add the candidates of every pass without a stage to the search; failures are recorded by pass."""
-    end = search.clock.used / search.clock.budget + _SHARE
-    more_time = search.clock.until(end)
+    end = search.budget.share_used + _SHARE
+    more_time = search.budget.until(end)
     for name, asked in all_passes().items():
         if name in STAGES or not more_time():
             continue
-        search.say(f"pass {name}", min(0.5, search.clock.used / search.clock.budget))
+        search.progress(f"pass {name}", min(0.5, search.budget.share_used))
         best = search.attempt(name, lambda asked=asked: _best(search, asked))  # type: ignore[misc]
         if best is not None and search.chosen and (best.quick or 0.0) > _FASTER and more_time():
             search.attempt(f"{best.name} + int8", lambda best=best: search.in_int8(best))  # type: ignore[misc]
@@ -37,7 +37,7 @@ def try_other_passes(search: Search) -> None:
 
 def _best(search: Search, asked: AnyPass) -> Candidate | None:
     """The candidate with the largest total loss that the selection samples allow; None where there is none."""
-    wanted = [p for p in proposals(asked, search.shop.base) if _promises(p, search.goal)]
+    wanted = [p for p in proposals(asked, search.factory.base) if _promises(p, search.goal)]
     tried: set[str] = set()
     for total in _LOSSES:
         chosen = combine(wanted, total)
@@ -47,7 +47,7 @@ def _best(search: Search, asked: AnyPass) -> Candidate | None:
         tried.add(key)
         step = PlanStep(asked.name, tuple(p.action for p in chosen))
         title = f"{asked.name} of {len(chosen)} units"
-        candidate = search.keep(search.shop.changed(title, [step]))
+        candidate = search.keep(search.factory.changed(title, [step]))
         if allowed(candidate, search.max_drop):
             return candidate
     return None

@@ -1,4 +1,4 @@
-"""What a user asks of `optimize`."""
+"""Options of `optimize`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ GOALS = ("latency", "size")
 
 @dataclass(frozen=True)
 class OptimizeOptions:
-    """max_drop: in the metric's unit (0.01 = one point); time_budget: seconds; goal: latency or size.
+    """What `optimize` is to reach, and what it may spend.
 
-    train_budget: seconds of training on top (0: none), which needs torch; speedup: times the original's speed that are enough,
-    or latency: seconds a run may take (0: as fast as can be), so that of those the least harmed is wanted.
+    max_drop:     largest drop of the metric, in its own unit (0.01 is one point of accuracy).
+    goal:         "latency" or "size".
+    time_budget:  seconds for the search.
+    threads:      threads of onnxruntime that latency is measured with.
+    seed:         of anything random.
+    train_budget: seconds of training on top (0: none); needs torch.
+    speedup:      target speed-up over the original (0: as fast as possible); of the candidates that reach it the most accurate is
+                  chosen.
+    latency_ms:   target latency of one run in milliseconds instead (0: none).
     """
 
     max_drop: float = 0.01
@@ -25,30 +32,31 @@ class OptimizeOptions:
     seed: int = 0
     train_budget: float = 0.0
     speedup: float = 0.0
-    latency: float = 0.0
+    latency_ms: float = 0.0
 
     def check(self) -> None:
+        """Raises InputProblem for values out of range and goals that exclude each other."""
         if self.goal not in GOALS:
             raise InputProblem("unknown goal", self.goal, "", f"one of {', '.join(GOALS)}")
         if not 0 <= self.max_drop < 1:
             raise InputProblem(
-                "max-drop must lie between 0 and 1", "--max-drop", f"got {self.max_drop}", "0.01 is one point"
+                "the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop}", "0.01 is one point"
             )
         if self.time_budget < 5:
             raise InputProblem(
-                "the time budget is too short", "--time-budget", f"{self.time_budget:g} s", "give at least 5s"
+                "the time budget is too short", "`time_budget`", f"{self.time_budget:g} s", "give at least 5 s"
             )
         if self.train_budget < 0:
             raise InputProblem(
-                "the training budget is negative", "--train-budget", f"{self.train_budget:g} s", "give 0, or 10m"
+                "the training budget is negative", "`train_budget`", f"{self.train_budget:g} s", "give 0, or 10 minutes"
             )
         if self.speedup and self.speedup <= 1:
-            raise InputProblem("the speed-up must be above 1", "--speedup", f"got {self.speedup:g}", "try 2")
-        if self.latency < 0:
-            raise InputProblem("the latency must be above 0", "--latency-ms", f"got {1e3 * self.latency:g}", "try 5")
-        if (self.speedup or self.latency) and self.goal == "size":
-            raise InputProblem("a goal in time and --goal size", "--goal", "", "take one of them")
-        if self.speedup and self.latency:
-            raise InputProblem("two goals in time", "--speedup, --latency-ms", "", "take one of them")
+            raise InputProblem("the speed-up must be above 1", "`speedup`", f"got {self.speedup:g}", "try 2")
+        if self.latency_ms < 0:
+            raise InputProblem("the latency must be above 0", "`latency_ms`", f"got {self.latency_ms:g}", "try 5")
+        if (self.speedup or self.latency_ms) and self.goal == "size":
+            raise InputProblem("`goal` size and a target in time are mutually exclusive", "", "", "give one of them")
+        if self.speedup and self.latency_ms:
+            raise InputProblem("`speedup` and `latency_ms` are mutually exclusive", "", "", "give one of them")
         if self.train_budget:
-            require_torch("--train-budget")
+            require_torch("`train_budget`")

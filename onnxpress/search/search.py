@@ -17,13 +17,13 @@ import onnx_ir as ir
 
 from onnxpress.errors import Problem
 from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
-from onnxpress.plan.candidate_store import Candidate
+from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.search.candidate_factory import CandidateFactory
 
 T = TypeVar("T")
-Report = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
 _BLOCKS_END, _PRUNING_BEGINS = 0.64, 0.68  # no further block is taken out then; no pruning begins that could not end
 _RATIOS = (0.1, 0.2, 0.35, 0.5)
@@ -32,18 +32,23 @@ _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, As
 
 @dataclass
 class TimeBudget:
-    """Shares out a time budget in seconds."""
+    """A budget of wall-clock seconds, and how much of it is used."""
 
-    budget: float
+    seconds: float
     start: float = field(default_factory=time.perf_counter)
 
     @property
     def used(self) -> float:
         return time.perf_counter() - self.start
 
+    @property
+    def share_used(self) -> float:
+        """Share of the budget that is used; above 1 once it is exceeded."""
+        return self.used / self.seconds
+
     def until(self, share: float) -> Callable[[], bool]:
         """A question: is less than this share of the budget used?"""
-        return lambda: self.used < share * self.budget
+        return lambda: self.used < share * self.seconds
 
 
 def allowed(candidate: Candidate, max_drop: float) -> bool:
@@ -59,39 +64,49 @@ def prune_name(options: PruneOptions) -> str:
 
 @dataclass
 class Search:
-    """found: candidates in the order they were made; failed: levers that broke on this model, and why; chosen: nodes that
-    are worth an integer kernel; target: times the original's speed that are enough (0: none are)."""
+    """The state of a search.
 
-    shop: CandidateFactory
+    found: candidates in the order they were made. failed: stages that failed on this model, and why. chosen: nodes for which
+    int8 is faster. target: target speed-up (0: as fast as possible).
+    """
+
+    factory: CandidateFactory
     max_drop: float
     goal: str
-    clock: TimeBudget
-    say: Report
+    budget: TimeBudget
+    progress: Progress
     run: RunRecord | None
     found: list[Candidate] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     chosen: frozenset[str] = frozenset()
     target: float = 0.0
 
-    def go(self) -> None:
+    def run_stages(self) -> None:
         from onnxpress.search.other_passes import try_other_passes
 
-        if not self.based():
+        if not self.make_base():
             return
         self.chosen = self.attempt("int8", self.int8) or frozenset()
         if self.goal == "size":
-            self.say("weights in fewer bits", 0.3)
+            self.progress("weights in fewer bits", 0.3)
             for bits in (4, 8):
                 self.attempt(f"weights in {bits} bits", partial(self.fewer_bits, bits))
         try_other_passes(self)
         self.attempt("blocks", self.blocks)
         self.attempt("pruning", self.pruning)
 
-    def based(self) -> bool:
+    def make_base(self) -> bool:
         """Make the base of everything else; whether there is one."""
-        if self.attempt("exact reductions", lambda: self.keep(self.shop.exact())) is None:
-            self.attempt("clean-up", lambda: self.keep(self.shop.bare()))
-        return self.shop.exact_evidence is not None
+        if self.attempt("exact reductions", lambda: self.keep(self.factory.exact())) is None:
+            self.attempt("clean-up", lambda: self.keep(self.factory.bare()))
+        return self.factory.exact_evidence is not None
+
+    def descendants(self, candidate: Candidate, stage: Stage) -> list[Candidate]:
+        """Candidates that were made from another by a stage, and all forms of those."""
+        ids = {c.id for c in self.found if c.parent == candidate.id and c.stage == stage}
+        while more := {c.id for c in self.found if c.parent in ids} - ids:
+            ids |= more
+        return [c for c in self.found if c.id in ids]
 
     def attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """The result of a piece of work; None where it failed, which is recorded."""
@@ -106,13 +121,15 @@ class Search:
     def keep(self, candidate: Candidate, seconds: float = 0.8) -> Candidate:
         """Time a candidate shortly, and record it."""
         effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
-        models: dict[str, ir.Model | bytes | str] = {"original": self.shop.original, "candidate": candidate.data}
-        candidate.quick = compare_latency(models, self.shop.feeds, effort).ratios[0].speedup
+        models: dict[str, ir.Model | bytes | str] = {"original": self.factory.original, "candidate": candidate.data}
+        candidate.quick = compare_latency(models, self.factory.feeds, effort).ratios[0].speedup
         self.found.append(candidate)
         if self.run is not None:
             self.run.add(
                 {
+                    "id": candidate.id,
                     "name": candidate.name,
+                    "stage": candidate.stage,
                     "size": candidate.size,
                     "select": candidate.score,
                     "notes": candidate.notes,
@@ -125,57 +142,57 @@ class Search:
     def int8(self, until: float = 0.42) -> frozenset[str]:
         """int8 candidates; the set of nodes that later int8 models start from.  until: share of the time budget that may be
         used when the mix is found."""
-        self.say("int8 of everything", 0.08)
-        whole = self.shop.int8_nodes()
+        self.progress("int8 of everything", 0.08)
+        whole = self.factory.int8_nodes()
         if not whole:
             return whole
-        first = self.keep(self.shop.int8("int8", whole))
+        first = self.keep(self.factory.int8("int8", whole))
         best = whole
         if self.goal == "latency":
-            self.say("which nodes gain from int8", 0.15)
-            best, how = self.shop.fastest_int8(whole, self.clock.until(until))
+            self.progress("which nodes gain from int8", 0.15)
+            best, how = self.factory.select_int8_by_latency(whole, self.budget.until(until))
             if best != whole:
-                first = self.keep(self.shop.int8("int8 mixed", best))
+                first = self.keep(self.factory.int8("int8 mixed", best))
                 first.notes.append(how)
         if not allowed(first, self.max_drop):
-            self.say("which nodes lose too much", 0.4)
-            safe = self.shop.safest_int8(best, self.max_drop * 0.5, self.clock.until(until + 0.13))
+            self.progress("which nodes lose too much", 0.4)
+            safe = self.factory.select_int8_by_accuracy(best, self.max_drop * 0.5, self.budget.until(until + 0.13))
             if safe and safe != best:
-                self.keep(self.shop.int8("int8 careful", safe))
+                self.keep(self.factory.int8("int8 careful", safe))
                 best = safe
         return best
 
     def fewer_bits(self, bits: int) -> Candidate:
         """The exact model with its weights as codebooks of 16, or in 8 bits: a smaller file of the same speed."""
-        return self.keep(self.shop.fewer_bits(bits))
+        return self.keep(self.factory.fewer_bits(bits))
 
     def blocks(self) -> None:
         """Whole blocks taken out, more of them while the samples allow it."""
-        self.say("which blocks can go", 0.4)
+        self.progress("which blocks can go", 0.4)
         self.attempt("blocks out", lambda: self._descend(self._shallower()))
 
     def _shallower(self) -> Iterator[Candidate]:
-        order = self.shop.removal_order(self.clock.until(0.54))
+        order = self.factory.removal_order(self.budget.until(0.54))
         count = 1
-        while count <= len(order) and self.clock.until(_BLOCKS_END)():
-            self._tell(f"without {count} blocks")
-            yield self.shop.shallower(count)
+        while count <= len(order) and self.budget.until(_BLOCKS_END)():
+            self._report_stage(f"without {count} blocks")
+            yield self.factory.shallower(count)
             count = max(count + 1, count * 3 // 2)
 
     def pruning(self) -> None:
         """Channels pruned, more of them while the samples allow it: inner widths, then all."""
-        if not self.shop.ground().can_prune or not self.clock.until(_PRUNING_BEGINS)():
+        if not self.factory.ground().can_prune or not self.budget.until(_PRUNING_BEGINS)():
             return
         for scope in (INTERNAL, ALL):
             self._descend(self._narrower(scope))
 
     def _narrower(self, scope: str) -> Iterator[Candidate]:
         for ratio in _RATIOS:
-            if not self.clock.until(SEARCH_ENDS)():
+            if not self.budget.until(SEARCH_ENDS)():
                 return
-            self._tell(f"pruning {ratio:.0%} of the channels")
+            self._report_stage(f"pruning {ratio:.0%} of the channels")
             options = PruneOptions(ratio, scope=scope)
-            made = self.shop.pruned(prune_name(options), options, self.clock.until(0.65))
+            made = self.factory.pruned(prune_name(options), options, self.budget.until(0.65))
             if made is not None and made.plan.to_json() not in {c.plan.to_json() for c in self.found}:
                 yield made
 
@@ -196,8 +213,8 @@ class Search:
 
     def in_int8(self, candidate: Candidate) -> Candidate:
         """The chosen nodes of a candidate in int8."""
-        evidence = self.shop.evidence(candidate)
-        return self.keep(self.shop.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence))
+        evidence = self.factory.evidence(candidate)
+        return self.keep(self.factory.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence))
 
-    def _tell(self, stage: str) -> None:
-        self.say(stage, min(SEARCH_ENDS, self.clock.used / self.clock.budget))
+    def _report_stage(self, stage: str) -> None:
+        self.progress(stage, min(SEARCH_ENDS, self.budget.share_used))

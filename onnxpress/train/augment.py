@@ -139,13 +139,13 @@ def select_automatically(
     answers: the teacher's outputs [N, K] on a batch of arrays.
     labelled: whether labels are trained on, too; flips, which may change the label, are then left to the user.
     """
-    wished = [n for n in AUGMENTATIONS if any(n in _AUTO[f.kind] for f in fields)]
+    candidates = [n for n in AUGMENTATIONS if any(n in _AUTO[f.kind] for f in fields)]
     part = next(iter(data.take(_INSPECTED_SAMPLES).batches(_INSPECTED_SAMPLES)), None)
     if part is None or part.count < 4:
-        return tuple(n for n in wished if n in MIXING)
+        return tuple(n for n in candidates if n in MIXING)
     before = answers(part.inputs)
     kept = []
-    for name in wished:
+    for name in candidates:
         if name in MIXING:
             kept.append(name)
         elif not (labelled and name == "flip"):

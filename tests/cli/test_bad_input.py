@@ -505,7 +505,7 @@ ROWS = [
     Row(
         "a range method that is none",
         lambda d: [*quantize(d, good(d)), "--ranges", "guess"],
-        ("unknown calibration method", "weighted"),
+        ("unknown calibration method", "output-error"),
     ),
     Row(
         "16 bits as integer operators",

@@ -25,10 +25,10 @@ from onnxpress.nas.evaluation.costs import count_costs
 from onnxpress.nas.request import NasRequest, request_from_dict
 from onnxpress.nas.search import limit_trainees, select_promising
 from onnxpress.nas.spaces.registry import load_space
-from onnxpress.nas.strategies import pareto
 from onnxpress.nas.strategies.study import Study, TrialResult, fixed_trial
 from onnxpress.nas.strategies.surrogate import Surrogate, hypervolume
 from onnxpress.runtime.session import open_session, run
+from onnxpress.search import pareto
 from tests.nas import tasks
 from tests.nas.spaces.test_registry import RandomTrial
 

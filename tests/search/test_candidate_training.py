@@ -66,12 +66,12 @@ def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = nets.residual(width=64)
     data: Dataset = nets.samples(model, 24)
-    shop = CandidateFactory(model, data, Scorer(model, data), this_machine())
-    search = Search(shop, 0.05, "latency", TimeBudget(60), lambda stage, share: None, None)
-    search.keep(shop.exact(), seconds=0.05)
-    search.keep(shop.shallower(1), seconds=0.05)
-    whole = shop.macs(search.found[0])
-    monkeypatch.setattr(shop, "pace", lambda name, sketch, chosen, seconds: sketch.macs / whole)
+    factory = CandidateFactory(model, data, Scorer(model, data), this_machine())
+    search = Search(factory, 0.05, "latency", TimeBudget(60), lambda stage, share: None, None)
+    search.keep(factory.exact(), seconds=0.05)
+    search.keep(factory.shallower(1), seconds=0.05)
+    whole = factory.macs(search.found[0])
+    monkeypatch.setattr(factory, "pace", lambda name, unrepaired, chosen, seconds: unrepaired.macs / whole)
     search.found[0].quick = 1.0
     search.found[-1].score = replace(search.found[-1].score, drop=0.06)  # nearly allowed: the levers work together
     ladder = latency_levels(search)
@@ -79,10 +79,10 @@ def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = [r.level for r in ladder]
     assert levels == sorted(levels, reverse=True)
     assert {len(r.students) for r in ladder} <= {1, 2, 3, 4}
-    assert any(s.way.name.startswith("1 block out, prune") for r in ladder for s in r.students)
+    assert any(s.spec.name.startswith("1 block out, prune") for r in ladder for s in r.students)
     for rung in ladder:
         assert all(0.8 * rung.level <= s.time <= rung.level for s in rung.students)
     for student in (s for r in ladder[-2:] for s in r.students):
-        made = student.way.make()
+        made = student.spec.make()
         assert made is not None
-        assert shop.macs(made) == student.way.sketch.macs
+        assert factory.macs(made) == student.spec.unrepaired.macs

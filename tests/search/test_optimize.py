@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxpress.cli.optimize import pareto
 from onnxpress.data.dataset import Splits, open_dataset
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
@@ -141,7 +140,7 @@ def score(drop: float) -> Score:
     ],
 )
 def test_contract(drop: float, low: float, high: float, goal: str, accepted: bool) -> None:
-    verdict = result_contract.judge(score(drop), Ratio("a", "b", (low + high) / 2, low, high), 0.01, goal, [])
+    verdict = result_contract.scorer(score(drop), Ratio("a", "b", (low + high) / 2, low, high), 0.01, goal, [])
     assert verdict.accepted is accepted
     assert bool(verdict.reasons) is not accepted
 
@@ -187,22 +186,12 @@ def test_contract_lets_sizes_that_depend_on_values_differ() -> None:
 def test_plan_is_bound_to_its_model_and_data() -> None:
     model = nets.residual(width=16)
     data = nets.samples(model, 4)
-    plan = new_plan(model, data).then("reduce", [{"fold": "batchnorm"}])
+    plan = new_plan(model, data).then("simplify", [{"fold": "batchnorm"}])
     apply_plan(plan, model, data)
     with pytest.raises(InputProblem, match="another model"):
         apply_plan(plan, nets.residual(seed=3, width=16), data)
     with pytest.raises(InputProblem, match="other samples"):
         apply_plan(plan, model, nets.samples(model, 4, seed=9))
-
-
-def test_pareto_front() -> None:
-    points = {
-        "fast": (-3.0, 0.02, 10.0),
-        "good": (-2.0, 0.0, 10.0),
-        "bad": (-1.0, 0.02, 20.0),
-        "duplicate_of": (-2.0, 0.0, 10.0),
-    }
-    assert pareto(points) == {"fast", "good", "duplicate_of"}
 
 
 class Killed(BaseException):

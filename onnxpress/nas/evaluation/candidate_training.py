@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.api.distillation_session import DistillSettings, TeacherStudentPair, available_cores, run_distillation
+from onnxpress.api.distillation_session import (
+    DistillationOptions,
+    TeacherStudentPair,
+    available_cores,
+    run_distillation,
+)
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import evidence_for
@@ -23,13 +28,13 @@ from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
 from onnxpress.model.structural_hash import structural_hash
 from onnxpress.nas.request import SCHEDULES
-from onnxpress.nas.strategies.pareto import dominance_ranks
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.distillation.distill import DISTILL, Source, teacher_evidence
 from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
+from onnxpress.progress import Progress, sub_progress
 from onnxpress.runtime.machine import Machine
+from onnxpress.search.pareto import dominance_ranks
 from onnxpress.train.distillation.teacher_batches import TeacherCache
-from onnxpress.train.progress import Progress, sub_progress
 from onnxpress.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -79,7 +84,7 @@ class CandidateTrainer:
         )  # fmt: skip
         done = run_distillation(
             TeacherStudentPair(student, teacher, Source(), cache=self.cache),
-            DistillSettings(settings, seconds=seconds),
+            DistillationOptions(settings, time_budget=seconds),
             self.judge,
             progress=progress,
         )
@@ -151,10 +156,10 @@ def successive_halving(
             share = fraction * _remaining_seconds(seconds, time.monotonic() - start, done)
             name = f"round {number + 1} of {len(fractions)}, candidate {trainee.number}"
             try:
-                trainee.model, trainee.score, decisions = trainer.train(
+                trainee.model, trainee.score, actions = trainer.train(
                     trainee.model, share, sub_progress(progress, name, done, fraction)
                 )
-                trainee.trainings += decisions
+                trainee.trainings += actions
                 trainee.seconds += share
             except EnvironmentProblem as problem:
                 trainee.failed = problem

@@ -34,11 +34,11 @@ from onnxpress.nas.spaces.io_spec import IoSpec, io_spec_from_samples
 from onnxpress.nas.spaces.network import BATCH
 from onnxpress.nas.spaces.registry import load_space
 from onnxpress.nas.strategies.study import BuildTrial, Measurement, Study, fixed_trial
+from onnxpress.progress import no_progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
 from onnxpress.runtime.session import open_session
 from onnxpress.runtime.session import run as run_once
-from onnxpress.train.progress import no_progress
 
 LatencyResult = Callable[[float], tuple[float, bool]]  # quality -> (seconds, whether they are predicted)
 StartTiming = Callable[[ir.Model, int], LatencyResult]  # starts to time the model of a trial, given by its number

@@ -1,1 +1,1 @@
-"""Search section_holds a given model: parts of it are kept or replaced by cheaper ones."""
+"""Search inside a given model: parts of it are kept or replaced by cheaper ones."""

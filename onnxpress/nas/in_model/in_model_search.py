@@ -1,4 +1,4 @@
-"""Search section_holds a model: each place of it is kept or replaced, with the lowest loss increase for a target speed-up.
+"""Search inside a model: each place is kept or replaced, with the lowest loss increase for a target speed-up.
 
 The model is cut where all computation passes through one value.  Each place has cheaper replacements, which are made in
 closed form (`replacements`), measured (`replacement_survey`) and allocated for the latency to save
@@ -20,15 +20,15 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.nas.in_model.replacement_allocation import ReplacementAllocation, ReplacementAllocator
 from onnxpress.nas.in_model.replacement_survey import ReplacementEvaluator, survey
 from onnxpress.nas.in_model.replacements import Replacement, plan_steps
-from onnxpress.plan.candidate_store import Candidate
+from onnxpress.plan.candidate_store import Candidate, Stage, candidate_id
 from onnxpress.plan.plan import PlanStep
+from onnxpress.progress import Progress, no_progress, sub_progress
 from onnxpress.search import candidate_training
 from onnxpress.search.candidate_factory import UnrepairedCandidate
 from onnxpress.search.finalists import OptimizeResult
-from onnxpress.search.optimize import optimize
+from onnxpress.search.optimize import Strategy, optimize
 from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Search
-from onnxpress.train.progress import Progress
 
 _INT8_END = 0.25  # fraction of the time budget at which the search for int8 nodes ends
 _SURVEY_MIN, _SURVEY_END = 0.2, 0.45  # fractions of the time budget: at least, and normally the end of the survey
@@ -52,7 +52,7 @@ def in_model_search(
     run: str | Path | None = None,
     progress: Progress | None = None,
 ) -> OptimizeResult:
-    """Search section_holds a model; the request, the plan and the record of the run are those of `optimize`.
+    """Search inside a model; the request, the plan and the record of the run are those of `optimize`.
 
     model: the model or its file.
     data: the samples.
@@ -61,12 +61,13 @@ def in_model_search(
     run: folder of the record.
     progress: callback.
     """
-    return optimize(model, data, request, output, run, progress, explore=explore, train=train)
+    strategy = Strategy(explore, train)
+    return optimize(model, data, request, output=output, run=run, progress=progress or no_progress, strategy=strategy)
 
 
 def explore(search: Search) -> None:
     """Add candidates to a search: exact, int8, and allocated replacements, each in float and int8."""
-    if not search.based():
+    if not search.make_base():
         return
     search.chosen = search.attempt("int8", lambda: search.int8(_INT8_END)) or frozenset()
     search.attempt("replacements", lambda: _search_replacements(search))
@@ -74,26 +75,28 @@ def explore(search: Search) -> None:
 
 def train(search: Search, seconds: float, progress: Progress) -> None:
     """Train the candidates with replacements that are closest to the original."""
-    replaced = [c for c in search.found if c.name.startswith(_NAME_PREFIX) and not c.name.endswith("+ int8")]
+    replaced = [c for c in search.found if c.stage == Stage.REPLACEMENTS]
     students = sorted(replaced, key=lambda c: (c.score.drop, c.score.nmse))[:_MAX_TRAINED]
     for number, student in enumerate(students):
-        part = candidate_training.sub_progress(progress, number, len(students))
+        part = sub_progress(
+            progress, f"student {number + 1} of {len(students)}", number / len(students), 1 / len(students)
+        )
         candidate_training.teach(search, student, seconds / len(students), part)
 
 
 def _search_replacements(search: Search) -> None:
     """Survey the places, and allocate replacements for every target speed-up."""
-    clock = search.clock
-    evaluator = ReplacementEvaluator(search.shop.base)
-    until = max(_SURVEY_END, clock.used / clock.budget + _SURVEY_MIN)
+    budget = search.budget
+    evaluator = ReplacementEvaluator(search.factory.base)
+    until = max(_SURVEY_END, budget.share_used + _SURVEY_MIN)
     found = survey(
-        evaluator, clock.budget, clock.until(until), lambda stage: search.say(stage, min(0.5, _used(search)))
+        evaluator, budget.seconds, budget.until(until), lambda stage: search.progress(stage, min(0.5, _used(search)))
     )
     if found.empty:
         search.failed.setdefault("replacements", "no replacement is faster than the part that it replaces")
         return
-    allocator = ReplacementAllocator(found.options, evaluator.loss_increase, search.shop.seed)
-    base = next(c.quick or 1.0 for c in search.found if c.name == "exact")
+    allocator = ReplacementAllocator(found.options, evaluator.loss_increase, search.factory.seed)
+    base = next(c.quick or 1.0 for c in search.found if c.exact)
     targets = _targets(search, base)
     for number, (label, speedup, int8_gain) in enumerate(targets):
         used = _used(search)
@@ -101,7 +104,7 @@ def _search_replacements(search: Search) -> None:
             search.failed.setdefault("replacements", "there was no time left to allocate them: increase `time_budget`")
             return
         name = f"{_NAME_PREFIX}{label}" + (", fewer" if int8_gain > 1 else "")  # int8 contributes the rest
-        search.say(name, min(0.5, used))
+        search.progress(name, min(0.5, used))
         interval = (used, (_ALLOCATION_END - used) / min(len(targets) - number, _MAX_ALLOCATIONS))
         target = _SpeedTarget(search, evaluator, allocator, found.seconds * base, speedup, int8_gain)
         made = search.attempt(name, partial(_allocate_for_target, target, name, interval))
@@ -111,7 +114,7 @@ def _search_replacements(search: Search) -> None:
 
 def _used(search: Search) -> float:
     """Used fraction of the time budget."""
-    return search.clock.used / search.clock.budget
+    return search.budget.share_used
 
 
 def _targets(search: Search, base: float) -> list[tuple[str, float, float]]:
@@ -119,7 +122,7 @@ def _targets(search: Search, base: float) -> list[tuple[str, float, float]]:
 
     base: speed-up of the exact candidate.
     """
-    int8 = [c.quick or 1.0 for c in search.found if c.name.startswith("int8")]
+    int8 = [c.quick or 1.0 for c in search.found if c.int8 and not c.parent]
     gain = max([base, *int8]) / base
     if search.target:
         targets = {"the goal": search.target}
@@ -148,7 +151,7 @@ class _SpeedTarget:
     ) -> None:
         self.search, self.evaluator, self.allocator = search, evaluator, allocator
         self.whole, self.speedup, self.int8_gain = whole, speedup, int8_gain
-        self.present = whole / max(next(c.quick or 1.0 for c in search.found if c.name == "exact"), 1e-12)
+        self.present = whole / max(next(c.quick or 1.0 for c in search.found if c.exact), 1e-12)
 
     def first_saving(self) -> float:
         """Seconds to save, if savings added up."""
@@ -162,10 +165,12 @@ class _SpeedTarget:
         """Measured speed-up of an allocation over the original, in int8 where int8 contributes."""
         names = ", ".join(r.name for r in allocation.replaced)
         chosen = self.search.chosen if self.int8_gain > 1 else frozenset[str]()
-        shop = self.search.shop
+        factory = self.search.factory
         model = self.evaluator.apply(allocation.replaced)
-        evidence = partial(evidence_for, model, self.evaluator.small.samples(), shop.machine, shop.seed)
-        return 1 / shop.pace(f"{names}, int8 {self.int8_gain > 1}", UnrepairedCandidate(0, evidence), chosen)
+        evidence = partial(evidence_for, model, self.evaluator.small.samples(), factory.machine, factory.seed)
+        return 1 / factory.relative_latency(
+            f"{names}, int8 {self.int8_gain > 1}", UnrepairedCandidate(0, evidence), chosen
+        )
 
     def next_saving(self, allocation: ReplacementAllocation, speedup: float) -> float:
         """Seconds to save next, given the measured speed-up of an allocation."""
@@ -178,12 +183,12 @@ def _allocate_for_target(target: _SpeedTarget, name: str, interval: tuple[float,
 
     interval: begin and length, as fractions of the time budget.
     """
-    if target.search.shop.shelf.recall(name) is not None:  # made by an interrupted run
+    if target.search.factory.store.get(candidate_id(name)) is not None:  # made by an interrupted run
         return _build_candidate(target, name, [])
     saving = target.first_saving()
     best: tuple[bool, float, ReplacementAllocation] | None = None
     for number, end in enumerate(_ROUNDS):
-        in_time = target.search.clock.until(interval[0] + end * interval[1])
+        in_time = target.search.budget.until(interval[0] + end * interval[1])
         allocation = target.allocator.allocate(saving, in_time)
         if allocation is None or not allocation.replaced:
             break
@@ -194,7 +199,7 @@ def _allocate_for_target(target: _SpeedTarget, name: str, interval: tuple[float,
             best = rated
         next_saving = target.next_saving(allocation, speedup)
         close = reached and speedup <= _MAX_SPEED_RATIO * target.speedup
-        more_time = target.search.clock.until(sum(interval))
+        more_time = target.search.budget.until(sum(interval))
         unchanged = abs(next_saving - saving) < 1e-3 * target.whole
         if (close and number) or not more_time() or (not close and unchanged):
             break
@@ -208,8 +213,8 @@ def _build_candidate(target: _SpeedTarget, name: str, replaced: Sequence[Replace
     """The model with replacements, all layers refitted to the original's; in int8 where int8 contributes."""
     search = target.search
     plan = [*plan_steps(replaced), PlanStep("distill", (_CLOSED_FORM,))]
-    candidate = search.keep(search.shop.changed(name, plan, [r.name for r in replaced]))
+    candidate = search.keep(search.factory.changed(name, plan, [r.name for r in replaced], Stage.REPLACEMENTS))
     if target.int8_gain == 1:
         return candidate
-    evidence = search.shop.evidence(candidate)
-    return search.keep(search.shop.int8(f"{name} + int8", search.chosen, candidate, evidence))
+    evidence = search.factory.evidence(candidate)
+    return search.keep(search.factory.int8(f"{name} + int8", search.chosen, candidate, evidence))

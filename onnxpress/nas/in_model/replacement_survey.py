@@ -84,7 +84,7 @@ class ReplacementEvaluator:
         count = min(_REFIT_SAMPLES, max(1, len(data) // 2))
         self.small = evidence_for(base.model, data.take(count), base.machine, base.seed)
         rest = data.select(range(count, min(len(data), count + _LOSS_SAMPLES))) if len(data) > count else data
-        self.judge = Scorer(base.model, rest)
+        self.scorer = Scorer(base.model, rest)
         self.time_fractions: dict[tuple[str, ...], float] = {}  # of the place's time, by structures
 
     def apply(self, replacements: Sequence[Replacement]) -> ir.Model:
@@ -98,7 +98,7 @@ class ReplacementEvaluator:
     def loss_increase(self, replacements: Sequence[Replacement]) -> float:
         """Normalized mean squared error of the outputs; infinite where the replacements cannot be combined."""
         try:
-            found = self.judge.score(self.apply(replacements)).nmse
+            found = self.scorer.score(self.apply(replacements)).nmse
         except _FAILURES:
             return math.inf
         return found if math.isfinite(found) else math.inf
@@ -210,7 +210,7 @@ def output_name(base: Evidence, whole: ir.Model, section: Section, replacement: 
     """Name of the section's output in the changed model: where its last block was removed, of the block's input."""
     if any(v.name == section.output for n in whole.graph for v in n.outputs):
         return section.output
-    removed = {d["block"] for d in replacement.decisions if "block" in d}
+    removed = {d["block"] for d in replacement.actions if "block" in d}
     return bl.resolve(base.model, [b for b in removable(base)[0] if b.name in removed])[section.output]
 
 

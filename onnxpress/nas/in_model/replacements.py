@@ -1,4 +1,4 @@
-"""Replacements of a section, or of a width that several sections share, as decisions of passes that a plan can hold.
+"""Replacements of a section, or of a width that several sections share, as actions of passes that a plan can hold.
 
 A block is removed, channels pruned, layers factored, kernels made smaller or separable, attention made linear.  All
 are made in closed form with the passes' refit, so that they can be measured without training.
@@ -32,16 +32,16 @@ class Replacement:
     """A replacement.
 
     name: what is done.
-    pass_name, decisions: how.
+    pass_name, actions: how.
     """
 
     name: str
     pass_name: str
-    decisions: tuple[Action, ...]
+    actions: tuple[Action, ...]
 
-    def step(self, repair: str = LOCAL) -> PlanStep:
+    def step(self, refit: str = LOCAL) -> PlanStep:
         """The replacement as a plan step; refitted locally where the pass supports it, which is fast."""
-        return PlanStep(self.pass_name, (*self.decisions, {"refit": _repair_of(self.pass_name, repair)}))
+        return PlanStep(self.pass_name, (*self.actions, {"refit": _refit_of(self.pass_name, refit)}))
 
 
 def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[list[Replacement]]:
@@ -62,19 +62,19 @@ def section_replacements(evidence: Evidence, found: Sequence[Section]) -> list[l
     ]
 
 
-def plan_steps(chosen: Sequence[Replacement], repair: str = LEAST_SQUARES) -> list[PlanStep]:
-    """The replacements as steps of one plan.  repair: LEAST_SQUARES, LOCAL or "none"."""
+def plan_steps(replacements: Sequence[Replacement], refit: str = LEAST_SQUARES) -> list[PlanStep]:
+    """The replacements as steps of one plan.  refit: LEAST_SQUARES, LOCAL or "none"."""
     made = []
     for name in PASS_ORDER:
-        decisions = [d for r in chosen if r.pass_name == name for d in r.decisions]
-        if decisions:
-            made.append(PlanStep(name, (*decisions, {"refit": _repair_of(name, repair)})))
+        actions = [d for r in replacements if r.pass_name == name for d in r.actions]
+        if actions:
+            made.append(PlanStep(name, (*actions, {"refit": _refit_of(name, refit)})))
     return made
 
 
-def _repair_of(pass_name: str, repair: str) -> str:
-    """The repair of a pass: only for removed blocks does a local refit differ."""
-    return LEAST_SQUARES if repair == LOCAL and pass_name != DEPTH.name else repair
+def _refit_of(pass_name: str, refit: str) -> str:
+    """The refit of a pass: only for removed blocks does a local refit differ."""
+    return LEAST_SQUARES if refit == LOCAL and pass_name != DEPTH.name else refit
 
 
 def _blocks(evidence: Evidence, section: Section) -> Iterator[Replacement]:
@@ -118,17 +118,17 @@ def _at_shares(groups: Sequence[ChannelGroup], options: Sequence[Proposal], what
     """All groups at a fraction of their width, rounded to widths that are fast on this CPU."""
     seen = set()
     for share in _KEPT_FRACTIONS:
-        decisions = []
+        actions = []
         for group in groups:
             able = [o for o in options if o.unit == group.name]
             if able:
-                decisions.append(
+                actions.append(
                     min(able, key=lambda o: abs(group.size - len(o.action["remove"]) - share * group.size)).action
                 )
-        key = str(decisions)
-        if decisions and key not in seen:
+        key = str(actions)
+        if actions and key not in seen:
             seen.add(key)
-            yield Replacement(f"{share:.0%} {what}", PRUNE.name, tuple(decisions))
+            yield Replacement(f"{share:.0%} {what}", PRUNE.name, tuple(actions))
 
 
 def _kernels(section: Section, options: Sequence[Proposal]) -> Iterator[Replacement]:
@@ -151,15 +151,15 @@ def _factored(section: Section, options: Sequence[Proposal], evidence: Evidence)
     mine = [o for o in options if o.unit in section.nodes]
     seen = set()
     for share in _KEPT_FRACTIONS:
-        decisions = []
+        actions = []
         for unit in dict.fromkeys(o.unit for o in mine):
             able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _layer_macs(o, evidence)]
             if able:
-                decisions.append(min(able, key=lambda o: o.loss).action)
-        key = str(decisions)
-        if decisions and key not in seen:
+                actions.append(min(able, key=lambda o: o.loss).action)
+        key = str(actions)
+        if actions and key not in seen:
             seen.add(key)
-            yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(decisions))
+            yield Replacement(f"factors with {share:.0%} of the work", LOWRANK.name, tuple(actions))
 
 
 def _layer_macs(option: Proposal, evidence: Evidence) -> float:

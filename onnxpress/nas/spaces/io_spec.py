@@ -68,13 +68,13 @@ def io_spec_from_samples(
     sig = data.signature
     found = [f for f in input_fields(data) if f.kind in KINDS]
     tokens = [f for f in found if f.kind == "tokens"]
-    chosen = tokens or found
-    if len(chosen) != 1:
+    candidates = tokens or found
+    if len(candidates) != 1:
         names = ", ".join(f"{f.name}: {f.kind}" for f in found) or ", ".join(sig.input_names)
         raise InputProblem(
-            "a search space needs one main input", names, f"found {len(chosen)}", "write a space of your own"
+            "a search space needs one main input", names, f"found {len(candidates)}", "write a space of your own"
         )
-    field = chosen[0]
+    field = candidates[0]
     first = data[0].inputs[field.name]
     spec = sig.input(field.name)
     other_inputs = tuple((s.name, s.dtype) for s in sig.inputs if s.name != field.name)

@@ -240,8 +240,8 @@ class NetworkBuilder:
 
     def reshape(self, x: Value, shape: Sequence[int]) -> Value:
         """Reshape the axes after the batch."""
-        wish = self.constant(np.array([0, *shape], np.int64))
-        return self.op("Reshape", [x.name, wish], shape)
+        target = self.constant(np.array([0, *shape], np.int64))
+        return self.op("Reshape", [x.name, target], shape)
 
     def transpose(self, x: Value, order: Sequence[int]) -> Value:
         """Permute the axes after the batch (0: the first after the batch)."""

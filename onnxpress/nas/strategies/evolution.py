@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from onnxpress.nas.strategies.pareto import dominance_ranks
+from onnxpress.search.pareto import dominance_ranks
 
 VIOLATION = "violation"  # attribute of a trial: how far it exceeds the limits; 0 within them
 

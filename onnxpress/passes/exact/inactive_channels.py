@@ -135,24 +135,22 @@ def _has_plain_readers(group: ch.ChannelGroup, nodes: Mapping[str, ir.Node]) -> 
     return bool(group.readers)
 
 
-def fold_inactive_channels(model: ir.Model, decisions: Sequence[Action]) -> list[str]:
+def fold_inactive_channels(model: ir.Model, actions: Sequence[Action]) -> list[str]:
     """Apply the decisions of `find_inactive_channels` in place.
 
     Returns:
         Notes for the user.
     """
-    if not decisions:
+    if not actions:
         return []
     evidence = Evidence(model, None)
     nodes = {n.name or "": n for n in model.graph}
     total = 0
-    for decision in decisions:
-        group = evidence.channels.group(decision["inactive"])
+    for action in actions:
+        group = evidence.channels.group(action["inactive"])
         for place in group.readers:
-            numbers = dict(
-                zip(decision["channels"], (np.array(v) for v in decision["values"][place.node]), strict=True)
-            )
+            numbers = dict(zip(action["channels"], (np.array(v) for v in action["values"][place.node]), strict=True))
             folded = fold_constant_channels(model, nodes[place.node], place, numbers)
             _zero_reader_weights(model, nodes[place.node], place, folded)
-        total += len(decision["channels"])
+        total += len(action["channels"])
     return [f"lossy: {total} channels that are constant on the samples are folded into biases"]

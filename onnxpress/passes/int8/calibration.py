@@ -1,7 +1,7 @@
 """Calibration: the quantization range of each activation tensor.
 
 Ranges come from a method for all tensors (`measure.ranges`: min-max, moving average of extremes, percentile, entropy,
-mean squared error), from a file, or from "weighted" (output-error-weighted): for each tensor the range, among those of
+mean squared error), from a file, or from "output-error" (output-error-weighted): for each tensor the range, among those of
 the other methods, with the smallest error of its readers' outputs,
 
     sum over channels c of  |W_c|^2 var(x_c - Q(x_c)),
@@ -10,7 +10,7 @@ where W_c are all weights that a reader multiplies with channel c. This is the d
 weights. The variance is used because bias correction removes the mean error. For readers without weights (Add) all
 channels have equal weight and the squared error is used.
 
-"wide" is min-max with headroom for unseen samples. It is limited by the known bounds of a tensor (of a Clip or Sigmoid;
+"headroom" is min-max with headroom for unseen samples. It is limited by the known bounds of a tensor (of a Clip or Sigmoid;
 inputs of the graph are limited to the observed extremes, since images are integers already and one step per integer is
 exact).
 """
@@ -33,11 +33,11 @@ from onnxpress.passes.int8.qdq.write import QuantizationGrid, histograms_for, qu
 Range = tuple[float, float]
 RangeSpec = str | Mapping[str, Sequence[float]]  # a method, or [low, high] by tensor name
 
-RANGE_METHODS = (*METHODS, "weighted", "wide")
+RANGE_METHODS = (*METHODS, "output-error", "headroom")
 _CANDIDATE_METHODS = ("minmax", "percentile", "mse", "entropy")
 _SAMPLES = 32
 _VALUES_PER_SAMPLE = 8192
-_HEADROOM = 1.4  # factor of the observed extremes for "wide"
+_HEADROOM = 1.4  # factor of the observed extremes for "headroom"
 _UNIT_RANGE = frozenset(("Sigmoid", "HardSigmoid", "Softmax"))  # operators with outputs from 0 to 1
 _WEIGHTED_RANGES: EvidenceKey[dict[str, Range]] = EvidenceKey("output-error-weighted ranges")
 
@@ -68,10 +68,10 @@ def activation_ranges(evidence: Evidence, spec: RangeSpec, tensors: Sequence[str
     histograms = histograms_for(evidence)
     if not isinstance(spec, str):
         return {n: _as_range(spec[n]) if n in spec else clip_range(histograms[n], "mse") for n in tensors}
-    if spec == "weighted":
+    if spec == "output-error":
         chosen = _output_error_weighted(evidence)
         return {n: chosen[n] for n in tensors}
-    if spec == "wide":
+    if spec == "headroom":
         limits = _range_limits(evidence)
         return {n: _range_with_headroom(histograms[n], limits.get(n)) for n in tensors}
     return {n: clip_range(histograms[n], spec) for n in tensors}

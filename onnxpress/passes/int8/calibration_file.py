@@ -24,7 +24,7 @@ from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe, Recipe
 SCHEMA = "onnxpress ranges 1"
 
 
-def read_ranges(path: Path, evidence: Evidence, wish: RecipeOptions) -> RecipeOptions:
+def read_ranges(path: Path, evidence: Evidence, options: RecipeOptions) -> RecipeOptions:
     """Read a calibration file.
 
     Args:
@@ -55,11 +55,11 @@ def read_ranges(path: Path, evidence: Evidence, wish: RecipeOptions) -> RecipeOp
         )
     factors = tuple(body.get("equalized", ()))
     found = replace(
-        wish,
+        options,
         ranges=body["ranges"],
         factors=factors,
         equalize=bool(factors),
-        rounding=wish.rounding or body.get("rounding"),
+        rounding=options.rounding or body.get("rounding"),
     )
     found.check()
     known = histograms_for(equalized_evidence(evidence, QuantizationRecipe(found.ranges, found.factors or ())))

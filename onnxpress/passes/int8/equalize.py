@@ -62,7 +62,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ChannelStatistics:
     """Extremes and mean squares of a site's channels on the samples, each [channels], over all that its readers are given."""
 
     low: np.ndarray
@@ -141,7 +141,7 @@ def plan_equalize(evidence: Evidence) -> list[Action]:
     return actions
 
 
-def factors(seen: Seen, weights: Sequence[np.ndarray], power: float, by_weights: bool) -> np.ndarray:
+def factors(seen: ChannelStatistics, weights: Sequence[np.ndarray], power: float, by_weights: bool) -> np.ndarray:
     """s [channels], 1 in the geometric mean of those that live. weights: of each reader, [groups, rows, channels, taps]."""
     reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
     widest = np.max([np.abs(w).max(axis=(1, 3)).ravel() for w in weights], axis=0)
@@ -153,7 +153,7 @@ def factors(seen: Seen, weights: Sequence[np.ndarray], power: float, by_weights:
     return found
 
 
-def expected_error(s: np.ndarray, seen: Seen, weights: Sequence[np.ndarray]) -> float:
+def expected_error(s: np.ndarray, seen: ChannelStatistics, weights: Sequence[np.ndarray]) -> float:
     """J(s), summed over the readers. s: [channels]; weights: of each reader, [groups, rows, channels, taps]."""
     span = max(float((seen.high / s).max()), 0.0) - min(float((seen.low / s).min()), 0.0)
     total = 0.0
@@ -320,7 +320,7 @@ def _matrices(place: Place, weight: np.ndarray) -> np.ndarray:
     return rows.reshape(place.groups, count // place.groups, columns, -1).astype(np.float64)
 
 
-def _seen(evidence: Evidence, site: Site) -> Seen | None:
+def _seen(evidence: Evidence, site: Site) -> ChannelStatistics | None:
     """What a site's readers are given on the samples; None where that is not finite, or not read in integers."""
     histograms = [histograms_for(evidence).get(name) for name in site.given]
     low, high, power, count = np.zeros(site.channels), np.zeros(site.channels), np.zeros(site.channels), 0
@@ -336,7 +336,7 @@ def _seen(evidence: Evidence, site: Site) -> Seen | None:
         low, high = np.minimum(low, histogram.channel_low), np.maximum(high, histogram.channel_high)
         power += histogram.channel_square_sums
         count += histogram.batches
-    return Seen(low, high, power / max(count, 1))
+    return ChannelStatistics(low, high, power / max(count, 1))
 
 
 def _times(work: ir.Model, node: ir.Node, place: Place, s: np.ndarray) -> None:

@@ -28,10 +28,10 @@ from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
 from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.qdq.write import HISTOGRAMS, channel_axes, histograms_for
 
-ROUNDINGS = ("nearest", "output")
+ROUNDINGS = ("nearest", "output-aware")
 BITS = (8, 16)
-_AUTO_METHODS = ("weighted", "minmax", "mse")  # compared by "auto"
-_WITH_HEADROOM = "wide"
+_AUTO_METHODS = ("output-error", "minmax", "mse")  # compared by "auto"
+_WITH_HEADROOM = "headroom"
 _EVALUATION_SAMPLES = 64
 _MIN_GAIN = 0.99  # largest relative loss with which the factors of a tensor are kept
 _TENSOR_TRIAL_MACS = 6e8  # multiply-accumulates per sample of all models with one equalized tensor
@@ -47,7 +47,7 @@ class QuantizationRecipe:
     Attributes:
         ranges: calibration method, or [low, high] by tensor name.
         equalized: decisions of the pass `equalize`, which are applied first.
-        rounding: of weights, "nearest" or "output" (output-aware).
+        rounding: of weights, "nearest" or "output-aware".
         bits: of activations, 8 or 16.
     """
 
@@ -56,7 +56,7 @@ class QuantizationRecipe:
     rounding: str = ROUNDINGS[0]
     bits: int = BITS[0]
 
-    def decisions(self) -> list[Action]:
+    def actions(self) -> list[Action]:
         """The recipe as decisions of a plan."""
         found: list[Action] = [{"ranges": self.ranges}]
         if self.equalized:
@@ -68,13 +68,13 @@ class QuantizationRecipe:
         return found
 
     @classmethod
-    def from_decisions(cls, decisions: Sequence[Action]) -> QuantizationRecipe:
+    def from_decisions(cls, actions: Sequence[Action]) -> QuantizationRecipe:
         """Read the recipe from decisions of a plan. Raises InputProblem for invalid values."""
-        rounding = next((str(d["rounding"]) for d in decisions if "rounding" in d), ROUNDINGS[0])
-        spec = next((d["ranges"] for d in decisions if "ranges" in d), "mse")
-        bits = next((d["activations"] for d in decisions if "activations" in d), BITS[0])
+        rounding = next((str(d["rounding"]) for d in actions if "rounding" in d), ROUNDINGS[0])
+        spec = next((d["ranges"] for d in actions if "ranges" in d), "mse")
+        bits = next((d["activations"] for d in actions if "activations" in d), BITS[0])
         RecipeOptions(spec, rounding=rounding, bits=bits).check()
-        return cls(spec, tuple(d for entry in decisions for d in entry.get("equalized", ())), rounding, bits)
+        return cls(spec, tuple(d for entry in actions for d in entry.get("equalized", ())), rounding, bits)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def equalized_evidence(evidence: Evidence, recipe: QuantizationRecipe) -> Eviden
 
 
 def choose_recipe(
-    evidence: Evidence, wish: RecipeOptions, build: Callable[[Evidence, QuantizationRecipe], ir.Model]
+    evidence: Evidence, options: RecipeOptions, build: Callable[[Evidence, QuantizationRecipe], ir.Model]
 ) -> RecipeOptions:
     """Decide the open choices of the options by the output error on held-out samples.
 
@@ -149,23 +149,23 @@ def choose_recipe(
         The options with nothing left open.
     """
     trials = _RecipeTrials(evidence, build)
-    methods = _AUTO_METHODS if wish.ranges == "auto" else (wish.ranges,)
+    methods = _AUTO_METHODS if options.ranges == "auto" else (options.ranges,)
     candidates = [
-        replace(wish, ranges=r, equalize=wish.equalize or False, rounding=wish.rounding or ROUNDINGS[0])
+        replace(options, ranges=r, equalize=options.equalize or False, rounding=options.rounding or ROUNDINGS[0])
         for r in methods
     ]
     best = trials.best(candidates)
-    candidates = [best, replace(best, ranges=_WITH_HEADROOM)] if wish.ranges == "auto" else [best]
+    candidates = [best, replace(best, ranges=_WITH_HEADROOM)] if options.ranges == "auto" else [best]
     base = candidates[-1]  # with headroom where possible: equalized tensors exceed the observed range further
     if (
-        wish.equalize is None
-        and wish.factors is None
+        options.equalize is None
+        and options.factors is None
         and (names := [str(d["tensor"]) for d in plan_equalize(evidence)])
     ):
         candidates += [replace(f, equalize=True) for f in candidates]
         candidates.append(trials.select_tensors(base, names[: trials.max_tensors]))
     best = trials.best(candidates)
-    return trials.best([best, replace(best, rounding=ROUNDINGS[1])]) if wish.rounding is None else best
+    return trials.best([best, replace(best, rounding=ROUNDINGS[1])]) if options.rounding is None else best
 
 
 class _RecipeTrials:

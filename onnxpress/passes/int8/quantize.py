@@ -44,8 +44,8 @@ class QuantizeOptions(TargetCpuOptions):
 
     ranges: str = option(
         AUTO,
-        help="Calibration method: auto (selected by output error), minmax, average, percentile, entropy, mse, weighted "
-        "(output-error-weighted), wide (min-max with headroom); or a file of ranges, read if it exists, written otherwise.",
+        help="Calibration method: auto (selected by output error), minmax, average, percentile, entropy, mse, output-error "
+        "(output-error-weighted), headroom (min-max with headroom); or a file of ranges, read if it exists, written otherwise.",
         metavar="METHOD|FILE.json",
     )
     equalize: str = option(
@@ -55,8 +55,8 @@ class QuantizeOptions(TargetCpuOptions):
     )
     rounding: str = option(
         AUTO,
-        help="Rounding of weights: nearest, or output (output-aware rounding); auto: selected by output error.",
-        choices=(AUTO, "nearest", "output"),
+        help="Rounding of weights: nearest or output-aware; auto: selected by output error.",
+        choices=(AUTO, "nearest", "output-aware"),
     )
     format: str = option(
         FORMATS[0],
@@ -151,13 +151,13 @@ class Quantize:
 
     def plan(self, evidence: Evidence, options: QuantizeOptions) -> Planned:
         """Nodes and tables in int8 with their recipe; with `max_drop` without the layers that must stay in float."""
-        file, wish = options.ranges_file, options.recipe
+        file, recipe = options.ranges_file, options.recipe
         if file is not None and file.exists():
-            wish = read_ranges(file, evidence, wish)
+            recipe = read_ranges(file, evidence, recipe)
         chosen, looked_up = int8_candidates(evidence, options.include, options.exclude)
         notes: list[str] = []
         looking = (chosen or looked_up) and (options.report or options.max_drop is not None)
-        found = layer_sensitivity(evidence, chosen, options.max_drop, wish, looked_up) if looking else None
+        found = layer_sensitivity(evidence, chosen, options.max_drop, recipe, looked_up) if looking else None
         if found is not None:
             chosen, looked_up = found.chosen, found.looked_up
             floats = sum(not layer.int8 for layer in found.layers)
@@ -165,7 +165,7 @@ class Quantize:
                 notes.append(
                     f"drop {found.drop:.4f} on the samples; {floats} of {len(found.layers)} layers stay in float"
                 )
-        actions = quantize_actions(chosen, evidence, wish, looked_up=looked_up)
+        actions = quantize_actions(chosen, evidence, recipe, looked_up=looked_up)
         if actions and options.format != FORMATS[0]:
             actions.append({"format": options.format})
         if file is not None and not file.exists():
@@ -193,7 +193,7 @@ class Quantize:
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
         """actions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
-        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output"},
+        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output-aware"},
         {"activations": 8 | 16}, {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in actions for n in d.get("nodes", [])]

@@ -122,7 +122,7 @@ def layer_sensitivity(
     evidence: Evidence,
     chosen: NodeNames,
     max_drop: float | None = None,
-    wish: RecipeOptions | None = None,
+    options: RecipeOptions | None = None,
     looked_up: Sequence[str] = (),
 ) -> SensitivityResult:
     """Measure the sensitivity of each layer, and select the nodes for an allowed drop.
@@ -139,7 +139,7 @@ def layer_sensitivity(
     """
     if max_drop is not None and not 0 <= max_drop < 1:
         raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {max_drop:g}", "try 0.01")
-    recipe = recipe_for(evidence, chosen, wish or RecipeOptions())[1] if chosen else QuantizationRecipe()
+    recipe = recipe_for(evidence, chosen, options or RecipeOptions())[1] if chosen else QuantizationRecipe()
     evaluator = _Int8Evaluator(evidence, chosen, looked_up, recipe)
     loss = evaluator.score(chosen)[1]
     losses = {}

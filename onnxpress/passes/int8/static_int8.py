@@ -19,6 +19,7 @@ from onnxpress.passes.int8.bias_correction import correct_bias
 from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.qdq.write import histograms_for, write_qdq
 from onnxpress.passes.int8.quantization_recipe import (
+    ROUNDINGS,
     QuantizationRecipe,
     RecipeOptions,
     choose_recipe,
@@ -43,7 +44,7 @@ def quantizable(evidence: Evidence, exclude: Iterable[str] = ()) -> frozenset[st
 def quantize_actions(
     chosen: frozenset[str],
     evidence: Evidence,
-    wish: RecipeOptions | None = None,
+    options: RecipeOptions | None = None,
     correct: bool = True,
     looked_up: Sequence[str] = (),
 ) -> list[Action]:
@@ -52,31 +53,31 @@ def quantize_actions(
     inside = subgraph_weights.quantizable_subgraph_weights(evidence.model)
     if not chosen and not looked_up and not inside:
         return []
-    recipe = recipe_for(evidence, chosen, wish or RecipeOptions())[1] if chosen else QuantizationRecipe()
+    recipe = recipe_for(evidence, chosen, options or RecipeOptions())[1] if chosen else QuantizationRecipe()
     return [
         {"nodes": sorted(chosen)},
         *([{"tables": list(looked_up)}] if looked_up else []),
         *([{"inner": inside}] if inside else []),
-        *recipe.decisions(),
+        *recipe.actions(),
         {"correct": "bias" if correct else "none"},
         {"products": "exact" if evidence.machine.int8_exact else "saturating"},
     ]
 
 
 def recipe_for(
-    evidence: Evidence, chosen: frozenset[str], wish: RecipeOptions
+    evidence: Evidence, chosen: frozenset[str], options: RecipeOptions
 ) -> tuple[RecipeOptions, QuantizationRecipe]:
     """The settled request and the recipe with the least output error when these nodes are in int8; measured once each.
 
     With the bias corrected, as in the end, where few layers make that cheap.
     """
     known = evidence.derive(_RECIPES, dict)
-    if str(wish) not in known:
+    if str(options) not in known:
         few = sum(n.name in chosen and n.op_type in placement.COMPUTE for n in evidence.model.graph) <= _FEW
         exact = evidence.machine.int8_exact
-        settled = choose_recipe(evidence, wish, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
-        known[str(wish)] = settled, settled.on(evidence)
-    return known[str(wish)]
+        settled = choose_recipe(evidence, options, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
+        known[str(options)] = settled, settled.on(evidence)
+    return known[str(options)]
 
 
 def refusals(evidence: Evidence) -> list[Refusal]:
@@ -100,6 +101,36 @@ def quantize(
     """The model with the chosen nodes in int8, the tables of these look-ups, and these weights of bodies."""
     evidence = equalized_evidence(evidence, recipe)
     source = evidence.model
+    plan = _checked_layout(evidence, chosen, looked_up)
+    grids = calibration.activation_grids(evidence, recipe.ranges, plan, recipe.bits)
+    work = source.clone()
+    by = f"by {recipe.ranges}" if isinstance(recipe.ranges, str) else "as given"
+    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {by}"]
+    if recipe.equalized:
+        notes.append(f"channels of {len(recipe.equalized)} tensors equalized")
+    if recipe.bits > 8:
+        notes.append("activations in 16 bits are for other runtimes: onnxruntime's CPU kernels compute them in float")
+    narrow = write_qdq(work, plan, grids, evidence, exact or recipe.bits > 8, recipe.rounding == ROUNDINGS[1])
+    if looked_up:
+        notes.append(f"{embedding_tables.quantize_tables(work, looked_up)} embedding tables in int8")
+    if inside:
+        notes.append(
+            f"{subgraph_weights.quantize_subgraph_weights(work, inside)} weights of sub-graphs in int8, computed with in float"
+        )
+    if narrow:
+        notes.append(
+            f"weights of {narrow} output channels have reduced range: sums of pairs would saturate without VNNI"
+        )
+    if correct:
+        notes.append(f"bias corrected on {correct_bias(evidence, work, plan)} layers")
+    edit.drop_dead(work)
+    edit.forget_shapes(work)
+    return Applied(work, notes, refusals(evidence))
+
+
+def _checked_layout(evidence: Evidence, chosen: frozenset[str], looked_up: Sequence[str]) -> placement.QdqLayout:
+    """Where Q/DQ pairs stand for the chosen nodes; raises InputProblem for nodes that cannot run in int8."""
+    source = evidence.model
     known = {n.name for n in source.graph}
     missing = sorted((chosen | set(looked_up)) - known)
     if missing:
@@ -118,35 +149,10 @@ def quantize(
     ]
     if bad:
         raise InputProblem("a node cannot run in int8", bad[0][0], str(bad[0][1]), "take it out of the plan")
-    plan = placement.qdq_layout(source, chosen)
-    for name in plan.tensors:
+    layout = placement.qdq_layout(source, chosen)
+    for name in layout.tensors:
         if not histograms_for(evidence)[name].finite:
             raise InputProblem(
                 "a tensor is not finite on the samples", name, "NaN or infinity", "take the node out of the plan"
             )
-    grids = calibration.activation_grids(evidence, recipe.ranges, plan, recipe.bits)
-    work = source.clone()
-    by = f"by {recipe.ranges}" if isinstance(recipe.ranges, str) else "as given"
-    notes = [f"{len(chosen)} nodes in int8, {len(plan.tensors)} tensors, ranges {by}"]
-    if recipe.equalized:
-        notes.append(f"channels of {len(recipe.equalized)} tensors brought to like ranges")
-    if recipe.bits > 8:
-        notes.append(
-            "activations in 16 bits: for runtimes with kernels for them, onnxruntime's CPU computes them in float"
-        )
-    narrow = write_qdq(work, plan, grids, evidence, exact or recipe.bits > 8, recipe.rounding == "output")
-    if looked_up:
-        notes.append(f"{embedding_tables.quantize_tables(work, looked_up)} embedding tables in int8")
-    if inside:
-        notes.append(
-            f"{subgraph_weights.quantize_subgraph_weights(work, inside)} weights of sub-graphs in int8, computed with in float"
-        )
-    if narrow:
-        notes.append(
-            f"weights of {narrow} output channels in fewer than 8 bits: in pairs they would saturate without VNNI"
-        )
-    if correct:
-        notes.append(f"bias corrected on {correct_bias(evidence, work, plan)} layers")
-    edit.drop_dead(work)
-    edit.forget_shapes(work)
-    return Applied(work, notes, refusals(evidence))
+    return layout

@@ -43,17 +43,17 @@ def prune_to_speedup(evidence: Evidence, options: PruneOptions, original: ir.Mod
     goal = options.speedup or 1.0
     share = min(0.95, 1 / goal)
     for _ in range(_MAX_TRIALS):
-        decisions = plan_cost_share(evidence, options, picked, costs, share, loss_scales)
-        speed = _measured_speedup(evidence, decisions, original)
+        actions = plan_cost_share(evidence, options, picked, costs, share, loss_scales)
+        speed = _measured_speedup(evidence, actions, original)
         if speed >= goal:
             if not reached or best is None or speed < best[0]:
-                best, reached = (speed, decisions), True
+                best, reached = (speed, actions), True
             low_share = share
             if speed <= _OVERSHOOT * goal:
                 break
         else:
             if not reached and (best is None or speed > best[0]):
-                best = speed, decisions
+                best = speed, actions
             high_share = share
         if high_share - low_share < _MIN_INTERVAL:
             break
@@ -67,8 +67,8 @@ def prune_to_speedup(evidence: Evidence, options: PruneOptions, original: ir.Mod
     return best[1]
 
 
-def _measured_speedup(evidence: Evidence, decisions: list[Action], original: ir.Model) -> float:
+def _measured_speedup(evidence: Evidence, actions: list[Action], original: ir.Model) -> float:
     """Latency of the original model divided by that of the pruned model."""
-    removal = {str(d["group"]): list(d["remove"]) for d in decisions}
+    removal = {str(d["group"]): list(d["remove"]) for d in actions}
     cut = remove(evidence.model, evidence.channels, removal) if removal else evidence.model
     return compare_latency({"original": original, "cut": cut}, [evidence.probe], _EFFORT).ratios[0].speedup

@@ -80,9 +80,9 @@ class Depth:
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
         """One proposal for each block; its loss is measured on the samples, before the refit of the remaining layers."""
         blocks, refused = removable(evidence)
-        judge = Scorer(evidence.model, _samples(evidence)) if blocks else None
+        scorer = Scorer(evidence.model, _samples(evidence)) if blocks else None
         for block in blocks:
-            loss = judge.score(_cut(evidence, [block])).nmse if judge is not None else 0.0
+            loss = scorer.score(_cut(evidence, [block])).nmse if scorer is not None else 0.0
             saving = Saving(float(block.macs), float(block.weight_bytes))
             yield Proposal(block.name, {"block": block.name}, block.nodes | {block.name}, saving, loss)
         yield from refused
@@ -177,14 +177,14 @@ def _other_sizes(evidence: Evidence) -> Iterator[dict[str, np.ndarray]]:
 
 
 def without(
-    evidence: Evidence, gone: Sequence[Block], repair: bool, near: int | None = None
+    evidence: Evidence, gone: Sequence[Block], refit: bool, near: int | None = None
 ) -> tuple[ir.Model, list[RefitResult]]:
     """The model without the blocks; with `repair` the layers around the gaps are refitted to the original's values.
 
     near: so many layers behind each gap at most (None: all that depend on it).
     """
     result = bl.remove_blocks(evidence.model, gone)
-    if not repair:
+    if not refit:
         return result, []
     roles = _roles(evidence.model, gone)
     names = _behind_gaps(result, set(roles)) if near is None else {
@@ -244,10 +244,10 @@ def plan_depth(evidence: Evidence, options: DepthOptions, more_time: Callable[[]
     candidates = _candidates(removable(evidence)[0], options.units)
     if not candidates:
         return []
-    judge = Scorer(evidence.model, evidence.samples())
-    order = _greedy(evidence, judge, candidates, options, more_time)
+    scorer = Scorer(evidence.model, evidence.samples())
+    order = _greedy(evidence, scorer, candidates, options, more_time)
     if options.max_drop is not None:
-        order = order[: _longest(evidence, judge, order, options.max_drop)]
+        order = order[: _longest(evidence, scorer, order, options.max_drop)]
     return [{"block": b.name} for b in order]
 
 
@@ -259,7 +259,11 @@ def _candidates(blocks: Sequence[Block], units: str) -> list[Block]:
 
 
 def _greedy(
-    evidence: Evidence, judge: Scorer, candidates: Sequence[Block], options: DepthOptions, more_time: Callable[[], bool]
+    evidence: Evidence,
+    scorer: Scorer,
+    candidates: Sequence[Block],
+    options: DepthOptions,
+    more_time: Callable[[], bool],
 ) -> list[Block]:
     """Block by block what harms least for the work it saves, until enough is gone.
 
@@ -284,7 +288,7 @@ def _greedy(
             break
         while (best := min(left, key=lambda b: price[b.name])).name not in fresh:
             total = work([*taken, best])
-            harm = judge.score(_cut(evidence, [*taken, best])).nmse
+            harm = scorer.score(_cut(evidence, [*taken, best])).nmse
             fresh[best.name] = harm, total
             price[best.name] = max(harm - base, 1e-9) / min(total - saved, max(goal - saved, 1.0))
         base, saved = fresh[best.name]
@@ -299,11 +303,11 @@ def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
     return without(evidence, gone, not all(b.skip for b in gone))[0]
 
 
-def _longest(evidence: Evidence, judge: Scorer, order: Sequence[Block], allowed: float) -> int:
+def _longest(evidence: Evidence, scorer: Scorer, order: Sequence[Block], allowed: float) -> int:
     """Number of removals, in order, with which the refitted model keeps the allowed drop."""
 
     def keeps_drop(count: int) -> bool:
-        return judge.score(without(evidence, order[:count], True)[0]).drop <= allowed + 1e-9
+        return scorer.score(without(evidence, order[:count], True)[0]).drop <= allowed + 1e-9
 
     return largest_allowed(0, len(order), keeps_drop)
 

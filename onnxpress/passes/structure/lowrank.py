@@ -223,7 +223,7 @@ def _spread(
     evidence: Evidence, curves: Mapping[tuple[str, str], RankCurve], ratio: float, goal: str, clock: Clock | None
 ) -> list[tuple[RankCurve, int]]:
     """Step by step what harms least for what it saves, until the share of what all these layers cost is saved."""
-    judge = Scorer(evidence.model, evidence.samples())
+    scorer = Scorer(evidence.model, evidence.samples())
     points: dict[str, list[tuple[float, float, RankCurve, int]]] = {}  # saving, harm, curve, rank
     whole = {c.layer.name: _cost(evidence, c.layer, goal) for c in curves.values()}
     for curve in curves.values():
@@ -232,7 +232,7 @@ def _spread(
             ladder = clock.up_to(curve, ladder)
         if not ladder:
             continue
-        scale = _sensitivity(evidence, judge, curve, ladder[len(ladder) // 2])
+        scale = _sensitivity(evidence, scorer, curve, ladder[len(ladder) // 2])
         points.setdefault(curve.layer.name, []).extend(
             (_gain(evidence, curve, r, goal), scale * float(curve.error[r]), curve, r) for r in ladder
         )
@@ -257,12 +257,12 @@ def _cost(evidence: Evidence, site: FactorizableLayer, goal: str) -> float:
     return float(factors.layer_macs(evidence, site)) if goal == "latency" else 4.0 * site.weight.size
 
 
-def _sensitivity(evidence: Evidence, judge: Scorer, curve: RankCurve, rank: int) -> float:
+def _sensitivity(evidence: Evidence, scorer: Scorer, curve: RankCurve, rank: int) -> float:
     """How much a unit of a form's lost power harms the outputs: measured with this layer alone at one rank."""
     trial = evidence.model.clone()
     factors.write_factors(trial, curve, rank)
     edit.drop_dead(trial)
-    return judge.score(trial).nmse / max(float(curve.error[rank]), 1e-9)
+    return scorer.score(trial).nmse / max(float(curve.error[rank]), 1e-9)
 
 
 class Clock:

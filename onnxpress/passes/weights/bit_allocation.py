@@ -33,7 +33,7 @@ class _PrecisionChoice:
 
     bytes: int
     loss: float
-    decision: Action | None
+    action: Action | None
 
 
 def check_byte_budget(spare: float | None, smaller: float | None) -> None:
@@ -112,7 +112,7 @@ def _spend_budget(
         if extra <= remaining:
             remaining -= extra
             chosen[name] = int8_forms[name]
-    return [c.decision for c in chosen.values()]
+    return [c.action for c in chosen.values()]
 
 
 def plan_file_size(
@@ -173,7 +173,7 @@ def _with_loss_scales(
     for several in candidates.values():
         # Not the smallest one: its loss exceeds what its lost power predicts for the others.
         trial = sorted(several, key=lambda c: c.bytes)[-2:][0]
-        changed = write_low_bit(evidence, [trial.decision], output_aware=False).model
+        changed = write_low_bit(evidence, [trial.action], output_aware=False).model
         loss = scorer.score(logits_model(changed)).nmse
         found.append((loss / max(trial.low_bit.lost_power, 1e-12), several))
     return found
@@ -182,7 +182,7 @@ def _with_loss_scales(
 def _precision_choices(loss_scale: float, candidates: Sequence[WeightCandidate]) -> list[_PrecisionChoice]:
     """The candidates of one weight that save bytes, and float32."""
     smaller = [c for c in candidates if c.saving.weight_bytes > 0]
-    choices = [_PrecisionChoice(c.bytes, loss_scale * c.low_bit.lost_power, c.decision) for c in smaller]
+    choices = [_PrecisionChoice(c.bytes, loss_scale * c.low_bit.lost_power, c.action) for c in smaller]
     return [*choices, _PrecisionChoice(candidates[0].weight.array.nbytes, 0.0, None)]
 
 
@@ -191,5 +191,5 @@ def _allocate(choices: Sequence[Sequence[_PrecisionChoice]], budget: float) -> l
     sizes = [[float(c.bytes) for c in several] for several in choices]
     losses = [[c.loss for c in several] for several in choices]
     picks = multiple_choice_knapsack(losses, sizes, budget) or [int(np.argmin(s)) for s in sizes]
-    found = (several[pick].decision for several, pick in zip(choices, picks, strict=True))
-    return [decision for decision in found if decision is not None]
+    found = (several[pick].action for several, pick in zip(choices, picks, strict=True))
+    return [action for action in found if action is not None]

@@ -77,7 +77,7 @@ class WeightCandidate:
 
     weight: WeightMatrix
     statistics: InputStatistics
-    decision: Action
+    action: Action
     low_bit: LowBitWeight
 
     @property
@@ -121,15 +121,15 @@ def low_bit_candidates(
             "",
             "use the plan with the model it was made for",
         )
-    for decision in (d for several in wanted.values() for d in several):
-        _check(decision)
+    for action in (d for several in wanted.values() for d in several):
+        _check(action)
     kept = evidence.derive(_CANDIDATES if output_aware else _ROUGH_CANDIDATES, dict)
     new = [w for w in weights if any(_key(d) not in kept for d in wanted.get(w.name, ()))]
     for weight, statistics in input_statistics(evidence, new):
-        for decision in wanted[weight.name]:
-            if _key(decision) not in kept:
-                low_bit = _fit_weight(weight, statistics.gram, decision, output_aware)
-                kept[_key(decision)] = WeightCandidate(weight, replace(statistics, gram=None), decision, low_bit)
+        for action in wanted[weight.name]:
+            if _key(action) not in kept:
+                low_bit = _fit_weight(weight, statistics.gram, action, output_aware)
+                kept[_key(action)] = WeightCandidate(weight, replace(statistics, gram=None), action, low_bit)
     return {w.name: [kept[_key(d)] for d in wanted[w.name]] for w in weights if w.name in wanted}
 
 
@@ -149,41 +149,41 @@ def low_bit_proposals(evidence: Evidence, offers: Callable[[str], Sequence[Actio
         for candidate in several:
             if candidate.saving.weight_bytes > 0:
                 loss = summed_predicted_loss(evidence, readers[name], candidate.low_bit.lost_power)
-                yield Proposal(name, candidate.decision, frozenset({name, *readers[name]}), candidate.saving, loss)
+                yield Proposal(name, candidate.action, frozenset({name, *readers[name]}), candidate.saving, loss)
         if all(candidate.saving.weight_bytes <= 0 for candidate in several):
             yield Refusal(name, "its weight is too small to save bytes")
     yield from refused
 
 
-def _key(decision: Action) -> tuple[str, str]:
-    return str(decision["weight"]), json.dumps(decision, sort_keys=True)
+def _key(action: Action) -> tuple[str, str]:
+    return str(action["weight"]), json.dumps(action, sort_keys=True)
 
 
-def _check(decision: Action) -> None:
+def _check(action: Action) -> None:
     """Raise InputProblem for a decision that is neither a valid codebook nor a valid integer grid."""
-    scope, block = str(decision.get("per", CODEBOOK_SCOPES[0])), decision.get("block", 0)
-    is_codebook = decision.get("centroids") in CENTROID_COUNTS and (
+    scope, block = str(action.get("per", CODEBOOK_SCOPES[0])), action.get("block", 0)
+    is_codebook = action.get("centroids") in CENTROID_COUNTS and (
         scope in CODEBOOK_SCOPES or (scope.isdigit() and int(scope) > 0)
     )
-    is_grid = decision.get("bits") in LEVELS and isinstance(block, int) and block >= 0
+    is_grid = action.get("bits") in LEVELS and isinstance(block, int) and block >= 0
     if is_codebook == is_grid:
         raise InputProblem(
             "an action needs either a valid 'centroids' or a valid 'bits'",
-            str(decision["weight"]),
-            json.dumps(decision),
+            str(action["weight"]),
+            json.dumps(action),
             "correct the plan",
         )
 
 
-def _fit_weight(weight: WeightMatrix, gram: np.ndarray | None, decision: Action, output_aware: bool) -> LowBitWeight:
+def _fit_weight(weight: WeightMatrix, gram: np.ndarray | None, action: Action, output_aware: bool) -> LowBitWeight:
     """The low-bit form that a decision describes."""
     rows = weight.matrix
-    if "bits" in decision:
-        block = int(decision.get("block", 0))
+    if "bits" in action:
+        block = int(action.get("block", 0))
         divisible = block and rows.shape[1] % block == 0 and rows.shape[1] > block and weight.has_outer_rows
-        codebooks = [codebook.fit_grid(rows, gram, LEVELS[decision["bits"]], block if divisible else 0, output_aware)]
+        codebooks = [codebook.fit_grid(rows, gram, LEVELS[action["bits"]], block if divisible else 0, output_aware)]
     else:
-        scope, count = str(decision.get("per", CODEBOOK_SCOPES[0])), int(decision["centroids"])
+        scope, count = str(action.get("per", CODEBOOK_SCOPES[0])), int(action["centroids"])
         size = len(rows) if scope in CODEBOOK_SCOPES else _largest_divisor(len(rows), int(scope))
         groups = np.split(rows, len(rows) // size)
         codebooks = [codebook.fit_centroids(group, gram, count, scope == "scaled", output_aware) for group in groups]
@@ -196,7 +196,7 @@ def _largest_divisor(rows: int, limit: int) -> int:
     return next(size for size in range(min(limit, rows), 0, -1) if rows % size == 0)
 
 
-def write_low_bit(evidence: Evidence, decisions: Sequence[Action], output_aware: bool = True) -> Applied:
+def write_low_bit(evidence: Evidence, actions: Sequence[Action], output_aware: bool = True) -> Applied:
     """Write weights in fewer bits into a copy of the model.
 
     Biases and other small constants become float16 where that represents them; otherwise they would be the larger part
@@ -211,10 +211,10 @@ def write_low_bit(evidence: Evidence, decisions: Sequence[Action], output_aware:
     Raises:
         InputProblem: as in `low_bit_candidates`, and for an unknown "refit".
     """
-    if not decisions:
+    if not actions:
         return Applied(evidence.model.clone())
-    correction = refit_mode(decisions, BIAS, NONE)
-    found = low_bit_candidates(evidence, {str(d["weight"]): [d] for d in decisions if "weight" in d}, output_aware)
+    correction = refit_mode(actions, BIAS, NONE)
+    found = low_bit_candidates(evidence, {str(d["weight"]): [d] for d in actions if "weight" in d}, output_aware)
     work = evidence.model.clone()
     packer = BitPacker(work)
     corrected = (

@@ -84,8 +84,8 @@ class Share:
         return write_low_bit(evidence, actions)
 
 
-def _action(name: str, centres: int, per: str) -> Action:
-    return {"weight": name, "centroids": centres, "per": per}
+def _action(name: str, centroids: int, per: str) -> Action:
+    return {"weight": name, "centroids": centroids, "per": per}
 
 
 def plan_sharing(evidence: Evidence, options: ShareOptions) -> tuple[list[Action], list[Refusal]]:

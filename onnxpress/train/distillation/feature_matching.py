@@ -233,9 +233,9 @@ def _with_channels(
         else:
             unknown.append((s, t, axis))
             found.append(FeaturePair(s, t, axis, None, a != b))
-    twins = _match_channels(unknown, student, teacher) if unknown else {}
+    channels = _match_channels(unknown, student, teacher) if unknown else {}
     return [
-        FeaturePair(p.student, p.teacher, p.channel, twins[p.student]) if p.project and p.student in twins else p
+        FeaturePair(p.student, p.teacher, p.channel, channels[p.student]) if p.project and p.student in channels else p
         for p in found
     ]
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem
+from onnxpress.progress import Progress, no_progress
 from onnxpress.train.distillation.output_heads import OutputHead
 from onnxpress.train.distillation.runner import Distillation, RunOptions
-from onnxpress.train.progress import Progress, no_progress
 from onnxpress.train.settings import TrainingSettings
 
 _TRIAL_FRACTION = 0.06  # of the steps, for each trial

@@ -21,6 +21,7 @@ from onnxpress.errors import EnvironmentProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import model_hash
+from onnxpress.progress import Progress, no_progress
 from onnxpress.train import progressive_resizing
 from onnxpress.train.augment import Augmentation, input_fields, select_applicable, select_automatically
 from onnxpress.train.augmentations import InputField
@@ -40,7 +41,6 @@ from onnxpress.train.distillation.teacher_batches import (
 )
 from onnxpress.train.exec_mode import ExecMode, to_float32
 from onnxpress.train.graph.program import Program
-from onnxpress.train.progress import Progress, no_progress
 from onnxpress.train.settings import TrainingSettings
 from onnxpress.train.trainer import CurvePoint, Evaluation, Trainer, TrainingHistory
 

@@ -123,8 +123,8 @@ class Program(torch.nn.Module):  # type: ignore[misc]
     def to_float64(self) -> Program:
         """Convert weights and constants to 64 bits, in place; returns the program itself."""
         self.double()
-        held = self._code.template
-        self._code.template = [t.double() if torch.is_tensor(t) and t.dtype == torch.float32 else t for t in held]
+        template = self._code.template
+        self._code.template = [t.double() if torch.is_tensor(t) and t.dtype == torch.float32 else t for t in template]
         return self
 
     def parameter(self, name: str) -> Tensor:

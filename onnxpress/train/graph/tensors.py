@@ -43,7 +43,9 @@ TORCH: dict[ir.DataType, Any] = {
     ir.DataType.COMPLEX64: torch.complex64,
     ir.DataType.COMPLEX128: torch.complex128,
 }
-ONNX = {t: o for o, t in reversed(TORCH.items())}  # the plain types win over those held in a wider one
+ONNX = {
+    t: o for o, t in reversed(TORCH.items())
+}  # the types themselves take precedence over those stored in a wider one
 
 # numpy types (of ml_dtypes) that torch reads by their bits: bits, torch type.
 _BITS: dict[np.dtype[Any], tuple[Any, Any]] = {

@@ -17,7 +17,7 @@ from onnxpress.nas.evaluation.candidate_training import (
     round_fractions,
     successive_halving,
 )
-from onnxpress.train.progress import no_progress
+from onnxpress.progress import no_progress
 
 
 class Record:

@@ -91,17 +91,17 @@ def test_a_section_without_its_block_can_be_timed(build: Callable[[], ir.Model])
 def test_kept_channels_after_replacements() -> None:
     model = nets.residual(width=32, blocks=2)
     data = nets.samples(model, 12)
-    shop = CandidateFactory(model, data, Scorer(model, data), this_machine())
-    shop.exact()
-    replacements = section_replacements(shop.base, sections(shop.base.model, shop.base.trace))
+    factory = CandidateFactory(model, data, Scorer(model, data), this_machine())
+    factory.exact()
+    replacements = section_replacements(factory.base, sections(factory.base.model, factory.base.trace))
     narrow = next(r for r in replacements[1] if r.pass_name == "prune")
     removed = next(r for r in replacements[2] if r.pass_name == "depth")
-    kept = shop._kept(shop.changed("some", plan_steps([narrow, removed])))
-    group = narrow.decisions[0]["group"]
-    value = next(n for n in shop.base.model.graph if n.name == group).outputs[0].name or ""
+    kept = factory._kept(factory.changed("some", plan_steps([narrow, removed])))
+    group = narrow.actions[0]["group"]
+    value = next(n for n in factory.base.model.graph if n.name == group).outputs[0].name or ""
     left = kept(value)
     assert left is not None
-    assert sorted({*range(32)} - {*left.tolist()}) == narrow.decisions[0]["remove"]
+    assert sorted({*range(32)} - {*left.tolist()}) == narrow.actions[0]["remove"]
 
 
 def test_a_shared_width_is_a_place() -> None:
@@ -114,7 +114,7 @@ def test_a_shared_width_is_a_place() -> None:
         d["group"]
         for options in section_replacements(evidence, found)
         for r in options
-        for d in r.decisions
+        for d in r.actions
         if "group" in d
     }
     assert {g.name for g in evidence.channels.groups if g.internal} <= inner | {p.name for p, _ in shared}
@@ -122,7 +122,7 @@ def test_a_shared_width_is_a_place() -> None:
         group = evidence.channels.group(place.name)
         assert {p.node for p in group.slices} <= place.nodes
         for replacement in replacements:
-            assert {d["group"] for d in replacement.decisions} == {place.name}
+            assert {d["group"] for d in replacement.actions} == {place.name}
             part = submodels.between(take_step(replacement.step(), evidence).model, place.source, place.output)
             assert replacement_survey._seconds({"part": part}, evidence, place)["part"] >= 0
 

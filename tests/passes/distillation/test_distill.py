@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxpress.api.distill import distill
-from onnxpress.api.distillation_session import DistillSettings
+from onnxpress.api.distillation_session import DistillationOptions
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
@@ -117,8 +117,8 @@ def test_closed_form_replays_to_the_same_bytes(tmp_path: Path) -> None:
     files.save(teacher(), tmp_path / "teacher.onnx")
     samples = data()
     done = distill(
-        student, tmp_path / "teacher.onnx", samples, DistillSettings(closed_form=True), select=nets.samples(teacher(), 20, seed=4),
-        output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
+        student, tmp_path / "teacher.onnx", samples, DistillationOptions(closed_form=True), select=nets.samples(teacher(), 20, seed=4),
+        output=tmp_path / "out.onnx", plan=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
     again = apply_plan(read_plan(tmp_path / "plan.json"), student, samples)
@@ -155,7 +155,7 @@ def test_a_worse_result_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         return nets.residual(seed=8, width=16), []
 
     monkeypatch.setattr("onnxpress.api.distillation_session.closed_form", worse)
-    done = distill(teacher(), teacher(), data(), DistillSettings(closed_form=True))
+    done = distill(teacher(), teacher(), data(), DistillationOptions(closed_form=True))
     assert not done.improved
     assert not any(s.pass_name == "distill" for s in done.plan.steps)
     assert error(done.model, data()) < 1e-9
@@ -169,7 +169,7 @@ def train(samples: Dataset, student: ir.Model, **more: object) -> object:
     pytest.importorskip("torch")
     settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), **more})  # type: ignore[arg-type]
     return distill(
-        student, teacher(), samples, DistillSettings(settings, steps=settings.steps, augment="none"),
+        student, teacher(), samples, DistillationOptions(settings, steps=settings.steps, augment="none"),
         select=nets.samples(teacher(), 30, seed=4),
     )  # fmt: skip
 
@@ -232,16 +232,16 @@ def test_with_few_steps_a_rate_may_do_no_harm_at_all(monkeypatch: pytest.MonkeyP
 def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of 64 samples takes 0.64 s here: 40 s are enough for 62 of them, and for 250 of 16."""
     pytest.importorskip("torch")
-    from onnxpress.api.distillation_session import _settled
+    from onnxpress.api.distillation_session import _final_settings
     from onnxpress.train.distillation.runner import Distillation
 
     evidence = evidence_for(teacher(), data(100))
     job = Distillation(evidence, evidence, data(100), FAST)
     monkeypatch.setattr(Distillation, "step_seconds", lambda self: 0.01 * self.settings.batch)
-    wish = DistillSettings(TrainingSettings(batch=64, lr=1e-3), seconds=40)
+    wish = DistillationOptions(TrainingSettings(batch=64, lr=1e-3), time_budget=40)
     judge, silent = Scorer(teacher(), data(20)), lambda stage, share: None
-    assert _settled(job, wish, judge, silent).batch == 16
-    assert _settled(job, replace(wish, seconds=400.0), judge, silent).batch == 64
+    assert _final_settings(job, wish, judge, silent).batch == 16
+    assert _final_settings(job, replace(wish, time_budget=400.0), judge, silent).batch == 64
 
 
 def test_a_wider_distance_needs_a_projection() -> None:
@@ -260,8 +260,8 @@ def test_a_trained_plan_replays_to_the_same_bytes(mode: str, tmp_path: Path) -> 
     samples = data()
     settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode})
     done = distill(
-        student, tmp_path / "teacher.onnx", samples, DistillSettings(settings, steps=40), select=nets.samples(teacher(), 30, seed=4),
-        output=tmp_path / "out.onnx", plan_file=tmp_path / "plan.json",
+        student, tmp_path / "teacher.onnx", samples, DistillationOptions(settings, steps=40), select=nets.samples(teacher(), 30, seed=4),
+        output=tmp_path / "out.onnx", plan=tmp_path / "plan.json",
     )  # fmt: skip
     assert done.improved
     first = (tmp_path / "out.onnx").read_bytes()
@@ -281,10 +281,10 @@ def test_an_interrupted_run_resumes_to_the_same_file(
 
     student, _, _ = cut(teacher())
     select = nets.samples(teacher(), 30, seed=4)
-    wish = DistillSettings(
+    wish = DistillationOptions(
         TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode}), steps=40, augment="noise"
     )
-    whole = distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "whole")
+    whole = distill(student, teacher(), data(), replace(wish, run=tmp_path / "whole"), select=select)
     real = trainer.Trainer.step
     steps: list[int] = []
 
@@ -299,10 +299,10 @@ def test_an_interrupted_run_resumes_to_the_same_file(
     monkeypatch.setattr("onnxpress.train.distillation.runner.Distillation.step_seconds", lambda self: 1.0)
     monkeypatch.setattr(trainer.Trainer, "step", counted)
     with pytest.raises(KeyboardInterrupt):
-        distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "part")
+        distill(student, teacher(), data(), replace(wish, run=tmp_path / "part"), select=select)
     assert list((tmp_path / "part").glob("checkpoint*"))
     steps[:] = []
-    resumed = distill(student, teacher(), data(), wish, select=select, run_folder=tmp_path / "part", resume=True)
+    resumed = distill(student, teacher(), data(), replace(wish, run=tmp_path / "part", resume=True), select=select)
     assert 0 < len(steps) < 23
     assert to_bytes(resumed.model) == to_bytes(whole.model)
     assert resumed.curve == whole.curve
@@ -317,7 +317,7 @@ def test_shrink_learns_from_the_plan_s_original(tmp_path: Path) -> None:
         None,
         model,
         samples,
-        DistillSettings(settings, steps=80, augment="none", shrink=0.5),
+        DistillationOptions(settings, steps=80, augment="none", shrink=0.5),
         select=nets.samples(model, 30, seed=4),
     )
     assert [s.pass_name for s in done.plan.steps][-2:] == ["prune", "distill"]
@@ -341,7 +341,7 @@ def test_labels_alone_train_too() -> None:
         **{**FAST.as_dict(), "augment": (), "loss": "none", "features": "none", "labels_weight": 1.0}
     )
     student, _, _ = cut(teacher(), 0.5)
-    done = distill(student, teacher(), samples, DistillSettings(settings, steps=80, augment="none"), select=samples)
+    done = distill(student, teacher(), samples, DistillationOptions(settings, steps=80, augment="none"), select=samples)
     assert done.improved
     assert done.score is not None and done.start is not None
     assert done.score.value > done.start.value

@@ -301,7 +301,7 @@ def test_channels_constant_on_samples_are_folded_on_request_only() -> None:
     model = changed(model, 1, low)
     data = nets.samples(model, 8)
     assert not any("without effect" in n for n in reduced(model)[1])
-    done = simplify(model, data)
+    done = simplify(model, data, calibrated=True)
     assert read.parameters(done.model) < read.parameters(simplify(model).model)
     assert any(n.startswith("lossy: 16 channels") for n in done.notes)
     assert any("differ by an nmse of" in n for n in done.notes)
@@ -322,7 +322,7 @@ def test_an_observed_constant_is_folded_into_the_bias_of_an_unpadded_reader() ->
 
     model = changed(model, 0, saturated)
     data = nets.samples(model, 8)
-    done = simplify(model, data)
+    done = simplify(model, data, calibrated=True)
     assert read.parameters(done.model) < read.parameters(model)
     np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)
 
@@ -361,7 +361,7 @@ def test_merging_duplicates_of_random_networks_keeps_the_outputs(model: ir.Model
     np.testing.assert_allclose(
         *found, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(found[0]).max()))
     )  # sums in another order
-    if factor == 1.0 and any(g.hidden and not g.sliced and g.size > 1 for g in again.channels.groups):
+    if factor == 1.0 and any(g.internal and not g.sliced and g.size > 1 for g in again.channels.groups):
         assert any("duplicate" in n for n in done.notes) or not _has_plain_group(again)
 
 

@@ -49,8 +49,8 @@ def width(evidence: Evidence, rule: calibration.RangeSpec) -> float:
 def test_channels_without_weight_are_clipped() -> None:
     """The range of an outlier channel may be clipped if its weight is zero, but not if it has all the weight."""
     ignored, minded = outlying(0.0), outlying(100.0)
-    assert width(ignored, "weighted") < 0.5 * width(ignored, "minmax")
-    assert width(minded, "weighted") >= 0.5 * width(minded, "minmax")
+    assert width(ignored, "output-error") < 0.5 * width(ignored, "minmax")
+    assert width(minded, "output-error") >= 0.5 * width(minded, "minmax")
 
 
 def test_weighted_is_the_best_of_the_methods_for_the_reader() -> None:
@@ -68,7 +68,7 @@ def test_weighted_is_the_best_of_the_methods_for_the_reader() -> None:
 
     spread = histograms_for(evidence)["image"]
     offers = [clip_range(spread, m) for m in ("minmax", "percentile", "mse", "entropy")]
-    chosen = calibration.activation_ranges(evidence, "weighted", ["image"])["image"]
+    chosen = calibration.activation_ranges(evidence, "output-error", ["image"])["image"]
     assert chosen in offers
     assert harm(chosen) == pytest.approx(min(map(harm, offers)), rel=0.02)
 
@@ -81,7 +81,7 @@ def test_the_average_lies_within_the_extremes() -> None:
     assert clip_range(spread, "minmax") == (-9.0, 4.5)
 
 
-@pytest.mark.parametrize("rule", ["average", "weighted", "entropy"])
+@pytest.mark.parametrize("rule", ["average", "output-error", "entropy"])
 def test_every_method_quantizes_and_replays(rule: str) -> None:
     model = nets.residual(width=16, blocks=1)
     data = nets.samples(model, 16)
@@ -156,7 +156,7 @@ def test_wide_leaves_headroom_only_within_known_limits() -> None:
     model = net.model(net.head(net.relu(net.conv(share, 8))), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 8))
     seen = histograms_for(evidence)
-    found = calibration.activation_ranges(evidence, "wide", ["image", moved, open_end, capped, share])
+    found = calibration.activation_ranges(evidence, "headroom", ["image", moved, open_end, capped, share])
     for name in ("image", moved):
         assert found[name] == (seen[name].low, seen[name].high), "pictures are integers already"
     assert found[open_end] == pytest.approx((0.0, 1.4 * seen[open_end].high))

@@ -16,7 +16,7 @@ from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.int8 import quantization_recipe
-from onnxpress.passes.int8.equalize import EQUALIZE, Seen, expected_error, plan_equalize, sites
+from onnxpress.passes.int8.equalize import EQUALIZE, ChannelStatistics, expected_error, plan_equalize, sites
 from onnxpress.passes.int8.quantization_recipe import (
     QuantizationRecipe,
     RecipeOptions,
@@ -180,7 +180,7 @@ def test_the_error_expected_is_the_error_measured() -> None:
     rng = np.random.default_rng(0)
     x = np.abs(rng.standard_normal((4096, 32))) * 10.0 ** rng.uniform(-1, 1, 32)
     w = rng.standard_normal((48, 32)) * 10.0 ** rng.uniform(-0.5, 0.5, 32)
-    seen = Seen(np.zeros(32), x.max(axis=0), np.square(x).mean(axis=0))
+    seen = ChannelStatistics(np.zeros(32), x.max(axis=0), np.square(x).mean(axis=0))
 
     def really(s: np.ndarray) -> float:
         step, scale = (x / s).max() / 255, np.abs(w * s).max(axis=1, keepdims=True) / 127
@@ -233,7 +233,7 @@ def test_the_choice_is_made_on_samples_that_fed_no_statistics(monkeypatch: pytes
             judged.append(data.hash)
             super().__init__(original, data, name)
 
-    monkeypatch.setattr(quantization_recipe, "Judge", Told)
+    monkeypatch.setattr(quantization_recipe, "Scorer", Told)
     seen.clear()
     choose_recipe(evidence, RecipeOptions(equalize=False, rounding="nearest"), build)
     assert judged == [halves[1].samples().hash, halves[0].samples().hash]

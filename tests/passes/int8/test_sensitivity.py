@@ -19,7 +19,7 @@ from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.qdq.write import histograms_for, quantization_grid
 from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.sensitivity import int8_candidates, layer_sensitivity, match_nodes
-from onnxpress.runtime.machine import machine_for, this_machine
+from onnxpress.runtime.machine import this_machine
 from tests import nets
 
 
@@ -48,13 +48,11 @@ def test_the_fragile_layers_are_found() -> None:
     model, data, names = fragile()
     evidence = evidence_for(model, data)
     found = layer_sensitivity(evidence, int8_candidates(evidence, (), ())[0])
-    alone = {layer.node: layer.one_at_a_time for layer in found.details.layers}
+    alone = {layer.node: layer.one_at_a_time for layer in found.layers}
     assert sorted(alone, key=lambda n: -alone[n])[:2] == sorted(names, key=lambda n: -alone[n])
     assert min(alone[n] for n in names) > 100 * max(v for n, v in alone.items() if n not in names)
-    assert [layer.leave_one_out for layer in found.details.layers] == sorted(
-        layer.leave_one_out for layer in found.details.layers
-    )
-    assert all(layer.int8 for layer in found.details.layers)
+    assert [layer.leave_one_out for layer in found.layers] == sorted(layer.leave_one_out for layer in found.layers)
+    assert all(layer.int8 for layer in found.layers)
 
 
 def test_the_fewest_layers_stay_in_float() -> None:
@@ -64,7 +62,7 @@ def test_the_fewest_layers_stay_in_float() -> None:
     assert layer_sensitivity(evidence, chosen).drop > 0.05
     found = layer_sensitivity(evidence, chosen, 0.05)
     assert found.drop <= 0.05
-    floats = [layer for layer in found.details.layers if not layer.int8]
+    floats = [layer for layer in found.layers if not layer.int8]
     assert {layer.node for layer in floats} == set(names)
     assert all("keep the drop" in layer.reason for layer in floats)
     assert layer_sensitivity(evidence, chosen, 0.99).chosen == chosen, "nothing goes back that need not"
@@ -90,7 +88,7 @@ def test_quantize_keeps_the_drop_and_notes_it() -> None:
     assert Scorer(model, data).score(to_bytes(done.model)).drop <= 0.05
     assert any("layers stay in float" in n for n in done.notes)
     assert len(done.details.layers) >= 3
-    assert not quantize(model, data).layers, "what was not asked for is not measured"
+    assert quantize(model, data).details is None, "what was not asked for is not measured"
 
 
 def test_sqnr_follows_from_the_histogram() -> None:
@@ -98,9 +96,9 @@ def test_sqnr_follows_from_the_histogram() -> None:
     model, data, _ = fragile()
     evidence = evidence_for(model, data)
     found = layer_sensitivity(
-        evidence, int8_candidates(evidence, (), ())[0], wish=RecipeOptions("minmax", False, "nearest")
+        evidence, int8_candidates(evidence, (), ())[0], options=RecipeOptions("minmax", False, "nearest")
     )
-    layer = next(x for x in found.details.layers if x.node == found.details.layers[-1].node and x.op == "Conv")
+    layer = next(x for x in found.layers if x.node == found.layers[-1].node and x.op == "Conv")
     node = next(n for n in evidence.model.graph if n.name == layer.node)
     name = placement.final_output(node).name or ""
     values = np.concatenate([v[name].ravel() for v in evidence.stream([name])]).astype(np.float64)
@@ -133,7 +131,7 @@ def test_times_before_and_after_are_reported() -> None:
         if x.op == "Conv"
     )
     assert [p.before == p.after for p in done.details.profile.widths] == [True] * len(done.details.profile.widths)
-    other = quantize(model, data, report=True, machine=machine_for("avx2" if this_machine().int8_exact else "vnni"))
+    other = quantize(model, data, report=True, target_cpu="avx2" if this_machine().int8_exact else "vnni")
     assert all(x.seconds_after is None for x in other.details.layers), "times are of this machine"
 
 
@@ -171,6 +169,6 @@ def test_the_report_is_a_table_of_80_columns(tmp_path: object, capsys: pytest.Ca
     ]
     assert cli([*command, "--report"]) == 0
     out = capsys.readouterr().out
-    assert "most harmful first" in out
+    assert "most sensitive first" in out
     assert "int8" in out
     assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80

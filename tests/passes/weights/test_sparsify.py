@@ -113,7 +113,7 @@ def test_a_plan_replays_and_a_wrong_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         SparsifyOptions(0.0),
         SparsifyOptions(1.0),
@@ -122,9 +122,9 @@ def test_a_plan_replays_and_a_wrong_one_is_refused() -> None:
         SparsifyOptions(pattern="half"),
     ],
 )
-def test_bad_wishes(wish: SparsifyOptions) -> None:
+def test_invalid_options(options: SparsifyOptions) -> None:
     with pytest.raises(InputProblem):
-        wish.check()
+        options.checked()
 
 
 def test_patterns_are_read() -> None:

@@ -2,8 +2,8 @@
 
 The scale of a bias is the product of the scales of input and weight. It is stored as a Mul of these where that gives
 exactly the same numbers. Most integer biases fit int16; a Cast restores the int32 that the kernels require.
-onnxruntime folds both at load, before it fuses nodes (tests/passes/int8/qdq/test_bias_compaction.py compares the optimized
-graphs).
+onnxruntime folds both at load, before it fuses nodes
+(tests/passes/int8/qdq/test_bias_compaction.py compares the optimized graphs).
 """
 
 from __future__ import annotations
