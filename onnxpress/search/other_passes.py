@@ -19,6 +19,7 @@ from onnxpress.search.search import Search, allowed
 STAGES = frozenset(("simplify", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
 _LOSSES = (0.1, 0.01, 0.001)  # total predicted relative squared error of the outputs, the largest first
 _SHARE = 0.12  # of the time budget for all of these passes together
+_LAST_START = 0.58  # share of the time budget until which a pass that was not tried yet is still started
 _FASTER = 1.01  # of a candidate that is worth a form in int8
 
 
@@ -27,7 +28,7 @@ def try_other_passes(search: Search) -> None:
     end = search.budget.share_used + _SHARE
     more_time = search.budget.until(end)
     for name, asked in all_passes().items():
-        if name in STAGES or not more_time():
+        if name in STAGES or not (more_time() or search.budget.share_used < _LAST_START):
             continue
         search.progress(f"pass {name}", min(0.5, search.budget.share_used))
         best = search.attempt(name, lambda asked=asked: _best(search, asked))  # type: ignore[misc]
