@@ -28,18 +28,21 @@ _ROWS = 10  # of the selection curve
 
 @click.command("distill")
 @click.argument("student", type=click.Path(path_type=Path), required=False)
-@click.option("--teacher", "-t", type=click.Path(path_type=Path), required=True, help="The model to learn from.")
+@click.option("--teacher", "-t", type=click.Path(path_type=Path), required=True, help="Teacher model.")
 @data_options(required=True)
-@click.option("--select", metavar="PATH", help="Samples that choose the weights; default: a fifth of --data.")
+@click.option("--select", metavar="PATH", help="Samples for selecting the weights; default: a fifth of --data.")
 @output_option
-@click.option("--shrink", "--prune", type=float, help="Without STUDENT: make one, so much narrower than the teacher.")
+@click.option(
+    "--shrink", "--prune", type=float, help="Without STUDENT: make one by pruning this share of the teacher's channels."
+)
 @click.option("--closed-form", is_flag=True, help="No training: layers refitted by least squares (no torch).")
-@click.option("--mode", type=click.Choice(["end-to-end", "blockwise"]), default="end-to-end", show_default=True)
+@click.option("--mode", type=click.Choice(["end-to-end", "blockwise"]), default="end-to-end", show_default=True,
+              help="Train the whole student at once, or block by block.")  # fmt: skip
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Training time: 90s, 10m, 1h.")
-@click.option("--minutes", type=float, help="The same in minutes.")
+@click.option("--minutes", type=float, help="The time budget in minutes.")
 @click.option("--steps", type=int, default=0, help="Updates, instead of a time budget.")
 @click.option(
-    "--batch", type=int, default=64, show_default=True, help="Samples a step; halved where the time allows few steps."
+    "--batch", type=int, default=64, show_default=True, help="Batch size; halved if the time allows few steps."
 )
 @click.option(
     "--lr",
@@ -48,7 +51,7 @@ _ROWS = 10  # of the selection curve
     help="Peak learning rate.  [default: the highest that is stable in short trials]",
 )
 @click.option("--warmup", type=float, default=0.05, show_default=True, help="Fraction of the steps.")
-@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
+@click.option("--weight-decay", type=float, default=1e-4, show_default=True, help="Weight decay of AdamW.")
 @click.option(
     "--clip", type=float, default=1.0, show_default=True, help="Maximum norm of the gradient; 0: no clipping."
 )
@@ -63,21 +66,28 @@ _ROWS = 10  # of the selection curve
     help="Evaluations without improvement until training stops; 0: no early stopping.",
 )
 @click.option("--loss", type=click.Choice(["auto", "blend", "kd", "dkd", "mse", "none"]), default="auto",
-              show_default=True, help="auto: selected by short trials; blend: soft targets, mse at first; none: labels only.")  # fmt: skip
-@click.option("--temperature", type=float, default=4.0, show_default=True)
+              show_default=True, help="auto: selected by short trials; blend: soft targets, with mse at first; none: labels only.")  # fmt: skip
+@click.option("--temperature", type=float, default=4.0, show_default=True, help="Temperature of the soft targets.")
 @click.option(
     "--labels-weight", type=float, default=0.0, show_default=True, help="Weight of the cross entropy with the labels."
 )
 @click.option("--features", type=click.Choice(["auto", "none", "mse", "cosine", "attention", "relational"]),
-              default="auto", show_default=True, help="Loss on matched inner values; auto: selected by short trials.")  # fmt: skip
-@click.option("--features-weight", type=float, default=10.0, show_default=True)
-@click.option("--match", metavar="T=S", multiple=True, help="Compare value T of the teacher with S of the student.")
+              default="auto", show_default=True, help="Loss on matched intermediate values; auto: selected by short trials.")  # fmt: skip
+@click.option(
+    "--features-weight", type=float, default=10.0, show_default=True, help="Weight of the loss of --features."
+)
+@click.option(
+    "--match",
+    metavar="T=S",
+    multiple=True,
+    help="Match value T of the teacher with value S of the student; can be repeated.",
+)
 @click.option("--augment", metavar="LIST", default="auto", show_default=True,
-              help="none, or some of flip,shift,stretch,tone,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", type=int, default=0, help="Of training; default: all available_cores.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run of this output, with its settings.")
-@click.option("--strict", is_flag=True, help="Exit 1 where nothing better was found.")
+              help="auto, none, or some of flip,shift,stretch,tone,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@click.option("--threads", type=int, default=0, help="Threads of training; default: all available cores.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted run of this output, with its settings.")
+@click.option("--strict", is_flag=True, help="Exit 1 if training finds nothing better.")
 @plan_option
 @json_option
 @quiet_option
@@ -115,8 +125,9 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Bring STUDENT's answers to TEACHER's on samples, labels or none: two files with the same inputs and outputs.
+    """Train STUDENT towards the outputs of TEACHER on samples; labels are optional.
 
+    Both models have the same inputs and outputs.
     Without STUDENT, --shrink 0.5 makes one with half of the teacher's channels.
     """
     from onnxpress.api.distill import distill

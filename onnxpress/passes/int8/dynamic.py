@@ -42,7 +42,7 @@ class DynamicOptions(TargetCpuOptions):
 
 
 class Dynamic:
-    """Dynamic int8 of MatMul and Gemm: no samples are needed, the range of each input is found at every run."""
+    """Dynamic int8 of MatMul and Gemm: no samples are needed, the range of each input is computed at run time."""
 
     name = "dynamic"
     exact = False

@@ -44,34 +44,40 @@ class QuantizeOptions(TargetCpuOptions):
 
     ranges: str = option(
         AUTO,
-        help="Calibration: auto (by output error), minmax, average, percentile, entropy, mse, output-error or headroom; or a file that "
-        "is read, or written where it does not exist.",
+        help="Calibration method: auto (selected by output error), minmax, average, percentile, entropy, mse, output-error "
+        "(output-error-weighted), headroom (min-max with headroom); or a file of ranges, read if it exists, written otherwise.",
         metavar="METHOD|FILE.json",
     )
     equalize: str = option(
         AUTO,
-        help="Cross-layer equalization (exact in float); auto: of the tensors where it lowers the output error.",
+        help="Cross-layer equalization (exact in float); auto: only for tensors where it reduces the output error.",
         choices=(AUTO, ALWAYS, NEVER),
     )
     rounding: str = option(
         AUTO,
-        help="Rounding of weights: to the nearest integer, or output-aware; auto: by output error.",
+        help="Rounding of weights: nearest or output-aware; auto: selected by output error.",
         choices=(AUTO, "nearest", "output-aware"),
     )
     format: str = option(
-        FORMATS[0], help="qdq: pairs that onnxruntime fuses; qoperator: integer operators in the file.", choices=FORMATS
+        FORMATS[0],
+        help="qdq: QuantizeLinear and DequantizeLinear, fused by onnxruntime; qoperator: integer operators.",
+        choices=FORMATS,
     )
     activations: int = option(
-        8, help="Bits of activations; 16 is for other runtimes: onnxruntime's CPU has no kernels for it.", choices=BITS
+        8, help="Bits of activations; 16 is for other runtimes: onnxruntime has no CPU kernels for it.", choices=BITS
     )
     include: tuple[str, ...] = option(
-        (), help="Only these in int8: a name, an operator or a regular expression; can be repeated.", metavar="PATTERN"
+        (),
+        help="Quantize only these nodes: a name, an operator or a regular expression; can be repeated.",
+        metavar="PATTERN",
     )
-    exclude: tuple[str, ...] = option((), help="These stay in float; can be repeated.", metavar="PATTERN")
-    max_drop: float | None = option(
-        None, help="Largest drop on the samples; the fewest layers that are needed for it stay in float."
+    exclude: tuple[str, ...] = option(
+        (), help="Nodes to keep in float, as for `include`; can be repeated.", metavar="PATTERN"
     )
-    report: bool = option(False, help="Report the range and the sensitivity of every layer, and where the time goes.")
+    max_drop: float | None = option(None, help="Maximum drop on the samples; as few layers as possible stay in float.")
+    report: bool = option(
+        False, help="Report the range and sensitivity of every layer, and the time by layer before and after."
+    )
 
     def check(self) -> None:
         if self.activations > BITS[0] and self.format != FORMATS[0]:

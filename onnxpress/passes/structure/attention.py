@@ -83,7 +83,7 @@ class AttentionOptions(PassOptions):
 
     count: int | None = option(
         None,
-        help="Number of attention layers to replace, those with the least predicted loss; default: all that get cheaper.",
+        help="Number of attention layers to replace, those with the smallest predicted loss; default: all that become cheaper.",
     )
     refit: bool = option(True, help="Refit the layers behind the attention by least squares.")
 

@@ -48,7 +48,9 @@ class DepthOptions(PassOptions):
 
     keep: float | None = option(None, help="Share of the removable blocks' multiply-accumulates to keep, such as 0.5.")
     remove: int | None = option(None, help="Number of blocks to remove.")
-    max_drop: float | None = option(None, help="Stop before the refitted model loses more than this on the samples.")
+    max_drop: float | None = option(
+        None, help="Maximum drop on the samples, after the refit; as many blocks are removed as it allows."
+    )
     units: str = option(
         "all",
         help="branches: residual branches; layers: the largest repeated blocks; all: both.",

@@ -34,22 +34,24 @@ _OFFERED = (16, 256)
 class ShareOptions(PassOptions):
     """How weights are represented by codebooks."""
 
-    centroids: int = option(16, help="Values in a codebook.", choices=CENTROID_COUNTS)
+    centroids: int = option(
+        16, help="Number of values in a codebook; with `smaller`, the largest number.", choices=CENTROID_COUNTS
+    )
     per: str = option(
         CODEBOOK_SCOPES[0],
-        help="scaled: one codebook for a tensor and a scale for each row; tensor: one codebook; N: one for N rows.",
+        help="scaled: one codebook per tensor and a scale per row; tensor: one codebook per tensor; N: one per N rows.",
         metavar="scaled|tensor|N",
     )
     spare: float | None = option(
         None,
-        help="Share of the bytes to spend on 8 bits for the weights that lose most; default: as little as is needed.",
+        help="Share of the bytes to spend on 8 bits for the most sensitive weights; default: as little as needed.",
     )
     smaller: float | None = option(
         None,
-        help="How many times smaller the file is to be; precision is allocated per weight to minimize the loss.",
+        help="How many times smaller the file should be; precision is allocated per weight to minimize the loss.",
         metavar="TIMES",
     )
-    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
+    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         if self.per not in CODEBOOK_SCOPES and not (self.per.isdigit() and int(self.per) > 0):

@@ -54,14 +54,16 @@ class SparsifyOptions(PassOptions):
 
     ratio: float = option(0.5, help="Share of each weight's elements that become zero.")
     pattern: str = option(
-        "", help="N:M instead of a ratio: N of every M neighbours of a row stay, such as 2:4.", metavar="N:M"
+        "",
+        help="N:M sparsity instead of a ratio: N of every M neighbours in a row are kept, such as 2:4.",
+        metavar="N:M",
     )
     method: str = option(
         METHODS[0],
-        help="update: OBS with compensation; activation: magnitude times input norm; magnitude.",
+        help="update: second-order (OBS), the remaining weights compensate; activation: magnitude times input norm; magnitude.",
         choices=METHODS,
     )
-    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
+    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         check_between("ratio", "the ratio", self.ratio, "0.5")

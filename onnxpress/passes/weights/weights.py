@@ -34,18 +34,18 @@ _SHORTEST = 8  # weights a scale
 class WeightsOptions(PassOptions):
     """How weights are represented by integers."""
 
-    bits: int = option(8, help="Bits of a weight.", choices=tuple(LEVELS))
-    block: int = option(0, help="Weights that share a scale; 0: a row.", metavar="N")
+    bits: int = option(8, help="Bits per weight.", choices=tuple(LEVELS))
+    block: int = option(0, help="Number of weights that share a scale; 0: one scale per row.", metavar="N")
     spare: float | None = option(
         None,
-        help="Share of the bytes to spend on 8 bits for the weights that lose most; default: as little as is needed.",
+        help="Share of the bytes to spend on 8 bits for the most sensitive weights; default: as little as needed.",
     )
     smaller: float | None = option(
         None,
-        help="How many times smaller the file is to be; precision is allocated per weight to minimize the loss.",
+        help="How many times smaller the file should be; precision is allocated per weight to minimize the loss.",
         metavar="TIMES",
     )
-    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
+    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         if self.block and self.block < _SHORTEST:
