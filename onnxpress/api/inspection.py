@@ -169,7 +169,8 @@ def _ask_passes(
     for number, (name, asked) in enumerate(passes.items()):
         progress(name, number / len(passes))
         found: list[Proposal | Refusal] = []
-        note = _collect(asked, evidence, end, found)
+        now = time.monotonic()  # each gets an equal part of what is left, so that none uses up the time of the others
+        note = _collect(asked, evidence, now + max(end - now, 0.0) / (len(passes) - number), found)
         offers = [f for f in found if isinstance(f, Proposal)]
         refusals = [f for f in found if isinstance(f, Refusal)]
         reports.append(_report(name, asked, offers, refusals, note))

@@ -74,7 +74,7 @@ def _passes(facts: Inspection) -> None:
     from onnxpress.cli.output import console
 
     kind = "synthetic inputs" if facts.synthetic else "samples"
-    console.out(f"what passes propose (losses predicted on {facts.samples} {kind}; savings of proposals together)")
+    console.out(f"proposals of passes; losses predicted on {facts.samples} {kind}")
     console.table(
         [("pass", "left"), *((h, "right") for h in ("proposals", "units", "MACs", "bytes", "loss", "refused"))],
         [_pass_row(p, facts) for p in facts.passes],

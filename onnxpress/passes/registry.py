@@ -10,9 +10,12 @@ import warnings
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
-from onnxpress.passes.core.contract import AnyPass, Pass
+
+if TYPE_CHECKING:
+    from onnxpress.passes.core.contract import AnyPass
 
 GROUP = "onnxpress.passes"
 
@@ -89,6 +92,8 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def _load(entry: EntryPoint) -> AnyPass:
+    from onnxpress.passes.core.contract import Pass  # not above: listing the names must stay fast
+
     package = entry.dist.name if entry.dist is not None else "another package"
     try:
         loaded = entry.load()

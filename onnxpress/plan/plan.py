@@ -165,7 +165,7 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
         )
     if data is None and plan.needs_data:
         raise InputProblem(
-            "the plan needs samples", "", "a step reads calibration data", "add --data, the same as when it was made"
+            "the plan needs samples", "", "a step reads calibration samples", "give `data`, the same as when it was made"
         )
     if data is not None and plan.data_hash:
         data = calibration_part(data, plan.data_hash, plan.samples)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnxpress.cli.main import run
-from onnxpress.cli.options import tell
+from onnxpress.cli.options import print_notes
 from onnxpress.cli.output.console import with_options
 from onnxpress.errors import InputProblem
 
@@ -40,7 +40,7 @@ def test_a_problem_names_arguments_in_python_and_options_on_the_command_line(
 
 
 def test_notes_name_options(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(["no samples: `data` was not given"], quiet=False)
+    print_notes(["no samples: `data` was not given"], quiet=False)
     assert capsys.readouterr().err == "note: no samples: --data was not given\n"
 
 
