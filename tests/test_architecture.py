@@ -162,3 +162,16 @@ def test_no_flags_of_the_command_line_below_it() -> None:
                 text = re.sub(r"`[^`]* [^`]*`", "", node.value)  # whole commands in backticks
                 found = flag.findall(text)
                 assert not found, f"{short(path)}, line {node.lineno}: {found[0]}"
+
+
+TESTS = Path(__file__).parent
+TEST_FILES = [p.relative_to(TESTS) for p in sorted(TESTS.rglob("test_*.py")) if p.parent != TESTS]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in TEST_FILES if p.parts[0] not in ("integration", "conformance")], ids=lambda p: p.as_posix()
+)
+def test_the_tests_of_a_module_have_its_name(path: Path) -> None:
+    """Tests of several modules are in tests/integration."""
+    module = path.parent / path.name.removeprefix("test_")
+    assert (ROOT / module).is_file(), f"tests/{path.as_posix()}: there is no onnxpress/{module.as_posix()}"

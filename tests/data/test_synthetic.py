@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxpress.data.synthetic import synthetic
+from onnxpress.data.synthetic import sample_shapes, synthetic
 from tests.data.helpers import refused, sig
 
 
@@ -86,3 +86,11 @@ def test_misuse() -> None:
     refused(lambda: synthetic(sig("x float32 N 2"), 0), "count is 0")
     refused(lambda: synthetic(sig(), 1), "no inputs")
     refused(lambda: synthetic(sig("x float32 N L"), 1, sizes={"L": 0}), "1 or more")
+
+
+def test_shapes_determine_symbols_and_the_batch() -> None:
+    model = sig("ids int64 B L", "mask int64 B L", "image float32 B 3 H W")
+    shapes, batch = sample_shapes(model, {"ids": (4, 9), "image": (4, 3, 20, 24)})
+    assert (shapes, batch) == ({"ids": (1, 9), "image": (1, 3, 20, 24)}, 4)
+    rows = next(synthetic(model, 4, shapes=shapes).batches(4)).inputs
+    assert [rows[n].shape for n in ("ids", "mask", "image")] == [(4, 9), (4, 9), (4, 3, 20, 24)]

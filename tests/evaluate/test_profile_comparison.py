@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from onnxpress import depth, prune, quantize
 from onnxpress.evaluate.profile_comparison import channel_widths, profile_compare
@@ -17,6 +18,7 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
     return next(iter(nets.samples(model, 1).batches(1))).inputs
 
 
+@pytest.mark.alone
 def test_every_layer_has_a_time_in_both_models() -> None:
     model = edit.canonical(nets.residual(width=32))
     done = quantize(model, nets.samples(model, 8)).model

@@ -1,0 +1,1 @@
+"""Tests of the interplay of several modules."""

@@ -1,4 +1,4 @@
-"""Functions that test_runtime runs in child processes."""
+"""Functions that test_isolate and test_profile run in child processes."""
 
 from __future__ import annotations
 

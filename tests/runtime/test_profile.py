@@ -77,6 +77,7 @@ def test_nodes_of_kernels() -> None:
     ]
 
 
+@pytest.mark.alone
 def test_a_profile_counts_all_macs_of_the_file() -> None:
     model = nets.residual(width=32, blocks=1)
     feeds = {k: np.repeat(v, 2, 0) for k, v in next(nets.samples(model, 1).batches(1)).inputs.items()}
@@ -90,6 +91,7 @@ def test_a_profile_counts_all_macs_of_the_file() -> None:
     assert 0.3 < found.covered < 1.7
 
 
+@pytest.mark.alone
 def test_kernels_within_a_loop_are_counted_once() -> None:
     """The loop's own time excludes that of its kernels."""
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [48, 48]) for n in ("s", "t", "x", "y")]
@@ -111,6 +113,7 @@ def test_kernels_within_a_loop_are_counted_once() -> None:
     assert found["loop"].seconds < found["inner"].seconds + 60e-6
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_peak_equals_that_of_numpy() -> None:
     code = "from tests.runtime.helpers import peaks; peaks()"
@@ -120,6 +123,7 @@ def test_the_peak_equals_that_of_numpy() -> None:
     assert abs(own / other - 1) < 0.15, (own, other)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif("ONNXPRESS_ZOO" not in os.environ, reason="ONNXPRESS_ZOO is not set")
 @pytest.mark.parametrize("name", ["kws", "vww", "resnet8", "resnet20_bn", "resnet56", "lite0", "sst2"])

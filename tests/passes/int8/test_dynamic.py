@@ -61,7 +61,9 @@ def test_weights_are_as_large_as_products_allow() -> None:
     for cpu in ("avx2", "vnni"):
         constants = made(model, cpu).graph
         codes = [v.const_value.numpy() for v in constants.initializers.values() if v.const_value.dtype.name == "INT8"]
-        for columns in (c for c in codes if c.size > 1):
+        matrices = [c for c in codes if c.size > 1]
+        assert len(matrices) == 3
+        for columns in matrices:
             tops = np.abs(columns.astype(int)).max(axis=0)
             heavy = vpmaddubsw_saturation.pair_load(columns.T, np.full(len(columns), 255)) > 1
             assert not heavy.any() and 64 <= tops.min() < 127 if cpu == "avx2" else heavy.any() and (tops == 127).all()

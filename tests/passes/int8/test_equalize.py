@@ -160,7 +160,9 @@ def test_dead_channels_stay_as_they_are() -> None:
     for operand in range(2, len(node.inputs)):
         edit.set_input(evidence.model, node, operand, np.zeros(len(weight), np.float32), "b")
     evidence = evidence_for(evidence.model, nets.samples(model, 8))
-    for action in plan_equalize(evidence):
+    actions = plan_equalize(evidence)
+    assert actions
+    for action in actions:
         assert np.isfinite(action["by"]).all()
         assert min(action["by"]) > 0
 

@@ -142,10 +142,13 @@ def test_biases_tied_through_identity_do_not_keep_a_convolution_in_float(tmp_pat
 
 def test_relu_outputs_have_zero_point_zero() -> None:
     _, done = int8(nets.residual(width=16))
+    points = []
     for node in done.graph:
         source = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
         if source is not None and source.op_type == "Relu":
-            assert int(read.constant(node.inputs[2])) == 0
+            points.append(int(read.constant(node.inputs[2])))
+    assert len(points) > 2
+    assert not any(points)
 
 
 def test_a_float_convolution_between_integer_ones_stays_in_float(tmp_path: Path) -> None:

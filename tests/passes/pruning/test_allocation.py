@@ -48,13 +48,16 @@ def test_ignored_nodes_keep_their_channels(evidence: Evidence) -> None:
 
 
 def test_widths_lie_on_the_kernel_grid(evidence: Evidence) -> None:
-    for action in plan_pruning(evidence, PruneOptions(0.3, allocation="uniform")):
-        assert len(action["remove"]) % 4 == 0
+    actions = plan_pruning(evidence, PruneOptions(0.3, allocation="uniform"))
+    assert actions
+    assert all(len(a["remove"]) % 4 == 0 for a in actions)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_orders_all_channels_but_one(evidence: Evidence, criterion: str) -> None:
-    for name, curve in error_curves(evidence, criterion=criterion).items():
+    curves = error_curves(evidence, criterion=criterion)
+    assert set(curves) == {g.name for g in evidence.channels.groups}
+    for name, curve in curves.items():
         assert sorted({*curve.order, *range(evidence.channels.group(name).size)}) == list(
             range(evidence.channels.group(name).size)
         )

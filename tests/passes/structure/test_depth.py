@@ -48,6 +48,7 @@ def weakened(model: ir.Model, block: bl.Block, factor: float) -> ir.Model:
 def test_the_weakest_block_goes_first() -> None:
     model = nets.residual(width=8, blocks=4)
     blocks = removable(prepared(model))[0]
+    assert len(blocks) == 4
     for block in blocks:
         evidence = prepared(weakened(model, block, 1e-3))
         assert taken(plan_depth(evidence, DepthOptions(remove=1))) == [block.name]
@@ -94,9 +95,9 @@ def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
     evidence = prepared(nets.transformer(layers=2))
     actions = plan_depth(evidence, DepthOptions(keep=0.0))
     blocks = {b.name: b for b in removable(evidence)[0]}
-    left = len(bl.dying(evidence.model, []))
+    left = len(bl.dead_nodes(evidence.model, []))
     for end in range(1, len(actions) + 1):
-        gone = len(bl.dying(evidence.model, [blocks[n] for n in taken(actions[:end])]))
+        gone = len(bl.dead_nodes(evidence.model, [blocks[n] for n in taken(actions[:end])]))
         assert gone > left
         left = gone
 
@@ -159,14 +160,14 @@ def test_a_plan_of_another_model_is_refused() -> None:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(nets.random_nets(), st.data())
 def test_any_blocks_of_random_nets_go_and_save_what_is_said(model: ir.Model, data: st.DataObject) -> None:
-    """Whatever is taken: exactly the dying nodes go, and the outputs are those of zeroed branches."""
+    """Whatever is taken: exactly the dead nodes go, and the outputs are those of zeroed branches."""
     evidence = prepared(model, 4)
     blocks = [b for b in removable(evidence)[0] if b.kind == bl.BRANCH]
     assume(blocks)
     gone = data.draw(st.lists(st.sampled_from(blocks), min_size=1, unique=True))
     actions = [{"block": b.name} for b in gone]
     done = DEPTH.apply(evidence, [*actions, {"refit": "none"}]).model
-    left = {n.name for n in evidence.model.graph} - bl.dying(evidence.model, gone)
+    left = {n.name for n in evidence.model.graph} - bl.dead_nodes(evidence.model, gone)
     assert {n.name for n in done.graph} == left
     zeroed = evidence.model.clone()
     for node in list(zeroed.graph):

@@ -195,6 +195,7 @@ def test_latency_is_decided_by_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plan_lowrank(evidence, LowRankOptions(ratio=0.2))[0]
 
 
+@pytest.mark.alone
 def test_a_layer_is_timed_alone() -> None:
     """A 512 x 512 product is faster at rank 8, and not at rank 500."""
     net = nets.Net()

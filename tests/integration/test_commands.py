@@ -28,6 +28,7 @@ def out(capsys: pytest.CaptureFixture[str], *command: str, code: int = 0) -> str
     return captured.out
 
 
+@pytest.mark.alone
 def test_help_answers_at_once() -> None:
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "onnxpress", "--help"], capture_output=True, text=True, check=True)
@@ -41,6 +42,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert "Usage: onnxpress" in text
 
 
+@pytest.mark.alone
 def test_bench_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     text = out(capsys, "bench", MODEL, MODEL, "--seconds", "1", "-q")
     assert "95 % interval" in text
@@ -51,6 +53,7 @@ def test_bench_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert body["machine"]["onnxruntime"]
 
 
+@pytest.mark.alone
 def test_bench_profile(capsys: pytest.CaptureFixture[str]) -> None:
     text = out(capsys, "bench", MODEL, "--seconds", "0.1", "--profile", "--top", "3", "-q")
     assert "operator" in text and "GFLOP/s" in text and "add up to" in text
@@ -105,6 +108,7 @@ def test_compare_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out(capsys, "compare", MODEL, target, "-d", str(DIGITS / "select.npz"), "--max-drop", "0.01", code=1)
 
 
+@pytest.mark.alone
 def test_optimize_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "fast.onnx"
     text = out(
@@ -127,6 +131,7 @@ def test_optimize_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "fast.run" / "plan.json").exists()
 
 
+@pytest.mark.alone
 def test_optimize_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = out(
         capsys,

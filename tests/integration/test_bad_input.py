@@ -340,7 +340,7 @@ def other_teacher(folder: Path) -> Path:
 def damaged_run(folder: Path) -> list[str]:
     pytest.importorskip("torch")
     (folder / "out.run").mkdir()
-    settings = settings_from_dict({}).plain()
+    settings = settings_from_dict({}).as_dict()
     (folder / "out.run" / "settings.json").write_text(json.dumps(settings))
     (folder / "out.run" / "checkpoint.pt").write_bytes(b"no checkpoint")
     return distill(folder, "--resume")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.nas import worker
 from onnxpress.nas.evaluation.evaluator import Evaluator
 from onnxpress.nas.evaluation.timing_queue import TimingQueue
-from onnxpress.nas.request import NasRequest, request_from_dict
+from onnxpress.nas.request import NasRequest
 from onnxpress.nas.strategies.storage import connect
 from onnxpress.nas.strategies.study import Study
 from onnxpress.nas.strategies.surrogate import Surrogate
@@ -33,6 +32,8 @@ from onnxpress.runtime.machine import Machine, this_machine
 from tests import nets
 
 LAND = Surrogate(1, edges=8)
+
+
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
 
 
@@ -84,7 +85,7 @@ def test_both_databases_give_the_same_trials(strategy: str, postgres: str, tmp_p
 
 WORKER = """
 import sys, time
-from tests.nas.test_workers import LAND
+from tests.integration.test_nas_workers import LAND
 from onnxpress.nas.strategies.storage import connect
 from onnxpress.nas.strategies.study import Study
 
@@ -264,8 +265,3 @@ def test_a_failed_measurement_ends_waiting(tmp_path: Path) -> None:
         assert queue.serve(broken, iter([True, False]).__next__) == 0
         with pytest.raises(TimeBudgetExceeded):
             queue.wait(3, lambda: True)
-
-
-def test_a_request_round_trip() -> None:
-    request = NasRequest("cell", latency_ms=2.0, seed=4, proxy="zen")
-    assert request_from_dict(json.loads(json.dumps(request.as_dict()))) == request

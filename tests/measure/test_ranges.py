@@ -1,20 +1,14 @@
-"""Ranges, scores, layers as matrices, and streams."""
+"""Histograms of values, and the ranges that calibration methods take from them."""
 
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.gram import input_moments
-from onnxpress.measure.linear import input_rows, linear, output_rows
 from onnxpress.measure.ranges import METHODS, Histogram, clip_range, collect_histograms
-from onnxpress.measure.score import Scorer
-from onnxpress.model import edit
 from tests import nets
 
 
@@ -100,83 +94,12 @@ def test_memory_of_a_histogram_is_bounded() -> None:
     assert histogram.counts.nbytes == 2048 * 8
 
 
-@pytest.mark.parametrize("model", [nets.residual(), nets.mobile(), nets.mlp()], ids=["residual", "mobile", "mlp"])
-def test_layers_equal_their_matrices(model: ir.Model) -> None:
-    data = nets.samples(model, 3)
-    evidence = evidence_for(model, data)
-    layers = [(n, layer) for n in evidence.model.graph if (layer := linear(n)) is not None]
-    assert layers
-    names = sorted({v for _, layer in layers for v in (layer.source, layer.output)})
-    for values in evidence.stream(names):
-        for node, layer in layers:
-            kernel = tuple(node.inputs[1].const_value.shape[2:]) if node.op_type == "Conv" else ()
-            x = input_rows(node, values[layer.source], kernel, None)
-            wanted = output_rows(node, values[layer.output], None)
-            bias = 0 if layer.bias is None else layer.bias
-            np.testing.assert_allclose(x @ layer.weight.T + bias, wanted, rtol=1e-3, atol=1e-3)
-
-
-def test_moments_are_those_of_all_rows() -> None:
-    model = nets.mlp()
-    evidence = evidence_for(model, nets.samples(model, 6))
-    node = next(n for n in evidence.model.graph if n.op_type == "MatMul")
-    _, _, moments = next(input_moments(evidence, [node]))
-    rows = np.concatenate([v["tokens"].reshape(-1, 16) for v in evidence.stream(["tokens"])])
-    np.testing.assert_allclose(moments.xx, rows.T.astype(float) @ rows, rtol=1e-5)
-    assert moments.count == len(rows)
-
-
-def test_scorer_uses_labels_where_there_are_some() -> None:
-    model = nets.residual()
-    labelled, bare = nets.samples(model, 20, labels=True), nets.samples(model, 20)
-    score = Scorer(model, labelled).score(model)
-    assert (score.metric, score.value, score.drop, score.nmse) == ("top-1", 1.0, 0.0, 0.0)
-    other = nets.residual(seed=5)
-    assert Scorer(model, bare).score(other).metric == "agreement"
-    assert Scorer(model, labelled).score(other).drop > 0.2
-    sequence = nets.mlp()
-    found = Scorer(sequence, nets.samples(sequence, 8)).score(nets.mlp(seed=3))
-    assert found.metric == "relative error"
-    assert found.drop > 0.1
-
-
-def test_drop_interval_contains_the_drop() -> None:
-    model = nets.residual()
-    score = Scorer(model, nets.samples(model, 60, labels=True)).score(nets.residual(seed=1))
-    assert score.low <= score.drop <= score.high
-
-
 def test_values_that_are_not_finite_are_marked() -> None:
     net = nets.image_net()
     x = net.op("Log", [net.conv("image", 8)], 8)
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
     evidence = evidence_for(model, nets.samples(model, 4))
     assert not collect_histograms(evidence, [x])[x].finite
-
-
-def test_integer_outputs_and_other_outputs_are_scored() -> None:
-    """A changed ArgMax, and a destroyed second output, must count."""
-    net = nets.image_net()
-    x = net.relu(net.conv("image", 16))
-    scores = net.head(x)
-    best = net.op("ArgMax", [scores], 1, axis=1, keepdims=1)
-    graph = ir.to_proto(net.model(scores, nets.IMAGE, ["N", 10])).graph
-    made = []
-    for outputs in ([best], [scores, x]):
-        del graph.output[:]
-        for name in outputs:
-            kind = onnx.TensorProto.INT64 if name == best else onnx.TensorProto.FLOAT
-            graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-        copy = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-        made.append(ir.from_proto(copy))
-    for model, rank in zip(made, (2, 4), strict=True):
-        data = nets.samples(model, 20)
-        wrong = model.clone()
-        weight = next(v for v in wrong.graph.initializers.values() if v.const_value.numpy().ndim == rank)
-        edit.set_constant(weight, -weight.const_value.numpy())
-        score = Scorer(model, data).score(wrong)
-        assert score.drop > 0.2, score.text()
-        assert Scorer(model, data).score(model).drop == 0
 
 
 @settings(max_examples=25, deadline=None)

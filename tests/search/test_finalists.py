@@ -1,0 +1,38 @@
+"""The order of candidates for the final comparison, and the reason for a missed goal."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from onnxpress.search.finalists import _goal, _ranked
+
+pytestmark = pytest.mark.unit
+
+SPEEDS = {"a": 4.0, "b": 2.5, "c": 1.5}
+
+
+def candidate(identifier: str, drop: float, size: int) -> Any:
+    return SimpleNamespace(id=identifier, score=SimpleNamespace(drop=drop, nmse=drop), size=size)
+
+
+def order(goal: str, target: float) -> list[str]:
+    candidates = [candidate("a", 0.01, 3), candidate("b", 0.0, 1), candidate("c", 0.0, 2)]
+    return [c.id for c in _ranked(candidates, SPEEDS, goal, target)]
+
+
+def test_the_most_accurate_that_reach_a_target_come_first() -> None:
+    assert order("latency", 0.0) == ["a", "b", "c"]
+    assert order("latency", 2.0) == ["b", "a", "c"]
+    assert order("latency", 9.0) == ["a", "b", "c"]
+
+
+def test_with_the_goal_size_the_smallest_comes_first() -> None:
+    assert order("size", 0.0) == ["b", "c", "a"]
+
+
+def test_a_missed_target_is_reported() -> None:
+    reached: Any = SimpleNamespace(speedup=SimpleNamespace(speedup=4.0))
+    assert _goal(reached, 9.0) == ["9.00x the original's speed was not reached: the fastest that holds is 4.00x"]
