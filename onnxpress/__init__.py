@@ -1,7 +1,7 @@
 """onnxpress: makes a trained ONNX file smaller and faster on this CPU, and proves it on your data.
 
-Every pass of the registry is a function of the package (`prune`, `quantize`, ...), those of other packages, too. Names are
-imported when they are first used, so that `import onnxpress` costs nothing.
+Every pass of the registry is a function of the package (`prune`, `quantize`, ...), those of other packages, too. Names
+are imported when they are first used, so that `import onnxpress` costs nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# numpy's and scipy's OpenBLAS each keep threads that spin for some 30 ms after every call, beside each other's and beside
-# onnxruntime's: pruning took 1.35 times as long, more where the machine was busy. Read when numpy is loaded, so set before:
-# the value counts powers of two of clock ticks, 4 is the least, and OpenBLAS's own 26 shows the difference.
+# numpy's and scipy's OpenBLAS each keep threads that spin for some 30 ms after every call, beside each other's and
+# beside onnxruntime's: pruning took 1.35 times as long, more where the machine was busy. Read when numpy is loaded, so
+# set before: the value counts powers of two of clock ticks, 4 is the least, and OpenBLAS's own 26 shows the difference.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _PLACES = {

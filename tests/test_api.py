@@ -1,4 +1,5 @@
-"""The public Python functions: natural calls, models and samples in any form, results, and errors that name arguments."""
+"""The public Python functions: natural calls, models and samples in any form, results, and errors that name
+arguments."""
 
 from __future__ import annotations
 

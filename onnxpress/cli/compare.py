@@ -71,8 +71,8 @@ def command(
     """Measure how far OTHER is from ORIGINAL on samples.
 
     Both are scored by the labels; without labels the outputs of ORIGINAL are the reference.  A function of --metric is
-    called with the outputs of a sample by name and its label, and returns a number; higher is better.  Labels of --metric
-    map are rows x1, y1, x2, y2, class (class -1 is padding).
+    called with the outputs of a sample by name and its label, and returns a number; higher is better.  Labels of
+    --metric map are rows x1, y1, x2, y2, class (class -1 is padding).
     """
     from onnxpress.cli.output import compare_files, console
     from onnxpress.cli.output.junit import junit as as_junit

@@ -109,7 +109,8 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         _print_error(
-            f"internal error ({type(error).__name__}): {' '.join(str(error).split())[:300]}. TRY: --debug, and report it"
+            f"internal error ({type(error).__name__}): {' '.join(str(error).split())[:300]}. "
+            "TRY: --debug, and report it"
         )
         return EXIT_ENVIRONMENT
 

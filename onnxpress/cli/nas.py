@@ -43,15 +43,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def samples_options(function: F) -> F:
     """Options that name the reference model and the samples of a search."""
-    for option in reversed((
-        click.option("--teacher", "-t", type=click.Path(path_type=Path),
-                     help="Teacher model; the networks get its inputs and outputs."),
-        click.option("--like", type=click.Path(path_type=Path),
-                     help="Without a teacher: a model whose inputs and outputs the networks get."),
-        data_options(required=True),
-        click.option("--select", metavar="PATH", help="Samples for selection; default: a part of --data."),
-        click.option("--validate", metavar="PATH", help="Samples for the final validation; default: a part of --data."),
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option(
+                "--teacher",
+                "-t",
+                type=click.Path(path_type=Path),
+                help="Teacher model; the networks get its inputs and outputs.",
+            ),
+            click.option(
+                "--like",
+                type=click.Path(path_type=Path),
+                help="Without a teacher: a model whose inputs and outputs the networks get.",
+            ),
+            data_options(required=True),
+            click.option("--select", metavar="PATH", help="Samples for selection; default: a part of --data."),
+            click.option(
+                "--validate", metavar="PATH", help="Samples for the final validation; default: a part of --data."
+            ),
+        )
+    ):
         function = option(function)
     return function
 
@@ -75,9 +86,14 @@ def command() -> None:
 @click.option(
     "--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True
 )
-@click.option("--proxy", default="capacity", show_default=True,
-              help="Estimate of the quality before training: capacity (MACs and parameters), macs, parameters, naswot, zen, synflow, "
-                   "snip, grad-norm, jacobian, training (a short one), or FILE.py:function.")  # fmt: skip
+@click.option(
+    "--proxy",
+    default="capacity",
+    show_default=True,
+    help="Estimate of the quality before training: capacity (MACs and parameters), macs, "
+    "parameters, naswot, zen, synflow, "
+    "snip, grad-norm, jacobian, training (a short one), or FILE.py:function.",
+)
 @click.option(
     "--proxy-train-time",
     type=Seconds(),
@@ -92,8 +108,13 @@ def command() -> None:
 @click.option("--latency-ms", type=float, default=math.inf, help="Maximum latency in ms, with one thread.")
 @click.option("--size-mb", type=float, default=math.inf, help="Maximum size of the weights, in MB.")
 @click.option("--memory-mb", type=float, default=math.inf, help="Maximum memory of intermediate values, in MB.")
-@click.option("--schedule", type=click.Choice(["halving", "hyperband"]), default="halving", show_default=True,
-              help="How training time is divided among candidates.")  # fmt: skip
+@click.option(
+    "--schedule",
+    type=click.Choice(["halving", "hyperband"]),
+    default="halving",
+    show_default=True,
+    help="How training time is divided among candidates.",
+)
 @click.option(
     "--aim",
     "aims",
@@ -112,8 +133,13 @@ def command() -> None:
 @click.option(
     "--storage", default="", metavar="URL", help="Storage of the study; default: study.db in the output folder."
 )
-@click.option("--role", type=click.Choice(["both", "train"]), default="both", show_default=True,
-              help="train: latency is measured by `nas worker --role latency`.")  # fmt: skip
+@click.option(
+    "--role",
+    type=click.Choice(["both", "train"]),
+    default="both",
+    show_default=True,
+    help="train: latency is measured by `nas worker --role latency`.",
+)
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @json_option
 @quiet_option
@@ -241,8 +267,13 @@ def inside_command(
     "--storage", required=True, metavar="URL", help="Storage of the study: postgresql://USER@HOST/DATABASE, or a file."
 )
 @click.option("--study", default="", metavar="NAME", help="Name of the study, or a part of it; default: the only one.")
-@click.option("--role", type=click.Choice(["both", "train", "latency"]), default="both", show_default=True,
-              help="train: score candidates; latency: time candidates that others score.")  # fmt: skip
+@click.option(
+    "--role",
+    type=click.Choice(["both", "train", "latency"]),
+    default="both",
+    show_default=True,
+    help="train: score candidates; latency: time candidates that others score.",
+)
 @click.option(
     "--time-budget", type=Seconds(), default="1h", show_default=True, help="Time after which the worker leaves."
 )
@@ -322,9 +353,13 @@ def build_command(
 def _sample_options(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
     """The options that name these samples."""
     given = {
-        "--data": source.path, "--labels": source.labels, "--preprocess": source.preprocess,
-        "--tokenizer": source.tokenizer, "--select": select, "--validate": validate,
-    }  # fmt: skip
+        "--data": source.path,
+        "--labels": source.labels,
+        "--preprocess": source.preprocess,
+        "--tokenizer": source.tokenizer,
+        "--select": select,
+        "--validate": validate,
+    }
     return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])
 
 
@@ -347,13 +382,27 @@ def _show(result: NasResult, output: str, as_json: bool) -> None:
     duplicates = sum(t.duplicate_of is not None for t in result.trials)
     console.out(f"{len(result.trials)} candidates evaluated, {duplicates} of them duplicates of earlier ones")
     console.table(
-        [("network", "left"), ("score", "right"), ("ms", "right"), ("speed-up", "right"), ("weights", "right"),
-         ("MACs", "right")],
-        [[("* " if f.on_front else "  ") + f.name, f"{f.score.value:.4f}", f"{f.ms:.3f}",
-          f"{result.timing.ratio(f.name).speedup:.2f} "
-          f"{console.interval(result.timing.ratio(f.name).low, result.timing.ratio(f.name).high, 2)}",
-          console.size(4 * f.parameters), f"{f.macs / 1e6:.1f} M"] for f in result.networks],
-    )  # fmt: skip
+        [
+            ("network", "left"),
+            ("score", "right"),
+            ("ms", "right"),
+            ("speed-up", "right"),
+            ("weights", "right"),
+            ("MACs", "right"),
+        ],
+        [
+            [
+                ("* " if f.on_front else "  ") + f.name,
+                f"{f.score.value:.4f}",
+                f"{f.ms:.3f}",
+                f"{result.timing.ratio(f.name).speedup:.2f} "
+                f"{console.interval(result.timing.ratio(f.name).low, result.timing.ratio(f.name).high, 2)}",
+                console.size(4 * f.parameters),
+                f"{f.macs / 1e6:.1f} M",
+            ]
+            for f in result.networks
+        ],
+    )
     if result.networks:
         score = result.networks[0].score
         console.out(

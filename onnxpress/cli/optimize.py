@@ -73,8 +73,8 @@ def command(
 ) -> int:
     """Make MODEL smaller and faster on this CPU, within a maximum drop of accuracy.
 
-    The samples are split into disjoint parts for calibration, selection and validation.  A smaller model is written only
-    if it loads, keeps the signature, loses at most --max-drop and is measured to be faster (with --goal size: not
+    The samples are split into disjoint parts for calibration, selection and validation.  A smaller model is written
+    only if it loads, keeps the signature, loses at most --max-drop and is measured to be faster (with --goal size: not
     slower).  Ctrl-C ends the search with the best result so far; the same command resumes a run that was killed.
     """
     from onnxpress.cli.output.console import progress

@@ -13,7 +13,8 @@ import click
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="Output file; default for html: report.html in the run folder, or the name of the JSON file; otherwise: stdout.",
+    help="Output file; default for html: report.html in the run folder, "
+    "or the name of the JSON file; otherwise: stdout.",
 )
 @click.option(
     "--format",

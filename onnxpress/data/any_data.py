@@ -47,7 +47,8 @@ def as_dataset(source: DataSource, model: ir.Model, argument: str = "data") -> D
 
 
 class Unbatched:
-    """The samples of an iterable of samples or batches, such as a torch DataLoader; it can be read again where that can."""
+    """The samples of an iterable of samples or batches, such as a torch DataLoader; it can be read again where that
+    can."""
 
     def __init__(self, batches: Iterable[Any], layout: BatchLayout) -> None:
         self._batches = list(batches) if iter(batches) is batches else batches

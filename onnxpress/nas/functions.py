@@ -35,8 +35,9 @@ def nas_search(
 ) -> NasResult:
     """Search a space of networks, train promising candidates and write the best into a folder.
 
-    space: name of a built-in space, FILE.toml or FILE.py:function. data: samples, or Splits. output: the folder of the results and
-    the study; the same call continues an interrupted search. teacher: the model whose outputs candidates are trained towards;
+    space: name of a built-in space, FILE.toml or FILE.py:function. data: samples, or Splits. output: the folder of the
+    results and the study; the same call continues an interrupted search. teacher: the model whose outputs candidates
+    are trained towards;
     like: a model whose inputs and outputs they have, where labels are learned. role: "train" leaves timing to other
     workers. settings: fields of NasRequest, such as `trials` or `latency_ms`.
 
@@ -83,7 +84,8 @@ def nas_worker(
 ) -> WorkerSession:
     """Join a search that another process has begun with the same files.
 
-    storage: an SQLite file or the address of a database. role: "train" scores candidates, "latency" times those of others.
+    storage: an SQLite file or the address of a database. role: "train" scores candidates, "latency" times those of
+    others.
     study: name of the study or a part of it. time_budget: seconds after which the worker leaves.
     """
     require_optuna("nas")

@@ -1,7 +1,7 @@
 """All passes: the built-in ones, and those of other packages under the entry point group `onnxpress.passes`.
 
-This is the only list. The command line, `inspect`, `optimize`, the Python functions, plans and the conformance suite find
-passes here. A pass is one file, one line below and one test file.
+This is the only list. The command line, `inspect`, `optimize`, the Python functions, plans and the conformance suite
+find passes here. A pass is one file, one line below and one test file.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def option(default: Any, *, help: str, unit: str = "", choices: Sequence[Any] = 
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One field of an options class, as interfaces show it. type: of one value; many: whether the field is a tuple of them."""
+    """One field of an options class, as interfaces show it. type: of one value; many: whether the field is a tuple of
+    them."""
 
     name: str
     type: type

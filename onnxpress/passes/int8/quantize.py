@@ -1,7 +1,7 @@
 """quantize: static int8 with calibration samples, as onnxruntime's CPU kernels fuse it.
 
-The nodes, ranges and the writing are those of `static_int8.py`; with a largest drop, `sensitivity.py` finds the fewest layers
-that stay in float.
+The nodes, ranges and the writing are those of `static_int8.py`; with a largest drop, `sensitivity.py` finds the fewest
+layers that stay in float.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class QuantizeOptions(TargetCpuOptions):
 
     ranges: str = option(
         AUTO,
-        help="Calibration method: auto (selected by output error), minmax, average, percentile, entropy, mse, output-error "
-        "(output-error-weighted), headroom (min-max with headroom); or a file of ranges, read if it exists, written otherwise.",
+        help="Calibration method: auto (selected by output error), minmax, average, percentile, entropy, "
+        "mse, output-error (output-error-weighted), headroom (min-max with headroom); or a file of ranges, read if it "
+        "exists, written otherwise.",
         metavar="METHOD|FILE.json",
     )
     equalize: str = option(
@@ -105,15 +106,16 @@ class QuantizeOptions(TargetCpuOptions):
 
 @dataclass
 class QuantizeDetails:
-    """layers: the sensitivity of every layer, the most sensitive first. profile: layers and operators before and after, None
-    where it was not asked for or the file is for another CPU."""
+    """layers: the sensitivity of every layer, the most sensitive first. profile: layers and operators before and
+    after, None where it was not asked for or the file is for another CPU."""
 
     layers: list[LayerSensitivity]
     profile: ProfileComparison | None = None
 
 
 class Quantize:
-    """Static int8 of every node with an integer kernel, calibrated on samples. `bench` and `optimize` tell whether it is faster."""
+    """Static int8 of every node with an integer kernel, calibrated on samples. `bench` and `optimize` tell whether it
+    is faster."""
 
     name = "quantize"
     exact = False
@@ -192,8 +194,10 @@ class Quantize:
         done.details = QuantizeDetails(layers, profile)
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
-        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output-aware"},
+        """actions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of
+        weights]},
+        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" |
+        "output-aware"},
         {"activations": 8 | 16}, {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in actions for n in d.get("nodes", [])]

@@ -1,7 +1,8 @@
 """kernels: convolutions with less spatial work, refitted to what they said.
 
 * smaller: the kernel without its outer ring (5x5 to 3x3, 3x3 to 1x1), the padding less by as much.
-* separable: a depthwise convolution with the layer's kernel, then a 1x1 convolution.  For every input channel the kernel of
+* separable: a depthwise convolution with the layer's kernel, then a 1x1 convolution.  For every input channel the
+kernel of
   the first is the leading right singular vector of its part of the weight, which loses least of it (Eckart and Young).
 
 The layers' last weights are then solved by least squares for the original's outputs (`repair.refit`).

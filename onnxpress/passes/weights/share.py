@@ -1,10 +1,11 @@
 """share: weights that share a few values, kept as short codes and a codebook: 4 bits a weight with 16 centres.
 
-Which centres and codes: `codebook.py`; how they are written so that onnxruntime makes plain weights of them when it loads the
-file (the file shrinks, time and memory do not): `bit_packing.py`.  One book a tensor with a scale a row keeps most for its bytes;
-without the scales, or with a book for every few rows, there is less to pay or more to choose from.  With 16 centres the weights
-that lose most for their bytes (those of depthwise layers, and of narrow ones) are kept in 8 bits, as far as `spare` goes.  A file that
-is to be so many times smaller gets 4, 8 or 16 centres, 8 bits or float for each weight, as harms least.
+Which centres and codes: `codebook.py`; how they are written so that onnxruntime makes plain weights of them when it
+loads the file (the file shrinks, time and memory do not): `bit_packing.py`.  One book a tensor with a scale a row
+keeps most for its bytes; without the scales, or with a book for every few rows, there is less to pay or more to choose
+from.  With 16 centres the weights that lose most for their bytes (those of depthwise layers, and of narrow ones) are
+kept in 8 bits, as far as `spare` goes.  A file that is to be so many times smaller gets 4, 8 or 16 centres, 8 bits or
+float for each weight, as harms least.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Share:
         return Planned(with_bias_correction(actions, options.refit), notes, refused)
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"weight": name, "centroids": 4 | 8 | 16 | 256, "per": "scaled" | "tensor" | rows} or {"weight": name,
-        "bits": 8}, …, {"refit": "bias" | "none"}]."""
+        """actions: [{"weight": name, "centroids": 4 | 8 | 16 | 256, "per": "scaled" | "tensor" | rows} or {"weight":
+        name, "bits": 8}, …, {"refit": "bias" | "none"}]."""
         return write_low_bit(evidence, actions)
 
 

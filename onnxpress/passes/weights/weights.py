@@ -1,9 +1,9 @@
 """weights: weight-only integers of 8, 4, 3 or 2 bits; activations and arithmetic stay in float.
 
-Each row of a weight (or each block of it) has a scale; integers are chosen so that the layer keeps its output on what it was seen
-to get (`clusters.on_grid`), scales are refitted by least squares.  Written like codebooks (`bit_packing.py`): a multiplication that
-onnxruntime folds at load.  A DequantizeLinear would be run anew at every call.  A file that is to be so many times smaller gets for
-each weight so many bits, fewer, or float, as harms least.
+Each row of a weight (or each block of it) has a scale; integers are chosen so that the layer keeps its output on what
+it was seen to get (`clusters.on_grid`), scales are refitted by least squares.  Written like codebooks
+(`bit_packing.py`): a multiplication that onnxruntime folds at load.  A DequantizeLinear would be run anew at every
+call.  A file that is to be so many times smaller gets for each weight so many bits, fewer, or float, as harms least.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class WeightsOptions(PassOptions):
 class WeightOnly:
     """Weight-only integers of 8, 4, 3 or 2 bits with a scale for each row or block; activations stay in float.
 
-    The file shrinks; onnxruntime unpacks the weights when it loads it, so that time and memory stay as they are. Without
-    samples each row is rounded by itself, one weight in memory at a time, for files of any size.
+    The file shrinks; onnxruntime unpacks the weights when it loads it, so that time and memory stay as they are.
+    Without samples each row is rounded by itself, one weight in memory at a time, for files of any size.
     """
 
     name = "weights"
@@ -79,7 +79,8 @@ class WeightOnly:
         return Planned(with_bias_correction(actions, options.refit), notes, refused)
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"weight": name, "bits": 8 | 4 | 3 | 2, "block": weights a scale}, …, {"refit": "bias" | "none"}]."""
+        """actions: [{"weight": name, "bits": 8 | 4 | 3 | 2, "block": weights a scale}, …, {"refit": "bias" |
+        "none"}]."""
         return write_low_bit(evidence, actions)
 
 
