@@ -2,8 +2,9 @@
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/bits.py [--cases resnet56,lite0,sst2] [--levers …] [--split val]
 
-128 calibration samples of the train part, no labels.  Accuracy with its paired 95 % interval on `val`, which nothing was tuned on
-(`--split select` while trying).  All files of a case are timed against the original in one interleaved run with one thread.
+128 calibration samples of the train part, no labels.  Accuracy with its paired 95 % interval on `val`, which nothing
+was tuned on (`--split select` while trying).  All files of a case are timed against the original in one interleaved
+run with one thread.
 """
 
 from __future__ import annotations
@@ -68,8 +69,16 @@ def bits_case(case: Any, levers: list[str], split: str, seconds: float) -> list[
         took = time.perf_counter() - start
         made[lever] = to_bytes(done.model)
         score = judge.score(to_bytes(done.model))
-        rows.append({"case": case.name, "lever": lever, "smaller": done.bytes_before / done.bytes_after, "bytes": done.bytes_after,
-                     "score": score, "seconds": took})  # fmt: skip
+        rows.append(
+            {
+                "case": case.name,
+                "lever": lever,
+                "smaller": done.bytes_before / done.bytes_after,
+                "bytes": done.bytes_after,
+                "score": score,
+                "seconds": took,
+            }
+        )
     feeds = [b.inputs for b in train.take(4).batches(1)]
     for row, ratio in zip(
         rows, compare_latency(made, feeds, Effort(seconds=seconds)).ratios if rows else (), strict=True

@@ -1,10 +1,11 @@
-"""Pruning without training: accuracy kept and speed won, beside simpler recipes, and what is left of a small residual net.
+"""Pruning without training: accuracy kept and speed won, beside simpler recipes, and what is left of a small residual
+net.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/pruning.py [--cases resnet56,lite0,sst2,kws,vww] [--val select]
 
-What is asked of each case stands in GOALS; of sst2, half of the units of every feed-forward layer and a quarter of the heads.
-Calibration samples of the train part, no labels, no training, one thread; accuracy on `val`, which nothing was tuned on.  The
-speeds of a case are of one interleaved run beside its original.
+What is asked of each case stands in GOALS; of sst2, half of the units of every feed-forward layer and a quarter of the
+heads. Calibration samples of the train part, no labels, no training, one thread; accuracy on `val`, which nothing was
+tuned on.  The speeds of a case are of one interleaved run beside its original.
 """
 
 from __future__ import annotations
@@ -76,9 +77,20 @@ def prune_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
             wish = replace(goal, criterion=criterion, allocation=spread)
             made[name] = prune(model, train, wish, repair=repaired, samples=samples).model
         score = judge.score(to_bytes(made[name]))
-        rows.append({"case": case.name, "recipe": name, "parameters": parameters(made[name]) / parameters(model), "allowed": allowed,
-                     "macs": work(made[name], train) / work(model, train), "top1": score.value, "original": score.reference,
-                     "low": score.low, "high": score.high, "seconds": time.perf_counter() - start})  # fmt: skip
+        rows.append(
+            {
+                "case": case.name,
+                "recipe": name,
+                "parameters": parameters(made[name]) / parameters(model),
+                "allowed": allowed,
+                "macs": work(made[name], train) / work(model, train),
+                "top1": score.value,
+                "original": score.reference,
+                "low": score.low,
+                "high": score.high,
+                "seconds": time.perf_counter() - start,
+            }
+        )
     feeds = [b.inputs for b in train.take(4).batches(1)]
     timed = compare_latency(made, feeds, Effort(seconds=3.0 * len(made), precision=0.005))
     for row in rows:
@@ -152,16 +164,26 @@ def main(zoo: Path | None, cases: str, samples: int, split: str, json_path: Path
         for name in cases.split(","):
             rows += prune_case(module.load(name), samples, split)
     console.table(
-        [("case", "left"), ("recipe", "left"), ("MACs", "right"), ("weights", "right"), ("top-1", "right"), ("speed-up", "right")],
+        [
+            ("case", "left"),
+            ("recipe", "left"),
+            ("MACs", "right"),
+            ("weights", "right"),
+            ("top-1", "right"),
+            ("speed-up", "right"),
+        ],
         [
             [
-                r["case"], r["recipe"], f"{r['macs']:.2f}", f"{r['parameters']:.2f}",
+                r["case"],
+                r["recipe"],
+                f"{r['macs']:.2f}",
+                f"{r['parameters']:.2f}",
                 f"{r['top1']:.4f}{'' if r['original'] - r['top1'] <= r['allowed'] else '*'}",
                 f"{r['speedup']:.2f} {console.interval(r['speedup_low'], r['speedup_high'], 2)}",
             ]
             for r in rows
         ],
-    )  # fmt: skip
+    )
     console.out(
         "* more is lost than is allowed; " + ", ".join(sorted({f"{r['case']} had {r['original']:.4f}" for r in rows}))
     )

@@ -1,12 +1,14 @@
-"""Accuracy against latency of pruning without training: by second-order harm, uniform, by magnitude, and by onnxsim's pruner.
+"""Accuracy against latency of pruning without training: by second-order harm, uniform, by magnitude, and by onnxsim's
+pruner.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/pruning_curve.py [--cases resnet56,lite0,sst2,kws,vww] [--val select]
 
-Every recipe at six shares of the multiply-accumulates (those that the kernels' grid makes the same once), all repaired by least
-squares on calibration samples of the train part, no labels, no training.  onnxsim: `apply_structured_wanda_pruning` with the same
-samples, its heads, and its own repair (`apply_pruning_finetune`), at four sparsities.  Accuracy on `val`, which nothing was tuned
-on; all files of a case are timed in one interleaved run with the original, one thread.  In the end, of every other recipe, at how
-many of its points ours is at least as good at the same speed (by straight lines between our points).
+Every recipe at six shares of the multiply-accumulates (those that the kernels' grid makes the same once), all repaired
+by least squares on calibration samples of the train part, no labels, no training.  onnxsim:
+`apply_structured_wanda_pruning` with the same samples, its heads, and its own repair (`apply_pruning_finetune`), at
+four sparsities.  Accuracy on `val`, which nothing was tuned on; all files of a case are timed in one interleaved run
+with the original, one thread.  In the end, of every other recipe, at how many of its points ours is at least as good
+at the same speed (by straight lines between our points).
 """
 
 from __future__ import annotations
@@ -184,7 +186,8 @@ def main(zoo: Path | None, cases: str, samples: int, split: str, json_path: Path
                 console.note(f"{row['recipe']} {row['aim']:g}: {row['why']}")
         slower = sum(r["high"] < 1 for r in own if r["recipe"] == OURS and "high" in r)
         console.out(
-            f"{name} had {next((r['original'] for r in own if 'original' in r), float('nan')):.4f}; {slower} of ours are slower than it"
+            f"{name} had {next((r['original'] for r in own if 'original' in r), float('nan')):.4f}; "
+            f"{slower} of ours are slower than it"
         )
         console.out(f"at the same speed ours is at least as good at: {compared(own)}")
         json_path.parent.mkdir(parents=True, exist_ok=True)

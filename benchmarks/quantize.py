@@ -3,8 +3,8 @@
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/quantize.py [--cases kws,vww]
 
 Columns: float; the file for this CPU; the same file under session.x64quantprecision=1 (u8 x u8 products, which never
-saturate); the file written for AVX2 (fewer levels where pairs could saturate), run here; how many times smaller this CPU's file
-is, and all numbers in it (initializers).  All on `val`, or the split that is named.
+saturate); the file written for AVX2 (fewer levels where pairs could saturate), run here; how many times smaller this
+CPU's file is, and all numbers in it (initializers).  All on `val`, or the split that is named.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/rules.py [--cases kws,lite0]
 
-Ranges: nmse of the first output and drop, every node that can be in int8, bias corrected, 128 calibration samples of `train`.
-Attention, where a model has any: each alone and all but the first replaced and refitted (`passes/attention.py`).
+Ranges: nmse of the first output and drop, every node that can be in int8, bias corrected, 128 calibration samples of
+`train`. Attention, where a model has any: each alone and all but the first replaced and refitted
+(`passes/attention.py`).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Whether two versions of onnxpress write the same models: a digest of the initializers of every result, and their comparison.
+"""Whether two versions of onnxpress write the same models: a digest of the initializers of every result, and their
+comparison.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/same_initializers.py run before.json
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/same_initializers.py run after.json
     python benchmarks/same_initializers.py diff before.json after.json
 
 `run` calls the installed command line on every case of the zoo, so that the two runs may be made by two checkouts
-(PYTHONPATH names one). A digest covers the element type, the shape and the bytes of every initializer, and the operators
-of the graph; names are not part of it. `diff` exits with 1 where a digest differs.
+(PYTHONPATH names one). A digest covers the element type, the shape and the bytes of every initializer, and the
+operators of the graph; names are not part of it. `diff` exits with 1 where a digest differs.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ class Reader:
 
 
 def static(pair: str) -> Callable[[Path, Path, Dataset], None]:
-    """onnxruntime quantize_static: QDQ, per channel, min-max, after its own pre-processing. pair: activation, weight."""
+    """onnxruntime quantize_static: QDQ, per channel, min-max, after its own pre-processing. pair: activation,
+    weight."""
 
     def recipe(source: Path, target: Path, data: Dataset) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -232,7 +233,8 @@ def show(rows: list[Row], max_drop: float) -> None:
         peer = best_peer([r for r in rows if r.case == case], max_drop)
         if peer and peer.ratio and own.ratio:
             console.out(
-                f"{case}: onnxpress ({own.note}) {own.ratio.speedup:.3f}x; best peer within {max_drop:g}: {peer.recipe} {peer.ratio.speedup:.3f}x"
+                f"{case}: onnxpress ({own.note}) {own.ratio.speedup:.3f}x; "
+                f"best peer within {max_drop:g}: {peer.recipe} {peer.ratio.speedup:.3f}x"
             )
 
 

@@ -1,7 +1,7 @@
 """onnxpress: makes a trained ONNX file smaller and faster on this CPU, and proves it on your data.
 
-Every pass of the registry is a function of the package (`prune`, `quantize`, ...), those of other packages, too. Names are
-imported when they are first used, so that `import onnxpress` costs nothing.
+Every pass of the registry is a function of the package (`prune`, `quantize`, ...), those of other packages, too. Names
+are imported when they are first used, so that `import onnxpress` costs nothing.
 """
 
 from __future__ import annotations
@@ -12,21 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# numpy's and scipy's OpenBLAS each keep threads that spin for some 30 ms after every call, beside each other's and beside
-# onnxruntime's: pruning took 1.35 times as long, more where the machine was busy. Read when numpy is loaded, so set before:
-# the value counts powers of two of clock ticks, 4 is the least, and OpenBLAS's own 26 shows the difference.
+# numpy's and scipy's OpenBLAS each keep threads that spin for some 30 ms after every call, beside each other's and
+# beside onnxruntime's: pruning took 1.35 times as long, more where the machine was busy. Read when numpy is loaded, so
+# set before: the value counts powers of two of clock ticks, 4 is the least, and OpenBLAS's own 26 shows the difference.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 _PLACES = {
     "optimize": "search.optimize",
-    "Request": "search.request",
+    "OptimizeOptions": "search.request",
+    "OptimizeResult": "search.finalists",
     "run_pass": "api.run_pass",
     "apply": "api.run_pass",
     "PassResult": "api.run_pass",
     "stream_weights": "api.external_data_quantization",
     "distill": "api.distill",
+    "DistillationOptions": "api.distillation_session",
+    "TrainingSettings": "train.settings",
+    "nas_search": "nas.functions",
+    "nas_from": "nas.functions",
+    "nas_worker": "nas.functions",
+    "nas_build": "nas.functions",
     "inspect": "api.inspection",
     "bench": "evaluate.bench",
+    "BenchOptions": "evaluate.bench",
+    "BenchConditions": "evaluate.bench",
+    "Effort": "runtime.latency",
+    "run_gate": "evaluate.gate",
+    "GateOptions": "evaluate.gate",
     "compare": "evaluate.compare",
     "report": "reporting.page",
     "load": "model.files",
@@ -58,6 +70,7 @@ _PLACES = {
 
 if TYPE_CHECKING:
     from onnxpress.api.distill import distill as distill
+    from onnxpress.api.distillation_session import DistillationOptions as DistillationOptions
     from onnxpress.api.external_data_quantization import stream_weights as stream_weights
     from onnxpress.api.inspection import inspect as inspect
     from onnxpress.api.pass_functions import PassFunction
@@ -70,11 +83,19 @@ if TYPE_CHECKING:
     from onnxpress.errors import EnvironmentProblem as EnvironmentProblem
     from onnxpress.errors import InputProblem as InputProblem
     from onnxpress.errors import Problem as Problem
+    from onnxpress.evaluate.bench import BenchConditions as BenchConditions
+    from onnxpress.evaluate.bench import BenchOptions as BenchOptions
     from onnxpress.evaluate.bench import bench as bench
     from onnxpress.evaluate.compare import compare as compare
+    from onnxpress.evaluate.gate import GateOptions as GateOptions
+    from onnxpress.evaluate.gate import run_gate as run_gate
     from onnxpress.model.files import load as load
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature
+    from onnxpress.nas.functions import nas_build as nas_build
+    from onnxpress.nas.functions import nas_from as nas_from
+    from onnxpress.nas.functions import nas_search as nas_search
+    from onnxpress.nas.functions import nas_worker as nas_worker
     from onnxpress.passes.exact.simplify import SimplifyOptions as SimplifyOptions
     from onnxpress.passes.int8.dynamic import DynamicOptions as DynamicOptions
     from onnxpress.passes.int8.equalize import EqualizeOptions as EqualizeOptions
@@ -92,8 +113,11 @@ if TYPE_CHECKING:
     from onnxpress.plan.plan import read_plan as read_plan
     from onnxpress.plan.plan import write_plan as write_plan
     from onnxpress.reporting.page import report as report
+    from onnxpress.runtime.latency import Effort as Effort
+    from onnxpress.search.finalists import OptimizeResult as OptimizeResult
     from onnxpress.search.optimize import optimize as optimize
     from onnxpress.search.request import OptimizeOptions as OptimizeOptions
+    from onnxpress.train.settings import TrainingSettings as TrainingSettings
 
     simplify: PassFunction
     prune: PassFunction

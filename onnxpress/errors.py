@@ -21,7 +21,8 @@ class Problem(Exception):
     why:   the observed fact, with expected and found values where they help
     hint:  what the user can do
 
-    Arguments of Python functions are named in backticks (`data`, `max_drop`). The command line shows its options instead.
+    Arguments of Python functions are named in backticks (`data`, `max_drop`). The command line shows its options
+    instead.
     """
 
     exit_code = EXIT_INPUT

@@ -40,8 +40,8 @@ def document(kind: str, **body: Any) -> dict[str, Any]:
 class Result:
     """Base of everything that the Python functions return.
 
-    A result prints as a short table of its facts, in notebooks as HTML, and has `to_dict` for JSON. Fields that hold models or
-    file contents are not part of the dictionary.
+    A result prints as a short table of its facts, in notebooks as HTML, and has `to_dict` for JSON. Fields that hold
+    models or file contents are not part of the dictionary.
     """
 
     _hidden: ClassVar[frozenset[str]] = frozenset(("model", "data"))

@@ -40,16 +40,23 @@ MOST_LINES, MOST_FILES, FUNCTION_LINES, PARAMETERS = 420, 16, 60, 8
 
 # Words of earlier versions that are no terms of the field, as names of modules, classes, functions and parameters.
 REPLACED_NAMES = set(
-    """Wish Workshop Shelf Ground Sketch Rung Couple Spread School Pupil Look Here Asking Answers Digest Book Stored Seen
-    Ledger Packer Sides Taught Lesson Lessons Way Watch Wires Judge Outcome Packing Closure
+    """Wish Workshop Shelf Ground Sketch Rung Couple Spread School Pupil Look Here Asking Answers Digest Book Stored
+    Seen     Ledger Packer Sides Taught Lesson Lessons Way Watch Wires Judge Outcome Packing Closure
     lever harm wish shop shelf fast_enough fastest safest taught begun told_within side_by_side compared relieved
     downdate chance ranges8 recipe8 weights8 tables8 inner8 compact8 minded centres lean fewbits bit_budget schooling
     lesson pupils pace ways growth look orders described wires alike steady told said tell
     merge_alike known_targets settle plan_path run_folder no_repair spine repair decision decisions""".split()
 )
 # The gate of `bench` decides; plans of fake quantization and models have targets and pairs of their own.
-ALLOWED = {"evaluate/gate.py", "evaluate/slowdown.py", "cli/bench.py", "cli/output/bench_tables.py", "cli/output/bench_files.py",
-           "pytest_plugin.py", "reporting/benched.py"}  # fmt: skip
+ALLOWED = {
+    "evaluate/gate.py",
+    "evaluate/slowdown.py",
+    "cli/bench.py",
+    "cli/output/bench_tables.py",
+    "cli/output/bench_files.py",
+    "pytest_plugin.py",
+    "reporting/benched.py",
+}
 
 
 def layer(path: Path) -> str:

@@ -4,13 +4,14 @@
     python calibration/digits/make.py
 
 The pictures are scikit-learn's copy of the UCI handwritten digits (8 x 8 pixels, values 0..16).  The network is a small
-residual CNN with a depthwise-separable block and a concat of two branches.  It learns from `train` alone; the epoch that
-is kept is chosen on `select`; `validate` is looked at once, at the end.  The network takes the raw values: the stem's
-BatchNormalization learns their scale and is folded into the convolution at export.
+residual CNN with a depthwise-separable block and a concat of two branches.  It learns from `train` alone; the epoch
+that is kept is chosen on `select`; `validate` is looked at once, at the end.  The network takes the raw values: the
+stem's BatchNormalization learns their scale and is folded into the convolution at export.
 
-The files are written beside this script, or into the folder of `--output`.  Everything is seeded: the same machine gives
-the same bytes; another CPU or another version of torch may give slightly other weights.  It takes minutes on two free
-cores; where other work occupies them, `OMP_WAIT_POLICY=PASSIVE` in the environment keeps the two threads from waiting busily.
+The files are written beside this script, or into the folder of `--output`.  Everything is seeded: the same machine
+gives the same bytes; another CPU or another version of torch may give slightly other weights.  It takes minutes on two
+free cores; where other work occupies them, `OMP_WAIT_POLICY=PASSIVE` in the environment keeps the two threads from
+waiting busily.
 """
 
 from __future__ import annotations

@@ -81,12 +81,13 @@ def distill(
 ) -> DistillResult:
     """Train a student towards a teacher on samples; labels are not needed.
 
-    student: None makes one from the teacher (`options.shrink`). select: samples that the weights are selected on (default: a
-    fifth of the data). output: the file to write; checkpoints and the record of the run lie beside it, in `options.run` or a
-    folder with the suffix .run. plan: a file for the plan. progress: called with the stage and the share that is done.
+    student: None makes one from the teacher (`options.shrink`). select: samples that the weights are selected on
+    (default: a fifth of the data). output: the file to write; checkpoints and the record of the run lie beside it, in
+    `options.run` or a folder with the suffix .run. plan: a file for the plan. progress: called with the stage and the
+    share that is done.
 
-    The result is the student as it was where no better weights were found (`improved`). Raises InputProblem on bad input and
-    EnvironmentProblem where training is asked for and torch is missing.
+    The result is the student as it was where no better weights were found (`improved`). Raises InputProblem on bad
+    input and EnvironmentProblem where training is asked for and torch is missing.
     """
     options = options or DistillationOptions()
     options.check()
@@ -188,6 +189,16 @@ def _choose(begin: _Start, made: DistillationOutcome, scorer: Scorer, first: Sco
     if history is not None and history.overfitted:
         notes.append(f"it began to overfit: the weights of step {history.best_step} are kept")
     return DistillResult(
-        "distill", model, plan, model_size(begin.original), model_size(model), notes, start=first, score=score,
-        improved=better, curve=history.curve if history else [], settings=made.settings, best=history.best_step if history else 0,
-    )  # fmt: skip
+        "distill",
+        model,
+        plan,
+        model_size(begin.original),
+        model_size(model),
+        notes,
+        start=first,
+        score=score,
+        improved=better,
+        curve=history.curve if history else [],
+        settings=made.settings,
+        best=history.best_step if history else 0,
+    )

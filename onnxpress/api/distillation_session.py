@@ -96,8 +96,8 @@ def available_cores() -> int:
 @dataclass(frozen=True)
 class TeacherStudentPair:
     """student and teacher on the samples to learn from, ports under the same names; source: the teacher as a plan names
-    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; cache: shared
-    with other students of the teacher that learn from the same samples."""
+    it; kept: for a value of the teacher the channels that the student has left, where its maker knows them; cache:
+    shared with other students of the teacher that learn from the same samples."""
 
     student: Evidence
     teacher: Evidence
@@ -210,8 +210,8 @@ def _stored(folder: Path | None) -> TrainingSettings:
 def _final_settings(
     job: Distillation, options: DistillationOptions, scorer: Scorer, progress: Progress
 ) -> TrainingSettings:
-    """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed: budget by
-    time of a step."""
+    """Settings with the changes of samples, the batch, the learning rate and the loss chosen, and the steps fixed:
+    budget by time of a step."""
     from onnxpress.train.augment import GENTLE
     from onnxpress.train.distillation import loss_selection
     from onnxpress.train.distillation.runner import select_augmentations

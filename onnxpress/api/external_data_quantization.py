@@ -1,7 +1,9 @@
-"""Weights in few bits without samples, one weight in memory at a time, so that files too large to be held can be made small.
+"""Weights in few bits without samples, one weight in memory at a time, so that files too large to be held can be made
+small.
 
 Numbers of a large model are read from its external data, rounded, and go at once into the data file of the result.
-Without samples nothing is known of the inputs: every row keeps the scale that loses least of it (8 bits: its largest weight's).
+Without samples nothing is known of the inputs: every row keeps the scale that loses least of it (8 bits: its largest
+weight's).
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ _SMALL = 256 * 2**20  # bytes of weights up to which a model is written as one f
 
 @dataclass(repr=False)
 class StreamResult(Result):
-    """bytes_before, bytes_after: with external data. weights: number of rounded weights. notes, refused: as of any pass."""
+    """bytes_before, bytes_after: with external data. weights: number of rounded weights. notes, refused: as of any
+    pass."""
 
     bytes_before: int
     bytes_after: int
@@ -69,8 +72,8 @@ def stream_weights(
 ) -> StreamResult:
     """Round the weights of a file of any size without samples, one weight in memory at a time.
 
-    Writes `output`, and `output`.data beside it where the model is large. Memory: about twice the largest weight. options:
-    bits and block; options that need samples are refused. Raises InputProblem on bad input.
+    Writes `output`, and `output`.data beside it where the model is large. Memory: about twice the largest weight.
+    options: bits and block; options that need samples are refused. Raises InputProblem on bad input.
     """
     options = options or WeightsOptions()
     options.checked()

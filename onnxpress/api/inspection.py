@@ -74,7 +74,8 @@ class PassReport:
 class Inspection(Result):
     """Facts of a model.
 
-    macs: multiply-accumulates for one sample. passes: what every pass proposes. samples: how many the predictions are based on,
+    macs: multiply-accumulates for one sample. passes: what every pass proposes. samples: how many the predictions are
+    based on,
     synthetic: whether those are synthetic inputs. failure: "" where onnxruntime runs the model, else why not.
     """
 
@@ -113,9 +114,9 @@ def inspect(
 ) -> Inspection:
     """Facts of a model, and what every pass proposes.
 
-    data: samples for the predictions (None: synthetic inputs, which make predicted losses rough). time_budget: seconds for the
-    proposals; passes for which no time is left are listed as such (0: no proposals). progress: called with the name of the pass
-    and the share that is done. Raises InputProblem on bad input.
+    data: samples for the predictions (None: synthetic inputs, which make predicted losses rough). time_budget: seconds
+    for the proposals; passes for which no time is left are listed as such (0: no proposals). progress: called with the
+    name of the pass and the share that is done. Raises InputProblem on bad input.
     """
     opened = open_model(model)
     path = path_of(model)
@@ -169,7 +170,8 @@ def _ask_passes(
     for number, (name, asked) in enumerate(passes.items()):
         progress(name, number / len(passes))
         found: list[Proposal | Refusal] = []
-        note = _collect(asked, evidence, end, found)
+        now = time.monotonic()  # each gets an equal part of what is left, so that none uses up the time of the others
+        note = _collect(asked, evidence, now + max(end - now, 0.0) / (len(passes) - number), found)
         offers = [f for f in found if isinstance(f, Proposal)]
         refusals = [f for f in found if isinstance(f, Refusal)]
         reports.append(_report(name, asked, offers, refusals, note))

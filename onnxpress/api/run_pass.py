@@ -1,7 +1,7 @@
 """One pass on one model: what every pass's command and Python function do.
 
-The model is simplified first, so that a pass sees the graph that onnxruntime computes; the pass plans for its options, the plan
-is carried out, and the result must load, keep the signature and run at every size the original runs at.
+The model is simplified first, so that a pass sees the graph that onnxruntime computes; the pass plans for its options,
+the plan is carried out, and the result must load, keep the signature and run at every size the original runs at.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ EXACT_PASS = "simplify"
 class PassResult(Result):
     """A new model, and how it was made.
 
-    model: the new model. plan: the steps that make it again. bytes_before, bytes_after: sizes of the files. notes: remarks.
+    model: the new model. plan: the steps that make it again. bytes_before, bytes_after: sizes of the files. notes:
+    remarks.
     refused: units that were left alone, with reasons. details: results of the pass, such as the sensitivity of layers.
     """
 
@@ -84,9 +85,10 @@ def run_pass(
 ) -> PassResult:
     """Run one pass on a model.
 
-    name: of the pass. data: samples, where the pass needs them. options: of the pass's Options class (None: its defaults).
-    output: the file to write. plan: a file for the plan. samples: largest number of samples that feed statistics. seed: of
-    anything random. Raises InputProblem on bad input, before anything is written, and EnvironmentProblem.
+    name: of the pass. data: samples, where the pass needs them. options: of the pass's Options class (None: its
+    defaults).
+    output: the file to write. plan: a file for the plan. samples: largest number of samples that feed statistics.
+    seed: of anything random. Raises InputProblem on bad input, before anything is written, and EnvironmentProblem.
     """
     chosen = find_pass(name)
     options = options if options is not None else chosen.Options()
@@ -148,7 +150,8 @@ def write_checked(
     output: str | Path | None = None,
     plan: str | Path | None = None,
 ) -> None:
-    """Check that a result behaves as the original at every size, then write it. Raises InputProblem where it does not."""
+    """Check that a result behaves as the original at every size, then write it. Raises InputProblem where it does
+    not."""
     examples = data if data is not None else synthetic(signature(original), 1)
     problems = result_contract.same_shape_behaviour(original, result.model, examples)
     if problems:
@@ -171,8 +174,8 @@ def apply(
 ) -> PassResult:
     """Replay a plan; the bytes are those of the run that made it.
 
-    plan: see `read_plan`. data: the samples the plan was made with, where a step needs them. Raises InputProblem where model
-    or samples are others.
+    plan: see `read_plan`. data: the samples the plan was made with, where a step needs them. Raises InputProblem where
+    model or samples are others.
     """
     original = opened(model, output)
     samples = None if data is None else as_dataset(data, original)

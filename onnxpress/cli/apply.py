@@ -24,7 +24,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Replay PLAN on MODEL.  With the model and the samples it was made for, the bytes are the same."""
+    """Replay PLAN on MODEL.  With the same model and samples, the result is the same, byte for byte."""
     from onnxpress.api.run_pass import apply
     from onnxpress.cli.pass_command import show
     from onnxpress.model.files import check_target

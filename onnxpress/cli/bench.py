@@ -19,14 +19,28 @@ if TYPE_CHECKING:
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @data_options(required=False)
-@click.option("--seconds", type=Seconds(), default="10s", show_default=True, help="At most so long; each of a sweep.")
-@click.option("--precision", default=0.01, show_default=True, help="Stop when the interval's half-width is this small.")
+@click.option(
+    "--seconds",
+    type=Seconds(),
+    default="10s",
+    show_default=True,
+    help="Maximum measurement time, of each point of a sweep.",
+)
+@click.option(
+    "--precision", default=0.01, show_default=True, help="Stop when the half-width of the interval is this small."
+)
 @conditions_options
 @measurement_options
 @gate_options
 @files_options
-@click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Rows of the profile's tables.")
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="Number of rows in the tables of the profile.",
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
 @json_option
 @quiet_option
 def command(
@@ -44,9 +58,9 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Measure latency; with several MODELs, each against the first, side by side.
+    """Measure the latency of one or more models; with several, compare each with the first.
 
-    Times are for information; the ratio and its 95 % interval are what can be believed.
+    All are measured in one interleaved run.  Compare by the ratio and its 95 % interval, not by single times.
 
     \b
     In CI: onnxpress bench old.onnx new.onnx --fail-slower 5% --junit out.xml

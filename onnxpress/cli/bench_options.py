@@ -73,15 +73,30 @@ def _grouped(
 def conditions_options(function: F) -> F:
     """Under which conditions to measure; the command gets `conditions: Conditions`."""
     options = (
-        click.option("--threads", type=Numbers(), default="1", show_default=True, help="Of a session; a list is a sweep."),
-        click.option("--batch", type=Numbers(), help="Samples a run; a list is a sweep."),
-        click.option("--shape", multiple=True, metavar="INPUT=1,3,H,W", help="Of synthetic inputs; may be repeated."),
-        click.option("--pin", type=Numbers(0), help="Use these CPUs only."),
-        click.option("--graph-opt", type=click.Choice(["none", "basic", "all"]), default="all", show_default=True, help="onnxruntime's."),
-        click.option("--spinning", is_flag=True, help="Let idle threads of a session wait in a loop."),
-        click.option("--session-config", multiple=True, metavar="K=V", help="An entry of onnxruntime's; may be repeated."),
-        click.option("--provider", default="CPU", show_default=True, help="onnxruntime's execution provider."),
-    )  # fmt: skip
+        click.option(
+            "--threads", type=Numbers(), default="1", show_default=True, help="Threads of a session; a list is a sweep."
+        ),
+        click.option("--batch", type=Numbers(), help="Batch size; a list is a sweep."),
+        click.option(
+            "--shape", multiple=True, metavar="INPUT=1,3,H,W", help="Shape of a synthetic input; can be repeated."
+        ),
+        click.option("--pin", type=Numbers(0), help="Pin the process to these CPUs."),
+        click.option(
+            "--graph-opt",
+            type=click.Choice(["none", "basic", "all"]),
+            default="all",
+            show_default=True,
+            help="Graph optimization level of onnxruntime.",
+        ),
+        click.option("--spinning", is_flag=True, help="Let idle threads of a session spin."),
+        click.option(
+            "--session-config",
+            multiple=True,
+            metavar="K=V",
+            help="Session configuration entry of onnxruntime; can be repeated.",
+        ),
+        click.option("--provider", default="CPU", show_default=True, help="Execution provider of onnxruntime."),
+    )
     names = ("threads", "batch", "shape", "pin", "graph_opt", "spinning", "session_config", "provider")
     return _grouped(options, names, "conditions", _conditions)(function)
 
@@ -127,13 +142,19 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 def measurement_options(function: F) -> F:
     """What to look at besides the latency; the command gets `ask: Ask`."""
     options = (
-        click.option("--profile", is_flag=True, help="Where the time goes, operator by operator, node by node."),
-        click.option("--cold", is_flag=True, help="Loading and first run, each in a fresh process."),
+        click.option("--profile", is_flag=True, help="Time by operator and by node."),
+        click.option("--cold", is_flag=True, help="Time to load and of the first run, each in a fresh process."),
         click.option("--memory", is_flag=True, help="Peak memory, in a fresh process."),
-        click.option("--throughput", is_flag=True, help="Inferences a second of several callers at once."),
-        click.option("--callers", type=click.IntRange(1, 512), help="Of --throughput; default: one for each core."),
-        click.option("--self-check", is_flag=True, help="Time a second session of the first model: its ratio ought to be 1."),
-    )  # fmt: skip
+        click.option("--throughput", is_flag=True, help="Inferences per second of concurrent callers."),
+        click.option(
+            "--callers", type=click.IntRange(1, 512), help="Number of callers of --throughput; default: one per core."
+        ),
+        click.option(
+            "--self-check",
+            is_flag=True,
+            help="Also measure a second session of the first model; its ratio should be 1.",
+        ),
+    )
     names = ("profile", "cold", "memory", "throughput", "callers", "self_check")
     return _grouped(options, names, "options", _bench_options)(function)
 
@@ -151,11 +172,22 @@ def _bench_options(
 def gate_options(function: F) -> F:
     """What to decide and to keep; the command gets `gate: Gate`."""
     options = (
-        click.option("--fail-slower", type=Share(), metavar="5%", help="Exit 1 if a model takes so much longer than the first."),
-        click.option("--baseline", type=click.Path(path_type=Path), help="Compare with a kept one; its model is timed anew if it is there."),
-        click.option("--force", is_flag=True, help="Also with a baseline of another machine."),
-        click.option("--save-baseline", type=click.Path(path_type=Path), metavar="FILE", help="Keep this model as a baseline."),
-    )  # fmt: skip
+        click.option(
+            "--fail-slower",
+            type=Share(),
+            metavar="5%",
+            help="Exit 1 if the whole interval says that a model is slower than the first by more than this.",
+        ),
+        click.option(
+            "--baseline",
+            type=click.Path(path_type=Path),
+            help="Compare with a saved baseline; its model is measured again if the file exists.",
+        ),
+        click.option("--force", is_flag=True, help="Accept a baseline of another machine."),
+        click.option(
+            "--save-baseline", type=click.Path(path_type=Path), metavar="FILE", help="Save this model as a baseline."
+        ),
+    )
     return _grouped(options, ("fail_slower", "baseline", "force", "save_baseline"), "gate", _gate)(function)
 
 

@@ -37,17 +37,19 @@ _NAME = 32  # characters of a value's name that fit
     "--metric",
     multiple=True,
     metavar="NAME",
-    help=f"{', '.join(METRICS)}, or module:function; may be repeated.",
+    help=f"{', '.join(METRICS)}, or module:function; can be repeated.",
 )
 @click.option(
     "--decode",
     metavar="MODULE:FUNCTION",
-    help="Of --metric map: outputs of a sample -> rows x1, y1, x2, y2, score, class.",
+    help="For --metric map: outputs of a sample -> rows x1, y1, x2, y2, score, class.",
 )
-@click.option("--worst", default=0, metavar="N", help="Name the N samples that fare worst.")
-@click.option("--max-drop", type=float, help="Exit 1 where OTHER loses more than this, in any --metric.")
+@click.option("--worst", default=0, metavar="N", help="List the N samples with the largest errors.")
+@click.option("--max-drop", type=float, help="Exit 1 if OTHER loses more than this in any metric.")
 @click.option(
-    "--layers", is_flag=True, help="Walk the inner values that both have, to see where the difference begins."
+    "--layers",
+    is_flag=True,
+    help="Compare the intermediate values that both have, in order, to see where differences begin.",
 )
 @files_options
 @json_option
@@ -66,10 +68,11 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Measure how far OTHER is from ORIGINAL on samples, both judged by their labels, or OTHER by the original's answers.
+    """Measure how far OTHER is from ORIGINAL on samples.
 
-    A function of --metric gets a sample's outputs by name, and its label, and gives a number, more is better.  Labels of --metric map
-    are rows x1, y1, x2, y2, class (class -1 pads).
+    Both are scored by the labels; without labels the outputs of ORIGINAL are the reference.  A function of --metric is
+    called with the outputs of a sample by name and its label, and returns a number; higher is better.  Labels of
+    --metric map are rows x1, y1, x2, y2, class (class -1 is padding).
     """
     from onnxpress.cli.output import compare_files, console
     from onnxpress.cli.output.junit import junit as as_junit

@@ -14,12 +14,12 @@ from onnxpress.errors import EXIT_UNMET
 @click.option(
     "--output", "-o", metavar="FILE", default="digits-fast.onnx", show_default=True, help="The file to write."
 )
-@click.option("--max-drop", default=0.01, show_default=True)
-@click.option("--time-budget", type=Seconds(), default="60s", show_default=True)
+@click.option("--max-drop", default=0.01, show_default=True, help="Maximum drop: 0.01 is one point of accuracy.")
+@click.option("--time-budget", type=Seconds(), default="60s", show_default=True, help="Time of the search.")
 @json_option
 @quiet_option
 def command(output: str, max_drop: float, time_budget: float, as_json: bool, quiet: bool) -> int:
-    """Optimize the shipped digits model (a small residual CNN) with the shipped pictures."""
+    """Optimize the included digits model (a small residual CNN) on the included images."""
     from onnxpress.cli.optimize import show
     from onnxpress.cli.options import splits_of
     from onnxpress.cli.output.console import note, progress

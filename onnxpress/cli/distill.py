@@ -28,18 +28,26 @@ _ROWS = 10  # of the selection curve
 
 @click.command("distill")
 @click.argument("student", type=click.Path(path_type=Path), required=False)
-@click.option("--teacher", "-t", type=click.Path(path_type=Path), required=True, help="The model to learn from.")
+@click.option("--teacher", "-t", type=click.Path(path_type=Path), required=True, help="Teacher model.")
 @data_options(required=True)
-@click.option("--select", metavar="PATH", help="Samples that choose the weights; default: a fifth of --data.")
+@click.option("--select", metavar="PATH", help="Samples for selecting the weights; default: a fifth of --data.")
 @output_option
-@click.option("--shrink", "--prune", type=float, help="Without STUDENT: make one, so much narrower than the teacher.")
+@click.option(
+    "--shrink", "--prune", type=float, help="Without STUDENT: make one by pruning this share of the teacher's channels."
+)
 @click.option("--closed-form", is_flag=True, help="No training: layers refitted by least squares (no torch).")
-@click.option("--mode", type=click.Choice(["end-to-end", "blockwise"]), default="end-to-end", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["end-to-end", "blockwise"]),
+    default="end-to-end",
+    show_default=True,
+    help="Train the whole student at once, or block by block.",
+)
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Training time: 90s, 10m, 1h.")
-@click.option("--minutes", type=float, help="The same in minutes.")
+@click.option("--minutes", type=float, help="The time budget in minutes.")
 @click.option("--steps", type=int, default=0, help="Updates, instead of a time budget.")
 @click.option(
-    "--batch", type=int, default=64, show_default=True, help="Samples a step; halved where the time allows few steps."
+    "--batch", type=int, default=64, show_default=True, help="Batch size; halved if the time allows few steps."
 )
 @click.option(
     "--lr",
@@ -48,7 +56,7 @@ _ROWS = 10  # of the selection curve
     help="Peak learning rate.  [default: the highest that is stable in short trials]",
 )
 @click.option("--warmup", type=float, default=0.05, show_default=True, help="Fraction of the steps.")
-@click.option("--weight-decay", type=float, default=1e-4, show_default=True)
+@click.option("--weight-decay", type=float, default=1e-4, show_default=True, help="Weight decay of AdamW.")
 @click.option(
     "--clip", type=float, default=1.0, show_default=True, help="Maximum norm of the gradient; 0: no clipping."
 )
@@ -62,22 +70,44 @@ _ROWS = 10  # of the selection curve
     show_default=True,
     help="Evaluations without improvement until training stops; 0: no early stopping.",
 )
-@click.option("--loss", type=click.Choice(["auto", "blend", "kd", "dkd", "mse", "none"]), default="auto",
-              show_default=True, help="auto: selected by short trials; blend: soft targets, mse at first; none: labels only.")  # fmt: skip
-@click.option("--temperature", type=float, default=4.0, show_default=True)
+@click.option(
+    "--loss",
+    type=click.Choice(["auto", "blend", "kd", "dkd", "mse", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: selected by short trials; blend: soft targets, with mse at first; none: labels only.",
+)
+@click.option("--temperature", type=float, default=4.0, show_default=True, help="Temperature of the soft targets.")
 @click.option(
     "--labels-weight", type=float, default=0.0, show_default=True, help="Weight of the cross entropy with the labels."
 )
-@click.option("--features", type=click.Choice(["auto", "none", "mse", "cosine", "attention", "relational"]),
-              default="auto", show_default=True, help="Loss on matched inner values; auto: selected by short trials.")  # fmt: skip
-@click.option("--features-weight", type=float, default=10.0, show_default=True)
-@click.option("--match", metavar="T=S", multiple=True, help="Compare value T of the teacher with S of the student.")
-@click.option("--augment", metavar="LIST", default="auto", show_default=True,
-              help="none, or some of flip,shift,stretch,tone,cutout,noise,tokens,mixup,cutmix.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", type=int, default=0, help="Of training; default: all available_cores.")
-@click.option("--resume", is_flag=True, help="Go on with the interrupted run of this output, with its settings.")
-@click.option("--strict", is_flag=True, help="Exit 1 where nothing better was found.")
+@click.option(
+    "--features",
+    type=click.Choice(["auto", "none", "mse", "cosine", "attention", "relational"]),
+    default="auto",
+    show_default=True,
+    help="Loss on matched intermediate values; auto: selected by short trials.",
+)
+@click.option(
+    "--features-weight", type=float, default=10.0, show_default=True, help="Weight of the loss of --features."
+)
+@click.option(
+    "--match",
+    metavar="T=S",
+    multiple=True,
+    help="Match value T of the teacher with value S of the student; can be repeated.",
+)
+@click.option(
+    "--augment",
+    metavar="LIST",
+    default="auto",
+    show_default=True,
+    help="auto, none, or some of flip,shift,stretch,tone,cutout,noise,tokens,mixup,cutmix.",
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@click.option("--threads", type=int, default=0, help="Threads of training; default: all available cores.")
+@click.option("--resume", is_flag=True, help="Resume the interrupted run of this output, with its settings.")
+@click.option("--strict", is_flag=True, help="Exit 1 if training finds nothing better.")
 @plan_option
 @json_option
 @quiet_option
@@ -115,8 +145,9 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Bring STUDENT's answers to TEACHER's on samples, labels or none: two files with the same inputs and outputs.
+    """Train STUDENT towards the outputs of TEACHER on samples; labels are optional.
 
+    Both models have the same inputs and outputs.
     Without STUDENT, --shrink 0.5 makes one with half of the teacher's channels.
     """
     from onnxpress.api.distill import distill
@@ -127,10 +158,22 @@ def command(
     from onnxpress.train.settings import TrainingSettings
 
     settings = TrainingSettings(
-        batch=batch, lr=0.0 if lr is None else lr, warmup=warmup, weight_decay=weight_decay, clip=clip, ema=ema,
-        patience=patience, mode=mode, loss=loss, temperature=temperature, labels_weight=labels_weight, features=features,
-        features_weight=features_weight, seed=seed, threads=threads or available_cores(),
-    )  # fmt: skip
+        batch=batch,
+        lr=0.0 if lr is None else lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        ema=ema,
+        patience=patience,
+        mode=mode,
+        loss=loss,
+        temperature=temperature,
+        labels_weight=labels_weight,
+        features=features,
+        features_weight=features_weight,
+        seed=seed,
+        threads=threads or available_cores(),
+    )
     seconds = time_budget if minutes is None else 60 * minutes
     wish = DistillationOptions(
         settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form, resume=resume
@@ -144,9 +187,15 @@ def command(
     chosen = need_data(source.at(select), model, True) if select is not None else None
     with console.progress(quiet or as_json) as bar:
         done = distill(
-            student, teacher, data, wish,
-            select=chosen, output=output, plan=plan, progress=bar,
-        )  # fmt: skip
+            student,
+            teacher,
+            data,
+            wish,
+            select=chosen,
+            output=output,
+            plan=plan,
+            progress=bar,
+        )
     _show(done, output, as_json, quiet)
     return EXIT_UNMET if strict and not done.improved else 0
 
@@ -189,5 +238,6 @@ def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
     console.out(f"before: {done.start.text()}")
     console.out(f"after:  {done.score.text()}" if done.improved else "after:  nothing better was found; as before")
     console.out(
-        f"{output}: {console.size(done.bytes_before)} -> {console.size(done.bytes_after)}, {parameters(done.model):,} parameters"
+        f"{output}: {console.size(done.bytes_before)} -> {console.size(done.bytes_after)}, "
+        f"{parameters(done.model):,} parameters"
     )

@@ -21,14 +21,14 @@ _REASONS = 6  # that are shown without --nodes
 @data_options(required=False)
 @click.option("--nodes", is_flag=True, help="List every node with weights and the passes that could change it.")
 @click.option(
-    "--time-budget", type=Seconds(), default=60.0, show_default="60s", help="For the proposals; 0: only the facts."
+    "--time-budget", type=Seconds(), default="60s", show_default=True, help="Time for the proposals; 0: facts only."
 )
 @json_option
 @quiet_option
 def command(model: Path, source: DataChoice, nodes: bool, time_budget: float, as_json: bool, quiet: bool) -> None:
-    """Show what MODEL holds, and what every pass could do to it, with predicted savings and losses.
+    """Show what MODEL contains, and what every pass proposes, with predicted savings and losses, and refusals.
 
-    Losses are predicted from --data; without it from synthetic inputs, which is rough.
+    Losses are predicted on --data; without it on synthetic inputs, which makes them rough.
     """
     from onnxpress.api.inspection import inspect
     from onnxpress.cli.output import console
@@ -74,7 +74,7 @@ def _passes(facts: Inspection) -> None:
     from onnxpress.cli.output import console
 
     kind = "synthetic inputs" if facts.synthetic else "samples"
-    console.out(f"what passes propose (losses predicted on {facts.samples} {kind}; savings of proposals together)")
+    console.out(f"proposals of passes; losses predicted on {facts.samples} {kind}")
     console.table(
         [("pass", "left"), *((h, "right") for h in ("proposals", "units", "MACs", "bytes", "loss", "refused"))],
         [_pass_row(p, facts) for p in facts.passes],

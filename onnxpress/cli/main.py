@@ -12,16 +12,16 @@ from onnxpress import __version__
 from onnxpress.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, Problem
 
 COMMANDS = {
-    "optimize": "make a smaller, faster, verified file (start here)",
-    "bench": "measure latency; several models side by side",
+    "optimize": "make a smaller, faster, verified model (start here)",
+    "bench": "measure latency, of several models in one interleaved run",
     "compare": "measure how far one model is from another on samples",
-    "inspect": "what a file holds, and what each pass could do",
+    "inspect": "show what a model contains, and what each pass proposes",
     "distill": "train a student towards a teacher, or refit it in closed form",
-    "nas": "search for a network: candidates as ONNX, scored by measured latency",
-    "apply": "replay a plan: same plan, model and data, same bytes",
-    "report": "a run as one HTML file with charts, as Markdown or JSON",
-    "view": "a model's graph in the browser, with netron",
-    "demo": "optimize the shipped digits model",
+    "nas": "architecture search with measured latency",
+    "apply": "replay a plan: same plan, model and samples, same bytes",
+    "report": "write a run as one HTML file with charts, Markdown or JSON",
+    "view": "show a model's graph in the browser, with netron",
+    "demo": "optimize the included digits model",
     "completion": "print the shell completion script",
 }
 
@@ -65,7 +65,7 @@ class Lazy(click.Group):
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Make a trained ONNX file smaller and faster on this CPU, and prove it on your data.
+    """Make a trained ONNX model smaller and faster on this CPU, verified on your data.
 
     \b
     onnxpress optimize model.onnx --data samples/ --max-drop 0.01 -o fast.onnx
@@ -109,7 +109,8 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         _print_error(
-            f"internal error ({type(error).__name__}): {' '.join(str(error).split())[:300]}. TRY: --debug, and report it"
+            f"internal error ({type(error).__name__}): {' '.join(str(error).split())[:300]}. "
+            "TRY: --debug, and report it"
         )
         return EXIT_ENVIRONMENT
 

@@ -43,22 +43,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def samples_options(function: F) -> F:
     """Options that name the reference model and the samples of a search."""
-    for option in reversed((
-        click.option("--teacher", "-t", type=click.Path(path_type=Path),
-                     help="Teacher, whose inputs and outputs the networks have."),
-        click.option("--like", type=click.Path(path_type=Path),
-                     help="Without a teacher: a model whose inputs and outputs the networks have."),
-        data_options(required=True),
-        click.option("--select", metavar="PATH", help="Samples to select by; default: a part of --data."),
-        click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data."),
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option(
+                "--teacher",
+                "-t",
+                type=click.Path(path_type=Path),
+                help="Teacher model; the networks get its inputs and outputs.",
+            ),
+            click.option(
+                "--like",
+                type=click.Path(path_type=Path),
+                help="Without a teacher: a model whose inputs and outputs the networks get.",
+            ),
+            data_options(required=True),
+            click.option("--select", metavar="PATH", help="Samples for selection; default: a part of --data."),
+            click.option(
+                "--validate", metavar="PATH", help="Samples for the final validation; default: a part of --data."
+            ),
+        )
+    ):
         function = option(function)
     return function
 
 
 @click.group("nas", cls=SearchFirst)
 def command() -> None:
-    """Search for networks that are fast on this CPU and good on your samples.
+    """Search for networks that are fast on this CPU and accurate on your samples.
 
     \b
     onnxpress nas SPACE --teacher MODEL --data SAMPLES -o FOLDER
@@ -75,38 +86,61 @@ def command() -> None:
 @click.option(
     "--strategy", type=click.Choice(["evolution", "nsga2", "tpe", "random"]), default="evolution", show_default=True
 )
-@click.option("--proxy", default="capacity", show_default=True,
-              help="Quality before training: capacity (MACs and parameters), macs, parameters, naswot, zen, synflow, "
-                   "snip, grad-norm, jacobian, training (a short one), or FILE.py:function.")  # fmt: skip
-@click.option("--proxy-train-time", type=Seconds(), default="20s", show_default=True, help="Of the proxy `training`.")
-@click.option("--trials", default=200, show_default=True, help="Candidates to evaluate.")
 @click.option(
-    "--time-budget", type=Seconds(), default="30m", show_default=True, help="Of the whole search: 90s, 10m, 1h."
+    "--proxy",
+    default="capacity",
+    show_default=True,
+    help="Estimate of the quality before training: capacity (MACs and parameters), macs, "
+    "parameters, naswot, zen, synflow, "
+    "snip, grad-norm, jacobian, training (a short one), or FILE.py:function.",
 )
-@click.option("--latency-ms", type=float, default=math.inf, help="Maximum latency, one thread.")
+@click.option(
+    "--proxy-train-time",
+    type=Seconds(),
+    default="20s",
+    show_default=True,
+    help="Training time of the proxy `training`.",
+)
+@click.option("--trials", default=200, show_default=True, help="Number of candidates to evaluate.")
+@click.option(
+    "--time-budget", type=Seconds(), default="30m", show_default=True, help="Time of the whole search: 90s, 10m, 1h."
+)
+@click.option("--latency-ms", type=float, default=math.inf, help="Maximum latency in ms, with one thread.")
 @click.option("--size-mb", type=float, default=math.inf, help="Maximum size of the weights, in MB.")
-@click.option("--memory-mb", type=float, default=math.inf, help="Maximum of the inner values alive at once, in MB.")
-@click.option("--schedule", type=click.Choice(["halving", "hyperband"]), default="halving", show_default=True,
-              help="How the training time is divided between candidates.")  # fmt: skip
+@click.option("--memory-mb", type=float, default=math.inf, help="Maximum memory of intermediate values, in MB.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["halving", "hyperband"]),
+    default="halving",
+    show_default=True,
+    help="How training time is divided among candidates.",
+)
 @click.option(
     "--aim",
     "aims",
     multiple=True,
     type=click.Choice(["size", "memory"]),
-    help="Objective to minimize besides latency; may be repeated.",
+    help="Objective to minimize besides latency; can be repeated.",
 )
-@click.option("--trainees", default=8, show_default=True, help="Candidates whose training begins.")
-@click.option("--keep", default=2, show_default=True, help="Candidates trained to the end.")
+@click.option("--trainees", default=8, show_default=True, help="Number of candidates that start training.")
+@click.option("--keep", default=2, show_default=True, help="Number of candidates that are trained to the end.")
 @click.option(
     "--warm",
     multiple=True,
     metavar="FOLDER",
-    help="Of an earlier search, whose front is evaluated first; may be repeated.",
+    help="Folder of an earlier search, whose front is evaluated first; can be repeated.",
 )
-@click.option("--storage", default="", metavar="URL", help="Of the study; default: study.db in the folder.")
-@click.option("--role", type=click.Choice(["both", "train"]), default="both", show_default=True,
-              help="train: latency is measured by `nas worker --role latency`.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--storage", default="", metavar="URL", help="Storage of the study; default: study.db in the output folder."
+)
+@click.option(
+    "--role",
+    type=click.Choice(["both", "train"]),
+    default="both",
+    show_default=True,
+    help="train: latency is measured by `nas worker --role latency`.",
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
 @json_option
 @quiet_option
 def search_command(
@@ -159,18 +193,20 @@ def search_command(
 @command.command("inside")
 @click.option("--from", "model", required=True, type=click.Path(path_type=Path), help="The model to search inside.")
 @data_options(required=True)
-@click.option("--select", metavar="PATH", help="Samples to select by; default: a part of --data.")
-@click.option("--validate", metavar="PATH", help="Samples for the final score; default: a part of --data.")
+@click.option("--select", metavar="PATH", help="Samples for selection; default: a part of --data.")
+@click.option("--validate", metavar="PATH", help="Samples for the final validation; default: a part of --data.")
 @output_option
 @speed_options
-@click.option("--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point.")
-@click.option("--time-budget", type=Seconds(), default="10m", show_default=True)
+@click.option(
+    "--max-drop", default=0.01, show_default=True, help="Maximum drop: 0.01 is one point of accuracy or agreement."
+)
+@click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Time of the search.")
 @click.option(
     "--train-budget",
     type=Seconds(),
     default="0s",
     show_default=True,
-    help="Training time in addition, for the closest candidates.",
+    help="Additional training time for the most promising candidates.",
 )
 @run_options
 @json_option
@@ -192,7 +228,7 @@ def inside_command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Replace parts of a model by cheaper ones, with the lowest loss increase for a speed-up."""
+    """Replace parts of a model with cheaper ones, with the lowest loss increase for a target speed-up."""
     from onnxpress.cli.optimize import ended
     from onnxpress.cli.output.console import progress
     from onnxpress.model.files import check_target
@@ -228,11 +264,16 @@ def inside_command(
 @command.command("worker")
 @samples_options
 @click.option(
-    "--storage", required=True, metavar="URL", help="Of the study: postgresql://USER@HOST/DATABASE, or a file."
+    "--storage", required=True, metavar="URL", help="Storage of the study: postgresql://USER@HOST/DATABASE, or a file."
 )
 @click.option("--study", default="", metavar="NAME", help="Name of the study, or a part of it; default: the only one.")
-@click.option("--role", type=click.Choice(["both", "train", "latency"]), default="both", show_default=True,
-              help="train: score candidates; latency: time candidates that others score.")  # fmt: skip
+@click.option(
+    "--role",
+    type=click.Choice(["both", "train", "latency"]),
+    default="both",
+    show_default=True,
+    help="train: score candidates; latency: time candidates that others score.",
+)
 @click.option(
     "--time-budget", type=Seconds(), default="1h", show_default=True, help="Time after which the worker leaves."
 )
@@ -251,7 +292,7 @@ def worker_command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Join a search that another process, here or elsewhere, has begun, with the same files."""
+    """Join a search that was started by another process, on any machine, with the same files."""
     from onnxpress.cli.output import console
     from onnxpress.model.files import load
     from onnxpress.nas.optional_dependencies import require_optuna
@@ -312,9 +353,13 @@ def build_command(
 def _sample_options(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
     """The options that name these samples."""
     given = {
-        "--data": source.path, "--labels": source.labels, "--preprocess": source.preprocess,
-        "--tokenizer": source.tokenizer, "--select": select, "--validate": validate,
-    }  # fmt: skip
+        "--data": source.path,
+        "--labels": source.labels,
+        "--preprocess": source.preprocess,
+        "--tokenizer": source.tokenizer,
+        "--select": select,
+        "--validate": validate,
+    }
     return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])
 
 
@@ -337,13 +382,27 @@ def _show(result: NasResult, output: str, as_json: bool) -> None:
     duplicates = sum(t.duplicate_of is not None for t in result.trials)
     console.out(f"{len(result.trials)} candidates evaluated, {duplicates} of them duplicates of earlier ones")
     console.table(
-        [("network", "left"), ("score", "right"), ("ms", "right"), ("speed-up", "right"), ("weights", "right"),
-         ("MACs", "right")],
-        [[("* " if f.on_front else "  ") + f.name, f"{f.score.value:.4f}", f"{f.ms:.3f}",
-          f"{result.timing.ratio(f.name).speedup:.2f} "
-          f"{console.interval(result.timing.ratio(f.name).low, result.timing.ratio(f.name).high, 2)}",
-          console.size(4 * f.parameters), f"{f.macs / 1e6:.1f} M"] for f in result.networks],
-    )  # fmt: skip
+        [
+            ("network", "left"),
+            ("score", "right"),
+            ("ms", "right"),
+            ("speed-up", "right"),
+            ("weights", "right"),
+            ("MACs", "right"),
+        ],
+        [
+            [
+                ("* " if f.on_front else "  ") + f.name,
+                f"{f.score.value:.4f}",
+                f"{f.ms:.3f}",
+                f"{result.timing.ratio(f.name).speedup:.2f} "
+                f"{console.interval(result.timing.ratio(f.name).low, result.timing.ratio(f.name).high, 2)}",
+                console.size(4 * f.parameters),
+                f"{f.macs / 1e6:.1f} M",
+            ]
+            for f in result.networks
+        ],
+    )
     if result.networks:
         score = result.networks[0].score
         console.out(

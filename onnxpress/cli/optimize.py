@@ -26,25 +26,29 @@ if TYPE_CHECKING:
 @click.command("optimize")
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options(required=True)
-@click.option("--select", "select_source", metavar="PATH", help="Samples for choosing (else a part of --data).")
+@click.option("--select", "select_source", metavar="PATH", help="Samples for selection; default: a part of --data.")
 @click.option(
-    "--validate", "validate_source", metavar="PATH", help="Samples for the final look (else a part of --data)."
+    "--validate", "validate_source", metavar="PATH", help="Samples for the final validation; default: a part of --data."
 )
 @click.option("--output", "-o", metavar="FILE", required=True, help="The file to write.")
 @click.option(
-    "--max-drop", default=0.01, show_default=True, help="Allowed loss: 0.01 is one point of accuracy or agreement."
+    "--max-drop", default=0.01, show_default=True, help="Maximum drop: 0.01 is one point of accuracy or agreement."
 )
-@click.option("--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True)
+@click.option(
+    "--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True, help="What to reduce."
+)
 @speed_options
-@click.option("--time-budget", type=Seconds(), default="5m", show_default=True, help="Such as 90s or 10m.")
+@click.option(
+    "--time-budget", type=Seconds(), default="5m", show_default=True, help="Time of the search, such as 90s or 10m."
+)
 @click.option(
     "--train-budget",
     type=Seconds(),
     default="0s",
     show_default=True,
-    help="On top of it: narrower models are trained towards the original (needs the extra train).",
+    help="Additional time to train smaller models towards the original (needs the extra train).",
 )
-@click.option("--threads", default=1, show_default=True, help="Threads a model gets when it is timed.")
+@click.option("--threads", default=1, show_default=True, help="Threads of a session when latency is measured.")
 @run_options
 @json_option
 @quiet_option
@@ -67,11 +71,11 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Make MODEL smaller and faster on this CPU, within a loss you allow.
+    """Make MODEL smaller and faster on this CPU, within a maximum drop of accuracy.
 
-    The samples feed statistics, choices and a final look, in disjoint parts.  The file is written only if it loads,
-    keeps its signature, loses at most --max-drop and was measured to be faster (or, with --goal size, not slower).
-    Ctrl-C ends the search with the best so far; a killed run goes on when the same command is given again.
+    The samples are split into disjoint parts for calibration, selection and validation.  A smaller model is written
+    only if it loads, keeps the signature, loses at most --max-drop and is measured to be faster (with --goal size: not
+    slower).  Ctrl-C ends the search with the best result so far; the same command resumes a run that was killed.
     """
     from onnxpress.cli.output.console import progress
     from onnxpress.model.files import check_target

@@ -43,7 +43,7 @@ def data_options(required: bool) -> Callable[[F], F]:
         click.option(
             "--preprocess", metavar="RECIPE", help="raw, unit, imagenet, tf, a TOML file, or module:function."
         ),
-        click.option("--tokenizer", metavar="FILE", help="tokenizer.json for text."),
+        click.option("--tokenizer", metavar="FILE", help="A tokenizer.json, for text."),
         click.option("--trust", is_flag=True, help="Lift the size limits on images and archives."),
     )
 
@@ -62,31 +62,48 @@ def data_options(required: bool) -> Callable[[F], F]:
 
 def speed_options(function: F) -> F:
     """The goal in time of a command that makes a model faster."""
-    for option in reversed((
-        click.option("--speedup", type=float, default=0.0, help="So many times faster is enough: the least harmed is wanted."),
-        click.option("--latency-ms", type=float, default=0.0, help="So fast is enough, as --speedup."),
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option(
+                "--speedup",
+                type=float,
+                default=0.0,
+                help="Target speed-up; the most accurate candidate that reaches it is chosen.",
+            ),
+            click.option(
+                "--latency-ms", type=float, default=0.0, help="Target latency of one run in ms, instead of --speedup."
+            ),
+        )
+    ):
         function = option(function)
     return function
 
 
 def run_options(function: F) -> F:
     """Where a run is kept, and how it ends."""
-    for option in reversed((
-        click.option("--seed", default=0, show_default=True),
-        click.option("--run", metavar="FOLDER", help="Run record (default: beside the output, .run)."),
-        click.option("--strict", is_flag=True, help="Exit 1 where the goal was not met."),
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option("--seed", default=0, show_default=True, help="Random seed."),
+            click.option(
+                "--run", metavar="FOLDER", help="Folder of the run record; default: the output with the suffix .run."
+            ),
+            click.option("--strict", is_flag=True, help="Exit 1 if the goal is not met."),
+        )
+    ):
         function = option(function)
     return function
 
 
 def files_options(function: F) -> F:
     """Files for other programs."""
-    for option in reversed((
-        click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML."),
-        click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write a summary in Markdown."),
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Also write JUnit XML."),
+            click.option(
+                "--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Also write a summary in Markdown."
+            ),
+        )
+    ):
         function = option(function)
     return function
 

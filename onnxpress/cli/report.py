@@ -13,7 +13,8 @@ import click
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="Where the report goes; without it, html: beside the run; else: shown.",
+    help="Output file; default for html: report.html in the run folder, "
+    "or the name of the JSON file; otherwise: stdout.",
 )
 @click.option(
     "--format",
@@ -23,7 +24,7 @@ import click
     help="One HTML file with charts, Markdown, or the figures as JSON.",
 )
 def command(run: Path, output: Path | None, format: str) -> None:
-    """Show a run: RUN is the folder that optimize or nas left, or what a command printed with --json."""
+    """Write the report of RUN: the folder of an optimize or nas run, or the --json output of a command."""
     from onnxpress.cli.output import console
     from onnxpress.model.files import check_target, write_atomic
     from onnxpress.reporting.page import render

@@ -9,9 +9,9 @@ import click
 
 @click.command("view")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--port", default=0, help="Of the local server; 0: any that is free.")
+@click.option("--port", default=0, help="Port of the local server; 0: any free port.")
 def command(model: Path, port: int) -> None:
-    """Look at a model's graph in the browser, with netron; Ctrl-C ends it."""
+    """Show the graph of MODEL in the browser, with netron; Ctrl-C stops the server."""
     from onnxpress.errors import missing_extra
     from onnxpress.model.files import load
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset, Splits, open_dataset
+from onnxpress.data.layout import BatchLayout, batch_layout
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import signature
 
@@ -39,7 +40,60 @@ def as_dataset(source: DataSource, model: ir.Model, argument: str = "data") -> D
                 "one array for a model with several inputs", f"`{argument}`", f"{len(inputs)} inputs", "give a dict"
             )
         source = {inputs[0].name: source}
-    return open_dataset(source, signature(model))
+    own = signature(model)
+    if isinstance(source, (str, os.PathLike, Mapping, Dataset)):
+        return open_dataset(source, own)
+    return open_dataset(Unbatched(source, batch_layout(own)), own)
+
+
+class Unbatched:
+    """The samples of an iterable of samples or batches, such as a torch DataLoader; it can be read again where that
+    can."""
+
+    def __init__(self, batches: Iterable[Any], layout: BatchLayout) -> None:
+        self._batches = list(batches) if iter(batches) is batches else batches
+        self._layout = layout
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._batches:
+            yield from self._split(item)
+
+    def _split(self, item: Any) -> Iterator[Any]:
+        """The samples of one item; the item itself where it is no batch."""
+        inputs, label = item, None
+        pair = isinstance(item, (tuple, list)) and len(item) == 2 and not np.isscalar(item[0])
+        if pair:
+            inputs, label = item
+        elif isinstance(item, list) and len(item) == 1:
+            inputs = item[0]
+        ports = {port.name: port for port in self._layout.ports}
+        named = dict(inputs) if isinstance(inputs, Mapping) else {next(iter(ports)): inputs}
+        count = self._count(named)
+        if count is None:
+            yield (inputs, label) if pair else inputs
+            return
+        labels = None if label is None else np.asarray(label)
+        for index in range(count):
+            part = {
+                name: np.take(np.asarray(value), [index], axis=port.axis)
+                if (port := ports.get(name)) is not None and port.axis is not None
+                else np.asarray(value)[index]
+                if port is None and np.ndim(value) and len(value) == count
+                else value
+                for name, value in named.items()
+            }
+            yield part if labels is None else (part, labels[index])
+
+    def _count(self, named: Mapping[str, Any]) -> int | None:
+        """The number of samples in a batch; None for one sample, or what is no array of the right rank."""
+        for port in self._layout.ports:
+            value = named.get(port.name)
+            if value is None or port.axis is None or port.spec.shape is None:
+                continue
+            shape = np.shape(value)
+            if len(shape) == len(port.spec.shape) and shape[port.axis] > 1:
+                return int(shape[port.axis])
+        return None
 
 
 def as_splits(source: DataSource | Splits, model: ir.Model, argument: str = "data") -> Splits:

@@ -1,7 +1,7 @@
 """All passes: the built-in ones, and those of other packages under the entry point group `onnxpress.passes`.
 
-This is the only list. The command line, `inspect`, `optimize`, the Python functions, plans and the conformance suite find
-passes here. A pass is one file, one line below and one test file.
+This is the only list. The command line, `inspect`, `optimize`, the Python functions, plans and the conformance suite
+find passes here. A pass is one file, one line below and one test file.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ import warnings
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
-from onnxpress.passes.core.contract import AnyPass, Pass
+
+if TYPE_CHECKING:
+    from onnxpress.passes.core.contract import AnyPass
 
 GROUP = "onnxpress.passes"
 
 # name: (module:object, summary for the list of commands)
 _BUILT_IN: dict[str, tuple[str, str]] = {
-    "simplify": ("exact.simplify:SIMPLIFY", "exact clean-ups and reductions, no samples needed"),
-    "prune": ("pruning.prune:PRUNE", "remove channels and refit the rest"),
-    "depth": ("structure.depth:DEPTH", "remove whole residual blocks or layers and refit the rest"),
-    "lowrank": ("structure.lowrank:LOWRANK", "factorize weights where that is faster"),
+    "simplify": ("exact.simplify:SIMPLIFY", "constant folding and exact reductions, no samples needed"),
+    "prune": ("pruning.prune:PRUNE", "remove channels and heads, with least-squares refit"),
+    "depth": ("structure.depth:DEPTH", "remove residual blocks or layers, with least-squares refit"),
+    "lowrank": ("structure.lowrank:LOWRANK", "low-rank factorization of weights where that is faster"),
     "kernels": ("structure.kernels:KERNELS", "smaller and separable convolution kernels"),
-    "attention": ("structure.attention:ATTENTION", "attention of linear cost"),
+    "attention": ("structure.attention:ATTENTION", "linear attention in place of softmax attention"),
     "quantize": ("int8.quantize:QUANTIZE", "static int8 with calibration samples"),
     "dynamic": ("int8.dynamic:DYNAMIC", "dynamic int8 of MatMul and Gemm, no samples needed"),
-    "equalize": ("int8.equalize:EQUALIZE", "cross-layer equalization in front of a quantizer"),
+    "equalize": ("int8.equalize:EQUALIZE", "cross-layer equalization, before quantization"),
     "share": ("weights.share:SHARE", "weights as codebooks: a smaller file, the same speed"),
     "weights": ("weights.weights:WEIGHTS", "weights in 8, 4, 3 or 2 bits: a smaller file, the same speed"),
     "half": ("weights.half:HALF", "weights in 16 bits: half the file, the same speed"),
-    "sparsify": ("weights.sparsify:SPARSIFY", "zeros among the weights: a smaller compressed file"),
+    "sparsify": ("weights.sparsify:SPARSIFY", "unstructured or N:M sparsity: a smaller compressed file"),
     "distill": ("distillation.distill:DISTILL", "train a student towards a teacher, or refit it in closed form"),
 }
 
@@ -89,6 +92,8 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def _load(entry: EntryPoint) -> AnyPass:
+    from onnxpress.passes.core.contract import Pass  # not above: listing the names must stay fast
+
     package = entry.dist.name if entry.dist is not None else "another package"
     try:
         loaded = entry.load()

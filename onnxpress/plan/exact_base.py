@@ -18,7 +18,8 @@ FALLBACK: tuple[Action, ...] = ({"tool": "onnx-ir"},)  # where the exact rewrite
 
 @dataclass
 class ExactBase:
-    """original: the model as given. plan: the exact steps. evidence: of the rewritten model. notes: remarks of the steps."""
+    """original: the model as given. plan: the exact steps. evidence: of the rewritten model. notes: remarks of the
+    steps."""
 
     original: ir.Model
     plan: Plan

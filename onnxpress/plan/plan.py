@@ -150,11 +150,13 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def write_plan(plan: Plan, path: str | Path) -> None:
+    """Write a plan as JSON, atomically."""
     write_atomic(path, plan.to_json().encode())
 
 
 def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machine | None = None) -> Applied:
-    """Replay a plan.  Raises InputProblem where the plan was made for another model, or needs samples it was not given."""
+    """Replay a plan.  Raises InputProblem where the plan was made for another model, or needs samples it was not
+    given."""
     if plan.model_hash and plan.model_hash != model_hash(model):
         raise InputProblem(
             "the plan was made for another model",
@@ -164,7 +166,10 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
         )
     if data is None and plan.needs_data:
         raise InputProblem(
-            "the plan needs samples", "", "a step reads calibration data", "add --data, the same as when it was made"
+            "the plan needs samples",
+            "",
+            "a step reads calibration samples",
+            "give `data`, the same as when it was made",
         )
     if data is not None and plan.data_hash:
         data = calibration_part(data, plan.data_hash, plan.samples)
@@ -190,8 +195,8 @@ def apply_plan(plan: Plan, model: ir.Model, data: Dataset | None, machine: Machi
 def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Dataset:
     """The samples a plan was made with, found in what the user gives: the set itself, or the part the tool takes of it.
 
-    The parts are what `optimize` and the one-lever commands draw: the calibration part of a split (all three parts from one
-    source, or one of them named apart), and at most `count` samples of it.
+    The parts are what `optimize` and the one-lever commands draw: the calibration part of a split (all three parts
+    from one source, or one of them named apart), and at most `count` samples of it.
     """
     parts = [data]
     if len(data) >= 3:

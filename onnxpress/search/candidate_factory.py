@@ -193,7 +193,8 @@ class CandidateFactory:
     def select_int8_by_latency(
         self, start: frozenset[str], more_time: Callable[[], bool], candidate: Candidate | None = None
     ) -> tuple[frozenset[str], str]:
-        """The subset of int8 nodes that the clock prefers, and how it was found; of the exact model or of a candidate."""
+        """The subset of int8 nodes that the clock prefers, and how it was found; of the exact model or of a
+        candidate."""
         get_meta = "fastest int8" + (f" of {candidate.name}" if candidate is not None else "")
         known = self.store.get_meta(get_meta)
         if known is None:
@@ -253,8 +254,8 @@ class CandidateFactory:
     def pruned(
         self, name: str, options: PruneOptions, more_time: Callable[[], bool] = lambda: True, count: int = 0
     ) -> Candidate | None:
-        """Channels removed and repaired, behind `count` blocks taken out; None where the wish removes nothing on this CPU's
-        widths."""
+        """Channels removed and repaired, behind `count` blocks taken out; None where the wish removes nothing on this
+        CPU's widths."""
         ground = self.ground(count)
         actions = ground.actions(options, more_time)
         if not actions:

@@ -1,10 +1,10 @@
 """Training in the search: students faster than repair alone allows, brought back to the original's answers.
 
-A ladder of levels of time is searched by bisection.  At a level stand students of each kind (inner channels, all channels,
-whole blocks, blocks and channels), as thin as the level needs in the form that would be written; the one whose repair comes closest to the
-original is trained for an equal share of the budget and put into int8; where that loses too much though the float student
-does not, the int8 student is trained as well.  Where the allowed drop holds on the selection samples a lower level is
-next, else a higher one.
+A ladder of levels of time is searched by bisection.  At a level stand students of each kind (inner channels, all
+channels, whole blocks, blocks and channels), as thin as the level needs in the form that would be written; the one
+whose repair comes closest to the original is trained for an equal share of the budget and put into int8; where that
+loses too much though the float student does not, the int8 student is trained as well.  Where the allowed drop holds on
+the selection samples a lower level is next, else a higher one.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def _pruned(search: Search, scope: str, count: int = 0) -> list[StudentSpec]:
 
 
 def _counts(search: Search) -> list[int]:
-    """How many blocks are out where both levers work together: as many as can be without training, or nearly, and half."""
+    """How many blocks are out where both levers work together: as many as can be without training, or nearly, and
+    half."""
     limit = search.max_drop + _NEARLY
     able = [n for n in range(1, len(search.factory.removal_order()) + 1) if _drop(search, blocks_name(n)) <= limit]
     most = max(able, default=0)

@@ -1,7 +1,9 @@
-"""The end of a search: the finalists timed together, and looked at on the validation samples until one holds the contract.
+"""The end of a search: the finalists timed together, and looked at on the validation samples until one holds the
+contract.
 
-Without a goal in time the fastest comes first; with one ("at least twice as fast") those that reach it come first, the least
-harmed before the others.  Where none of them holds, the fastest that does is taken, and the goal is told to be missed.
+Without a goal in time the fastest comes first; with one ("at least twice as fast") those that reach it come first, the
+least harmed before the others.  Where none of them holds, the fastest that does is taken, and the goal is told to be
+missed.
 """
 
 from __future__ import annotations
@@ -46,11 +48,12 @@ _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing deci
 class OptimizeResult(Result):
     """What a run found.
 
-    chosen, chosen_id: name and id of the accepted candidate, or "original". met: whether the goal was reached. data: the bytes of the accepted
-    file. score, speedup: on the validation samples, and of the final timing. final: that timing. candidates: all of them.
+    chosen, chosen_id: name and id of the accepted candidate, or "original". met: whether the goal was reached. data:
+    the bytes of the accepted file. score, speedup: on the validation samples, and of the final timing. final: that
+    timing. candidates: all of them.
     rejected: finalists that failed the contract, with reasons. looks: number of times the validation samples were used.
-    profile_comparison: layers and operators before and after; None where nothing was accepted. refused: units that passes
-    cannot change.
+    profile_comparison: layers and operators before and after; None where nothing was accepted. refused: units that
+    passes cannot change.
     """
 
     _hidden: ClassVar[frozenset[str]] = frozenset(("data", "plan", "candidates", "final"))
@@ -238,8 +241,8 @@ def _profiles(
 
 
 def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: float) -> list[Candidate]:
-    """The best first: the smallest, or the fastest; with a target those that reach it, the least harmed first, and then the
-    others."""
+    """The best first: the smallest, or the fastest; with a target those that reach it, the least harmed first, and
+    then the others."""
     if goal == "size":
         return sorted(some, key=lambda c: c.size)
     fast = sorted(some, key=lambda c: -speeds[c.id])
@@ -275,7 +278,8 @@ def _advice(result: OptimizeResult, splits: Splits, options: OptimizeOptions) ->
         found.append(f"give more samples (calibration had {len(splits.calibrate)})")
     if len(splits.validate) < 200:
         found.append(
-            f"give more validation samples ({len(splits.validate)} tell drops of {1 / max(len(splits.validate), 1):.3f} apart at best)"
+            f"give more validation samples ({len(splits.validate)} "
+            f"resolve drops of {1 / max(len(splits.validate), 1):.3f} at best)"
         )
     found.append("give a longer --time-budget")
     return found

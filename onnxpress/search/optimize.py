@@ -1,9 +1,10 @@
 """optimize: candidates of all passes, measured on the whole file; the best that keeps the contract is written.
 
-Order: exact rewrites; int8 of all nodes, then the nodes for which the measured latency is lowest, then (where the drop is too
-large) the most accurate selection; the passes without a stage of their own; blocks removed and channels pruned as far as the
-selection samples allow; int8 of those models. Candidates are selected on the selection samples and by short timings; the
-finalists are timed together, longer, and checked on the validation samples from the fastest down, until one keeps the contract.
+Order: exact rewrites; int8 of all nodes, then the nodes for which the measured latency is lowest, then (where the drop
+is too large) the most accurate selection; the passes without a stage of their own; blocks removed and channels pruned
+as far as the selection samples allow; int8 of those models. Candidates are selected on the selection samples and by
+short timings; the finalists are timed together, longer, and checked on the validation samples from the fastest down,
+until one keeps the contract.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from onnxpress.search.search import SEARCH_ENDS, Search, TimeBudget
 
 @dataclass(frozen=True)
 class Strategy:
-    """How candidates are found. explore: adds candidates to a search; train: adds trained ones within so many seconds."""
+    """How candidates are found. explore: adds candidates to a search; train: adds trained ones within so many
+    seconds."""
 
     explore: Callable[[Search], None] = Search.run_stages
     train: Callable[[Search, float, Progress], None] = candidate_training.train
@@ -55,10 +57,12 @@ def optimize(
 ) -> OptimizeResult:
     """Find the fastest (or smallest) form of a model that is measured to be as good on samples.
 
-    model: a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model. data: samples (a path, arrays by input name, an
-    iterable or a Dataset), which are split into parts for calibration, selection and validation; or Splits. options: see
-    OptimizeOptions; single options can be given by name instead, such as `max_drop=0.01`. output: the file to write, atomically.
-    run: folder of the run record (default: beside the output, with the suffix .run), which holds plan.json and run.json.
+    model: a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model. data: samples (a path, arrays by input
+    name, an iterable or a Dataset), which are split into parts for calibration, selection and validation; or Splits.
+    options: see OptimizeOptions; single options can be given by name instead, such as `max_drop=0.01`. output: the
+    file to write, atomically.
+    run: folder of the run record (default: beside the output, with the suffix .run), which holds plan.json and
+    run.json.
     progress: called with the stage and the share that is done. strategy: how candidates are found.
 
     Raises InputProblem on bad input; nothing is written then.

@@ -1,8 +1,8 @@
 """Candidates of the passes that the search has no stage of its own for, those of other packages among them.
 
-Every such pass is asked for proposals. Those that promise what the goal wants are combined, the least predicted loss first and
-without overlaps, up to a total loss; where the model then loses too much on the selection samples, a smaller total is
-tried.
+Every such pass is asked for proposals. Those that promise what the goal wants are combined, the least predicted loss
+first and without overlaps, up to a total loss; where the model then loses too much on the selection samples, a smaller
+total is tried.
 """
 
 from __future__ import annotations

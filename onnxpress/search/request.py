@@ -20,8 +20,8 @@ class OptimizeOptions:
     threads:      threads of onnxruntime that latency is measured with.
     seed:         of anything random.
     train_budget: seconds of training on top (0: none); needs torch.
-    speedup:      target speed-up over the original (0: as fast as possible); of the candidates that reach it the most accurate is
-                  chosen.
+    speedup:      target speed-up over the original (0: as fast as possible); of the candidates that reach it the most
+                  accurate is chosen.
     latency_ms:   target latency of one run in milliseconds instead (0: none).
     """
 

@@ -1,8 +1,9 @@
 """The search for candidates: which levers are tried, in which order, and when to stop.
 
-Exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix that harms
-least; where size is the goal, weights in fewer bits; blocks taken out and channels pruned, more while the samples allow it;
-int8 of those models.  A lever that fails on a model is recorded with its reason, and the search goes on without it.
+Exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix that
+harms least; where size is the goal, weights in fewer bits; blocks taken out and channels pruned, more while the
+samples allow it; int8 of those models.  A lever that fails on a model is recorded with its reason, and the search goes
+on without it.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def prune_name(options: PruneOptions) -> str:
 class Search:
     """The state of a search.
 
-    found: candidates in the order they were made. failed: stages that failed on this model, and why. chosen: nodes for which
-    int8 is faster. target: target speed-up (0: as fast as possible).
+    found: candidates in the order they were made. failed: stages that failed on this model, and why. chosen: nodes for
+    which int8 is faster. target: target speed-up (0: as fast as possible).
     """
 
     factory: CandidateFactory
@@ -140,8 +141,8 @@ class Search:
         return candidate
 
     def int8(self, until: float = 0.42) -> frozenset[str]:
-        """int8 candidates; the set of nodes that later int8 models start from.  until: share of the time budget that may be
-        used when the mix is found."""
+        """int8 candidates; the set of nodes that later int8 models start from.  until: share of the time budget that
+        may be used when the mix is found."""
         self.progress("int8 of everything", 0.08)
         whole = self.factory.int8_nodes()
         if not whole:

@@ -1,8 +1,9 @@
 """The conformance suite: what must hold of every pass, whatever it does.
 
-Results are valid models with the signature and the shapes of the original, the given model is not changed, no actions are the
-identity, plans replay to the same bytes, predicted savings are real, exact passes keep the function, and options can be shown
-by every interface. Subclass `PassConformance` with the pass as `subject`; pytest collects the rest.
+Results are valid models with the signature and the shapes of the original, the given model is not changed, no actions
+are the identity, plans replay to the same bytes, predicted savings are real, exact passes keep the function, and
+options can be shown by every interface. Subclass `PassConformance` with the pass as `subject`; pytest collects the
+rest.
 """
 
 from __future__ import annotations

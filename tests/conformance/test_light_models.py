@@ -1,4 +1,5 @@
-"""Well-known topologies from the onnx wheel (opset 9, weights made by ConstantOfShape): old files, as people have them."""
+"""Well-known topologies from the onnx wheel (opset 9, weights made by ConstantOfShape): old files, as people have
+them."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_a_well_known_model_goes_through_the_levers(name: str) -> None:
 
 
 def drawn(model: ir.Model) -> ir.Model:
-    """With weights that differ: those of the wheel are all one number, so that one channel in sixteen does what all do."""
+    """With weights that differ: those of the wheel are all one number, so that one channel in sixteen does what all
+    do."""
     rng = np.random.default_rng(0)
     model.ir_version = max(model.ir_version, 4)  # from there on initializers need not be inputs as well
     for node in [n for n in model.graph if n.op_type == "ConstantOfShape"]:

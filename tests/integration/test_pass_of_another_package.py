@@ -56,7 +56,8 @@ class DropBias:
                     yield Refusal(node.name, "it has no bias")
                     continue
                 loss = predicted_loss(evidence, node.name, float((bias**2).mean()))
-                yield Proposal(node.name, {"node": node.name}, frozenset({node.name}), Saving(weight_bytes=bias.nbytes), loss)
+                saving = Saving(weight_bytes=bias.nbytes)
+                yield Proposal(node.name, {"node": node.name}, frozenset({node.name}), saving, loss)
 
     def plan(self, evidence, options):
         offers = sorted(proposals(self, evidence), key=lambda p: p.loss)

@@ -68,8 +68,18 @@ def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[OptimizeRe
 def test_a_plan_replays_in_another_process(optimized: tuple[OptimizeResult, Path]) -> None:
     """Another hash seed: no set may decide the order of anything."""
     outcome, folder = optimized
-    command = [sys.executable, "-m", "onnxpress", "apply", str(folder / "fast.run" / "plan.json"), str(DIGITS / "digits.onnx"),
-               "-o", str(folder / "again.onnx"), "-d", str(DIGITS / "train.npz")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "onnxpress",
+        "apply",
+        str(folder / "fast.run" / "plan.json"),
+        str(DIGITS / "digits.onnx"),
+        "-o",
+        str(folder / "again.onnx"),
+        "-d",
+        str(DIGITS / "train.npz"),
+    ]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONHASHSEED": "4321"}, capture_output=True, text=True, check=False
     )

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def cases(points: Sequence[BenchPoint], decisions: Sequence[SlowdownDecision]) -> list[Case]:
     """One case a model and condition; a decision against a model is its failure.
 
-    A case's time is the model's median in seconds.  The n-th decision of a name belongs to the n-th point with that name.
+    A case's time is the model's median in seconds.  The n-th decision of a name belongs to the n-th point with that
+    name.
     """
     made = []
     for number, point in enumerate(points):
@@ -41,7 +42,8 @@ def markdown(points: Sequence[BenchPoint], decisions: Sequence[SlowdownDecision]
         for t in point.timings:
             low, high = t.low * 1e3, t.high * 1e3
             lines.append(
-                f"| {_cell(t.name)} | {t.median * 1e3:.4g} | [{low:.4g}, {high:.4g}] | {t.p90 * 1e3:.4g} | {t.cpu * 1e3:.4g} |"
+                f"| {_cell(t.name)} | {t.median * 1e3:.4g} | [{low:.4g}, {high:.4g}] "
+                f"| {t.p90 * 1e3:.4g} | {t.cpu * 1e3:.4g} |"
             )
         if point.ratios:
             lines += [

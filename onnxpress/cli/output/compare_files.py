@@ -30,7 +30,8 @@ def markdown(found: CompareResult, original: str, other: str, max_drop: float | 
     for m in found.measured:
         verdict = "" if max_drop is None else "FAIL" if m.drop > max_drop else "pass"
         lines.append(
-            f"| {_cell(m.metric)} | {m.value:.4f} | {m.reference:.4f} | {m.drop:+.4f} | [{m.low:+.4f}, {m.high:+.4f}] | {verdict} |"
+            f"| {_cell(m.metric)} | {m.value:.4f} | {m.reference:.4f} | {m.drop:+.4f} "
+            f"| [{m.low:+.4f}, {m.high:+.4f}] | {verdict} |"
         )
     lines += ["", "| output | max abs | SQNR dB | cosine |", "|---|---:|---:|---:|"]
     lines += [f"| {_cell(d.name)} | {d.max_abs:.3g} | {d.sqnr_db:.1f} | {d.cosine:.6f} |" for d in found.outputs]

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 @dataclass(frozen=True)
 class Case:
-    """One test.  seconds: it took; said: shown with it; failure: why it failed, "" where it passed; kind, detail: of the failure."""
+    """One test.  seconds: it took; said: shown with it; failure: why it failed, "" where it passed; kind, detail: of
+    the failure."""
 
     group: str
     name: str

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from onnxpress.passes.int8.sensitivity import LayerSensitivity
 
 _LEGEND = (
-    "in, out: SQNR of rounding what comes and what leaves; alone: nmse with only this layer in int8; back: nmse of the int8 model with "
-    "this layer in float; us: microseconds of a run before and now; ranges, types and shares cut off: --json, or report of it"
+    "in, out: SQNR of rounding the input and the output; alone: nmse with only this layer in int8; "
+    "back: nmse of the int8 model with this layer in float; us: microseconds of a run before and now; "
+    "ranges, types and clipped shares: --json, or its report"
 )
 _NAME = 20  # characters of a layer's name that fit
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import onnx_ir as ir
-
-from onnxpress.data.dataset import Dataset, Splits
+from onnxpress.data.any_data import DataSource
+from onnxpress.data.dataset import Splits
 from onnxpress.measure.evidence import evidence_for
+from onnxpress.model.source import ModelSource
 from onnxpress.nas.in_model.replacement_allocation import ReplacementAllocation, ReplacementAllocator
 from onnxpress.nas.in_model.replacement_survey import ReplacementEvaluator, survey
 from onnxpress.nas.in_model.replacements import Replacement, plan_steps
@@ -45,8 +45,8 @@ _MAX_TRAINED = 2
 
 
 def in_model_search(
-    model: str | Path | ir.Model,
-    data: Dataset | Splits,
+    model: ModelSource,
+    data: DataSource | Splits,
     request: OptimizeOptions,
     output: str | Path | None = None,
     run: str | Path | None = None,

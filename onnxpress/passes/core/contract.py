@@ -1,7 +1,8 @@
 """The contract of a pass: what it could do, what it does for given options, and doing it.
 
-A pass has three methods. `propose` lists everything it could do to a model, unit by unit, with the saving and the loss that
-it predicts; `plan` chooses actions for the options of its own command; `apply` carries actions out. No pass judges its
+A pass has three methods. `propose` lists everything it could do to a model, unit by unit, with the saving and the loss
+that it predicts; `plan` chooses actions for the options of its own command; `apply` carries actions out. No pass
+judges its
 result: latency and accuracy of the whole model are measured by the callers.
 
 An action is plain JSON, so that a plan can be read, edited, committed and replayed. `apply` is deterministic: the same
@@ -28,8 +29,8 @@ OptionsT = TypeVar("OptionsT", bound=PassOptions, contravariant=True)
 class Saving:
     """Predicted savings of one action.
 
-    macs: multiply-accumulates for one sample. weight_bytes: bytes of the file. compressed_bytes: bytes of the compressed
-    file where the file itself keeps its size. seconds: of one run on this machine (None: not predicted).
+    macs: multiply-accumulates for one sample. weight_bytes: bytes of the file. compressed_bytes: bytes of the
+    compressed file where the file itself keeps its size. seconds: of one run on this machine (None: not predicted).
     """
 
     macs: float = 0.0

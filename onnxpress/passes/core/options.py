@@ -33,7 +33,8 @@ def option(default: Any, *, help: str, unit: str = "", choices: Sequence[Any] = 
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One field of an options class, as interfaces show it. type: of one value; many: whether the field is a tuple of them."""
+    """One field of an options class, as interfaces show it. type: of one value; many: whether the field is a tuple of
+    them."""
 
     name: str
     type: type
@@ -74,7 +75,7 @@ class PassOptions:
 class TargetCpuOptions(PassOptions):
     """Options of passes that write integer types for a kind of CPU."""
 
-    target_cpu: str = option("auto", help="CPU to write integer types for; auto: this one.", choices=TARGET_CPUS)
+    target_cpu: str = option("auto", help="CPU that the file is written for; auto: this machine.", choices=TARGET_CPUS)
 
     def target_machine(self, machine: Machine) -> Machine:
         return machine if self.target_cpu == "auto" else machine_for(self.target_cpu)

@@ -29,7 +29,8 @@ def with_refit(actions: Sequence[Action], refit: bool) -> list[Action]:
 
 
 def with_bias_correction(actions: Sequence[Action], refit: bool) -> list[Action]:
-    """The actions of a plan; with an explicit setting only where biases are not corrected (the default of these passes)."""
+    """The actions of a plan; with an explicit setting only where biases are not corrected (the default of these
+    passes)."""
     return [*actions, {"refit": NONE}] if actions and not refit else list(actions)
 
 

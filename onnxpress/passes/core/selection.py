@@ -12,8 +12,8 @@ def select_by_saving(
 ) -> list[Proposal]:
     """Proposals of different units that together save at least `goal`, by least predicted loss for the saving.
 
-    At each step the proposal, or the exchange of a chosen one of the same unit, with the smallest rise of loss for what it
-    adds is taken (greedy for the multiple-choice knapsack). All units are taken where the goal is out of reach.
+    At each step the proposal, or the exchange of a chosen one of the same unit, with the smallest rise of loss for
+    what it adds is taken (greedy for the multiple-choice knapsack). All units are taken where the goal is out of reach.
     """
     chosen: dict[str, Proposal] = {}
     while sum(saving(p) for p in chosen.values()) < goal:

@@ -5,7 +5,8 @@ which inner values are compared, and
 
 - {"mode": "closed-form", "samples": at most so many}: every linear layer refitted by least squares to its twin in the
   teacher, front to back, with the error so far corrected (`passes/core/refit.py`; no torch);
-- {"mode": "end-to-end" | "blockwise", "settings": …, "stop": step}: training with so many steps, ended at `stop`, where the
+- {"mode": "end-to-end" | "blockwise", "settings": …, "stop": step}: training with so many steps, ended at `stop`,
+where the
   selection samples liked it best.  A replay trains again to that step and needs no selection samples.
 """
 

@@ -131,7 +131,8 @@ def remove_idle(model: ir.Model, evidence: Evidence) -> tuple[ir.Model, int]:
 
 
 def _on_grid(needed: int, size: int, evidence: Evidence) -> int:
-    """The least width on the kernel grid that holds the needed channels: an odd width would run slower than the full one."""
+    """The least width on the kernel grid that holds the needed channels: an odd width would run slower than the full
+    one."""
     step = evidence.machine.grid(max(needed, 1))
     return min(size, max(1, -(-max(needed, 1) // step)) * step)
 

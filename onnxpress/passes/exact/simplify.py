@@ -1,9 +1,9 @@
 """simplify: constant folding, graph clean-up and exact reductions.
 
-onnxsim folds constants and cleans the graph up; it is native code and graphs come from strangers, so that it runs in a child
-process under a time limit (`runtime/simplifier.py`). Where it fails, or its result is not valid or computes something else,
-onnx-ir's own passes stand in, and the result says so. The reductions of `reduce.py` follow. With `calibrated`, channels that
-are constant on all samples are removed, too, which is not exact.
+onnxsim folds constants and cleans the graph up; it is native code and graphs come from strangers, so that it runs in a
+child process under a time limit (`runtime/simplifier.py`). Where it fails, or its result is not valid or computes
+something else, onnx-ir's own passes stand in, and the result says so. The reductions of `reduce.py` follow. With
+`calibrated`, channels that are constant on all samples are removed, too, which is not exact.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Simplify:
             done.notes.append(f"the outputs differ by an nmse of {error:.2g} on the samples; on others it may be more")
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"tool": "onnxsim" | "onnx-ir"}] for the clean-up, some of REDUCTIONS, then (not exact) inactive channels
-        of the reduced model and {"remove": "idle"} once more."""
+        """actions: [{"tool": "onnxsim" | "onnx-ir"}] for the clean-up, some of REDUCTIONS, then (not exact) inactive
+        channels of the reduced model and {"remove": "idle"} once more."""
         if not actions:
             return Applied(evidence.model.clone())
         current, notes = evidence, list[str]()

@@ -1,8 +1,8 @@
 """Calibration: the quantization range of each activation tensor.
 
 Ranges come from a method for all tensors (`measure.ranges`: min-max, moving average of extremes, percentile, entropy,
-mean squared error), from a file, or from "output-error" (output-error-weighted): for each tensor the range, among those of
-the other methods, with the smallest error of its readers' outputs,
+mean squared error), from a file, or from "output-error" (output-error-weighted): for each tensor the range, among
+those of the other methods, with the smallest error of its readers' outputs,
 
     sum over channels c of  |W_c|^2 var(x_c - Q(x_c)),
 
@@ -10,9 +10,9 @@ where W_c are all weights that a reader multiplies with channel c. This is the d
 weights. The variance is used because bias correction removes the mean error. For readers without weights (Add) all
 channels have equal weight and the squared error is used.
 
-"headroom" is min-max with headroom for unseen samples. It is limited by the known bounds of a tensor (of a Clip or Sigmoid;
-inputs of the graph are limited to the observed extremes, since images are integers already and one step per integer is
-exact).
+"headroom" is min-max with headroom for unseen samples. It is limited by the known bounds of a tensor (of a Clip or
+Sigmoid; inputs of the graph are limited to the observed extremes, since images are integers already and one step per
+integer is exact).
 """
 
 from __future__ import annotations

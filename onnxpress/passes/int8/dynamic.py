@@ -1,8 +1,9 @@
 """dynamic: MatMul and Gemm in int8 without calibration: the range of each input is looked at as it comes.
 
-Plain ONNX that onnxruntime fuses: DynamicQuantizeLinear, MatMulInteger, then a Cast and a Mul by both scales (and the bias).  Weights
-are s8 with a scale a column, found with rounding to nearest.  On a CPU whose u8 x s8 products saturate a column is as fine as its
-heaviest pair allows (`runtime.pairs`).  Whether it is faster depends on the sizes: `bench` tells.  Convolutions have no such kernel
+Plain ONNX that onnxruntime fuses: DynamicQuantizeLinear, MatMulInteger, then a Cast and a Mul by both scales (and the
+bias).  Weights are s8 with a scale a column, found with rounding to nearest.  On a CPU whose u8 x s8 products saturate
+a column is as fine as its heaviest pair allows (`runtime.pairs`).  Whether it is faster depends on the sizes: `bench`
+tells.  Convolutions have no such kernel
 that is worth it: `quantize` is for them.
 """
 
@@ -42,7 +43,7 @@ class DynamicOptions(TargetCpuOptions):
 
 
 class Dynamic:
-    """Dynamic int8 of MatMul and Gemm: no samples are needed, the range of each input is found at every run."""
+    """Dynamic int8 of MatMul and Gemm: no samples are needed, the range of each input is computed at run time."""
 
     name = "dynamic"
     exact = False
@@ -71,15 +72,15 @@ class Dynamic:
         unknown = [name for name in options.exclude if name not in names]
         if unknown:
             raise InputProblem(
-                "no such node to exclude", f"`exclude`: {unknown[0]}", "", "`inspect --nodes` lists them"
+                "no such node to exclude", f"`exclude`: {unknown[0]}", "", "the names are those of `inspect`"
             )
         actions = plan_dynamic(evidence, options.exclude)
         notes = [] if actions else ["the model has no MatMul or Gemm that can run in dynamic int8"]
         return Planned(actions, notes, refusals(evidence))
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"node": name}, …] and optionally {"products": "exact" | "saturating"} (default: as the evidence's machine
-        computes them)."""
+        """actions: [{"node": name}, …] and optionally {"products": "exact" | "saturating"} (default: as the evidence's
+        machine computes them)."""
         names = {str(d["node"]) for d in actions if "node" in d}
         if not names:
             return Applied(evidence.model.clone())
@@ -185,7 +186,8 @@ def _alone(node: ir.Node) -> bool:
 
 
 def rounded(columns: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(s8 codes [K, N], scale [N]) of a weight [K, N], each column to its own largest. exact: products do not saturate."""
+    """(s8 codes [K, N], scale [N]) of a weight [K, N], each column to its own largest. exact: products do not
+    saturate."""
     rows, peaks = columns.T.astype(np.float64), np.full(len(columns), 255.0)  # an input's range is used whole
     top = np.maximum(np.abs(rows).max(axis=1), _TINY)
     most = (

@@ -1,16 +1,17 @@
 """equalize: channels of a tensor brought to ranges that one scale fits, the function unchanged.
 
-Where every reader of a tensor multiplies it by constant weights, and all between its maker and them keeps positive factors
-(f(s x) = s f(x)), channel j can be divided by any s_j > 0 in its maker's weights and multiplied by it in its readers'.  That moves
-rounding error between the tensor's integers and the readers' weights.  With u8 steps over the tensor's span and s8 weights whose
-scale follows each output row, the error expected at the readers' outputs is
+Where every reader of a tensor multiplies it by constant weights, and all between its maker and them keeps positive
+factors (f(s x) = s f(x)), channel j can be divided by any s_j > 0 in its maker's weights and multiplied by it in its
+readers'.  That moves rounding error between the tensor's integers and the readers' weights.  With u8 steps over the
+tensor's span and s8 weights whose scale follows each output row, the error expected at the readers' outputs is
 
     J(s) = (max_j h_j / s_j - min_j l_j / s_j)^2 / (12 * 255^2) * sum_j s_j^2 |W_j|^2
          + sum_i (max_j |W_ij| s_j)^2 / (12 * 127^2) * sum_j E[x_j^2] / s_j^2,
 
-h, l being the extremes of each channel on samples and W_j all that channel j is multiplied with.  s_j = r_j^a / w_j^(1 - a)
-(SmoothQuant, Xiao et al. 2023: r_j = max |x_j|, w_j = max_i |W_ij|; a = 1/2 is cross-layer equalization, Nagel et al. 2019) and
-s_j = r_j^a are tried for a few a, and the least J taken.  Behind a normalisation the factors go into its scale and bias.
+h, l being the extremes of each channel on samples and W_j all that channel j is multiplied with.  s_j = r_j^a / w_j^(1
+- a) (SmoothQuant, Xiao et al. 2023: r_j = max |x_j|, w_j = max_i |W_ij|; a = 1/2 is cross-layer equalization, Nagel et
+al. 2019) and s_j = r_j^a are tried for a few a, and the least J taken.  Behind a normalisation the factors go into its
+scale and bias.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Site:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Extremes and mean squares of a site's channels on the samples, each [channels], over all that its readers are given."""
+    """Extremes and mean squares of a site's channels on the samples, each [channels], over all that its readers are
+    given."""
 
     low: np.ndarray
     high: np.ndarray
@@ -76,7 +78,8 @@ class EqualizeOptions(PassOptions):
 
 
 class Equalize:
-    """Cross-layer equalization (Nagel et al. 2019): channels scaled so that one int8 scale fits them, the function unchanged."""
+    """Cross-layer equalization (Nagel et al. 2019): channels scaled so that one int8 scale fits them, the function
+    unchanged."""
 
     name = "equalize"
     exact = True
@@ -142,7 +145,8 @@ def plan_equalize(evidence: Evidence) -> list[Action]:
 
 
 def factors(seen: ChannelStatistics, weights: Sequence[np.ndarray], power: float, by_weights: bool) -> np.ndarray:
-    """s [channels], 1 in the geometric mean of those that live. weights: of each reader, [groups, rows, channels, taps]."""
+    """s [channels], 1 in the geometric mean of those that live. weights: of each reader, [groups, rows, channels,
+    taps]."""
     reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
     widest = np.max([np.abs(w).max(axis=(1, 3)).ravel() for w in weights], axis=0)
     alive = (reach > 0) & (widest > 0)
@@ -225,7 +229,8 @@ def _given(node: ir.Node, operand: int) -> bool:
 
 
 def _made(node: ir.Node, trace: Trace) -> tuple[list[Place], int] | None:
-    """(numbers to scale, channel axis of the output) of a node that gives its channels by constants; None where none does."""
+    """(numbers to scale, channel axis of the output) of a node that gives its channels by constants; None where none
+    does."""
     if not read.standard(node) or len([v for v in node.outputs if v.name]) != 1:
         return None
     name, shape = node.name or "", trace.shape(node.outputs[0].name) or ()

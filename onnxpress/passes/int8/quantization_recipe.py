@@ -79,8 +79,9 @@ class QuantizationRecipe:
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the same; equalize: every
-    tensor that promises to gain, or those named; factors: those of a file, for equalizing; bits: of activations."""
+    """A recipe before the samples are looked at.  ranges: "auto" where harm decides; equalize, rounding: None the
+    same; equalize: every tensor that promises to gain, or those named; factors: those of a file, for equalizing; bits:
+    of activations."""
 
     ranges: RangeSpec = "auto"
     equalize: bool | tuple[str, ...] | None = None

@@ -1,7 +1,7 @@
 """quantize: static int8 with calibration samples, as onnxruntime's CPU kernels fuse it.
 
-The nodes, ranges and the writing are those of `static_int8.py`; with a largest drop, `sensitivity.py` finds the fewest layers
-that stay in float.
+The nodes, ranges and the writing are those of `static_int8.py`; with a largest drop, `sensitivity.py` finds the fewest
+layers that stay in float.
 """
 
 from __future__ import annotations
@@ -44,34 +44,41 @@ class QuantizeOptions(TargetCpuOptions):
 
     ranges: str = option(
         AUTO,
-        help="Calibration: auto (by output error), minmax, average, percentile, entropy, mse, output-error or headroom; or a file that "
-        "is read, or written where it does not exist.",
+        help="Calibration method: auto (selected by output error), minmax, average, percentile, entropy, "
+        "mse, output-error (output-error-weighted), headroom (min-max with headroom); or a file of ranges, read if it "
+        "exists, written otherwise.",
         metavar="METHOD|FILE.json",
     )
     equalize: str = option(
         AUTO,
-        help="Cross-layer equalization (exact in float); auto: of the tensors where it lowers the output error.",
+        help="Cross-layer equalization (exact in float); auto: only for tensors where it reduces the output error.",
         choices=(AUTO, ALWAYS, NEVER),
     )
     rounding: str = option(
         AUTO,
-        help="Rounding of weights: to the nearest integer, or output-aware; auto: by output error.",
+        help="Rounding of weights: nearest or output-aware; auto: selected by output error.",
         choices=(AUTO, "nearest", "output-aware"),
     )
     format: str = option(
-        FORMATS[0], help="qdq: pairs that onnxruntime fuses; qoperator: integer operators in the file.", choices=FORMATS
+        FORMATS[0],
+        help="qdq: QuantizeLinear and DequantizeLinear, fused by onnxruntime; qoperator: integer operators.",
+        choices=FORMATS,
     )
     activations: int = option(
-        8, help="Bits of activations; 16 is for other runtimes: onnxruntime's CPU has no kernels for it.", choices=BITS
+        8, help="Bits of activations; 16 is for other runtimes: onnxruntime has no CPU kernels for it.", choices=BITS
     )
     include: tuple[str, ...] = option(
-        (), help="Only these in int8: a name, an operator or a regular expression; can be repeated.", metavar="PATTERN"
+        (),
+        help="Quantize only these nodes: a name, an operator or a regular expression; can be repeated.",
+        metavar="PATTERN",
     )
-    exclude: tuple[str, ...] = option((), help="These stay in float; can be repeated.", metavar="PATTERN")
-    max_drop: float | None = option(
-        None, help="Largest drop on the samples; the fewest layers that are needed for it stay in float."
+    exclude: tuple[str, ...] = option(
+        (), help="Nodes to keep in float, as for `include`; can be repeated.", metavar="PATTERN"
     )
-    report: bool = option(False, help="Report the range and the sensitivity of every layer, and where the time goes.")
+    max_drop: float | None = option(None, help="Maximum drop on the samples; as few layers as possible stay in float.")
+    report: bool = option(
+        False, help="Report the range and sensitivity of every layer, and the time by layer before and after."
+    )
 
     def check(self) -> None:
         if self.activations > BITS[0] and self.format != FORMATS[0]:
@@ -99,15 +106,16 @@ class QuantizeOptions(TargetCpuOptions):
 
 @dataclass
 class QuantizeDetails:
-    """layers: the sensitivity of every layer, the most sensitive first. profile: layers and operators before and after, None
-    where it was not asked for or the file is for another CPU."""
+    """layers: the sensitivity of every layer, the most sensitive first. profile: layers and operators before and
+    after, None where it was not asked for or the file is for another CPU."""
 
     layers: list[LayerSensitivity]
     profile: ProfileComparison | None = None
 
 
 class Quantize:
-    """Static int8 of every node with an integer kernel, calibrated on samples. `bench` and `optimize` tell whether it is faster."""
+    """Static int8 of every node with an integer kernel, calibrated on samples. `bench` and `optimize` tell whether it
+    is faster."""
 
     name = "quantize"
     exact = False
@@ -186,8 +194,10 @@ class Quantize:
         done.details = QuantizeDetails(layers, profile)
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of weights]},
-        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" | "output-aware"},
+        """actions: [{"nodes": [names]}, …] and optionally {"tables": [names of look-ups]}, {"inner": [names of
+        weights]},
+        {"ranges": method | [low, high] by tensor}, {"equalized": decisions of `equalize`}, {"rounding": "nearest" |
+        "output-aware"},
         {"activations": 8 | 16}, {"correct": "bias" | "none"}, {"format": "qdq" | "qoperator"},
         {"products": "exact" | "saturating"} (default: what the evidence's machine does)."""
         nodes = [str(n) for d in actions for n in d.get("nodes", [])]
@@ -218,19 +228,22 @@ class Quantize:
 
 
 def _rounding_loss(evidence: Evidence, node: ir.Node) -> float:
-    """Relative squared error of a node's output by rounding its input and its weights."""
+    """Relative squared error of a node's output by rounding its input, its weights and its output."""
     weight = read.constant(node.inputs[1])
     lost = 0.0 if weight is None else _weight_loss(np.moveaxis(weight, 0 if node.op_type == "Conv" else -1, 0))
     source = node.inputs[0].name if node.inputs[0] is not None else None
-    if (
-        evidence.data is None
-        or source is None
-        or (seen := histograms_for(evidence).get(source)) is None
-        or not seen.finite
-    ):
-        return lost
-    power = float((seen.counts * seen.bin_centers**2).sum()) / max(float(seen.counts.sum()), 1.0)
-    return lost + float(quantization_grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
+    target = placement.final_output(node).name
+    return lost + sum(_tensor_loss(evidence, name) for name in (source, target) if name)
+
+
+def _tensor_loss(evidence: Evidence, tensor: str) -> float:
+    """Relative squared error of rounding a tensor to 8 bits over its range on the samples; 0 where it is not known."""
+    seen = histograms_for(evidence).get(tensor) if evidence.data is not None else None
+    if seen is None or not seen.finite:
+        return 0.0
+    mean = float((seen.counts * seen.bin_centers).sum()) / max(float(seen.counts.sum()), 1.0)
+    power = float((seen.counts * (seen.bin_centers - mean) ** 2).sum()) / max(float(seen.counts.sum()), 1.0)
+    return float(quantization_grid(seen.low, seen.high).scale) ** 2 / 12 / max(power, 1e-30)
 
 
 def _weight_loss(weight: np.ndarray) -> float:

@@ -1,9 +1,10 @@
 """Static int8 in QDQ form: the nodes worth an integer kernel, the actions that quantize them, and the writing.
 
-Activations are u8 with a zero point (0 behind a Relu, so that the Relu fuses), weights s8 per output channel, biases int32. How
-ranges are calibrated, whether channels are equalized first and how weights are rounded is a quantization recipe
-(`quantization_recipe.py`), selected by the error of the outputs. The mean error that rounding leaves on each output channel
-is corrected in the bias. Where Q/DQ pairs stand: `qdq/placement.py`; how they are written: `qdq/write.py`.
+Activations are u8 with a zero point (0 behind a Relu, so that the Relu fuses), weights s8 per output channel, biases
+int32. How ranges are calibrated, whether channels are equalized first and how weights are rounded is a quantization
+recipe (`quantization_recipe.py`), selected by the error of the outputs. The mean error that rounding leaves on each
+output channel is corrected in the bias. Where Q/DQ pairs stand: `qdq/placement.py`; how they are written:
+`qdq/write.py`.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def quantize_actions(
     correct: bool = True,
     looked_up: Sequence[str] = (),
 ) -> list[Action]:
-    """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups and the weights of bodies so;
-    what the wish leaves open of the recipe is decided here, by measuring."""
+    """The decisions that run exactly the chosen nodes in int8, and keep the tables of these look-ups and the weights
+    of bodies so; what the wish leaves open of the recipe is decided here, by measuring."""
     inside = subgraph_weights.quantizable_subgraph_weights(evidence.model)
     if not chosen and not looked_up and not inside:
         return []
@@ -115,7 +116,8 @@ def quantize(
         notes.append(f"{embedding_tables.quantize_tables(work, looked_up)} embedding tables in int8")
     if inside:
         notes.append(
-            f"{subgraph_weights.quantize_subgraph_weights(work, inside)} weights of sub-graphs in int8, computed with in float"
+            f"{subgraph_weights.quantize_subgraph_weights(work, inside)} "
+            "weights of sub-graphs in int8, the arithmetic in float"
         )
     if narrow:
         notes.append(

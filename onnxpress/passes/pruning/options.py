@@ -17,8 +17,8 @@ _GOALS = ("ratio", "macs", "params", "speedup")
 class PruneOptions(PassOptions):
     """How much to prune, by exactly one of ratio, macs, params and speedup, and how.
 
-    Remove channels, attention heads and groups at widths that this CPU's kernels prefer, and refit the remaining layers by
-    least squares.
+    Remove channels, attention heads and groups at widths that this CPU's kernels prefer, and refit the remaining
+    layers by least squares.
     """
 
     ratio: float | None = option(None, help="Share of the channels to remove, such as 0.3.")

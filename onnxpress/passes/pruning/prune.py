@@ -1,7 +1,7 @@
 """prune: structured pruning of convolutions, matrix products and recurrent layers, with refit of the readers.
 
-Units are channel groups (`model/channels/groups.py`): internal channels, the residual stream, stems, heads, groups. An error
-curve orders the channels of each group (`error_curves.py`), the allocation decides how many go from which group
+Units are channel groups (`model/channels/groups.py`): internal channels, the residual stream, stems, heads, groups. An
+error curve orders the channels of each group (`error_curves.py`), the allocation decides how many go from which group
 (`allocation.py`), on widths that the CPU's kernels prefer; the layers that read them are then refitted by least squares
 (`passes/core/refit.py`).
 """
@@ -37,7 +37,8 @@ class Prune:
     Options = PruneOptions
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
-        """One proposal for each group and width on the kernel grid: the least important channels of the group removed."""
+        """One proposal for each group and width on the kernel grid: the least important channels of the group
+        removed."""
         shapes = error_curves(evidence)
         cost_model = CostModel.from_evidence(evidence, shapes, node_costs(evidence))
         for name, curve in shapes.items():

@@ -2,14 +2,14 @@
 
     softmax(s q k' + mask) v   becomes   softmax_d(a q) (softmax_n(b k' + mask) v)
 
-Queries choose among the d features, and each feature has its own shares of the n positions (Shen et al. 2021, Efficient Attention):
-rows of the product still sum to one, keys that a mask hides stay hidden, and work grows with n d instead of n n.  The two
-temperatures a and b are those of a small grid that come nearest to the original on the samples; what reads the heads is then
-solved by least squares for the original's outputs (`repair.refit`).
+Queries choose among the d features, and each feature has its own shares of the n positions (Shen et al. 2021,
+Efficient Attention): rows of the product still sum to one, keys that a mask hides stay hidden, and work grows with n d
+instead of n n.  The two temperatures a and b are those of a small grid that come nearest to the original on the
+samples; what reads the heads is then solved by least squares for the original's outputs (`repair.refit`).
 
-Masks that hide other positions from each query (causal ones) do not factor and are refused; one that was written out for every
-query is taken where it is the same for all of them on all samples.  Where exporters guard against rows without any key (NaN becomes
-0), so does what stands here.
+Masks that hide other positions from each query (causal ones) do not factor and are refused; one that was written out
+for every query is taken where it is the same for all of them on all samples.  Where exporters guard against rows
+without any key (NaN becomes 0), so does what stands here.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Mask:
 
 @dataclass(frozen=True)
 class Site:
-    """softmax(scale query keys + masks) values.  query: [..., n, d]; keys: [..., d, m]; values: [..., m, e]; guarded: whether shares
-    that are no numbers, of queries without keys, count as 0."""
+    """softmax(scale query keys + masks) values.  query: [..., n, d]; keys: [..., d, m]; values: [..., m, e]; guarded:
+    whether shares that are no numbers, of queries without keys, count as 0."""
 
     softmax: ir.Node
     product: ir.Node
@@ -83,7 +83,8 @@ class AttentionOptions(PassOptions):
 
     count: int | None = option(
         None,
-        help="Number of attention layers to replace, those with the least predicted loss; default: all that get cheaper.",
+        help="Number of attention layers to replace, those with the smallest predicted loss; "
+        "default: all that become cheaper.",
     )
     refit: bool = option(True, help="Refit the layers behind the attention by least squares.")
 
@@ -341,8 +342,8 @@ def _seen(
 
 
 def _write(model: ir.Model, site: Site, temperatures: tuple[float, float], axes: Sequence[int | None]) -> None:
-    """The product's place is taken by one of linear cost; what only the scores needed is dead then.  axes: of the queries in each
-    mask, the first of which is taken."""
+    """The product's place is taken by one of linear cost; what only the scores needed is dead then.  axes: of the
+    queries in each mask, the first of which is taken."""
     anchor, dtype = site.product, np.float32
     a, b = (edit.add_constant(model, np.array(t, dtype), f"{site.name}_temperature") for t in temperatures)
     query = edit.insert_before(model, anchor, "Mul", [site.query, a], f"{site.name}_queries")

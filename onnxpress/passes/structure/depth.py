@@ -1,7 +1,7 @@
 """depth: whole residual branches, and whole layers, taken out; what remains is refitted to the original's values.
 
-Units are blocks (`model/blocks.py`) whose ends have equal type and shape at two input sizes.  Which go is decided by the
-measured rise of the outputs' error on calibration samples, greedily, measured again after each removal, for the
+Units are blocks (`model/blocks.py`) whose ends have equal type and shape at two input sizes.  Which go is decided by
+the measured rise of the outputs' error on calibration samples, greedily, measured again after each removal, for the
 multiply-accumulates that go.  The layers in front of a gap learn to say what the missing block said (its part is
 theirs to play now), those behind it to read what they get (`repair.refit`).
 """
@@ -48,7 +48,9 @@ class DepthOptions(PassOptions):
 
     keep: float | None = option(None, help="Share of the removable blocks' multiply-accumulates to keep, such as 0.5.")
     remove: int | None = option(None, help="Number of blocks to remove.")
-    max_drop: float | None = option(None, help="Stop before the refitted model loses more than this on the samples.")
+    max_drop: float | None = option(
+        None, help="Maximum drop on the samples, after the refit; as many blocks are removed as it allows."
+    )
     units: str = option(
         "all",
         help="branches: residual branches; layers: the largest repeated blocks; all: both.",
@@ -76,7 +78,8 @@ class Depth:
     Options = DepthOptions
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
-        """One proposal for each block; its loss is measured on the samples, before the refit of the remaining layers."""
+        """One proposal for each block; its loss is measured on the samples, before the refit of the remaining
+        layers."""
         blocks, refused = removable(evidence)
         scorer = Scorer(evidence.model, _samples(evidence)) if blocks else None
         for block in blocks:
@@ -199,7 +202,8 @@ def without(
 def _roles(model: ir.Model, gone: Sequence[Block]) -> dict[str, str]:
     """What stands before a gap -> the value of the original that stood behind it.
 
-    Where that value went through an operator that does nothing twice (Relu), what stands before the operator plays, too.
+    Where that value went through an operator that does nothing twice (Relu), what stands before the operator plays,
+    too.
     """
     order = {v.name or "": i for i, n in enumerate(model.graph) for v in n.outputs}
     values = {v.name or "": v for n in model.graph for v in n.outputs}
@@ -296,8 +300,8 @@ def _greedy(
 
 
 def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
-    """The model without the blocks, as its harm is measured: where a skip remains it speaks for itself, a chain that lost a
-    link does only once it is refitted."""
+    """The model without the blocks, as its harm is measured: where a skip remains it speaks for itself, a chain that
+    lost a link does only once it is refitted."""
     return without(evidence, gone, not all(b.skip for b in gone))[0]
 
 

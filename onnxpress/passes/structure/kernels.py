@@ -1,7 +1,8 @@
 """kernels: convolutions with less spatial work, refitted to what they said.
 
 * smaller: the kernel without its outer ring (5x5 to 3x3, 3x3 to 1x1), the padding less by as much.
-* separable: a depthwise convolution with the layer's kernel, then a 1x1 convolution.  For every input channel the kernel of
+* separable: a depthwise convolution with the layer's kernel, then a 1x1 convolution.  For every input channel the
+kernel of
   the first is the leading right singular vector of its part of the weight, which loses least of it (Eckart and Young).
 
 The layers' last weights are then solved by least squares for the original's outputs (`repair.refit`).
@@ -25,6 +26,8 @@ from onnxpress.passes.core.options import PassOptions, check_between, option
 from onnxpress.passes.core.refit import refit_layers
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
 from onnxpress.passes.core.selection import select_by_saving
+from onnxpress.passes.core.weight_matrix import find_weights, input_statistics
+from onnxpress.passes.weights.codebook import lost_power
 
 SMALLER, SEPARABLE = "smaller", "separable"
 FORMS = (SMALLER, SEPARABLE)
@@ -71,13 +74,16 @@ class Kernels:
         """One proposal for each convolution and form that saves work."""
         nodes = {n.name: n for n in evidence.model.graph}
         able, refused = sites(evidence.model)
+        grams = _grams(evidence, {site.node for site in able})
         for site in able:
             before = node_macs(nodes[site.node], evidence.trace)
             for form in site.forms:
                 left = _weights(site, form) / site.weight.size
                 saving = Saving(before * (1 - left), 4.0 * site.weight.size * (1 - left))
                 if saving.macs > 0:
-                    loss = predicted_loss(evidence, site.node, _lost(site, form))
+                    loss = predicted_loss(
+                        evidence, site.node, lost_power(_change(site, form), _rows(site), grams.get(site.node))
+                    )
                     action = {"node": site.node, "form": form}
                     yield Proposal(site.node, action, frozenset({site.node}), saving, loss)
         yield from refused
@@ -189,13 +195,28 @@ def _weights(site: Site, form: str) -> int:
     return int(columns * (np.prod(site.kernel) + rows))
 
 
-def _lost(site: Site, form: str) -> float:
-    power = float((site.weight.astype(np.float64) ** 2).sum()) or 1.0
+def _grams(evidence: Evidence, names: set[str]) -> dict[str, np.ndarray | None]:
+    """Gram matrices of the inputs of convolutions, by node name; none without samples."""
+    if evidence.data is None:
+        return {}
+    weights = [w for w in find_weights(evidence.model)[0] if w.readers[0] in names and len(w.readers) == 1]
+    return {w.readers[0]: statistics.gram for w, statistics in input_statistics(evidence, weights)}
+
+
+def _rows(site: Site) -> np.ndarray:
+    """The weight as a matrix [out, in / group * taps]."""
+    return np.asarray(site.weight.reshape(len(site.weight), -1), np.float64)
+
+
+def _change(site: Site, form: str) -> np.ndarray:
+    """What a form changes of the weight, as a matrix [out, in / group * taps]."""
+    changed = np.zeros(site.weight.shape)
     if form == SMALLER:
-        return 1 - float((_core(site).astype(np.float64) ** 2).sum()) / power
-    spatial, mixing = _factors(site)
-    kept = np.einsum("ik,oi->oik", spatial, mixing)
-    return float(((site.weight.reshape(kept.shape) - kept) ** 2).sum()) / power
+        changed[(..., *(slice(1, -1) if k > 1 else slice(None) for k in site.kernel))] = _core(site)
+    else:
+        spatial, mixing = _factors(site)
+        changed = np.einsum("ik,oi->oik", spatial, mixing).reshape(site.weight.shape)
+    return np.asarray(changed.reshape(len(changed), -1) - _rows(site))
 
 
 def _factors(site: Site) -> tuple[np.ndarray, np.ndarray]:

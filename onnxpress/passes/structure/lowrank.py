@@ -1,9 +1,9 @@
 """lowrank: weights as products of two thinner ones, where the work really falls and the clock agrees.
 
-Forms and errors are those of `factors.py`.  How far which layer goes: the same rank, the same kept share of its output's
-power, or (ratio) step by step what harms the outputs least for what it saves, a form's harm being scaled by one
-measurement of the whole model.  Ranks lie on the CPU's kernel grid.  For latency a form counts only at ranks where the
-layer alone, timed beside its factors, is slower than they.  The second factors are then refitted by least squares.
+Forms and errors are those of `factors.py`.  How far which layer goes: the same rank, the same kept share of its
+output's power, or (ratio) step by step what harms the outputs least for what it saves, a form's harm being scaled by
+one measurement of the whole model.  Ranks lie on the CPU's kernel grid.  For latency a form counts only at ranks where
+the layer alone, timed beside its factors, is slower than they.  The second factors are then refitted by least squares.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""half: weights kept as float16 or bfloat16, half the bytes; a Cast that onnxruntime folds at load makes float32 of them.
+"""half: weights kept as float16 or bfloat16, half the bytes; a Cast that onnxruntime folds at load makes float32 of
+them.
 
-The arithmetic stays float32: onnxruntime's CPU kernels gain nothing from 16 bits (it computes them as float32 between Casts), so
-that only the file gets smaller.  A tensor whose values 16 bits cannot hold stays as it is: float16 ends at 65504 and holds nothing
-below 6e-8; bfloat16 reaches as far as float32 but has 8 bits of precision, where float16 has 11.
+The arithmetic stays float32: onnxruntime's CPU kernels gain nothing from 16 bits (it computes them as float32 between
+Casts), so that only the file gets smaller.  A tensor whose values 16 bits cannot hold stays as it is: float16 ends at
+65504 and holds nothing below 6e-8; bfloat16 reaches as far as float32 but has 8 bits of precision, where float16 has
+11.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class HalfOptions(PassOptions):
 
 
 class Half:
-    """Weights stored as float16 or bfloat16: half the file. The arithmetic stays float32, so the speed stays the same."""
+    """Weights stored as float16 or bfloat16: half the file. The arithmetic stays float32, so the speed stays the
+    same."""
 
     name = "half"
     exact = False

@@ -1,10 +1,11 @@
 """share: weights that share a few values, kept as short codes and a codebook: 4 bits a weight with 16 centres.
 
-Which centres and codes: `codebook.py`; how they are written so that onnxruntime makes plain weights of them when it loads the
-file (the file shrinks, time and memory do not): `bit_packing.py`.  One book a tensor with a scale a row keeps most for its bytes;
-without the scales, or with a book for every few rows, there is less to pay or more to choose from.  With 16 centres the weights
-that lose most for their bytes (those of depthwise layers, and of narrow ones) are kept in 8 bits, as far as `spare` goes.  A file that
-is to be so many times smaller gets 4, 8 or 16 centres, 8 bits or float for each weight, as harms least.
+Which centres and codes: `codebook.py`; how they are written so that onnxruntime makes plain weights of them when it
+loads the file (the file shrinks, time and memory do not): `bit_packing.py`.  One book a tensor with a scale a row
+keeps most for its bytes; without the scales, or with a book for every few rows, there is less to pay or more to choose
+from.  With 16 centres the weights that lose most for their bytes (those of depthwise layers, and of narrow ones) are
+kept in 8 bits, as far as `spare` goes.  A file that is to be so many times smaller gets 4, 8 or 16 centres, 8 bits or
+float for each weight, as harms least.
 """
 
 from __future__ import annotations
@@ -34,22 +35,24 @@ _OFFERED = (16, 256)
 class ShareOptions(PassOptions):
     """How weights are represented by codebooks."""
 
-    centroids: int = option(16, help="Values in a codebook.", choices=CENTROID_COUNTS)
+    centroids: int = option(
+        16, help="Number of values in a codebook; with `smaller`, the largest number.", choices=CENTROID_COUNTS
+    )
     per: str = option(
         CODEBOOK_SCOPES[0],
-        help="scaled: one codebook for a tensor and a scale for each row; tensor: one codebook; N: one for N rows.",
+        help="scaled: one codebook per tensor and a scale per row; tensor: one codebook per tensor; N: one per N rows.",
         metavar="scaled|tensor|N",
     )
     spare: float | None = option(
         None,
-        help="Share of the bytes to spend on 8 bits for the weights that lose most; default: as little as is needed.",
+        help="Share of the bytes to spend on 8 bits for the most sensitive weights; default: as little as needed.",
     )
     smaller: float | None = option(
         None,
-        help="How many times smaller the file is to be; precision is allocated per weight to minimize the loss.",
+        help="How many times smaller the file should be; precision is allocated per weight to minimize the loss.",
         metavar="TIMES",
     )
-    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
+    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         if self.per not in CODEBOOK_SCOPES and not (self.per.isdigit() and int(self.per) > 0):
@@ -77,8 +80,8 @@ class Share:
         return Planned(with_bias_correction(actions, options.refit), notes, refused)
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"weight": name, "centroids": 4 | 8 | 16 | 256, "per": "scaled" | "tensor" | rows} or {"weight": name,
-        "bits": 8}, …, {"refit": "bias" | "none"}]."""
+        """actions: [{"weight": name, "centroids": 4 | 8 | 16 | 256, "per": "scaled" | "tensor" | rows} or {"weight":
+        name, "bits": 8}, …, {"refit": "bias" | "none"}]."""
         return write_low_bit(evidence, actions)
 
 

@@ -2,15 +2,16 @@
 
 * magnitude: the smallest weights of a tensor;
 * activation: in every row those with the least |w_j| times the root mean square of input j (Wanda, Sun et al. 2024);
-* update: those with the least w_j^2 / [H^-1]_jj, H the Gram matrix of the layer's inputs, while the weights that are left take
-  up what the zeros cost (optimal brain surgeon, Hassibi and Stork 1993; layer by layer as in Frantar and Alistarh 2023): a third
-  of the zeros at a time, and in the end least squares on what is left.
+* update: those with the least w_j^2 / [H^-1]_jj, H the Gram matrix of the layer's inputs, while the weights that are
+left take
+  up what the zeros cost (optimal brain surgeon, Hassibi and Stork 1993; layer by layer as in Frantar and Alistarh
+  2023): a third of the zeros at a time, and in the end least squares on what is left.
 
-Depthwise convolutions stay whole: with so few weights a channel every zero is felt, and there is little to save.  So do weights
-whose inputs are not seen as a matrix, unless magnitude is asked for, which looks at no input.
+Depthwise convolutions stay whole: with so few weights a channel every zero is felt, and there is little to save.  So
+do weights whose inputs are not seen as a matrix, unless magnitude is asked for, which looks at no input.
 
-The file stays as long and onnxruntime's CPU kernels take as long: zeros are multiplied like other numbers.  What shrinks is the
-compressed file.
+The file stays as long and onnxruntime's CPU kernels take as long: zeros are multiplied like other numbers.  What
+shrinks is the compressed file.
 """
 
 from __future__ import annotations
@@ -54,14 +55,17 @@ class SparsifyOptions(PassOptions):
 
     ratio: float = option(0.5, help="Share of each weight's elements that become zero.")
     pattern: str = option(
-        "", help="N:M instead of a ratio: N of every M neighbours of a row stay, such as 2:4.", metavar="N:M"
+        "",
+        help="N:M sparsity instead of a ratio: N of every M neighbours in a row are kept, such as 2:4.",
+        metavar="N:M",
     )
     method: str = option(
         METHODS[0],
-        help="update: OBS with compensation; activation: magnitude times input norm; magnitude.",
+        help="update: second-order (OBS), the remaining weights compensate; "
+        "activation: magnitude times input norm; magnitude.",
         choices=METHODS,
     )
-    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
+    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         check_between("ratio", "the ratio", self.ratio, "0.5")
@@ -117,7 +121,8 @@ class Sparsify:
         done.notes.append(f"compressed by gzip: {size}; the speed stays the same")
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"weight": name, "ratio": share | "pattern": "N:M", "method": one of METHODS}, …, {"refit": "bias" | "none"}].
+        """actions: [{"weight": name, "ratio": share | "pattern": "N:M", "method": one of METHODS}, …, {"refit": "bias"
+        | "none"}].
 
         Raises InputProblem where an action names a weight that is not there.
         """
@@ -202,7 +207,8 @@ def _only(mask: np.ndarray) -> Quantizer:
 
 
 def refit(rows: np.ndarray, start: np.ndarray, h: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Values [M, K] where the mask is, zero elsewhere, with the least (v - w)^T H (v - w) a row: conjugate gradients, all rows at once.
+    """Values [M, K] where the mask is, zero elsewhere, with the least (v - w)^T H (v - w) a row: conjugate gradients,
+    all rows at once.
 
     rows: the weights w; start: values to begin from; h: [K, K], positive definite."""
     values: np.ndarray = start * mask
@@ -229,7 +235,8 @@ class _Count:
     action: Action
 
     def mask(self, worth: np.ndarray, part: float = 1.0, whole: bool = False) -> np.ndarray:
-        """What stays, by worth [M, K]; part: of the zeros; whole: compare all rows, else each row's own.  Ties stay by place."""
+        """What stays, by worth [M, K]; part: of the zeros; whole: compare all rows, else each row's own.  Ties stay by
+        place."""
         if "pattern" in self.action:
             kept, size = groups(self.action["pattern"])
             short = -worth.shape[1] % size

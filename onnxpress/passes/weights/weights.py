@@ -1,9 +1,9 @@
 """weights: weight-only integers of 8, 4, 3 or 2 bits; activations and arithmetic stay in float.
 
-Each row of a weight (or each block of it) has a scale; integers are chosen so that the layer keeps its output on what it was seen
-to get (`clusters.on_grid`), scales are refitted by least squares.  Written like codebooks (`bit_packing.py`): a multiplication that
-onnxruntime folds at load.  A DequantizeLinear would be run anew at every call.  A file that is to be so many times smaller gets for
-each weight so many bits, fewer, or float, as harms least.
+Each row of a weight (or each block of it) has a scale; integers are chosen so that the layer keeps its output on what
+it was seen to get (`clusters.on_grid`), scales are refitted by least squares.  Written like codebooks
+(`bit_packing.py`): a multiplication that onnxruntime folds at load.  A DequantizeLinear would be run anew at every
+call.  A file that is to be so many times smaller gets for each weight so many bits, fewer, or float, as harms least.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _SHORTEST = 8  # weights a scale
 class WeightsOptions(PassOptions):
     """How weights are represented by integers."""
 
-    bits: int = option(8, help="Bits of a weight.", choices=tuple(LEVELS))
-    block: int = option(0, help="Weights that share a scale; 0: a row.", metavar="N")
+    bits: int = option(8, help="Bits per weight.", choices=tuple(LEVELS))
+    block: int = option(0, help="Number of weights that share a scale; 0: one scale per row.", metavar="N")
     spare: float | None = option(
         None,
-        help="Share of the bytes to spend on 8 bits for the weights that lose most; default: as little as is needed.",
+        help="Share of the bytes to spend on 8 bits for the most sensitive weights; default: as little as needed.",
     )
     smaller: float | None = option(
         None,
-        help="How many times smaller the file is to be; precision is allocated per weight to minimize the loss.",
+        help="How many times smaller the file should be; precision is allocated per weight to minimize the loss.",
         metavar="TIMES",
     )
-    refit: bool = option(True, help="Correct the mean error of outputs in the biases.")
+    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         if self.block and self.block < _SHORTEST:
@@ -58,8 +58,8 @@ class WeightsOptions(PassOptions):
 class WeightOnly:
     """Weight-only integers of 8, 4, 3 or 2 bits with a scale for each row or block; activations stay in float.
 
-    The file shrinks; onnxruntime unpacks the weights when it loads it, so that time and memory stay as they are. Without
-    samples each row is rounded by itself, one weight in memory at a time, for files of any size.
+    The file shrinks; onnxruntime unpacks the weights when it loads it, so that time and memory stay as they are.
+    Without samples each row is rounded by itself, one weight in memory at a time, for files of any size.
     """
 
     name = "weights"
@@ -79,7 +79,8 @@ class WeightOnly:
         return Planned(with_bias_correction(actions, options.refit), notes, refused)
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"weight": name, "bits": 8 | 4 | 3 | 2, "block": weights a scale}, …, {"refit": "bias" | "none"}]."""
+        """actions: [{"weight": name, "bits": 8 | 4 | 3 | 2, "block": weights a scale}, …, {"refit": "bias" |
+        "none"}]."""
         return write_low_bit(evidence, actions)
 
 

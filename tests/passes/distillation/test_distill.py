@@ -119,9 +119,14 @@ def test_closed_form_replays_to_the_same_bytes(tmp_path: Path) -> None:
     files.save(teacher(), tmp_path / "teacher.onnx")
     samples = data()
     done = distill(
-        student, tmp_path / "teacher.onnx", samples, DistillationOptions(closed_form=True), select=nets.samples(teacher(), 20, seed=4),
-        output=tmp_path / "out.onnx", plan=tmp_path / "plan.json",
-    )  # fmt: skip
+        student,
+        tmp_path / "teacher.onnx",
+        samples,
+        DistillationOptions(closed_form=True),
+        select=nets.samples(teacher(), 20, seed=4),
+        output=tmp_path / "out.onnx",
+        plan=tmp_path / "plan.json",
+    )
     assert done.improved
     again = apply_plan(read_plan(tmp_path / "plan.json"), student, samples)
     assert to_bytes(again.model) == (tmp_path / "out.onnx").read_bytes()
@@ -171,9 +176,12 @@ def train(samples: Dataset, student: ir.Model, **more: object) -> object:
     pytest.importorskip("torch")
     settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), **more})  # type: ignore[arg-type]
     return distill(
-        student, teacher(), samples, DistillationOptions(settings, steps=settings.steps, augment="none"),
+        student,
+        teacher(),
+        samples,
+        DistillationOptions(settings, steps=settings.steps, augment="none"),
         select=nets.samples(teacher(), 30, seed=4),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("features", ["none", "mse", "cosine", "attention", "relational"])
@@ -262,9 +270,14 @@ def test_a_trained_plan_replays_to_the_same_bytes(mode: str, tmp_path: Path) -> 
     samples = data()
     settings = TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode})
     done = distill(
-        student, tmp_path / "teacher.onnx", samples, DistillationOptions(settings, steps=40), select=nets.samples(teacher(), 30, seed=4),
-        output=tmp_path / "out.onnx", plan=tmp_path / "plan.json",
-    )  # fmt: skip
+        student,
+        tmp_path / "teacher.onnx",
+        samples,
+        DistillationOptions(settings, steps=40),
+        select=nets.samples(teacher(), 30, seed=4),
+        output=tmp_path / "out.onnx",
+        plan=tmp_path / "plan.json",
+    )
     assert done.improved
     first = (tmp_path / "out.onnx").read_bytes()
     assert to_bytes(apply_plan(read_plan(tmp_path / "plan.json"), student, samples).model) == first
@@ -277,7 +290,8 @@ def test_a_trained_plan_replays_to_the_same_bytes(mode: str, tmp_path: Path) -> 
 def test_an_interrupted_run_resumes_to_the_same_file(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed at step 23: end to end from the checkpoint of that step, block by block from the blocks that are finished."""
+    """Killed at step 23: end to end from the checkpoint of that step, block by block from the blocks that are
+    finished."""
     pytest.importorskip("torch")
     from onnxpress.train import trainer
 

@@ -90,7 +90,8 @@ def test_hidden_keys_stay_hidden() -> None:
 
 
 def guarded(rows: bool) -> ir.Model:
-    """As torch's newer exporter writes it: a mask for every query, of minus infinity, and Where(IsNaN) behind the Softmax."""
+    """As torch's newer exporter writes it: a mask for every query, of minus infinity, and Where(IsNaN) behind the
+    Softmax."""
     net = nets.Net(0)
     shapes: dict[str, list[int | str]] = {
         "q": ["N", 2, "L", 4],

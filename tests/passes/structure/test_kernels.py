@@ -1,4 +1,5 @@
-"""Convolutions with less spatial work: before the repair they are the convolution with the weight that they stand for."""
+"""Convolutions with less spatial work: before the repair they are the convolution with the weight that they stand
+for."""
 
 from __future__ import annotations
 
@@ -96,8 +97,12 @@ def test_the_separable_kernel_loses_least() -> None:
 
 
 def test_what_cannot_shrink_is_told() -> None:
-    for attributes, forms in (({}, ("separable",)), ({"auto_pad": "VALID"}, ("separable",)), ({"pads": [1, 1, 0, 1]}, ("separable",)),
-                              ({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, ("separable",))):  # fmt: skip
+    for attributes, forms in (
+        ({}, ("separable",)),
+        ({"auto_pad": "VALID"}, ("separable",)),
+        ({"pads": [1, 1, 0, 1]}, ("separable",)),
+        ({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, ("separable",)),
+    ):
         model = conv_net(**attributes)
         assert [s.forms for s in sites(evidence_for(model, None).model)[0]] == [forms]
     _, refused = sites(evidence_for(conv_net(kernel=1), None).model)
