@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from onnxpress.result import plain
+
+pytestmark = pytest.mark.unit
 
 
 def test_json_has_no_infinities() -> None:

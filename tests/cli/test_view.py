@@ -10,6 +10,8 @@ import pytest
 from onnxpress.cli.main import run as cli
 from onnxpress.data.shipped import calibration_folder
 
+pytestmark = pytest.mark.unit
+
 MODEL = str(calibration_folder() / "digits" / "digits.onnx")
 
 

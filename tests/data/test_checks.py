@@ -10,6 +10,8 @@ from onnxpress.data.checks import cast, conform
 from onnxpress.data.layout import batch_layout
 from tests.data.helpers import floats, refused, sig
 
+pytestmark = pytest.mark.unit
+
 GOOD = [
     (np.array([0, 255], np.uint8), "float32"),
     (np.array([0, 255], np.uint8), "int8", "it cannot hold"),

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from onnxpress.data.dataset import Dataset, open_dataset
 from tests.data.helpers import floats, refused, sig, values
 
+pytestmark = pytest.mark.unit
+
 ROWS = sig("x float32 N 4")
 
 

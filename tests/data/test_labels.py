@@ -10,6 +10,8 @@ import pytest
 from onnxpress.data.labels import find_key, normalize_labels, read_file, scores_classes
 from tests.data.helpers import refused, sig
 
+pytestmark = pytest.mark.unit
+
 NAMES = ["a/1.png", "b/1.png", "b/2.png"]
 FILES = [
     ("l.csv", "name,label\na/1.png,3\nb/1.png,4\nb/2.png,5\n", NAMES, [3, 4, 5]),

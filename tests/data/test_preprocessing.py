@@ -14,6 +14,8 @@ from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import EnvironmentProblem
 from tests.data.helpers import floats, refused, sig
 
+pytestmark = pytest.mark.unit
+
 
 def test_shipped_preprocessings() -> None:
     assert names() == ["caffe", "clip", "imagenet", "raw", "tf", "unit"]

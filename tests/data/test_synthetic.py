@@ -8,6 +8,8 @@ import pytest
 from onnxpress.data.synthetic import sample_shapes, synthetic
 from tests.data.helpers import refused, sig
 
+pytestmark = pytest.mark.unit
+
 
 def test_transformer_inputs() -> None:
     model = sig(

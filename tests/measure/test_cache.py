@@ -14,6 +14,8 @@ from onnxpress.measure.ranges import collect_histograms
 from onnxpress.passes.pruning.error_curves import error_curves
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 def test_arrays_are_restored(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "not" / "there")

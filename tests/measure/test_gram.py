@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.gram import input_moments
 from tests import nets
+
+pytestmark = pytest.mark.unit
 
 
 def test_moments_are_those_of_all_rows() -> None:

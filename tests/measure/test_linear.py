@@ -10,6 +10,8 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.linear import input_rows, linear, output_rows
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("model", [nets.residual(), nets.mobile(), nets.mlp()], ids=["residual", "mobile", "mlp"])
 def test_layers_equal_their_matrices(model: ir.Model) -> None:

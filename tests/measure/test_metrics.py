@@ -15,6 +15,8 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure import metrics as mt
 from onnxpress.measure.detection import box_iou, match_detections, mean_average_precision
 
+pytestmark = pytest.mark.unit
+
 
 def measured(
     name: str, original: Any, other: Any, labels: Any = None, answer: str | None = "y", **more: Any

@@ -11,6 +11,8 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.ranges import METHODS, Histogram, clip_range, collect_histograms
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 @settings(max_examples=40, deadline=None)
 @example([1.0, 1.0, 0.01171875, 203.0], 22)  # a number just below 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
+import pytest
 
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit
 from tests import nets
+
+pytestmark = pytest.mark.unit
 
 
 def test_scorer_uses_labels_where_there_are_some() -> None:

@@ -14,6 +14,8 @@ from onnxpress.model.signature import signature
 from onnxpress.passes.int8.qdq.write import histograms_for
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 def wide_net(opset: int, side: int, batch: int | str = "N") -> ir.Model:
     net = nets.Net(opset=opset)

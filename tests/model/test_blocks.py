@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.model.blocks import BRANCH, LAYER, LINK, RUN, Block, dead_nodes, find_blocks, remove_blocks, resolve
 from tests import nets
+
+pytestmark = pytest.mark.unit
 
 
 def blocks(model: ir.Model) -> list[Block]:

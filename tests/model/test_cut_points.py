@@ -13,6 +13,8 @@ from onnxpress.model.cut_points import sections
 from onnxpress.runtime.session import open_session, run, tap
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 NETS = {
     "residual": lambda: nets.residual(width=8, blocks=3),
     "mobile": lambda: nets.mobile(width=16),

@@ -12,6 +12,8 @@ from onnxpress.nas.strategies.study import fixed_trial
 from tests.nas import tasks
 from tests.nas.spaces.test_registry import RandomTrial
 
+pytestmark = pytest.mark.unit
+
 
 def test_structural_hash_ignores_names_and_values() -> None:
     first = load_space("image-small")(RandomTrial(2), tasks.IMAGE)

@@ -13,6 +13,8 @@ import pytest
 from onnxpress.errors import InputProblem
 from onnxpress.nas.request import NasRequest, request_from_dict
 
+pytestmark = pytest.mark.unit
+
 
 def test_requests_are_checked() -> None:
 

@@ -8,6 +8,8 @@ from onnxpress.errors import InputProblem
 from onnxpress.plan.plan import apply_plan, new_plan
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 def test_plan_is_bound_to_its_model_and_data() -> None:
     model = nets.residual(width=16)

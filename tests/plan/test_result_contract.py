@@ -13,6 +13,8 @@ from onnxpress.plan import result_contract
 from onnxpress.runtime.latency import Ratio
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 def score(drop: float) -> Score:
     return Score("top-1", 0.9 - drop, 0.9, drop, drop - 0.01, drop + 0.01, 500, 0.99, 0.001)

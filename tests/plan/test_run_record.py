@@ -9,6 +9,8 @@ import pytest
 from onnxpress.errors import InputProblem
 from onnxpress.plan.run_record import RunRecord
 
+pytestmark = pytest.mark.unit
+
 
 def test_two_runs_on_one_folder(tmp_path: Path) -> None:
     first = RunRecord(tmp_path / "r")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from onnxpress.runtime.intervals import block_bootstrap, median_interval, order_statistic_interval
+
+pytestmark = pytest.mark.unit
 
 
 def test_bootstrap_covers_a_correlated_median() -> None:

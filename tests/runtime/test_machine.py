@@ -9,6 +9,8 @@ import pytest
 from onnxpress.errors import InputProblem
 from onnxpress.runtime.machine import Machine, machine_for, pinned, this_machine
 
+pytestmark = pytest.mark.unit
+
 
 def machine(*isa: str, arch: str = "x86_64") -> Machine:
     return Machine("test", arch, isa, 1, 1000, "0", "Linux")

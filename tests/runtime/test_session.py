@@ -9,6 +9,8 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.runtime.session import SessionSettings, open_session, trace
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 def test_trace_records_shapes() -> None:
     model = nets.residual(width=8, blocks=1)

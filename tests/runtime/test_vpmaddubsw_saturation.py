@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpress.runtime import vpmaddubsw_saturation
+
+pytestmark = pytest.mark.unit
 
 
 def worst(row: np.ndarray, peaks: np.ndarray) -> int:

@@ -9,6 +9,8 @@ pytest.importorskip("optuna")
 
 from onnxpress.search import pareto
 
+pytestmark = pytest.mark.unit
+
 
 def test_ranks_by_hand() -> None:
     points = np.array([[1, 4], [2, 2], [4, 1], [3, 3], [4, 4], [2, 2]])

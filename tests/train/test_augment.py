@@ -12,6 +12,8 @@ from onnxpress.train import augment
 from onnxpress.train.augment import AUGMENTATIONS, augment_batch, input_fields, select_applicable, select_automatically
 from onnxpress.train.augmentations import InputField
 
+pytestmark = pytest.mark.unit
+
 RNG = np.random.default_rng(0)
 F = np.float32
 

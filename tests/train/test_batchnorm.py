@@ -17,6 +17,8 @@ from onnxpress.train.graph.program import Program  # noqa: E402
 from onnxpress.train.settings import TrainingSettings  # noqa: E402
 from onnxpress.train.trainer import Trainer  # noqa: E402
 
+pytestmark = pytest.mark.unit
+
 RNG = np.random.default_rng(0)
 X = (3 + 2 * RNG.standard_normal((32, 4, 6, 6))).astype(np.float32)
 SETTINGS = TrainingSettings(steps=30, batch=8, lr=3e-3, evaluations=6, ema=0.9)

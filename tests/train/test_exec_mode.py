@@ -17,6 +17,8 @@ from onnxpress.train.exec_mode import ExecMode, exec_modes, to_float32
 from onnxpress.train.graph.program import Program
 from onnxpress.train.settings import TrainingSettings, settings_from_dict
 
+pytestmark = pytest.mark.unit
+
 DEFAULT, HALF, LAST = ExecMode(), ExecMode("bfloat16"), ExecMode(layout="channels_last")
 
 X = np.random.default_rng(0).standard_normal((16, 4, 8, 8)).astype(np.float32)

@@ -16,6 +16,8 @@ from onnxpress.errors import EnvironmentProblem, InputProblem  # noqa: E402
 from onnxpress.train.settings import TrainingSettings, settings_from_dict  # noqa: E402
 from onnxpress.train.trainer import CurvePoint, Evaluation, Trainer, TrainingHistory  # noqa: E402
 
+pytestmark = pytest.mark.unit
+
 SETTINGS = TrainingSettings(steps=40, batch=8, lr=1e-2, evaluations=8, ema=0.9)
 RNG = np.random.default_rng(0)
 X = torch.from_numpy(RNG.standard_normal((24, 6)).astype(np.float32))

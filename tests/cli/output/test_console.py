@@ -11,6 +11,8 @@ from onnxpress.cli.options import print_notes
 from onnxpress.cli.output.console import with_options
 from onnxpress.errors import InputProblem
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),

@@ -13,6 +13,8 @@ from onnxpress.data.readers import npfiles
 from onnxpress.errors import EnvironmentProblem
 from tests.data.helpers import floats, refused, sig, values
 
+pytestmark = pytest.mark.unit
+
 IMAGE = sig("x float32 N 3 8 9")
 PAIR = sig("ids int64 N L", "mask int64 N L")
 

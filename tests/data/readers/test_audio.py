@@ -11,6 +11,8 @@ import pytest
 from onnxpress.data.dataset import open_dataset
 from tests.data.helpers import refused, sig
 
+pytestmark = pytest.mark.unit
+
 FIXED = sig("x float32 N 1000")
 
 

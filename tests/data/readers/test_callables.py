@@ -11,6 +11,8 @@ import pytest
 from onnxpress.data.dataset import open_dataset
 from tests.data.helpers import refused, sig, values
 
+pytestmark = pytest.mark.unit
+
 ROW = sig("x float32 N 2")
 PAIR = sig("a float32 N 2", "b int64 N 1")
 CODE = """

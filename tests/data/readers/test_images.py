@@ -15,6 +15,8 @@ from onnxpress.data.readers import images
 from onnxpress.errors import EnvironmentProblem
 from tests.data.helpers import refused, sig
 
+pytestmark = pytest.mark.unit
+
 NCHW = sig("x float32 N 3 8 8")
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
 
 from onnxpress.data.dataset import open_dataset
 from onnxpress.data.readers import protobuf
 from tests.data.helpers import floats, refused, sig
+
+pytestmark = pytest.mark.unit
 
 TWO = sig("x float32 N 3", "n int64 N 1")
 

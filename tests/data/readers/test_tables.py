@@ -12,6 +12,8 @@ from onnxpress.data.dataset import open_dataset
 from onnxpress.errors import EnvironmentProblem
 from tests.data.helpers import refused, sig, values
 
+pytestmark = pytest.mark.unit
+
 THREE = sig("x float32 N 3")
 
 

@@ -16,6 +16,8 @@ from onnxpress.data.dataset import open_dataset
 from onnxpress.errors import EnvironmentProblem
 from tests.data.helpers import refused, sig
 
+pytestmark = pytest.mark.unit
+
 FREE = sig("input_ids int64 N L", "attention_mask int64 N L", "token_type_ids int64 N L")
 FIXED = sig("input_ids int32 N 8", "attention_mask int32 N 8")
 

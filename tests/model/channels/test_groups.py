@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import read
 from onnxpress.model.channels import removal as rm
 from tests import nets
 from tests.model.channels.helpers import assert_masked_parity, heads
+
+pytestmark = pytest.mark.unit
 
 
 def test_heads_and_their_dimensions_are_groups() -> None:

@@ -19,6 +19,8 @@ from onnxpress.nas.evaluation.candidate_training import (
 )
 from onnxpress.progress import no_progress
 
+pytestmark = pytest.mark.unit
+
 
 class Record:
     """A trainer that gives a drop by the trainee's number; the named trainees diverge."""

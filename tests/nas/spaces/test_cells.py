@@ -13,6 +13,8 @@ from onnxpress.nas.evaluation.costs import count_costs
 from onnxpress.nas.spaces import cells
 from tests.nas import tasks
 
+pytestmark = pytest.mark.unit
+
 
 def test_unique_cells() -> None:
     found = cells.unique_cells()

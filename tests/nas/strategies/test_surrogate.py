@@ -8,6 +8,8 @@ pytest.importorskip("optuna")
 
 from onnxpress.nas.strategies.surrogate import hypervolume
 
+pytestmark = pytest.mark.unit
+
 
 def test_hypervolume_by_hand() -> None:
     assert hypervolume([(0.5, 0.5)]) == pytest.approx(0.25)

@@ -6,6 +6,8 @@ import pytest
 
 from onnxpress.passes.core.bisection import largest_allowed
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 16])
 def test_every_threshold_is_found_in_few_evaluations(size: int) -> None:

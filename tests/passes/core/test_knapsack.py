@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from itertools import product
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxpress.passes.core.knapsack import multiple_choice_knapsack
+
+pytestmark = pytest.mark.unit
 
 NUMBERS = st.floats(0, 10, allow_nan=False).map(lambda v: round(v, 2))
 SETS = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), min_size=1, max_size=4)

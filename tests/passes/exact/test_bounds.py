@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,8 @@ from onnxpress.passes.exact.simplify import SIMPLIFY
 from onnxpress.runtime.session import open_session, run
 from tests import grammar, nets
 from tests.passes.exact.helpers import chain, changed
+
+pytestmark = pytest.mark.unit
 
 
 def test_bounds_follow_from_uint8_inputs() -> None:

@@ -10,6 +10,8 @@ from onnxpress import quantize, simplify
 from tests import nets
 from tests.passes.exact.helpers import assert_same, reduced
 
+pytestmark = pytest.mark.unit
+
 
 def ops(model: ir.Model) -> list[str]:
     return [n.op_type for n in model.graph]

@@ -8,6 +8,8 @@ import pytest
 from tests import nets
 from tests.passes.exact.helpers import assert_same, changed, reduced
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(("middle", "wide", "merged"), [(32, 8, True), (4, 32, False)])
 def test_linear_layers_are_merged_where_that_is_cheaper(middle: int, wide: int, merged: bool) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from onnxpress.model import edit, read
 from tests import nets
 from tests.passes.exact.helpers import assert_same, changed, reduced
+
+pytestmark = pytest.mark.unit
 
 
 def test_dead_channels_are_removed() -> None:

@@ -12,6 +12,8 @@ from onnxpress.model.files import to_bytes
 from onnxpress.passes.exact.reshape_targets import fold_reshape_targets
 from onnxpress.runtime.session import open_session, run
 
+pytestmark = pytest.mark.unit
+
 
 def heads(free: list[object], swapped: bool = False) -> ir.Model:
     """[N, L, 8] to [N, L, 2, 4] and back with sizes from Shape, as exporters write it; swapped: to [L, N, 2, 4]."""

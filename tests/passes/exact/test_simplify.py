@@ -10,6 +10,8 @@ from onnxpress.passes.exact.simplify import SIMPLIFY
 from tests import nets
 from tests.passes.exact.helpers import assert_same
 
+pytestmark = pytest.mark.unit
+
 
 def test_simplify_says_when_onnxsim_was_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxpress.passes.exact.simplify.onnxsim", lambda data: "crash: killed by signal 11")

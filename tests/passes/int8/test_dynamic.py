@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from onnxpress import dynamic
 from onnxpress.measure.evidence import evidence_for
@@ -16,6 +17,8 @@ from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.runtime.machine import machine_for
 from tests import nets
 from tests.passes.weights.test_bit_packing import everything, operators
+
+pytestmark = pytest.mark.unit
 
 
 def made(model: ir.Model, cpu: str = "vnni") -> ir.Model:

@@ -17,6 +17,8 @@ from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.structure.kernels import KERNELS, sites
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 def conv_net(kernel: int = 3, **attributes: Any) -> ir.Model:
     net = nets.image_net()
@@ -114,5 +116,5 @@ def test_a_plan_for_another_model_is_refused() -> None:
     evidence = evidence_for(model, nets.samples(model, 4))
     with pytest.raises(InputProblem, match="does not have"):
         KERNELS.apply(evidence, [{"node": "nobody", "form": "smaller"}])
-    with pytest.raises(InputProblem, match="unknown repair"):
+    with pytest.raises(InputProblem, match="unknown refit"):
         KERNELS.apply(evidence, [{"node": "nobody", "form": "smaller"}, {"refit": "unknown"}])

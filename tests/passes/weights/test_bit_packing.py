@@ -19,6 +19,8 @@ from onnxpress.passes.weights.codebook import Codebook, fit_centroids, fit_grid
 from onnxpress.passes.weights.low_bit import LEVELS
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 
 def operators(model: ir.Model, folder: Path) -> Counter[str]:
     """Operator types that onnxruntime runs after its optimizations."""

@@ -14,6 +14,8 @@ from onnxpress.passes.weights.half import HALF, halvable, plan_half
 from tests import nets
 from tests.passes.weights.test_bit_packing import everything, operators
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(("kind", "near"), [("float16", 2e-3), ("bfloat16", 2e-2)])
 def test_half_the_bytes_and_the_same_operators(kind: str, near: float, tmp_path: Path) -> None:

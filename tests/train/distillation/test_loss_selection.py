@@ -17,6 +17,8 @@ from onnxpress.train.distillation.runner import Distillation
 from onnxpress.train.settings import TrainingSettings
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 CLASSIFIER = OutputHead("y", "s", "t", 4, True, True)
 AUTO = TrainingSettings(features="auto", lr=1e-3, batch=8)
 

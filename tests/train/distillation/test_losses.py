@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 
 from onnxpress.train.distillation import losses  # noqa: E402
 
+pytestmark = pytest.mark.unit
+
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))

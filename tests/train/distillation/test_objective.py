@@ -17,6 +17,8 @@ from onnxpress.train.distillation.objective import Objective
 from onnxpress.train.distillation.output_heads import OutputHead
 from onnxpress.train.settings import TrainingSettings
 
+pytestmark = pytest.mark.unit
+
 RNG = np.random.default_rng(0)
 SCORES = {n: torch.from_numpy(RNG.standard_normal((6, 4)).astype(np.float32)) for n in ("s", "t", "inner", "twin")}
 HEAD = OutputHead("y", "s", "t", 4, True, True)

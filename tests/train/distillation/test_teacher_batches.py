@@ -14,6 +14,8 @@ from onnxpress.train.distillation import teacher_batches
 from onnxpress.train.distillation.teacher_batches import Arrays, SamplePool, Teacher, TeacherBatches
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 MODEL = nets.residual(width=8, blocks=1)
 DATA = nets.samples(MODEL, 24)
 

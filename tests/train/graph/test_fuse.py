@@ -17,6 +17,8 @@ from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E40
 from onnxpress.train.graph import fuse  # noqa: E402
 from onnxpress.train.graph.program import Program  # noqa: E402
 
+pytestmark = pytest.mark.unit
+
 Node = tuple[str, str, str, dict[str, Any]]
 NUMBERS = {
     "two": np.array(2, np.float32),

@@ -18,6 +18,8 @@ from onnxpress.train.graph.program import Program  # noqa: E402
 from tests import nets  # noqa: E402
 from tests.train.graphs import body, chain  # noqa: E402
 
+pytestmark = pytest.mark.unit
+
 
 def images(batch: int = 2) -> dict[str, np.ndarray]:
     return {"image": np.random.default_rng(batch).standard_normal((batch, 3, 8, 8)).astype(np.float32)}

@@ -18,6 +18,8 @@ from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
 from tests.passes.weights.test_bit_packing import operators
 
+pytestmark = pytest.mark.unit
+
 
 def separable(width: int = 48) -> ir.Model:
     """Depthwise and pointwise layers, as in keyword spotting, whose channels differ in scale."""
