@@ -10,6 +10,8 @@ import pytest
 from onnxpress.errors import EnvironmentProblem
 from onnxpress.train import optional_torch
 
+pytestmark = pytest.mark.unit
+
 WITHOUT = """
 import pkgutil, importlib, sys
 sys.modules["torch"] = None

@@ -14,6 +14,8 @@ from onnxpress.passes.exact.simplify import SIMPLIFY
 from tests import grammar, nets
 from tests.passes.exact.helpers import Change, assert_same, chain, changed, reduced
 
+pytestmark = pytest.mark.unit
+
 
 def copied(factor: float) -> Change:
     def change(weight: np.ndarray, bias: np.ndarray) -> None:

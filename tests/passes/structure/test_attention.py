@@ -14,6 +14,8 @@ from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.structure.attention import ATTENTION, sites
 from tests import nets
 
+pytestmark = pytest.mark.unit
+
 LONG = 48
 
 
@@ -186,5 +188,5 @@ def test_a_plan_for_another_model_is_one_line() -> None:
     with pytest.raises(InputProblem, match="an attention the model does not have"):
         ATTENTION.apply(evidence, [{"attention": "no such"}])
     name = sites(evidence)[0][0].name
-    with pytest.raises(InputProblem, match="unknown repair"):
+    with pytest.raises(InputProblem, match="unknown refit"):
         ATTENTION.apply(evidence, [{"attention": name}, {"refit": "unknown"}])

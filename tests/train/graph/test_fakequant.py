@@ -20,6 +20,8 @@ from onnxpress.runtime.session import SessionSettings, open_session  # noqa: E40
 from onnxpress.train.graph.program import Program  # noqa: E402
 from tests import nets  # noqa: E402
 
+pytestmark = pytest.mark.unit
+
 
 def int8(model: ir.Model) -> ir.Model:
     evidence = evidence_for(model, nets.samples(model, 24))
