@@ -30,7 +30,7 @@ def test_the_wheel_still_has_them() -> None:
 
 
 @pytest.mark.parametrize("name", [*SMALL, *SLOW])
-def test_a_well_known_model_goes_through_the_levers(name: str) -> None:
+def test_a_well_known_model_is_simplified_and_quantized(name: str) -> None:
     """simplify raises it to an operator set with integers a channel; the weights become real, and then quantize."""
     model = load(FOLDER / f"light_{name}.onnx")
     data = synthetic(signature(model), 4)

@@ -85,7 +85,7 @@ def quantized() -> ir.Model:
     return find_pass("quantize").apply(evidence, quantize_actions(quantizable(evidence), evidence)).model
 
 
-def test_prune_before_repair_is_the_masked_original() -> None:
+def test_prune_without_refit_is_the_masked_original() -> None:
 
     evidence = prepared(nets.mobile(width=32))
     actions = some_actions(all_passes()["prune"], evidence)
@@ -119,7 +119,7 @@ def with_identity(model: ir.Model, source: str, output: str) -> ir.Model:
 
 
 @pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
-def test_depth_before_repair_is_the_model_with_branches_masked_and_runs_passed_by(
+def test_depth_without_refit_is_the_model_with_branches_masked_and_runs_bypassed(
     build: Callable[[], ir.Model],
 ) -> None:
     from onnxpress.passes.structure.depth import removable
@@ -142,7 +142,7 @@ def product(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...], trans
 
 
 @pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
-def test_lowrank_before_repair_is_the_model_with_the_products_as_weights(build: Callable[[], ir.Model]) -> None:
+def test_lowrank_without_refit_is_the_model_with_the_products_as_weights(build: Callable[[], ir.Model]) -> None:
     evidence = prepared(build())
     subject = all_passes()["lowrank"]
     actions = some_actions(subject, evidence)
@@ -165,7 +165,7 @@ def test_lowrank_before_repair_is_the_model_with_the_products_as_weights(build: 
     np.testing.assert_allclose(nets.outputs(done, data), wanted, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_repair_brings_the_outputs_closer() -> None:
+def test_refit_reduces_the_error() -> None:
     evidence = prepared(nets.residual(width=32), 48)
     prune = all_passes()["prune"]
     actions = some_actions(prune, evidence)

@@ -47,7 +47,7 @@ def test_students_are_trained_and_quantized(trained: OptimizeResult) -> None:
 
 
 @pytest.mark.alone
-def test_the_selection_curve_is_told(trained: OptimizeResult) -> None:
+def test_the_selection_curve_is_in_the_notes(trained: OptimizeResult) -> None:
     student = next(c for c in trained.candidates if c.name.endswith(", trained") and "int8" not in c.name)
     assert any("on the selection samples" in note for note in student.notes)
 
@@ -59,7 +59,7 @@ def test_a_trained_candidate_replays_to_the_same_bytes(trained: OptimizeResult) 
     assert to_bytes(again.model) == student.data
 
 
-def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_levels_descend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are taken for multiply-accumulates here, so that the machine's other work says nothing."""
     from onnxpress.data.dataset import Dataset
     from onnxpress.measure.score import Scorer
@@ -83,8 +83,8 @@ def test_a_ladder_descends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels == sorted(levels, reverse=True)
     assert {len(r.students) for r in ladder} <= {1, 2, 3, 4}
     assert any(s.spec.name.startswith("1 block out, prune") for r in ladder for s in r.students)
-    for rung in ladder:
-        assert all(0.8 * rung.level <= s.time <= rung.level for s in rung.students)
+    for latency_level in ladder:
+        assert all(0.8 * latency_level.level <= s.time <= latency_level.level for s in latency_level.students)
     for student in (s for r in ladder[-2:] for s in r.students):
         made = student.spec.make()
         assert made is not None

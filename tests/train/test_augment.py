@@ -159,7 +159,7 @@ def test_cutout_leaves_the_mean_in_a_box() -> None:
 
 
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
-def test_mixing_says_what_it_mixed(way: str) -> None:
+def test_mixing_returns_its_matrix(way: str) -> None:
     """With pictures of one colour each, the mean of a mixed one is the matrix times the means."""
     x = np.broadcast_to(np.arange(12, dtype=F).reshape(12, 1, 1, 1), (12, 3, 16, 16)).copy()
     found = input_fields(dataset(x=x))
@@ -214,7 +214,7 @@ def test_auto_leaves_out_what_changes_the_answers() -> None:
     assert "flip" not in select_automatically(found, data, whole, labelled=True)
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_unsuitable_augmentations_are_refused() -> None:
     found = input_fields(dataset(x=numbers(20)))
     assert select_applicable(["mixup", "noise"], found) == ("noise", "mixup")
     with pytest.raises(InputProblem, match=r"flip.*vector"):

@@ -19,19 +19,19 @@ SETS = st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4), m
 @settings(max_examples=60, deadline=None)
 @given(SETS, st.floats(0.5, 30))
 def test_no_choice_within_the_budget_has_a_smaller_loss(sets: list[list[tuple[float, float]]], budget: float) -> None:
-    harms, costs = ([[o[i] for o in options] for options in sets] for i in (0, 1))
-    found = multiple_choice_knapsack(harms, costs, budget)
+    losses, costs = ([[o[i] for o in options] for options in sets] for i in (0, 1))
+    found = multiple_choice_knapsack(losses, costs, budget)
     every = [
-        (sum(h[i] for h, i in zip(harms, choice, strict=True)), sum(c[i] for c, i in zip(costs, choice, strict=True)))
+        (sum(h[i] for h, i in zip(losses, choice, strict=True)), sum(c[i] for c, i in zip(costs, choice, strict=True)))
         for choice in product(*(range(len(o)) for o in sets))
     ]
-    within = [harm for harm, cost in every if cost <= budget]
+    within = [loss for loss, cost in every if cost <= budget]
     if found is None:
         assert not within
         return
-    harm, cost = (sum(v[i] for v, i in zip(values, found, strict=True)) for values in (harms, costs))
+    loss, cost = (sum(v[i] for v, i in zip(values, found, strict=True)) for values in (losses, costs))
     assert cost <= budget * (1 + 1e-5) + 1e-6
-    assert harm <= min(within) + 1e-3
+    assert loss <= min(within) + 1e-3
 
 
 def test_no_sets_give_no_choice() -> None:

@@ -194,7 +194,7 @@ def test_training_improves_a_cut_student(loss: str, features: str) -> None:
     assert done.best in {p.step for p in done.curve}
 
 
-def test_a_learning_rate_is_found_that_does_no_harm() -> None:
+def test_a_learning_rate_that_improves_is_found() -> None:
     """The found rate is recorded, and training with it helps."""
     student, _, _ = cut(teacher())
     done = train(data(), student, lr=0.0)
@@ -221,7 +221,7 @@ def test_rates_are_tried_until_one_is_too_fast(monkeypatch: pytest.MonkeyPatch) 
     assert job.settings == FAST
 
 
-def test_with_few_steps_a_rate_may_do_no_harm_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_few_steps_a_rate_must_not_increase_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     from onnxpress.train.distillation.runner import Distillation
 

@@ -61,7 +61,7 @@ def test_weighted_is_the_best_of_the_methods_for_the_reader() -> None:
     x = evidence.samples().take(32).batches(32)
     values = np.moveaxis(next(iter(x)).inputs["image"], 1, -1).reshape(-1, 3).astype(np.float64)
 
-    def harm(ends: tuple[float, float]) -> float:
+    def loss(ends: tuple[float, float]) -> float:
         g = quantization_grid(*ends)
         error = (g.quantize(values) - g.zero_point) * float(g.scale) - values
         return float((error.var(axis=0) * (weight**2).sum(axis=(0, 2, 3))).sum())
@@ -70,7 +70,7 @@ def test_weighted_is_the_best_of_the_methods_for_the_reader() -> None:
     offers = [clip_range(spread, m) for m in ("minmax", "percentile", "mse", "entropy")]
     chosen = calibration.activation_ranges(evidence, "output-error", ["image"])["image"]
     assert chosen in offers
-    assert harm(chosen) == pytest.approx(min(map(harm, offers)), rel=0.02)
+    assert loss(chosen) == pytest.approx(min(map(loss, offers)), rel=0.02)
 
 
 def test_the_average_lies_within_the_extremes() -> None:

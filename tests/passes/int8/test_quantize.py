@@ -164,7 +164,7 @@ def test_a_float_convolution_between_integer_ones_stays_in_float(tmp_path: Path)
     assert sum(name in ("Conv", "FusedConv") for name in ran) == 1
 
 
-def test_weights_are_smaller_and_float_ones_gone() -> None:
+def test_weights_are_smaller_and_no_float_weights_remain() -> None:
     evidence, done = int8(nets.residual(width=32))
     assert not any(
         v.const_value.dtype == ir.DataType.FLOAT and v.const_value.size > 64 for v in done.graph.initializers.values()
@@ -348,8 +348,8 @@ def test_activations_of_16_bits_have_a_small_loss(opset: int) -> None:
     data = nets.samples(model, 16)
     ways = {"ranges": "minmax", "equalize": False, "rounding": "nearest"}
     short, wide = (onnxpress.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
-    harm = [Scorer(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
-    assert harm[1] < harm[0]
+    loss = [Scorer(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
+    assert loss[1] < loss[0]
     domains = {n.domain for n in wide.model.graph if n.op_type == "QuantizeLinear"}
     assert domains == ({""} if opset >= 21 else {"com.microsoft"})
     zeros = {

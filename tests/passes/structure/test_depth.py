@@ -91,7 +91,7 @@ def test_layers_go_whole() -> None:
     assert bl.LAYER not in kinds
 
 
-def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
+def test_part_of_a_removed_block_is_not_removed_again() -> None:
     evidence = prepared(nets.transformer(layers=2))
     actions = plan_depth(evidence, DepthOptions(keep=0.0))
     blocks = {b.name: b for b in removable(evidence)[0]}
@@ -103,7 +103,7 @@ def test_a_part_of_what_is_gone_is_not_taken_again() -> None:
 
 
 @pytest.mark.parametrize("build", [lambda: nets.residual(width=16, blocks=4), lambda: nets.transformer(layers=4)])
-def test_repair_brings_unseen_outputs_closer(build: Callable[[], ir.Model]) -> None:
+def test_refit_reduces_the_error_on_unseen_samples(build: Callable[[], ir.Model]) -> None:
     model = build()
     evidence = prepared(model, 64)
     actions = plan_depth(evidence, DepthOptions(keep=0.6))
@@ -159,7 +159,9 @@ def test_a_plan_of_another_model_is_refused() -> None:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(nets.random_nets(), st.data())
-def test_any_blocks_of_random_nets_go_and_save_what_is_said(model: ir.Model, data: st.DataObject) -> None:
+def test_any_blocks_of_random_nets_can_be_removed_and_save_what_is_predicted(
+    model: ir.Model, data: st.DataObject
+) -> None:
     """Whatever is taken: exactly the dead nodes go, and the outputs are those of zeroed branches."""
     evidence = prepared(model, 4)
     blocks = [b for b in removable(evidence)[0] if b.kind == bl.BRANCH]

@@ -51,7 +51,7 @@ def stood_for(first: ir.Node, node: ir.Node, form: str, shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize("form", ["smaller", "separable"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_before_the_repair(case: dict[str, Any], form: str) -> None:
+def test_weights_before_the_refit(case: dict[str, Any], form: str) -> None:
     model = conv_net(**case)
     evidence = evidence_for(model, nets.samples(model, 8))
     (site,) = sites(evidence.model)[0]
@@ -71,7 +71,7 @@ def test_before_the_repair(case: dict[str, Any], form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["smaller", "separable"])
-def test_the_repair_brings_the_outputs_closer(form: str) -> None:
+def test_the_refit_reduces_the_error(form: str) -> None:
     """Inside a network, where neighbours say something of each other (of white noise a core is the best already)."""
     model = nets.residual(width=16)
     evidence = evidence_for(model, nets.samples(model, 64))
@@ -93,12 +93,12 @@ def test_the_separable_kernel_loses_least() -> None:
     node = next(n for n in model.graph if n.op_type == "Conv")
     edit.set_input(model, node, 1, np.einsum("oi,ihw->oihw", mixing, spatial).astype(np.float32), "w")
     evidence = evidence_for(model, nets.samples(model, 8))
-    harms = {o.action["form"]: o.loss for o in proposals(KERNELS, evidence)}
-    assert harms["separable"] == pytest.approx(0, abs=1e-6)
-    assert harms["smaller"] > 0.1
+    losses = {o.action["form"]: o.loss for o in proposals(KERNELS, evidence)}
+    assert losses["separable"] == pytest.approx(0, abs=1e-6)
+    assert losses["smaller"] > 0.1
 
 
-def test_what_cannot_shrink_is_told() -> None:
+def test_kernels_that_cannot_shrink_are_refused() -> None:
     for attributes, forms in (
         ({}, ("separable",)),
         ({"auto_pad": "VALID"}, ("separable",)),

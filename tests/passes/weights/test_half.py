@@ -30,7 +30,7 @@ def test_half_the_bytes_and_the_same_operators(kind: str, near: float, tmp_path:
     assert operators(done, tmp_path) == operators(model, tmp_path)
 
 
-def test_islands_stay_in_float32_and_say_why() -> None:
+def test_weights_outside_the_range_of_float16_stay_with_a_reason() -> None:
     net = nets.Net()
     net.widths["rows"] = 32
     rng = np.random.default_rng(0)
