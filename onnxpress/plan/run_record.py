@@ -30,7 +30,7 @@ class RunRecord:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputProblem(
-                "the run folder cannot be made", self.folder, str(error), "name another with --run"
+                "the run folder cannot be made", self.folder, str(error), "name another with `run`"
             ) from error
         self._lock = self.folder / ".lock"
         self._claim()
@@ -48,7 +48,7 @@ class RunRecord:
         except FileExistsError:
             if _alive(self._lock):
                 raise InputProblem(
-                    "another run is writing here", self.folder, "", "wait for it, or name another folder with --run"
+                    "another run is writing here", self.folder, "", "wait for it, or name another folder with `run`"
                 ) from None
             self._lock.unlink(missing_ok=True)
             handle = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)

@@ -88,7 +88,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert cli(["weights", str(path), "-o", str(tmp_path / "n.onnx"), *wrong]) == 2
         assert wrong[0] in capsys.readouterr().err
     assert not (tmp_path / "n.onnx").exists()
-    with pytest.raises(InputProblem, match="no such number of bits"):
+    with pytest.raises(InputProblem, match="`bits`"):
         stream_weights(path, tmp_path / "n.onnx", WeightsOptions(bits=5))
 
 

@@ -606,7 +606,7 @@ ROWS = [
     Row("an augmentation that does not fit", lambda d: distill(d, "--augment", "tokens"), ("tokens", "image")),
     Row("negative learning rate", lambda d: distill(d, "--lr", "-1"), ("lr", "out of range")),
     Row("negative steps", lambda d: distill(d, "--steps", "-3"), ("steps", "negative")),
-    Row("nothing to learn from", lambda d: distill(d, "--loss", "none", "--features", "none"), ("no training target",)),
+    Row("nothing to learn from", lambda d: distill(d, "--loss", "none", "--features", "none"), ("no training loss",)),
     Row("shrunk by more than all", lambda d: [*distill(d)[:1], *distill(d, "--shrink", "2")[2:]], ("between 0 and 1",)),
     Row("a student and a shrink", lambda d: distill(d, "--shrink", "0.5"), ("one student",)),
     Row("no student", lambda d: [*distill(d)[:1], *distill(d)[2:]], ("no student", "--shrink")),

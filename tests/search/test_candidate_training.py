@@ -74,7 +74,7 @@ def test_latency_levels_descend(monkeypatch: pytest.MonkeyPatch) -> None:
     search.keep(factory.exact(), seconds=0.05)
     search.keep(factory.shallower(1), seconds=0.05)
     whole = factory.macs(search.found[0])
-    monkeypatch.setattr(factory, "pace", lambda name, unrepaired, chosen, seconds: unrepaired.macs / whole)
+    monkeypatch.setattr(factory, "relative_latency", lambda name, unrepaired, chosen, seconds: unrepaired.macs / whole)
     search.found[0].quick = 1.0
     search.found[-1].score = replace(search.found[-1].score, drop=0.06)  # nearly allowed: the levers work together
     ladder = latency_levels(search)

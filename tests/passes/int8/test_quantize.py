@@ -346,8 +346,8 @@ def test_activations_of_16_bits_have_a_small_loss(opset: int) -> None:
     x = net.relu(net.add(net.conv(net.relu(net.conv(x, 16)), 16), x))
     model = net.model(net.head(x), nets.IMAGE, ["N", 10])
     data = nets.samples(model, 16)
-    ways = {"ranges": "minmax", "equalize": False, "rounding": "nearest"}
-    short, wide = (onnxpress.quantize(model, data, activations=bits, **ways) for bits in (8, 16))
+    options = {"ranges": "minmax", "equalize": "never", "rounding": "nearest"}
+    short, wide = (onnxpress.quantize(model, data, activations=bits, **options) for bits in (8, 16))
     loss = [Scorer(model, data).score(to_bytes(done.model)).nmse for done in (short, wide)]
     assert loss[1] < loss[0]
     domains = {n.domain for n in wide.model.graph if n.op_type == "QuantizeLinear"}
