@@ -24,7 +24,6 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "simplify": ("exact.simplify:SIMPLIFY", "constant folding and exact reductions, no samples needed"),
     "prune": ("pruning.prune:PRUNE", "remove channels and heads, with least-squares refit"),
     "depth": ("structure.depth:DEPTH", "remove residual blocks or layers, with least-squares refit"),
-    "dropbias": ("structure.dropbias:DROPBIAS", "remove biases of convolutions"),
     "lowrank": ("structure.lowrank:LOWRANK", "low-rank factorization of weights where that is faster"),
     "kernels": ("structure.kernels:KERNELS", "smaller and separable convolution kernels"),
     "attention": ("structure.attention:ATTENTION", "linear attention in place of softmax attention"),
