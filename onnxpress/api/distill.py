@@ -86,6 +86,9 @@ def distill(
     `options.run` or a folder with the suffix .run. plan: a file for the plan. progress: called with the stage and the
     share that is done.
 
+    >>> options = onnxpress.DistillationOptions(closed_form=True)
+    >>> result = onnxpress.distill("other.onnx", "model.onnx", "samples.npz", options)
+
     The result is the student as it was where no better weights were found (`improved`). Raises InputProblem on bad
     input and EnvironmentProblem where training is asked for and torch is missing.
     """

@@ -74,6 +74,8 @@ def stream_weights(
 
     Writes `output`, and `output`.data beside it where the model is large. Memory: about twice the largest weight.
     options: bits and block; options that need samples are refused. Raises InputProblem on bad input.
+
+    >>> result = onnxpress.stream_weights("model.onnx", "small.onnx", onnxpress.WeightsOptions(bits=4))
     """
     options = options or WeightsOptions()
     options.checked()

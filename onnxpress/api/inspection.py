@@ -117,6 +117,8 @@ def inspect(
     data: samples for the predictions (None: synthetic inputs, which make predicted losses rough). time_budget: seconds
     for the proposals; passes for which no time is left are listed as such (0: no proposals). progress: called with the
     name of the pass and the share that is done. Raises InputProblem on bad input.
+
+    >>> facts = onnxpress.inspect("model.onnx", "samples.npz")
     """
     opened = open_model(model)
     path = path_of(model)

@@ -41,6 +41,9 @@ class PassFunction(Protocol):
     ) -> PassResult: ...
 
 
+_TAKE_DATA = ("equalize",)  # plans read samples, replays do not
+
+
 @cache
 def pass_function(name: str) -> PassFunction:
     """The function of a pass. Raises InputProblem for an unknown name."""
@@ -105,7 +108,11 @@ def _documentation(name: str) -> str:
         unit = f" In {spec.unit}." if spec.unit else ""
         lines.append(f"  {spec.name}: {spec.help}{unit}{choices} Default: {spec.default!r}.")
     lines += [f"  {n}: {text}" for n, text in _COMMON.items()]
+    settings = "".join(f", {name}={value!r}" for name, value in chosen.Options.example.items())
+    data = ', "samples.npz"' if chosen.needs_data or name in _TAKE_DATA else ""
     lines += [
+        "",
+        f'>>> result = onnxpress.{name}("model.onnx"{data}{settings})',
         "",
         "Returns a PassResult. Raises InputProblem on bad input and EnvironmentProblem where the machine fails.",
     ]

@@ -89,6 +89,8 @@ def run_pass(
     defaults).
     output: the file to write. plan: a file for the plan. samples: largest number of samples that feed statistics.
     seed: of anything random. Raises InputProblem on bad input, before anything is written, and EnvironmentProblem.
+
+    >>> result = onnxpress.run_pass("prune", "model.onnx", "samples.npz", onnxpress.PruneOptions(ratio=0.3))
     """
     chosen = find_pass(name)
     options = options if options is not None else chosen.Options()
@@ -173,6 +175,9 @@ def apply(
     machine: Machine | None = None,
 ) -> PassResult:
     """Replay a plan; the bytes are those of the run that made it.
+
+    >>> plan = onnxpress.prune("model.onnx", "samples.npz", ratio=0.3).plan
+    >>> again = onnxpress.apply(plan, "model.onnx", "samples.npz")
 
     plan: see `read_plan`. data: the samples the plan was made with, where a step needs them. Raises InputProblem where
     model or samples are others.

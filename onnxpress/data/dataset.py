@@ -253,6 +253,8 @@ def open_dataset(
     trust:      lift the size limits that protect from malicious images and archives
 
     Raises InputProblem (wrong data) or EnvironmentProblem (a missing package, no memory).
+
+    >>> data = onnxpress.open_dataset("samples.npz", onnxpress.signature(onnxpress.load("model.onnx")))
     """
     layout = batch_layout(signature)
     if not signature.inputs:

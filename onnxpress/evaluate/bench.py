@@ -136,6 +136,8 @@ def bench(
     options:    what to measure besides the latency
     conditions: threads, batch sizes, shapes, CPUs and session settings
 
+    >>> result = onnxpress.bench("model.onnx", "other.onnx", effort=onnxpress.Effort(seconds=0.2, rebuilds=1))
+
     Raises InputProblem where the models have different inputs, or where the conditions do not fit them.
     """
     effort, options, conditions = (

@@ -90,6 +90,8 @@ def compare(
     worst:  number of samples to report
     layers: also compare intermediate values that both models have
 
+    >>> result = onnxpress.compare("model.onnx", "other.onnx", "samples.npz", layers=True)
+
     Raises InputProblem where the models differ in inputs or outputs, or where a metric does not fit the outputs or
     labels.
     """

@@ -102,6 +102,10 @@ def run_gate(
 ) -> GateResult:
     """`bench` with decisions: see there for the arguments, and GateOptions for `gate`.
 
+    >>> models = {"old": "model.onnx", "new": "other.onnx"}
+    >>> gate = onnxpress.GateOptions(fail_slower=0.5)
+    >>> result = onnxpress.run_gate(models, effort=onnxpress.Effort(seconds=0.2, rebuilds=1), gate=gate)
+
     Raises InputProblem.  A gate that is not met raises nothing: see GateResult.passed.
     """
     effort, options, conditions, gate = (

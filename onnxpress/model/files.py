@@ -37,7 +37,10 @@ _STANDARD_DOMAINS = {
 
 
 def load(path: str | Path) -> ir.Model:
-    """Read and check an ONNX file.  Raises InputProblem on anything that is wrong with it."""
+    """Read and check an ONNX file.  Raises InputProblem on anything that is wrong with it.
+
+    >>> model = onnxpress.load("model.onnx")
+    """
     model = load_lazy(path)
     _check_weights(model, Path(path))
     if weight_bytes(model) <= _INLINE_LIMIT:
@@ -350,6 +353,8 @@ def save(model: ir.Model, target: str | Path) -> bytes:
     """Check the model and write it atomically; returns the bytes written.
 
     Above 2 GB the weights go to `<name>.data` next to the file, which is written first.
+
+    >>> data = onnxpress.save(onnxpress.load("model.onnx"), "copy.onnx")
     """
     target = Path(target)
     if is_large(model):

@@ -64,7 +64,10 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 
 def signature(model: ir.Model) -> Signature:
-    """The signature of a model.  Initializers listed among the inputs (IR < 4) are not inputs."""
+    """The signature of a model.  Initializers listed among the inputs (IR < 4) are not inputs.
+
+    >>> names = onnxpress.signature(onnxpress.load("model.onnx")).input_names
+    """
     given = set(model.graph.initializers)
     return Signature(
         tuple(_spec(v) for v in model.graph.inputs if v.name not in given),

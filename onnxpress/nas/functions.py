@@ -42,6 +42,9 @@ def nas_search(
     workers. settings: fields of NasRequest, such as `trials` or `latency_ms`.
 
     Raises InputProblem on bad input, EnvironmentProblem where optuna or torch is missing.
+
+    >>> settings = {"trials": 4, "trainees": 1, "keep": 1, "time_budget": 20}
+    >>> result = onnxpress.nas_search("image-small", "samples.npz", "found", teacher="model.onnx", **settings)
     """
     require_optuna("nas")
     from onnxpress.nas.evaluation.evaluator import Evaluator
@@ -65,7 +68,10 @@ def nas_from(
     progress: Progress = no_progress,
     **settings: Any,
 ) -> OptimizeResult:
-    """Replace parts of a model by cheaper ones, with the lowest loss for a speed-up; arguments as of `optimize`."""
+    """Replace parts of a model by cheaper ones, with the lowest loss for a speed-up; arguments as of `optimize`.
+
+    >>> result = onnxpress.nas_from("model.onnx", "samples.npz", max_drop=0.5, speedup=1.2, time_budget=20)
+    """
     from onnxpress.nas.in_model.in_model_search import in_model_search
 
     chosen = replace(options or OptimizeOptions(), **settings)
@@ -87,6 +93,8 @@ def nas_worker(
     storage: an SQLite file or the address of a database. role: "train" scores candidates, "latency" times those of
     others.
     study: name of the study or a part of it. time_budget: seconds after which the worker leaves.
+
+    >>> session = onnxpress.nas_worker("found/study.db", "samples.npz", teacher="model.onnx", time_budget=5)
     """
     require_optuna("nas")
     from onnxpress.nas.worker import run_worker
@@ -102,7 +110,11 @@ def nas_build(
     teacher: ModelSource | None = None,
     like: ModelSource | None = None,
 ) -> RebuildResult:
-    """Build and train a network again from its record (front/candidate-N.json): the same bytes on the same machine."""
+    """Build and train a network again from its record (front/candidate-N.json): the same bytes on the same machine.
+
+    >>> record = sorted(pathlib.Path("found/front").glob("*.json"))[0]
+    >>> network = onnxpress.nas_build(record, "samples.npz", teacher="model.onnx")
+    """
     require_optuna("nas")
     from onnxpress.nas.rebuild import rebuild
 

@@ -104,7 +104,11 @@ def new_plan(model: ir.Model, data: Dataset | None, seed: int = 0) -> Plan:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """A plan from its file; raises InputProblem with the place of the first mistake."""
+    """A plan from its file; raises InputProblem with the place of the first mistake.
+
+    >>> result = onnxpress.half("model.onnx", plan="plan.json")
+    >>> plan = onnxpress.read_plan("plan.json")
+    """
     path = Path(path)
     try:
         body = json.loads(path.read_text())
@@ -150,7 +154,10 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def write_plan(plan: Plan, path: str | Path) -> None:
-    """Write a plan as JSON, atomically."""
+    """Write a plan as JSON, atomically.
+
+    >>> onnxpress.write_plan(onnxpress.half("model.onnx").plan, "plan.json")
+    """
     write_atomic(path, plan.to_json().encode())
 
 

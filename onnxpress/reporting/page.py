@@ -32,6 +32,8 @@ def report(run: str | Path, output: str | Path | None = None, format: str = "htm
     format: of the file, one of FORMATS
 
     Raises InputProblem where there is no such record, EnvironmentProblem without jinja2, which HTML needs.
+
+    >>> page = onnxpress.report("fast.run", "report.md", format="md")
     """
     made = page(read(run))
     if output is not None:

@@ -67,7 +67,7 @@ def optimize(
 
     Raises InputProblem on bad input; nothing is written then.
 
-        result = onnxpress.optimize("model.onnx", "samples.npz", max_drop=0.01, output="fast.onnx")
+    >>> result = onnxpress.optimize("model.onnx", "samples.npz", max_drop=0.5, time_budget=6, output="fast.onnx")
     """
     options = _options(options, settings)
     path = path_of(model)

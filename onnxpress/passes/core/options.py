@@ -48,9 +48,9 @@ class OptionSpec:
 
 @dataclass(frozen=True)
 class PassOptions:
-    """Base of the options of a pass."""
+    """Base of the options of a pass. example: options for the example in the documentation."""
 
-    summary: ClassVar[str] = ""
+    example: ClassVar[dict[str, Any]] = {}
 
     def check(self) -> None:
         """Check values that types and choices do not exclude; raises InputProblem that names the field in backticks."""

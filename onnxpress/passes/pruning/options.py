@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
 from onnxpress.runtime.machine import Machine
@@ -20,6 +21,8 @@ class PruneOptions(PassOptions):
     Remove channels, attention heads and groups at widths that this CPU's kernels prefer, and refit the remaining
     layers by least squares.
     """
+
+    example: ClassVar[dict[str, Any]] = {"ratio": 0.3}
 
     ratio: float | None = option(None, help="Share of the channels to remove, such as 0.3.")
     macs: float | None = option(None, help="Share of the multiply-accumulates to keep, such as 0.6.")

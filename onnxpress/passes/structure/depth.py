@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -45,6 +46,8 @@ class DepthOptions(PassOptions):
 
     Remove whole residual blocks or layers by measured loss, and refit the remaining layers by least squares.
     """
+
+    example: ClassVar[dict[str, Any]] = {"remove": 1}
 
     keep: float | None = option(None, help="Share of the removable blocks' multiply-accumulates to keep, such as 0.5.")
     remove: int | None = option(None, help="Number of blocks to remove.")

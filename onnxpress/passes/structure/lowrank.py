@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -40,6 +41,8 @@ class LowRankOptions(PassOptions):
 
     Factorize weights into products of two smaller ones where that is measured to be faster.
     """
+
+    example: ClassVar[dict[str, Any]] = {"ratio": 0.2, "goal": "size"}
 
     ratio: float | None = option(
         None, help="Share of the factorizable layers' work to save (goal size: of their weights)."
