@@ -77,10 +77,10 @@ def measure(path: Path, ratio: float) -> dict[str, Any]:
     start = time.perf_counter()
     facts = evidence.channels
     seconds = time.perf_counter() - start
-    wish = PruneOptions(ratio, allocation="uniform", criterion="magnitude")
-    decisions = plan_pruning(evidence, wish)
-    removal = {d["group"]: d["remove"] for d in decisions}
-    pruned = PRUNE.apply(evidence, [*decisions, {"refit": "none"}] if decisions else []).model
+    options = PruneOptions(ratio, allocation="uniform", criterion="magnitude")
+    actions = plan_pruning(evidence, options)
+    removal = {d["group"]: d["remove"] for d in actions}
+    pruned = PRUNE.apply(evidence, [*actions, {"refit": "none"}] if actions else []).model
     original, simplified, after = (read.parameters(m) for m in (edit.canonical(model), evidence.model, pruned))
     before = min(original, simplified)
     row = {

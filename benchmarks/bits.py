@@ -1,6 +1,6 @@
 """Fewer bits for weights: file size, accuracy and time of `share`, `weights`, `half` and `dynamic` beside the original.
 
-    ONNXPRESS_ZOO=path/to/zoo python benchmarks/bits.py [--cases resnet56,lite0,sst2] [--levers …] [--split val]
+    ONNXPRESS_ZOO=path/to/zoo python benchmarks/bits.py [--cases resnet56,lite0,sst2] [--commands …] [--split val]
 
 128 calibration samples of the train part, no labels.  Accuracy with its paired 95 % interval on `val`, which nothing
 was tuned on (`--split select` while trying).  All files of a case are timed against the original in one interleaved
@@ -36,7 +36,7 @@ from onnxpress.runtime.machine import this_machine
 
 os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may help this one
 
-LEVERS: dict[str, Callable[[ir.Model, Dataset], PassResult]] = {
+COMMANDS: dict[str, Callable[[ir.Model, Dataset], PassResult]] = {
     "16 centres": lambda m, d: share(m, d),
     "16, 8 times smaller": lambda m, d: share(m, d, options=ShareOptions(smaller=8)),
     "16, none spared": lambda m, d: share(m, d, options=ShareOptions(spare=0.0)),
@@ -51,28 +51,28 @@ LEVERS: dict[str, Callable[[ir.Model, Dataset], PassResult]] = {
 }
 
 
-def bits_case(case: Any, levers: list[str], split: str, seconds: float) -> list[dict[str, Any]]:
-    """One row a lever of one case."""
+def bits_case(case: Any, commands: list[str], split: str, seconds: float) -> list[dict[str, Any]]:
+    """One row a command of one case."""
     model = load(case.model)
     sig = signature(model)
     train = dataset(case, "train", sig)
     judge = Scorer(model, dataset(case, split, sig))
     rows: list[dict[str, Any]] = []
     made: dict[str, ir.Model | bytes | str] = {"original": model}
-    for lever in levers:
+    for name in commands:
         start = time.perf_counter()
         try:
-            done = LEVERS[lever](model, train)
+            done = COMMANDS[name](model, train)
         except Problem as problem:
-            console.note(f"{case.name}, {lever}: {problem.line()}")
+            console.note(f"{case.name}, {name}: {problem.line()}")
             continue
         took = time.perf_counter() - start
-        made[lever] = to_bytes(done.model)
+        made[name] = to_bytes(done.model)
         score = judge.score(to_bytes(done.model))
         rows.append(
             {
                 "case": case.name,
-                "lever": lever,
+                "command": name,
                 "smaller": done.bytes_before / done.bytes_after,
                 "bytes": done.bytes_after,
                 "score": score,
@@ -90,24 +90,24 @@ def bits_case(case: Any, levers: list[str], split: str, seconds: float) -> list[
 @click.command()
 @click.option("--zoo", type=click.Path(path_type=Path), required=True, default=lambda: os.environ.get("ONNXPRESS_ZOO"))
 @click.option("--cases", default="resnet56,lite0,sst2")
-@click.option("--levers", default=";".join(LEVERS), help="Names apart by semicolons.")
+@click.option("--commands", default=";".join(COMMANDS), help="Names apart by semicolons.")
 @click.option("--split", type=click.Choice(["select", "val"]), default="val", show_default=True)
 @click.option("--seconds", default=12.0, show_default=True, help="Of timing a case.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), default=Path("benchmarks/results/bits.json"))
-def main(zoo: Path, cases: str, levers: str, split: str, seconds: float, json_path: Path) -> None:
+def main(zoo: Path, cases: str, commands: str, split: str, seconds: float, json_path: Path) -> None:
     """Run the benchmark and print one table."""
-    names = [name.strip() for name in levers.split(";")]
-    unknown = [name for name in names if name not in LEVERS]
+    names = [name.strip() for name in commands.split(";")]
+    unknown = [name for name in names if name not in COMMANDS]
     if unknown:
-        raise click.UsageError(f"no lever {unknown[0]!r}: {', '.join(LEVERS)}")
+        raise click.UsageError(f"no command {unknown[0]!r}: {', '.join(COMMANDS)}")
     module = zoo_module(Path(zoo))
     rows = [row for name in cases.split(",") for row in bits_case(module.load(name), names, split, seconds)]
     console.table(
-        [("case", "left"), ("lever", "left"), ("size", "right"), (f"drop ({split})", "right"), ("speed-up", "right")],
+        [("case", "left"), ("command", "left"), ("size", "right"), (f"drop ({split})", "right"), ("speed-up", "right")],
         [
             [
                 row["case"],
-                row["lever"],
+                row["command"],
                 f"/{row['smaller']:.2f}",
                 f"{row['score'].drop:+.4f} [{row['score'].low:.4f}, {row['score'].high:.4f}]",
                 f"{row['ratio'].speedup:.2f} [{row['ratio'].low:.2f}, {row['ratio'].high:.2f}]",

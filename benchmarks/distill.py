@@ -80,8 +80,8 @@ def narrowed(path: Path, data: Dataset, share: float, scope: str = "hidden", by_
     """
     evidence = evidence_for(simplify(path).model, data)
     weights = None if by_harm else {}
-    decisions = plan_pruning(evidence, PruneOptions(macs=share, scope=scope), loss_scales=weights)
-    return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model
+    actions = plan_pruning(evidence, PruneOptions(macs=share, scope=scope), loss_scales=weights)
+    return PRUNE.apply(evidence, [*actions, {"refit": "least-squares"}]).model
 
 
 def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Model | str:
@@ -101,7 +101,7 @@ def step_graphs(reference: ir.Model, student: ir.Model, data: Dataset) -> ir.Mod
 
 
 def run_case(
-    case: Any, share: float, scope: str, wish: DistillationOptions, student: Path | None, keep: Path | None
+    case: Any, share: float, scope: str, options: DistillationOptions, student: Path | None, keep: Path | None
 ) -> list[Row]:
     original = load(case.model)
     sig = signature(original)
@@ -109,7 +109,7 @@ def run_case(
     judge = Scorer(original, dataset(case, "val", sig))
     inputs, _ = case.data("train")
     bare = Dataset.from_arrays(inputs, sig, name=f"{case.name}/train without labels")
-    labels = replace(wish, settings=replace(wish.settings, loss="none", labels_weight=1.0, features="none"))
+    labels = replace(options, settings=replace(options.settings, loss="none", labels_weight=1.0, features="none"))
     models: dict[str, ir.Model | bytes | str] = {"original": original}
     rows: list[Row] = []
 
@@ -135,8 +135,8 @@ def run_case(
     start = narrowed(case.model, bare.take(SAMPLES), share, scope) if student is None else load(student)
     part = cost(evidence_for(start, train.take(1))) / full
     add("closed form", part, lambda: start)
-    taught = add("distilled", part, lambda: distill(start, original, bare, wish, select=select))
-    add("distilled + int8", part, lambda: quantize(taught, bare))
+    trained = add("distilled", part, lambda: distill(start, original, bare, options, select=select))
+    add("distilled + int8", part, lambda: quantize(trained, bare))
     if find_spec("onnxsim.qat") is not None:
         add("onnxsim's step graphs", part, lambda: step_graphs(reference, start, bare))
     add("labels alone", part, lambda: distill(start, original, train, labels, select=select))
@@ -183,12 +183,12 @@ def main(zoo: Path | None, name: str, minutes: float, threads: int, json_path: P
         raise click.UsageError("give --zoo or ONNXPRESS_ZOO")
     if fields["keep"] is not None:
         fields["keep"].mkdir(parents=True, exist_ok=True)
-    wish = DistillationOptions(time_budget=60 * minutes)
+    options = DistillationOptions(time_budget=60 * minutes)
     if threads:
-        wish = replace(wish, settings=replace(wish.settings, threads=threads))
-    rows = run_case(zoo_module(Path(zoo)).load(name), wish=wish, **fields)
+        options = replace(options, settings=replace(options.settings, threads=threads))
+    rows = run_case(zoo_module(Path(zoo)).load(name), options=options, **fields)
     show(rows)
-    settings: TrainingSettings = wish.settings
+    settings: TrainingSettings = options.settings
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(
         json.dumps(

@@ -139,8 +139,8 @@ def main(
         model, _, _ = evaluator.trainer.train(resnet20(evaluator, width), seconds, progress)
         models[name] = fold_for_inference(model, evaluator.data.take(1), evaluator.machine)
     judge = Scorer(teacher, splits.validate)
-    compared: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}
-    ratios = compare_latency(compared, feeds, Effort(seconds=4.0 * len(compared), precision=0.004))
+    comparison: dict[str, ir.Model | bytes | str] = {"resnet20_bn": anchor, **models}
+    ratios = compare_latency(comparison, feeds, Effort(seconds=4.0 * len(comparison), precision=0.004))
     rows = [Row("resnet20_bn", 0, judge.score(to_bytes(anchor)).value, 1.0, 1.0, 1.0, 0.0)]
     for name, model in models.items():
         r = ratios.ratio(name)

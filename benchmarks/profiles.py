@@ -44,8 +44,8 @@ def numpy_peak(seconds: float = 0.6) -> float:
     best = 0.0
     for side in _SIDES:
         a, b = np.random.default_rng(0).standard_normal((2, side, side)).astype(np.float32)
-        begun = time.perf_counter()
-        while time.perf_counter() - begun < seconds / len(_SIDES):
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds / len(_SIDES):
             start = time.perf_counter()
             a @ b
             best = max(best, 2e-9 * side**3 / (time.perf_counter() - start))

@@ -33,8 +33,9 @@ from onnxpress.model.read import parameters
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.error_curves import error_curves
+from onnxpress.passes.pruning.kernel_grid import action_of
 from onnxpress.passes.pruning.options import PruneOptions
-from onnxpress.passes.pruning.prune import PRUNE, decision
+from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
@@ -49,11 +50,11 @@ GOALS = {  # and the points of accuracy that may be lost
     "resnet8": (PruneOptions(speedup=1.1), 0.01),
     "resnet20_bn": (PruneOptions(macs=0.8), 0.02),
 }
-RECIPES = {  # criterion, spread, whether it is repaired
-    "second-order, by harm": ("second-order", "harm", True),
+RECIPES = {  # criterion, allocation, whether the readers are refitted
+    "second-order, global": ("second-order", "global", True),
     "second-order, uniform": ("second-order", "uniform", True),
     "magnitude, uniform": ("magnitude", "uniform", True),
-    "magnitude, unrepaired": ("magnitude", "uniform", False),
+    "magnitude, not refitted": ("magnitude", "uniform", False),
 }
 _FEED_FORWARD, _HEADS = 0.5, 0.25  # shares of sst2 that go
 
@@ -67,15 +68,15 @@ def prune_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     judge = Scorer(model, dataset(case, split, sig))
     goal, allowed = GOALS[case.name]
     made, rows = {"original": model}, []
-    for name, (criterion, spread, repaired) in RECIPES.items():
-        if goal is None and spread == "harm":
+    for name, (criterion, allocation, refitted) in RECIPES.items():
+        if goal is None and allocation == "global":
             continue
         start = time.perf_counter()
         if goal is None:
-            made[name] = transformer(model, train, criterion, repaired)
+            made[name] = transformer(model, train, criterion, refitted)
         else:
-            wish = replace(goal, criterion=criterion, allocation=spread)
-            made[name] = prune(model, train, wish, repair=repaired, samples=samples).model
+            options = replace(goal, criterion=criterion, allocation=allocation, refit=refitted)
+            made[name] = prune(model, train, options=options, samples=samples).model
         score = judge.score(to_bytes(made[name]))
         rows.append(
             {
@@ -104,17 +105,17 @@ def work(model: Any, data: Dataset) -> int:
     return sum(macs(evidence.model, evidence.trace).values())
 
 
-def transformer(model: Any, data: Dataset, criterion: str, repaired: bool) -> Any:
+def transformer(model: Any, data: Dataset, criterion: str, refitted: bool) -> Any:
     """Shares of the units of all feed-forward layers, and of the heads."""
     evidence = evidence_for(simplify(model).model, data)
     found = error_curves(evidence, criterion=criterion)
-    decisions: list[Action] = []
+    actions: list[Action] = []
     for group in evidence.channels.groups:
         heads = group.sliced and any(p.role == "in" for p in group.slices) and len(group.producers) > 1
         share = _HEADS if heads else 0.0 if group.sliced else _FEED_FORWARD
         if share and group.internal:
-            decisions.append(decision(found[group.name], round(share * group.size)))
-    return PRUNE.apply(evidence, [*decisions, {"refit": "least-squares" if repaired else "none"}]).model
+            actions.append(action_of(found[group.name], round(share * group.size)))
+    return PRUNE.apply(evidence, [*actions, {"refit": "least-squares" if refitted else "none"}]).model
 
 
 def small_residual() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Accuracy against latency of pruning without training: by second-order harm, uniform, by magnitude, and by onnxsim's
+"""Accuracy against latency of pruning without training: by second-order loss, uniform, by magnitude, and by onnxsim's
 pruner.
 
     ONNXPRESS_ZOO=path/to/zoo python benchmarks/pruning_curve.py [--cases resnet56,lite0,sst2,kws,vww] [--val select]
@@ -43,9 +43,9 @@ from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
 
-OURS = "second-order, by harm"
+OURS = "second-order, global"
 RECIPES = {
-    OURS: ("second-order", "harm"),
+    OURS: ("second-order", "global"),
     "second-order, uniform": ("second-order", "uniform"),
     "magnitude, uniform": ("magnitude", "uniform"),
 }
@@ -59,18 +59,18 @@ os.environ["ONNXPRESS_CACHE"] = "off"  # nothing measured in an earlier run may 
 def points(original: ir.Model, train: Dataset) -> Iterator[tuple[str, float, ir.Model | None, str]]:
     """(recipe, aim, model or None, why not)."""
     evidence = evidence_for(simplify(original).model, train)
-    for recipe, (criterion, spread) in RECIPES.items():
+    for recipe, (criterion, allocation) in RECIPES.items():
         before: list[Action] = []
         for share in SHARES:
             try:
-                decisions = plan_pruning(evidence, PruneOptions(macs=share, criterion=criterion, allocation=spread))
-                if decisions == before:
+                actions = plan_pruning(evidence, PruneOptions(macs=share, criterion=criterion, allocation=allocation))
+                if actions == before:
                     continue
-                before = decisions
+                before = actions
                 yield (
                     recipe,
                     share,
-                    PRUNE.apply(evidence, [*decisions, {"refit": "least-squares"}]).model,
+                    PRUNE.apply(evidence, [*actions, {"refit": "least-squares"}]).model,
                     "",
                 )
             except Problem as error:
@@ -134,7 +134,7 @@ def run_case(case: Any, samples: int, split: str) -> list[dict[str, Any]]:
     return rows
 
 
-def compared(rows: list[dict[str, Any]]) -> str:
+def comparison(rows: list[dict[str, Any]]) -> str:
     """Of each other recipe at how many of its points ours is at least as good at the same speed."""
     done = [r for r in rows if "speedup" in r]
     ours = sorted(
@@ -189,7 +189,7 @@ def main(zoo: Path | None, cases: str, samples: int, split: str, json_path: Path
             f"{name} had {next((r['original'] for r in own if 'original' in r), float('nan')):.4f}; "
             f"{slower} of ours are slower than it"
         )
-        console.out(f"at the same speed ours is at least as good at: {compared(own)}")
+        console.out(f"at the same speed ours is at least as good at: {comparison(own)}")
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(
             json.dumps(document("pruning-curve", machine=this_machine().as_dict(), rows=rows), indent=1)

@@ -1,7 +1,7 @@
 """Channels of 24 topologies: the fraction of parameters that `prune --ratio 0.5` keeps, and whether removing dead
 channels is exact.
 
-    python benchmarks/topologies.py [--only chain,lstm] [--ratio 0.5] [--spread harm] [--no-peer]
+    python benchmarks/topologies.py [--only chain,lstm] [--ratio 0.5] [--allocation global] [--no-peer]
 
 kept: the fraction of the prunable parameters that `onnxpress prune --ratio 0.5` keeps (with its defaults: all groups,
       global allocation, second-order selection, refit).  Prunable are the float weights, biases and norms, except the
@@ -46,7 +46,6 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.signature import signature
-from onnxpress.passes.pruning.allocation import SPREADS
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.result import document
@@ -178,17 +177,17 @@ def exactness(model: ir.Model, feeds: Feeds) -> tuple[float | None, int]:
     plain = evidence_for(simplify(model).model, None)
     removal = {g.name: list(range(1, g.size, 2)) for g in plain.channels.groups if g.size > 1}
     dead = evidence_for(silenced(plain.model, plain.channels, removal), None)
-    decisions = [{"group": name, "remove": gone} for name, gone in removal.items()]
-    cut = PRUNE.apply(dead, [*decisions, {"refit": "none"}]).model
+    actions = [{"group": name, "remove": gone} for name, gone in removal.items()]
+    cut = PRUNE.apply(dead, [*actions, {"refit": "none"}]).model
     return difference(dead.model, cut, feeds) if removal else None, len(removal)
 
 
-def ours(row: Row, made: Made, wish: PruneOptions, samples: int) -> None:
+def ours(row: Row, made: Made, options: PruneOptions, samples: int) -> None:
     """Run onnxpress and fill in its results; any failure is a result as well."""
     model = ir.from_proto(made.model)
     data = Dataset.from_arrays(feeds_for(made.model, samples), signature(model))
     try:
-        done = prune(model, data, wish)
+        done = prune(model, data, options=options)
         row.kept = prunable(ir.to_proto(done.model)) / prunable(made.model)
         row.refused = tuple(f"{r.unit}: {r.reason}" for r in done.refused if not r.reason.startswith("graph output"))
         row.exact, row.groups = exactness(model, feeds_for(made.model, 4, seed=1))
@@ -284,7 +283,7 @@ def show(rows: Sequence[Row]) -> None:
 @click.command()
 @click.option("--only", default=",".join(TOPOLOGIES), help="Names of topologies, separated by commas.")
 @click.option("--ratio", default=0.5, show_default=True)
-@click.option("--spread", type=click.Choice(SPREADS), default="harm", show_default=True)
+@click.option("--allocation", type=click.Choice(["global", "uniform"]), default="global", show_default=True)
 @click.option("--samples", default=32, show_default=True)
 @click.option("--peer/--no-peer", "with_peer", default=True)
 @click.option(
@@ -292,7 +291,7 @@ def show(rows: Sequence[Row]) -> None:
 )
 @click.option("--child", "child_spec", hidden=True)
 def main(
-    only: str, ratio: float, spread: str, samples: int, with_peer: bool, json_path: Path, child_spec: str | None
+    only: str, ratio: float, allocation: str, samples: int, with_peer: bool, json_path: Path, child_spec: str | None
 ) -> None:
     """Run the benchmark and print one table; exit code 1 where a topology misses the target."""
     if child_spec:
@@ -303,7 +302,7 @@ def main(
     for name in only.split(","):
         console.note(name)
         made, row = make(name), Row(name)
-        ours(row, made, PruneOptions(ratio, allocation=spread), samples)
+        ours(row, made, PruneOptions(ratio, allocation=allocation), samples)
         if with_peer:
             peer(row, made, ratio)
         rows.append(row)
@@ -313,7 +312,7 @@ def main(
     written = [asdict(r) | {"reached": r.reached} for r in rows]
     json_path.write_text(
         json.dumps(
-            document("topologies", machine=this_machine().as_dict(), ratio=ratio, allocation=spread, rows=written),
+            document("topologies", machine=this_machine().as_dict(), ratio=ratio, allocation=allocation, rows=written),
             indent=1,
         )
     )

@@ -338,8 +338,8 @@ def attention(net: Net) -> None:
     """Four heads of 16; Q, K and V each with a layer of its own, no normalization."""
     x = net.dense("tokens")
     q, k, v = (net.op("Reshape", [net.dense(x, block=16), net.ints(0, 0, 4, 16)]) for _ in range(3))
-    orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
-    query, key, value = (net.op("Transpose", [t], perm=p) for t, p in zip((q, k, v), orders, strict=True))
+    permutations = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    query, key, value = (net.op("Transpose", [t], perm=p) for t, p in zip((q, k, v), permutations, strict=True))
     _attend(net, query, key, value, x)
 
 

@@ -232,8 +232,8 @@ def _largest(offers: Sequence[Proposal], what: str) -> float:
 
 def _node_facts(node: ir.Node, costs: dict[str, int], by_node: dict[str, _Touched]) -> NodeFacts:
     weight = read.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    said = by_node.get(node.name or "", _Touched())
+    reports = by_node.get(node.name or "", _Touched())
     size = 0 if weight is None else weight.size
     return NodeFacts(
-        node.name or "", node.op_type, costs.get(node.name or "", 0), size, tuple(said.proposed), said.refused
+        node.name or "", node.op_type, costs.get(node.name or "", 0), size, tuple(reports.proposed), reports.refused
     )

@@ -21,7 +21,7 @@ from onnxpress.model.files import check_target, model_size, save
 from onnxpress.model.read import parameters
 from onnxpress.model.signature import signature
 from onnxpress.model.source import ModelSource, open_model, path_of
-from onnxpress.passes.core.contract import Finishing, Refusal
+from onnxpress.passes.core.contract import AnyPass, Finishing, Refusal
 from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.registry import find_pass
 from onnxpress.plan import result_contract
@@ -93,12 +93,7 @@ def run_pass(
     >>> result = onnxpress.run_pass("prune", "model.onnx", "samples.npz", onnxpress.PruneOptions(ratio=0.3))
     """
     chosen = find_pass(name)
-    options = options if options is not None else chosen.Options()
-    if not isinstance(options, chosen.Options):
-        raise InputProblem(
-            f"not options of {name}", "`options`", f"got {type(options).__name__}", f"give {chosen.Options.__name__}"
-        )
-    options.checked()
+    options = _options_of(chosen, options)
     if samples < 1:
         raise InputProblem("the number of samples must be at least 1", "`samples`", f"got {samples}", "try 128")
     original = opened(model, output)
@@ -133,6 +128,18 @@ def run_pass(
     )
     write_checked(original, result, used, output, plan)
     return result
+
+
+def _options_of(chosen: AnyPass, options: PassOptions | None) -> PassOptions:
+    """The checked options of a pass, its defaults where none are given; raises InputProblem."""
+    found = options if options is not None else chosen.Options()
+    if not isinstance(found, chosen.Options):
+        wanted = chosen.Options.__name__
+        raise InputProblem(
+            f"not options of {chosen.name}", "`options`", f"got {type(found).__name__}", f"give {wanted}"
+        )
+    found.checked()
+    return found
 
 
 def opened(model: ModelSource, output: str | Path | None) -> ir.Model:

@@ -175,10 +175,10 @@ def command(
         threads=threads or available_cores(),
     )
     seconds = time_budget if minutes is None else 60 * minutes
-    wish = DistillationOptions(
+    options = DistillationOptions(
         settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form, resume=resume
     )
-    wish.check()
+    options.check()
     check_target(output, teacher, *([student] if student is not None else []))
     if student is None and shrink is None:
         raise InputProblem("no student", "", "neither STUDENT nor --shrink was given", "add --shrink 0.5")
@@ -190,7 +190,7 @@ def command(
             student,
             teacher,
             data,
-            wish,
+            options,
             select=chosen,
             output=output,
             plan=plan,

@@ -81,8 +81,8 @@ def _behaviour(
 def _varied(samples: Dataset, sig: Signature) -> Iterator[tuple[str, list[Feeds]]]:
     """A few samples of one shape, at every size of `variations`."""
     first = [dict(batch.inputs) for batch in samples.take(_SAMPLES).batches(1)]
-    alike = [f for f in first if all(f[k].shape == v.shape for k, v in first[0].items())]
-    for several in zip(*(dynamic_shape_variants(feeds, sig) for feeds in alike), strict=True):
+    same_shape = [f for f in first if all(f[k].shape == v.shape for k, v in first[0].items())]
+    for several in zip(*(dynamic_shape_variants(feeds, sig) for feeds in same_shape), strict=True):
         yield several[0][0], [feeds for _, feeds in several]
 
 

@@ -89,9 +89,9 @@ def cold_starts(
         calls = _child_calls(folder, models, feeds, settings or SessionSettings(), 1)
         names = list(models)
         seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-        begun, rounds = time.perf_counter(), 0
+        started, rounds = time.perf_counter(), 0
         while rounds < _MAX_CHILDREN:
-            spent = time.perf_counter() - begun
+            spent = time.perf_counter() - started
             if spent > (seconds if rounds >= _MIN_CHILDREN else 2 * seconds) and rounds >= _MIN_CHILDREN_SLOW:
                 break
             for index in rng.permutation(len(names)):

@@ -63,17 +63,17 @@ class LatencyLevel:
 
 def train(search: Search, seconds: float, report: Progress) -> None:
     """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
-    begun = time.monotonic()
+    started = time.monotonic()
     timing_seconds = min(_PACE, _PACE_SHARE * seconds)
     ladder = (
         search.attempt(
             "students",
-            lambda: latency_levels(search, lambda: time.monotonic() - begun < _PREPARE * seconds, timing_seconds),
+            lambda: latency_levels(search, lambda: time.monotonic() - started < _PREPARE * seconds, timing_seconds),
         )
         or []
     )
     tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
-    seconds = max(seconds - (time.monotonic() - begun), 0.5 * seconds)
+    seconds = max(seconds - (time.monotonic() - started), 0.5 * seconds)
     low, high = 0, len(ladder)
     for number in range(tries):
         if low >= high:
@@ -190,5 +190,7 @@ def teach(search: Search, student: Candidate, seconds: float, progress: Progress
 
 def _mix(search: Search, student: Candidate, seconds: float) -> frozenset[str]:
     """Nodes that the clock prefers in int8 on this student, whose layers are thinner than those it was found for."""
-    begun = time.monotonic()
-    return search.factory.select_int8_by_latency(search.chosen, lambda: time.monotonic() - begun < seconds, student)[0]
+    started = time.monotonic()
+    return search.factory.select_int8_by_latency(search.chosen, lambda: time.monotonic() - started < seconds, student)[
+        0
+    ]

@@ -256,10 +256,10 @@ def _goal(result: OptimizeResult, target: float) -> list[str]:
     """That a goal in time was missed, and by how much."""
     if not target:
         return []
-    fastest = (
+    best_speed = (
         "nothing faster held" if result.speedup is None else f"the fastest that holds is {result.speedup.speedup:.2f}x"
     )
-    return [f"{target:.2f}x the original's speed was not reached: {fastest}"]
+    return [f"{target:.2f}x the original's speed was not reached: {best_speed}"]
 
 
 def _why(result: OptimizeResult, options: OptimizeOptions) -> list[str]:
@@ -273,7 +273,7 @@ def _why(result: OptimizeResult, options: OptimizeOptions) -> list[str]:
 def _advice(result: OptimizeResult, splits: Splits, options: OptimizeOptions) -> list[str]:
     found = []
     if any(c.score.drop > options.max_drop for c in result.candidates):
-        found.append("allow a larger --max-drop")
+        found.append("allow a larger `max_drop`")
     if len(splits.calibrate) < 64:
         found.append(f"give more samples (calibration had {len(splits.calibrate)})")
     if len(splits.validate) < 200:
@@ -281,7 +281,7 @@ def _advice(result: OptimizeResult, splits: Splits, options: OptimizeOptions) ->
             f"give more validation samples ({len(splits.validate)} "
             f"resolve drops of {1 / max(len(splits.validate), 1):.3f} at best)"
         )
-    found.append("give a longer --time-budget")
+    found.append("give a longer `time_budget`")
     return found
 
 

@@ -82,8 +82,12 @@ def _token_field(name: str, arrays: list[np.ndarray], seen: list[Arrays]) -> Inp
         return None
     mask = None
     for other, value in seen[0].items():
-        alike = other != name and all(s[other].shape == s[name].shape for s in seen)
-        if alike and value.dtype.kind in "iub" and all(s[other].max() <= 1 and s[other][..., 0].all() for s in seen):
+        same_shape = other != name and all(s[other].shape == s[name].shape for s in seen)
+        if (
+            same_shape
+            and value.dtype.kind in "iub"
+            and all(s[other].max() <= 1 and s[other][..., 0].all() for s in seen)
+        ):
             mask = other
     firsts = {int(a[0, 0]) for a in arrays}
     blank = _MASK_TOKEN_BY_FIRST_TOKEN.get(next(iter(firsts))) if len(firsts) == 1 else None

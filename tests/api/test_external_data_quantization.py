@@ -124,8 +124,8 @@ def test_four_gigabytes_take_less_than_one_and_a_half(tmp_path: Path) -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "big.onnx").write_bytes(proto.SerializeToString())
     given = [sys.executable, "-c", _RUN, str(tmp_path / "big.onnx"), str(tmp_path / "small.onnx")]
-    said = subprocess.run(given, capture_output=True, text=True, check=True)
-    weights, before, after, peak_memory = (int(n) for n in said.stdout.split())
+    expected = subprocess.run(given, capture_output=True, text=True, check=True)
+    weights, before, after, peak_memory = (int(n) for n in expected.stdout.split())
     assert weights == layers
     assert before > 4e9
     assert after < 0.26 * before

@@ -82,9 +82,9 @@ def test_a_search_ends_near_its_time_budget(tmp_path: Path, capsys: pytest.Captu
     start = time.monotonic()
     assert cli([*command, "--time-budget", "40s", "--json"]) == 0
     assert time.monotonic() - start < 80
-    said = capsys.readouterr()
-    assert "of the 8 trainings only" in said.err
-    assert max(c["score"]["value"] for c in json.loads(said.out)["candidates"]) > 0.5
+    expected = capsys.readouterr()
+    assert "of the 8 trainings only" in expected.err
+    assert max(c["score"]["value"] for c in json.loads(expected.out)["candidates"]) > 0.5
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_a_search_ends_near_its_time_budget(tmp_path: Path, capsys: pytest.Captu
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
     code = cli(["nas", *arguments, "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")])
     error = capsys.readouterr().err.strip().splitlines()
     assert code in (2, 3), error
-    assert re.search(said, error[-1])
+    assert re.search(expected, error[-1])
     assert all(line.startswith("assumed") for line in error[:-1])
 
 
@@ -121,14 +121,14 @@ def test_a_record_of_another_search_is_refused(tmp_path: Path, capsys: pytest.Ca
     }
     (tmp_path / "r.json").write_text(json.dumps(record))
     (tmp_path / "s.json").write_text('{"space": "cell"}')
-    for name, said in (
+    for name, expected in (
         ("r", "differ from the search's.*teacher"),
         ("s", "not a record of a candidate"),
         ("t", "no such record"),
     ):
         build = ["nas", "build", str(tmp_path / f"{name}.json"), "-t", str(DIGITS / "digits.onnx"), *COMMON]
         assert cli([*build, "-o", str(tmp_path / "again.onnx")]) == 2
-        assert re.search(said, capsys.readouterr().err)
+        assert re.search(expected, capsys.readouterr().err)
     assert not (tmp_path / "again.onnx").exists()
 
 

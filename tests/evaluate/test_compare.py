@@ -134,10 +134,10 @@ def test_detectors_are_scored_with_a_function() -> None:
         (["--junit", MODEL], "digits.onnx"),
     ],
 )
-def test_bad_input_is_one_line(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(more: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path(MODEL).read_bytes()
     assert cli(["compare", MODEL, MODEL, "-d", SELECT, "-q", *more]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert said in error[0]
+    assert expected in error[0]
     assert Path(MODEL).read_bytes() == before

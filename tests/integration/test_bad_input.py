@@ -310,10 +310,10 @@ def sparsify(folder: Path, *more: str) -> list[str]:
     return ["sparsify", *share(folder, *more)[1:]]
 
 
-def plan_bits(decision: dict[str, object]) -> Callable[[Path], list[str]]:
+def plan_bits(action: dict[str, object]) -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
         large = next(t.name for t in proto(folder).graph.initializer if np.prod(t.dims) > 500)
-        step = {"pass": "share", "actions": [{"weight": large, **decision}]}
+        step = {"pass": "share", "actions": [{"weight": large, **action}]}
         return [*plan(folder, json.dumps({"schema": 1, "steps": [step]})), "-d", str(good_data(folder))]
 
     return make

@@ -45,8 +45,8 @@ def test_classes_by_label_and_without() -> None:
 
 
 def test_f1_is_the_mean_over_classes() -> None:
-    true, told = [0, 0, 0, 1, 2], [0, 0, 1, 1, 1]
-    found = measured("f1", np.eye(3)[true], np.eye(3)[told], true)
+    true, found = [0, 0, 0, 1, 2], [0, 0, 1, 1, 1]
+    found = measured("f1", np.eye(3)[true], np.eye(3)[found], true)
     assert found.reference == 1.0
     assert found.value == pytest.approx(np.mean([2 * 2 / (3 + 2), 2 * 1 / (1 + 3), 0]))
 

@@ -51,8 +51,8 @@ def test_kernel_facts_follow_the_isa(isa: tuple[str, ...], arch: str, exact: boo
         (3, 4, 4),
     ],
 )
-def test_widths_lie_on_the_grid(wish: float, full: int, expected: int) -> None:
-    assert machine("avx2", "avx512f").nearest(wish, full) == expected
+def test_widths_lie_on_the_grid(target: float, full: int, expected: int) -> None:
+    assert machine("avx2", "avx512f").nearest(target, full) == expected
 
 
 def test_targets_are_named() -> None:

@@ -29,9 +29,9 @@ def request(folder: Path, runs: int) -> dict[str, float]:
 
 @pytest.mark.alone
 def test_a_child_reports_times_and_memory(tmp_path: Path) -> None:
-    told = request(tmp_path, 2)
-    assert 0 < told["first"] < 5 and 0 < told["load"] < 5
-    assert 20 < told["base"] <= told["peak"] < 100_000
+    found = request(tmp_path, 2)
+    assert 0 < found["first"] < 5 and 0 < found["load"] < 5
+    assert 20 < found["base"] <= found["peak"] < 100_000
 
 
 @pytest.mark.alone

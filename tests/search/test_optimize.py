@@ -135,8 +135,8 @@ class Killed(BaseException):
 
 
 def killer(stage: str, error: type[BaseException]) -> Progress:
-    def report(said: str, fraction: float) -> None:
-        if stage in said:
+    def report(expected: str, fraction: float) -> None:
+        if stage in expected:
             raise error
 
     return report

@@ -94,10 +94,10 @@ def test_the_best_look_comes_with_its_statistics() -> None:
     program, job = trainer(normalized())
     seen: dict[int, dict[str, bytes]] = {}
 
-    def look() -> tuple[float, float, float, float]:
+    def evaluate() -> tuple[float, float, float, float]:
         seen[job.steps_done] = {n: a.tobytes() for n, a in program.weights().items()}
         return 0.0, abs(job.steps_done - 10) + 1.0, 0.0, 0.0
 
-    job.run(look)
+    job.run(evaluate)
     assert job.history.best_step == 10
     assert {n: a.tobytes() for n, a in program.weights().items()} == seen[10]

@@ -24,10 +24,10 @@ def cases(points: Sequence[BenchPoint], decisions: Sequence[SlowdownDecision]) -
             own = [d for d in decisions if d.name == timing.name]
             decision = own[number] if number < len(own) else None
             failed = decision is not None and not decision.passed
-            said = [f"95 % interval of the median [{timing.low:.9f}, {timing.high:.9f}] s, {timing.rounds} rounds"]
+            text = [f"95 % interval of the median [{timing.low:.9f}, {timing.high:.9f}] s, {timing.rounds} rounds"]
             made.append(Case(
                 f"onnxpress.bench.threads {point.threads}, batch {point.batch}", timing.name, timing.median,
-                "\n".join([*said, *([decision.why] if decision else [])]),
+                "\n".join([*text, *([decision.why] if decision else [])]),
                 decision.why if decision is not None and failed else "", "slower", decision.how if decision else "",
             ))  # fmt: skip
     return made

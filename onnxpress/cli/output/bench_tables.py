@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def point(found: BenchPoint, conditions: BenchConditions, top: int, several: bool) -> None:
     """All that was measured under one set of conditions."""
-    said = _said(found, conditions)
-    latency(found.timings, said if several else "")
+    summary = _summary(found, conditions)
+    latency(found.timings, summary if several else "")
     if found.ratios:
         ratios(found.ratios, "speed-up")
     if found.self_check:
@@ -35,7 +35,7 @@ def point(found: BenchPoint, conditions: BenchConditions, top: int, several: boo
         memory(found.memory)
     if found.throughput:
         throughput(found.throughput, found.throughput_ratios)
-    console.out(f"{said}, {found.seconds:.1f} s")
+    console.out(f"{summary}, {found.seconds:.1f} s")
 
 
 def self_check(found: Ratio) -> None:
@@ -47,7 +47,7 @@ def self_check(found: Ratio) -> None:
         console.out("  that is not 1: believe no difference of this run that is not larger")
 
 
-def _said(found: BenchPoint, conditions: BenchConditions) -> str:
+def _summary(found: BenchPoint, conditions: BenchConditions) -> str:
     """The conditions in words; the usual ones are not said."""
     own = conditions.settings
     parts = [f"{found.threads} thread{'s' if found.threads != 1 else ''}", f"batch {found.batch}"]

@@ -14,11 +14,11 @@ def cases(found: CompareResult, other: str, max_drop: float | None) -> list[juni
     """One case a metric; a drop beyond what is allowed is its failure."""
     made = []
     for m in found.measured:
-        said = m.text()
+        text = m.text()
         lost = max_drop is not None and m.drop > max_drop
         why = f"drop {m.drop:+.4f} is more than the allowed {max_drop}" if lost else ""
         made.append(
-            junit.Case("onnxpress.compare", f"{other}: {m.metric}", said=said, failure=why, kind="worse", detail=said)
+            junit.Case("onnxpress.compare", f"{other}: {m.metric}", text=text, failure=why, kind="worse", detail=text)
         )
     return made
 
@@ -37,9 +37,9 @@ def markdown(found: CompareResult, original: str, other: str, max_drop: float | 
     lines += [f"| {_cell(d.name)} | {d.max_abs:.3g} | {d.sqnr_db:.1f} | {d.cosine:.6f} |" for d in found.outputs]
     if found.worst:
         lines += ["", "| worst sample | relative error | answer | original's | label |", "|---|---:|---:|---:|---:|"]
-        told = [("" if v is None else f"{v:g}" for v in (s.after, s.before, s.label)) for s in found.worst]
+        cells = [("" if v is None else f"{v:g}" for v in (s.after, s.before, s.label)) for s in found.worst]
         lines += [
-            f"| {_cell(s.key)} | {s.error:.3g} | {' | '.join(t)} |" for s, t in zip(found.worst, told, strict=True)
+            f"| {_cell(s.key)} | {s.error:.3g} | {' | '.join(t)} |" for s, t in zip(found.worst, cells, strict=True)
         ]
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ class Case:
     group: str
     name: str
     seconds: float = 0.0
-    said: str = ""
+    text: str = ""
     failure: str = ""
     kind: str = ""
     detail: str = ""
@@ -32,8 +32,8 @@ def junit(name: str, cases: Sequence[Case], machine: str, seconds: float) -> byt
         )
         if case.failure:
             ElementTree.SubElement(shown, "failure", message=case.failure, type=case.kind).text = case.detail
-        if case.said:
-            ElementTree.SubElement(shown, "system-out").text = case.said
+        if case.text:
+            ElementTree.SubElement(shown, "system-out").text = case.text
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(bool(c.failure) for c in cases)))
     suite.set("errors", "0")

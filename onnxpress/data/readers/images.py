@@ -107,12 +107,12 @@ def _geometry_notes(spec: ImageSpec, preprocessing: Preprocessing) -> list[str]:
     if height is None and width is None and not isinstance(preprocessing.resize, int):
         return ["images keep their own size"]
     size = f"{height or 'own'} x {width or 'own'}"
-    ways = {
+    candidates = {
         "stretch": f"resized to {size}",
         "none": f"cropped to {size}" if preprocessing.crop == "center" else "not resized",
         "cover": f"resized to cover {size} / {preprocessing.ratio:g}",
     }
-    text = ways.get(str(preprocessing.resize), f"short side resized to {preprocessing.resize}")
+    text = candidates.get(str(preprocessing.resize), f"short side resized to {preprocessing.resize}")
     return [
         text + (f", centre {size} cropped" if preprocessing.crop == "center" and preprocessing.resize != "none" else "")
     ]

@@ -42,9 +42,9 @@ class Surrogate:
 
 def hypervolume(points: list[tuple[float, float]]) -> float:
     """Area that a front of (accuracy, time) dominates, up to the reference point WORST; higher is better."""
-    area, fastest = 0.0, WORST[1]
+    area, lowest = 0.0, WORST[1]
     for accuracy, time in sorted(points, key=lambda p: (-p[0], p[1])):
-        if accuracy > WORST[0] and time < fastest:
-            area += (fastest - time) * (accuracy - WORST[0])
-            fastest = time
+        if accuracy > WORST[0] and time < lowest:
+            area += (lowest - time) * (accuracy - WORST[0])
+            lowest = time
     return area

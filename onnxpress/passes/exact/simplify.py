@@ -88,9 +88,9 @@ class Simplify:
         first = next((i for i, a in enumerate(rest) if "inactive" in a), len(rest))
         for stage in (rest[:first], rest[first:]):
             if stage:
-                model, said = reduce(current, stage)
+                model, more_notes = reduce(current, stage)
                 current = evidence_for(model, evidence.data, evidence.machine, evidence.seed)
-                notes = notes + said
+                notes = notes + more_notes
         return Applied(current.model, notes)
 
 

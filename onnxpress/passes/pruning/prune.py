@@ -105,6 +105,14 @@ def _removal(facts: ch.Channels, actions: Sequence[Action]) -> dict[str, list[in
             )
         if gone:
             removal[name] = gone
+    keep = facts.keep_mask(removal)
+    if any(not slot.stays(keep).any() for slot in facts.flow.slots):
+        raise InputProblem(
+            "the plan removes all channels of an axis that several groups share",
+            ", ".join(removal),
+            "",
+            "leave at least one channel",
+        )
     return removal
 
 

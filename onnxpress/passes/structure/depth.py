@@ -293,9 +293,9 @@ def _greedy(
             break
         while (best := min(left, key=lambda b: price[b.name])).name not in fresh:
             total = work([*taken, best])
-            harm = scorer.score(_cut(evidence, [*taken, best])).nmse
-            fresh[best.name] = harm, total
-            price[best.name] = max(harm - base, 1e-9) / min(total - saved, max(goal - saved, 1.0))
+            loss = scorer.score(_cut(evidence, [*taken, best])).nmse
+            fresh[best.name] = loss, total
+            price[best.name] = max(loss - base, 1e-9) / min(total - saved, max(goal - saved, 1.0))
         base, saved = fresh[best.name]
         taken.append(best)
         left.remove(best)

@@ -244,10 +244,10 @@ def _spread(
     while (missing := goal_saving - sum(p[0] for p in now.values())) > 0:
         best: tuple[float, str, tuple[float, float, RankCurve, int]] | None = None
         for name, found in points.items():
-            saved, harm = now[name][:2] if name in now else (0.0, 0.0)
+            saved, loss = now[name][:2] if name in now else (0.0, 0.0)
             for point in found:
                 if point[0] > saved:
-                    price = max(point[1] - harm, 1e-12) / min(point[0] - saved, missing)
+                    price = max(point[1] - loss, 1e-12) / min(point[0] - saved, missing)
                     if best is None or price < best[0]:
                         best = (price, name, point)
         if best is None:

@@ -203,7 +203,7 @@ def _zeroed(weight: WeightMatrix, seen: InputStatistics, action: Action) -> np.n
 
 def _only(mask: np.ndarray) -> Quantizer:
     """Any value where the mask is, else zero."""
-    return lambda wish, columns: wish * mask[:, columns]
+    return lambda wanted, columns: wanted * mask[:, columns]
 
 
 def refit(rows: np.ndarray, start: np.ndarray, h: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -204,7 +204,7 @@ def test_the_plan_repeats_the_result(parts: Splits, tmp_path: Path, monkeypatch:
     ],
 )
 def test_invalid_requests_are_one_line(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from onnxpress.data.shipped import calibration_folder
 
@@ -221,6 +221,6 @@ def test_invalid_requests_are_one_line(
     ]
     assert cli([*command, *arguments]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert expected in error
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -70,10 +70,10 @@ def test_declared_shapes_match_a_run(io_spec: IoSpec) -> None:
     name = {"image": "image-small", "spectrogram": "keyword-1d", "vector": "tabular-mlp"}[io_spec.kind]
     for seed in range(4):
         model = load_space(name)(RandomTrial(seed), io_spec)
-        said = declared_shapes(model, tasks.batch(io_spec))
-        assert said is not None
+        expected = declared_shapes(model, tasks.batch(io_spec))
+        assert expected is not None
         seen = trace(model, tasks.batch(io_spec))
-        assert {n: said.shapes[n] for n in seen.shapes} == seen.shapes
+        assert {n: expected.shapes[n] for n in seen.shapes} == seen.shapes
 
 
 def test_token_inputs_of_any_length_with_a_mask() -> None:
@@ -144,8 +144,8 @@ def test_ranges_of_channel_multiples() -> None:
         ("[tail]\n[[stage]]\nblock = 'vgg'\nwidth = 8", "tail"),
     ],
 )
-def test_invalid_descriptions(text: str, said: str) -> None:
-    with pytest.raises(InputProblem, match=said):
+def test_invalid_descriptions(text: str, expected: str) -> None:
+    with pytest.raises(InputProblem, match=expected):
         toml_space.parse_space(text, "own.toml")
 
 
@@ -169,13 +169,13 @@ def test_user_spaces(tmp_path: Path) -> None:
     model = load_space(f"{tmp_path / 'own.py'}:tiny")(RandomTrial(0), tasks.IMAGE)
     assert run(open_session(model), tasks.batch(tasks.IMAGE))[0].shape == (1, 10)
     (tmp_path / "bad.py").write_text("1 / 0")
-    for name, said in (
+    for name, expected in (
         ("own.py:huge", "no such function"),
         ("bad.py:x", "ZeroDivision"),
         ("none.py:x", "no such"),
         ("x.toml", "no such"),
     ):
-        with pytest.raises(InputProblem, match=said):
+        with pytest.raises(InputProblem, match=expected):
             load_space(str(tmp_path / name))
     with pytest.raises(InputProblem, match="image-small"):
         load_space("image-huge")

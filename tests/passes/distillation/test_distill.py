@@ -67,10 +67,12 @@ def test_cut_points_are_between_the_blocks() -> None:
 def test_channels_are_found_again_by_correlation() -> None:
     student, evidence, removal = cut(teacher())
     small = evidence_for(student, data())
-    told = match_features(small, evidence, lambda v: evidence.channels.kept(v, removal))
+    given = match_features(small, evidence, lambda v: evidence.channels.kept(v, removal))
     found = match_features(small, evidence)
-    assert told and all(p.kept is not None for p in told)
-    agree = [a == b for p, q in zip(told, found, strict=True) for a, b in zip(p.kept or (), q.kept or (), strict=False)]
+    assert given and all(p.kept is not None for p in given)
+    agree = [
+        a == b for p, q in zip(given, found, strict=True) for a, b in zip(p.kept or (), q.kept or (), strict=False)
+    ]
     assert np.mean(agree) > 0.8
 
 
@@ -248,10 +250,10 @@ def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.
     evidence = evidence_for(teacher(), data(100))
     job = Distillation(evidence, evidence, data(100), FAST)
     monkeypatch.setattr(Distillation, "step_seconds", lambda self: 0.01 * self.settings.batch)
-    wish = DistillationOptions(TrainingSettings(batch=64, lr=1e-3), time_budget=40)
+    options = DistillationOptions(TrainingSettings(batch=64, lr=1e-3), time_budget=40)
     judge, silent = Scorer(teacher(), data(20)), lambda stage, share: None
-    assert _final_settings(job, wish, judge, silent).batch == 16
-    assert _final_settings(job, replace(wish, time_budget=400.0), judge, silent).batch == 64
+    assert _final_settings(job, options, judge, silent).batch == 16
+    assert _final_settings(job, replace(options, time_budget=400.0), judge, silent).batch == 64
 
 
 def test_a_wider_distance_needs_a_projection() -> None:
@@ -297,10 +299,10 @@ def test_an_interrupted_run_resumes_to_the_same_file(
 
     student, _, _ = cut(teacher())
     select = nets.samples(teacher(), 30, seed=4)
-    wish = DistillationOptions(
+    options = DistillationOptions(
         TrainingSettings(**{**FAST.as_dict(), "augment": (), "mode": mode}), steps=40, augment="noise"
     )
-    whole = distill(student, teacher(), data(), replace(wish, run=tmp_path / "whole"), select=select)
+    whole = distill(student, teacher(), data(), replace(options, run=tmp_path / "whole"), select=select)
     real = trainer.Trainer.step
     steps: list[int] = []
 
@@ -315,10 +317,10 @@ def test_an_interrupted_run_resumes_to_the_same_file(
     monkeypatch.setattr("onnxpress.train.distillation.runner.Distillation.step_seconds", lambda self: 1.0)
     monkeypatch.setattr(trainer.Trainer, "step", counted)
     with pytest.raises(KeyboardInterrupt):
-        distill(student, teacher(), data(), replace(wish, run=tmp_path / "part"), select=select)
+        distill(student, teacher(), data(), replace(options, run=tmp_path / "part"), select=select)
     assert list((tmp_path / "part").glob("checkpoint*"))
     steps[:] = []
-    resumed = distill(student, teacher(), data(), replace(wish, run=tmp_path / "part", resume=True), select=select)
+    resumed = distill(student, teacher(), data(), replace(options, run=tmp_path / "part", resume=True), select=select)
     assert 0 < len(steps) < 23
     assert to_bytes(resumed.model) == to_bytes(whole.model)
     assert resumed.curve == whole.curve

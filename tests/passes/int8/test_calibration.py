@@ -48,9 +48,9 @@ def width(evidence: Evidence, rule: calibration.RangeSpec) -> float:
 
 def test_channels_without_weight_are_clipped() -> None:
     """The range of an outlier channel may be clipped if its weight is zero, but not if it has all the weight."""
-    ignored, minded = outlying(0.0), outlying(100.0)
+    ignored, weighted = outlying(0.0), outlying(100.0)
     assert width(ignored, "output-error") < 0.5 * width(ignored, "minmax")
-    assert width(minded, "output-error") >= 0.5 * width(minded, "minmax")
+    assert width(weighted, "output-error") >= 0.5 * width(weighted, "minmax")
 
 
 def test_weighted_is_the_best_of_the_methods_for_the_reader() -> None:
@@ -132,10 +132,10 @@ def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
         ('{"schema": "onnxpress ranges 1", "ranges": {"stranger": [0, 1]}}', "a tensor that is not in the model"),
     ],
 )
-def test_an_invalid_file_is_refused_and_not_changed(text: str, said: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_and_not_changed(text: str, expected: str, tmp_path: Path) -> None:
     model, path = nets.residual(width=16), tmp_path / "ranges.json"
     path.write_text(text)
-    with pytest.raises(InputProblem, match=said):
+    with pytest.raises(InputProblem, match=expected):
         quantize(model, nets.samples(model, 8), ranges=path)
     assert path.read_text() == text
 

@@ -67,8 +67,8 @@ def test_the_weights_of_a_recurrent_layer_are_counted() -> None:
     evidence = evidence_for(model, None)
     names = [g.name for g in evidence.channels.groups]
     assert len(names) == 2
-    for told in (names, names[:1], names[1:]):
-        gone = {n: evidence.channels.group(n).size // 2 for n in told}
+    for found in (names, names[:1], names[1:]):
+        gone = {n: evidence.channels.group(n).size // 2 for n in found}
         cost_model = CostModel.from_evidence(evidence, gone, node_costs(evidence))
         cost_model.set_all_removed(gone)
         assert {k: cost_model.total(k) for k in ("macs", "params")} == pytest.approx(pruned_costs(evidence, gone))

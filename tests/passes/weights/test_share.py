@@ -54,10 +54,10 @@ def test_input_statistics_halve_the_loss(kind: str) -> None:
 
 def test_the_byte_budget_goes_to_the_weights_with_the_largest_loss() -> None:
     evidence = prepared(nets.mobile(width=16))
-    lean, spent = (plan_sharing(evidence, ShareOptions(spare=s))[0] for s in (0.0, 0.3))
-    small, upgraded = ({d["weight"] for d in plan if d.get("bits") == 8} for plan in (lean, spent))
+    compact, spent = (plan_sharing(evidence, ShareOptions(spare=s))[0] for s in (0.0, 0.3))
+    small, upgraded = ({d["weight"] for d in plan if d.get("bits") == 8} for plan in (compact, spent))
     assert small < upgraded and len(upgraded) < len(spent)
-    sizes = [len(to_bytes(SHARE.apply(evidence, d).model)) for d in (lean, spent)]
+    sizes = [len(to_bytes(SHARE.apply(evidence, d).model)) for d in (compact, spent)]
     assert sizes[0] < sizes[1] < 1.3 * sizes[0]
 
 
