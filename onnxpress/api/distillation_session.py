@@ -73,10 +73,10 @@ class DistillationOptions:
     def check(self) -> None:
         """Raises InputProblem; and EnvironmentProblem where training is asked for and torch is missing."""
         if self.steps < 0:
-            raise InputProblem("the number of steps is negative", "`steps`", f"got {self.steps}", "try 1000")
+            raise InputProblem("the number of steps is negative", "`steps`", f"got {self.steps}", "give 1000")
         if self.time_budget <= 0:
             raise InputProblem(
-                "the time budget is nothing", "`time_budget`", f"got {self.time_budget:g} s", "try 10 minutes"
+                "the time budget is nothing", "`time_budget`", f"got {self.time_budget:g} s", "give 10 minutes"
             )
         self.settings.check()
         if self.shrink is not None:

@@ -95,7 +95,7 @@ def run_pass(
     chosen = find_pass(name)
     options = _options_of(chosen, options)
     if samples < 1:
-        raise InputProblem("the number of samples must be at least 1", "`samples`", f"got {samples}", "try 128")
+        raise InputProblem("the number of samples must be at least 1", "`samples`", f"got {samples}", "give 128")
     original = opened(model, output)
     if data is None and chosen.needs_data:
         raise InputProblem(f"{name} needs samples", "`data`", "no data was given", "give `data`")

@@ -51,9 +51,9 @@ class OptimizeOptions:
                 "the training budget is negative", "`train_budget`", f"{self.train_budget:g} s", "give 0, or 10 minutes"
             )
         if self.speedup and self.speedup <= 1:
-            raise InputProblem("the speed-up must be above 1", "`speedup`", f"got {self.speedup:g}", "try 2")
+            raise InputProblem("the speed-up must be above 1", "`speedup`", f"got {self.speedup:g}", "give 2")
         if self.latency_ms < 0:
-            raise InputProblem("the latency must be above 0", "`latency_ms`", f"got {self.latency_ms:g}", "try 5")
+            raise InputProblem("the latency must be above 0", "`latency_ms`", f"got {self.latency_ms:g}", "give 5")
         if (self.speedup or self.latency_ms) and self.goal == "size":
             raise InputProblem("`goal` size and a target in time are mutually exclusive", "", "", "give one of them")
         if self.speedup and self.latency_ms:

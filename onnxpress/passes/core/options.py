@@ -109,7 +109,7 @@ def only_one(names: Sequence[str], values: Sequence[Any], example: str) -> str:
             "exactly one goal is needed",
             ", ".join(f"`{n}`" for n in names),
             f"{len(given)} were given",
-            f"try {example}",
+            f"give {example}",
         )
     return given[0]
 
@@ -118,5 +118,5 @@ def check_between(name: str, what: str, value: float | None, example: str, low: 
     """Raises InputProblem where a given value does not lie strictly between two numbers. what: the value, in words."""
     if value is not None and not low < value < high:
         raise InputProblem(
-            f"{what} must lie between {low:g} and {high:g}", f"`{name}`", f"got {value:g}", f"try {example}"
+            f"{what} must lie between {low:g} and {high:g}", f"`{name}`", f"got {value:g}", f"give {example}"
         )

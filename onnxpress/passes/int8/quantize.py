@@ -84,7 +84,7 @@ class QuantizeOptions(TargetCpuOptions):
         if self.activations > BITS[0] and self.format != FORMATS[0]:
             raise InputProblem("no integer operators of 16 bits", "`format`, `activations`", "", "use qdq for them")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop:g}", "try 0.01")
+            raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop:g}", "give 0.01")
         self.recipe.check()
         if self.ranges_file is not None and not self.ranges_file.exists():
             check_target(self.ranges_file)

@@ -138,7 +138,7 @@ def layer_sensitivity(
         InputProblem: if `max_drop` is not in [0, 1).
     """
     if max_drop is not None and not 0 <= max_drop < 1:
-        raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {max_drop:g}", "try 0.01")
+        raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {max_drop:g}", "give 0.01")
     recipe = recipe_for(evidence, chosen, options or RecipeOptions())[1] if chosen else QuantizationRecipe()
     evaluator = _Int8Evaluator(evidence, chosen, looked_up, recipe)
     loss = evaluator.score(chosen)[1]

@@ -90,7 +90,7 @@ class AttentionOptions(PassOptions):
 
     def check(self) -> None:
         if self.count is not None and self.count < 1:
-            raise InputProblem("the number of layers must be at least 1", "`count`", f"got {self.count}", "try 1")
+            raise InputProblem("the number of layers must be at least 1", "`count`", f"got {self.count}", "give 1")
 
 
 class Attention:

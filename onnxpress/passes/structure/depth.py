@@ -66,9 +66,9 @@ class DepthOptions(PassOptions):
         if self.keep is not None and self.keep != 0:
             check_between("keep", "the share to keep", self.keep, "0.5")
         if self.remove is not None and self.remove < 1:
-            raise InputProblem("the number of blocks must be at least 1", "`remove`", f"got {self.remove}", "try 1")
+            raise InputProblem("the number of blocks must be at least 1", "`remove`", f"got {self.remove}", "give 1")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
-            raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop}", "try 0.01")
+            raise InputProblem("the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop}", "give 0.01")
 
 
 class Depth:

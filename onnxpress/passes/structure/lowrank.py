@@ -61,7 +61,7 @@ class LowRankOptions(PassOptions):
         check_between("ratio", "the ratio", self.ratio, "0.5")
         check_between("energy", "the energy", self.energy, "0.95")
         if self.rank is not None and self.rank < 1:
-            raise InputProblem("the rank must be at least 1", "`rank`", f"got {self.rank}", "try 16")
+            raise InputProblem("the rank must be at least 1", "`rank`", f"got {self.rank}", "give 16")
 
 
 class LowRank:

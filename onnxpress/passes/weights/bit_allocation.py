@@ -44,9 +44,9 @@ def check_byte_budget(spare: float | None, smaller: float | None) -> None:
         smaller: factor by which the file size is to be reduced, above 1.
     """
     if spare is not None and not 0 <= spare <= 1:
-        raise InputProblem("the spare share must lie between 0 and 1", "`spare`", f"got {spare}", "try 0.05")
+        raise InputProblem("the spare share must lie between 0 and 1", "`spare`", f"got {spare}", "give 0.05")
     if smaller is not None and not 1 < smaller < float("inf"):
-        raise InputProblem("the size factor must be above 1", "`smaller`", f"got {smaller:g}", "try 8")
+        raise InputProblem("the size factor must be above 1", "`smaller`", f"got {smaller:g}", "give 8")
     if smaller is not None and spare is not None:
         raise InputProblem("`smaller` and `spare` are mutually exclusive", "", "", "give one of them")
 
