@@ -88,7 +88,7 @@ def test_a_search_ends_near_its_time_budget(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["image-huge"], "no such search space"),
         (["image-small", "--proxy", "hope"], "unknown proxy"),

@@ -124,7 +124,7 @@ def test_detectors_are_scored_with_a_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "expected"),
     [
         (["--metric", "rouge"], "no such metric"),
         (["--metric", "map"], "--decode"),

@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +45,16 @@ def load_function(text: str, what: str) -> Any:
         raise InputProblem(
             what, text, f"{place} has no {name!r}", f"it has {', '.join(others)}" if others else ""
         ) from None
+
+
+@cache
+def load_function_once(text: str, what: str) -> Callable[..., Any]:
+    """The same for a function that is called often: its module runs once. Raises InputProblem."""
+    found = load_function(text, what)
+    if not callable(found):
+        raise InputProblem(what, text, f"it is a {type(found).__name__}", "name a function")
+    function: Callable[..., Any] = found
+    return function
 
 
 def _from_file(path: Path, text: str, what: str) -> ModuleType:

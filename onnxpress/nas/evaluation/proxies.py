@@ -13,11 +13,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxpress.data.readers.user_function import load_function_once
 from onnxpress.errors import InputProblem
 from onnxpress.model import read
 from onnxpress.model.files import to_bytes
 from onnxpress.nas.evaluation.costs import Costs
-from onnxpress.nas.user_function import load_user_function
 from onnxpress.runtime.session import all_cores, open_session
 from onnxpress.train.optional_torch import require_torch
 
@@ -36,7 +36,7 @@ Arrays = Mapping[str, np.ndarray]
 def check_proxy(name: str) -> None:
     """Raises InputProblem for an unknown proxy."""
     if ".py:" in name:
-        load_user_function(name, "proxy")
+        load_function_once(name, "cannot load the proxy")
     elif name not in (*PROXIES, TRAINING):
         words = ", ".join((*PROXIES, TRAINING))
         raise InputProblem("unknown proxy", name, "", f"one of {words}, or FILE.py:function")
@@ -69,7 +69,7 @@ def compute_proxy(name: str, model: ir.Model, batch: Arrays, costs: Costs, seed:
 def _user_proxy(name: str, model: ir.Model, batch: Arrays) -> float:
     """The value of the user's function of (model, batch)."""
     try:
-        return float(load_user_function(name, "proxy")(model, dict(batch)))
+        return float(load_function_once(name, "cannot load the proxy")(model, dict(batch)))
     except InputProblem:
         raise
     except Exception as error:  # user code may raise anything; it is reported in one line

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
+from onnxpress.data.readers.user_function import load_function_once
 from onnxpress.errors import InputProblem
 from onnxpress.nas.spaces import cells, toml_space
 from onnxpress.nas.spaces.io_spec import IoSpec
-from onnxpress.nas.user_function import load_user_function
 
 READY = ("image-small", "image-mobile", "keyword-1d", "tabular-mlp", "text-encoder", "cell")
 
@@ -55,7 +55,7 @@ def load_space(name: str) -> Space:
 
 
 def _user_space(name: str) -> Space:
-    found = load_user_function(name, "search space")
+    found = load_function_once(name, "cannot load the search space")
 
     def own(trial: Trial, io_spec: IoSpec) -> ir.Model:
         try:

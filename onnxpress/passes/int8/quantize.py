@@ -27,7 +27,7 @@ from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.qdq.bias_compaction import compact_biases
 from onnxpress.passes.int8.qdq.qoperator import to_integer_operators
 from onnxpress.passes.int8.qdq.write import histograms_for, quantization_grid
-from onnxpress.passes.int8.quantization_recipe import BITS, QuantizationRecipe, RecipeOptions
+from onnxpress.passes.int8.quantization_recipe import BITS, ROUNDINGS, QuantizationRecipe, RecipeOptions
 from onnxpress.passes.int8.sensitivity import LayerSensitivity, int8_candidates, layer_sensitivity
 from onnxpress.passes.int8.static_int8 import quantize, quantize_actions, refusals
 from onnxpress.runtime.machine import this_machine
@@ -57,7 +57,7 @@ class QuantizeOptions(TargetCpuOptions):
     rounding: str = option(
         AUTO,
         help="Rounding of weights: nearest or output-aware; auto: selected by output error.",
-        choices=(AUTO, "nearest", "output-aware"),
+        choices=(AUTO, *ROUNDINGS),
     )
     format: str = option(
         FORMATS[0],

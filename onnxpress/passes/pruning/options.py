@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
+from onnxpress.passes.pruning.error_curves import CRITERIA
 from onnxpress.runtime.machine import Machine
 
 ALL, INTERNAL = "all", "internal"
 GLOBAL, UNIFORM = "global", "uniform"
-CRITERIA = ("second-order", "activation", "magnitude", "magnitude-l1", "fpgm", "random")
 _GOALS = ("ratio", "macs", "params", "speedup")
 
 

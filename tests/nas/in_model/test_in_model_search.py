@@ -196,7 +196,7 @@ def test_the_plan_repeats_the_result(parts: Splits, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--speedup", "0.5"], "above 1"),
         (["--speedup", "2", "--latency-ms", "3"], "mutually exclusive"),

@@ -131,7 +131,7 @@ def test_ranges_of_channel_multiples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("[[stage]]\nblock = 'residual'\nwidth = 16\nkernal = 3", "kernal"),
         ("[[stage]]\nblock = 'transformer'\nwidth = 16", "transformer"),

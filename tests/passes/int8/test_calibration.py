@@ -121,7 +121,7 @@ def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("{", "not valid JSON"),
         ("[]", "not a calibration file"),
