@@ -39,7 +39,7 @@ def test_kernel_facts_follow_the_isa(isa: tuple[str, ...], arch: str, exact: boo
 
 
 @pytest.mark.parametrize(
-    ("wish", "full", "expected"),
+    ("target", "full", "expected"),
     [
         (24.0, 48, 16),
         (32.1, 48, 32),

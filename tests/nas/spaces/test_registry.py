@@ -170,7 +170,7 @@ def test_user_spaces(tmp_path: Path) -> None:
     assert run(open_session(model), tasks.batch(tasks.IMAGE))[0].shape == (1, 10)
     (tmp_path / "bad.py").write_text("1 / 0")
     for name, expected in (
-        ("own.py:huge", "no such function"),
+        ("own.py:huge", "has no .huge."),
         ("bad.py:x", "ZeroDivision"),
         ("none.py:x", "no such"),
         ("x.toml", "no such"),

@@ -15,13 +15,13 @@ from onnxpress.passes.weights.weights import WeightsOptions
 from tests import nets
 
 
-@pytest.mark.parametrize("lever", ["share", "weights"])
-def test_the_file_size_is_met_closely(run_pass: str) -> None:
+@pytest.mark.parametrize("command", ["share", "weights"])
+def test_the_file_size_is_met_closely(command: str) -> None:
     model = nets.residual(width=32, blocks=3)
     data = nets.samples(model, 24)
     done = (
         share(model, data, options=ShareOptions(smaller=4.5))
-        if run_pass == "share"
+        if command == "share"
         else weights(model, data, options=WeightsOptions(smaller=4.5))
     )
     assert 4.5 <= done.bytes_before / done.bytes_after < 1.12 * 4.5
