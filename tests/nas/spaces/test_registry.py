@@ -172,7 +172,7 @@ def test_user_spaces(tmp_path: Path) -> None:
     for name, expected in (
         ("own.py:huge", "has no .huge."),
         ("bad.py:x", "ZeroDivision"),
-        ("none.py:x", "no such"),
+        ("none.py:x", "does not exist"),
         ("x.toml", "no such"),
     ):
         with pytest.raises(InputProblem, match=expected):
