@@ -40,7 +40,7 @@ class Problem(Exception):
             text += f": {self.why.rstrip('.')}"
         text += "."
         if self.hint:
-            text += f" TRY: {self.hint.rstrip('.')}."
+            text += f" TRY: {self.hint.rstrip('.')}" + ("" if self.hint.endswith("?") else ".")
         return " ".join(text.split())
 
     def __reduce__(self) -> tuple[object, ...]:

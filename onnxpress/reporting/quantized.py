@@ -25,7 +25,7 @@ _COLUMNS = (
     "high",
     "SQNR in",
     "SQNR out",
-    "cut",
+    "clipped",
     "alone",
     "back",
     "µs",
@@ -43,8 +43,9 @@ def quantize_page(body: Document) -> Page:
     page.headlines += (
         [Headline("layers in int8", f"{sum(bool(x['int8']) for x in layers)} of {len(layers)}")] if layers else []
     )
-    sensitive = sorted((x for x in layers if x.get("alone") is not None), key=lambda x: -x["alone"])[:MOST_BARS]
-    losses = tuple(ChartPoint(x["node"], x["alone"], 0.0, chosen=not x["int8"]) for x in sensitive)
+    known = [x for x in layers if x["one_at_a_time"] is not None]
+    sensitive = sorted(known, key=lambda x: -x["one_at_a_time"])[:MOST_BARS]
+    losses = tuple(ChartPoint(x["node"], x["one_at_a_time"], 0.0, chosen=not x["int8"]) for x in sensitive)
     wide = tuple(_distribution(x) for x in sensitive if x["high"] > x["low"])
     marked = "Orange: layers that stay in float." if any(p.chosen for p in losses) else ""
     page.charts = [
@@ -81,7 +82,7 @@ def _distribution(x: Document) -> ChartPoint:
 
 def _row(x: Document) -> tuple[str, ...]:
     def formatted(name: str, form: str, factor: float = 1.0) -> str:
-        return "" if x.get(name) is None else format(factor * x[name], form)
+        return "" if x[name] is None else format(factor * x[name], form)
 
     ends = (
         (formatted("low", ".3g"), formatted("high", ".3g")) if x["high"] > x["low"] else ("", "")
@@ -91,12 +92,12 @@ def _row(x: Document) -> tuple[str, ...]:
         x["op"],
         str(x.get("types") or ("int8" if x["int8"] else "float")),
         *ends,
-        formatted("sqnr_in", ".0f"),
-        formatted("sqnr", ".0f"),
-        formatted("cut", ".2%"),
-        formatted("alone", ".1e"),
-        formatted("back", ".1e"),
-        formatted("before", ".3g", 1e6),
-        formatted("after", ".3g", 1e6),
-        str(x.get("why", "")),
+        formatted("input_sqnr", ".0f"),
+        formatted("output_sqnr", ".0f"),
+        formatted("clipped", ".2%"),
+        formatted("one_at_a_time", ".1e"),
+        formatted("leave_one_out", ".1e"),
+        formatted("seconds_before", ".3g", 1e6),
+        formatted("seconds_after", ".3g", 1e6),
+        str(x["reason"]),
     )

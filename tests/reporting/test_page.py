@@ -311,6 +311,27 @@ def rendered_body(file: Path, width: int, folder: Path) -> str:
     return found[0]
 
 
+def quantize_command(output: Path) -> list[str]:
+    """`quantize --report --json` of the digits model."""
+    data = ["-d", str(DIGITS / "validate.npz"), "--samples", "8"]
+    return ["quantize", str(DIGITS / "digits.onnx"), *data, "-o", str(output), "--report", "--json"]
+
+
+def test_a_record_of_quantize_fills_its_charts_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(quantize_command(tmp_path / "o.onnx")) == 0
+    record = tmp_path / "quantize.json"
+    record.write_text(capsys.readouterr().out)
+    made = page(read(record))
+    layers = json.loads(record.read_text())["details"]["layers"]
+    loss, distribution = made.charts[:2]
+    assert [p.x for p in loss.points] == sorted((x["one_at_a_time"] for x in layers), reverse=True)
+    assert distribution.points
+    table = next(t for t in made.tables if t.title == "Layers")
+    for name in ("SQNR in", "clipped", "alone", "back", "µs", "µs now"):
+        column = table.columns.index(name)
+        assert any(row[column] for row in table.rows), name
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,18 +359,7 @@ def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.
         == 0
     )
     bench.write_text(capsys.readouterr().out)
-    command = [
-        "quantize",
-        str(DIGITS / "digits.onnx"),
-        *samples,
-        "-o",
-        str(tmp_path / "o.onnx"),
-        "--samples",
-        "8",
-        "--report",
-        "--json",
-    ]
-    assert cli(command) == 0
+    assert cli(quantize_command(tmp_path / "o.onnx")) == 0
     quantized.write_text(capsys.readouterr().out)
     nas = tmp_path / "nas.json"
     nas.write_text(json.dumps(searched()))

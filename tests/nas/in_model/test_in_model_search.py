@@ -171,7 +171,7 @@ def test_the_plan_repeats_the_result(parts: Splits, tmp_path: Path, monkeypatch:
         lambda evidence, feeds, start, more, *rest: (start, node_selection.SelectionStats()),
     )
     model = nets.residual(width=64)
-    request = OptimizeOptions(max_drop=0.9, time_budget=30, speedup=1.2)
+    request = OptimizeOptions(max_drop=0.9, time_budget=60, speedup=1.2)
     outcome = in_model_search(model, parts, request, tmp_path / "out.onnx")
     candidates = [c for c in outcome.candidates if c.name.startswith("replaced for") and not c.name.endswith("int8")]
     assert candidates
