@@ -197,10 +197,3 @@ def symmetric_integers(values: np.ndarray, scale: np.ndarray, max_code: np.ndarr
         The integers, in the type of `values / scale`; ties are rounded to even.
     """
     return np.asarray(np.clip(np.rint(values / scale), -max_code, max_code))
-
-
-def sqnr(values: np.ndarray, rounded: np.ndarray) -> float:
-    """Return the signal-to-quantization-noise ratio in dB; infinite without noise."""
-    noise = float(np.square(values - rounded, dtype=np.float64).sum())
-    power = float(np.square(values, dtype=np.float64).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(power, 1e-300) / noise))

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.measure.sqnr import sqnr_db
+from onnxpress.measure.sqnr import sqnr
 from onnxpress.model import edit, read
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.rounding import symmetric_integers
@@ -125,5 +125,4 @@ def _quantize_columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _table_sqnr(table: np.ndarray) -> float:
     """Signal-to-quantization-noise ratio of the table in int8, in dB."""
     codes, scale = _quantize_columns(table)
-    noise = float(np.square(table - codes * scale, dtype=np.float64).sum())
-    return sqnr_db(float(np.square(table, dtype=np.float64).sum()), noise)
+    return sqnr(table, codes * scale)

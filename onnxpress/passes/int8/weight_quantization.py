@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxpress.measure.sqnr import sqnr
 from onnxpress.model import read
 from onnxpress.passes.core.rounding import (
     add_damping,
     gptq_error_feedback,
     integer_grid,
     refine_integers,
-    sqnr,
     symmetric_integers,
 )
 from onnxpress.runtime import vpmaddubsw_saturation
