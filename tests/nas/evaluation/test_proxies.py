@@ -54,5 +54,5 @@ def test_a_user_proxy(tmp_path: Path) -> None:
     assert proxies.compute_proxy(f"{tmp_path / 'mine.py'}:depth", model, {}, counted) == len(model.graph)
     with pytest.raises(InputProblem, match=r"the proxy failed.*ZeroDivisionError"):
         proxies.compute_proxy(f"{tmp_path / 'mine.py'}:bad", model, {}, counted)
-    with pytest.raises(InputProblem, match="no such function"):
+    with pytest.raises(InputProblem, match="has no 'other'"):
         proxies.check_proxy(f"{tmp_path / 'mine.py'}:other")
