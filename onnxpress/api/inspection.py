@@ -22,6 +22,7 @@ from onnxpress.model.files import model_hash, model_size
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.source import ModelSource, open_model, path_of, source_name
 from onnxpress.passes.core.contract import AnyPass, Proposal, Refusal
+from onnxpress.passes.exact.simplify import SIMPLIFY
 from onnxpress.passes.registry import all_passes, package_of
 from onnxpress.plan.exact_base import exact_base
 from onnxpress.progress import Progress, no_progress
@@ -54,7 +55,8 @@ class PassReport:
 
     units, proposals: their numbers. macs, weight_bytes, compressed_bytes: the largest saving of proposals that do not
     overlap. loss: the smallest and the largest predicted relative squared error of the outputs by one proposal (None:
-    nothing is proposed). refused: number of units by reason. note: why there is no complete list, "" where there is.
+    nothing is proposed, or the loss is not known before it is tried). refused: number of units by reason. note: why
+    there is no complete list, "" where there is.
     """
 
     name: str
@@ -135,22 +137,26 @@ def inspect(
     samples = as_dataset(data, opened).take(_SAMPLES) if data is not None else None
     try:
         used = samples if samples is not None else synthetic(signature(opened), _SYNTHETIC)
-        evidence = _evidence(opened, used)
+        given, evidence = _evidence(opened, used)
         costs = macs(evidence.model, evidence.trace)
     except InputProblem as problem:
         return Inspection(*common, failure=problem.line())
-    reports, by_node = _ask_passes(evidence, time_budget, progress)
+    reports, by_node = _ask_passes(given, evidence, time_budget, progress)
     nodes = tuple(_node_facts(n, costs, by_node) for n in evidence.model.graph if n.op_type in read.WEIGHTED)
     return Inspection(*common, sum(costs.values()), nodes, tuple(reports), len(used), samples is None)
 
 
-def _evidence(model: ir.Model, data: Dataset) -> Evidence:
-    """Of the simplified model, which is what passes see; of the model itself where it cannot be simplified."""
-    trace(model, evidence_for(model, data).probe)  # raises where onnxruntime does not run the model
+def _evidence(model: ir.Model, data: Dataset) -> tuple[Evidence, Evidence]:
+    """Of the model as given, and of the simplified one, which is what passes see behind `simplify`.
+
+    Twice the first where the model cannot be simplified. Raises InputProblem where onnxruntime does not run the model.
+    """
+    given = evidence_for(model, data)
+    trace(model, given.probe)
     try:
-        return exact_base(model, data, this_machine()).evidence
+        return given, exact_base(model, data, this_machine()).evidence
     except _FAILURES:
-        return evidence_for(model, data)
+        return given, given
 
 
 @dataclass
@@ -162,9 +168,9 @@ class _Touched:
 
 
 def _ask_passes(
-    evidence: Evidence, time_budget: float, progress: Progress
+    given: Evidence, simplified: Evidence, time_budget: float, progress: Progress
 ) -> tuple[list[PassReport], dict[str, _Touched]]:
-    """The report of every pass, and what they say by node name."""
+    """The report of every pass, and what they say by node name; `simplify` is asked about the model as given."""
     end = time.monotonic() + time_budget
     passes = all_passes() if time_budget > 0 else {}
     reports = []
@@ -172,6 +178,7 @@ def _ask_passes(
     for number, (name, asked) in enumerate(passes.items()):
         progress(name, number / len(passes))
         found: list[Proposal | Refusal] = []
+        evidence = given if name == SIMPLIFY.name else simplified
         now = time.monotonic()  # each gets an equal part of what is left, so that none uses up the time of the others
         note = _collect(asked, evidence, now + max(end - now, 0.0) / (len(passes) - number), found)
         offers = [f for f in found if isinstance(f, Proposal)]
@@ -205,7 +212,7 @@ def _report(
     name: str, asked: AnyPass, offers: Sequence[Proposal], refusals: Iterable[Refusal], note: str
 ) -> PassReport:
     most = {what: _largest(offers, what) for what in ("macs", "weight_bytes", "compressed_bytes")}
-    losses = [p.loss for p in offers]
+    losses = [p.loss for p in offers if p.loss is not None]
     return PassReport(
         name,
         package_of(name),

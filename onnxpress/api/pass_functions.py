@@ -49,17 +49,10 @@ def pass_function(name: str) -> PassFunction:
     """The function of a pass. Raises InputProblem for an unknown name."""
     chosen = find_pass(name)
 
-    def function(
-        model: ModelSource,
-        data: DataSource | None = None,
-        *,
-        options: PassOptions | None = None,
-        output: str | Path | None = None,
-        plan: str | Path | None = None,
-        samples: int = CALIBRATION,
-        seed: int = 0,
-        **settings: Any,
-    ) -> PassResult:
+    def function(model: ModelSource, data: DataSource | None = None, **given: Any) -> PassResult:
+        common = {n: given[n] for n in _COMMON if n in given}
+        options = common.pop("options", None)
+        settings = {n: v for n, v in given.items() if n not in _COMMON}
         known = [s.name for s in option_specs(chosen.Options)]
         strange = [k for k in settings if k not in known]
         if strange:
@@ -67,12 +60,12 @@ def pass_function(name: str) -> PassFunction:
         if options is not None and settings:
             raise InputProblem("options are given twice", "`options`", ", ".join(settings), "give one of them")
         tuples = {s.name for s in option_specs(chosen.Options) if s.many}
-        given = {
+        typed = {
             k: (v,) if k in tuples and isinstance(v, str) else tuple(v) if k in tuples else v
             for k, v in settings.items()
         }
-        wanted = options if options is not None else chosen.Options(**given)
-        return run_pass(name, model, data, wanted, output=output, plan=plan, samples=samples, seed=seed)
+        wanted = options if options is not None else chosen.Options(**typed)
+        return run_pass(name, model, data, wanted, **common)
 
     function.__name__ = function.__qualname__ = name
     function.__module__ = "onnxpress"

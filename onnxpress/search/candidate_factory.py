@@ -126,10 +126,16 @@ class CandidateFactory:
 
     @property
     def _recipe(self) -> RecipeOptions:
-        """How int8 is made, settled on the exact model: of those that come of it in the same way."""
+        return self.int8_recipe(lambda: True)
+
+    def int8_recipe(self, more_time: Callable[[], bool]) -> RecipeOptions:
+        """How int8 is made, settled on the exact model: of those that come of it in the same way.
+
+        more_time: whether another recipe may be tried, when this is first asked.
+        """
         known = self.store.get_meta("recipe of int8")
         if known is None:
-            found = recipe_for(self.base, quantizable(self.base), RecipeOptions())[0]
+            found = recipe_for(self.base, quantizable(self.base), RecipeOptions(), more_time)[0]
             known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
             self.store.set_meta("recipe of int8", known)
         some = known["equalize"]

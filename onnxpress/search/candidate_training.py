@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import numpy as np
 
+from onnxpress.passes.core.bisection import largest_allowed
 from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Stage, candidate_id
 from onnxpress.progress import Progress, sub_progress
@@ -32,7 +34,7 @@ _PREPARE = 0.15  # of the training time, at most: finding the order in which blo
 _MIX = 0.15  # of a student's time: finding which of its nodes run faster in float
 _NEAR = 0.8  # a student may take this share of its level's time at least
 _NEARLY = 0.02  # more than what is allowed: training brings it back
-_PACE, _PACE_SHARE = 0.8, 0.01  # seconds of timing a student, and at most this share of the training time
+_TIMING_SECONDS, _TIMING_SHARE = 0.8, 0.01  # seconds of timing a student, and at most this share of the training time
 _TIMED = 3  # students of a kind that are timed; the others' times lie on the line between
 
 
@@ -64,7 +66,7 @@ class LatencyLevel:
 def train(search: Search, seconds: float, report: Progress) -> None:
     """Add trained candidates to a search.  seconds: of training in all; report: told the stage and the share done."""
     started = time.monotonic()
-    timing_seconds = min(_PACE, _PACE_SHARE * seconds)
+    timing_seconds = min(_TIMING_SECONDS, _TIMING_SHARE * seconds)
     ladder = (
         search.attempt(
             "students",
@@ -74,24 +76,22 @@ def train(search: Search, seconds: float, report: Progress) -> None:
     )
     tries = min(_TRIES, math.ceil(math.log2(len(ladder) + 1)))
     seconds = max(seconds - (time.monotonic() - started), 0.5 * seconds)
-    low, high = 0, len(ladder)
-    for number in range(tries):
-        if low >= high:
-            return
-        middle = (low + high) // 2
+    numbers = count()
+
+    def holds(place: int) -> bool:
+        number = next(numbers)
         progress = sub_progress(report, f"student {number + 1} of {tries}", number / tries, 1 / tries)
-        if _holds(search, ladder[middle], seconds / tries, progress):
-            low = middle + 1
-        else:
-            high = middle
+        return _holds(search, ladder[place], seconds / tries, progress)
+
+    largest_allowed(-1, len(ladder) - 1, holds, tries)
 
 
 def latency_levels(
-    search: Search, more_time: Callable[[], bool] | None = None, timing_seconds: float = _PACE
+    search: Search, more_time: Callable[[], bool] | None = None, timing_seconds: float = _TIMING_SECONDS
 ) -> list[LatencyLevel]:
     """Levels at and below what holds without training, slowest first, where there is a student near.
 
-    more_time: for the order of the blocks, where the search before had not enough; pace: seconds of timing a student.
+    more_time: for the order of the blocks, where the search before had not enough; timing_seconds: of timing a student.
     """
     search.progress("preparing students", SEARCH_ENDS)
     search.attempt("order of blocks", lambda: search.factory.removal_order(more_time))
@@ -108,7 +108,9 @@ def latency_levels(
     return ladder
 
 
-def time_students(search: Search, specs: list[StudentSpec], timing_seconds: float = _PACE) -> list[TimedStudent]:
+def time_students(
+    search: Search, specs: list[StudentSpec], timing_seconds: float = _TIMING_SECONDS
+) -> list[TimedStudent]:
     """Students of one kind with their times: some measured, the others' between those by their multiply-accumulates."""
     specs = sorted(specs, key=lambda w: w.unrepaired.macs)
     if not specs:
@@ -122,15 +124,17 @@ def time_students(search: Search, specs: list[StudentSpec], timing_seconds: floa
     return [TimedStudent(w, float(np.interp(w.unrepaired.macs, work, times))) for w in specs]
 
 
-def _pruned(search: Search, scope: str, count: int = 0) -> list[StudentSpec]:
-    """Narrower, behind `count` blocks taken out."""
-    factory, before = search.factory, f"{blocks_name(count)}, " if count else ""
-    ground = factory.ground(count)
+def _pruned(search: Search, scope: str, removed: int = 0) -> list[StudentSpec]:
+    """Narrower, behind so many blocks taken out."""
+    factory, before = search.factory, f"{blocks_name(removed)}, " if removed else ""
+    ground = factory.ground(removed)
     options_by_ratio = [
         w for w in (PruneOptions(ratio, scope=scope) for ratio in _RATIOS) if ground.can_prune and ground.actions(w)
     ]
     return [
-        StudentSpec(n := before + prune_name(w), factory.narrowed(w, count), partial(factory.pruned, n, w, count=count))
+        StudentSpec(
+            n := before + prune_name(w), factory.narrowed(w, removed), partial(factory.pruned, n, w, count=removed)
+        )
         for w in options_by_ratio
     ]
 

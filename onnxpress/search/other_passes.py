@@ -72,9 +72,9 @@ def combine(offers: Sequence[Proposal], total: float) -> list[Proposal]:
     chosen: list[Proposal] = []
     touched: set[str] = set()
     left = total
-    for offer in sorted(offers, key=lambda p: (p.loss / max(work(p), 1e-30), -work(p))):
-        if offer.loss <= left and not (offer.touches or {offer.unit}) & touched:
+    for offer in sorted(offers, key=lambda p: (p.assumed_loss / max(work(p), 1e-30), -work(p))):
+        if offer.assumed_loss <= left and not (offer.touches or {offer.unit}) & touched:
             chosen.append(offer)
             touched |= offer.touches or {offer.unit}
-            left -= offer.loss
+            left -= offer.assumed_loss
     return chosen

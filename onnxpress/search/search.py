@@ -25,6 +25,7 @@ from onnxpress.search.candidate_factory import CandidateFactory
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
+_RECIPE_ENDS = 0.25  # share of the time budget until which recipes of int8 are compared
 SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
 _BLOCKS_END, _PRUNING_BEGINS = 0.64, 0.68  # no further block is taken out then; no pruning begins that could not end
 _RATIOS = (0.1, 0.2, 0.35, 0.5)
@@ -147,6 +148,7 @@ class Search:
         whole = self.factory.int8_nodes()
         if not whole:
             return whole
+        self.factory.int8_recipe(self.budget.until(_RECIPE_ENDS))
         first = self.keep(self.factory.int8("int8", whole))
         best = whole
         if self.goal == "latency":

@@ -155,7 +155,7 @@ def _factored(section: Section, options: Sequence[Proposal], evidence: Evidence)
         for unit in dict.fromkeys(o.unit for o in mine):
             able = [o for o in mine if o.unit == unit and o.saving.macs >= (1 - share) * _layer_macs(o, evidence)]
             if able:
-                actions.append(min(able, key=lambda o: o.loss).action)
+                actions.append(min(able, key=lambda o: o.assumed_loss).action)
         key = str(actions)
         if actions and key not in seen:
             seen.add(key)

@@ -12,6 +12,7 @@ model, samples and actions give the same bytes. A pass of another package is reg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -53,14 +54,20 @@ class Proposal:
     touches: names of the nodes, initializers and channel groups that the action changes. Proposals of one model that
              share a name conflict.
     saving:  see Saving.
-    loss:    predicted relative squared error of the model's outputs. 0 only where the function is kept exactly.
+    loss:    predicted relative squared error of the model's outputs. 0 only where the function is kept exactly; None
+             where it is not known before it is tried.
     """
 
     unit: str
     action: Action
     touches: frozenset[str] = frozenset()
     saving: Saving = Saving()
-    loss: float = 0.0
+    loss: float | None = 0.0
+
+    @property
+    def assumed_loss(self) -> float:
+        """The predicted loss, infinite where it is not known: for choices by loss."""
+        return math.inf if self.loss is None else self.loss
 
 
 @dataclass(frozen=True)

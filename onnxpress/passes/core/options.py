@@ -82,10 +82,15 @@ class TargetCpuOptions(PassOptions):
 
 
 def option_specs(options: type[PassOptions]) -> list[OptionSpec]:
-    """The fields of an options class that were made with `option`, in their order."""
+    """The fields of an options class that were made with `option`: its own ones first, then those of its bases."""
     hints = get_type_hints(options)
+    depth = {
+        name: place
+        for place, base in reversed(list(enumerate(options.__mro__)))
+        for name in vars(base).get("__annotations__", {})
+    }
     found = []
-    for item in fields(options):
+    for item in sorted(fields(options), key=lambda f: depth[f.name]):
         if "help" not in item.metadata:
             continue
         hint = hints[item.name]

@@ -10,7 +10,7 @@ by matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.linalg
@@ -32,7 +32,7 @@ def add_damping(gram: np.ndarray) -> np.ndarray:
 
     Without damping, input directions that do not occur in the samples would have no weight.
     """
-    return _add_to_diagonal(gram, _DAMPING)
+    return add_to_diagonal(gram, _DAMPING)
 
 
 def add_cross_validated_damping(moments: Moments, weights: np.ndarray, centre: bool) -> np.ndarray:
@@ -50,29 +50,33 @@ def add_cross_validated_damping(moments: Moments, weights: np.ndarray, centre: b
     Returns:
         The damped Gram matrix, [K, K]; undamped where the halves are missing or unusable.
     """
-    gram = moments.centred(centre)[0]
+    gram, factor = moments.centred(centre)[0], cross_validated_damping(moments, weights, centre)
+    return gram if factor is None else add_to_diagonal(gram, factor)
+
+
+def cross_validated_damping(moments: Moments, weights: np.ndarray, centre: bool) -> float | None:
+    """Return the factor of `add_cross_validated_damping`, relative to the mean of the diagonal; None: no damping."""
     if moments.parts is None or min(part.count for part in moments.parts) < 2:
-        return gram
+        return None
     first, second = (part.centred(centre)[0] for part in moments.parts)
     if not all(np.isfinite(g).all() and np.diag(g).max() > 0 for g in (first, second)):
-        return gram
+        return None
     rows = weights[np.linspace(0, len(weights) - 1, min(_TRIAL_ROWS, len(weights))).astype(int)].astype(np.float64)
     quantize = integer_grid(
         np.maximum(np.abs(rows).max(axis=1), 1e-12) / _TRIAL_MAX_CODE, np.full(len(rows), _TRIAL_MAX_CODE)
     )
 
-    def held_out_error(factor: float) -> float:
-        """Output error on the other half of the samples, relative to the power of the inputs."""
-        total = 0.0
-        for train, held_out in ((first, second), (second, first)):
-            change = gptq_error_feedback(rows, _add_to_diagonal(train, factor), quantize) - rows
-            total += float(np.vdot(change @ held_out, change)) / float(np.trace(held_out))
-        return total
+    folds = ((first, second), (second, first))
+    damped = [add_to_diagonal(train, factor) for factor in _DAMPING_CANDIDATES for train, _ in folds]
+    errors = []  # of the output on the other half of the samples, relative to the power of the inputs
+    for number, values in enumerate(_error_feedback(rows, damped, quantize)):
+        change, held_out = values - rows, folds[number % 2][1]
+        errors.append(float(np.vdot(change @ held_out, change)) / float(np.trace(held_out)))
+    totals = [sum(errors[place : place + 2]) for place in range(0, len(errors), 2)]
+    return _DAMPING_CANDIDATES[int(np.argmin(totals))]
 
-    return _add_to_diagonal(gram, min(_DAMPING_CANDIDATES, key=held_out_error))
 
-
-def _add_to_diagonal(gram: np.ndarray, factor: float) -> np.ndarray:
+def add_to_diagonal(gram: np.ndarray, factor: float) -> np.ndarray:
     """A matrix with a multiple of its mean diagonal added to the diagonal."""
     return np.asarray(gram + factor * float(np.mean(np.diag(gram))) * np.eye(len(gram)))
 
@@ -92,23 +96,48 @@ def gptq_error_feedback(weights: np.ndarray, h: np.ndarray, quantize: Quantizer)
 
     Source: Frantar et al., GPTQ (2023), with activation order; Hassibi and Stork, Optimal Brain Surgeon (1993).
     """
-    order = np.argsort(-np.diag(h), kind="stable")
-    inverse_order = np.argsort(order, kind="stable")
-    inverse = scipy.linalg.inv(h[np.ix_(order, order)], check_finite=False)
-    upper = scipy.linalg.cholesky((inverse + inverse.T) / 2, check_finite=False)
-    remaining = weights[:, order].astype(np.float64)
+    return _error_feedback(weights, [h], quantize)[0]
+
+
+def _error_feedback(weights: np.ndarray, grams: Sequence[np.ndarray], quantize: Quantizer) -> list[np.ndarray]:
+    """`gptq_error_feedback` of the same weights for several Gram matrices at once: the loop over columns costs much
+    more than its arithmetic where there are few rows.
+
+    With several matrices `quantize` gets values [B, M, 1] and column indices [B], and may not depend on the columns.
+    """
+    orders = np.stack([np.argsort(-np.diag(h), kind="stable") for h in grams])  # [B, K]
+    uppers = np.stack([_inverse_factor(h[np.ix_(o, o)]) for h, o in zip(grams, orders, strict=True)])  # [B, K, K]
+    remaining = np.stack([weights[:, o].astype(np.float64) for o in orders])  # [B, M, K]
     values = np.empty_like(remaining)
-    columns = remaining.shape[1]
+    columns = remaining.shape[2]
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
-        errors = np.empty((len(remaining), stop - start))
+        errors = np.empty((*remaining.shape[:2], stop - start))
         for j in range(start, stop):
-            values[:, j] = quantize(remaining[:, j : j + 1], order[j : j + 1])[:, 0]
-            error = (remaining[:, j] - values[:, j]) / upper[j, j]
-            remaining[:, j:stop] -= np.outer(error, upper[j, j:stop])
-            errors[:, j - start] = error
-        remaining[:, stop:] -= errors @ upper[start:stop, stop:]
-    return values[:, inverse_order]
+            values[:, :, j] = _quantized_column(remaining[:, :, j], orders[:, j], quantize)
+            error = (remaining[:, :, j] - values[:, :, j]) / uppers[:, j, j, None]
+            remaining[:, :, j:stop] -= error[:, :, None] * uppers[:, None, j, j:stop]
+            errors[:, :, j - start] = error
+        for left, own, upper in zip(remaining, errors, uppers, strict=True):
+            left[:, stop:] -= own @ upper[start:stop, stop:]
+    return [v[:, np.argsort(o, kind="stable")] for v, o in zip(values, orders, strict=True)]
+
+
+def _quantized_column(column: np.ndarray, index: np.ndarray, quantize: Quantizer) -> np.ndarray:
+    """One column of each of B matrices, [B, M], quantized. index: of the column in each, [B]."""
+    if len(column) == 1:
+        return quantize(column[0][:, None], index)[:, 0][None]
+    return quantize(column[:, :, None], index)[:, :, 0]
+
+
+def _inverse_factor(h: np.ndarray) -> np.ndarray:
+    """The upper Cholesky factor of the inverse of a positive definite matrix [K, K].
+
+    With h = U U^T, U upper triangular (the Cholesky factor of h with rows and columns reversed), it is the inverse of
+    U: a third of the work of inverting h first.
+    """
+    factor = scipy.linalg.cholesky(h[::-1, ::-1], lower=True, check_finite=False)[::-1, ::-1]
+    return np.asarray(scipy.linalg.lapack.dtrtri(np.asfortranarray(factor))[0])
 
 
 def coordinate_descent(

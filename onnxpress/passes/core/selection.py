@@ -13,7 +13,8 @@ def select_by_saving(
     """Proposals of different units that together save at least `goal`, by least predicted loss for the saving.
 
     At each step the proposal, or the exchange of a chosen one of the same unit, with the smallest rise of loss for
-    what it adds is taken (greedy for the multiple-choice knapsack). All units are taken where the goal is out of reach.
+    what it adds is taken (greedy for the multiple-choice knapsack). All units are taken where the goal is out of
+    reach, but none whose loss is not known.
     """
     chosen: dict[str, Proposal] = {}
     while sum(saving(p) for p in chosen.values()) < goal:
@@ -21,9 +22,9 @@ def select_by_saving(
         for offer in offers:
             before = chosen.get(offer.unit)
             more = saving(offer) - (saving(before) if before is not None else 0.0)
-            if more <= 0:
+            if more <= 0 or offer.loss is None:
                 continue
-            price = max(offer.loss - (before.loss if before is not None else 0.0), 1e-12) / more
+            price = max(offer.loss - (before.assumed_loss if before is not None else 0.0), 1e-12) / more
             if best is None or price < best[0]:
                 best = price, offer
         if best is None:

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.linear import linear
+from onnxpress.measure.score import Scorer
 from onnxpress.model import edit
 from onnxpress.model.files import load, model_hash
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
@@ -35,6 +36,8 @@ from onnxpress.train.settings import TrainingSettings, settings_from_dict
 
 ORIGINAL = "original"
 CLOSED = "closed-form"
+_COMPARED = 16  # samples on which the model is compared with its teacher
+_SAME = 1e-8  # relative squared error of equal outputs
 _SHORT = 8  # steps of the option, an example that costs little
 
 
@@ -64,14 +67,24 @@ class Distill:
     Options = DistillOptions
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
-        """The closed form, and with torch a short training; nothing becomes smaller or faster by them."""
-        if evidence.data is None or not _distillable(evidence):
-            yield Refusal("model", "it needs samples" if evidence.data is None else "no output is a float tensor")
+        """The closed form, and with torch a short training, towards the model that the plan began with.
+
+        Nothing becomes smaller or faster by them, and what they lose is not known before they are tried.
+        """
+        reason = _nothing_to_learn(evidence)
+        if reason:
+            yield Refusal("model", reason)
             return
-        yield Proposal("layers", {"mode": CLOSED, "teacher": ORIGINAL})
-        if has_torch() and _trainable(evidence):
+        touches = frozenset(layer.node for n in evidence.model.graph if (layer := linear(n)) is not None)
+        yield Proposal("layers", {"mode": CLOSED, "teacher": ORIGINAL}, touches, loss=None)
+        if not has_torch():
+            yield Refusal("weights", "training needs the extra `train`")
+        elif not _trainable(evidence):
+            yield Refusal("weights", "the model has operators that cannot be trained")
+        else:
             settings = TrainingSettings(steps=_SHORT, batch=16, lr=1e-4, features="none")
-            yield Proposal("weights", training(settings, Source(), (), settings.steps))
+            action = training(settings, Source(), (), settings.steps)
+            yield Proposal("weights", action, frozenset(evidence.model.graph.initializers), loss=None)
 
     def plan(self, evidence: Evidence, options: DistillOptions) -> Planned:
         """The closed form towards the model that the plan began with."""
@@ -145,6 +158,18 @@ def teacher_evidence(model: ir.Model, student: Evidence) -> Evidence:
 
 def _given(action: Mapping[str, Any]) -> list[FeaturePair] | None:
     return [pair_from_dict(p) for p in action["pairs"]] if "pairs" in action else None
+
+
+def _nothing_to_learn(evidence: Evidence) -> str:
+    """Why nothing can be distilled into the model, or ""."""
+    if evidence.data is None:
+        return "it needs samples"
+    if not _distillable(evidence):
+        return "no output is a float tensor"
+    teacher = evidence.original
+    if teacher is None or Scorer(teacher, evidence.data.take(_COMPARED)).score(evidence.model).nmse < _SAME:
+        return "the model gives the outputs of its teacher, the original: there is nothing to learn"
+    return ""
 
 
 def _distillable(evidence: Evidence) -> bool:

@@ -19,8 +19,10 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit
-from onnxpress.model.files import is_large, to_bytes
-from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
+from onnxpress.model.counts import macs
+from onnxpress.model.differences import changed_names
+from onnxpress.model.files import is_large, to_bytes, weight_bytes
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, option
 from onnxpress.passes.exact.inactive_channels import find_inactive_channels
 from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
@@ -50,10 +52,17 @@ class Simplify:
     Options = SimplifyOptions
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
-        """One proposal for the clean-up, and one for each kind of reduction."""
-        yield Proposal("graph", dict(EXACT[0]))
-        for action in EXACT[1:]:
-            yield Proposal(" ".join(str(v) for v in action.values()), dict(action))
+        """The clean-up and each kind of reduction that changes this model, found by trying each on a copy."""
+        for action in EXACT:
+            tool = str(action.get("tool", ""))
+            changed = _cleaned(evidence, tool) if tool else reduce(evidence, [action])
+            if tool and changed[1]:
+                yield Refusal("graph", changed[1][0])
+                continue
+            touches = changed_names(evidence.model, changed[0])
+            if touches:
+                saving = _saving(evidence, changed[0])
+                yield Proposal(" ".join(str(v) for v in action.values()), dict(action), touches, saving)
 
     def plan(self, evidence: Evidence, options: SimplifyOptions) -> Planned:
         """The clean-up and all reductions; with samples the constant channels behind them."""
@@ -92,6 +101,14 @@ class Simplify:
                 current = evidence_for(model, evidence.data, evidence.machine, evidence.seed)
                 notes = notes + more_notes
         return Applied(current.model, notes)
+
+
+def _saving(evidence: Evidence, changed: ir.Model) -> Saving:
+    """What is saved between the evidence's model and a changed copy."""
+    after = evidence_for(changed, evidence.data, evidence.machine, evidence.seed)
+    work = [sum(macs(e.model, e.trace).values()) for e in (evidence, after)]
+    size = [weight_bytes(e.model) for e in (evidence, after)]
+    return Saving(float(work[0] - work[1]), float(size[0] - size[1]))
 
 
 def _cleaned(evidence: Evidence, tool: str) -> tuple[ir.Model, list[str]]:

@@ -21,12 +21,13 @@ from onnxpress.measure.evidence import Evidence, EvidenceKey, evidence_for
 from onnxpress.measure.ranges import collect_histograms
 from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.counts import macs
+from onnxpress.model.differences import changed_names
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.int8 import calibration
 from onnxpress.passes.int8.calibration import RangeSpec
 from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
 from onnxpress.passes.int8.qdq import placement
-from onnxpress.passes.int8.qdq.write import HISTOGRAMS, channel_axes, histograms_for
+from onnxpress.passes.int8.qdq.write import HISTOGRAMS, UNCHANGED_LAYERS, channel_axes, histograms_for
 
 ROUNDINGS = ("nearest", "output-aware")
 BITS = (8, 16)
@@ -129,13 +130,23 @@ def equalized_evidence(evidence: Evidence, recipe: QuantizationRecipe) -> Eviden
             channel_axes(found.model),
             placement.nonnegative_values(found.model) & scaled_values,
         )
+        changed = changed_names(evidence.model, found.model)
+        kept = (
+            n.name or ""
+            for n in found.model.graph
+            if {v.name for v in n.inputs if v is not None}.isdisjoint(scaled_values)
+        )
+        found.put(UNCHANGED_LAYERS, (evidence, frozenset(kept) - changed))
         found.put(HISTOGRAMS, {n: observed_again.get(n, histogram) for n, histogram in before.items()})
         known[key] = found
     return known[key]
 
 
 def choose_recipe(
-    evidence: Evidence, options: RecipeOptions, build: Callable[[Evidence, QuantizationRecipe], ir.Model]
+    evidence: Evidence,
+    options: RecipeOptions,
+    build: Callable[[Evidence, QuantizationRecipe], ir.Model],
+    more_time: Callable[[], bool] = lambda: True,
 ) -> RecipeOptions:
     """Decide the open choices of the options by the output error on held-out samples.
 
@@ -145,11 +156,12 @@ def choose_recipe(
         evidence: the float model and its samples.
         wish: the options.
         build: makes the quantized model by a recipe, from the evidence of some of the samples.
+        more_time: whether another recipe may be tried; what is not tried is not chosen.
 
     Returns:
         The options with nothing left open.
     """
-    trials = _RecipeTrials(evidence, build)
+    trials = _RecipeTrials(evidence, build, more_time)
     methods = _AUTO_METHODS if options.ranges == "auto" else (options.ranges,)
     candidates = [
         replace(options, ranges=r, equalize=options.equalize or False, rounding=options.rounding or ROUNDINGS[0])
@@ -172,8 +184,13 @@ def choose_recipe(
 class _RecipeTrials:
     """Losses of recipes made from one half of the samples and evaluated on the other (small models: both ways)."""
 
-    def __init__(self, evidence: Evidence, build: Callable[[Evidence, QuantizationRecipe], ir.Model]) -> None:
-        self._evidence, self._build = evidence, build
+    def __init__(
+        self,
+        evidence: Evidence,
+        build: Callable[[Evidence, QuantizationRecipe], ir.Model],
+        more_time: Callable[[], bool],
+    ) -> None:
+        self._evidence, self._build, self._more_time = evidence, build, more_time
         self._losses: dict[str, float] = {}
 
     @cached_property
@@ -194,8 +211,15 @@ class _RecipeTrials:
         return [(train, Scorer(original, held_out.samples().take(_EVALUATION_SAMPLES))) for train, held_out in pairs]
 
     def best(self, candidates: Sequence[RecipeOptions]) -> RecipeOptions:
-        """The candidate with the smallest loss; the first of equal ones."""
-        return min(candidates, key=self._loss) if len(candidates) > 1 else candidates[0]
+        """The candidate with the smallest loss of those that there is time to try; the first of equal ones."""
+        best, best_loss = candidates[0], np.inf
+        for candidate in candidates if len(candidates) > 1 else ():
+            if not self._tried(candidate) and not self._more_time():
+                continue
+            loss = self._loss(candidate)
+            if loss < best_loss:
+                best, best_loss = candidate, loss
+        return best
 
     @property
     def max_tensors(self) -> int:
@@ -204,20 +228,25 @@ class _RecipeTrials:
 
     def select_tensors(self, base: RecipeOptions, names: Sequence[str]) -> RecipeOptions:
         """The options with those tensors equalized that reduce the loss: each is tried alone, then added greedily."""
-        single_losses = {name: self._loss(replace(base, equalize=(name,))) for name in names}
+        single_losses = {name: self._loss(replace(base, equalize=(name,))) for name in names if self._more_time()}
+        if not single_losses:
+            return base
         base_loss = best_loss = self._loss(base)
         selected: tuple[str, ...] = ()
         for name in sorted(single_losses, key=lambda n: single_losses[n]):
-            if single_losses[name] >= _MIN_GAIN * base_loss:
+            if single_losses[name] >= _MIN_GAIN * base_loss or not self._more_time():
                 break
             loss = self._loss(replace(base, equalize=(*selected, name)))
             if loss < _MIN_GAIN * best_loss:
                 selected, best_loss = (*selected, name), loss
         return replace(base, equalize=selected) if selected else base
 
+    def _tried(self, options: RecipeOptions) -> bool:
+        return str(options) in self._losses
+
     def _loss(self, options: RecipeOptions) -> float:
         """Mean relative squared error of the outputs on held-out samples; computed once."""
-        if str(options) not in self._losses:
+        if not self._tried(options):
             models = [(scorer, self._build(train, options.on(train))) for train, scorer in self._folds]
             self._losses[str(options)] = float(
                 np.mean([scorer.score(logits_model(model)).nmse for scorer, model in models])

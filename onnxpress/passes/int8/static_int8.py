@@ -9,7 +9,7 @@ output channel is corrected in the bias. Where Q/DQ pairs stand: `qdq/placement.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, EvidenceKey
@@ -66,17 +66,20 @@ def quantize_actions(
 
 
 def recipe_for(
-    evidence: Evidence, chosen: frozenset[str], options: RecipeOptions
+    evidence: Evidence, chosen: frozenset[str], options: RecipeOptions, more_time: Callable[[], bool] = lambda: True
 ) -> tuple[RecipeOptions, QuantizationRecipe]:
     """The settled request and the recipe with the least output error when these nodes are in int8; measured once each.
 
-    With the bias corrected, as in the end, where few layers make that cheap.
+    With the bias corrected, as in the end, where few layers make that cheap. more_time: whether another recipe may be
+    tried.
     """
     known = evidence.derive(_RECIPES, dict)
     if str(options) not in known:
         few = sum(n.name in chosen and n.op_type in placement.COMPUTE for n in evidence.model.graph) <= _FEW
         exact = evidence.machine.int8_exact
-        settled = choose_recipe(evidence, options, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model)
+        settled = choose_recipe(
+            evidence, options, lambda e, recipe: quantize(e, chosen, recipe, few, exact).model, more_time
+        )
         known[str(options)] = settled, settled.on(evidence)
     return known[str(options)]
 

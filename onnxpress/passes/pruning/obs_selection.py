@@ -59,12 +59,17 @@ def curves_from_arrays(groups: Sequence[str], arrays: Arrays) -> dict[str, Error
 
 @dataclass
 class _Reader:
-    """State of one reader: weight [M, K], inverse Gram matrix [K, K], columns of each channel, 1 / output power."""
+    """State of one reader: weight [M, K], inverse Gram matrix [K, K], columns of each channel, 1 / output power.
+
+    removed: whether each column is removed, [K]. K falls as channels are removed; the columns of a removed channel
+    mean nothing.
+    """
 
     weight: np.ndarray
     inverse: np.ndarray
     columns_of_channel: np.ndarray
     scale: float
+    removed: np.ndarray
 
 
 def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Moments]]) -> ErrorCurve | None:
@@ -93,13 +98,12 @@ def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Mome
         scores[~remaining] = np.inf
         count = min(channels_per_step, int(remaining.sum()) - 1)
         removed = np.argsort(scores, kind="stable")[:count]
-        for reader in readers:
-            for channel in removed:
-                _obs_update(reader, reader.columns_of_channel[channel])
         for channel in removed:
             order.append(int(channel))
             error.append(error[-1] + float(max(scores[channel], 0.0)))
         remaining[removed] = False
+        for reader in readers:
+            _remove_channels(reader, removed)
     return ErrorCurve(group.name, tuple(order), tuple(error))
 
 
@@ -123,7 +127,7 @@ def _reader_state(layer: LinearLayer, moments: Moments, positions: Sequence[np.n
         inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped), np.eye(len(gram)))
     except (scipy.linalg.LinAlgError, ValueError):  # not finite, or singular in spite of damping
         return None
-    return _Reader(weight, inverse, columns, 1.0 / max(output_power, 1e-30))
+    return _Reader(weight, inverse, columns, 1.0 / max(output_power, 1e-30), np.zeros(len(gram), bool))
 
 
 def _scores(reader: _Reader, channels: np.ndarray) -> np.ndarray:
@@ -136,14 +140,25 @@ def _scores(reader: _Reader, channels: np.ndarray) -> np.ndarray:
     return np.asarray(np.einsum("cmk,ckm->c", weight, solution))
 
 
-def _obs_update(reader: _Reader, columns: np.ndarray) -> None:
-    """Remove columns: refit the remaining weights and update the inverse to that of the remaining columns."""
-    inverse = reader.inverse
+def _remove_channels(reader: _Reader, removed: np.ndarray) -> None:
+    """Remove channels: refit the remaining weights and update the inverse to that of the remaining columns.
+
+    removed: indices of channels. All go in one update, which equals removing them one after another. Removed columns
+    stay as zeros until they are half of all: copying the matrix each time would cost more.
+    """
+    columns = reader.columns_of_channel[removed].ravel()
+    inverse, weight = reader.inverse, reader.weight
     block_inverse = inverse[np.ix_(columns, columns)] + 1e-12 * np.eye(len(columns))
     coefficients = np.linalg.solve(block_inverse, inverse[columns, :])
-    reader.weight = reader.weight - reader.weight[:, columns] @ coefficients
-    reader.weight[:, columns] = 0.0
-    reader.inverse = inverse - inverse[:, columns] @ coefficients
-    reader.inverse[columns, :] = 0.0
-    reader.inverse[:, columns] = 0.0
-    reader.inverse[columns, columns] = 1.0
+    weight -= weight[:, columns] @ coefficients
+    inverse -= inverse[:, columns] @ coefficients
+    weight[:, columns] = 0.0
+    inverse[columns, :] = 0.0
+    inverse[:, columns] = 0.0
+    inverse[columns, columns] = 1.0
+    reader.removed[columns] = True
+    if 2 * reader.removed.sum() >= len(inverse):
+        kept = np.flatnonzero(~reader.removed)
+        reader.weight, reader.inverse = weight[:, kept], inverse[np.ix_(kept, kept)]
+        reader.columns_of_channel = (np.cumsum(~reader.removed) - 1)[reader.columns_of_channel]
+        reader.removed = np.zeros(len(kept), bool)

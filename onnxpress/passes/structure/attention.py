@@ -120,7 +120,7 @@ class Attention:
 
     def plan(self, evidence: Evidence, options: AttentionOptions) -> Planned:
         """The attention layers with the least predicted loss."""
-        offers = sorted(proposals(self, evidence), key=lambda p: p.loss)[: options.count]
+        offers = sorted(proposals(self, evidence), key=lambda p: p.assumed_loss)[: options.count]
         notes = [] if offers else ["the model has no attention that would get cheaper"]
         return Planned(with_refit([p.action for p in offers], options.refit), notes, refusals(self, evidence))
 

@@ -1,7 +1,8 @@
 """Allocation of bits to weights: a main precision with a byte budget for int8, or a given file size.
 
-The two allocators stay apart: the byte budget is spent greedily in the order of the gain per byte, which depends on the
-order and leaves bytes unused, while a file size is met by a multiple-choice knapsack, whose choices would differ.
+Both choose one precision per weight by a multiple-choice knapsack over bytes. They differ in what a weight's loss is:
+with a main precision the lost power of its layer, which costs no run of the model; for a file size the loss of the
+outputs, measured once per weight.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.files import model_size
 from onnxpress.passes.core.contract import Action, Refusal
 from onnxpress.passes.core.knapsack import multiple_choice_knapsack
+from onnxpress.passes.core.options import PassOptions, option
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.low_bit import WeightCandidate, low_bit_candidates, write_low_bit
 
@@ -29,26 +31,36 @@ _SIZE_TOLERANCE = 0.998  # share of the maximum file size that ends the search
 
 @dataclass(frozen=True)
 class _PrecisionChoice:
-    """Bytes in the file, relative squared error of the outputs, and the decision (None: float32) of one precision."""
+    """One precision of a weight: bytes in the file, loss, and the decision (None: float32)."""
 
     bytes: int
     loss: float
     action: Action | None
 
 
-def check_byte_budget(spare: float | None, smaller: float | None) -> None:
-    """Raise InputProblem unless at most one of the two is given and it is in its range.
+@dataclass(frozen=True, kw_only=True)
+class ByteBudgetOptions(PassOptions):
+    """Options of passes that store weights in fewer bits: how bytes are spent."""
 
-    Args:
-        spare: byte budget for int8, as a share of the bytes of the weights, 0 to 1.
-        smaller: factor by which the file size is to be reduced, above 1.
-    """
-    if spare is not None and not 0 <= spare <= 1:
-        raise InputProblem("the spare share must lie between 0 and 1", "`spare`", f"got {spare}", "give 0.05")
-    if smaller is not None and not 1 < smaller < float("inf"):
-        raise InputProblem("the size factor must be above 1", "`smaller`", f"got {smaller:g}", "give 8")
-    if smaller is not None and spare is not None:
-        raise InputProblem("`smaller` and `spare` are mutually exclusive", "", "", "give one of them")
+    spare: float | None = option(
+        None,
+        help="Share of the bytes to spend on 8 bits for the most sensitive weights; default: as little as needed.",
+    )
+    smaller: float | None = option(
+        None,
+        help="How many times smaller the file should be; precision is allocated per weight to minimize the loss.",
+        metavar="TIMES",
+    )
+    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
+
+    def check(self) -> None:
+        spare, smaller = self.spare, self.smaller
+        if spare is not None and not 0 <= spare <= 1:
+            raise InputProblem("the spare share must lie between 0 and 1", "`spare`", f"got {spare}", "give 0.05")
+        if smaller is not None and not 1 < smaller < float("inf"):
+            raise InputProblem("the size factor must be above 1", "`smaller`", f"got {smaller:g}", "give 8")
+        if smaller is not None and spare is not None:
+            raise InputProblem("`smaller` and `spare` are mutually exclusive", "", "", "give one of them")
 
 
 def nothing_to_do(smaller: float | None, what: str) -> str:
@@ -61,7 +73,7 @@ def nothing_to_do(smaller: float | None, what: str) -> str:
 def plan_with_byte_budget(
     evidence: Evidence, main: Mapping[str, Action], spare: float | None
 ) -> tuple[list[Action], list[Refusal]]:
-    """Plan one main precision for all weights, and 8 bits for those that gain most per byte within a budget.
+    """Plan one main precision for all weights, and 8 bits for those that gain most within a byte budget.
 
     Args:
         evidence: the model and its samples.
@@ -99,20 +111,13 @@ def plan_with_byte_budget(
 def _spend_budget(
     preferred: Mapping[str, WeightCandidate], int8_forms: Mapping[str, WeightCandidate], share: float
 ) -> list[Action]:
-    """The preferred decisions, replaced by int8 in the order of the gain per byte as long as the budget suffices."""
-    chosen = dict(preferred)
-    remaining = share * sum(c.bytes for c in chosen.values())
-    gain_per_byte = {
-        name: (c.low_bit.lost_power - int8_forms[name].low_bit.lost_power) / max(int8_forms[name].bytes - c.bytes, 1)
-        for name, c in preferred.items()
-        if c.low_bit.lost_power > int8_forms[name].low_bit.lost_power and int8_forms[name].saving.weight_bytes > 0
-    }
-    for name in sorted(gain_per_byte, key=lambda n: -gain_per_byte[n]):
-        extra = int8_forms[name].bytes - chosen[name].bytes
-        if extra <= remaining:
-            remaining -= extra
-            chosen[name] = int8_forms[name]
-    return [c.action for c in chosen.values()]
+    """The preferred decisions, some replaced by int8 such that the least power is lost within the budget."""
+    choices = []
+    for name, first in preferred.items():
+        int8 = int8_forms[name]
+        several = [first, int8] if int8.saving.weight_bytes > 0 else [first]
+        choices.append([_PrecisionChoice(c.bytes, c.low_bit.lost_power, c.action) for c in several])
+    return _allocate(choices, (1 + share) * sum(c.bytes for c in preferred.values()))
 
 
 def plan_file_size(

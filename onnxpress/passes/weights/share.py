@@ -17,11 +17,11 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import model_size
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
-from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.core.options import option
 from onnxpress.passes.core.refit_option import with_bias_correction
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.bit_allocation import (
-    check_byte_budget,
+    ByteBudgetOptions,
     nothing_to_do,
     plan_file_size,
     plan_with_byte_budget,
@@ -32,7 +32,7 @@ _OFFERED = (16, 256)
 
 
 @dataclass(frozen=True)
-class ShareOptions(PassOptions):
+class ShareOptions(ByteBudgetOptions):
     """How weights are represented by codebooks."""
 
     centroids: int = option(
@@ -43,21 +43,11 @@ class ShareOptions(PassOptions):
         help="scaled: one codebook per tensor and a scale per row; tensor: one codebook per tensor; N: one per N rows.",
         metavar="scaled|tensor|N",
     )
-    spare: float | None = option(
-        None,
-        help="Share of the bytes to spend on 8 bits for the most sensitive weights; default: as little as needed.",
-    )
-    smaller: float | None = option(
-        None,
-        help="How many times smaller the file should be; precision is allocated per weight to minimize the loss.",
-        metavar="TIMES",
-    )
-    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         if self.per not in CODEBOOK_SCOPES and not (self.per.isdigit() and int(self.per) > 0):
             raise InputProblem("unknown granularity", "`per`", f"got {self.per}", "scaled, tensor, or rows such as 4")
-        check_byte_budget(self.spare, self.smaller)
+        super().check()
 
 
 class Share:

@@ -15,11 +15,11 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.model.files import model_size
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
-from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.core.options import option
 from onnxpress.passes.core.refit_option import with_bias_correction
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.bit_allocation import (
-    check_byte_budget,
+    ByteBudgetOptions,
     nothing_to_do,
     plan_file_size,
     plan_with_byte_budget,
@@ -31,28 +31,18 @@ _SHORTEST = 8  # weights a scale
 
 
 @dataclass(frozen=True)
-class WeightsOptions(PassOptions):
+class WeightsOptions(ByteBudgetOptions):
     """How weights are represented by integers."""
 
     bits: int = option(8, help="Bits per weight.", choices=tuple(LEVELS))
     block: int = option(0, help="Number of weights that share a scale; 0: one scale per row.", metavar="N")
-    spare: float | None = option(
-        None,
-        help="Share of the bytes to spend on 8 bits for the most sensitive weights; default: as little as needed.",
-    )
-    smaller: float | None = option(
-        None,
-        help="How many times smaller the file should be; precision is allocated per weight to minimize the loss.",
-        metavar="TIMES",
-    )
-    refit: bool = option(True, help="Correct the mean error of the outputs in the biases.")
 
     def check(self) -> None:
         if self.block and self.block < _SHORTEST:
             raise InputProblem(
                 "the block is too short to save", "`block`", f"got {self.block}", "8 or more, or 0: a row"
             )
-        check_byte_budget(self.spare, self.smaller)
+        super().check()
 
 
 class WeightOnly:

@@ -21,3 +21,10 @@ def test_every_threshold_is_found_in_few_evaluations(size: int) -> None:
         assert largest_allowed(0, size, allowed) == threshold
         assert 0 not in evaluated
         assert len(evaluated) <= size.bit_length()
+
+
+def test_the_search_ends_with_the_tries() -> None:
+    evaluated: list[int] = []
+    found = largest_allowed(-1, 99, lambda value: evaluated.append(value) or value <= 70, tries=3)
+    assert len(evaluated) == 3
+    assert found == max(v for v in evaluated if v <= 70) < 70
