@@ -34,17 +34,25 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """With several processes (`pytest -n 2`), a test marked `alone` waits for the other processes, and they wait for
     it.
 
-    The fixtures of a test are created within.
+    The fixtures of a test are created within. Who waits holds the gate, so that no other test begins before: a lock by
+    itself is not fair, and a process with many short tests would keep one that waits to be alone out for minutes.
     """
     session = getattr(item.config, "workerinput", {}).get("testrunuid")
     if session is None or fcntl is None:
         return (yield)
-    with (Path(tempfile.gettempdir()) / f"onnxpress-tests-{session}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+    with _lock_file(session, "lock").open("w") as lock:
+        with _lock_file(session, "gate").open("w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
         return (yield)
+
+
+def _lock_file(session: str, name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"onnxpress-tests-{session}.{name}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     session = getattr(config, "workerinput", {}).get("testrunuid")
     if session is not None:
-        (Path(tempfile.gettempdir()) / f"onnxpress-tests-{session}.lock").unlink(missing_ok=True)
+        for name in ("lock", "gate"):
+            _lock_file(session, name).unlink(missing_ok=True)

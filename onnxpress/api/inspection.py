@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar
@@ -29,10 +29,12 @@ from onnxpress.progress import Progress, no_progress
 from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import this_machine
 from onnxpress.runtime.session import trace
+from onnxpress.runtime.time_limit import OutOfTime, check_time, time_limit
 
 _SAMPLES = 64  # of the given data
 _SYNTHETIC = 8  # inputs where no data is given
 _MOST = 100_000  # proposals of one pass
+_FIRST_ROUND = 0.3  # share of the time for a first round of all passes
 _FAILURES = (Problem, ValueError, LookupError, ArithmeticError, RuntimeError)
 
 
@@ -111,7 +113,7 @@ def inspect(
     model: ModelSource,
     data: DataSource | None = None,
     *,
-    time_budget: float = 60.0,
+    time_budget: float = 120.0,
     progress: Progress = no_progress,
 ) -> Inspection:
     """Facts of a model, and what every pass proposes.
@@ -171,16 +173,12 @@ def _ask_passes(
     given: Evidence, simplified: Evidence, time_budget: float, progress: Progress
 ) -> tuple[list[PassReport], dict[str, _Touched]]:
     """The report of every pass, and what they say by node name; `simplify` is asked about the model as given."""
-    end = time.monotonic() + time_budget
     passes = all_passes() if time_budget > 0 else {}
+    answers = _answers(passes, {SIMPLIFY.name: given}, simplified, time_budget, progress)
     reports = []
     by_node: dict[str, _Touched] = {}
-    for number, (name, asked) in enumerate(passes.items()):
-        progress(name, number / len(passes))
-        found: list[Proposal | Refusal] = []
-        evidence = given if name == SIMPLIFY.name else simplified
-        now = time.monotonic()  # each gets an equal part of what is left, so that none uses up the time of the others
-        note = _collect(asked, evidence, now + max(end - now, 0.0) / (len(passes) - number), found)
+    for name, asked in passes.items():
+        found, note = answers[name]
         offers = [f for f in found if isinstance(f, Proposal)]
         refusals = [f for f in found if isinstance(f, Refusal)]
         reports.append(_report(name, asked, offers, refusals, note))
@@ -194,18 +192,51 @@ def _ask_passes(
     return reports, by_node
 
 
-def _collect(asked: AnyPass, evidence: Evidence, end: float, found: list[Proposal | Refusal]) -> str:
-    """Fill the list with what a pass proposes until the time is over; why it is not complete, or ""."""
-    if time.monotonic() > end:
-        return "no time left"
+def _answers(
+    passes: Mapping[str, AnyPass],
+    special: Mapping[str, Evidence],
+    evidence: Evidence,
+    time_budget: float,
+    progress: Progress,
+) -> dict[str, tuple[list[Proposal | Refusal], str]]:
+    """What each pass proposes, and why that is not all ("" where it is).
+
+    A first round gives each pass a small part of the time, so that none uses up that of the others. Of those that need
+    more each gets half of what is left: with equal parts none might finish. special: evidence by pass, for those that
+    are asked about another model.
+    """
+    end = time.monotonic() + time_budget
+    found: dict[str, tuple[list[Proposal | Refusal], str]] = {}
+    waiting = list(passes)
+    for first in (True, False):
+        unfinished = []
+        for place, name in enumerate(waiting):
+            progress(name, (len(passes) - len(waiting) + place) / len(passes))
+            left = max(end - time.monotonic(), 0.0)
+            others = len(waiting) - place - 1
+            seconds = _FIRST_ROUND * left / (others + 1) if first else 0.5 * left if others else left
+            answer, note, finished = _collect(passes[name], special.get(name, evidence), seconds)
+            if name not in found or len(answer) >= len(found[name][0]):
+                found[name] = answer, note
+            if not finished:
+                unfinished.append(name)
+        waiting = unfinished
+    return found
+
+
+def _collect(asked: AnyPass, evidence: Evidence, seconds: float) -> tuple[list[Proposal | Refusal], str, bool]:
+    """What a pass proposes in so many seconds, why that is not all, and whether more time would change nothing."""
+    found: list[Proposal | Refusal] = []
     try:
-        for one in islice(asked.propose(evidence), _MOST):
-            found.append(one)
-            if time.monotonic() > end:
-                return "not all: no time left"
+        with time_limit(seconds):
+            for one in islice(asked.propose(evidence), _MOST):
+                found.append(one)
+                check_time()
+    except OutOfTime:
+        return found, "not all: no time left" if found else "no time left", False
     except _FAILURES as error:
-        return error.line() if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
-    return ""
+        return found, error.line() if isinstance(error, Problem) else f"{type(error).__name__}: {error}", True
+    return found, "", True
 
 
 def _report(

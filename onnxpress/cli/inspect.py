@@ -21,7 +21,7 @@ _REASONS = 6  # that are shown without --nodes
 @data_options(required=False)
 @click.option("--nodes", is_flag=True, help="List every node with weights and the passes that could change it.")
 @click.option(
-    "--time-budget", type=Seconds(), default="60s", show_default=True, help="Time for the proposals; 0: facts only."
+    "--time-budget", type=Seconds(), default="120s", show_default=True, help="Time for the proposals; 0: facts only."
 )
 @json_option
 @quiet_option

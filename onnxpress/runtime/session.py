@@ -21,6 +21,7 @@ from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import submodels
 from onnxpress.model.files import serialized
 from onnxpress.model.trace import Trace
+from onnxpress.runtime.time_limit import check_time
 
 Feeds = Mapping[str, np.ndarray]
 ort.set_default_logger_severity(4)
@@ -133,6 +134,7 @@ def run(
     session: ort.InferenceSession, feeds: Feeds, names: Sequence[str] | None = None, where: object = ""
 ) -> list[np.ndarray]:
     """Run once.  Raises InputProblem where onnxruntime rejects an input, EnvironmentProblem without memory."""
+    check_time()
     try:
         return [np.asarray(a) for a in session.run(list(names) if names else None, dict(feeds))]
     except MemoryError as error:

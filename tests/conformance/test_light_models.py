@@ -29,7 +29,7 @@ def test_the_wheel_still_has_them() -> None:
     assert {*SMALL, "resnet50", "densenet121"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", [*SMALL, *SLOW])
+@pytest.mark.parametrize("name", [SMALL[0], pytest.param(SMALL[1], marks=pytest.mark.slow), *SLOW])
 def test_a_well_known_model_is_simplified_and_quantized(name: str) -> None:
     """simplify raises it to an operator set with integers a channel; the weights become real, and then quantize."""
     model = load(FOLDER / f"light_{name}.onnx")
@@ -82,7 +82,7 @@ def test_a_well_known_model_is_pruned(name: str) -> None:
     assert len(to_bytes(done.model)) < 0.8 * len(to_bytes(simplify(model).model))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [pytest.param(SMALL[0], marks=pytest.mark.slow), SMALL[1]])
 def test_inspect_proposes_quantization_of_weights_made_by_nodes(name: str) -> None:
     found = inspect(FOLDER / f"light_{name}.onnx")
     assert found.failure == ""

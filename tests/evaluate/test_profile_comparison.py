@@ -33,7 +33,7 @@ def test_every_layer_has_a_time_in_both_models() -> None:
 
 
 def test_widths_follow_pruning_and_removed_layers() -> None:
-    model = nets.residual(width=64, blocks=3)
+    model = nets.residual(width=32)
     data = nets.samples(model, 8)
     narrow = channel_widths(model, prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model)
     assert any(p.after < p.before for p in narrow)

@@ -14,6 +14,7 @@ from onnxpress.cli.main import COMMANDS, run
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.model.files import load
 from onnxpress.passes.registry import all_passes
+from tests import nets
 
 DIGITS = calibration_folder() / "digits"
 MODEL, TRAIN = str(DIGITS / "digits.onnx"), str(DIGITS / "train.npz")
@@ -70,20 +71,21 @@ def test_compare_of_a_model_with_itself(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_inspect_names_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
-    text = out(capsys, "inspect", MODEL)
+    text = out(capsys, "inspect", MODEL, "--time-budget", "8s")
     assert "input image: float32[N,1,8,8]" in text
     assert all(name in text for name in all_passes())
-    assert json.loads(out(capsys, "inspect", MODEL, "--json"))["macs"] > 0
-    out(capsys, "inspect", MODEL, "--nodes")
+    assert json.loads(out(capsys, "inspect", MODEL, "--time-budget", "0", "--json"))["macs"] > 0
+    out(capsys, "inspect", MODEL, "--time-budget", "2s", "--nodes")
 
 
 def test_simplify_quantize_prune_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small, plan, again = (str(tmp_path / n) for n in ("small.onnx", "plan.json", "again.onnx"))
-    out(capsys, "simplify", MODEL, "-o", str(tmp_path / "simple.onnx"))
+    model, samples = nets.written(nets.residual(width=32), tmp_path)
+    out(capsys, "simplify", model, "-o", str(tmp_path / "simple.onnx"))
     for command in (["quantize"], ["prune", "--ratio", "0.3"]):
-        text = out(capsys, *command, MODEL, "-d", TRAIN, "-o", small, "--plan", plan, "--samples", "200")
+        text = out(capsys, *command, model, "-d", samples, "-o", small, "--plan", plan, "--samples", "32")
         assert "smaller" in text
-        out(capsys, "apply", plan, MODEL, "-d", TRAIN, "-o", again)
+        out(capsys, "apply", plan, model, "-d", samples, "-o", again)
         assert Path(small).read_bytes() == Path(again).read_bytes()
         load(small)
         Path(small).unlink()

@@ -18,6 +18,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.reporting.facts import Page
 from onnxpress.reporting.page import html, markdown, render, script_json
 from onnxpress.reporting.reading import page, read
+from tests import nets
 
 pytest.importorskip("jinja2")
 
@@ -311,14 +312,14 @@ def rendered_body(file: Path, width: int, folder: Path) -> str:
     return found[0]
 
 
-def quantize_command(output: Path) -> list[str]:
-    """`quantize --report --json` of the digits model."""
-    data = ["-d", str(DIGITS / "validate.npz"), "--samples", "8"]
-    return ["quantize", str(DIGITS / "digits.onnx"), *data, "-o", str(output), "--report", "--json"]
+def quantize_command(folder: Path) -> list[str]:
+    """`quantize --report --json` of a small network."""
+    model, samples = nets.written(nets.residual(width=32), folder)
+    return ["quantize", model, "-d", samples, "--samples", "8", "-o", str(folder / "o.onnx"), "--report", "--json"]
 
 
 def test_a_record_of_quantize_fills_its_charts_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(quantize_command(tmp_path / "o.onnx")) == 0
+    assert cli(quantize_command(tmp_path)) == 0
     record = tmp_path / "quantize.json"
     record.write_text(capsys.readouterr().out)
     made = page(read(record))
@@ -359,7 +360,7 @@ def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.
         == 0
     )
     bench.write_text(capsys.readouterr().out)
-    assert cli(quantize_command(tmp_path / "o.onnx")) == 0
+    assert cli(quantize_command(tmp_path)) == 0
     quantized.write_text(capsys.readouterr().out)
     nas = tmp_path / "nas.json"
     nas.write_text(json.dumps(searched()))

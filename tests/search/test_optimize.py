@@ -188,7 +188,7 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     outcome = optimize(
         model,
         splits,
-        OptimizeOptions(time_budget=60),
+        OptimizeOptions(time_budget=16),
         output=tmp_path / "o.onnx",
         progress=killer("which", KeyboardInterrupt),
     )

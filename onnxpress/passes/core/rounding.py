@@ -16,6 +16,7 @@ import numpy as np
 import scipy.linalg
 
 from onnxpress.measure.gram import Moments
+from onnxpress.runtime.time_limit import check_time
 
 # (values [M, n], their column indices [n]) -> the nearest allowed values [M, n]
 Quantizer = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -111,6 +112,7 @@ def _error_feedback(weights: np.ndarray, grams: Sequence[np.ndarray], quantize: 
     values = np.empty_like(remaining)
     columns = remaining.shape[2]
     for start in range(0, columns, _BLOCK):
+        check_time()
         stop = min(start + _BLOCK, columns)
         errors = np.empty((*remaining.shape[:2], stop - start))
         for j in range(start, stop):
@@ -162,6 +164,7 @@ def coordinate_descent(
     for _ in range(sweeps):
         changed = False
         for first in range(0, columns, _BLOCK):
+            check_time()
             block = np.arange(first, min(first + _BLOCK, columns))
             block_gradient = gradient[:, block]
             proposed = quantize(values[:, block] - block_gradient / diagonal[block], block)

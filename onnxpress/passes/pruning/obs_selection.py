@@ -21,6 +21,7 @@ from onnxpress.measure.cache import Arrays
 from onnxpress.measure.gram import Moments, weight_by_tap
 from onnxpress.measure.linear import LinearLayer
 from onnxpress.model.channels.groups import ChannelGroup
+from onnxpress.runtime.time_limit import check_time
 
 _DAMPING = 1e-3
 
@@ -92,6 +93,7 @@ def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Mome
     error = [0.0]
     channels_per_step = max(1, group.size // 96)
     while remaining.sum() > 1:
+        check_time()
         scores = np.zeros(group.size)
         for reader in readers:
             scores[remaining] += reader.scale * _scores(reader, np.flatnonzero(remaining))

@@ -81,12 +81,12 @@ class Depth:
     Options = DepthOptions
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
-        """One proposal for each block; its loss is measured on the samples, before the refit of the remaining
-        layers."""
+        """One proposal for each block; its loss is measured on the samples, before the refit of the remaining layers
+        (for a link of a chain with the next layers refitted)."""
         blocks, refused = removable(evidence)
         scorer = Scorer(evidence.model, _samples(evidence)) if blocks else None
         for block in blocks:
-            loss = scorer.score(_cut(evidence, [block])).nmse if scorer is not None else 0.0
+            loss = scorer.score(_cut(evidence, [block], _NEAR)).nmse if scorer is not None else 0.0
             saving = Saving(float(block.macs), float(block.weight_bytes))
             yield Proposal(block.name, {"block": block.name}, block.nodes | {block.name}, saving, loss)
         yield from refused
@@ -302,10 +302,10 @@ def _greedy(
     return taken
 
 
-def _cut(evidence: Evidence, gone: Sequence[Block]) -> ir.Model:
-    """The model without the blocks, as its harm is measured: where a skip remains it speaks for itself, a chain that
-    lost a link does only once it is refitted."""
-    return without(evidence, gone, not all(b.skip for b in gone))[0]
+def _cut(evidence: Evidence, gone: Sequence[Block], near: int | None = None) -> ir.Model:
+    """The model without the blocks, as its loss is measured: as it is where a skip connection remains, refitted where a
+    chain lost a link, which it does not compute without. near: so many layers behind each gap at most."""
+    return without(evidence, gone, not all(b.skip for b in gone), near)[0]
 
 
 def _longest(evidence: Evidence, scorer: Scorer, order: Sequence[Block], allowed: float) -> int:

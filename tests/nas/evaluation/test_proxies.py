@@ -22,9 +22,9 @@ from tests.nas.spaces.test_registry import RandomTrial
 def test_proxies_are_finite_and_differ_between_networks(name: str) -> None:
     if name in proxies.GRADIENT:
         pytest.importorskip("torch")
-    batch = tasks.batch(tasks.IMAGE, 16)
+    batch = tasks.batch(tasks.IMAGE, 8)
     found = []
-    for seed in range(3):
+    for seed in range(2):
         model = load_space("image-small")(RandomTrial(seed), tasks.IMAGE)
         before = run(open_session(model), batch)[0]
         counted = count_costs(model, tasks.batch(tasks.IMAGE))
@@ -32,7 +32,7 @@ def test_proxies_are_finite_and_differ_between_networks(name: str) -> None:
         assert found[-1] == pytest.approx(proxies.compute_proxy(name, model, batch, counted), rel=1e-3)
         np.testing.assert_array_equal(run(open_session(model), batch)[0], before)
     assert np.isfinite(found).all()
-    assert len(set(found)) == 3
+    assert len(set(found)) == 2
 
 
 def test_naswot_by_hand() -> None:

@@ -163,7 +163,7 @@ def parts() -> Splits:
     return Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((96, 48, 48))))
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_the_plan_repeats_the_result(parts: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         node_selection,
