@@ -34,7 +34,7 @@ def canonical(model: ir.Model) -> ir.Model:
     if clone.ir_version < _MIN_IR_VERSION:
         clone.ir_version = _MIN_IR_VERSION
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone)
-    common.IdentityEliminationPass()(clone)
+    drop_identities(clone)
     _lift_weights(clone)
     name_nodes(clone)
     drop_dead(clone)
@@ -59,6 +59,32 @@ def _lift_weights(model: ir.Model) -> None:
                     add_constant(model, tensor.numpy(), name)
                 )  # tensors are shared with the original model
                 del graph.initializers[name]
+
+
+def drop_identities(model: ir.Model) -> None:
+    """Remove Identity nodes of the graph and its sub-graphs, except those that a graph needs to return a value.
+
+    A graph may not return a value that is its input, an initializer, or computed outside of it, nor the same value
+    twice: onnxruntime then loses outputs, or computes something else.
+    """
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for node in list(graph):
+            if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
+                continue
+            source, output = node.inputs[0], node.outputs[0]
+            if source is None:
+                continue
+            if not output.is_graph_output():
+                source.shape, source.type = source.shape or output.shape, source.type or output.type
+                output.replace_all_uses_with(source)
+            else:
+                maker = source.producer()
+                if maker is None or maker.graph is not graph or source.is_graph_output():
+                    continue
+                name, output.name = output.name, None
+                source.name, source.shape, source.type = name, output.shape, output.type or source.type
+                output.replace_all_uses_with(source, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
 
 
 def name_nodes(model: ir.Model) -> None:
