@@ -15,7 +15,6 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model import edit
 from onnxpress.model.files import (
@@ -29,7 +28,6 @@ from onnxpress.model.files import (
     to_bytes,
     weight_bytes,
 )
-from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.weight_matrix import WeightMatrix, find_weights
 from onnxpress.passes.weights import codebook
@@ -40,6 +38,7 @@ from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan import result_contract
 from onnxpress.progress import Progress, no_progress
 from onnxpress.result import Result, size_text
+from onnxpress.runtime.model_inputs import synthetic_samples
 
 _STRETCH = 4 * 2**20  # numbers at a time
 _PAGE = 4096  # where onnxruntime likes a tensor of external data to begin
@@ -88,7 +87,7 @@ def stream_weights(
     if weight_bytes(model) <= _SMALL:
         model = load(path)
         work, found = _written(edit.canonical(model), options, None, progress)
-        problems = result_contract.same_shape_behaviour(model, to_bytes(work), synthetic(signature(model), 1))
+        problems = result_contract.same_shape_behaviour(model, to_bytes(work), synthetic_samples(model, 1))
         if problems:
             raise InputProblem(
                 "the result would not keep the model's behaviour",

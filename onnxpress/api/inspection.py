@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from onnxpress.data.any_data import DataSource, as_dataset
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem, Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import read
@@ -28,6 +27,7 @@ from onnxpress.plan.exact_base import exact_base
 from onnxpress.progress import Progress, no_progress
 from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import this_machine
+from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import trace
 from onnxpress.runtime.time_limit import OutOfTime, check_time, time_limit
 
@@ -138,7 +138,7 @@ def inspect(
     )
     samples = as_dataset(data, opened).take(_SAMPLES) if data is not None else None
     try:
-        used = samples if samples is not None else synthetic(signature(opened), _SYNTHETIC)
+        used = samples if samples is not None else synthetic_samples(opened, _SYNTHETIC)
         given, evidence = _evidence(opened, used)
         costs = macs(evidence.model, evidence.trace)
     except InputProblem as problem:

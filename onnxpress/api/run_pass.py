@@ -14,21 +14,21 @@ import onnx_ir as ir
 
 from onnxpress.data.any_data import DataSource, as_dataset
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model.files import check_target, model_size, save
 from onnxpress.model.read import parameters
-from onnxpress.model.signature import signature
 from onnxpress.model.source import ModelSource, open_model, path_of
 from onnxpress.passes.core.contract import AnyPass, Finishing, Refusal
 from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.registry import find_pass
 from onnxpress.plan import result_contract
-from onnxpress.plan.exact_base import exact_base
+from onnxpress.plan.exact_base import exact_base, exact_step
 from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, apply_plan, new_plan, take_step, write_plan
+from onnxpress.plan.same_values import different_values
 from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import open_session
 
 EXACT_PASS = "simplify"
@@ -111,7 +111,12 @@ def run_pass(
         base = exact_base(original, used, machine, seed)
         evidence, made, notes = base.evidence, base.plan, base.notes
     planned = chosen.plan(evidence, options)
-    done = take_step(PlanStep(name, tuple(planned.actions)), evidence)
+    keeps_values = chosen.exact and all("inactive" not in a for a in planned.actions)
+    if name == EXACT_PASS and keeps_values:
+        step, done = exact_step(evidence, planned.actions)
+        planned.actions = list(step.actions)
+    else:
+        done = take_step(PlanStep(name, tuple(planned.actions)), evidence)
     done.notes = [*notes, *planned.notes, *done.notes]
     done.details = planned.details if done.details is None else done.details
     if isinstance(chosen, Finishing):
@@ -126,7 +131,7 @@ def run_pass(
         planned.refused or done.refused,
         done.details,
     )
-    write_checked(original, result, used, output, plan)
+    write_checked(original, result, used, output, plan, keeps_values)
     return result
 
 
@@ -158,11 +163,14 @@ def write_checked(
     data: Dataset | None,
     output: str | Path | None = None,
     plan: str | Path | None = None,
+    keeps_values: bool = False,
 ) -> None:
     """Check that a result behaves as the original at every size, then write it. Raises InputProblem where it does
-    not."""
-    examples = data if data is not None else synthetic(signature(original), 1)
+    not. keeps_values: whether it must give the same outputs, too."""
+    examples = data if data is not None else synthetic_samples(original, 1)
     problems = result_contract.same_shape_behaviour(original, result.model, examples)
+    if not problems and keeps_values and (difference := different_values(original, result.model, examples)):
+        problems = [difference]
     if problems:
         raise InputProblem(
             "the result would not keep the model's behaviour", "", problems[0], "report this model; nothing was written"

@@ -18,7 +18,6 @@ from onnxruntime import InferenceSession
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import batch_layout
-from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays, Cache, cache_key, user_cache
 from onnxpress.model import edit
@@ -27,6 +26,7 @@ from onnxpress.model.files import model_hash
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
 from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
 _STREAM_BYTES = 48 * 2**20  # of intermediate values held at once
@@ -77,7 +77,7 @@ class Evidence:
     @cached_property
     def probe(self) -> dict[str, np.ndarray]:
         """The feeds of one sample."""
-        source = self.data if self.data is not None and len(self.data) else synthetic(self.signature, 1, self.seed)
+        source = self.data if self.data is not None and len(self.data) else synthetic_samples(self.model, 1, self.seed)
         return next(iter(source.batches(1))).inputs
 
     @cached_property

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.model import edit, read
+from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import all_cores, open_session, run
 
 _PERTURBED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"))
@@ -72,7 +72,7 @@ def _measure(evidence: Evidence) -> dict[str, float]:
         _perturb(work, node, number, perturbation, shapes, rng)
     try:
         session = open_session(work, all_cores())
-        source = evidence.data if evidence.data is not None else synthetic(evidence.signature, 1, evidence.seed)
+        source = evidence.data if evidence.data is not None else synthetic_samples(evidence.model, 1, evidence.seed)
         batches = list(source.take(_SAMPLES).batches(_SAMPLES if evidence.batchable else 1))
         sizes = np.zeros(len(nodes), np.float32)
         exact = [run(session, {**b.inputs, _INPUT: sizes}) for b in batches]

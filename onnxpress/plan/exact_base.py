@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
+from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.passes.core.contract import Action
+from onnxpress.passes.core.contract import Action, Applied
 from onnxpress.passes.exact.simplify import EXACT
 from onnxpress.plan.plan import Plan, PlanStep, new_plan, take_step
+from onnxpress.plan.same_values import different_values
 from onnxpress.runtime.machine import Machine
+from onnxpress.runtime.model_inputs import synthetic_samples
 
 FALLBACK: tuple[Action, ...] = ({"tool": "onnx-ir"},)  # where the exact rewrites fail on a model
 
@@ -38,7 +42,35 @@ def exact_base(
 ) -> ExactBase:
     """Simplify a model. samples: of the plan's data that the step may read, where that is less than all (see Step)."""
     start = evidence_for(original, data, machine, seed, original)
-    step = PlanStep("simplify", tuple(dict(a) for a in actions), samples)
-    done = take_step(step, start)
+    step, done = exact_step(start, actions, samples)
     plan = new_plan(original, data, seed).then(step.pass_name, step.actions, samples)
     return ExactBase(original, plan, evidence_for(done.model, data, machine, seed, original), done.notes)
+
+
+def exact_step(
+    start: Evidence, actions: Sequence[Action] = EXACT, samples: int | None = None
+) -> tuple[PlanStep, Applied]:
+    """The exact rewrites that keep the values of the original, as a step and what it makes.
+
+    Where the outputs of all together differ, which is a defect of one of them, only the clean-up is used, then only
+    that of onnx-ir; a note says so.
+    """
+    original = start.original if start.original is not None else start.model
+    data = start.data if start.data is not None and len(start.data) else synthetic_samples(start.model, 1, start.seed)
+    notes: list[str] = []
+    for tried in (tuple(actions), tuple(a for a in actions if "tool" in a), FALLBACK):
+        step = PlanStep("simplify", tuple(dict(a) for a in tried), samples)
+        done = take_step(step, start)
+        difference = _difference(original, done.model, data)
+        if not difference or tried == FALLBACK:
+            break
+        notes.append(f"rewrites were left out, as with them {difference}")
+    done.notes = [*notes, *done.notes]
+    return step, done
+
+
+def _difference(original: ir.Model, result: ir.Model, data: Dataset) -> str:
+    try:
+        return different_values(original, result, data)
+    except Problem as problem:
+        return f"the model does not load: {problem.what}"

@@ -44,6 +44,8 @@ class ChannelGroup:
     bottleneck: narrower than both the inputs of its producer and the outputs of its readers
     sliced:     each channel is a slice of several axes (a head, a dimension of all heads, a group of a grouped
                 convolution)
+    multiplied: a product of two computed tensors sums over the channels (queries and keys): it reads them, though no
+                weight does
     """
 
     name: str
@@ -51,6 +53,7 @@ class ChannelGroup:
     slices: tuple[ChannelSlice, ...]
     bottleneck: bool = False
     sliced: bool = False
+    multiplied: bool = False
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -186,8 +189,8 @@ class _GroupFinder:
         sliced: bool,
     ) -> None:
         slots = self.flow.slots
-        read_ = any(slots[i].role == "in" for i, _ in signature) or bool(self._summed[unit(numbers[0])].any())
-        if not read_:
+        summed = [bool(self._summed[unit(n)].any()) for n in numbers]
+        if not all(summed) and not any(slots[i].role == "in" for i, _ in signature):
             return  # no weight reads them: a removal would change the outputs
         producers = [i for i, _ in signature if slots[i].role == "out"]
         if not producers or any(count >= len(slots[i].labels) for i, count in signature):
@@ -206,7 +209,7 @@ class _GroupFinder:
             for k, (i, _) in enumerate(signature)
         )
         narrow = not sliced and _narrowest(self.model, slices, len(numbers))
-        self.groups.append(ChannelGroup(name, len(numbers), slices, narrow, sliced))
+        self.groups.append(ChannelGroup(name, len(numbers), slices, narrow, sliced, any(summed)))
 
 
 def _narrowest(model: ir.Model, slices: tuple[ChannelSlice, ...], size: int) -> bool:

@@ -40,16 +40,9 @@ def merge_duplicate_channels(model: ir.Model, channels: ch.Channels) -> int:
         The number of channels that are no longer read.
     """
     nodes = {n.name or "": n for n in model.graph}
-    in_product = np.zeros(int(channels.component.max()) + 1, bool)
-    for product in channels.flow.products:
-        in_product[channels.component[product.labels]] = True
     total = 0
     for group in channels.groups:
-        if (
-            group.sliced
-            or in_product[np.concatenate(channels.members[group.name])].any()
-            or not _mergeable(group, nodes)
-        ):
+        if group.sliced or group.multiplied or not _mergeable(group, nodes):
             continue
         pairs = _equal_channels(group, nodes) + _scaled_channels(group, nodes)
         for place in group.readers if pairs else ():

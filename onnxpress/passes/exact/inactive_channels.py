@@ -76,7 +76,7 @@ def find_inactive_channels(evidence: Evidence) -> list[Action]:
         Decisions {"inactive": group, "channels": [...], "values": {reader: a list of values for each channel}}.
     """
     nodes = {n.name or "": n for n in evidence.model.graph}
-    groups = [g for g in evidence.channels.groups if g.internal and not g.sliced and _has_plain_readers(g, nodes)]
+    groups = [g for g in evidence.channels.groups if _can_fold(g, nodes)]
     axes = {}
     for group in groups:
         for place in group.readers:
@@ -119,8 +119,10 @@ def _input_name(node: ir.Node) -> str:
     return (node.inputs[0].name or "") if node.inputs[0] is not None else ""
 
 
-def _has_plain_readers(group: ch.ChannelGroup, nodes: Mapping[str, ir.Node]) -> bool:
-    """Whether the group is read only by layers with weights of their own, as their first input."""
+def _can_fold(group: ch.ChannelGroup, nodes: Mapping[str, ir.Node]) -> bool:
+    """Whether a group is internal, and read only by layers with weights of their own, as their first input."""
+    if not group.internal or group.sliced or group.multiplied:
+        return False
     for place in group.readers:
         node = nodes[place.node]
         weight = node.inputs[place.operand]

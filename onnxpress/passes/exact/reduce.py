@@ -148,7 +148,7 @@ def _leave_some(facts: ch.Channels, removal: dict[str, list[int]]) -> dict[str, 
 
 def _never_read(group: ch.ChannelGroup, nodes: dict[str, ir.Node]) -> list[int]:
     weights = [(p, read.constant(nodes[p.node].inputs[p.operand])) for p in group.readers]
-    if not weights:  # what two computed tensors are multiplied over is read without a weight
+    if not weights or group.multiplied:  # what two computed tensors are multiplied over is read without a weight
         return []
     return [
         j

@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
-from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, EvidenceKey, repeat_feeds
 from onnxpress.measure.score import Scorer
@@ -29,6 +28,7 @@ from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, R
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
 from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
+from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import all_cores, run, tap
 
 UNITS = ("all", "branches", "layers")
@@ -121,7 +121,7 @@ class Depth:
 
 def _samples(evidence: Evidence) -> Dataset:
     """The samples to measure losses on; a few synthetic ones where there are none."""
-    return evidence.data if evidence.data is not None else synthetic(evidence.signature, _SYNTHETIC, evidence.seed)
+    return evidence.data if evidence.data is not None else synthetic_samples(evidence.model, _SYNTHETIC, evidence.seed)
 
 
 def _named(known: Sequence[Block], actions: Sequence[Action]) -> list[Block]:
