@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.model import edit
 from onnxpress.model.files import (
     check_target,
@@ -38,7 +39,6 @@ from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan import result_contract
 from onnxpress.progress import Progress, no_progress
 from onnxpress.result import Result, size_text
-from onnxpress.runtime.model_inputs import synthetic_samples
 
 _STRETCH = 4 * 2**20  # numbers at a time
 _PAGE = 4096  # where onnxruntime likes a tensor of external data to begin

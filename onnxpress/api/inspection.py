@@ -15,6 +15,7 @@ from onnxpress.data.any_data import DataSource, as_dataset
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem, Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.model import read
 from onnxpress.model.counts import macs
 from onnxpress.model.files import model_hash, model_size
@@ -27,7 +28,6 @@ from onnxpress.plan.exact_base import exact_base
 from onnxpress.progress import Progress, no_progress
 from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import this_machine
-from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import trace
 from onnxpress.runtime.time_limit import OutOfTime, check_time, time_limit
 

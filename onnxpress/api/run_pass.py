@@ -16,6 +16,7 @@ from onnxpress.data.any_data import DataSource, as_dataset
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.model.files import check_target, model_size, save
 from onnxpress.model.read import parameters
 from onnxpress.model.source import ModelSource, open_model, path_of
@@ -28,7 +29,6 @@ from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, apply_plan, new_pla
 from onnxpress.plan.same_values import different_values
 from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import open_session
 
 EXACT_PASS = "simplify"
@@ -102,11 +102,8 @@ def run_pass(
     used = None if data is None else as_dataset(data, original).take(samples)
     machine = options.target_machine(this_machine())
     if name == EXACT_PASS:
-        evidence, made, notes = (
-            evidence_for(original, used, machine, seed, original),
-            new_plan(original, used, seed),
-            [],
-        )
+        evidence, notes = evidence_for(original, used, machine, seed, original), list[str]()
+        made = new_plan(original, used, seed)
     else:
         base = exact_base(original, used, machine, seed)
         evidence, made, notes = base.evidence, base.plan, base.notes

@@ -20,13 +20,13 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import batch_layout
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays, Cache, cache_key, user_cache
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.model import edit
 from onnxpress.model.channels.groups import Channels, find_channel_groups
 from onnxpress.model.files import model_hash
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
 _STREAM_BYTES = 48 * 2**20  # of intermediate values held at once

@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, EvidenceKey
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.model import edit, read
-from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import all_cores, open_session, run
 
 _PERTURBED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"))

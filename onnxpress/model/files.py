@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model.read import element_bytes
+from onnxpress.model.sparse_initializers import with_dense_initializers
 
 _INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GB; some of it is for the graph itself
 _STANDARD_DOMAINS = {
@@ -56,7 +57,7 @@ def load_lazy(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _parse(path)
     _check_graph(proto, path)
-    for graph in _graphs(proto.graph):
+    for graph in graphs_of(proto.graph):
         for tensor in graph.initializer:
             _check_tensor(tensor, path)
         for node in graph.node:
@@ -73,7 +74,7 @@ def load_lazy(path: str | Path) -> ir.Model:
             "export it again, or repair it with the exporter's own checker",
         ) from error
     try:
-        model = ir.from_proto(proto)  # without reading the file again
+        model = ir.from_proto(with_dense_initializers(proto, graphs_of(proto.graph)))  # the file is not read again
         ir.external_data.set_base_dir(model.graph, path.parent)
     except Exception as error:
         raise InputProblem("cannot read the model's graph", path, _first_line(error), "export it again") from error
@@ -129,7 +130,7 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+def graphs_of(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
     """The graph and all its sub-graphs."""
     found, queue = [], [graph]
     while queue:

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.model.files import load
+from onnxpress.model.files import graphs_of, load
+from onnxpress.model.sparse_initializers import with_dense_initializers
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 
@@ -47,6 +48,10 @@ def open_model(source: ModelSource, argument: str = "model") -> ir.Model:
         raise InputProblem(
             "the model does not pass the ONNX checker", f"`{argument}`", line, "export it again"
         ) from error
+    if any(graph.sparse_initializer for graph in graphs_of(proto.graph)):
+        copy = onnx.ModelProto()  # the caller's stays as it is
+        copy.CopyFrom(proto)
+        proto = with_dense_initializers(copy, graphs_of(copy.graph))
     made: ir.Model = ir.from_proto(proto)
     return made
 

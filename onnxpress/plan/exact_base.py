@@ -10,12 +10,12 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.passes.core.contract import Action, Applied
 from onnxpress.passes.exact.simplify import EXACT
 from onnxpress.plan.plan import Plan, PlanStep, new_plan, take_step
 from onnxpress.plan.same_values import different_values
 from onnxpress.runtime.machine import Machine
-from onnxpress.runtime.model_inputs import synthetic_samples
 
 FALLBACK: tuple[Action, ...] = ({"tool": "onnx-ir"},)  # where the exact rewrites fail on a model
 

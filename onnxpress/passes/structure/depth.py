@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, EvidenceKey, repeat_feeds
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import read
@@ -28,7 +29,6 @@ from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, R
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
 from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
-from onnxpress.runtime.model_inputs import synthetic_samples
 from onnxpress.runtime.session import all_cores, run, tap
 
 UNITS = ("all", "branches", "layers")

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.runtime.model_inputs import synthetic_samples
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.runtime.session import open_session, run
 from tests import nets
 
