@@ -50,13 +50,19 @@ class Moments:
         )
 
     def add(self, x: np.ndarray, y: np.ndarray | None = None) -> None:
-        """Add rows x [n, K] and, optionally, y [n, M]."""
-        x = x.astype(np.float64)
+        """Add rows x [n, K] and, optionally, y [n, M].
+
+        Rows that are not finite are left out: attention gives NaN at positions that are masked wholly, and nobody reads
+        them.
+        """
+        x, y = x.astype(np.float64), None if y is None else y.astype(np.float64)
+        if not np.isfinite(x.sum() + (0.0 if y is None else y.sum())):
+            finite = np.isfinite(x).all(axis=1) & (True if y is None else np.isfinite(y).all(axis=1))
+            x, y = x[finite], None if y is None else y[finite]
         self.count += len(x)
         self.x += x.sum(axis=0)
         self.xx += x.T @ x
         if y is not None:
-            y = y.astype(np.float64)
             self.y += y.sum(axis=0)
             self.yx += y.T @ x
             self.yy += float((y * y).sum())

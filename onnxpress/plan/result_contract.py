@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -59,20 +60,32 @@ def _failures(original: ir.Model, data: bytes | Path, samples: Dataset) -> list[
             continue  # the original does not run at this size either
         if isinstance(now, InputProblem):
             problems.append(f"it fails at {what}: {now.why}")
-        elif not all(_agree(w, f) for w, f in zip(shapes, now, strict=True)):
-            problems.append(f"at {what} its output shapes are {now}, the original's {shapes}")
+        elif not all(_agree(w.shape, f.shape) for w, f in zip(shapes, now, strict=True)):
+            several = [s.shape for s in now], [s.shape for s in shapes]
+            problems.append(f"at {what} its output shapes are {several[0]}, the original's {several[1]}")
+        elif any(w.finite and not f.finite for w, f in zip(shapes, now, strict=True)):
+            problems.append(f"at {what} its outputs hold NaN or infinity, the original's do not")
     return problems
+
+
+@dataclass(frozen=True)
+class _Output:
+    """shape: with None for a size that depends on the values (as behind NonMaxSuppression). finite: whether all numbers
+    are."""
+
+    shape: Shape
+    finite: bool
 
 
 def _behaviour(
     model: ir.Model | bytes | Path, samples: Dataset, sig: Signature
-) -> dict[str, list[Shape] | InputProblem]:
-    """By size: the shapes of a model's outputs, or why it does not run.  Raises Problem where it does not load."""
+) -> dict[str, list[_Output] | InputProblem]:
+    """By size: what a model's outputs are, or why it does not run.  Raises Problem where it does not load."""
     session = open_session(model, all_cores())
-    found: dict[str, list[Shape] | InputProblem] = {}
+    found: dict[str, list[_Output] | InputProblem] = {}
     for what, several in _varied(samples, sig):
         try:
-            found[what] = _shapes(session, several)
+            found[what] = _outputs(session, several)
         except InputProblem as error:
             found[what] = error
     return found
@@ -86,15 +99,15 @@ def _varied(samples: Dataset, sig: Signature) -> Iterator[tuple[str, list[Feeds]
         yield several[0][0], [feeds for _, feeds in several]
 
 
-def _shapes(session: ort.InferenceSession, several: list[Feeds]) -> list[Shape]:
-    """The shape of each output; None for a size that depends on the values (as behind NonMaxSuppression)."""
-    runs = [[a.shape for a in run(session, feeds)] for feeds in several]
-    return [
-        tuple(s[0] if len(set(s)) == 1 else None for s in zip(*shapes, strict=True))
-        if len({len(s) for s in shapes}) == 1
-        else ()
-        for shapes in zip(*runs, strict=True)
-    ]
+def _outputs(session: ort.InferenceSession, several: list[Feeds]) -> list[_Output]:
+    """Each output over several runs."""
+    found = []
+    for values in zip(*(run(session, feeds) for feeds in several), strict=True):
+        ranks = {v.ndim for v in values}
+        sizes = zip(*(v.shape for v in values), strict=True) if len(ranks) == 1 else ()
+        shape = tuple(s[0] if len(set(s)) == 1 else None for s in sizes)
+        found.append(_Output(shape, all(v.dtype.kind != "f" or bool(np.isfinite(v).all()) for v in values)))
+    return found
 
 
 def _agree(wanted: Shape, found: Shape) -> bool:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxpress.measure.score import Score
+from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
 from onnxpress.plan import result_contract
 from onnxpress.runtime.latency import Ratio
@@ -73,3 +74,13 @@ def test_contract_lets_sizes_that_depend_on_values_differ() -> None:
 
     data = nets.samples(chooser(0.0), 3)
     assert not result_contract.same_shape_behaviour(chooser(0.0), to_bytes(chooser(0.1)), data)
+
+
+def test_contract_sees_values_that_are_not_finite() -> None:
+    model = nets.mlp()
+    broken = edit.canonical(model)
+    node = next(n for n in broken.graph if n.op_type == "Add")
+    edit.set_constant(node.inputs[1], np.full(48, np.nan, np.float32))
+    data = nets.samples(model, 2)
+    assert any("NaN" in p for p in result_contract.same_shape_behaviour(model, broken, data))
+    assert not result_contract.same_shape_behaviour(broken, broken, data)
