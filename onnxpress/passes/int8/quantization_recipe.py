@@ -21,13 +21,12 @@ from onnxpress.measure.evidence import Evidence, EvidenceKey, evidence_for
 from onnxpress.measure.ranges import collect_histograms
 from onnxpress.measure.score import Scorer, logits_model
 from onnxpress.model.counts import macs
-from onnxpress.model.differences import changed_names
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.int8 import calibration
 from onnxpress.passes.int8.calibration import RangeSpec
 from onnxpress.passes.int8.equalize import EQUALIZE, plan_equalize, sites
 from onnxpress.passes.int8.qdq import placement
-from onnxpress.passes.int8.qdq.write import HISTOGRAMS, UNCHANGED_LAYERS, channel_axes, histograms_for
+from onnxpress.passes.int8.qdq.write import HISTOGRAMS, channel_axes, histograms_for
 
 ROUNDINGS = ("nearest", "output-aware")
 BITS = (8, 16)
@@ -130,13 +129,6 @@ def equalized_evidence(evidence: Evidence, recipe: QuantizationRecipe) -> Eviden
             channel_axes(found.model),
             placement.nonnegative_values(found.model) & scaled_values,
         )
-        changed = changed_names(evidence.model, found.model)
-        kept = (
-            n.name or ""
-            for n in found.model.graph
-            if {v.name for v in n.inputs if v is not None}.isdisjoint(scaled_values)
-        )
-        found.put(UNCHANGED_LAYERS, (evidence, frozenset(kept) - changed))
         found.put(HISTOGRAMS, {n: observed_again.get(n, histogram) for n, histogram in before.items()})
         known[key] = found
     return known[key]

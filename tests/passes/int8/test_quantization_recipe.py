@@ -1,22 +1,18 @@
-"""The choice of a quantization recipe under a time budget, and what equalized models share with the original."""
+"""The choice of a quantization recipe under a time budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.passes.int8.equalize import plan_equalize
-from onnxpress.passes.int8.qdq.write import UNCHANGED_LAYERS
 from onnxpress.passes.int8.quantization_recipe import (
     QuantizationRecipe,
     RecipeOptions,
     choose_recipe,
-    equalized_evidence,
 )
 from onnxpress.passes.int8.static_int8 import quantizable, quantize
 from tests import nets
@@ -45,20 +41,3 @@ def test_only_so_many_recipes_are_tried(tries: int) -> None:
     assert len({str(r) for r in tried}) <= tries
     assert len({str(r.ranges) for r in tried}) == min(tries, 3)
     assert found.ranges in {r.ranges for r in tried} | {"output-error"}
-
-
-def test_layers_away_from_an_equalized_tensor_are_those_of_the_original() -> None:
-    evidence = small()
-    (first, *_) = plan_equalize(evidence)
-    found = equalized_evidence(evidence, QuantizationRecipe("minmax", (first,)))
-    shared = found.get(UNCHANGED_LAYERS)
-    assert shared is not None
-    other, names = shared
-    assert other is evidence
-    nodes = {n.name: n for n in found.model.graph if n.op_type in ("Conv", "Gemm")}
-    touched = {n.name for n in nodes.values() if n.inputs[0] is not None and n.inputs[0].name == first["tensor"]}
-    assert names & set(nodes) and not names & touched
-    source = {n.name: n for n in evidence.model.graph}
-    for name in names & set(nodes):
-        one, two = (n.inputs[1].const_value.numpy() for n in (nodes[name], source[name]))
-        np.testing.assert_array_equal(one, two)

@@ -25,9 +25,6 @@ from onnxpress.passes.int8.weight_quantization import (
 )
 
 HISTOGRAMS: EvidenceKey[dict[str, Histogram]] = EvidenceKey("histograms of quantizable tensors")
-# Layers whose weights and inputs are those of another evidence's model, and that evidence: what was found for them
-# there holds here.
-UNCHANGED_LAYERS: EvidenceKey[tuple[Evidence, frozenset[str]]] = EvidenceKey("layers unchanged from another evidence")
 _ROUNDED: EvidenceKey[dict[tuple[str, bytes, bytes], QuantizedWeight]] = EvidenceKey("weights rounded output-aware")
 
 
@@ -293,16 +290,6 @@ def _round_output_aware(
 
     Results are kept with the evidence, so that the same weights are rounded once.
     """
-    other, unchanged = evidence.get(UNCHANGED_LAYERS) or (evidence, frozenset[str]())
-    shared = _rounded(other, [(n, c) for n, c in quantized_weights if n.name in unchanged], all_rows)
-    own = _rounded(evidence, [(n, c) for n, c in quantized_weights if n.name not in unchanged], all_rows)
-    return [(n, shared[n.name or ""] if n.name in unchanged else own[n.name or ""]) for n, _ in quantized_weights]
-
-
-def _rounded(
-    evidence: Evidence, quantized_weights: Sequence[tuple[ir.Node, QuantizedWeight]], all_rows: bool
-) -> dict[str, QuantizedWeight]:
-    """The same by node name, for layers of the evidence's own model."""
     refined = evidence.derive(_ROUNDED, dict)
     keys = {
         n.name or "": (n.name or "", c.scale.tobytes(), c.max_codes.tobytes() + bytes([all_rows]))
@@ -314,7 +301,7 @@ def _rounded(
     nodes = {n.name: n for n in missing}
     for name, gram in damped_grams(evidence, missing):
         refined[keys[name]] = round_output_aware(nodes[name], nearest_weights[name], gram, all_rows)
-    return {k: refined.get(keys[k], c) if k in keys else c for k, c in nearest_weights.items()}
+    return [(n, refined.get(keys[n.name or ""], c) if n.name in keys else c) for n, c in quantized_weights]
 
 
 def _peak_codes(source: QuantizationGrid, histogram: Histogram) -> np.ndarray:
