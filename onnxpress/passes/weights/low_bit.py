@@ -112,8 +112,16 @@ def low_bit_candidates(
     Raises:
         InputProblem: if a decision names an unknown weight or has invalid values.
     """
-    weights = find_weights(evidence.model)[0]
-    unknown = sorted(wanted.keys() - {w.name for w in weights})
+    found = dict(_stream_candidates(evidence, wanted, output_aware))
+    return {w.name: found[w.name] for w in find_weights(evidence.model)[0] if w.name in found}
+
+
+def _stream_candidates(
+    evidence: Evidence, wanted: Mapping[str, Sequence[Action]], output_aware: bool
+) -> Iterator[tuple[str, list[WeightCandidate]]]:
+    """Each weight with its candidates as soon as they are there: first what is kept, then as the layers run."""
+    weights = {w.name: w for w in find_weights(evidence.model)[0]}
+    unknown = sorted(wanted.keys() - weights.keys())
     if unknown:
         raise InputProblem(
             "the plan names a weight that is not in the model or cannot be stored in fewer bits",
@@ -124,13 +132,15 @@ def low_bit_candidates(
     for action in (d for several in wanted.values() for d in several):
         _check(action)
     kept = evidence.derive(_CANDIDATES if output_aware else _ROUGH_CANDIDATES, dict)
-    new = [w for w in weights if any(_key(d) not in kept for d in wanted.get(w.name, ()))]
-    for weight, statistics in input_statistics(evidence, new):
+    new = {name: w for name, w in weights.items() if any(_key(d) not in kept for d in wanted.get(name, ()))}
+    for name in (n for n in wanted if n not in new):
+        yield name, [kept[_key(d)] for d in wanted[name]]
+    for weight, statistics in input_statistics(evidence, list(new.values())):
         for action in wanted[weight.name]:
             if _key(action) not in kept:
                 low_bit = _fit_weight(weight, statistics.gram, action, output_aware)
                 kept[_key(action)] = WeightCandidate(weight, replace(statistics, gram=None), action, low_bit)
-    return {w.name: [kept[_key(d)] for d in wanted[w.name]] for w in weights if w.name in wanted}
+        yield weight.name, [kept[_key(d)] for d in wanted[weight.name]]
 
 
 def low_bit_proposals(evidence: Evidence, offers: Callable[[str], Sequence[Action]]) -> Iterator[Proposal | Refusal]:
@@ -143,9 +153,9 @@ def low_bit_proposals(evidence: Evidence, offers: Callable[[str], Sequence[Actio
     The loss is predicted from the lost share of the layer's output power.
     """
     weights, refused = find_weights(evidence.model)
-    found = low_bit_candidates(evidence, {w.name: offers(w.name) for w in weights}, output_aware=False)
+    wanted = {w.name: offers(w.name) for w in weights}
     readers = {w.name: w.readers for w in weights}
-    for name, several in found.items():
+    for name, several in _stream_candidates(evidence, wanted, output_aware=False):
         for candidate in several:
             if candidate.saving.weight_bytes > 0:
                 loss = summed_predicted_loss(evidence, readers[name], candidate.low_bit.lost_power)
