@@ -25,6 +25,7 @@ _DISABLED = [
     "fuse_gqa",
 ]
 _MAX_BYTES = 1_500_000_000
+_SERVER = isolate.ForkServer("onnxpress.runtime.simplifier:preload")
 
 
 def onnxsim(model: bytes) -> bytes | str:
@@ -36,15 +37,20 @@ def onnxsim(model: bytes) -> bytes | str:
     with temporary_folder() as folder:
         source, target = folder / "in.onnx", folder / "out.onnx"
         source.write_bytes(model)
-        outcome = isolate.call("onnxpress.runtime.simplifier:child", str(source), str(target), seconds=SECONDS)
+        outcome = _SERVER.call("onnxpress.runtime.simplifier:child", str(source), str(target), seconds=SECONDS)
         if not outcome.ok:
             return f"{outcome.reason}: {outcome.detail}"
         return target.read_bytes()
 
 
+def preload() -> None:
+    """In the server of child processes: what all of them need."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # onnxsim imports it where it is installed, which takes a second and is not needed
+    import onnxsim  # noqa: F401
+
+
 def child(source: str, target: str) -> None:
     """In the child process: simplify one file into another."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # onnxsim imports it where it is installed, which takes a second and is not needed
     import onnx
     import onnxsim as tool
 

@@ -26,3 +26,7 @@ def peaks() -> None:
             one @ two
             other = max(other, 2e-9 * side**3 / (time.perf_counter() - start))
     print(own, other)
+
+
+def nothing() -> None:
+    """Nothing."""
