@@ -82,7 +82,8 @@ def test_a_well_known_model_is_pruned(name: str) -> None:
     assert len(to_bytes(done.model)) < 0.8 * len(to_bytes(simplify(model).model))
 
 
-@pytest.mark.parametrize("name", [pytest.param(SMALL[0], marks=pytest.mark.slow), SMALL[1]])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_inspect_proposes_quantization_of_weights_made_by_nodes(name: str) -> None:
     found = inspect(FOLDER / f"light_{name}.onnx")
     assert found.failure == ""

@@ -44,7 +44,9 @@ def scorer(evidence: Evidence) -> Scorer:
     return Scorer(evidence.model, evidence.samples())
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("prune", "quantize") else pytest.mark.slow) for n in EXPECTED]
+)
 def test_predicted_and_measured_losses_correlate(name: str, evidence: Evidence, scorer: Scorer) -> None:
     offers = proposals(find_pass(name), evidence)
     assert len(offers) >= 4

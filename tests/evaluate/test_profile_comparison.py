@@ -32,6 +32,7 @@ def test_every_layer_has_a_time_in_both_models() -> None:
     assert sum(p.before for p in found.layers) <= total
 
 
+@pytest.mark.slow
 def test_widths_follow_pruning_and_removed_layers() -> None:
     model = nets.residual(width=32)
     data = nets.samples(model, 8)

@@ -71,7 +71,7 @@ def test_compare_of_a_model_with_itself(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_inspect_names_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> None:
-    text = out(capsys, "inspect", MODEL, "--time-budget", "8s")
+    text = out(capsys, "inspect", MODEL, "--time-budget", "4s")
     assert "input image: float32[N,1,8,8]" in text
     assert all(name in text for name in all_passes())
     assert json.loads(out(capsys, "inspect", MODEL, "--time-budget", "0", "--json"))["macs"] > 0
@@ -111,6 +111,7 @@ def test_compare_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out(capsys, "compare", MODEL, target, "-d", str(DIGITS / "select.npz"), "--max-drop", "0.01", code=1)
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_optimize_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "fast.onnx"

@@ -101,6 +101,7 @@ with Study(sys.argv[1], "four", "evolution", None, heartbeat=1) as study:
 """
 
 
+@pytest.mark.slow
 def test_four_workers_two_of_them_killed(postgres: str) -> None:
     """The trials of the killed workers are repeated."""
     wanted = 12

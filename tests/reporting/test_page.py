@@ -141,6 +141,7 @@ def searched() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_is_shown_completely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "bench",
@@ -334,7 +335,7 @@ def test_a_record_of_quantize_fills_its_charts_and_table(tmp_path: Path, capsys:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 400])
 def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Records of optimize, bench, quantize and nas: no error, no empty chart, nothing wider than the window."""
     bench, quantized = (tmp_path / f"{n}.json" for n in ("bench", "quantize"))

@@ -37,6 +37,7 @@ def trained() -> OptimizeResult:
     return optimize(nets.residual(width=32), splits(), OptimizeOptions(max_drop=0.3, time_budget=6, train_budget=1.5))
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_students_are_trained_and_quantized(trained: OptimizeResult) -> None:
     names = [c.name for c in trained.candidates]
@@ -46,12 +47,14 @@ def test_students_are_trained_and_quantized(trained: OptimizeResult) -> None:
     assert len(students) == len(set(students)) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_the_selection_curve_is_in_the_notes(trained: OptimizeResult) -> None:
     student = next(c for c in trained.candidates if c.name.endswith(", trained") and "int8" not in c.name)
     assert any("on the selection samples" in note for note in student.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_trained_candidate_replays_to_the_same_bytes(trained: OptimizeResult) -> None:
     student = next(c for c in trained.candidates if c.name.endswith(", trained + int8"))

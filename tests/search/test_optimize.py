@@ -102,7 +102,7 @@ def test_nothing_allowed_means_the_function_is_kept(tmp_path: Path) -> None:
     """The written model gives the class of the original for every validation sample."""
     model = nets.residual(width=16, blocks=1)
     splits = Splits(*(nets.samples(model, 30, seed) for seed in range(3)))
-    optimize(model, splits, OptimizeOptions(max_drop=0.0, time_budget=8), output=tmp_path / "out.onnx")
+    optimize(model, splits, OptimizeOptions(max_drop=0.0, time_budget=5), output=tmp_path / "out.onnx")
     before, after = (nets.outputs(m, splits.validate) for m in (model, load(tmp_path / "out.onnx")))
     np.testing.assert_array_equal(before.argmax(1), after.argmax(1))
 
@@ -111,7 +111,7 @@ def test_nothing_allowed_means_the_function_is_kept(tmp_path: Path) -> None:
 def test_size_goal_prefers_bytes() -> None:
     model = nets.residual(width=32)
     outcome = optimize(
-        model, nets.samples(model, 90, labels=True), OptimizeOptions(goal="size", max_drop=0.2, time_budget=10)
+        model, nets.samples(model, 90, labels=True), OptimizeOptions(goal="size", max_drop=0.2, time_budget=6)
     )
     assert outcome.met
     assert len(outcome.data) < 0.5 * outcome.original_size
@@ -142,6 +142,7 @@ def killer(stage: str, error: type[BaseException]) -> Progress:
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was made before is taken from the run folder, and the result is the one an unbroken run would give."""
@@ -166,6 +167,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "fast.run" / "plans" / "exact.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_another_request_starts_anew(tmp_path: Path) -> None:
     model, splits = digits()

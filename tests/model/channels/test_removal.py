@@ -19,7 +19,7 @@ from tests.model.channels.helpers import assert_masked_parity, heads, random_rem
 DRAWN = (grammar.networks(), st.sampled_from([0.25, 0.5, 0.75]), st.integers(0, 99))
 
 
-@settings(max_examples=250, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(*DRAWN)
 def test_removal_equals_its_mask_on_random_nets(model: ir.Model, share: float, seed: int) -> None:
     assert_masked_parity(model, share, seed)

@@ -18,7 +18,9 @@ from tests.nas import tasks
 from tests.nas.spaces.test_registry import RandomTrial
 
 
-@pytest.mark.parametrize("name", proxies.PROXIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("naswot", "zen") else ()) for n in proxies.PROXIES]
+)
 def test_proxies_are_finite_and_differ_between_networks(name: str) -> None:
     if name in proxies.GRADIENT:
         pytest.importorskip("torch")

@@ -105,6 +105,7 @@ def test_kept_channels_after_replacements() -> None:
     assert sorted({*range(32)} - {*left.tolist()}) == narrow.actions[0]["remove"]
 
 
+@pytest.mark.slow
 def test_a_shared_width_is_a_place() -> None:
     """In a chain every width is produced by one section and read by the next."""
     model = nets.mobile(width=16)

@@ -49,10 +49,17 @@ class RandomTrial:
         return value
 
 
+SLOW = ("image-mobile",)
 CASES = [(name, io_spec) for name in READY for io_spec in KINDS[name]]
 
 
-@pytest.mark.parametrize(("name", "io_spec"), CASES, ids=[f"{n}-{t.kind}{len(t.shape)}" for n, t in CASES])
+@pytest.mark.parametrize(
+    ("name", "io_spec"),
+    [
+        pytest.param(n, t, marks=pytest.mark.slow if n in SLOW else (), id=f"{n}-{t.kind}{len(t.shape)}")
+        for n, t in CASES
+    ],
+)
 def test_built_in_spaces_build_valid_networks(name: str, io_spec: IoSpec) -> None:
     for seed in range(5):
         model = load_space(name)(RandomTrial(seed), io_spec)

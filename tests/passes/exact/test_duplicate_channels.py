@@ -57,7 +57,7 @@ def test_residual_stream_channels_must_be_equal_in_all_producers() -> None:
     assert_same(both, done)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(grammar.networks(), st.sampled_from([1.0, 1.0, 0.5, 3.0]), st.integers(0, 99))
 def test_merging_duplicates_of_random_networks_keeps_the_outputs(model: ir.Model, factor: float, seed: int) -> None:
     """Merging duplicate channels of random networks keeps the outputs.

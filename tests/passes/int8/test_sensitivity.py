@@ -116,6 +116,7 @@ def test_sqnr_follows_from_the_histogram() -> None:
     assert sum(layer.density) == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_times_before_and_after_are_reported() -> None:
     net = nets.image_net()

@@ -54,7 +54,7 @@ def test_two_of_four_neighbours_stay(method: str) -> None:
         assert ((rows.reshape(len(rows), -1, 4) != 0).sum(2) <= 2).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [METHODS[0], *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS[1:])])
 def test_depthwise_layers_stay_whole(method: str) -> None:
     """Half of nine weights a channel is felt at once: kws and vww of the zoo answered at random."""
     model, learn = samples()
@@ -81,6 +81,7 @@ def test_an_embedding_takes_zeros_by_magnitude_alone() -> None:
         assert list(whole.values()) == [not zeros]
 
 
+@pytest.mark.slow
 def test_what_is_left_makes_up_for_the_zeros() -> None:
     """On a trained model and other samples the update loses least."""
     model, learn = samples()
