@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-_SERVE = "--serve"
+_SERVE = "serve"  # in place of a function
 _GRACE = 5.0  # seconds beyond the limit until a server without an answer is given up
 _POLL = 0.002  # seconds between looks at a running child, at first; up to 50 times that
 
@@ -83,7 +83,11 @@ class ForkServer:
         """Run `module:function(*args)` in a fork. seconds: time limit."""
         with self._lock:
             try:
-                answer = self._ask(json.dumps([function, list(args), seconds]), seconds)
+                request = json.dumps([function, list(args), seconds])
+                answer = self._ask(request, seconds)
+                if answer == "":  # the server was gone, which is no fault of this call
+                    self._kill()
+                    answer = self._ask(request, seconds)
             except BaseException:  # an interrupt: the answer would be taken for that of the next call
                 self._kill()
                 raise

@@ -169,9 +169,10 @@ def test_inspect_asks_the_pass(python: Path, files: Path) -> None:
 
 @pytest.mark.alone
 def test_optimize_tries_the_pass(python: Path, files: Path) -> None:
-    target = files / "fast.onnx"
-    arguments = ["-d", files / "d.npz", "--max-drop", "0.5", "--time-budget", "15s", "--goal", "size", "-q"]
-    run(python, "-m", "onnxpress", "optimize", files / "m.onnx", *arguments, "-o", target)
+    target, small = files / "fast.onnx", files / "small.onnx"
+    save(nets.residual(width=8, blocks=1), small)
+    arguments = ["-d", files / "d.npz", "--max-drop", "0.5", "--time-budget", "30s", "--goal", "size", "-q"]
+    run(python, "-m", "onnxpress", "optimize", small, *arguments, "-o", target)
     record = json.loads((files / "fast.run" / "run.json").read_text())
     assert any(c["name"].startswith("dropbias") and c["stage"] == "pass" for c in record["candidates"]), [
         c["name"] for c in record["candidates"]
