@@ -21,6 +21,7 @@ _PLACES = {
     "optimize": "search.optimize",
     "OptimizeOptions": "search.request",
     "OptimizeResult": "search.finalists",
+    "QualityOptions": "measure.quality",
     "run_pass": "api.run_pass",
     "apply": "api.run_pass",
     "PassResult": "api.run_pass",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from onnxpress.evaluate.compare import compare as compare
     from onnxpress.evaluate.gate import GateOptions as GateOptions
     from onnxpress.evaluate.gate import run_gate as run_gate
+    from onnxpress.measure.quality import QualityOptions as QualityOptions
     from onnxpress.model.files import load as load
     from onnxpress.model.files import save as save
     from onnxpress.model.signature import signature as signature

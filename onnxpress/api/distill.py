@@ -112,12 +112,12 @@ def distill(
     if options.closed_form:
         made = refit_closed_form(pair, options)
     else:
-        refitted = refit_closed_form(pair, options) if student is not None and first.drop > _POOR else None
-        if refitted is not None and scorer.score(to_bytes(refitted.model)).nmse < first.nmse:
+        refitted = refit_closed_form(pair, options) if student is not None and first.equivalent_drop > _POOR else None
+        if refitted is not None and scorer.nmse(to_bytes(refitted.model)) < first.nmse:
             pair = replace(pair, student=evidence_for(refitted.model, learn, machine, seed))
         else:
             refitted = None
-        made = run_distillation(pair, options, scorer, first.drop, _folder(options.run, output), progress)
+        made = run_distillation(pair, options, scorer, first.equivalent_drop, _folder(options.run, output), progress)
         if refitted is not None:
             made.actions, made.notes = refitted.actions + made.actions, refitted.notes + made.notes
     result = _choose(begin, made, scorer, first)
@@ -177,7 +177,7 @@ def _begin(
 def _choose(begin: _Start, made: DistillationOutcome, scorer: Scorer, first: Score) -> DistillResult:
     """The new weights where they are at least as good on the selection samples, else the student as it was."""
     second = scorer.score(to_bytes(made.model))
-    better = math.isfinite(second.nmse) and (second.drop, second.nmse) <= (first.drop, first.nmse)
+    better = math.isfinite(second.nmse) and (second.used(), second.nmse) <= (first.used(), first.nmse)
     notes = begin.notes + made.notes
     model, plan, score = begin.model, begin.plan, first
     if better:

@@ -243,7 +243,7 @@ def _final_settings(
     if settings.mode == "end-to-end":
 
         def drop(model: ir.Model) -> float:
-            return scorer.score(to_bytes(model)).nmse
+            return scorer.nmse(to_bytes(model))
 
         job.settings = settings = loss_selection.select_loss(job, steps, drop, progress)
     left = max(options.time_budget - (time.monotonic() - began), 0.2 * options.time_budget)
@@ -266,7 +266,7 @@ def _evaluation(scorer: Scorer, labels_alone: bool) -> Callable[[ir.Model], tupl
     def evaluate(model: ir.Model) -> tuple[float, float, float, float]:
         score = scorer.score(to_bytes(model))
         doubt = 0.0 if labels_alone else (score.high - score.low) / 4
-        return score.drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value, doubt
+        return score.equivalent_drop, score.nmse if math.isfinite(score.nmse) else math.inf, score.value, doubt
 
     return evaluate
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
@@ -10,7 +12,9 @@ from typing import Any, Protocol, get_type_hints
 from onnxpress.api.run_pass import PassResult, run_pass
 from onnxpress.data.any_data import DataSource
 from onnxpress.errors import InputProblem
+from onnxpress.measure.quality import DecodeSource, MetricSource, QualityOptions
 from onnxpress.model.source import ModelSource
+from onnxpress.passes.core.contract import AnyPass
 from onnxpress.passes.core.options import PassOptions, option_specs
 from onnxpress.passes.registry import find_pass
 from onnxpress.plan.plan import CALIBRATION
@@ -22,10 +26,15 @@ _COMMON = {
     "samples": f"largest number of samples that feed statistics (default: {CALIBRATION})",
     "seed": "seed of anything random (default: 0)",
 }
+_JUDGING = {
+    "metric": "what the result is judged by: a name or a function (see QualityOptions); default: by the outputs",
+    "decode": "what stands between outputs and metric: a function, or the name of a decoder of boxes",
+    "outputs": "names of the outputs that matter; default: all",
+}
 
 
 class PassFunction(Protocol):
-    """A pass as a function: model, samples, then the options of the pass by name."""
+    """A pass as a function: model, samples, then the options of the pass by name, and how its result is judged."""
 
     def __call__(
         self,
@@ -50,9 +59,10 @@ def pass_function(name: str) -> PassFunction:
     chosen = find_pass(name)
 
     def function(model: ModelSource, data: DataSource | None = None, **given: Any) -> PassResult:
-        common = {n: given[n] for n in _COMMON if n in given}
+        common = {n: given.pop(n) for n in _COMMON if n in given}
         options = common.pop("options", None)
-        settings = {n: v for n, v in given.items() if n not in _COMMON}
+        quality = None if chosen.exact else _quality(given)
+        settings = given
         known = [s.name for s in option_specs(chosen.Options)]
         strange = [k for k in settings if k not in known]
         if strange:
@@ -60,11 +70,12 @@ def pass_function(name: str) -> PassFunction:
         if options is not None and settings:
             raise InputProblem("options are given twice", "`options`", ", ".join(settings), "give one of them")
         tuples = {s.name for s in option_specs(chosen.Options) if s.many}
-        typed = {
+        typed: dict[str, Any] = {
             k: (v,) if k in tuples and isinstance(v, str) else tuple(v) if k in tuples else v
             for k, v in settings.items()
         }
         wanted = options if options is not None else chosen.Options(**typed)
+        wanted = wanted if quality is None else replace(wanted, quality=quality)
         return run_pass(name, model, data, wanted, **common)
 
     function.__name__ = function.__qualname__ = name
@@ -72,6 +83,15 @@ def pass_function(name: str) -> PassFunction:
     function.__doc__ = _documentation(name)
     function.__signature__ = _signature(name)  # type: ignore[attr-defined]
     return function
+
+
+def _quality(given: dict[str, Any]) -> QualityOptions | None:
+    """How the result is judged, taken out of the arguments; None where they do not say."""
+    said = {n: given.pop(n) for n in _JUDGING if n in given}
+    if not said:
+        return None
+    outputs = said.pop("outputs", ())
+    return QualityOptions(**said, outputs=(outputs,) if isinstance(outputs, str) else tuple(outputs))
 
 
 def _signature(name: str) -> inspect.Signature:
@@ -87,7 +107,18 @@ def _signature(name: str) -> inspect.Signature:
         for s in option_specs(chosen.Options)
     ]
     parameters += [common[n] for n in _COMMON]
+    if not chosen.exact:
+        parameters += [
+            inspect.Parameter("metric", kind, default=None, annotation=MetricSource | None),
+            inspect.Parameter("decode", kind, default=None, annotation=DecodeSource | None),
+            inspect.Parameter("outputs", kind, default=(), annotation=Sequence[str]),
+        ]
     return inspect.Signature(parameters, return_annotation=PassResult)
+
+
+def _common(chosen: AnyPass) -> dict[str, str]:
+    """The parameters beside the options of a pass, and what they are: an exact one is not judged."""
+    return _COMMON if chosen.exact else {**_COMMON, **_JUDGING}
 
 
 def _documentation(name: str) -> str:
@@ -100,7 +131,7 @@ def _documentation(name: str) -> str:
         choices = f" One of {', '.join(map(str, spec.choices))}." if spec.choices else ""
         unit = f" In {spec.unit}." if spec.unit else ""
         lines.append(f"  {spec.name}: {spec.help}{unit}{choices} Default: {spec.default!r}.")
-    lines += [f"  {n}: {text}" for n, text in _COMMON.items()]
+    lines += [f"  {n}: {text}" for n, text in _common(chosen).items()]
     settings = "".join(f", {name}={value!r}" for name, value in chosen.Options.example.items())
     data = ', "samples.npz"' if chosen.needs_data or name in _TAKE_DATA else ""
     lines += [

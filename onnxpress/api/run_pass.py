@@ -6,6 +6,7 @@ the plan is carried out, and the result must load, keep the signature and run at
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +16,10 @@ import onnx_ir as ir
 from onnxpress.data.any_data import DataSource, as_dataset
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
-from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.model_inputs import synthetic_samples
+from onnxpress.measure.quality import QualityOptions
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import check_target, model_size, save
 from onnxpress.model.read import parameters
 from onnxpress.model.source import ModelSource, open_model, path_of
@@ -29,9 +32,10 @@ from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, apply_plan, new_pla
 from onnxpress.plan.same_values import different_values
 from onnxpress.result import Result, size_text
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.runtime.session import open_session
+from onnxpress.runtime.session import open_session, run
 
 EXACT_PASS = "simplify"
+_JUDGING_SECONDS, _LEAST_JUDGED, _MOST_JUDGED = 3.0, 4, 128  # of running the original on the samples of a pass's score
 
 
 @dataclass(repr=False)
@@ -41,6 +45,8 @@ class PassResult(Result):
     model: the new model. plan: the steps that make it again. bytes_before, bytes_after: sizes of the files. notes:
     remarks.
     refused: units that were left alone, with reasons. details: results of the pass, such as the sensitivity of layers.
+    score: quality against the model as given, on some of the samples the pass has read (None: exact, or no samples).
+    judged_by: the metrics of it, and why.
     """
 
     _hidden: ClassVar[frozenset[str]] = frozenset(("model", "plan"))
@@ -53,6 +59,8 @@ class PassResult(Result):
     notes: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     details: Any = None
+    score: Score | None = None
+    judged_by: list[str] = field(default_factory=list)
 
     @property
     def parameters(self) -> int:
@@ -68,6 +76,7 @@ class PassResult(Result):
         before, after = size_text(self.bytes_before), size_text(self.bytes_after)
         rows = [("pass", self.name), ("size", f"{before} -> {after} ({times:.2f}x smaller)")]
         rows.append(("parameters", f"{self.parameters:,}"))
+        rows += [("quality", part.text()) for part in self.score.parts] if self.score is not None else []
         rows += [("note", note) for note in self.notes]
         return [*rows, ("left alone", f"{len(self.refused)} units")] if self.refused else rows
 
@@ -100,13 +109,8 @@ def run_pass(
     if data is None and chosen.needs_data:
         raise InputProblem(f"{name} needs samples", "`data`", "no data was given", "give `data`")
     used = None if data is None else as_dataset(data, original).take(samples)
-    machine = options.target_machine(this_machine())
-    if name == EXACT_PASS:
-        evidence, notes = evidence_for(original, used, machine, seed, original), list[str]()
-        made = new_plan(original, used, seed)
-    else:
-        base = exact_base(original, used, machine, seed)
-        evidence, made, notes = base.evidence, base.plan, base.notes
+    evidence, made, notes = _prepared(name, original, used, options.target_machine(this_machine()), seed)
+    evidence.quality = options.quality
     planned = chosen.plan(evidence, options)
     keeps_values = chosen.exact and all("inactive" not in a for a in planned.actions)
     if name == EXACT_PASS and keeps_values:
@@ -129,7 +133,28 @@ def run_pass(
         done.details,
     )
     write_checked(original, result, used, output, plan, keeps_values)
+    if used is not None and planned.actions and not chosen.exact:
+        result.score, result.judged_by = _judged(original, result.model, used, evidence.quality)
     return result
+
+
+def _prepared(
+    name: str, original: ir.Model, data: Dataset | None, machine: Machine, seed: int
+) -> tuple[Evidence, Plan, list[str]]:
+    """What a pass acts on: the model as given for `simplify`, the simplified one for all others; plan and notes."""
+    if name == EXACT_PASS:
+        return evidence_for(original, data, machine, seed, original), new_plan(original, data, seed), []
+    base = exact_base(original, data, machine, seed)
+    return base.evidence, base.plan, base.notes
+
+
+def _judged(original: ir.Model, made: ir.Model, samples: Dataset, quality: QualityOptions) -> tuple[Score, list[str]]:
+    """The score of a result on as many samples as take a few seconds, and the metrics of it."""
+    start = time.perf_counter()
+    run(open_session(original), next(iter(samples.batches(1))).inputs)
+    count = int(_JUDGING_SECONDS / max(time.perf_counter() - start, 1e-6))
+    scorer = Scorer(original, samples.take(min(max(count, _LEAST_JUDGED), _MOST_JUDGED)), quality=quality)
+    return scorer.score(made), scorer.judge.text()
 
 
 def _options_of(chosen: AnyPass, options: PassOptions | None) -> PassOptions:
@@ -141,6 +166,7 @@ def _options_of(chosen: AnyPass, options: PassOptions | None) -> PassOptions:
             f"not options of {chosen.name}", "`options`", f"got {type(found).__name__}", f"give {wanted}"
         )
     found.checked()
+    found.quality.check()
     return found
 
 

@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxpress.cli.options import DataChoice, data_options, files_options, json_option, need_data, quiet_option
+from onnxpress.cli.options import (
+    DataChoice,
+    QualityChoice,
+    data_options,
+    files_options,
+    json_option,
+    need_data,
+    quality_options,
+    quiet_option,
+)
 from onnxpress.errors import EXIT_UNMET
 
 if TYPE_CHECKING:
     from onnxpress.evaluate.compare import CompareResult
     from onnxpress.evaluate.tensor_differences import TensorDifference
 
-METRICS = (
-    "top-1",
-    "top-5",
-    "agreement",
-    "f1",
-    "mse",
-    "mae",
-    "pearson",
-    "spearman",
-    "map",
-)  # here, since --help must be fast
 _NUMBERS = [("max abs", "right"), ("SQNR dB", "right"), ("cosine", "right")]
 _NAME = 32  # characters of a value's name that fit
 
@@ -33,17 +31,7 @@ _NAME = 32  # characters of a value's name that fit
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path))
 @data_options(required=True)
-@click.option(
-    "--metric",
-    multiple=True,
-    metavar="NAME",
-    help=f"{', '.join(METRICS)}, or module:function; can be repeated.",
-)
-@click.option(
-    "--decode",
-    metavar="MODULE:FUNCTION",
-    help="For --metric map: outputs of a sample -> rows x1, y1, x2, y2, score, class.",
-)
+@quality_options(many=True)
 @click.option("--worst", default=0, metavar="N", help="List the N samples with the largest errors.")
 @click.option("--max-drop", type=float, help="Exit 1 if OTHER loses more than this in any metric.")
 @click.option(
@@ -58,8 +46,7 @@ def command(
     original: Path,
     other: Path,
     source: DataChoice,
-    metric: tuple[str, ...],
-    decode: str | None,
+    quality: QualityChoice,
     worst: int,
     max_drop: float | None,
     layers: bool,
@@ -70,9 +57,10 @@ def command(
 ) -> int:
     """Measure how far OTHER is from ORIGINAL on samples.
 
-    Both are scored by the labels; without labels the outputs of ORIGINAL are the reference.  A function of --metric is
-    called with the outputs of a sample by name and its label, and returns a number; higher is better.  Labels of
-    --metric map are rows x1, y1, x2, y2, class (class -1 is padding).
+    Both are judged by the labels; without labels the answers of ORIGINAL are the reference.  A function of --metric is
+    called with the outputs of a sample by name and its label (or, where its second parameter is named `labels`, with
+    those of all samples), and returns a number; higher is better.  Labels of boxes are rows x1, y1, x2, y2, class
+    (class -1 is padding).
     """
     from onnxpress.cli.output import compare_files, console
     from onnxpress.cli.output.junit import junit as as_junit
@@ -85,7 +73,10 @@ def command(
         if target is not None:
             check_target(target, original, other)
     samples = need_data(source, original, quiet)
-    found = compare(original, other, samples, metric=metric, decode=decode, worst=worst, layers=layers)
+    found = compare(
+        original, other, samples,
+        metric=quality.metric, decode=quality.decode, outputs=quality.outputs, worst=worst, layers=layers,
+    )  # fmt: skip
     if junit is not None:
         cases = compare_files.cases(found, other.name, max_drop)
         write_atomic(junit, as_junit("onnxpress compare", cases, this_machine().text(), 0.0))
@@ -116,6 +107,8 @@ def _show(found: CompareResult, inner: list[TensorDifference]) -> None:
             for s in found.worst
         ]
         console.table(columns, rows)
+    for line in [] if found.metrics else found.judged_by:
+        console.note(line)
     for m in found.measured:
         console.out(m.text())
     if found.score.agreement is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxpress.cli.nas_inside import inside_command
 from onnxpress.cli.options import (
     DataChoice,
     Seconds,
@@ -17,8 +18,7 @@ from onnxpress.cli.options import (
     json_option,
     output_option,
     quiet_option,
-    run_options,
-    speed_options,
+    sample_arguments,
     splits_of,
 )
 from onnxpress.errors import EXIT_UNMET, InputProblem
@@ -181,7 +181,7 @@ def search_command(
     ports_option = ["--like" if teacher is None else "--teacher", str(ports)]
     write_report(
         Path(output),
-        search_report(result, evaluator, shlex.join([*ports_option, *_sample_options(source, select, validate)])),
+        search_report(result, evaluator, shlex.join([*ports_option, *sample_arguments(source, select, validate)])),
     )
     _show(result, output, as_json)
     if not quiet:
@@ -190,75 +190,7 @@ def search_command(
     return 0 if result.met else EXIT_UNMET
 
 
-@command.command("inside")
-@click.option("--from", "model", required=True, type=click.Path(path_type=Path), help="The model to search inside.")
-@data_options(required=True)
-@click.option("--select", metavar="PATH", help="Samples for selection; default: a part of --data.")
-@click.option("--validate", metavar="PATH", help="Samples for the final validation; default: a part of --data.")
-@output_option
-@speed_options
-@click.option(
-    "--max-drop", default=0.01, show_default=True, help="Maximum drop: 0.01 is one point of accuracy or agreement."
-)
-@click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Time of the search.")
-@click.option(
-    "--train-budget",
-    type=Seconds(),
-    default="0s",
-    show_default=True,
-    help="Additional training time for the most promising candidates.",
-)
-@run_options
-@json_option
-@quiet_option
-def inside_command(
-    model: Path,
-    source: DataChoice,
-    select: str | None,
-    validate: str | None,
-    output: str,
-    speedup: float,
-    latency_ms: float,
-    max_drop: float,
-    time_budget: float,
-    train_budget: float,
-    seed: int,
-    run: str | None,
-    strict: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
-    """Replace parts of a model with cheaper ones, with the lowest loss increase for a target speed-up."""
-    from onnxpress.cli.optimize import ended
-    from onnxpress.cli.output.console import progress
-    from onnxpress.model.files import check_target
-    from onnxpress.nas.in_model.in_model_search import in_model_search
-    from onnxpress.nas.report import in_model_report, write_front, write_report
-    from onnxpress.runtime.machine import this_machine
-    from onnxpress.search.request import OptimizeOptions
-
-    check_target(output, model)
-    request = OptimizeOptions(
-        max_drop,
-        time_budget=time_budget,
-        seed=seed,
-        train_budget=train_budget,
-        speedup=speedup,
-        latency_ms=latency_ms,
-    )
-    request.check()
-    splits = splits_of(model, source, select, validate, quiet)
-    with progress(quiet or as_json) as report:
-        outcome = in_model_search(model, splits, request, output, run, report)
-    folder = Path(run or Path(output).with_suffix(".run"))
-    write_front(outcome, folder)
-    write_report(
-        folder,
-        in_model_report(
-            outcome, this_machine(), shlex.quote(str(model)), shlex.join(_sample_options(source, None, None))
-        ),
-    )
-    return ended(outcome, output, as_json, strict)
+command.add_command(inside_command)
 
 
 @command.command("worker")
@@ -348,19 +280,6 @@ def build_command(
         console.note(f"note: not the bytes of the search: {other}")
     console.out(f"wrote {output}" + (", the bytes of the search" if done.same else ""))
     return 0
-
-
-def _sample_options(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
-    """The options that name these samples."""
-    given = {
-        "--data": source.path,
-        "--labels": source.labels,
-        "--preprocess": source.preprocess,
-        "--tokenizer": source.tokenizer,
-        "--select": select,
-        "--validate": validate,
-    }
-    return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])
 
 
 def _ports(teacher: Path | None, like: Path | None) -> Path:

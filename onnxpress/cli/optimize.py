@@ -9,9 +9,11 @@ import click
 
 from onnxpress.cli.options import (
     DataChoice,
+    QualityChoice,
     Seconds,
     data_options,
     json_option,
+    quality_options,
     quiet_option,
     run_options,
     speed_options,
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
 )
 @click.option("--output", "-o", metavar="FILE", required=True, help="The file to write.")
 @click.option(
-    "--max-drop", default=0.01, show_default=True, help="Maximum drop: 0.01 is one point of accuracy or agreement."
+    "--max-drop",
+    type=float,
+    help="Maximum drop in the metric's unit: 0.01 is one point of accuracy; default: by the metric.",
 )
+@quality_options()
 @click.option(
     "--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True, help="What to reduce."
 )
@@ -58,7 +63,8 @@ def command(
     select_source: str | None,
     validate_source: str | None,
     output: str,
-    max_drop: float,
+    max_drop: float | None,
+    quality: QualityChoice,
     goal: str,
     speedup: float,
     latency_ms: float,
@@ -83,8 +89,12 @@ def command(
     from onnxpress.search.request import OptimizeOptions
 
     check_target(output, model)
+    judged = quality.options()
     splits = splits_of(model, source, select_source, validate_source, quiet)
-    options = OptimizeOptions(max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms)
+    options = OptimizeOptions(
+        max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms,
+        judged.metric, judged.decode, judged.outputs,
+    )  # fmt: skip
     with progress(quiet or as_json) as bar:
         outcome = optimize(model, splits, options, output=output, run=run, progress=bar)
     return ended(outcome, output, as_json, strict)
@@ -119,6 +129,35 @@ def show(outcome: OptimizeResult, output: str, as_json: bool) -> None:
         _rows(outcome),
     )
     console.out(_verdict(outcome, output))
+    _show_other_bounds(outcome)
+
+
+def _show_other_bounds(outcome: OptimizeResult) -> None:
+    """What other values of --max-drop give; nothing where all give the chosen candidate."""
+    from onnxpress.cli.output import console
+
+    if {b.id for b in outcome.other_bounds} <= {outcome.chosen_id}:
+        return
+    console.out("")
+    columns = [
+        ("--max-drop", "right"),
+        ("fastest candidate", "left"),
+        ("speed-up", "right"),
+        ("size", "right"),
+        ("drop", "right"),
+    ]
+    rows = [
+        [
+            f"{b.max_drop:.4g}",
+            b.name,
+            f"{'' if b.timed else '~'}{b.speedup:.3g}x",
+            console.size(b.size),
+            f"{b.drop:+.4f}",
+        ]
+        for b in outcome.other_bounds
+    ]
+    console.table(columns, rows)
+    console.out("on the selection samples: run again with another --max-drop to validate one")
 
 
 def _rows(outcome: OptimizeResult) -> list[list[str]]:
@@ -138,7 +177,7 @@ def _rows(outcome: OptimizeResult) -> list[list[str]]:
                 speed,
                 console.interval(ratio.low, ratio.high) if ratio else "",
                 console.size(c.size),
-                f"{c.score.drop:+.4f}",
+                f"{c.score.equivalent_drop:+.4f}",
                 marks,
             ]
         )
@@ -147,15 +186,16 @@ def _rows(outcome: OptimizeResult) -> list[list[str]]:
 
 def _verdict(outcome: OptimizeResult, output: str) -> str:
     from onnxpress.cli.output import console
+    from onnxpress.cli.output.quality_lines import quality_lines
 
-    lines = ["* on the Pareto front; drop: on the selection samples; ~: a short timing", ""]
+    lines = ["* on the Pareto front; drop: on the selection samples; ~: a short timing"]
+    lines += [*outcome.judged_by, ""]
     if outcome.score is not None and outcome.speedup is not None:
         s, r = outcome.score, outcome.speedup
         lines += [
             f"{output}: {outcome.chosen}",
             f"  {r.speedup:.3f}x the original's speed {console.interval(r.low, r.high)}, {r.verdict}",
-            f"  {s.metric} {s.value:.4f}, original {s.reference:.4f}, on {s.samples} validation samples",
-            f"  drop {s.drop:+.4f} {console.interval(s.low, s.high, 4)} (95 % interval, paired)",
+            *(line for part in s.parts or (s,) for line in quality_lines(part, "validation samples")),
             f"  {console.size(outcome.original_size)} -> {console.size(len(outcome.data))}"
             f" ({outcome.original_size / max(len(outcome.data), 1):.2f}x smaller)",
         ]

@@ -15,6 +15,7 @@ from onnxpress.errors import InputProblem
 
 if TYPE_CHECKING:
     from onnxpress.data.dataset import Dataset, Splits
+    from onnxpress.measure.quality import QualityOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,6 +53,68 @@ def data_options(required: bool) -> Callable[[F], F]:
         def command(*args: Any, **given: Any) -> Any:
             choice = [given.pop(name) for name in ("data", "labels", "preprocess", "tokenizer", "trust")]
             return function(*args, source=DataChoice(*choice), **given)
+
+        for option in reversed(options):
+            command = option(command)
+        return cast(F, command)
+
+    return wrap
+
+
+# Names of metrics and of decoders of boxes, here because --help must be fast; a test compares them.
+METRICS = (
+    "top-1", "top-5", "agreement", "f1", "auc", "position-agreement", "exact-sequence", "error-rate", "perplexity",
+    "kl", "cosine", "retrieval", "iou", "dice", "psnr", "ssim", "r2", "mse", "mae", "pearson", "spearman", "map",
+    "map50", "relative-error",
+)  # fmt: skip
+DECODERS = ("yolov8", "yolov5", "ssd", "detr", "boxes", "rows", "grid")
+
+
+@dataclass(frozen=True)
+class QualityChoice:
+    """What --metric and its companions said."""
+
+    metric: tuple[str, ...]
+    decode: str | None
+    outputs: tuple[str, ...]
+
+    def options(self) -> QualityOptions:
+        """As options of one metric. Raises InputProblem for an unknown metric or decoder."""
+        from onnxpress.measure.quality import QualityOptions
+
+        found = QualityOptions(self.metric[0] if self.metric else None, self.decode, self.outputs)
+        found.check()
+        return found
+
+
+def quality_options(many: bool = False) -> Callable[[F], F]:
+    """--metric and what belongs to it; the command gets them as one `quality: QualityChoice`. many: several metrics."""
+    names = f"{', '.join(METRICS)}, or module:function."
+    repeated = " Can be repeated." if many else ""
+    options = (
+        click.option(
+            "--metric",
+            multiple=many,
+            metavar="NAME",
+            help=f"What results are judged by; default: chosen by what the outputs are. One of {names}{repeated}",
+        ),
+        click.option(
+            "--decode",
+            metavar="NAME",
+            help="What stands between outputs and metric: module:function, called with the outputs of a sample, or a "
+            f"decoder of boxes: {', '.join(DECODERS)}.",
+        ),
+        click.option(
+            "--outputs", multiple=True, metavar="NAME", help="An output that matters; default: all. Can be repeated."
+        ),
+    )
+
+    def wrap(function: F) -> F:
+        @functools.wraps(function)
+        def command(*args: Any, **given: Any) -> Any:
+            metric, decode, outputs = (given.pop(name) for name in ("metric", "decode", "outputs"))
+            chosen = (metric,) if isinstance(metric, str) else tuple(metric or ())
+            return function(*args, quality=QualityChoice(chosen, decode, tuple(outputs)), **given)
 
         for option in reversed(options):
             command = option(command)
@@ -201,3 +264,16 @@ def print_notes(notes: list[str], quiet: bool) -> None:
     if not quiet:
         for line in notes:
             note(f"note: {line}")
+
+
+def sample_arguments(source: DataChoice, select: str | None, validate: str | None) -> list[str]:
+    """The options that name these samples, for a command to repeat."""
+    given = {
+        "--data": source.path,
+        "--labels": source.labels,
+        "--preprocess": source.preprocess,
+        "--tokenizer": source.tokenizer,
+        "--select": select,
+        "--validate": validate,
+    }
+    return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])

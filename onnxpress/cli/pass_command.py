@@ -12,12 +12,14 @@ import click
 
 from onnxpress.cli.options import (
     DataChoice,
+    QualityChoice,
     data_options,
     json_option,
     open_data,
     output_option,
     plan_option,
     print_notes,
+    quality_options,
     quiet_option,
 )
 from onnxpress.cli.output import console
@@ -50,8 +52,11 @@ def pass_command(name: str) -> click.Command:
         seed: int,
         as_json: bool,
         quiet: bool,
+        quality: QualityChoice | None = None,
         **given: Any,
     ) -> None:
+        if quality is not None:
+            given["quality"] = quality.options()
         options = chosen.Options(**given)
         options.checked()
         if source.path is None and name == _STREAMED:
@@ -74,6 +79,7 @@ def pass_command(name: str) -> click.Command:
         *(_click_option(s) for s in specs),
         click.option("--samples", default=128, show_default=True, help="Maximum number of calibration samples."),
         click.option("--seed", default=0, show_default=True, help="Random seed."),
+        *([] if chosen.exact else [quality_options()]),
         plan_option,
         json_option,
         quiet_option,
@@ -117,6 +123,7 @@ def _converter(kind: type) -> Callable[[click.Context, click.Parameter, Any], An
 
 def show(name: str, result: PassResult, output: str, as_json: bool, quiet: bool) -> None:
     """Print the result of a pass: a line on stdout, remarks on stderr; or one JSON document."""
+    from onnxpress.cli.output.quality_lines import quality_lines
     from onnxpress.result import document
 
     if as_json:
@@ -124,7 +131,12 @@ def show(name: str, result: PassResult, output: str, as_json: bool, quiet: bool)
         return
     print_notes(result.notes, quiet)
     _left_alone(result.refused, quiet)
+    for line in () if quiet else result.judged_by:
+        console.note(line)
     console.out(f"{output}: {_sizes(result)}, {result.parameters:,} parameters")
+    for part in result.score.parts if result.score is not None else ():
+        for text in quality_lines(part, "samples that the pass has seen"):
+            console.out(text)
     if name == "quantize" and result.details is not None and result.details.layers:
         from onnxpress.cli.output.sensitivity_table import show_layers
 

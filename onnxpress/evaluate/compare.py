@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.any_data import DataSource, as_dataset
-from onnxpress.data.dataset import Batch
-from onnxpress.data.readers import user_function
 from onnxpress.errors import InputProblem
 from onnxpress.evaluate.tensor_differences import TensorDifference, intermediate_differences, tensor_differences
-from onnxpress.measure.metrics import Metric, Outputs, make_metric
-from onnxpress.measure.score import MetricResult, Score, Scorer, output_error
+from onnxpress.measure.metrics.metric import MetricResult
+from onnxpress.measure.metrics.numbers import output_error
+from onnxpress.measure.quality import DecodeSource, MetricSource, QualityOptions
+from onnxpress.measure.score import Score, Scorer, class_answers
 from onnxpress.model.signature import signature
 from onnxpress.model.source import ModelSource, open_model, source_name
 from onnxpress.result import Result
@@ -47,6 +47,7 @@ class CompareResult(Result):
     score:   the score by which `optimize` accepts a candidate
     outputs: differences of each output
     metrics: results of the requested metrics
+    judged_by: the metrics of the score, and why
     worst:   the samples with the worst results, worst first
     layers:  differences of intermediate values, in the order of the graph
     """
@@ -54,6 +55,7 @@ class CompareResult(Result):
     score: Score
     outputs: list[TensorDifference]
     metrics: list[MetricResult] = field(default_factory=list)
+    judged_by: list[str] = field(default_factory=list)
     worst: list[SampleScore] = field(default_factory=list)
     layers: list[TensorDifference] = field(default_factory=list)
 
@@ -63,7 +65,7 @@ class CompareResult(Result):
     @property
     def measured(self) -> Sequence[MetricResult]:
         """The requested metrics; without any, the score."""
-        return self.metrics or [self.score]
+        return self.metrics or self.score.parts
 
     @property
     def drops(self) -> dict[str, float]:
@@ -76,19 +78,19 @@ def compare(
     other: ModelSource,
     data: DataSource,
     *,
-    metric: Sequence[str | Callable[[Outputs, Any], Any]] = (),
-    decode: str | Callable[[Outputs], Any] | None = None,
+    metric: MetricSource | Sequence[MetricSource] = (),
+    decode: DecodeSource | None = None,
+    outputs: Sequence[str] = (),
     worst: int = 0,
     layers: bool = False,
 ) -> CompareResult:
     """Compare a model with the original on samples.
 
-    metric: names (METRIC_NAMES in measure/metrics.py), "module:function", or functions (outputs of one sample by name,
-            its label) -> number, higher is better
-    decode: for the metric "map": function, or "module:function", (outputs of one sample by name) -> rows (x1, y1, x2,
-            y2, score, class)
-    worst:  number of samples to report
-    layers: also compare intermediate values that both models have
+    metric:  of each see QualityOptions; (): chosen by what the outputs are
+    decode:  what stands between outputs and metrics, see QualityOptions
+    outputs: names of the outputs that matter; (): all
+    worst:   number of samples to report
+    layers:  also compare intermediate values that both models have
 
     >>> result = onnxpress.compare("model.onnx", "other.onnx", "samples.npz", layers=True)
 
@@ -105,56 +107,39 @@ def compare(
             "the models have different outputs", source_name(other), "", "compare models with the same outputs"
         )
     samples = as_dataset(data, first)
-    scorer = Scorer(first, samples)
-    class_output = scorer.output_names[scorer.class_output] if scorer.class_output is not None else None
-    by_label = bool(samples.labelled) and all(x is not None for x in samples.labels)
-    decoder = user_function.load_function(decode, "cannot use `decode`") if isinstance(decode, str) else decode
-    metrics = [_metric(m, class_output, by_label, decoder) for m in metric]
+    wanted = [
+        QualityOptions(m, decode, tuple(outputs))
+        for m in ([metric] if isinstance(metric, str) or callable(metric) else metric)
+    ]
+    for options in wanted:
+        options.check()
+    scorer = Scorer(
+        first, samples, quality=wanted[0] if len(wanted) == 1 else QualityOptions(None, decode, tuple(outputs))
+    )
+    results = [part for o in wanted for part in scorer.score(second, judge=scorer.judge_for(o)).parts]
     score = scorer.score(second)
-    scores = _score_samples(scorer, second, class_output, metrics) if metrics or worst else []
+    scores = _score_samples(scorer, second) if worst else []
     return CompareResult(
         score,
         tensor_differences(first, second, scorer.output_names, samples),
-        [m.result() for m in metrics],
+        results,
+        scorer.judge.text(),
         sorted(scores, key=lambda s: (not _regressed(s), s.before == s.after, -s.error))[:worst],
         intermediate_differences(first, second, samples.take(_LAYER_SAMPLES)) if layers else [],
     )
 
 
-def _metric(
-    given: str | Callable[[Outputs, Any], Any],
-    class_output: str | None,
-    by_label: bool,
-    decode: Callable[[Outputs], Any] | None,
-) -> Metric:
-    function: Callable[[Outputs, Any], Any] | None = None
-    if callable(given):
-        function = given
-    elif user_function.names_function(given):
-        function = user_function.load_function(given, "cannot use `metric`")
-    name = given if isinstance(given, str) else getattr(given, "__name__", "metric")
-    return make_metric(name, class_output, by_label, decode, function)
-
-
-def _score_samples(
-    scorer: Scorer, model: ir.Model, class_output: str | None, metrics: Sequence[Metric]
-) -> list[SampleScore]:
-    """Scores of every sample; adds every sample to the metrics."""
+def _score_samples(scorer: Scorer, model: ir.Model) -> list[SampleScore]:
+    """Scores of every sample."""
     found: list[SampleScore] = []
+    chosen = scorer.class_output
     for batch, expected, actual in scorer.paired_outputs(model):
         errors = np.max([output_error(a, b, batch.count) for a, b in zip(expected, actual, strict=True)], axis=0)
+        answers = [None if chosen is None else class_answers(o[chosen], batch.count) for o in (expected, actual)]
         for i in range(batch.count):
-            one, two = (_row(scorer.output_names, values, i, batch) for values in (expected, actual))
-            for each in metrics:
-                each.add(one, two, batch.labels[i], batch.keys[i])
-            before, after = (None if class_output is None else int(o[class_output].argmax()) for o in (one, two))
+            before, after = (None if a is None else int(a[i]) for a in answers)
             found.append(SampleScore(batch.keys[i], float(errors[i]), before, after, _number(batch.labels[i])))
     return found
-
-
-def _row(names: Sequence[str], values: Sequence[np.ndarray], index: int, batch: Batch) -> dict[str, np.ndarray]:
-    """The outputs of one sample by name; an output without batch axis is the same for all samples."""
-    return {n: v[index] if v.ndim and v.shape[0] == batch.count else v for n, v in zip(names, values, strict=True)}
 
 
 def _number(label: Any) -> float | None:

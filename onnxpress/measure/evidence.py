@@ -21,6 +21,7 @@ from onnxpress.data.layout import batch_layout
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays, Cache, cache_key, user_cache
 from onnxpress.measure.model_inputs import synthetic_samples
+from onnxpress.measure.quality import QualityOptions
 from onnxpress.model import edit
 from onnxpress.model.channels.groups import Channels, find_channel_groups
 from onnxpress.model.files import model_hash
@@ -54,6 +55,7 @@ class Evidence:
     cache:    on disk
     original: the model a plan began with, as the user gave it, for passes that refer to it
     whole:    the evidence whose samples these are a part of
+    quality:  how results are judged
     """
 
     model: ir.Model
@@ -63,6 +65,7 @@ class Evidence:
     cache: Cache = field(default_factory=user_cache)
     original: ir.Model | None = None
     whole: Evidence | None = None
+    quality: QualityOptions = field(default_factory=QualityOptions)
     _derived: dict[EvidenceKey[Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -154,7 +157,8 @@ class Evidence:
             return None
         parts = (self.samples().select(range(start, count, 2)) for start in (0, 1))
         first, second = (
-            Evidence(self.model, part, self.machine, self.seed, cache=self.cache, whole=self) for part in parts
+            Evidence(self.model, part, self.machine, self.seed, cache=self.cache, whole=self, quality=self.quality)
+            for part in parts
         )
         return first, second
 
@@ -251,6 +255,8 @@ def evidence_for(
     machine: Machine | None = None,
     seed: int = 0,
     original: ir.Model | None = None,
+    quality: QualityOptions | None = None,
 ) -> Evidence:
     """Evidence of a model in canonical form (the form passes edit)."""
-    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, original=original)
+    chosen = quality or QualityOptions()
+    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, original=original, quality=chosen)

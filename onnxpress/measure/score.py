@@ -1,16 +1,16 @@
-"""Quality of a candidate on samples: a task metric against the original, with a paired 95 % confidence interval.
+"""Quality of a candidate on samples: its metrics against the original, with paired 95 % confidence intervals.
 
-With class labels the output that predicts them is scored by top-1.  Without labels, an output of class probabilities
-(or one whose name suggests scores) is scored by agreement with the original; where an output of that shape may also be
-an embedding, a tenth of its relative error counts as well.  All other outputs are scored by relative error, integers by
-the fraction of changed elements.  `drop` is the losses against the original in the metric's own unit (0.01 = one
-percentage point); of several outputs the worst counts.  `nmse` ranks candidates with equal metrics.
+Which metrics judge is decided by `quality.py`. `drop` is what is lost against the original in the metric's own unit
+(0.01 = one percentage point of accuracy). Of several metrics each has the drop that is allowed for it, and the one that
+uses most of its own decides. `nmse` ranks candidates with equal metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,53 +20,68 @@ from onnxpress.data.dataset import Batch, Dataset
 from onnxpress.data.layout import batch_layout
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import supports_batching
+from onnxpress.measure.metrics.catalogue import METRICS
+from onnxpress.measure.metrics.metric import AdditiveMetric, MetricResult, Outputs
+from onnxpress.measure.metrics.output_facts import InputFacts, OutputFacts, last_operators
+from onnxpress.measure.quality import JudgedMetric, QualityJudge, QualityOptions, judge_for
 from onnxpress.model import edit
 from onnxpress.model.signature import signature
 from onnxpress.runtime.session import all_cores, open_session, run
 
 _KEEP_BYTES = 256 * 2**20
 _BATCH = 16
-_RESAMPLES = 2000
-_AMBIGUOUS_WEIGHT = 0.1  # weight of the relative error of an output that may not be class scores
-_SCORE_NAMES = ("logit", "prob", "score", "class", "softmax", "dense", "label")
-
-
-@dataclass(frozen=True)
-class MetricResult:
-    """The result of one metric.
-
-    value:     of the other model
-    reference: of the original
-    drop:      how much worse the other model is
-    low, high: 95 % interval of the drop
-    samples:   number of samples
-    """
-
-    metric: str
-    value: float
-    reference: float
-    drop: float
-    low: float
-    high: float
-    samples: int
-
-    def text(self) -> str:
-        """The result in one line."""
-        values = f"{self.metric} {self.value:.4f}, original {self.reference:.4f}"
-        drop = f"drop {self.drop:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{values}: {drop} on {self.samples} samples"
+_CHOICE_SAMPLES = 32  # whose outputs a metric is chosen by
+_CLASS_METRICS = ("top-1", "top-5", "agreement", "f1", "auc")
+_SHARES = frozenset(METRICS) - {"psnr", "mse", "mae", "kl", "perplexity", "error-rate", "relative-error"}
+_EXCEEDED = 1e-9  # of a drop, in the metric's unit: rounding
 
 
 @dataclass(frozen=True)
 class Score(MetricResult):
-    """The score of a candidate: top-1, agreement, relative error or changed elements.
+    """The score of a candidate: the result of the metric that uses most of the drop that is allowed for it.
 
-    agreement: fraction of equal predictions; None where no output has class scores
+    agreement: fraction of samples with the original's class; None where no output has class scores
     nmse:      mean squared error over the variance of the original's output, of the worst output
+    parts:     the results of all metrics, the one that matters most first
     """
 
-    agreement: float | None
-    nmse: float
+    agreement: float | None = None
+    nmse: float = 0.0
+    parts: tuple[MetricResult, ...] = ()
+
+    def used(self, max_drop: float | None = None) -> float:
+        """The share of the allowed drop that is used, of the metric that uses most: above 1 it is exceeded.
+
+        max_drop: allowed drop of the first metric (those of the others are in proportion); None: each metric's default
+        """
+        parts = self.parts or (self,)
+        scale = 1.0 if max_drop is None else max_drop / max(parts[0].default_drop, 1e-300)
+        return max(_share(p.drop, p.default_drop * scale) for p in parts)
+
+    @property
+    def equivalent_drop(self) -> float:
+        """The drop in the unit of the first metric, of the metric that uses most of what is allowed."""
+        return self.used() * (self.parts or (self,))[0].default_drop
+
+    def keeps(self, max_drop: float | None) -> bool:
+        """Whether no metric loses more than is allowed."""
+        return self.used(max_drop) <= 1
+
+    def allowed(self, max_drop: float | None) -> float:
+        """The drop that is allowed in the unit of this metric."""
+        parts = self.parts or (self,)
+        return self.default_drop * (1.0 if max_drop is None else max_drop / max(parts[0].default_drop, 1e-300))
+
+
+def _share(drop: float, allowed: float) -> float:
+    if drop <= allowed + _EXCEEDED:
+        return min(drop / allowed, 1.0) if allowed > 0 else min(drop, 0.0)
+    return drop / allowed if allowed > 0 else float("inf")
+
+
+def score_of(facts: dict[str, Any]) -> Score:
+    """A score from its JSON form."""
+    return Score(**{**facts, "parts": tuple(MetricResult(**p) for p in facts.get("parts", ()))})
 
 
 class Scorer:
@@ -76,11 +91,20 @@ class Scorer:
     bounded.
     """
 
-    def __init__(self, original: ir.Model | bytes, data: Dataset, name: str = "") -> None:
+    def __init__(
+        self,
+        original: ir.Model | bytes,
+        data: Dataset,
+        name: str = "",
+        quality: QualityOptions | QualityJudge | None = None,
+    ) -> None:
+        """quality: how models are judged; a QualityJudge is that of another scorer of the same model, so that parts of
+        the samples are judged alike."""
         if not len(data):
             raise InputProblem("no samples to score on", name or data.name, "", "give at least one sample")
-        self.data, self.name = data, name or data.name
+        self.data, self.name, self.quality = data, name or data.name, quality or QualityOptions()
         self._original = open_session(original, all_cores())
+        self._operators = last_operators(original) if isinstance(original, ir.Model) else {}
         self._fixed = batch_layout(data.signature).batch or 1
         self._batch = _BATCH
         first = next(iter(data.batches(1)))
@@ -92,52 +116,51 @@ class Scorer:
             raise InputProblem(
                 "no output of the model can be scored", "", "no output is numeric", "export a numeric output"
             )
-        self.output_names = names = [o.name for o in self._original.get_outputs()]
+        self.output_names = [o.name for o in self._original.get_outputs()]
         keep = sum(o.nbytes for o in outputs) * len(data) <= _KEEP_BYTES
         self._kept = [self._outputs(self._original, b) for b in self._batches()] if keep else None
-        rows = [o[:1] if self._fixed > 1 else o for o in outputs]
-        self.labelled = self._has_classes(rows)
-        self.ambiguous = False
-        self.class_output = self._find_class_output(rows, names)
+        self._truths: dict[tuple[int, int], tuple[Any, Any]] = {}  # truth and the original's value by metric and sample
+
+    @cached_property
+    def judge(self) -> QualityJudge:
+        """The metrics that judge. Raises InputProblem where one does not fit."""
+        return self.quality if isinstance(self.quality, QualityJudge) else self.judge_for(self.quality)
+
+    def judge_for(self, quality: QualityOptions) -> QualityJudge:
+        """The metrics that other options ask for."""
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in self.output_names}
+        inputs: list[InputFacts] = []
+        count = 0
+        for batch, kept in self._original_outputs():
+            if count >= _CHOICE_SAMPLES:
+                break
+            for i in range(batch.count):
+                for name, value in sample_outputs(self.output_names, kept, i, batch).items():
+                    rows[name].append(value)
+            if not inputs:
+                rank = {p.name: p.axis for p in batch_layout(self.data.signature).ports}
+                inputs = [InputFacts(n, v[0] if v.ndim and rank.get(n) == 0 else v) for n, v in batch.inputs.items()]
+            count += batch.count
+        facts = [OutputFacts(n, r, self._operators.get(n, ())) for n, r in rows.items()]
+        return judge_for(quality, facts, inputs, self.data.labels)
 
     @property
     def metric(self) -> str:
-        if self.class_output is None:
-            return "relative error"
-        return "top-1" if self.labelled else "agreement"
+        """The name of the metric that matters most."""
+        return self.judge.metrics[0].metric.name
 
-    def _has_classes(self, rows: Sequence[np.ndarray]) -> bool:
-        """Whether the labels are class numbers for which some output has scores."""
-        most = max((class_count(o) for o in rows), default=0)
-        labels = [label for label in self.data.labels if label is not None]
-        return bool(labels) and all(
-            np.ndim(m) == 0 and not isinstance(m, str) and float(m).is_integer() and 0 <= int(m) < most for m in labels
-        )
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are the truth of the metric that matters most."""
+        return self.judge.metrics[0].by_label
 
-    def _find_class_output(self, rows: Sequence[np.ndarray], names: Sequence[str]) -> int | None:
-        """Index of the output with class scores; None where there is none.
-
-        With labels it is the most accurate output, else the one that looks like class scores.
-        """
-        candidates = [i for i, o in enumerate(rows) if class_count(o)]
-        if not candidates:
-            return None
-        if self.labelled:
-            return max(candidates, key=lambda i: (self._correct_count(i), -i))
-        likely = [i for i in candidates if _probabilities(rows[i]) or any(w in names[i].lower() for w in _SCORE_NAMES)]
-        self.ambiguous = not likely
-        return (likely or candidates)[0]
-
-    def _correct_count(self, output: int) -> int:
-        """Number of correct predictions of an output, on at most about 256 samples."""
-        total = 0
-        for index, batch in enumerate(self._batches()):
-            if index * max(self._batch, 1) >= 256:
-                break
-            kept = self._kept[index] if self._kept is not None else self._outputs(self._original, batch)
-            found = kept[output].reshape(batch.count, -1).argmax(1)
-            total += sum(label is not None and int(label) == f for label, f in zip(batch.labels, found, strict=True))
-        return total
+    @cached_property
+    def class_output(self) -> int | None:
+        """Index of the output whose largest value is the answer; None where there is none."""
+        for one in self.judge.metrics:
+            if one.metric.name in _CLASS_METRICS and len(one.outputs) == 1 and one.outputs[0] in self.output_names:
+                return self.output_names.index(one.outputs[0])
+        return None
 
     def _batches(self) -> Iterator[Batch]:
         return self.data.batches(self._batch)
@@ -151,69 +174,115 @@ class Scorer:
     def paired_outputs(self, model: ir.Model | bytes) -> Iterator[tuple[Batch, list[np.ndarray], list[np.ndarray]]]:
         """(batch, outputs of the original, outputs of the model) for each batch."""
         session = open_session(model, all_cores())
-        for index, batch in enumerate(self._batches()):
-            kept = self._kept[index] if self._kept is not None else self._outputs(self._original, batch)
+        for batch, kept in self._original_outputs():
             yield batch, kept, self._outputs(session, batch)
 
-    def score(self, model: ir.Model | bytes) -> Score:
-        """The score of a model."""
-        agreements: list[np.ndarray] = []
-        losses: list[np.ndarray] = []
-        correct: list[np.ndarray] = []
-        errors: list[np.ndarray] = []
-        sums: list[list[tuple[float, float, float, float]]] = []
-        for batch, kept, found in self.paired_outputs(model):
-            if self.class_output is not None:
-                old, new = (o[self.class_output].reshape(batch.count, -1).argmax(1) for o in (kept, found))
-                agreements.append(old == new)
-                labels = np.array([-1 if x is None or not self.labelled else int(x) for x in batch.labels])
-                use = labels >= 0
-                correct.append((old == labels)[use])
-                losses.append(
-                    (old == labels)[use].astype(float) - (new == labels)[use] if self.labelled else (old != new) * 1.0
-                )
-            weights = {i: 1.0 for i in range(len(kept)) if i != self.class_output}
-            if self.ambiguous and self.class_output is not None:
-                weights[self.class_output] = _AMBIGUOUS_WEIGHT
-            if weights:
-                parts = [w * output_error(kept[i], found[i], batch.count) for i, w in weights.items()]
-                errors.append(np.max(parts, axis=0))
-            sums.append([_moments(a, b) for a, b in zip(kept, found, strict=True)])
-        error, first, second, number = np.moveaxis(np.sum(sums, axis=0), -1, 0)
-        nmse = float(np.max(error / np.maximum(second - first**2 / np.maximum(number, 1), 1e-30)))
-        return self._worst_score(nmse, agreements, losses, correct, errors)
+    def allowed_drop(self, max_drop: float | None) -> float:
+        """The allowed drop of the metric that matters most; max_drop: what the user allows, None for the default.
 
-    def _worst_score(
-        self,
-        nmse: float,
-        agreements: list[np.ndarray],
-        losses: list[np.ndarray],
-        correct: list[np.ndarray],
-        errors: list[np.ndarray],
-    ) -> Score:
-        """The score with the largest drop."""
-        found = []
-        if self.class_output is not None:
-            paired, agreement = np.concatenate(losses), float(np.concatenate(agreements).mean())
-            reference = float(np.concatenate(correct).mean()) if self.labelled else 1.0
-            drop = float(paired.mean())
-            found.append(
-                Score(
-                    self.metric,
-                    reference - drop,
-                    reference,
-                    drop,
-                    *_interval(paired),
-                    len(paired),
-                    agreement,
-                    nmse,
-                )
+        Raises InputProblem for a drop that allows everything.
+        """
+        same = ((batch, kept, kept) for batch, kept in self._original_outputs())
+        default = self._score_pairs(same, False, self.judge).parts[0].default_drop
+        if max_drop is not None and max_drop >= 1 and self.metric in _SHARES:
+            raise InputProblem(
+                "the drop must lie between 0 and 1", "`max_drop`", f"got {max_drop:g} of {self.metric}", "give 0.01"
             )
-        if errors:
-            rest = np.concatenate(errors)
-            drop = float(rest.mean())
-            found.append(Score("relative error", drop, 0.0, drop, *_interval(rest), len(rest), None, nmse))
-        return max(found, key=lambda s: s.drop)
+        return default if max_drop is None else max_drop
+
+    def _original_outputs(self) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+        for index, batch in enumerate(self._batches()):
+            yield batch, self._kept[index] if self._kept is not None else self._outputs(self._original, batch)
+
+    def nmse(self, model: ir.Model | bytes) -> float:
+        """Mean squared error over the variance of the original's output, of the worst output."""
+        return _worst_nmse([_batch_moments(kept, found) for _, kept, found in self.paired_outputs(model)])
+
+    def score(self, model: ir.Model | bytes, intervals: bool = True, judge: QualityJudge | None = None) -> Score:
+        """The score of a model. intervals: whether those of metrics whose bootstrap is slow are computed as well.
+        judge: other metrics than the scorer's."""
+        return self._score_pairs(self.paired_outputs(model), intervals, judge or self.judge)
+
+    def _score_pairs(
+        self,
+        paired: Iterable[tuple[Batch, list[np.ndarray], list[np.ndarray]]],
+        intervals: bool,
+        judge: QualityJudge,
+    ) -> Score:
+        metrics = judge.metrics
+        values: list[list[tuple[Any, Any]]] = [[] for _ in metrics]
+        moments, same, done = [], [], 0
+        for batch, kept, found in paired:
+            moments.append(_batch_moments(kept, found))
+            if self.class_output is not None:
+                old, new = (class_answers(o[self.class_output], batch.count) for o in (kept, found))
+                same.append(old == new)
+            for i in range(batch.count):
+                one, two = (
+                    judge.read(sample_outputs(self.output_names, v, i, batch), batch.keys[i]) for v in (kept, found)
+                )
+                for place, judged in enumerate(metrics):
+                    if not judged.by_label or batch.labels[i] is not None:
+                        pair = self._sample(place, judged, done + i, (one, two), batch.labels[i], batch.keys[i])
+                        values[place].append(pair)
+            done += batch.count
+        results = []
+        for judged, pairs in zip(metrics, values, strict=True):
+            slow = not isinstance(judged.metric, AdditiveMetric)
+            result = judged.metric.result([p[0] for p in pairs], [p[1] for p in pairs], intervals or not slow)
+            results.append(_with_output(result, judged, len(metrics)))
+        agreement = float(np.concatenate(same).mean()) if same else None
+        return _worst_score(results, agreement, _worst_nmse(moments))
+
+    def _sample(
+        self, place: int, judged: JudgedMetric, index: int, pair: tuple[Outputs, Outputs], label: Any, key: str
+    ) -> tuple[Any, Any]:
+        """The values of the original and of the other model; the original's are kept where its outputs are."""
+        known = self._truths.get((place, index)) if judged in self.judge.metrics else None
+        if known is None:
+            truth = judged.metric.truth(pair[0], label, key)
+            known = truth, judged.metric.sample_value(pair[0], truth, key)
+            if self._kept is not None and judged in self.judge.metrics:
+                self._truths[place, index] = known
+        return known[1], judged.metric.sample_value(pair[1], known[0], key)
+
+
+def _with_output(result: MetricResult, judged: JudgedMetric, count: int) -> MetricResult:
+    """A result that names its outputs where there are several metrics."""
+    if count == 1 or not judged.outputs:
+        return result
+    return replace(result, output=", ".join(judged.outputs))
+
+
+def _worst_score(results: Sequence[MetricResult], agreement: float | None, nmse: float) -> Score:
+    """The score: the result that uses most of its allowed drop."""
+    worst = max(results, key=lambda r: _share(r.drop, r.default_drop))
+    return Score(**vars(worst), agreement=agreement, nmse=nmse, parts=tuple(results))
+
+
+def sample_outputs(
+    names: Sequence[str], values: Sequence[np.ndarray], index: int, batch: Batch
+) -> dict[str, np.ndarray]:
+    """The outputs of one sample of a batch by name; an output without batch axis is the same for all samples."""
+    return {n: v[index] if v.ndim and v.shape[0] == batch.count else v for n, v in zip(names, values, strict=True)}
+
+
+def class_answers(output: np.ndarray, count: int) -> np.ndarray:
+    """The class that each of `count` samples is answered with."""
+    rows = output.reshape(count, -1)
+    if rows.shape[1] > 1:
+        return np.asarray(np.nan_to_num(rows, nan=-np.inf).argmax(1) if rows.dtype.kind == "f" else rows.argmax(1))
+    threshold = 0.5 if output.dtype.kind == "f" and output.min() >= 0 and output.max() <= 1 else 0
+    return np.asarray(rows[:, 0] if rows.dtype.kind in "iub" else rows[:, 0] > threshold)
+
+
+def _worst_nmse(moments: Sequence[Sequence[tuple[float, float, float, float]]]) -> float:
+    error, first, second, number = np.moveaxis(np.sum(moments, axis=0), -1, 0)
+    return float(np.max(error / np.maximum(second - first**2 / np.maximum(number, 1), 1e-30)))
+
+
+def _batch_moments(kept: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> list[tuple[float, float, float, float]]:
+    return [_moments(a, b) for a, b in zip(kept, found, strict=True)]
 
 
 def class_count(output: np.ndarray) -> int:
@@ -224,31 +293,6 @@ def class_count(output: np.ndarray) -> int:
     return size if size >= 2 and size == max(output.shape[1:]) else 0
 
 
-def _probabilities(row: np.ndarray) -> bool:
-    return bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
-
-
-def output_error(old: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
-    """Error of an output per sample: [count].
-
-    Relative error of a float output (the mean over the channels of axis 1 of feature maps, which may differ in scale),
-    fraction of changed elements of any other; infinite where the shape changed.
-    """
-    if old.shape != new.shape:
-        return np.full(count, np.inf)
-    rows = (count, -1) if old.ndim and old.shape[0] == count else (1, -1)
-    if old.dtype.kind != "f":
-        return np.broadcast_to((old != new).reshape(rows).mean(axis=1), (count,))
-    a, b = np.nan_to_num(old.astype(np.float64)), np.nan_to_num(new.astype(np.float64), nan=1e30)
-    if old.ndim >= 3 and rows[0] == count and old.shape[1] > 1:
-        a, b = a.reshape(count, old.shape[1], -1), b.reshape(count, old.shape[1], -1)
-    else:
-        a, b = a.reshape(rows)[:, None], b.reshape(rows)[:, None]
-    error, power = ((a - b) ** 2).sum(axis=2), (a**2).sum(axis=2)
-    floor = 1e-8 * power.max(axis=1, keepdims=True) + 1e-30
-    return np.broadcast_to(np.sqrt(error / np.maximum(power, floor)).mean(axis=1), (count,))
-
-
 def _moments(old: np.ndarray, new: np.ndarray) -> tuple[float, float, float, float]:
     """(squared error; sum, sum of squares and number of the original's values) of one output of one batch."""
     if old.dtype.kind not in "fiub":
@@ -256,19 +300,6 @@ def _moments(old: np.ndarray, new: np.ndarray) -> tuple[float, float, float, flo
     a = np.nan_to_num(old.astype(np.float64))
     b = np.nan_to_num(new.astype(np.float64), nan=1e30) if new.shape == old.shape else np.full_like(a, 1e30)
     return float(((a - b) ** 2).sum()), float(a.sum()), float((a**2).sum()), float(a.size)
-
-
-def _interval(losses: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of paired losses per sample, by the bootstrap over samples."""
-    if len(losses) < 2:
-        return float("-inf"), float("inf")
-    rng = np.random.default_rng(0)
-    values, counts = np.unique(losses, return_counts=True)
-    if len(values) <= 16:  # few distinct losses: draw their counts instead of samples
-        draws = rng.multinomial(len(losses), counts / len(losses), _RESAMPLES) @ values / len(losses)
-    else:
-        draws = np.array([losses[rng.integers(0, len(losses), len(losses))].mean() for _ in range(_RESAMPLES)])
-    return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
 
 
 def logits_model(model: ir.Model) -> ir.Model:

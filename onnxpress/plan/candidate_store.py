@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.score import Score
+from onnxpress.measure.score import Score, score_of
 from onnxpress.model.files import write_atomic
 from onnxpress.plan.plan import Plan, read_plan, write_plan
 
@@ -139,7 +139,7 @@ class CandidateStore:
                 Stage(facts["stage"]),
                 read_plan(plan),
                 model.read_bytes(),
-                Score(**facts["score"]),
+                score_of(facts["score"]),
                 list(facts["notes"]),
                 parent=facts["parent"],
                 seconds=facts["seconds"],

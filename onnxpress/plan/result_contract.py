@@ -117,8 +117,10 @@ def _agree(wanted: Shape, found: Shape) -> bool:
 def judge(score: Score, speedup: Ratio | None, max_drop: float, goal: str, problems: list[str]) -> Verdict:
     """(b) and (c): the drop on validation samples, and the interval of the speed-up."""
     reasons = list(problems)
-    if not score.drop <= max_drop + 1e-9:
-        reasons.append(f"it loses {score.drop:.4f} {score.metric} on the validation samples (allowed {max_drop:g})")
+    if not score.keeps(max_drop):
+        what = f"{score.metric} of {score.output}" if score.output else score.metric
+        allowed = score.allowed(max_drop)
+        reasons.append(f"it loses {score.drop:.4f} {what} on the validation samples (allowed {allowed:g})")
     if speedup is not None and speedup.high < 1.0:
         reasons.append(f"it is slower: {speedup.speedup:.3f}x [{speedup.low:.3f}, {speedup.high:.3f}]")
     elif speedup is not None and goal == "latency" and speedup.low <= 1.0:

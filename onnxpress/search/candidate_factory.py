@@ -159,7 +159,7 @@ class CandidateFactory:
         start = time.perf_counter()
         plan, model, notes = make()
         data = to_bytes(model)
-        made = Candidate(identifier, name, stage, plan, data, self.scorer.score(data), notes)
+        made = Candidate(identifier, name, stage, plan, data, self.scorer.score(data, intervals=False), notes)
         made.parent = parent.id if parent is not None else ""
         made.seconds = time.perf_counter() - start
         self.store.keep(made)
@@ -326,7 +326,7 @@ class CandidateFactory:
             folder = self.store.workdir(candidate_id(name))
             resume = folder is not None and has_checkpoint(folder)
             options = DistillationOptions(settings, time_budget=seconds, resume=resume)
-            done = run_distillation(pair, options, self.scorer, student.score.drop, folder, report)
+            done = run_distillation(pair, options, self.scorer, student.score.equivalent_drop, folder, report)
             plan = student.plan.then("distill", done.actions)
             curve = done.history.curve if done.history is not None else []
             notes = [f"step {p.step}: {self.scorer.metric} {p.value:.4f} on the selection samples" for p in curve]

@@ -33,7 +33,7 @@ _TRIES = 3
 _PREPARE = 0.15  # of the training time, at most: finding the order in which blocks go
 _MIX = 0.15  # of a student's time: finding which of its nodes run faster in float
 _NEAR = 0.8  # a student may take this share of its level's time at least
-_NEARLY = 0.02  # more than what is allowed: training brings it back
+_NEARLY = 2  # of the metric's default drop, more than what is allowed: training brings it back
 _TIMING_SECONDS, _TIMING_SHARE = 0.8, 0.01  # seconds of timing a student, and at most this share of the training time
 _TIMED = 3  # students of a kind that are timed; the others' times lie on the line between
 
@@ -142,7 +142,7 @@ def _pruned(search: Search, scope: str, removed: int = 0) -> list[StudentSpec]:
 def _counts(search: Search) -> list[int]:
     """How many blocks are out where both levers work together: as many as can be without training, or nearly, and
     half."""
-    limit = search.max_drop + _NEARLY
+    limit = search.max_drop + _NEARLY * search.factory.scorer.allowed_drop(None)
     able = [n for n in range(1, len(search.factory.removal_order()) + 1) if _drop(search, blocks_name(n)) <= limit]
     most = max(able, default=0)
     return sorted({n for n in (most, most // 2) if n})
@@ -150,7 +150,7 @@ def _counts(search: Search) -> list[int]:
 
 def _drop(search: Search, name: str) -> float:
     """Of a candidate that was looked at; infinite for another."""
-    return next((c.score.drop for c in search.found if c.id == candidate_id(name)), math.inf)
+    return next((c.score.equivalent_drop for c in search.found if c.id == candidate_id(name)), math.inf)
 
 
 def _shallow(search: Search) -> list[StudentSpec]:
@@ -164,7 +164,7 @@ def _holds(search: Search, level_: LatencyLevel, seconds: float, progress: Progr
     made = [c for s in level_.students if (c := search.attempt(s.spec.name, s.spec.make)) is not None]
     if not made:
         return False
-    student = min(made, key=lambda c: (c.score.drop, c.score.nmse))
+    student = min(made, key=lambda c: (c.score.used(), c.score.nmse))
     known = search.descendants(student, Stage.TRAINING)
     if known:  # the best at another level, too
         return any(allowed(c, search.max_drop) for c in known)

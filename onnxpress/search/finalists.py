@@ -36,12 +36,30 @@ from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Search, allowed
 
 _FINALISTS = 5
+_BOUNDS = (0, 1, 2, 5)  # times the metric's default drop, for which the fastest candidate is named
 _PROFILED, _PROFILE_SHARE = (
     1.0,
     0.01,
 )  # seconds of looking where the time goes (reading it takes twice as long); of the time, if less
 _PROFILED_RUNS = 24  # of both models at least: too many for one that takes seconds
 _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing decides
+
+
+@dataclass(frozen=True)
+class OtherBound:
+    """The fastest candidate for another allowed drop, on the selection samples.
+
+    max_drop: the allowed drop of the metric that matters most. name, id: of the candidate. drop: what it uses of the
+    metric, in that unit. speedup: of the final timing where timed, else of a short one. size: bytes of the file.
+    """
+
+    max_drop: float
+    name: str
+    id: str
+    drop: float
+    speedup: float
+    timed: bool
+    size: int
 
 
 @dataclass(repr=False)
@@ -53,7 +71,7 @@ class OptimizeResult(Result):
     timing. candidates: all of them.
     rejected: finalists that failed the contract, with reasons. looks: number of times the validation samples were used.
     profile_comparison: layers and operators before and after; None where nothing was accepted. refused: units that
-    passes cannot change.
+    passes cannot change. judged_by: the metrics, and why. other_bounds: what other allowed drops give.
     """
 
     _hidden: ClassVar[frozenset[str]] = frozenset(("data", "plan", "candidates", "final"))
@@ -77,6 +95,8 @@ class OptimizeResult(Result):
     interrupted: bool = False
     profile_comparison: ProfileComparison | None = None
     refused: list[Refusal] = field(default_factory=list)
+    judged_by: list[str] = field(default_factory=list)
+    other_bounds: list[OtherBound] = field(default_factory=list)
 
     @property
     def model(self) -> ir.Model:
@@ -87,7 +107,9 @@ class OptimizeResult(Result):
     def front(self) -> set[str]:
         """Ids of the candidates on the Pareto front of speed, drop and size."""
         speeds = {r.name: r.speedup for r in self.final.ratios} if self.final is not None else {}
-        points = [(-(speeds.get(c.id) or c.quick or 0.0), c.score.drop, float(c.size)) for c in self.candidates]
+        points = [
+            (-(speeds.get(c.id) or c.quick or 0.0), c.score.equivalent_drop, float(c.size)) for c in self.candidates
+        ]
         return {self.candidates[i].id for i in pareto_front(points)}
 
     def save(self, path: str | Path) -> None:
@@ -103,6 +125,7 @@ class OptimizeResult(Result):
         rows.append(("size", f"{size_text(self.original_size)} -> {size_text(len(self.data))} ({times:.2f}x smaller)"))
         if self.score is not None:
             rows.append(("validation samples", self.score.text()))
+        rows += [("quality", line) for line in self.judged_by]
         return [*rows, *(("reason", r) for r in self.reasons), *(("advice", a) for a in self.advice)]
 
 
@@ -125,9 +148,9 @@ def finalists(
     if accepted is not None:
         result.met = _met(accepted, final, original, options, search.target)
     if not result.met:
-        result.reasons = _goal(result, search.target) + _why(result, options)
+        result.reasons = _goal(result, search.target) + _why(result, search)
         result.reasons += [f"{name} failed: {why}" for name, why in search.failed.items()]
-        result.advice = (["ask for less speed"] if search.target else []) + _advice(result, splits, options)
+        result.advice = (["ask for less speed"] if search.target else []) + _advice(result, splits, search)
     result.notes = result.notes + [f"{name} failed: {why}" for name, why in search.failed.items()]
     if accepted is not None:
         search.progress("profiling", 0.97)
@@ -135,13 +158,31 @@ def finalists(
             feeds = search.factory.feeds[0]
             result.profile_comparison = _profiles(original, model_of(accepted), feeds, options)
     result.refused = _refused(search.factory)
+    result.judged_by = search.factory.scorer.judge.text()
+    result.other_bounds = other_bounds(search, final)
     search.progress("done", 1.0)
     return result
 
 
+def other_bounds(search: Search, final: LatencyComparison | None) -> list[OtherBound]:
+    """The fastest candidates that lose nothing, and one, two and five times the metric's default drop."""
+    timed = {r.name: r.speedup for r in final.ratios} if final is not None else {}
+    default = search.factory.scorer.allowed_drop(None)
+    found: list[OtherBound] = []
+    for bound in (share * default for share in _BOUNDS):
+        able = [c for c in search.found if c.score.keeps(bound)]
+        if not able:
+            continue
+        best = max(able, key=lambda c: timed.get(c.id) or c.quick or 0.0)
+        speed = timed.get(best.id) or best.quick or 0.0
+        drop = best.score.equivalent_drop
+        found.append(OtherBound(bound, best.name, best.id, drop, speed, best.id in timed, best.size))
+    return found
+
+
 def _selected(search: Search, options: OptimizeOptions) -> list[Candidate]:
     """The candidates that are timed together: the best by selection samples and short timings, and the exact one."""
-    able = [c for c in search.found if allowed(c, options.max_drop) and not c.exact]
+    able = [c for c in search.found if allowed(c, search.max_drop) and not c.exact]
     quick = {c.id: c.quick or 0.0 for c in search.found}
     ranked = _ranked(able, quick, options.goal, _ROUGHLY * search.target)
     sure = _ranked(able, quick, options.goal, search.target / _ROUGHLY)[:1]  # where the others' times were lucky
@@ -162,12 +203,12 @@ def _first_accepted(
     """
     timed, final, rejected = finals
     speeds = {c.id: final.ratio(c.id).low if search.target else final.ratio(c.id).speedup for c in timed}
-    scorer = Scorer(original, splits.validate, "validation samples")
+    scorer = Scorer(original, splits.validate, "validation samples", search.factory.scorer.judge)
     for looks, candidate in enumerate(_ranked(timed, speeds, options.goal, search.target), 1):
         score = scorer.score(candidate.data)
         problems = result_contract.same_shape_behaviour(original, candidate.data, splits.validate)
         goal = "size" if candidate.exact else options.goal
-        verdict = result_contract.judge(score, final.ratio(candidate.id), options.max_drop, goal, problems)
+        verdict = result_contract.judge(score, final.ratio(candidate.id), search.max_drop, goal, problems)
         if verdict.accepted:
             return candidate, score, looks
         rejected[candidate.id] = list(verdict.reasons)
@@ -248,7 +289,7 @@ def _ranked(some: list[Candidate], speeds: dict[str, float], goal: str, target: 
     fast = sorted(some, key=lambda c: -speeds[c.id])
     if not target:
         return fast
-    reached = sorted((c for c in fast if speeds[c.id] >= target), key=lambda c: (c.score.drop, c.score.nmse))
+    reached = sorted((c for c in fast if speeds[c.id] >= target), key=lambda c: (c.score.used(), c.score.nmse))
     return reached + [c for c in fast if c not in reached]
 
 
@@ -262,17 +303,17 @@ def _goal(result: OptimizeResult, target: float) -> list[str]:
     return [f"{target:.2f}x the original's speed was not reached: {best_speed}"]
 
 
-def _why(result: OptimizeResult, options: OptimizeOptions) -> list[str]:
+def _why(result: OptimizeResult, search: Search) -> list[str]:
     names = {c.id: c.name for c in result.candidates}
     reasons = [f"{names[key]}: {'; '.join(why)}" for key, why in result.rejected.items()]
-    lost = [c for c in result.candidates if not allowed(c, options.max_drop)]
-    reasons += [f"{c.name}: loses {c.score.drop:.4f} on the selection samples" for c in lost]
+    lost = [c for c in result.candidates if not allowed(c, search.max_drop)]
+    reasons += [f"{c.name}: loses {c.score.drop:.4f} {c.score.metric} on the selection samples" for c in lost]
     return reasons
 
 
-def _advice(result: OptimizeResult, splits: Splits, options: OptimizeOptions) -> list[str]:
+def _advice(result: OptimizeResult, splits: Splits, search: Search) -> list[str]:
     found = []
-    if any(c.score.drop > options.max_drop for c in result.candidates):
+    if any(not c.score.keeps(search.max_drop) for c in result.candidates):
         found.append("allow a larger `max_drop`")
     if len(splits.calibrate) < 64:
         found.append(f"give more samples (calibration had {len(splits.calibrate)})")
@@ -309,4 +350,6 @@ def summary(result: OptimizeResult) -> dict[str, object]:
         "interrupted": result.interrupted,
         "profile_comparison": result.profile_comparison,
         "refused": result.refused,
+        "judged_by": result.judged_by,
+        "other_bounds": result.other_bounds,
     }

@@ -114,7 +114,7 @@ def _record(
         run or Path(output).with_suffix(".run"),
         _identity(original, splits, options, machine),
         model=model,
-        request=options.__dict__,
+        request=options.to_dict(),
         machine=machine.as_dict(),
         samples={part: len(getattr(splits, part)) for part in parts},
     )
@@ -139,11 +139,12 @@ def _search(
         progress(stage, SEARCH_ENDS * search_part + share * (1 - search_part))
 
     search_progress("measuring the original", 0.0)
-    scorer = Scorer(original, splits.select, "selection samples")
+    scorer = Scorer(original, splits.select, "selection samples", options.quality)
+    max_drop = scorer.allowed_drop(options.max_drop)
     store = record.store if record is not None else None
     factory = CandidateFactory(original, splits.calibrate, scorer, this_machine(), options.seed, store)
     target = _target(original, factory, options)
-    search = Search(factory, options.max_drop, options.goal, budget, search_progress, record, target=target)
+    search = Search(factory, max_drop, options.goal, budget, search_progress, record, target=target)
     interrupted = False
     try:
         strategy.explore(search)
@@ -171,7 +172,7 @@ def _target(original: ir.Model, factory: CandidateFactory, options: OptimizeOpti
 def _identity(original: ir.Model, splits: Splits, options: OptimizeOptions, machine: Machine) -> str:
     """The key of everything that decides what a run finds."""
     parts = [s.hash for s in (splits.calibrate, splits.select, splits.validate)]
-    return cache_key(model_hash(original), *parts, repr(options), repr(machine))
+    return cache_key(model_hash(original), *parts, repr(options.to_dict()), repr(machine))
 
 
 def _timing_seconds(options: OptimizeOptions) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnxpress.errors import InputProblem
+from onnxpress.measure.quality import DecodeSource, MetricSource, QualityOptions
 from onnxpress.train.optional_torch import require_torch
 
 GOALS = ("latency", "size")
@@ -14,7 +16,9 @@ GOALS = ("latency", "size")
 class OptimizeOptions:
     """What `optimize` is to reach, and what it may spend.
 
-    max_drop:     largest drop of the metric, in its own unit (0.01 is one point of accuracy).
+    max_drop:     largest drop of the metric in its own unit (0.01 is one point of accuracy); None: its default.
+    metric:       how results are judged, with decode and outputs: see QualityOptions; None: chosen by what the outputs
+                  are.
     goal:         "latency" or "size".
     time_budget:  seconds for the search.
     threads:      threads of onnxruntime that latency is measured with.
@@ -25,7 +29,7 @@ class OptimizeOptions:
     latency_ms:   target latency of one run in milliseconds instead (0: none).
     """
 
-    max_drop: float = 0.01
+    max_drop: float | None = None
     goal: str = "latency"
     time_budget: float = 300.0
     threads: int = 1
@@ -33,15 +37,30 @@ class OptimizeOptions:
     train_budget: float = 0.0
     speedup: float = 0.0
     latency_ms: float = 0.0
+    metric: MetricSource | None = None
+    decode: DecodeSource | None = None
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def quality(self) -> QualityOptions:
+        """How results are judged."""
+        return QualityOptions(self.metric, self.decode, tuple(self.outputs))
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, functions by their names: what identifies a request."""
+        named = {n: v if v is None or isinstance(v, str) else getattr(v, "__qualname__", type(v).__name__)
+                 for n, v in (("metric", self.metric), ("decode", self.decode))}  # fmt: skip
+        return {**self.__dict__, **named, "outputs": list(self.outputs)}
 
     def check(self) -> None:
         """Raises InputProblem for values out of range and goals that exclude each other."""
         if self.goal not in GOALS:
             raise InputProblem("unknown goal", self.goal, "", f"one of {', '.join(GOALS)}")
-        if not 0 <= self.max_drop < 1:
+        if self.max_drop is not None and not 0 <= self.max_drop < (1 if self.metric is None else math.inf):
             raise InputProblem(
                 "the drop must lie between 0 and 1", "`max_drop`", f"got {self.max_drop}", "0.01 is one point"
             )
+        self.quality.check()
         if self.time_budget < 5:
             raise InputProblem(
                 "the time budget is too short", "`time_budget`", f"{self.time_budget:g} s", "give at least 5 s"

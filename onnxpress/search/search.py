@@ -56,7 +56,7 @@ class TimeBudget:
 def allowed(candidate: Candidate, max_drop: float) -> bool:
     """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
     changed = 0.0 if candidate.score.agreement is None else 1 - candidate.score.agreement
-    return candidate.score.drop <= max_drop + 1e-9 and changed <= 6 * max(max_drop, 0.002)
+    return candidate.score.keeps(max_drop) and changed <= 6 * max(max_drop, 0.002)
 
 
 def prune_name(options: PruneOptions) -> str:
@@ -207,7 +207,7 @@ class Search:
             self.keep(candidate)
             if allowed(candidate, self.max_drop):
                 good.append(candidate)
-            elif candidate.score.drop > 2 * self.max_drop + 0.005:
+            elif candidate.score.used(self.max_drop) > 3:
                 break
         for candidate in reversed(good[-2:] if self.chosen else []):
             int8 = self.attempt(f"{candidate.name} + int8", partial(self.in_int8, candidate))

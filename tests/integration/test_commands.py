@@ -135,6 +135,7 @@ def test_optimize_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "fast.run" / "plan.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_optimize_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = out(

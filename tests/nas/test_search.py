@@ -26,6 +26,7 @@ def test_a_short_time_budget_limits_the_trainees(seconds: float, trainees: int, 
     assert (request.trainees, request.keep) == (trainees, keep)
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_teacher_with_batch_size_one_and_probabilities(tmp_path: Path) -> None:
     pytest.importorskip("torch")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from onnxpress.measure.score import Score
 from onnxpress.search.finalists import _goal, _ranked
 
 pytestmark = pytest.mark.unit
@@ -15,7 +16,9 @@ SPEEDS = {"a": 4.0, "b": 2.5, "c": 1.5}
 
 
 def candidate(identifier: str, drop: float, size: int) -> Any:
-    return SimpleNamespace(id=identifier, score=SimpleNamespace(drop=drop, nmse=drop), size=size)
+    return SimpleNamespace(
+        id=identifier, score=Score("top-1", 1 - drop, 1.0, drop, drop, drop, 9, nmse=drop), size=size
+    )
 
 
 def order(goal: str, target: float) -> list[str]:

@@ -39,7 +39,7 @@ def digits() -> tuple[ir.Model, Splits]:
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[OptimizeResult, Path]:
     folder = tmp_path_factory.mktemp("optimized")
     _, splits = digits()
-    outcome = optimize(DIGITS / "digits.onnx", splits, OptimizeOptions(time_budget=16), output=folder / "fast.onnx")
+    outcome = optimize(DIGITS / "digits.onnx", splits, OptimizeOptions(time_budget=10), output=folder / "fast.onnx")
     return outcome, folder
 
 
@@ -190,7 +190,7 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     outcome = optimize(
         model,
         splits,
-        OptimizeOptions(time_budget=16),
+        OptimizeOptions(time_budget=8),
         output=tmp_path / "o.onnx",
         progress=killer("which", KeyboardInterrupt),
     )

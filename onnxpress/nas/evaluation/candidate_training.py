@@ -242,7 +242,7 @@ def _learning_rate(model: ir.Model) -> float:
 
 def _loss(trainee: Trainee) -> float:
     """The drop against the reference model: comparable for all metrics, lower is better."""
-    return trainee.score.drop if trainee.score is not None else np.inf
+    return trainee.score.equivalent_drop if trainee.score is not None else np.inf
 
 
 def fold_for_inference(model: ir.Model, data: Dataset, machine: Machine) -> ir.Model:

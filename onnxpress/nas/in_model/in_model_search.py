@@ -76,7 +76,7 @@ def explore(search: Search) -> None:
 def train(search: Search, seconds: float, progress: Progress) -> None:
     """Train the candidates with replacements that are closest to the original."""
     replaced = [c for c in search.found if c.stage == Stage.REPLACEMENTS]
-    students = sorted(replaced, key=lambda c: (c.score.drop, c.score.nmse))[:_MAX_TRAINED]
+    students = sorted(replaced, key=lambda c: (c.score.used(), c.score.nmse))[:_MAX_TRAINED]
     for number, student in enumerate(students):
         part = sub_progress(
             progress, f"student {number + 1} of {len(students)}", number / len(students), 1 / len(students)
@@ -108,7 +108,7 @@ def _search_replacements(search: Search) -> None:
         interval = (used, (_ALLOCATION_END - used) / min(len(targets) - number, _MAX_ALLOCATIONS))
         target = _SpeedTarget(search, evaluator, allocator, found.seconds * base, speedup, int8_gain)
         made = search.attempt(name, partial(_allocate_for_target, target, name, interval))
-        if made is not None and not search.target and made.score.drop > 2 * search.max_drop + 0.02:
+        if made is not None and not search.target and made.score.used(search.max_drop) > 4:
             return
 
 

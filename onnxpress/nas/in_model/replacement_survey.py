@@ -98,7 +98,7 @@ class ReplacementEvaluator:
     def loss_increase(self, replacements: Sequence[Replacement]) -> float:
         """Normalized mean squared error of the outputs; infinite where the replacements cannot be combined."""
         try:
-            found = self.scorer.score(self.apply(replacements)).nmse
+            found = self.scorer.nmse(self.apply(replacements))
         except _FAILURES:
             return math.inf
         return found if math.isfinite(found) else math.inf

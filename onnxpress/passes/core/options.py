@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from onnxpress.errors import InputProblem
+from onnxpress.measure.quality import QualityOptions
 from onnxpress.runtime.machine import TARGETS, Machine, machine_for
 
 TARGET_CPUS = ("auto", *TARGETS)
@@ -48,9 +49,14 @@ class OptionSpec:
 
 @dataclass(frozen=True)
 class PassOptions:
-    """Base of the options of a pass. example: options for the example in the documentation."""
+    """Base of the options of a pass.
+
+    example: options for the example in the documentation. quality: how results are judged, for all passes alike.
+    """
 
     example: ClassVar[dict[str, Any]] = {}
+
+    quality: QualityOptions = field(default_factory=QualityOptions, kw_only=True)
 
     def check(self) -> None:
         """Check values that types and choices do not exclude; raises InputProblem that names the field in backticks."""

@@ -167,7 +167,7 @@ def _nothing_to_learn(evidence: Evidence) -> str:
     if not _distillable(evidence):
         return "no output is a float tensor"
     teacher = evidence.original
-    if teacher is None or Scorer(teacher, evidence.data.take(_COMPARED)).score(evidence.model).nmse < _SAME:
+    if teacher is None or Scorer(teacher, evidence.data.take(_COMPARED)).nmse(evidence.model) < _SAME:
         return "the model gives the outputs of its teacher, the original: there is nothing to learn"
     return ""
 

@@ -80,7 +80,7 @@ class Simplify:
     def finish(self, evidence: Evidence, options: SimplifyOptions, planned: Planned, done: Applied) -> None:
         """Add the error of what is not exact."""
         if options.calibrated and planned.details is not None:
-            error = Scorer(planned.details, evidence.samples()).score(done.model).nmse
+            error = Scorer(planned.details, evidence.samples()).nmse(done.model)
             done.notes.append(f"the outputs differ by an nmse of {error:.2g} on the samples; on others it may be more")
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:

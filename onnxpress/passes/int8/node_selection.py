@@ -164,15 +164,15 @@ def select_int8_by_accuracy(
         The nodes that remain in int8 and their score. If the drop is allowed for none of the measured sets that contain
         a compute node, the set with the smallest drop.
     """
-    scores = {start: scorer.score(build_int8(evidence, start, recipe, correct=True))}
-    if scores[start].drop <= max_drop:
+    scores = {start: scorer.score(build_int8(evidence, start, recipe, correct=True), intervals=False)}
+    if scores[start].equivalent_drop <= max_drop:
         return start, scores[start]
     losses: dict[str, float] = {}
     for node in evidence.model.graph:
         if node.name in start and node.op_type in placement.COMPUTE:
             if not more_time():
                 break
-            losses[node.name] = scorer.score(build_int8(evidence, start - {node.name}, recipe)).nmse
+            losses[node.name] = scorer.nmse(build_int8(evidence, start - {node.name}, recipe))
 
     def remaining(floats: Collection[str]) -> NodeNames:
         return placement.drop_unprofitable(evidence.model, start.difference(floats))
@@ -184,12 +184,12 @@ def select_int8_by_accuracy(
         if chosen not in scores:
             if not more_time():
                 return False
-            scores[chosen] = scorer.score(build_int8(evidence, chosen, recipe, correct=True))
-        return scores[chosen].drop <= max_drop
+            scores[chosen] = scorer.score(build_int8(evidence, chosen, recipe, correct=True), intervals=False)
+        return scores[chosen].equivalent_drop <= max_drop
 
     chosen = remaining(fewest_float_layers(sorted(losses, key=lambda name: (losses[name], name)), keeps_drop))
-    if chosen not in scores or scores[chosen].drop > max_drop:
-        chosen = min(scores, key=lambda nodes: scores[nodes].drop)
+    if chosen not in scores or scores[chosen].equivalent_drop > max_drop:
+        chosen = min(scores, key=lambda nodes: scores[nodes].equivalent_drop)
     return chosen, scores[chosen]
 
 

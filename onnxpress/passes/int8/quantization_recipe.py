@@ -240,7 +240,5 @@ class _RecipeTrials:
         """Mean relative squared error of the outputs on held-out samples; computed once."""
         if not self._tried(options):
             models = [(scorer, self._build(train, options.on(train))) for train, scorer in self._folds]
-            self._losses[str(options)] = float(
-                np.mean([scorer.score(logits_model(model)).nmse for scorer, model in models])
-            )
+            self._losses[str(options)] = float(np.mean([scorer.nmse(logits_model(model)) for scorer, model in models]))
         return self._losses[str(options)]

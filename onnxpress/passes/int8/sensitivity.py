@@ -95,7 +95,8 @@ class _Int8Evaluator:
         self, evidence: Evidence, chosen: NodeNames, looked_up: Sequence[str], recipe: QuantizationRecipe
     ) -> None:
         self.evidence, self.chosen, self.looked_up, self.recipe = evidence, chosen, list(looked_up), recipe
-        self.scorer = Scorer(evidence.model, evidence.samples().take(_EVALUATION_SAMPLES))
+        samples = evidence.samples().take(_EVALUATION_SAMPLES)
+        self.scorer = Scorer(evidence.model, samples, quality=evidence.quality)
         self.compute = [n for n in evidence.model.graph if (n.name or "") in chosen and n.op_type in placement.COMPUTE]
         self._known: dict[NodeNames, tuple[float, float]] = {}
 
@@ -106,10 +107,11 @@ class _Int8Evaluator:
         if not wanted and not looked_up:
             return 0.0, 0.0
         if correct or wanted not in self._known:
-            score = self.scorer.score(node_selection.build_int8(self.evidence, wanted, self.recipe, correct, looked_up))
+            made = node_selection.build_int8(self.evidence, wanted, self.recipe, correct, looked_up)
+            score = self.scorer.score(made, intervals=False)
             if correct:
-                return score.drop, score.nmse
-            self._known[wanted] = score.drop, score.nmse
+                return score.equivalent_drop, score.nmse
+            self._known[wanted] = score.equivalent_drop, score.nmse
         return self._known[wanted]
 
     def without(self, names: set[str]) -> NodeNames:

@@ -178,7 +178,7 @@ class _RemovalEvaluator:
         self.scorer = self.scorer or Scorer(evidence.model, evidence.samples())
         pruned = remove(evidence.model, evidence.channels, dict(removal))
         refit_readers(evidence, pruned, evidence.channels, dict(removal))
-        return {"nmse": np.asarray(self.scorer.score(pruned).nmse)}
+        return {"nmse": np.asarray(self.scorer.nmse(pruned))}
 
 
 def allocate_uniformly(evidence: Evidence, picked: Mapping[str, ErrorCurve], ratio: float) -> dict[str, int]:

@@ -86,7 +86,7 @@ class Depth:
         blocks, refused = removable(evidence)
         scorer = Scorer(evidence.model, _samples(evidence)) if blocks else None
         for block in blocks:
-            loss = scorer.score(_cut(evidence, [block], _NEAR)).nmse if scorer is not None else 0.0
+            loss = scorer.nmse(_cut(evidence, [block], _NEAR)) if scorer is not None else 0.0
             saving = Saving(float(block.macs), float(block.weight_bytes))
             yield Proposal(block.name, {"block": block.name}, block.nodes | {block.name}, saving, loss)
         yield from refused
@@ -249,7 +249,7 @@ def plan_depth(evidence: Evidence, options: DepthOptions, more_time: Callable[[]
     candidates = _candidates(removable(evidence)[0], options.units)
     if not candidates:
         return []
-    scorer = Scorer(evidence.model, evidence.samples())
+    scorer = Scorer(evidence.model, evidence.samples(), quality=evidence.quality)
     order = _greedy(evidence, scorer, candidates, options, more_time)
     if options.max_drop is not None:
         order = order[: _longest(evidence, scorer, order, options.max_drop)]
@@ -293,7 +293,7 @@ def _greedy(
             break
         while (best := min(left, key=lambda b: price[b.name])).name not in fresh:
             total = work([*taken, best])
-            loss = scorer.score(_cut(evidence, [*taken, best])).nmse
+            loss = scorer.nmse(_cut(evidence, [*taken, best]))
             fresh[best.name] = loss, total
             price[best.name] = max(loss - base, 1e-9) / min(total - saved, max(goal - saved, 1.0))
         base, saved = fresh[best.name]
@@ -312,7 +312,7 @@ def _longest(evidence: Evidence, scorer: Scorer, order: Sequence[Block], allowed
     """Number of removals, in order, with which the refitted model keeps the allowed drop."""
 
     def keeps_drop(count: int) -> bool:
-        return scorer.score(without(evidence, order[:count], True)[0]).drop <= allowed + 1e-9
+        return scorer.score(without(evidence, order[:count], True)[0], intervals=False).keeps(allowed)
 
     return largest_allowed(0, len(order), keeps_drop)
 

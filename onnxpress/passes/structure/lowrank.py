@@ -265,7 +265,7 @@ def _sensitivity(evidence: Evidence, scorer: Scorer, curve: RankCurve, rank: int
     trial = evidence.model.clone()
     factors.write_factors(trial, curve, rank)
     edit.drop_dead(trial)
-    return scorer.score(trial).nmse / max(float(curve.error[rank]), 1e-9)
+    return scorer.nmse(trial) / max(float(curve.error[rank]), 1e-9)
 
 
 class Clock:

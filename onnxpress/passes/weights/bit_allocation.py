@@ -103,7 +103,7 @@ def plan_with_byte_budget(
         previous, found = found, _spend_budget(preferred, int8_forms, share)
         if scorer is None or found == previous:
             continue
-        if scorer.score(write_low_bit(evidence, found).model).nmse <= _MAX_LOSS:
+        if scorer.nmse(write_low_bit(evidence, found).model) <= _MAX_LOSS:
             break
     return found, refused
 
@@ -179,7 +179,7 @@ def _with_loss_scales(
         # Not the smallest one: its loss exceeds what its lost power predicts for the others.
         trial = sorted(several, key=lambda c: c.bytes)[-2:][0]
         changed = write_low_bit(evidence, [trial.action], output_aware=False).model
-        loss = scorer.score(logits_model(changed)).nmse
+        loss = scorer.nmse(logits_model(changed))
         found.append((loss / max(trial.low_bit.lost_power, 1e-12), several))
     return found
 

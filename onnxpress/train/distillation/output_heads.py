@@ -59,7 +59,7 @@ def output_heads(student: ir.Model, teacher: ir.Model, judge: Scorer) -> list[Ou
         s_name, s_probabilities = _logits(s, classes)
         t_name, t_probabilities = _logits(t, classes)
         softmax = bool(classes) and (s_name != s.name or s_probabilities)
-        certain = bool(classes) and (softmax or (labelled and (judge.labelled or not judge.ambiguous)))
+        certain = bool(classes) and (softmax or labelled)
         sums_to_one = bool(classes) and bool(row.min() >= 0 and abs(float(row.sum()) - 1) < 1e-3)
         found.append(
             OutputHead(s.name or "", s_name, t_name, classes, labelled, certain or sums_to_one,

@@ -34,7 +34,7 @@ class Record:
             raise EnvironmentProblem("training diverged")
         self.seconds[number] = self.seconds.get(number, 0.0) + seconds
         progress("loss", 1.0)
-        return model, SimpleNamespace(drop=abs(number - 5) / 10), [{"seconds": seconds}]
+        return model, SimpleNamespace(equivalent_drop=abs(number - 5) / 10), [{"seconds": seconds}]
 
 
 def trainees(count: int) -> list[Trainee]:

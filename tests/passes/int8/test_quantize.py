@@ -274,7 +274,7 @@ def test_a_small_model_shares_scales_of_similar_channels(tmp_path: Path) -> None
         assert "Conv" not in kernels(done, tmp_path)
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(grammar.networks())
 def test_random_networks_load_and_keep_their_outputs(model: ir.Model) -> None:
     """Random networks: the result passes the checker, runs, and keeps 15 dB or more."""

@@ -13,6 +13,7 @@ from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
+from onnxpress.measure.quality import QualityOptions
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
@@ -58,7 +59,7 @@ def test_the_fragile_layers_are_found() -> None:
 
 def test_the_fewest_layers_stay_in_float() -> None:
     model, data, names = fragile()
-    evidence = evidence_for(model, data)
+    evidence = evidence_for(model, data, quality=QualityOptions("agreement"))
     chosen = int8_candidates(evidence, (), ())[0]
     assert layer_sensitivity(evidence, chosen).drop > 0.05
     found = layer_sensitivity(evidence, chosen, 0.05)

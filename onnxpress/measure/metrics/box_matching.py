@@ -70,17 +70,20 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(common / np.maximum(sizes[0][:, None] + sizes[1][None, :] - common, 1e-12))
 
 
-def mean_average_precision(samples: Sequence[MatchedDetections]) -> float:
-    """Mean over the classes that have a true box; 0 where none has."""
+def mean_average_precision(samples: Sequence[MatchedDetections], levels: int | None = None) -> float:
+    """Mean over the classes that have a true box; 1 where none has and nothing is found, else 0.
+
+    levels: number of IoU thresholds from 0.5 on; None: all
+    """
     classes = np.concatenate([s.classes for s in samples])
     scores = np.concatenate([s.scores for s in samples])
-    matched = np.concatenate([s.matched for s in samples], axis=1)
+    matched = np.concatenate([s.matched for s in samples], axis=1)[:levels]
     boxes = np.concatenate([s.boxes for s in samples])
     found = [
         _average_precision(scores[classes == c], matched[:, classes == c], int((boxes == c).sum()))
         for c in np.unique(boxes)
     ]
-    return float(np.mean(found)) if found else 0.0
+    return float(np.mean(found)) if found else float(not len(classes))
 
 
 def _average_precision(scores: np.ndarray, matched: np.ndarray, boxes: int) -> float:

@@ -1,0 +1,102 @@
+"""`onnxpress nas --from MODEL --data SAMPLES -o FILE`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from onnxpress.cli.options import (
+    DataChoice,
+    QualityChoice,
+    Seconds,
+    data_options,
+    json_option,
+    output_option,
+    quality_options,
+    quiet_option,
+    run_options,
+    sample_arguments,
+    speed_options,
+    splits_of,
+)
+
+
+@click.command("inside")
+@click.option("--from", "model", required=True, type=click.Path(path_type=Path), help="The model to search inside.")
+@data_options(required=True)
+@click.option("--select", metavar="PATH", help="Samples for selection; default: a part of --data.")
+@click.option("--validate", metavar="PATH", help="Samples for the final validation; default: a part of --data.")
+@output_option
+@speed_options
+@click.option(
+    "--max-drop",
+    type=float,
+    help="Maximum drop in the metric's unit: 0.01 is one point of accuracy; default: by the metric.",
+)
+@quality_options()
+@click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Time of the search.")
+@click.option(
+    "--train-budget",
+    type=Seconds(),
+    default="0s",
+    show_default=True,
+    help="Additional training time for the most promising candidates.",
+)
+@run_options
+@json_option
+@quiet_option
+def inside_command(
+    model: Path,
+    source: DataChoice,
+    select: str | None,
+    validate: str | None,
+    output: str,
+    speedup: float,
+    latency_ms: float,
+    max_drop: float | None,
+    quality: QualityChoice,
+    time_budget: float,
+    train_budget: float,
+    seed: int,
+    run: str | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Replace parts of a model with cheaper ones, with the lowest loss increase for a target speed-up."""
+    from onnxpress.cli.optimize import ended
+    from onnxpress.cli.output.console import progress
+    from onnxpress.model.files import check_target
+    from onnxpress.nas.in_model.in_model_search import in_model_search
+    from onnxpress.nas.report import in_model_report, write_front, write_report
+    from onnxpress.runtime.machine import this_machine
+    from onnxpress.search.request import OptimizeOptions
+
+    check_target(output, model)
+    judged = quality.options()
+    request = OptimizeOptions(
+        max_drop,
+        time_budget=time_budget,
+        seed=seed,
+        train_budget=train_budget,
+        speedup=speedup,
+        latency_ms=latency_ms,
+        metric=judged.metric,
+        decode=judged.decode,
+        outputs=judged.outputs,
+    )
+    request.check()
+    splits = splits_of(model, source, select, validate, quiet)
+    with progress(quiet or as_json) as report:
+        outcome = in_model_search(model, splits, request, output, run, report)
+    folder = Path(run or Path(output).with_suffix(".run"))
+    write_front(outcome, folder)
+    write_report(
+        folder,
+        in_model_report(
+            outcome, this_machine(), shlex.quote(str(model)), shlex.join(sample_arguments(source, None, None))
+        ),
+    )
+    return ended(outcome, output, as_json, strict)
