@@ -132,9 +132,9 @@ def run_pass(
         planned.refused or done.refused,
         done.details,
     )
-    write_checked(original, result, used, output, plan, keeps_values)
     if used is not None and planned.actions and not chosen.exact:
-        result.score, result.judged_by = _judged(original, result.model, used, evidence.quality)
+        _judge(original, result, used, options.quality)
+    write_checked(original, result, used, output, plan, keeps_values)
     return result
 
 
@@ -148,13 +148,21 @@ def _prepared(
     return base.evidence, base.plan, base.notes
 
 
-def _judged(original: ir.Model, made: ir.Model, samples: Dataset, quality: QualityOptions) -> tuple[Score, list[str]]:
-    """The score of a result on as many samples as take a few seconds, and the metrics of it."""
+def _judge(original: ir.Model, result: PassResult, samples: Dataset, quality: QualityOptions) -> None:
+    """Add the score of a result, on as many samples as take a few seconds, and the metrics of it.
+
+    Raises InputProblem where what the user asks for does not fit; where nothing was asked for, a note says so.
+    """
     start = time.perf_counter()
     run(open_session(original), next(iter(samples.batches(1))).inputs)
     count = int(_JUDGING_SECONDS / max(time.perf_counter() - start, 1e-6))
-    scorer = Scorer(original, samples.take(min(max(count, _LEAST_JUDGED), _MOST_JUDGED)), quality=quality)
-    return scorer.score(made), scorer.judge.text()
+    try:
+        scorer = Scorer(original, samples.take(min(max(count, _LEAST_JUDGED), _MOST_JUDGED)), quality=quality)
+        result.score, result.judged_by = scorer.score(result.model), scorer.judge.text()
+    except InputProblem as problem:
+        if quality != QualityOptions():
+            raise
+        result.notes.append(f"not judged: {problem.line()}")
 
 
 def _options_of(chosen: AnyPass, options: PassOptions | None) -> PassOptions:

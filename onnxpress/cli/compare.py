@@ -86,7 +86,7 @@ def command(
         console.emit_json(document("compare", **found.to_dict()))
     else:
         _show(found, found.layers)
-    return EXIT_UNMET if max_drop is not None and max(found.drops.values()) > max_drop else 0
+    return EXIT_UNMET if found.failing(max_drop) else 0
 
 
 def _show(found: CompareResult, inner: list[TensorDifference]) -> None:

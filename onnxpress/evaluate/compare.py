@@ -15,7 +15,7 @@ from onnxpress.evaluate.tensor_differences import TensorDifference, intermediate
 from onnxpress.measure.metrics.metric import MetricResult
 from onnxpress.measure.metrics.numbers import output_error
 from onnxpress.measure.quality import DecodeSource, MetricSource, QualityOptions
-from onnxpress.measure.score import Score, Scorer, class_answers
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.signature import signature
 from onnxpress.model.source import ModelSource, open_model, source_name
 from onnxpress.result import Result
@@ -70,7 +70,17 @@ class CompareResult(Result):
     @property
     def drops(self) -> dict[str, float]:
         """The drop by name of the metric."""
-        return {m.metric: m.drop for m in self.measured}
+        return {f"{m.metric} of {m.output}" if m.output else m.metric: m.drop for m in self.measured}
+
+    def failing(self, max_drop: float | None) -> list[MetricResult]:
+        """The results that lose more than is allowed: of metrics that were asked for each the same drop, of chosen ones
+        the drop of the first and those of the others in proportion. None allows all."""
+        if max_drop is None:
+            return []
+        if self.metrics:
+            return [m for m in self.metrics if not m.drop <= max_drop]
+        scale = max_drop / max(self.score.parts[0].default_drop, 1e-300)
+        return [p for p in self.score.parts if not p.drop <= p.default_drop * scale + 1e-12]
 
 
 def compare(
@@ -78,7 +88,7 @@ def compare(
     other: ModelSource,
     data: DataSource,
     *,
-    metric: MetricSource | Sequence[MetricSource] = (),
+    metric: MetricSource | Sequence[MetricSource] | None = None,
     decode: DecodeSource | None = None,
     outputs: Sequence[str] = (),
     worst: int = 0,
@@ -86,7 +96,7 @@ def compare(
 ) -> CompareResult:
     """Compare a model with the original on samples.
 
-    metric:  of each see QualityOptions; (): chosen by what the outputs are
+    metric:  of each see QualityOptions; None: chosen by what the outputs are
     decode:  what stands between outputs and metrics, see QualityOptions
     outputs: names of the outputs that matter; (): all
     worst:   number of samples to report
@@ -107,10 +117,8 @@ def compare(
             "the models have different outputs", source_name(other), "", "compare models with the same outputs"
         )
     samples = as_dataset(data, first)
-    wanted = [
-        QualityOptions(m, decode, tuple(outputs))
-        for m in ([metric] if isinstance(metric, str) or callable(metric) else metric)
-    ]
+    several = [metric] if isinstance(metric, str) or callable(metric) else metric or ()
+    wanted = [QualityOptions(m, decode, tuple(outputs)) for m in several]
     for options in wanted:
         options.check()
     scorer = Scorer(
@@ -132,12 +140,11 @@ def compare(
 def _score_samples(scorer: Scorer, model: ir.Model) -> list[SampleScore]:
     """Scores of every sample."""
     found: list[SampleScore] = []
-    chosen = scorer.class_output
     for batch, expected, actual in scorer.paired_outputs(model):
         errors = np.max([output_error(a, b, batch.count) for a, b in zip(expected, actual, strict=True)], axis=0)
-        answers = [None if chosen is None else class_answers(o[chosen], batch.count) for o in (expected, actual)]
+        answers = [scorer.answers(o, batch) for o in (expected, actual)]
         for i in range(batch.count):
-            before, after = (None if a is None else int(a[i]) for a in answers)
+            before, after = (a[i] if a else None for a in answers)
             found.append(SampleScore(batch.keys[i], float(errors[i]), before, after, _number(batch.labels[i])))
     return found
 

@@ -16,7 +16,8 @@ from onnxpress.data.readers import user_function
 from onnxpress.errors import InputProblem
 from onnxpress.measure.metrics.box_decoders import DECODER_NAMES, BoxDecoder, readable_by
 from onnxpress.measure.metrics.catalogue import METRICS, OutputReading, make_metric
-from onnxpress.measure.metrics.choice import Choice, Choices, choose_metrics
+from onnxpress.measure.metrics.choice import Choices, choose_metrics
+from onnxpress.measure.metrics.choice_by_label import Choice
 from onnxpress.measure.metrics.detection_heads import find_detections
 from onnxpress.measure.metrics.metric import Metric, Outputs
 from onnxpress.measure.metrics.output_facts import InputFacts, LabelFacts, OutputFacts
@@ -94,12 +95,14 @@ class JudgedMetric:
 @dataclass(frozen=True)
 class QualityJudge:
     """The metrics that judge a model, the one that matters most first. unjudged: outputs left out, with reasons.
+    warnings: what is wrong with the labels.
 
     transform: from the outputs of a sample to what the metrics read; None: as they are.
     """
 
     metrics: tuple[JudgedMetric, ...]
     unjudged: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
     transform: Callable[[Outputs], Outputs] | None = None
 
     def read(self, outputs: Outputs, key: str) -> Outputs:
@@ -119,7 +122,8 @@ class QualityJudge:
         for one in self.metrics:
             where = f" of {', '.join(one.outputs)}" if len(self.metrics) > 1 else ""
             lines.append(f"judged by {one.metric.name}{where}: {one.reason}")
-        return [*lines, *(f"not judged: {name}, {why}" for name, why in self.unjudged.items())]
+        lines += [f"not judged: {name}, {why}" for name, why in self.unjudged.items()]
+        return [*lines, *(f"warning: {text}" for text in self.warnings)]
 
 
 def judge_for(
@@ -141,7 +145,7 @@ def judge_for(
     if function is not None:
         metric = (WholeSetFunction if takes_whole_set(function) else PerSampleFunction)(options.name, function)
         names = tuple(o.name for o in used)
-        return QualityJudge((JudgedMetric(metric, names, "your metric", bool(facts.known)),), {}, transform)
+        return QualityJudge((JudgedMetric(metric, names, "your metric", bool(facts.known)),), {}, transform=transform)
     found = choose_metrics(used, inputs, facts)
     boxes = _boxes(options, decode, used, facts)
     if options.metric is not None:
@@ -158,7 +162,7 @@ def judge_for(
         JudgedMetric(make_metric(c.metric, c.reading), c.reading.outputs, c.reason, c.reading.by_label)
         for c in found.chosen
     )
-    return QualityJudge(metrics, {**unjudged, **found.unjudged}, transform)
+    return QualityJudge(metrics, {**unjudged, **found.unjudged}, transform=transform)
 
 
 def _wanted(options: QualityOptions, outputs: Sequence[OutputFacts]) -> tuple[list[OutputFacts], dict[str, str]]:
@@ -267,5 +271,5 @@ def _reading_for(
 def _has_classes(output: OutputFacts) -> bool:
     """Whether an output may hold one answer a sample: scores along one axis, one score, or one whole number."""
     if not output.is_float:
-        return output.is_numeric and output.rows[0].size == 1
-    return output.rows[0].size == max(output.shape, default=1)
+        return output.is_numeric and output.size == 1
+    return output.size == max(output.shape, default=1)

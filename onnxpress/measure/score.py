@@ -21,7 +21,9 @@ from onnxpress.data.layout import batch_layout
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import supports_batching
 from onnxpress.measure.metrics.catalogue import METRICS
-from onnxpress.measure.metrics.metric import AdditiveMetric, MetricResult, Outputs
+from onnxpress.measure.metrics.classes import ClassMetric, answer, class_scores
+from onnxpress.measure.metrics.label_plausibility import implausible_labels
+from onnxpress.measure.metrics.metric import MetricResult
 from onnxpress.measure.metrics.output_facts import InputFacts, OutputFacts, last_operators
 from onnxpress.measure.quality import JudgedMetric, QualityJudge, QualityOptions, judge_for
 from onnxpress.model import edit
@@ -29,11 +31,11 @@ from onnxpress.model.signature import signature
 from onnxpress.runtime.session import all_cores, open_session, run
 
 _KEEP_BYTES = 256 * 2**20
-_BATCH = 16
-_CHOICE_SAMPLES = 32  # whose outputs a metric is chosen by
-_CLASS_METRICS = ("top-1", "top-5", "agreement", "f1", "auc")
+_BATCH, _BATCH_BYTES = 16, 32 * 2**20  # samples, and bytes of their outputs at most
+_CHOICE_SAMPLES, _CHOICE_BYTES = 32, 96 * 2**20  # whose outputs a metric is chosen by
+_CLASS_METRICS = ("top-1", "agreement")
 _SHARES = frozenset(METRICS) - {"psnr", "mse", "mae", "kl", "perplexity", "error-rate", "relative-error"}
-_EXCEEDED = 1e-9  # of a drop, in the metric's unit: rounding
+_EXCEEDED = 1e-9  # of the allowed drop (of 0.01, where none is allowed): rounding
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Score(MetricResult):
 
 
 def _share(drop: float, allowed: float) -> float:
-    if drop <= allowed + _EXCEEDED:
+    if drop <= allowed + _EXCEEDED * (allowed or 0.01):
         return min(drop / allowed, 1.0) if allowed > 0 else min(drop, 0.0)
     return drop / allowed if allowed > 0 else float("inf")
 
@@ -106,43 +108,104 @@ class Scorer:
         self._original = open_session(original, all_cores())
         self._operators = last_operators(original) if isinstance(original, ir.Model) else {}
         self._fixed = batch_layout(data.signature).batch or 1
-        self._batch = _BATCH
         first = next(iter(data.batches(1)))
         last = next(iter(data.select([len(data) - 1]).batches(1))).inputs
-        if isinstance(original, ir.Model) and not supports_batching(original, first.inputs, signature(original), last):
-            self._batch = 1
+        supported = not isinstance(original, ir.Model) or supports_batching(
+            original, first.inputs, signature(original), last
+        )
+        self._batch = _BATCH if supported else 1
         outputs = run(self._original, first.inputs, where=first.keys[0])
         if not any(o.dtype.kind in "fiub" for o in outputs):
             raise InputProblem(
                 "no output of the model can be scored", "", "no output is numeric", "export a numeric output"
             )
         self.output_names = [o.name for o in self._original.get_outputs()]
-        keep = sum(o.nbytes for o in outputs) * len(data) <= _KEEP_BYTES
+        each = sum(o.nbytes for o in outputs) // self._fixed
+        keep = each * len(data) <= _KEEP_BYTES
+        self._batch = max(1, min(self._batch, _BATCH_BYTES // max(each, 1)))
+        self._each = each
+        self._batchable = supported or self._fixed > 1
         self._kept = [self._outputs(self._original, b) for b in self._batches()] if keep else None
         self._truths: dict[tuple[int, int], tuple[Any, Any]] = {}  # truth and the original's value by metric and sample
 
     @cached_property
     def judge(self) -> QualityJudge:
         """The metrics that judge. Raises InputProblem where one does not fit."""
-        return self.quality if isinstance(self.quality, QualityJudge) else self.judge_for(self.quality)
+        if isinstance(self.quality, QualityJudge):
+            return self.quality
+        found = self.judge_for(self.quality)
+        doubts = self._doubtful_labels(found)
+        if not doubts:
+            return found
+        if self.quality.metric is not None:
+            return replace(found, warnings=tuple(doubts))
+        without = self.judge_for(self.quality, labels=False)
+        return replace(without, warnings=(*doubts, "judged by the original's answers instead of the labels"))
 
-    def judge_for(self, quality: QualityOptions) -> QualityJudge:
-        """The metrics that other options ask for."""
+    def judge_for(self, quality: QualityOptions, labels: bool = True) -> QualityJudge:
+        """The metrics that other options ask for. labels: whether those of the samples are used."""
+        facts, inputs, chosen = self._facts
+        known = [*chosen.labels, *self.data.labels] if labels else []
+        return judge_for(quality, facts, inputs, known)
+
+    @cached_property
+    def _facts(self) -> tuple[list[OutputFacts], list[InputFacts], Dataset]:
+        """What the outputs are, told from samples that are spread over all of them."""
+        count = min(_CHOICE_SAMPLES, len(self.data), max(_CHOICE_BYTES // max(self._each, 1), 2))
+        chosen = self.data.select(sorted({int(i) for i in np.linspace(0, len(self.data) - 1, count)}))
         rows: dict[str, list[np.ndarray]] = {name: [] for name in self.output_names}
         inputs: list[InputFacts] = []
-        count = 0
-        for batch, kept in self._original_outputs():
-            if count >= _CHOICE_SAMPLES:
-                break
+        axes = {p.name: p.axis for p in batch_layout(self.data.signature).ports}
+        for batch in chosen.batches(self._batch):
+            values = self._outputs(self._original, batch)
             for i in range(batch.count):
-                for name, value in sample_outputs(self.output_names, kept, i, batch).items():
+                for name, value in self.sample_outputs(values, i, batch).items():
                     rows[name].append(value)
-            if not inputs:
-                rank = {p.name: p.axis for p in batch_layout(self.data.signature).ports}
-                inputs = [InputFacts(n, v[0] if v.ndim and rank.get(n) == 0 else v) for n, v in batch.inputs.items()]
-            count += batch.count
-        facts = [OutputFacts(n, r, self._operators.get(n, ())) for n, r in rows.items()]
-        return judge_for(quality, facts, inputs, self.data.labels)
+            inputs = inputs or [
+                InputFacts(n, v[0] if v.ndim and axes.get(n) == 0 else v) for n, v in batch.inputs.items()
+            ]
+        return [OutputFacts(n, r, self._operators.get(n, ())) for n, r in rows.items()], inputs, chosen
+
+    def _doubtful_labels(self, judge: QualityJudge) -> list[str]:
+        """Why labels can hardly be right: the original answers them no better than by chance."""
+        doubts = []
+        for place, judged in enumerate(judge.metrics):
+            if not judged.by_label:
+                continue
+            values = [self._known_value(place, judged, judge, i, batch, kept, index)[1]
+                      for index, batch, kept, i in self._labelled_samples()]  # fmt: skip
+            if values and (why := implausible_labels(judged.metric, judged.metric.aggregate(values), values)):
+                doubts.append(f"{why}: wrong labels, another order of classes, or other preprocessing?")
+        return doubts
+
+    def _labelled_samples(self) -> Iterator[tuple[int, Batch, list[np.ndarray], int]]:
+        done = 0
+        for batch, kept in self._original_outputs():
+            for i in range(batch.count):
+                if batch.labels[i] is not None:
+                    yield done + i, batch, kept, i
+            done += batch.count
+
+    @cached_property
+    def _batch_axes(self) -> list[bool]:
+        """For each output whether its first axis numbers the samples, where one is run at a time.
+
+        Told from declared shapes: the rows of a detector are no samples, however many there are.
+        """
+        free = {i.shape[0] for i in self._original.get_inputs() if i.shape and isinstance(i.shape[0], str)}
+        found = []
+        for value in self._original.get_outputs():
+            first = value.shape[0] if value.shape else None
+            found.append(first == 1 or first is None or first in free)
+        return found
+
+    def sample_outputs(self, values: Sequence[np.ndarray], index: int, batch: Batch) -> dict[str, np.ndarray]:
+        """The outputs of one sample of a batch by name; an output without batch axis is the same for all samples."""
+        found = {}
+        for name, value, own in zip(self.output_names, values, self._batch_axes, strict=True):
+            cut = value.ndim and value.shape[0] == batch.count and (own or self._batchable)
+            found[name] = value[index] if cut else value
+        return found
 
     @property
     def metric(self) -> str:
@@ -155,12 +218,24 @@ class Scorer:
         return self.judge.metrics[0].by_label
 
     @cached_property
+    def _class_metric(self) -> ClassMetric | None:
+        """The metric of answers that are one class a sample; None where there is none."""
+        found = (m.metric for m in self.judge.metrics if m.metric.name in _CLASS_METRICS and not self.judge.transform)
+        return next((m for m in found if isinstance(m, ClassMetric) and m.output in self.output_names), None)
+
+    @cached_property
     def class_output(self) -> int | None:
         """Index of the output whose largest value is the answer; None where there is none."""
-        for one in self.judge.metrics:
-            if one.metric.name in _CLASS_METRICS and len(one.outputs) == 1 and one.outputs[0] in self.output_names:
-                return self.output_names.index(one.outputs[0])
-        return None
+        metric = self._class_metric
+        return None if metric is None or metric.output is None else self.output_names.index(metric.output)
+
+    def answers(self, outputs: Sequence[np.ndarray], batch: Batch) -> list[int]:
+        """The class that each sample of a batch is answered with; empty where the answers are no classes."""
+        metric = self._class_metric
+        if metric is None:
+            return []
+        rows = (self.sample_outputs(outputs, i, batch) for i in range(batch.count))
+        return [answer(class_scores(metric.name, r, metric.output), metric.threshold) for r in rows]
 
     def _batches(self) -> Iterator[Batch]:
         return self.data.batches(self._batch)
@@ -182,13 +257,17 @@ class Scorer:
 
         Raises InputProblem for a drop that allows everything.
         """
-        same = ((batch, kept, kept) for batch, kept in self._original_outputs())
-        default = self._score_pairs(same, False, self.judge).parts[0].default_drop
+        default = self._default_drop
         if max_drop is not None and max_drop >= 1 and self.metric in _SHARES:
             raise InputProblem(
                 "the drop must lie between 0 and 1", "`max_drop`", f"got {max_drop:g} of {self.metric}", "give 0.01"
             )
         return default if max_drop is None else max_drop
+
+    @cached_property
+    def _default_drop(self) -> float:
+        same = ((batch, kept, kept) for batch, kept in self._original_outputs())
+        return self._score_pairs(same, False, self.judge).parts[0].default_drop
 
     def _original_outputs(self) -> Iterator[tuple[Batch, list[np.ndarray]]]:
         for index, batch in enumerate(self._batches()):
@@ -199,8 +278,7 @@ class Scorer:
         return _worst_nmse([_batch_moments(kept, found) for _, kept, found in self.paired_outputs(model)])
 
     def score(self, model: ir.Model | bytes, intervals: bool = True, judge: QualityJudge | None = None) -> Score:
-        """The score of a model. intervals: whether those of metrics whose bootstrap is slow are computed as well.
-        judge: other metrics than the scorer's."""
+        """The score of a model. intervals: whether those of drops are computed. judge: other metrics than its own."""
         return self._score_pairs(self.paired_outputs(model), intervals, judge or self.judge)
 
     def _score_pairs(
@@ -211,40 +289,54 @@ class Scorer:
     ) -> Score:
         metrics = judge.metrics
         values: list[list[tuple[Any, Any]]] = [[] for _ in metrics]
-        moments, same, done = [], [], 0
+        moments: list[list[tuple[float, float, float, float]]] = []
+        same: list[bool] = []
+        done = 0
         for batch, kept, found in paired:
             moments.append(_batch_moments(kept, found))
-            if self.class_output is not None:
-                old, new = (class_answers(o[self.class_output], batch.count) for o in (kept, found))
-                same.append(old == new)
+            pairs_of_answers = zip(self.answers(kept, batch), self.answers(found, batch), strict=True)
+            same += [old == new for old, new in pairs_of_answers]
             for i in range(batch.count):
-                one, two = (
-                    judge.read(sample_outputs(self.output_names, v, i, batch), batch.keys[i]) for v in (kept, found)
-                )
+                two = judge.read(self.sample_outputs(found, i, batch), batch.keys[i])
                 for place, judged in enumerate(metrics):
                     if not judged.by_label or batch.labels[i] is not None:
-                        pair = self._sample(place, judged, done + i, (one, two), batch.labels[i], batch.keys[i])
-                        values[place].append(pair)
+                        truth, reference = self._known_value(place, judged, judge, i, batch, kept, done + i)
+                        value = judged.metric.sample_value(two, truth, batch.keys[i])
+                        values[place].append((reference, value))
             done += batch.count
         results = []
         for judged, pairs in zip(metrics, values, strict=True):
-            slow = not isinstance(judged.metric, AdditiveMetric)
-            result = judged.metric.result([p[0] for p in pairs], [p[1] for p in pairs], intervals or not slow)
+            if not pairs:
+                where = f"the metric {judged.metric.name} judges by labels"
+                raise InputProblem("no sample has a label", self.name, where, "label some of them, or give no labels")
+            result = judged.metric.result([p[0] for p in pairs], [p[1] for p in pairs], intervals)
             results.append(_with_output(result, judged, len(metrics)))
-        agreement = float(np.concatenate(same).mean()) if same else None
+        agreement = float(np.mean(same)) if same else None
         return _worst_score(results, agreement, _worst_nmse(moments))
 
-    def _sample(
-        self, place: int, judged: JudgedMetric, index: int, pair: tuple[Outputs, Outputs], label: Any, key: str
+    def _known_value(
+        self,
+        place: int,
+        judged: JudgedMetric,
+        judge: QualityJudge,
+        i: int,
+        batch: Batch,
+        kept: list[np.ndarray],
+        index: int,
     ) -> tuple[Any, Any]:
-        """The values of the original and of the other model; the original's are kept where its outputs are."""
-        known = self._truths.get((place, index)) if judged in self.judge.metrics else None
+        """Truth and the original's value of a sample; remembered where the original's outputs are kept.
+
+        place: of the metric in the judge; i: of the sample in the batch; index: of the sample in the data.
+        """
+        remember = self._kept is not None and self.__dict__.get("judge") is judge
+        known = self._truths.get((place, index)) if remember else None
         if known is None:
-            truth = judged.metric.truth(pair[0], label, key)
-            known = truth, judged.metric.sample_value(pair[0], truth, key)
-            if self._kept is not None and judged in self.judge.metrics:
+            one = judge.read(self.sample_outputs(kept, i, batch), batch.keys[i])
+            truth = judged.metric.truth(one, batch.labels[i], batch.keys[i])
+            known = truth, judged.metric.sample_value(one, truth, batch.keys[i])
+            if remember:
                 self._truths[place, index] = known
-        return known[1], judged.metric.sample_value(pair[1], known[0], key)
+        return known
 
 
 def _with_output(result: MetricResult, judged: JudgedMetric, count: int) -> MetricResult:
@@ -258,22 +350,6 @@ def _worst_score(results: Sequence[MetricResult], agreement: float | None, nmse:
     """The score: the result that uses most of its allowed drop."""
     worst = max(results, key=lambda r: _share(r.drop, r.default_drop))
     return Score(**vars(worst), agreement=agreement, nmse=nmse, parts=tuple(results))
-
-
-def sample_outputs(
-    names: Sequence[str], values: Sequence[np.ndarray], index: int, batch: Batch
-) -> dict[str, np.ndarray]:
-    """The outputs of one sample of a batch by name; an output without batch axis is the same for all samples."""
-    return {n: v[index] if v.ndim and v.shape[0] == batch.count else v for n, v in zip(names, values, strict=True)}
-
-
-def class_answers(output: np.ndarray, count: int) -> np.ndarray:
-    """The class that each of `count` samples is answered with."""
-    rows = output.reshape(count, -1)
-    if rows.shape[1] > 1:
-        return np.asarray(np.nan_to_num(rows, nan=-np.inf).argmax(1) if rows.dtype.kind == "f" else rows.argmax(1))
-    threshold = 0.5 if output.dtype.kind == "f" and output.min() >= 0 and output.max() <= 1 else 0
-    return np.asarray(rows[:, 0] if rows.dtype.kind in "iub" else rows[:, 0] > threshold)
 
 
 def _worst_nmse(moments: Sequence[Sequence[tuple[float, float, float, float]]]) -> float:

@@ -170,7 +170,7 @@ def other_bounds(search: Search, final: LatencyComparison | None) -> list[OtherB
     default = search.factory.scorer.allowed_drop(None)
     found: list[OtherBound] = []
     for bound in (share * default for share in _BOUNDS):
-        able = [c for c in search.found if c.score.keeps(bound)]
+        able = [c for c in search.found if allowed(c, bound)]
         if not able:
             continue
         best = max(able, key=lambda c: timed.get(c.id) or c.quick or 0.0)

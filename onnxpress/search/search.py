@@ -55,8 +55,11 @@ class TimeBudget:
 
 def allowed(candidate: Candidate, max_drop: float) -> bool:
     """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
-    changed = 0.0 if candidate.score.agreement is None else 1 - candidate.score.agreement
-    return candidate.score.keeps(max_drop) and changed <= 6 * max(max_drop, 0.002)
+    score = candidate.score
+    if score.agreement is None:
+        return score.keeps(max_drop)
+    of_classes = (score.parts or (score,))[0].metric in ("top-1", "agreement")
+    return score.keeps(max_drop) and 1 - score.agreement <= 6 * max(max_drop if of_classes else 0.01, 0.002)
 
 
 def prune_name(options: PruneOptions) -> str:

@@ -154,3 +154,84 @@ def test_nets_of_the_tests_are_judged() -> None:
     model = nets.residual()
     lines = Scorer(model, nets.samples(model, 8)).judge.text()
     assert len(lines) == 1 and lines[0].startswith("judged by ")
+
+
+def boxes_model(shift: float = 0.0) -> ir.Model:
+    """Rows of x with x[0] > 0 as boxes [n, 6]: their number depends on the sample, and may be 0 or 1."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    values = [
+        np.array([shift, shift, shift, shift, 0, 0], np.float32),
+        np.array([1], np.int64),
+        np.array([-1], np.int64),
+    ]
+    constants = [onnx.numpy_helper.from_array(v, n) for n, v in zip(("shift", "one", "flat"), values, strict=True)]
+    constants += [onnx.numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("limit", 0.3),)]
+    constants.append(onnx.numpy_helper.from_array(np.array([4], np.int64), "column"))
+    nodes = [
+        helper.make_node("Squeeze", ["x", "zero"], ["rows"]),
+        helper.make_node("Gather", ["rows", "column"], ["scores"], axis=1),
+        helper.make_node("Reshape", ["scores", "flat"], ["line"]),
+        helper.make_node("Greater", ["line", "limit"], ["use"]),
+        helper.make_node("Compress", ["rows", "use"], ["some"], axis=0),
+        helper.make_node("Add", ["some", "shift"], ["dets"]),
+    ]
+    constants.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "zero"))
+    ends = [
+        [helper.make_tensor_value_info("x", kind.FLOAT, [1, 5, 6])],
+        [helper.make_tensor_value_info("dets", kind.FLOAT, ["n", 6])],
+    ]
+    graph = helper.make_graph(nodes, "g", *ends, constants)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_a_detector_that_finds_nothing_or_one_box_is_judged_by_boxes() -> None:
+    rng = np.random.default_rng(0)
+    x = np.zeros((12, 5, 6), np.float32)
+    x[..., :2] = 40 * np.arange(5)[None, :, None]
+    x[..., 2:4] = x[..., :2] + 20
+    x[..., 4] = (rng.random((12, 5)) < 0.5) * 0.9
+    x[0, :, 4], x[1, :, 4], x[2, :, 4] = 0, [0.9, 0, 0, 0, 0], 0.9
+    model = boxes_model()
+    scorer = Scorer(model, Dataset.from_arrays({"x": x}, signature(model)))
+    assert scorer.metric == "map50"
+    assert scorer.score(model).drop == 0
+    assert scorer.score(boxes_model(30.0)).value < 0.1
+    assert scorer.score(boxes_model(1.0)).keeps(None)
+
+
+def test_labels_that_the_original_cannot_answer_are_doubted() -> None:
+    """A folder of three classes numbered 0, 1, 2 for a model of eight: judged by them any candidate would do."""
+    model = scaled(1.0)
+    scorer = Scorer(model, data_for(model, np.arange(20) % 2))
+    assert not scorer.labelled
+    text = "\n".join(scorer.judge.text())
+    assert "no more than a guess" in text and "judged by the original's answers" in text
+    right = data_for(model).select(range(20)).batches(20).__next__().inputs["x"].argmax(1)
+    assert Scorer(model, data_for(model, right)).labelled
+    asked = Scorer(model, data_for(model, np.arange(20) % 2), quality=QualityOptions("top-1"))
+    assert asked.labelled and asked.judge.warnings, "what the user asks for is kept"
+
+
+def test_samples_without_any_label_are_one_line() -> None:
+    model = scaled(1.0)
+    right = data_for(model).batches(20).__next__().inputs["x"].argmax(1)
+    judge = Scorer(model, data_for(model, right)).judge
+    with pytest.raises(InputProblem, match="no sample has a label"):
+        Scorer(model, data_for(model), quality=judge).score(model)
+
+
+def test_answers_that_are_none_are_wrong() -> None:
+    found = score(QualityOptions("agreement", outputs=("y",)), scaled(float("nan")))
+    assert found.value == 0.0
+    assert score(QualityOptions("r2"), scaled(float("nan"))).drop >= 0.5
+
+
+def test_a_collapsed_encoder_is_seen() -> None:
+    """Vectors in a narrow cone: their mean has a cosine of 0.99 with each of them."""
+    rng = np.random.default_rng(0)
+    x = (10 + rng.standard_normal((30, 8))).astype(np.float32)
+    model = scaled(1.0)
+    data = Dataset.from_arrays({"x": x}, signature(model))
+    scorer = Scorer(model, data, quality=QualityOptions("cosine", outputs=("y",)))
+    assert scorer.score(scaled(0.0, 10.0)).drop > 0.3
+    assert scorer.score(scaled(1.001)).keeps(None)

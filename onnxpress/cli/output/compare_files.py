@@ -15,10 +15,11 @@ def cases(found: CompareResult, other: str, max_drop: float | None) -> list[juni
     made = []
     for m in found.measured:
         text = m.text()
-        lost = max_drop is not None and m.drop > max_drop
+        lost = m in found.failing(max_drop)
         why = f"drop {m.drop:+.4f} is more than the allowed {max_drop}" if lost else ""
+        name = f"{m.metric} of {m.output}" if m.output else m.metric
         made.append(
-            junit.Case("onnxpress.compare", f"{other}: {m.metric}", text=text, failure=why, kind="worse", detail=text)
+            junit.Case("onnxpress.compare", f"{other}: {name}", text=text, failure=why, kind="worse", detail=text)
         )
     return made
 
@@ -28,9 +29,10 @@ def markdown(found: CompareResult, original: str, other: str, max_drop: float | 
     lines = ["## onnxpress compare", "", f"{_cell(other)} against {_cell(original)}", ""]
     lines += ["| metric | value | original | drop | 95 % interval | |", "|---|---:|---:|---:|---:|---|"]
     for m in found.measured:
-        verdict = "" if max_drop is None else "FAIL" if m.drop > max_drop else "pass"
+        verdict = "" if max_drop is None else "FAIL" if m in found.failing(max_drop) else "pass"
+        name = f"{m.metric} of {m.output}" if m.output else m.metric
         lines.append(
-            f"| {_cell(m.metric)} | {m.value:.4f} | {m.reference:.4f} | {m.drop:+.4f} "
+            f"| {_cell(name)} | {m.value:.4f} | {m.reference:.4f} | {m.drop:+.4f} "
             f"| [{m.low:+.4f}, {m.high:+.4f}] | {verdict} |"
         )
     lines += ["", "| output | max abs | SQNR dB | cosine |", "|---|---:|---:|---:|"]

@@ -81,11 +81,20 @@ def decode_boxes(boxes: np.ndarray, scores: np.ndarray, *classes: np.ndarray) ->
     return _kept(boxes.reshape(-1, 4)[:count], flat[:count], kinds[:count], suppress=False)
 
 
-def decode_rows(rows: np.ndarray) -> np.ndarray:
-    """[n, 6] corners, score, class; or [n, 7] sample, corners, class, score (YOLOv7 with suppression in the file)."""
+def decode_rows(rows: np.ndarray, *classes: np.ndarray) -> np.ndarray:
+    """[n, 6] corners, score, class; [n, 5] corners, score, with the classes in another output or none (mmdetection).
+
+    [n, 7] is sample, corners, class, score (YOLOv7 with suppression in the file) or sample, class, score, corners (SSD
+    of Caffe, OpenVINO and OpenCV).
+    """
     rows = rows.reshape(-1, rows.shape[-1])
     if rows.shape[1] == 7:
-        rows = rows[:, [1, 2, 3, 4, 6, 5]]
+        whole = bool(np.abs(rows[:, 1] - np.round(rows[:, 1])).max(initial=0) < 1e-3)
+        ssd = whole and bool((rows[:, 2] <= 1 + 1e-3).all())
+        rows = rows[:, [3, 4, 5, 6, 2, 1]] if ssd else rows[:, [1, 2, 3, 4, 6, 5]]
+    if rows.shape[1] == 5:
+        kinds = classes[0].ravel()[: len(rows)] if classes else np.zeros(len(rows))
+        rows = np.concatenate([rows[: len(kinds)], kinds[:, None]], axis=1)
     return _kept(rows[:, :4], rows[:, 4], rows[:, 5], suppress=False)
 
 
@@ -147,7 +156,7 @@ def readable_by(name: str, shapes: Sequence[tuple[int, ...]]) -> bool:
         "ssd": lambda a: len(a) == 2 and a[0][-1] == 4 and a[1][-1] >= 1,
         "detr": lambda a: len(a) == 2 and a[0][-1] == 4 and a[1][-1] >= 2,
         "boxes": lambda a: len(a) in (2, 3) and a[0][-1:] == (4,),
-        "rows": lambda a: len(a) == 1 and a[0][-1:] in ((6,), (7,)),
+        "rows": lambda a: len(a) in (1, 2) and a[0][-1:] in ((5,), (6,), (7,)),
         "grid": lambda a: len(a) == 1 and len(a[0]) == 3 and a[0][0] >= 6,
     }
     squeezed = [s[1:] if len(s) > 2 and s[0] == 1 else s for s in shapes]

@@ -32,26 +32,27 @@ class MatchedDetections:
     boxes: np.ndarray
 
 
-def match_detections(found: np.ndarray, true: np.ndarray) -> MatchedDetections:
-    """Match detections with true boxes.  found: [n, 6]; true: [m, 5]."""
+def match_detections(found: np.ndarray, true: np.ndarray, levels: int | None = None) -> MatchedDetections:
+    """Match detections with true boxes.  found: [n, 6]; true: [m, 5]; levels: IoU thresholds from 0.5 on; None: all."""
+    thresholds = IOU_THRESHOLDS[:levels]
     kept, hits = [], []
     for one in np.unique(found[:, 5]):
         own = found[found[:, 5] == one]
         own = own[np.argsort(-own[:, 4], kind="stable")][:_MAX_DETECTIONS]
         kept.append(own)
-        hits.append(_match(box_iou(own[:, :4], true[true[:, 4] == one][:, :4])))
+        hits.append(_match(box_iou(own[:, :4], true[true[:, 4] == one][:, :4]), thresholds))
     rows = np.concatenate(kept) if kept else np.zeros((0, 6))
-    taken = np.concatenate(hits, axis=1) if hits else np.zeros((len(IOU_THRESHOLDS), 0), bool)
+    taken = np.concatenate(hits, axis=1) if hits else np.zeros((len(thresholds), 0), bool)
     return MatchedDetections(rows[:, 5], rows[:, 4], taken, true[:, 4])
 
 
-def _match(overlaps: np.ndarray) -> np.ndarray:
+def _match(overlaps: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """[thresholds, n] whether a detection matches a free box.
 
     overlaps: [n, m] IoU, detections in descending order of score
     """
-    taken = np.zeros((len(IOU_THRESHOLDS), len(overlaps)), bool)
-    for level, least in enumerate(IOU_THRESHOLDS):
+    taken = np.zeros((len(thresholds), len(overlaps)), bool)
+    for level, least in enumerate(thresholds):
         free = np.ones(overlaps.shape[1], bool)
         for i, row in enumerate(overlaps):
             able = np.where(free, row, -1.0)

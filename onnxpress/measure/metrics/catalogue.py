@@ -50,6 +50,7 @@ class OutputReading:
     blank:      class of CTC that means nothing; None: every position is an answer
     several:    whether a sample has several labels
     decode:     outputs of a sample -> boxes, for the metrics of boxes
+    span:       of pictures, between black and white; 0: told from each
     """
 
     outputs: tuple[str, ...] = ()
@@ -59,6 +60,7 @@ class OutputReading:
     blank: int | None = None
     several: bool = False
     decode: Callable[[Any], Any] | None = None
+    span: float = 0.0
 
     @property
     def first(self) -> str | None:
@@ -93,7 +95,7 @@ def make_metric(name: str, reading: OutputReading) -> Metric:
         return maps.Overlap(name, output, reading.by_label, reading.class_axis, reading.threshold)
     if name in ("psnr", "ssim"):
         kind = maps.PeakSignalToNoise if name == "psnr" else maps.StructuralSimilarity
-        return kind(name, output, reading.by_label)
+        return kind(name, output, reading.by_label, reading.span)
     of_sequences: dict[str, type[sequences.SequenceMetric]] = {
         "position-agreement": sequences.PositionAgreement,
         "exact-sequence": sequences.ExactSequence,

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxpress.measure.metrics.catalogue import OutputReading
+from onnxpress.measure.metrics.choice_by_label import (
+    Choice,
+    channel_axis,
+    is_byte_scores,
+    spatial,
+    threshold_of,
+    with_labels,
+)
 from onnxpress.measure.metrics.detection_heads import find_detections
+from onnxpress.measure.metrics.maps import picture_range
 from onnxpress.measure.metrics.output_facts import InputFacts, LabelFacts, OutputFacts
 from onnxpress.measure.metrics.sequences import likely_blank
 
@@ -25,15 +34,7 @@ _POOLING = ("ReduceMean", "GlobalAveragePool", "ReduceMax", "GlobalMaxPool", "La
             "LpNormalization", "Tanh", "ReduceSum", "SimplifiedLayerNormalization")  # fmt: skip
 _SIDE_WORDS = "attention past present cache hidden encoder intermediate auxiliary aux"
 _LARGE_VOCABULARY = 2000
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A metric, what it reads, and why it was chosen. metric: a name of METRICS."""
-
-    metric: str
-    reading: OutputReading
-    reason: str
+_ONE_ANSWER, _ENOUGH = 0.97, 8  # share of the commonest answer from which on answers say nothing; samples to tell it
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Choices:
 
 def choose_metrics(outputs: Sequence[OutputFacts], inputs: Sequence[InputFacts], labels: LabelFacts) -> Choices:
     """The metrics for these outputs; empty where none is numeric."""
-    able = [o for o in outputs if o.is_numeric and o.rows[0].size]
+    able = [o for o in outputs if o.is_numeric and o.full_rows]
     unjudged = {o.name: "not numeric" for o in outputs if o not in able}
     detections = find_detections(able, labels)
     chosen: list[Choice] = []
@@ -56,14 +57,26 @@ def choose_metrics(outputs: Sequence[OutputFacts], inputs: Sequence[InputFacts],
         reading = OutputReading(detections.outputs, by_label, decode=detections)
         chosen.append(Choice("map50", reading, f"{detections.name} boxes; {source}"))
         able = [o for o in able if o.name not in detections.outputs]
+        beside = [o.name for o in able if _is_beside_boxes(o)]
+        unjudged |= dict.fromkeys(beside, "a count or a raw head beside the boxes")
+        able = [o for o in able if o.name not in beside]
     able, side = _without_side_outputs(able, bool(chosen))
     unjudged |= side
-    found = [_choose_one(o, inputs, LabelFacts()) for o in able]
+    found = [_choose_one(o, inputs) for o in able]
     if labels.kind not in ("none", "boxes"):
-        found = _with_labels(found, able, inputs, labels)
+        found = with_labels(found, able, labels)
     primary = [c for c in found if c.reading.by_label]
+    if labels.kind != "none" and not any(c.reading.by_label for c in (*chosen, *found)):
+        unjudged["the labels"] = "they belong to no output"
     chosen += primary + [c for c in found if not c.reading.by_label]
     return Choices(tuple(chosen), unjudged)
+
+
+def _is_beside_boxes(output: OutputFacts) -> bool:
+    """A number of boxes, or the raw head of a scale that the boxes are decoded from."""
+    if output.size == 1:
+        return not output.is_float or output.named("num count len length det")
+    return len(output.shape) >= 4
 
 
 def _without_side_outputs(outputs: Sequence[OutputFacts], has_answer: bool) -> tuple[list[OutputFacts], dict[str, str]]:
@@ -80,138 +93,44 @@ def _without_side_outputs(outputs: Sequence[OutputFacts], has_answer: bool) -> t
     return [o for o in outputs if o.name not in names], dict.fromkeys(sorted(names), reason)
 
 
-def _with_labels(
-    found: list[Choice], outputs: Sequence[OutputFacts], inputs: Sequence[InputFacts], labels: LabelFacts
-) -> list[Choice]:
-    """The choices, that of the output to which the labels belong replaced by one of the labels."""
-    fits = [(i, c) for i, o in enumerate(outputs) if (c := _choose_by_label(o, found[i], inputs, labels)) is not None]
-    if not fits:
-        return found
-    best = max(fits, key=lambda pair: (_agreeing(outputs[pair[0]], pair[1], labels), -pair[0]))
-    return [best[1] if i == best[0] else c for i, c in enumerate(found)]
-
-
-def _agreeing(output: OutputFacts, choice: Choice, labels: LabelFacts) -> float:
-    """Of class scores, how many of the known labels they answer: of several outputs the most accurate is judged."""
-    if choice.metric != "top-1":
-        return 0.5
-    pairs = [(r, v) for r, v in zip(output.rows, labels.values, strict=False) if v is not None]
-    if not pairs or output.rows[0].size < 2:
-        return 0.5
-    return float(
-        np.mean(
-            [int(np.nan_to_num(r.ravel(), nan=-np.inf).argmax()) == int(np.ravel(np.asarray(v))[0]) for r, v in pairs]
-        )
-    )
-
-
-def _choose_by_label(
-    output: OutputFacts, without: Choice, inputs: Sequence[InputFacts], labels: LabelFacts
-) -> Choice | None:
-    """The metric by labels, None where they do not belong to the output."""
-    size, shape = output.rows[0].size, output.shape
-    reading = OutputReading((output.name,), True)
-    if labels.kind == "class":
-        if output.is_float and size >= 2 and size == max(shape) and labels.top < size:
-            if without.metric == "cosine" and (output.unit_norm or output.named(_VECTOR_WORDS)):
-                return Choice("retrieval", reading, "vectors with one class a sample: neighbours should share it")
-            return Choice("top-1", reading, f"scores of {size} classes, and labels of them")
-        if not output.is_float and size == 1:
-            return Choice("top-1", reading, "the answers are classes, and labels of them are given")
-        if size == 1 and labels.top <= 1:
-            threshold = 0.5 if output.within_unit else 0.0
-            return Choice("top-1", replace(reading, threshold=threshold), "one score, and labels 0 and 1")
-        if size == 1:
-            return Choice("r2", reading, "one number a sample, and a number as label")
-        return None
-    if labels.kind == "number":
-        return Choice("r2", reading, "one number a sample, and a number as label") if size == 1 else None
-    sizes = {v.size for v in labels.known}
-    if without.metric in ("position-agreement", "exact-sequence", "error-rate"):
-        return _sequence_by_label(output, without, labels, sizes)
-    if sizes == {size} and output.is_float:
-        return _same_size_by_label(output, without, labels)
-    if labels.kind == "array" and len(shape) >= 2 and output.is_float:
-        return _map_by_label(output, labels)
-    if sizes == {size}:
-        metric = "iou" if without.metric == "iou" else "position-agreement"
-        return Choice(metric, replace(reading, class_axis=None), "the answers are classes, as the labels are")
-    return None
-
-
-def _same_size_by_label(output: OutputFacts, without: Choice, labels: LabelFacts) -> Choice:
-    """A number, a pixel or a decision as label for each number of a float output."""
-    reading = OutputReading((output.name,), True)
-    binary = all(bool(np.isin(v, (0, 1)).all()) for v in labels.known)
-    if without.metric == "psnr":
-        return Choice("psnr", reading, "a picture, and true pictures as labels")
-    if binary and len(_spatial(output.shape)) >= 2:
-        return Choice("iou", replace(reading, threshold=_threshold(output)), "a map of scores, and masks as labels")
-    if binary and len(output.shape) == 1 and output.shape[0] > 1:
-        threshold = _threshold(output)
-        return Choice("f1", replace(reading, several=True, threshold=threshold), "labels 0 and 1 for each score")
-    if without.metric == "cosine" and len(output.shape) == 1 and output.unit_norm:
-        return Choice("cosine", reading, "vectors, and the true vectors as labels")
-    return Choice("r2", reading, "numbers, and true numbers as labels")
-
-
-def _map_by_label(output: OutputFacts, labels: LabelFacts) -> Choice | None:
-    """Classes of pixels or positions as labels: of the output's shape without the axis of its class scores."""
-    for axis in range(len(output.shape)):
-        rest = tuple(s for i, s in enumerate(output.shape) if i != axis)
-        fits = all(_spatial(v.shape) == _spatial(rest) for v in labels.known)
-        if fits and (labels.top < output.shape[axis] or labels.top == 255):
-            reading = OutputReading((output.name,), True, class_axis=axis)
-            if len(rest) >= 2:
-                return Choice("iou", reading, f"scores of {output.shape[axis]} classes, and the class of each pixel")
-            return Choice("position-agreement", reading, "class scores and labels for each position")
-    return None
-
-
-def _sequence_by_label(output: OutputFacts, without: Choice, labels: LabelFacts, sizes: set[int]) -> Choice | None:
-    axis = without.reading.class_axis
-    classes = output.shape[axis] if axis is not None and output.is_float else labels.top + 1
-    positions = output.rows[0].size // (classes if output.is_float else 1)
-    if labels.top >= classes:
-        return None
-    reading = replace(without.reading, by_label=True)
-    if sizes == {positions}:
-        metric = "perplexity" if classes > _LARGE_VOCABULARY else "position-agreement"
-        return Choice(metric, replace(reading, blank=None), "class scores and labels for each position")
-    if max(sizes) <= positions:
-        answers = [np.asarray(r.argmax(axis)) if output.is_float else r for r in output.rows]
-        blank = likely_blank(answers, classes) if output.is_float else None
-        why = "labels are shorter than the scores: CTC" if blank is not None else "sequences of classes"
-        return Choice("error-rate", replace(reading, blank=blank), why)
-    return None
-
-
-def _choose_one(output: OutputFacts, inputs: Sequence[InputFacts], labels: LabelFacts) -> Choice:
+def _choose_one(output: OutputFacts, inputs: Sequence[InputFacts]) -> Choice:
     """The metric of one output without labels."""
-    reading = OutputReading((output.name,))
-    if not output.is_float:
+    reading = OutputReading((output.name,), span=picture_range(output.flat))
+    wide = spatial(output.shape)
+    if not output.is_float and not is_byte_scores(output):
         return _choose_answers(output, inputs, reading)
-    spatial = _spatial(output.shape)
-    if len(spatial) <= 1:
+    if len(wide) <= 1:
         return _choose_vector(output, inputs, reading)
-    if len(output.shape) == 2 or (len(spatial) == 2 and not any(i.is_image for i in inputs)):
+    if len(wide) == 2 and not _has_sides_of(output, inputs):
         return _choose_rows(output, inputs, reading)
     return _choose_map(output, inputs, reading)
 
 
 def _choose_answers(output: OutputFacts, inputs: Sequence[InputFacts], reading: OutputReading) -> Choice:
     """Integers and booleans are answers themselves."""
-    if output.rows[0].size == 1:
+    if output.size == 1:
         return Choice("agreement", reading, "the answer is a class")
-    if len(_spatial(output.shape)) >= 2 and any(i.is_image for i in inputs):
+    images = [i for i in inputs if i.is_image]
+    channel = channel_axis(output.shape)
+    if channel is not None and output.shape[channel] == 3 and any(_enlarged(output, i) for i in images):
+        return Choice("psnr", reading, "a picture of the input's size or a multiple of it")
+    if len(spatial(output.shape)) >= 2 and images:
+        top = float(output.flat.max(initial=0))
+        if output.rows[0].dtype.kind == "u" and top == 255 and set(np.unique(output.flat)) <= {0.0, 255.0}:
+            return Choice("iou", replace(reading, threshold=127), "a mask of 0 and 255")
         return Choice("iou", reading, "a map of classes")
     return Choice("position-agreement", reading, "an answer for each position")
 
 
 def _choose_vector(output: OutputFacts, inputs: Sequence[InputFacts], reading: OutputReading) -> Choice:
     """One number or one vector a sample: class scores, labels, an embedding, or numbers."""
-    size, threshold = output.rows[0].size, _threshold(output)
+    size, threshold = output.size, threshold_of(output)
     row = replace(reading, threshold=threshold)
+    said = _said_to_be_classes(output)
+    if said and output.commonest_answer > _ONE_ANSWER and len(output.full_rows) >= _ENOUGH:
+        return Choice("r2", reading, "scores of classes, but one class is the answer nearly everywhere: as numbers")
+    if output.distribution_axis is not None:
+        return Choice("agreement", reading, f"probabilities of {size} classes")
     if any(i.row.shape == output.shape and i.row.dtype.kind == "f" for i in inputs):
         if output.named(_STATE_WORDS) or len(inputs) > 1:
             return Choice("r2", reading, "a state: numbers of the shape of an input")
@@ -220,8 +139,6 @@ def _choose_vector(output: OutputFacts, inputs: Sequence[InputFacts], reading: O
         if output.op == "Sigmoid" or (output.within_unit and output.named(_CLASS_WORDS)):
             return Choice("agreement", row, "one score of a sigmoid")
         return Choice("r2", reading, "one number a sample")
-    if output.distribution_axis is not None:
-        return Choice("agreement", reading, f"probabilities of {size} classes")
     if output.named(_NUMBER_WORDS):
         return Choice("r2", reading, "its name says numbers")
     if output.unit_norm or output.named(_VECTOR_WORDS):
@@ -230,6 +147,8 @@ def _choose_vector(output: OutputFacts, inputs: Sequence[InputFacts], reading: O
         return Choice("f1", replace(row, several=True), f"{size} scores of a sigmoid: several labels a sample")
     if output.named(_CLASS_WORDS):
         return Choice("agreement", reading, "its name says class scores")
+    if is_byte_scores(output):
+        return Choice("agreement", reading, f"{size} scores in 8 bits")
     if output.decisive_along(_long_axis(output.shape)):
         return Choice("agreement", reading, f"{size} numbers that look like class scores")
     if size >= 32 and output.op in _POOLING:
@@ -251,6 +170,8 @@ def _choose_rows(output: OutputFacts, inputs: Sequence[InputFacts], reading: Out
             axis = last
         elif output.op not in _POOLING:
             axis = next((a for a in (last, 0) if output.shape[a] > 1 and output.decisive_along(a)), None)
+    if axis is not None and output.one_class_along(axis) > _ONE_ANSWER:
+        return Choice("r2", reading, "scores of classes, but one class is the answer nearly everywhere: as numbers")
     if axis is not None:
         return _choose_positions(output, axis, tokens, reading)
     if (
@@ -266,10 +187,10 @@ def _choose_positions(output: OutputFacts, axis: int, tokens: bool, reading: Out
     """Class scores for each position; of audio and pictures those of CTC, whose commonest answer is the blank."""
     classes = output.shape[axis]
     reading = replace(reading, class_axis=axis)
-    answers = [np.asarray(r.argmax(axis)) for r in output.rows]
+    answers = [np.asarray(r.argmax(axis)) for r in output.full_rows]
     blank = likely_blank(answers, classes)
     share = float(np.mean(np.concatenate([a.ravel() for a in answers]) == blank))
-    if not tokens and classes >= 5 and output.rows[0].size // classes >= 8 and share > 0.35:
+    if not tokens and classes >= 5 and output.size // classes >= 8 and share > 0.35:
         why = f"class scores by position, {share:.0%} of them for class {blank}: CTC"
         return Choice("error-rate", replace(reading, blank=blank), why)
     return Choice("position-agreement", reading, f"scores of {classes} classes for each position")
@@ -279,12 +200,14 @@ def _choose_map(output: OutputFacts, inputs: Sequence[InputFacts], reading: Outp
     """Maps: classes of pixels, masks, pictures, or features."""
     images = [i for i in inputs if i.is_image]
     axis = output.distribution_axis
-    channel = _channel_axis(output.shape)
+    channel = channel_axis(output.shape)
     count = output.shape[channel] if channel is not None else 1
     if axis is not None:
         return Choice(
             "iou", replace(reading, class_axis=axis), f"probabilities of {output.shape[axis]} classes a pixel"
         )
+    if not images and count in (1, 3) and channel is not None and np.abs(output.flat).max(initial=0) <= 1.05:
+        return Choice("psnr", reading, "a picture, with values between -1 or 0 and 1")
     single = count == 1 and not output.named(_NUMBER_WORDS)
     if single and (output.op in ("Sigmoid", "HardSigmoid", "Clip") or output.within_unit) and _two_sided(output):
         return Choice("iou", replace(reading, threshold=0.5), "a map of one score between 0 and 1")
@@ -292,36 +215,41 @@ def _choose_map(output: OutputFacts, inputs: Sequence[InputFacts], reading: Outp
     if is_picture and not output.named(_NUMBER_WORDS + " " + _MASK_WORDS):
         return Choice("psnr", reading, "a picture of the input's size or a multiple of it")
     if single and output.named(_MASK_WORDS):
-        return Choice("iou", replace(reading, threshold=_threshold(output)), "its name says a mask")
+        return Choice("iou", replace(reading, threshold=threshold_of(output)), "its name says a mask")
     several = count >= 2 and channel is not None and not output.named(_NUMBER_WORDS + " " + _VECTOR_WORDS)
     if several and channel is not None and (output.named(_MASK_WORDS + " logits") or output.decisive_along(channel)):
         return Choice("iou", replace(reading, class_axis=channel), f"scores of {count} classes for each pixel")
     return Choice("r2", reading, "a map of numbers")
 
 
-def _spatial(shape: Sequence[int]) -> list[int]:
-    return [s for s in shape if s > 1]
-
-
 def _long_axis(shape: Sequence[int]) -> int:
     return max(range(len(shape)), key=lambda a: shape[a])
 
 
-def _channel_axis(shape: Sequence[int]) -> int | None:
-    """Of a map [C, H, W] or [H, W, C] the axis of C; None for [H, W]."""
-    if len(shape) < 3:
-        return None
-    return 0 if shape[0] <= shape[-1] or shape[0] < shape[1] else len(shape) - 1
-
-
-def _threshold(output: OutputFacts) -> float:
-    """Above which a single score means yes."""
-    return 0.5 if output.within_unit else 0.0
-
-
 def _two_sided(output: OutputFacts) -> bool:
-    """Whether most values lie near 0 or 1."""
-    return bool(output.flat.size and ((output.flat < 0.1) | (output.flat > 0.9)).mean() > 0.6)
+    """Whether most values lie near 0 or 1, and some on either side."""
+    near = ((output.flat < 0.1) | (output.flat > 0.9)).mean() if output.flat.size else 0.0
+    return bool(near > 0.6 and 0.005 < (output.flat > 0.5).mean() < 0.995)
+
+
+def _said_to_be_classes(output: OutputFacts) -> bool:
+    """Whether a vector holds class scores by its values, its name or its operator."""
+    if output.distribution_axis is not None or output.op == "Sigmoid":
+        return output.size > 1 or output.op == "Sigmoid"
+    return output.named(_CLASS_WORDS) and not output.named(_NUMBER_WORDS + " " + _VECTOR_WORDS)
+
+
+def _has_sides_of(output: OutputFacts, inputs: Sequence[InputFacts]) -> bool:
+    """Whether the two wide axes of an output are those of an image that is an input, or a fraction of them."""
+    wide = spatial(output.shape)
+    for image in (i for i in inputs if i.is_image):
+        ratios = [s / w for s, w in zip(image.sides, wide, strict=True)]
+        down, up = np.log2(ratios), 1 / np.array(ratios)
+        smaller = np.abs(down - np.round(down)).max() < 0.05 and -0.1 < down[0] < 5.5
+        larger = np.abs(up - np.round(up)).max() < 0.02 and up[0] < 8.5
+        if abs(down[0] - down[1]) < 0.05 and (smaller or larger):
+            return True
+    return False
 
 
 def _enlarged(output: OutputFacts, image: InputFacts) -> bool:

@@ -18,19 +18,20 @@ _ADVICE = "use r2, mae or map"
 
 
 def class_scores(name: str, outputs: Outputs, output: str | None) -> np.ndarray:
-    """The scores of one sample, flat; NaN counts as the lowest.  Raises InputProblem where no output has scores."""
+    """The scores of one sample, flat.  Raises InputProblem where no output has scores."""
     if output is None:
         raise InputProblem(
             f"the metric {name} needs class scores", "`metric`", "no output has class scores", "use r2, mae or map"
         )
-    found = outputs[output]
-    return np.nan_to_num(found.ravel(), nan=-np.inf) if found.dtype.kind == "f" else found.ravel()
+    return outputs[output].ravel()
 
 
 def answer(scores: np.ndarray, threshold: float) -> int:
-    """The class that scores answer with."""
+    """The class that scores answer with; -1 for scores that are none (NaN)."""
     if scores.dtype.kind in "iub" and scores.size == 1:
         return int(scores[0])
+    if not scores.size or (scores.dtype.kind == "f" and np.isnan(scores).any()):
+        return -1
     return int(scores.argmax()) if scores.size > 1 else int(scores[0] > threshold)
 
 
@@ -49,8 +50,12 @@ class ClassMetric(AdditiveMetric):
     def __init__(self, name: str, output: str | None, by_label: bool, most: int = 1, threshold: float = 0.0) -> None:
         super().__init__(name)
         self.output, self.by_label, self.most, self.threshold = output, by_label, most, threshold
+        self.classes = 2  # that the scores are of, as far as they were seen
 
     def truth(self, original: Outputs, label: Any, key: str) -> int:
+        self.classes = max(self.classes, class_scores(self.name, original, self.output).size)
+        if self.by_label and np.ndim(label) == 1 and np.size(label) == self.classes:
+            return int(np.argmax(label))  # one of the classes marked
         if self.by_label:
             return class_label(self.name, label, key)
         return answer(class_scores(self.name, original, self.output), self.threshold)
@@ -66,7 +71,7 @@ class ClassMetric(AdditiveMetric):
                 f"there are {scores.size} classes",
                 "use top-1",
             )
-        return float(truth in np.argsort(-scores, kind="stable")[: self.most])
+        return float(truth in np.argsort(-np.nan_to_num(scores.astype(np.float64)), kind="stable")[: self.most])
 
 
 class MacroF1(AdditiveMetric):
@@ -143,7 +148,7 @@ class AreaUnderCurve(Metric):
         return label_array(self.name, label, key, "give a class, or 0 or 1 for each score").ravel() > 0.5
 
     def sample_value(self, outputs: Outputs, truth: np.ndarray, key: str) -> tuple[np.ndarray, np.ndarray]:
-        scores = class_scores(self.name, outputs, self.output).astype(np.float64)
+        scores = np.nan_to_num(class_scores(self.name, outputs, self.output).astype(np.float64), nan=-1e30)
         if truth.size == 1 and scores.size > 1:
             truth = np.arange(scores.size) == truth[0]
         return (scores[1:], truth[1:]) if scores.size == 2 else (scores, truth)

@@ -15,6 +15,7 @@ from onnxpress.measure.metrics.output_facts import LabelFacts, OutputFacts
 
 _LEAST_SCORE = 0.25
 _MOST_QUERIES = 1000
+_WIDEST = 600  # columns of a row of boxes and scores
 _BOX_WORDS = "box bbox loc location"
 _SCORE_WORDS = "score conf confidence prob cls logit class label"
 
@@ -34,7 +35,7 @@ def _candidates(outputs: Sequence[OutputFacts]) -> Iterator[BoxDecoder]:
     for one in floats:
         shape = _squeezed(one)
         if len(shape) == 2:
-            yield from _single(one, shape)
+            yield from _single(one, shape, [o for o in outputs if o is not one])
         if len(shape) == 3 and shape[0] >= 7 and _is_grid(one):
             yield BoxDecoder("grid", (one.name,))
 
@@ -42,7 +43,7 @@ def _candidates(outputs: Sequence[OutputFacts]) -> Iterator[BoxDecoder]:
 def _beside_boxes(boxes: OutputFacts, others: Sequence[OutputFacts]) -> Iterator[BoxDecoder]:
     """Boxes in an output of their own, scores and perhaps classes in others."""
     rows = _squeezed(boxes)[0]
-    flat = [o for o in others if o.rows[0].size == rows or (rows == 0 and o.rows[0].size == 0)]
+    flat = [o for o in others if o.size == rows and _as_many(boxes, o)]
     scores = [o for o in flat if o.is_float and (o.named("score conf confidence prob") or not o.named("class"))]
     kinds = [o for o in flat if o not in scores and (not o.is_float or o.named("class label"))]
     if scores and scores[0].within_unit:
@@ -58,16 +59,24 @@ def _beside_boxes(boxes: OutputFacts, others: Sequence[OutputFacts]) -> Iterator
             yield BoxDecoder("ssd", (boxes.name, table.name))
 
 
-def _single(one: OutputFacts, shape: tuple[int, ...]) -> Iterator[BoxDecoder]:
-    """Boxes, scores and classes in one output."""
-    values = np.concatenate([r.reshape(-1, shape[-1]) if r.size else np.zeros((0, shape[-1])) for r in one.rows])
+def _single(one: OutputFacts, shape: tuple[int, ...], others: Sequence[OutputFacts]) -> Iterator[BoxDecoder]:
+    """Boxes and scores in one output, classes there or in another."""
+    if min(shape) > _WIDEST:
+        return
+    values = np.concatenate([r.reshape(-1, shape[-1]) for r in one.full_rows if r.shape[-1] == shape[-1]])
+    corners = shape[1] >= 5 and _corners(values)
+    if shape[1] == 5 and corners and _unit(values[:, 4]):
+        same = [o for o in others if not o.is_float and o.size == shape[0]]
+        yield BoxDecoder("rows", (one.name, *(o.name for o in same[:1])))
+    if shape[1] == 7 and _whole(values[:, :2]) and _unit(values[:, 2]) and _corners(values[:, 3:]):
+        yield BoxDecoder("rows", (one.name,))
     if shape[1] == 6 and _unit(values[:, 4]) and _whole(values[:, 5]):
         yield BoxDecoder("rows", (one.name,))
     if shape[1] == 7 and _unit(values[:, 6]) and _whole(values[:, 5]) and _whole(values[:, 0]):
         yield BoxDecoder("rows", (one.name,))
-    if shape[1] >= 5 and shape[0] > 2 * shape[1] and _unit(values[:, 4:]) and _sizes(values[:, :4]):
+    if shape[1] >= (6 if corners else 5) and shape[0] > 2 * shape[1] and _unit(values[:, 4:]) and _sizes(values[:, :4]):
         yield BoxDecoder("yolov5", (one.name,))
-    if shape[0] >= 5 and shape[1] > 2 * shape[0] and len({r.shape for r in one.rows}) == 1:
+    if shape[0] >= 5 and shape[1] > 2 * shape[0] and one.one_shape:
         columns = np.concatenate([r.reshape(shape).T for r in one.rows])
         if _unit(columns[:, 4:]) and _sizes(columns[:, :4]):
             yield BoxDecoder("yolov8", (one.name,))
@@ -75,6 +84,8 @@ def _single(one: OutputFacts, shape: tuple[int, ...]) -> Iterator[BoxDecoder]:
 
 def _is_grid(one: OutputFacts) -> bool:
     """Objectness between 0 and 1, and probabilities of classes from the sixth channel on."""
+    if not one.one_shape:
+        return False
     for row in one.rows:
         cells = row.reshape(_squeezed(one))
         if not _unit(cells[0]) or not _unit(cells[5:]) or np.abs(cells[5:].sum(0) - 1).max() > 0.02:
@@ -95,6 +106,17 @@ def _unit(values: np.ndarray) -> bool:
 
 def _whole(values: np.ndarray) -> bool:
     return bool(values.size == 0 or np.abs(values - np.round(values)).max() < 1e-3)
+
+
+def _as_many(boxes: OutputFacts, other: OutputFacts) -> bool:
+    """Whether another output has one value for each box of every sample."""
+    return all(b.size == 4 * o.size for b, o in zip(boxes.rows, other.rows, strict=True))
+
+
+def _corners(boxes: np.ndarray) -> bool:
+    """Whether the first four columns are corners in order, where a box is not all zeros."""
+    rows = boxes[np.abs(boxes[:, :4]).sum(1) > 0]
+    return bool(len(rows) and ((rows[:, 2] >= rows[:, 0]) & (rows[:, 3] >= rows[:, 1])).mean() > 0.98)
 
 
 def _sizes(boxes: np.ndarray) -> bool:

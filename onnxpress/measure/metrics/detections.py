@@ -36,7 +36,7 @@ class DetectionMetric(Metric):
         return true[:, [0, 1, 2, 3, 5]]
 
     def sample_value(self, outputs: Outputs, truth: np.ndarray, key: str) -> MatchedDetections:
-        return match_detections(self._decoded(outputs, key), truth)
+        return match_detections(self._decoded(outputs, key), truth, self.levels)
 
     def _decoded(self, outputs: Outputs, key: str) -> np.ndarray:
         try:

@@ -30,8 +30,9 @@ class Overlap(AdditiveMetric):
 
     def _answer(self, outputs: Outputs) -> np.ndarray:
         values = outputs[self.output]
-        if values.dtype.kind in "iub":
-            return np.squeeze(values).astype(np.int64)
+        if values.dtype.kind in "iub" and (self.class_axis is None or values.ndim < 3):
+            found = np.squeeze(values).astype(np.int64)
+            return (found > self.threshold).astype(np.int64) if self.threshold > 1 else found
         if self.class_axis is None:
             return np.squeeze(values > self.threshold).astype(np.int64)
         return np.asarray(values.argmax(self.class_axis))
@@ -41,6 +42,12 @@ class Overlap(AdditiveMetric):
         if not self.by_label:
             return own
         true = np.squeeze(label_array(self.name, label, key, "give the class of each pixel, or no labels"))
+        if true.shape != own.shape and true.ndim == own.ndim == 2:  # models often answer at a fraction of the size
+            rows, columns = (
+                np.minimum((np.arange(o) + 0.5) * t // o, t - 1).astype(int)
+                for o, t in zip(own.shape, true.shape, strict=True)
+            )
+            true = true[rows][:, columns]
         if true.shape != own.shape:
             raise InputProblem(
                 f"the metric {self.name} needs a class for each pixel",
@@ -57,7 +64,7 @@ class Overlap(AdditiveMetric):
         found = self._answer(outputs)
         if found.shape != truth.shape:
             found = np.full(truth.shape, -1)
-        use = (truth >= 0) & (truth != _IGNORED)
+        use = (truth >= 0) & (truth != _IGNORED) if self.by_label else np.ones(truth.shape, bool)
         a, b = found[use], truth[use]
         size = int(max(a.max(initial=0), b.max(initial=0))) + 1
         return np.stack([np.bincount(v[v >= 0], minlength=size) for v in (a[a == b], b, a)])
@@ -80,9 +87,10 @@ class Overlap(AdditiveMetric):
 class PictureMetric(AdditiveMetric):
     """A metric of pictures against the true ones."""
 
-    def __init__(self, name: str, output: str, by_label: bool) -> None:
+    def __init__(self, name: str, output: str, by_label: bool, span: float = 0.0) -> None:
+        """span: between black and white; 0: told from each true picture."""
         super().__init__(name)
-        self.output, self.by_label = output, by_label
+        self.output, self.by_label, self.span = output, by_label, span
 
     def truth(self, original: Outputs, label: Any, key: str) -> np.ndarray:
         own = original[self.output]
@@ -112,7 +120,7 @@ class PeakSignalToNoise(PictureMetric):
 
     def sample_value(self, outputs: Outputs, truth: np.ndarray, key: str) -> float:
         found = self._found(outputs, truth)
-        error = float(((found - truth) ** 2).mean()) / picture_range(truth) ** 2
+        error = float(((found - truth) ** 2).mean()) / (self.span or picture_range(truth)) ** 2
         error = error + (0.0 if self.by_label else 10 ** (-_ASSUMED_PSNR / 10))
         if not np.isfinite(error):
             return 0.0
@@ -132,7 +140,7 @@ class StructuralSimilarity(PictureMetric):
         from scipy.ndimage import uniform_filter  # imported here: it takes half a second
 
         found = np.nan_to_num(self._found(outputs, truth))
-        top = picture_range(truth)
+        top = self.span or picture_range(truth)
         wide = sorted(sorted(range(truth.ndim), key=lambda a: truth.shape[a])[-2:])
         size = tuple(7 if a in wide else 1 for a in range(truth.ndim))
 
@@ -148,11 +156,13 @@ class StructuralSimilarity(PictureMetric):
 
 def picture_range(picture: np.ndarray) -> float:
     """Between black and white: 1, 2 (from -1 to 1) or 255 by the values of a picture, else their span."""
-    low, high = float(np.min(picture)), float(np.max(picture))
-    if low >= -0.25 and high <= 1.25:
+    if not picture.size:
         return 1.0
-    if low >= -1.25 and high <= 1.25:
+    low, high = float(np.min(picture)), float(np.max(picture))
+    if low >= -0.5 and high <= 1.5:
+        return 1.0
+    if low >= -1.5 and high <= 1.5:
         return 2.0
-    if low >= -16 and 1.25 < high <= 271:
+    if low >= -45 and 32 < high <= 300:
         return 255.0
     return max(high - low, 1e-12)

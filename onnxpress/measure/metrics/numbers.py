@@ -18,7 +18,9 @@ from onnxpress.measure.metrics.metric import AdditiveMetric, Metric, Outputs, la
 _ADVICE = "use top-1, or no labels"
 _MOST_COLUMNS = 4096
 _LEAST_PER_COLUMN = 16  # numbers from which on a column has a variance of its own
-_LEAST_SHARE = 1e-10  # of the largest variance of a column: below it is rounding
+_LEAST_SHARE = 1e-10  # of the largest variance of a column: below it a column is constant
+_LEAST_ERROR = 1e-6  # of the largest variance of a column: less is no error of a constant one
+_WRONG = 1e30  # in place of answers that are none
 
 
 class NumberMetric(Metric):
@@ -29,10 +31,23 @@ class NumberMetric(Metric):
         self.outputs, self.by_label = outputs, by_label
 
     def truth(self, original: Outputs, label: Any, key: str) -> list[np.ndarray]:
-        """One array for each output that is read."""
+        """One array for each output that is read. Raises InputProblem where the label belongs to none."""
+        names = self._numeric(original, key)
         if not self.by_label:
-            return [np.asarray(original[n], np.float64) for n in self._numeric(original, key)]
-        return [np.asarray(label_array(self.name, label, key, _ADVICE), np.float64)]
+            return [original[n] for n in names]
+        true = label_array(self.name, label, key, _ADVICE)
+        if true.dtype.kind == "f" and label is not None and true.ndim and not true.size:
+            return [true]
+        same = next((original[n] for n in names if original[n].size == true.size), None)
+        if same is None:
+            sizes = ", ".join(f"{n} {original[n].size}" for n in names)
+            raise InputProblem(
+                f"the metric {self.name} needs a label for every number",
+                f"the label of {key}",
+                f"{true.size} numbers; outputs: {sizes}",
+                "use another metric, or no labels",
+            )
+        return [true.reshape(same.shape)]
 
     def _numeric(self, outputs: Outputs, key: str) -> list[str]:
         found = [n for n in self.outputs or outputs if outputs[n].dtype.kind in "fiub"]
@@ -41,37 +56,21 @@ class NumberMetric(Metric):
         return found
 
     def found(self, outputs: Outputs, truth: list[np.ndarray], key: str) -> list[np.ndarray]:
-        """The outputs that belong to the truth, in its shapes. Raises InputProblem where there are none."""
+        """The outputs that belong to the truth, in its shapes; an answer of another shape is as wrong as can be."""
         names = self._numeric(outputs, key)
-        if not self.by_label:
-            if any(outputs[n].shape != t.shape for n, t in zip(names, truth, strict=True)):
-                raise InputProblem(
-                    f"the metric {self.name} cannot be computed",
-                    key,
-                    "an output has another shape than the original's",
-                    "use another metric",
-                )
-            return [_finite(outputs[n]) for n in names]
-        same = next((outputs[n] for n in names if outputs[n].size == truth[0].size), None)
-        if same is None:
-            sizes = ", ".join(f"{n} {outputs[n].size}" for n in names)
-            raise InputProblem(
-                f"the metric {self.name} needs a label for every number",
-                f"the label of {key}",
-                f"{truth[0].size} numbers; outputs: {sizes}",
-                "use another metric, or no labels",
-            )
-        truth[0] = truth[0].reshape(same.shape)
-        return [_finite(same)]
+        if self.by_label:
+            names = [n for n in names if outputs[n].size == truth[0].size][:1] or names[:1]
+        pairs = zip((outputs[n] for n in names), truth, strict=True)
+        return [_finite(f.reshape(t.shape)) if f.size == t.size else np.full(t.shape, _WRONG) for f, t in pairs]
 
     def flat(self, outputs: Outputs, truth: list[np.ndarray], key: str) -> tuple[np.ndarray, np.ndarray]:
         """(prediction, truth), each as one vector."""
         found = self.found(outputs, truth, key)
-        return np.concatenate([f.ravel() for f in found]), np.concatenate([t.ravel() for t in truth])
+        return np.concatenate([f.ravel() for f in found]), np.concatenate([t.ravel() for t in truth]).astype(np.float64)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values.astype(np.float64), nan=1e30, posinf=1e30, neginf=-1e30)
+    return np.nan_to_num(values.astype(np.float64), nan=_WRONG, posinf=_WRONG, neginf=-_WRONG)
 
 
 class MeanError(NumberMetric, AdditiveMetric):
@@ -122,7 +121,7 @@ class ExplainedVariance(NumberMetric, AdditiveMetric):
         found = self.found(outputs, truth, key)
         parts = []
         for f, t in zip(found, truth, strict=True):
-            a, b = _columns(f), _columns(t)
+            a, b = _columns(f), _columns(np.nan_to_num(t.astype(np.float64)))
             parts.append(np.stack([((a - b) ** 2).sum(1), b.sum(1), (b**2).sum(1), np.full(len(b), float(b.shape[1]))]))
         return np.concatenate(parts, axis=1)
 
@@ -138,9 +137,12 @@ class ExplainedVariance(NumberMetric, AdditiveMetric):
         error, first, second, number = np.moveaxis(sums.reshape(len(sums), 4, -1), 1, 0)
         number = np.maximum(number, 1)
         variance = np.maximum(second - first**2 / number, 0) / number
-        constant = variance <= _LEAST_SHARE * np.maximum(variance.max(axis=1, keepdims=True), 1e-20)
-        power = np.where(constant, np.maximum(second / number, 1e-20), variance)
-        return np.asarray(np.clip(1 - error / number / power, -1, 1).mean(axis=1))
+        largest = np.maximum(variance.max(axis=1, keepdims=True), (second / number).max(axis=1, keepdims=True) * 1e-6)
+        constant = variance <= _LEAST_SHARE * largest
+        power = np.where(constant, np.maximum(second / number, _LEAST_ERROR * largest), variance)
+        shares = np.clip(1 - error / number / np.maximum(power, 1e-30), -1, 1)
+        shares = np.where(constant & (error / number <= _LEAST_ERROR * largest), 1.0, shares)
+        return np.asarray(shares.mean(axis=1))
 
 
 def _columns(values: np.ndarray) -> np.ndarray:

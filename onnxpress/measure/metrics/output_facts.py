@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,8 @@ _PASSED_ON = frozenset(
     ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Cast", "Flatten", "Slice", "DequantizeLinear")
 )
 _MOST_STEPS = 12
-_DECISIVE = 0.45  # gap between the two highest scores, in standard deviations of a row, that noise has not
+_LEAST_CLASSES = 5  # among fewer numbers one always stands out
+_MOST_VALUES = 2_000_000  # of an output that are looked at
 _NEAR_ONE = 1e-2
 
 
@@ -31,9 +32,24 @@ class OutputFacts:
     rows: Sequence[np.ndarray]
     ops: tuple[str, ...] = ()
 
-    @property
+    @cached_property
+    def full_rows(self) -> list[np.ndarray]:
+        """The values of the samples that have some: behind a suppression of boxes a sample may have none."""
+        return [r for r in self.rows if r.size]
+
+    @cached_property
     def shape(self) -> tuple[int, ...]:
-        return self.rows[0].shape
+        return self.full_rows[0].shape if self.full_rows else self.rows[0].shape
+
+    @property
+    def size(self) -> int:
+        """Number of values of a sample that has some."""
+        return int(np.prod(self.shape))
+
+    @cached_property
+    def one_shape(self) -> bool:
+        """Whether all samples have the same shape."""
+        return len({r.shape for r in self.rows}) == 1
 
     @property
     def is_float(self) -> bool:
@@ -61,7 +77,7 @@ class OutputFacts:
     @cached_property
     def flat(self) -> np.ndarray:
         """All values, as one vector of floats."""
-        found = np.concatenate([r.ravel() for r in self.rows]).astype(np.float64)
+        found = np.concatenate([_some(r.ravel(), _MOST_VALUES) for r in self.rows]).astype(np.float64)
         return found[np.isfinite(found)]
 
     @property
@@ -74,34 +90,51 @@ class OutputFacts:
         """The axis along which (log) probabilities sum to 1."""
         if not self.is_float:
             return None
-        for axis in reversed(range(len(self.shape))):
-            if self.shape[axis] > 1 and all(_sums_to_one(r, axis) for r in self.rows):
+        ranks = {r.ndim for r in self.full_rows}
+        for axis in reversed(range(len(self.shape) if len(ranks) == 1 else 0)):
+            if self.shape[axis] > 1 and all(_sums_to_one(r, axis) for r in self.full_rows):
                 return axis
         return None
 
     def decisive_along(self, axis: int) -> bool:
         """Whether values along an axis look like scores of classes: some far above the rest, which lie on both sides of
         zero, and not always the same one above."""
-        if len({r.shape[axis] for r in self.rows}) > 1:
+        if len({(r.ndim, r.shape[axis]) if r.ndim > axis else () for r in self.full_rows}) != 1:
             return False
-        rows = np.concatenate([np.moveaxis(r, axis, -1).reshape(-1, r.shape[axis]) for r in self.rows])[:20_000]
+        each = max(_MOST_VALUES // len(self.full_rows) // max(self.shape[axis], 1), 1)
+        rows = np.concatenate(
+            [_some(np.moveaxis(r, axis, -1).reshape(-1, r.shape[axis]), each) for r in self.full_rows]
+        )
         rows = np.nan_to_num(rows.astype(np.float64), posinf=0, neginf=0)
-        if rows.shape[1] < 2 or len(rows) < 2:
+        if rows.shape[1] < _LEAST_CLASSES or len(rows) < 2:
             return False
-        top = np.sort(rows, axis=1)
-        spread = rows.std(axis=1)
-        gap = (top[:, -1] - top[:, -2]) / np.maximum(spread, 1e-12)
-        expected = _DECISIVE * (1.5 if rows.shape[1] < 16 else 1.0)
         answers = rows.argmax(axis=1)
         varied = np.bincount(answers).max() < 0.97 * len(rows)
-        return bool(np.median(gap) > expected and (rows.min(axis=1) < 0).mean() > 0.8 and varied)
+        decisive = np.median(_gaps(rows)) > _gap_of_noise(rows.shape[1])
+        return bool(decisive and (rows.min(axis=1) < 0).mean() > 0.8 and varied)
+
+    @cached_property
+    def commonest_answer(self) -> float:
+        """The share of the samples that the commonest answer has: of 1 the answers say nothing."""
+        if not self.is_float or self.size < 2:
+            flat = [float(r.ravel()[0]) for r in self.full_rows]
+            threshold = 0.5 if self.within_unit else 0.0
+            answers = [float(v > threshold) for v in flat] if self.is_float else flat
+        else:
+            answers = [float(np.nan_to_num(r.ravel(), nan=-np.inf).argmax()) for r in self.full_rows]
+        return max(answers.count(a) for a in set(answers)) / max(len(answers), 1)
+
+    def one_class_along(self, axis: int) -> float:
+        """The share of the commonest answer over all positions."""
+        answers = np.concatenate([np.nan_to_num(r, nan=-np.inf).argmax(axis).ravel() for r in self.full_rows])
+        return float(np.bincount(answers).max() / len(answers))
 
     @cached_property
     def unit_norm(self) -> bool:
         """Whether the vectors along the last axis have norm 1."""
-        if not self.is_float or not self.shape or self.shape[-1] < 8:
+        if not self.is_float or not self.shape or self.shape[-1] < 8 or len({r.ndim for r in self.full_rows}) > 1:
             return False
-        norms = np.concatenate([np.linalg.norm(r.astype(np.float64), axis=-1).ravel() for r in self.rows])
+        norms = np.concatenate([np.linalg.norm(r.astype(np.float64), axis=-1).ravel() for r in self.full_rows])
         return bool(np.abs(norms - 1).max() < 1e-2)
 
 
@@ -146,9 +179,9 @@ class LabelFacts:
         if not self.known or any(v.dtype.kind not in "biuf" for v in self.known):
             return "none"
         if all(v.ndim == 0 or (v.size == 1 and v.ndim == 1) for v in self.known):
-            whole = all(float(v.ravel()[0]).is_integer() and v.ravel()[0] >= 0 for v in self.known)
-            return "class" if whole and all(v.dtype.kind in "biu" for v in self.known) else "number"
-        if all(v.ndim == 2 and v.shape[1] == 5 for v in self.known):
+            return "class" if self.whole and all(v.dtype.kind in "biu" for v in self.known) else "number"
+        full = [v for v in self.known if v.size]
+        if full and all(v.ndim == 2 and v.shape[1] == 5 for v in full):
             return "boxes"
         whole = all(v.dtype.kind in "biu" or bool((v == np.round(v)).all()) for v in self.known)
         varied = len({v.shape for v in self.known}) > 1
@@ -159,6 +192,16 @@ class LabelFacts:
         ):
             return "sequence"
         return "sequence" if varied else "array"
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether all labels are whole numbers from 0 on."""
+        return all(bool((v >= 0).all() and (v == np.round(v)).all()) for v in self.known)
+
+    @cached_property
+    def one_hot(self) -> bool:
+        """Whether every label is a row of zeros with one 1."""
+        return all(v.ndim == 1 and v.size > 1 and bool(np.isin(v, (0, 1)).all()) and v.sum() == 1 for v in self.known)
 
     @cached_property
     def top(self) -> int:
@@ -179,6 +222,24 @@ def last_operators(model: ir.Model) -> dict[str, tuple[str, ...]]:
             node, steps = (data[0].producer() if data else None), steps + 1
         found[value.name or ""] = tuple(ops)
     return found
+
+
+def _some(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many rows, evenly spaced."""
+    return rows[:: -(-len(rows) // most)] if len(rows) > most else rows
+
+
+def _gaps(rows: np.ndarray) -> np.ndarray:
+    """How far the largest number of each row is above the second, in standard deviations of the row."""
+    top = np.partition(rows, -2, axis=1)
+    return np.asarray((top[:, -1] - top[:, -2]) / np.maximum(rows.std(axis=1), 1e-12))
+
+
+@cache
+def _gap_of_noise(size: int) -> float:
+    """The gap that only a tenth of normally distributed rows exceed."""
+    rows = np.random.default_rng(0).standard_normal((max(100, min(2000, 1_000_000 // size)), size))
+    return float(np.quantile(_gaps(rows), 0.9))
 
 
 def _singular(word: str) -> str:

@@ -117,6 +117,13 @@ class Perplexity(SequenceMetric):
                 f"{true.size} labels for {len(logs)} positions",
                 "give the next token of each position",
             )
+        if true.max(initial=0) >= logs.shape[1]:
+            raise InputProblem(
+                f"the metric {self.name} needs classes of the model as labels",
+                f"the label of {key}",
+                f"{int(true.max())} of {logs.shape[1]} classes",
+                "check the labels",
+            )
         return np.asarray(true, np.int64)
 
     def sample_value(self, outputs: Outputs, truth: np.ndarray, key: str) -> tuple[float, float]:

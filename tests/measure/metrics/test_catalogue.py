@@ -236,6 +236,7 @@ def test_cosine_and_neighbours() -> None:
     turned = vectors @ np.linalg.qr(rng.standard_normal((16, 16)))[0]
     assert measured("cosine", vectors, 3 * vectors).value == pytest.approx(1)
     assert measured("cosine", vectors, turned).value < 0.5
+    assert measured("cosine", vectors, 3 * vectors, list(vectors)).value == pytest.approx(1)
     assert measured("retrieval", vectors, turned).value == 1.0, "a rotation keeps the neighbours"
     assert measured("retrieval", vectors, rng.standard_normal((30, 16))).value < 0.7
     classes = np.arange(30) // 15

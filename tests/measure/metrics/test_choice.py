@@ -20,6 +20,8 @@ GRAY = np.zeros((1, 64, 64), np.float32)
 TOKENS = np.zeros(16, np.int64)
 WAVE = np.zeros((1, 16000), np.float32)
 SPECTRUM = np.zeros((40, 100), np.float32)
+NOISE = np.zeros(100, np.float32)
+LINE = np.zeros((1, 32, 100), np.float32)
 TABLE = np.zeros(13, np.float32)
 Make = Callable[[np.random.Generator], Any]
 
@@ -27,6 +29,10 @@ Make = Callable[[np.random.Generator], Any]
 def soft(x: np.ndarray, axis: int = -1) -> np.ndarray:
     e = np.exp(x - x.max(axis, keepdims=True))
     return e / e.sum(axis, keepdims=True)
+
+
+def tenth(x: np.ndarray) -> np.ndarray:
+    return 0.1 * x
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -105,6 +111,32 @@ def corner_boxes(anchors: int) -> Make:
         return np.concatenate([low, low + rng.uniform(0.05, 0.3, (anchors, 2))], axis=1)
 
     return make
+
+
+def absent(make: Make) -> Make:
+    """Nothing in every third sample, the first among them."""
+    calls = iter(range(10_000))
+    return lambda rng: (lambda found: found[:0] if next(calls) % 3 == 0 else found)(make(rng))
+
+
+def ssd_rows(count: int) -> Make:
+    """Sample, class, score, corners; the rest of the rows is zeros."""
+
+    def make(rng: np.random.Generator) -> np.ndarray:
+        rows = np.zeros((1, count, 7))
+        n = count // 2
+        rows[0, :n, 1], rows[0, :n, 2], rows[0, :n, 3:] = rng.integers(1, 9, n), rng.random(n), corner_boxes(n)(rng)
+        return rows
+
+    return make
+
+
+def scored_corners(count: int) -> Make:
+    return lambda rng: np.concatenate([300 * corner_boxes(count)(rng), rng.random((count, 1))], axis=1)
+
+
+def shifted(make: Make, by: Sequence[float]) -> Make:
+    return lambda rng: make(rng) + np.array(by)
 
 
 def grid(classes: int, side: int) -> Make:
@@ -233,13 +265,49 @@ TABLE_OF_SIGNATURES: dict[str, Row] = {
     "TensorFlow detector": Row(
         {"detection_boxes": corner_boxes(10), "detection_classes": mapped(np.float64, whole(9, 10)),
          "detection_scores": uniform(10), "num_detections": whole(10)},
-        ["map50", "agreement"],
+        ["map50"], unjudged=["num_detections"],
     ),
     "SSD with decoded boxes": Row(
         {"scores": mapped(soft, logits(300, 2)), "boxes": corner_boxes(300)}, ["map50"]
     ),
     "DETR": Row(
         {"logits": logits(100, 92), "pred_boxes": mapped(lambda b: b * 0.5 + 0.2, corner_boxes(100))}, ["map50"]
+    ),
+    "a detector whose first sample has no boxes": Row(
+        {"boxes": absent(corner_boxes(7)), "labels": absent(whole(9, 7)), "scores": absent(uniform(7))}, ["map50"]
+    ),
+    "SSD of Caffe and OpenVINO": Row({"detection_out": ssd_rows(40)}, ["map50"]),
+    "mmdetection": Row({"dets": scored_corners(30), "labels": whole(80, 30)}, ["map50"]),
+    "raw heads beside decoded boxes": Row(
+        {"output0": boxes_yolov5(80, 1575), "stride8": normal(3, 8, 8, 85)}, ["map50"], unjudged=["stride8"]
+    ),
+    "disparity between 0 and 0.3": Row({"disp": (mapped(lambda x: 0.3 * x, uniform(1, 64, 64)), SIGMOID)}, ["psnr"]),
+    "a mask of 0 and 255": Row({"mask": mapped(lambda x: (255 * x).astype(np.uint8), whole(2, 64, 64))}, ["iou"]),
+    "a picture in 8 bits": Row({"y": mapped(lambda x: x.astype(np.uint8), whole(256, 3, 64, 64))}, ["psnr"]),
+    "scores in 8 bits": Row({"y": mapped(lambda x: x.astype(np.uint8), whole(256, 1001))}, ["agreement"]),
+    "scores in 8 bits, labels": Row(
+        {"y": mapped(lambda x: x.astype(np.uint8), whole(256, 1001))}, ["top-1"], label=whole(1001)
+    ),
+    "face scores, hardly any is one": Row({"conf": mapped(soft, shifted(normal(4200, 2), [6.0, -6.0]))}, ["r2"]),
+    "wake word, negative samples only": Row({"y": (mapped(tenth, uniform(1)), SIGMOID)}, ["r2"], (SPECTRUM,)),
+    "gaze, two angles": Row({"output": (normal(2), GEMM)}, ["r2"]),
+    "a quaternion": Row({"q": (mapped(lambda x: x / np.linalg.norm(x), normal(4)), ("Div",))}, ["r2"]),
+    "six numbers of a pose": Row({"output": (normal(6), GEMM)}, ["r2"]),
+    "a generator of pictures": Row({"y": (mapped(np.tanh, normal(3, 64, 64)), ("Tanh",))}, ["psnr"], (NOISE,)),
+    "colours of a grey picture": Row({"ab": normal(2, 64, 64, scale=40)}, ["r2"], (GRAY,)),
+    "text recognizer, steps first": Row({"y": mapped(lambda x: x[:, None], ctc(24, 37, 0))}, ["error-rate"], (LINE,)),
+    "classes as floats": Row({"output": (logits(10), GEMM)}, ["top-1"], label=mapped(np.float64, whole(10))),
+    "one class marked in each label": Row(
+        {"output": (logits(10), GEMM)}, ["top-1"], label=lambda rng: np.eye(10)[whole(10)(rng)]
+    ),
+    "segmenter at a quarter of its masks": Row({"logits": logits(5, 16, 16, axis=0)}, ["iou"], label=whole(5, 64, 64)),
+    "a mask of scores, true masks of 0 and 255": Row(
+        {"y": (mapped(sigmoid, normal(1, 64, 64, scale=9)), SIGMOID)}, ["iou"],
+        label=mapped(lambda x: 255 * x, whole(2, 64, 64)),
+    ),
+    "as many classes as features": Row({"p": mapped(soft, logits(13))}, ["agreement"], (TABLE,)),
+    "labels that belong to no output": Row(
+        {"embedding": normal(64)}, ["cosine"], label=whole(3, 5), unjudged=["the labels"]
     ),
     "grid of cells": Row({"output": grid(80, 22)}, ["map50"]),
 }  # fmt: skip
@@ -268,7 +336,7 @@ def test_the_metric_is_what_an_engineer_would_pick(what: str) -> None:
     assert all(c.reason for c in found.chosen)
     assert sorted(found.unjudged) == sorted(row.unjudged)
     by_label = [c.reading.by_label for c in found.chosen]
-    assert by_label[0] == (row.label is not None)
+    assert by_label[0] == (row.label is not None and "the labels" not in row.unjudged)
 
 
 def test_there_are_enough_signatures() -> None:
