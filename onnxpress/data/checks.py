@@ -222,9 +222,9 @@ def _to_float(value: np.ndarray, dtype: np.dtype[np.generic], where: str) -> np.
 def fitted(shape: tuple[int, ...], port: Port, where: str) -> tuple[int, ...]:
     """The full-rank shape of one sample given with or without its batch axis.  Raises InputProblem."""
     dims = port.dims
-    if 0 in shape:
-        raise InputProblem(_WHAT, where, f"the array is empty: shape {text(shape)}")
     if dims is None:
+        if 0 in shape:
+            raise InputProblem(_WHAT, where, f"the array is empty: shape {text(shape)}")
         return shape
     full = shape
     if port.axis is not None and not port.loose and len(shape) == len(dims) - 1:
@@ -235,6 +235,10 @@ def fitted(shape: tuple[int, ...], port: Port, where: str) -> tuple[int, ...]:
         full = ()
     elif port.loose and shape == ():
         full = (1,)
+    able = len(full) == len(dims) and all(n or (isinstance(d, str) and i != port.axis)
+                                          for i, (n, d) in enumerate(zip(full, dims, strict=True)))  # fmt: skip
+    if not able and 0 in shape:  # a dynamic axis may be empty, as the past of a decoder's first step is
+        raise InputProblem(_WHAT, where, f"the array is empty: shape {text(shape)}")
     if not fits(full, dims):
         raise _misfit(shape, full, port, where)
     return full

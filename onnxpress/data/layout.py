@@ -69,15 +69,27 @@ def batch_layout(signature: Signature) -> BatchLayout:
 
     A dynamic first axis is the batch, unless another axis is named as one ("batch") or has the same symbol (recurrent
     states: [layers, batch, width]).  Where no input has a dynamic batch, the common fixed first size is the batch size,
-    provided that the outputs agree: a time-major [49,1,10] -> [1,12] has no batch of 49.
+    provided that the outputs agree: a time-major [49,1,10] -> [1,12] has no batch of 49, nor has [T,1,10] -> [1,12] a
+    dynamic one.
     """
     wide = [s for s in signature.inputs if s.shape is not None and len(s.shape) >= 2]
+    if _is_time_major(wide, signature.outputs):
+        return BatchLayout(tuple(Port(s, None) for s in signature.inputs), None, True)
     symbols = {s.shape[0] for s in wide if s.shape and s.batch_is_free and s.shape[0] and _named_axis(s) in (0, None)}
     free = [s for s in wide if s.batch_is_free or _named_axis(s) is not None]
     batch = None if free else _fixed(wide, signature.outputs)
     ports = tuple(_port(s, bool(free), symbols, batch, bool(wide)) for s in signature.inputs)
     alone = any(p.axis is None and len(p.spec.shape or ()) >= 2 for p in ports)
     return BatchLayout(ports, None if alone else batch, alone)
+
+
+def _is_time_major(wide: list[TensorSpec], outputs: tuple[TensorSpec, ...]) -> bool:
+    """Whether a dynamic first axis is time: the second one is 1, and so is the first of every output."""
+    free = [s for s in wide if s.batch_is_free]
+    ones = all(s.shape is not None and len(s.shape) == 3 and s.shape[1] == 1 for s in free)
+    named = any(_named_axis(s) is not None for s in wide)
+    answers = all(s.shape is not None and len(s.shape) >= 1 and s.shape[0] == 1 for s in outputs)
+    return bool(free) and ones and answers and not named
 
 
 def _named_axis(spec: TensorSpec) -> int | None:

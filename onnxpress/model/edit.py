@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxpress.model.pad_axes import expand_pad_axes
 from onnxpress.model.read import constant
+from onnxpress.model.signature import inputs_with_defaults
 
 _MIN_IR_VERSION = 4  # IR version from which on initializers need not be inputs as well
 _MIN_WEIGHT_SIZE = 256  # elements from which on a constant of a sub-graph is a weight
@@ -23,18 +25,20 @@ def canonical(model: ir.Model) -> ir.Model:
     """A clone in the form that passes expect.
 
     Functions are inlined, constants are initializers, weights of sub-graphs are initializers of the main graph, there
-    is no Identity, and names are unique.  Inputs that only repeat an initializer (IR < 4) stop being inputs: an
-    optimized file cannot honour an override by the caller.  Removing Identity nodes also separates biases that
+    is no Identity, and names are unique.  Inputs that only repeat an initializer (IR < 4, or most weights)
+    stop being inputs; those that callers may override stay.  Removing Identity nodes also separates biases that
     exporters share through them (onnxruntime leaves such a Conv in float).
     """
     clone = model.clone()
     if clone.functions:
         common.InlinePass()(clone)
-    common.RemoveInitializersFromInputsPass()(clone)
+    if not inputs_with_defaults(clone):
+        common.RemoveInitializersFromInputsPass()(clone)
     if clone.ir_version < _MIN_IR_VERSION:
         clone.ir_version = _MIN_IR_VERSION
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone)
     drop_identities(clone)
+    expand_pad_axes(clone, add_constant)
     _lift_weights(clone)
     name_nodes(clone)
     drop_dead(clone)

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
+from onnxpress.model.checker import check_graph, graphs_of
 from onnxpress.model.read import element_bytes
 from onnxpress.model.sparse_initializers import with_dense_initializers
 
@@ -65,7 +66,7 @@ def load_lazy(path: str | Path) -> ir.Model:
                 if attribute.HasField("t"):
                     _check_tensor(attribute.t, path)
     try:
-        onnx.checker.check_model(str(path))
+        check_graph(path)
     except onnx.checker.ValidationError as error:
         raise InputProblem(
             "the model does not pass the ONNX checker",
@@ -119,6 +120,16 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
         raise InputProblem("the model is empty", path, "its graph has no nodes", "export it again")
     if not proto.graph.output:
         raise InputProblem("the model has no outputs", path, "", "export it again")
+    for value in proto.graph.output:
+        kind = value.type.WhichOneof("value")
+        inner = value.type.sequence_type.elem_type.WhichOneof("value") if kind == "sequence_type" else kind
+        if "map_type" in (kind, inner):
+            raise InputProblem(
+                "an output is no tensor",
+                f"{path}, output {value.name}",
+                "it is a map from classes to scores (ZipMap)",
+                "export without it: convert_sklearn(…, options={'zipmap': False})",
+            )
     known = {f.domain for f in proto.functions}
     for node in proto.graph.node:
         if node.domain not in _STANDARD_DOMAINS and node.domain not in known:
@@ -128,20 +139,6 @@ def _check_graph(proto: onnx.ModelProto, path: Path) -> None:
                 f"operator {node.op_type} is not one onnxruntime ships",
                 "export without custom operators",
             )
-
-
-def graphs_of(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """The graph and all its sub-graphs."""
-    found, queue = [], [graph]
-    while queue:
-        current = queue.pop()
-        found.append(current)
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    queue.append(attribute.g)
-                queue.extend(attribute.graphs)
-    return found
 
 
 def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
@@ -361,7 +358,7 @@ def save(model: ir.Model, target: str | Path) -> bytes:
     if is_large(model):
         return _save_external(model, target)
     data = to_bytes(model)
-    onnx.checker.check_model(data, full_check=False)
+    check_graph(data)
     write_atomic(target, data)
     return data
 
@@ -381,7 +378,7 @@ def staging_files(target: Path) -> Iterator[tuple[Path, Path]]:
 
 def commit_staged(target: Path, part: Path, data_part: Path) -> bytes:
     """Check the staged model and move it to its target, the data first; returns the bytes of the model file."""
-    onnx.checker.check_model(str(part))
+    check_graph(part)
     data_part.replace(target.parent / data_part.name)
     data = part.read_bytes()
     part.replace(target)

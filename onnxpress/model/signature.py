@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 Dim = int | str
+_LARGEST_DEFAULT = 64  # numbers; larger matrices are weights
+_DEFAULTS_SINCE = 4  # IR version; before, every initializer had to be an input
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of a model."""
+    """Inputs and outputs of a model. defaults: inputs that callers may leave out, as an initializer has their value."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    defaults: tuple[TensorSpec, ...] = ()
 
     def input(self, name: str) -> TensorSpec:
         return next(spec for spec in self.inputs if spec.name == name)
@@ -72,4 +75,17 @@ def signature(model: ir.Model) -> Signature:
     return Signature(
         tuple(_spec(v) for v in model.graph.inputs if v.name not in given),
         tuple(_spec(v) for v in model.graph.outputs),
+        tuple(_spec(v) for v in inputs_with_defaults(model)),
     )
+
+
+def inputs_with_defaults(model: ir.Model) -> list[ir.Value]:
+    """Inputs with an initializer of their name, which callers may override (IR 4 and later).
+
+    None where weights are among them: older exporters list all initializers as inputs, and mean none of them.
+    """
+    graph = model.graph
+    found = [v for v in graph.inputs if v.name in graph.initializers]
+    tensors = [graph.initializers[v.name or ""].const_value for v in found]
+    weights = any(t is not None and len(t.shape) >= 2 and t.size > _LARGEST_DEFAULT for t in tensors)
+    return [] if weights or model.ir_version < _DEFAULTS_SINCE else found

@@ -9,7 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
-from onnxpress.model.files import graphs_of, load
+from onnxpress.model.checker import check_graph, graphs_of
+from onnxpress.model.files import load
 from onnxpress.model.sparse_initializers import with_dense_initializers
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
@@ -42,7 +43,7 @@ def open_model(source: ModelSource, argument: str = "model") -> ir.Model:
             "give a path, the bytes of a file, an onnx.ModelProto or an onnx_ir.Model",
         )
     try:
-        onnx.checker.check_model(proto)
+        check_graph(proto)
     except onnx.checker.ValidationError as error:
         line = str(error).strip().splitlines()[0]
         raise InputProblem(

@@ -15,6 +15,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem, Problem
 from onnxpress.measure.dynamic_shape_variants import Feeds, dynamic_shape_variants
 from onnxpress.measure.score import Score
+from onnxpress.model.checker import check_graph
 from onnxpress.model.files import serialized
 from onnxpress.model.signature import Signature, signature
 from onnxpress.runtime.latency import Ratio
@@ -44,7 +45,7 @@ def same_shape_behaviour(original: ir.Model, result: ir.Model | bytes, samples: 
 
 def _failures(original: ir.Model, data: bytes | Path, samples: Dataset) -> list[str]:
     try:
-        onnx.checker.check_model(str(data) if isinstance(data, Path) else data)
+        check_graph(data)
         model: ir.Model = ir.load(data) if isinstance(data, Path) else ir.from_proto(onnx.load_from_string(data))
         sig = signature(original)
         if sig != signature(model):

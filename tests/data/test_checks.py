@@ -8,6 +8,7 @@ import pytest
 
 from onnxpress.data.checks import cast, conform
 from onnxpress.data.layout import batch_layout
+from onnxpress.errors import InputProblem
 from tests.data.helpers import floats, refused, sig
 
 pytestmark = pytest.mark.unit
@@ -134,3 +135,22 @@ def test_missing_input() -> None:
         "found b, ids",
         "ids, mask",
     )
+
+
+def test_a_dynamic_first_axis_of_time_is_no_batch() -> None:
+    """[T, 1, F] -> [1, C]: samples were cut into single steps."""
+    layout = batch_layout(sig("x float32 T 1 24", outputs=("y float32 1 6",)))
+    assert layout.ports[0].axis is None and layout.alone
+    assert conform({"x": np.ones((20, 1, 24), np.float32)}, layout, "a")["x"].shape == (20, 1, 24)
+    for outputs in (("y float32 N 6",), ("y float32 1 6", "z float32 N 6")):
+        assert batch_layout(sig("x float32 T 1 24", outputs=outputs)).ports[0].axis == 0
+    assert batch_layout(sig("x float32 batch 1 24", outputs=("y float32 1 6",))).ports[0].axis == 0
+
+
+def test_dynamic_axes_may_be_empty_but_not_the_batch() -> None:
+    """The cache of a decoder's first step has length 0."""
+    layout = batch_layout(sig("past float32 N 4 L 8", outputs=("y float32 N 6",)))
+    assert conform({"past": np.zeros((1, 4, 0, 8), np.float32)}, layout, "a")["past"].shape == (1, 4, 0, 8)
+    for shape in ((0, 4, 3, 8), (1, 4, 3, 0)):
+        with pytest.raises(InputProblem):
+            conform({"past": np.zeros(shape, np.float32)}, layout, "a")

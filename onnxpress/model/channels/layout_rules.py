@@ -133,7 +133,10 @@ def _concat(flow: Flow, node: ir.Node) -> None:
     if all(
         not varying_axes(p) or axis not in varying_axes(p) for p, _ in parts
     ):  # the parts' channels are tied position by position
-        first, *others = [p.take([0], axis=axis) for i, p in enumerate(wide) if i not in fixed] or [wide[0]]
+        full = [p.take([0], axis=axis) for i, p in enumerate(wide) if i not in fixed and p.shape[axis]]
+        first, *others = full or [
+            next((p for p in wide if p.shape[axis]), wide[0])
+        ]  # the past of a first step is empty
         for other in others:
             flow.tie(first, other)
         for index, sizes in fixed.items():

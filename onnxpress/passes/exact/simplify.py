@@ -19,11 +19,13 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit
+from onnxpress.model.checker import check_graph
 from onnxpress.model.counts import macs
-from onnxpress.model.differences import changed_names
 from onnxpress.model.files import is_large, to_bytes, weight_bytes
+from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.exact.differences import changed_names
 from onnxpress.passes.exact.inactive_channels import find_inactive_channels
 from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
 from onnxpress.runtime.session import SessionSettings, open_session, run
@@ -130,14 +132,16 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
         return data
     try:
         proto = onnx.load_from_string(data)
-        onnx.checker.check_model(proto)
+        check_graph(proto)
     except Exception as error:  # whatever a misbehaving native library left behind
         return f"its result is not valid: {type(error).__name__}"
     done: ir.Model = ir.from_proto(proto)
     inputs = ([v.name for v in g.inputs if not v.is_initializer()] for g in (done.graph, model.graph))
-    if [v.name for v in done.graph.outputs] != [v.name for v in model.graph.outputs] or len(
-        {tuple(i) for i in inputs}
-    ) > 1:
+    if (
+        [v.name for v in done.graph.outputs] != [v.name for v in model.graph.outputs]
+        or len({tuple(i) for i in inputs}) > 1
+        or signature(done).defaults != signature(model).defaults
+    ):
         return "it changed the signature"
     for new, old in zip(done.graph.outputs, model.graph.outputs, strict=True):
         new.shape, new.type = old.shape, old.type

@@ -9,7 +9,7 @@ that is worth it: `quantize` is for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ from onnxpress.passes.core.options import TargetCpuOptions, option
 from onnxpress.passes.core.rounding import symmetric_integers
 from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.runtime.latency import Effort, compare_latency
+from onnxpress.runtime.session import run, tap
 from onnxpress.runtime.vpmaddubsw_saturation import MAX_WEIGHT
 
 _OPSET = 11
@@ -32,6 +33,8 @@ _INPUT_LOSS = 1e-4  # relative squared error of rounding an input to 8 bits over
 _LOOK = Effort(seconds=0.15, precision=0.02, rebuilds=1, resamples=100)
 _Key = tuple[str, tuple[int, ...], tuple[int, ...]]  # operator, sizes of the input and of the weight
 _SECONDS: EvidenceKey[dict[_Key, float]] = EvidenceKey("seconds saved by dynamic int8")
+_NAN_INPUTS: EvidenceKey[frozenset[str]] = EvidenceKey("nodes whose inputs hold NaN")
+_LOOKED_AT = 4  # samples
 PRODUCTS = ("exact", "saturating")
 
 
@@ -53,8 +56,9 @@ class Dynamic:
 
     def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
         """Each MatMul and Gemm with a constant weight; the local loss is the relative error of weight and input."""
+        undefined = _nan_inputs(evidence)
         for node in evidence.model.graph:
-            if node.op_type not in ("MatMul", "Gemm") or why_not(node) is not None:
+            if node.op_type not in ("MatMul", "Gemm") or why_not(node) is not None or node.name in undefined:
                 continue
             columns = _columns(node)
             codes, scale = rounded(columns, evidence.machine.int8_exact)
@@ -65,6 +69,7 @@ class Dynamic:
             loss = predicted_loss(evidence, node.name or "", lost + _INPUT_LOSS)
             yield Proposal(node.name or "", {"node": node.name}, touches, saving, loss)
         yield from refusals(evidence)
+        yield from _nan_refusals(evidence)
 
     def plan(self, evidence: Evidence, options: DynamicOptions) -> Planned:
         """Every MatMul and Gemm that has a dynamic integer kernel, but the excluded ones."""
@@ -76,7 +81,7 @@ class Dynamic:
             )
         actions = plan_dynamic(evidence, options.exclude)
         notes = [] if actions else ["the model has no MatMul or Gemm that can run in dynamic int8"]
-        return Planned(actions, notes, refusals(evidence))
+        return Planned(actions, notes, [*refusals(evidence), *_nan_refusals(evidence)])
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
         """actions: [{"node": name}, …] and optionally {"products": "exact" | "saturating"} (default: as the evidence's
@@ -108,11 +113,50 @@ class Dynamic:
 
 def plan_dynamic(evidence: Evidence, exclude: Sequence[str] = ()) -> list[Action]:
     """Decisions for every MatMul and Gemm that can, but the excluded names."""
+    undefined = _nan_inputs(evidence)
     found: list[Action] = [
         {"node": n.name} for n in evidence.model.graph
-        if n.op_type in ("MatMul", "Gemm") and n.name not in exclude and why_not(n) is None
+        if n.op_type in ("MatMul", "Gemm") and n.name not in {*exclude, *undefined} and why_not(n) is None
     ]  # fmt: skip
     return [*found, {"products": products_of(evidence)}] if found else []
+
+
+def _nan_refusals(evidence: Evidence) -> list[Refusal]:
+    reason = "its input holds NaN in masked rows, which would spread to all of them"
+    return [Refusal(name, reason) for name in sorted(_nan_inputs(evidence))]
+
+
+def _nan_inputs(evidence: Evidence) -> frozenset[str]:
+    """Nodes whose inputs hold NaN on samples, or where half of a mask is taken away: their range would be NaN, too."""
+    return evidence.derive(_NAN_INPUTS, lambda: _find_nan_inputs(evidence))
+
+
+def _find_nan_inputs(evidence: Evidence) -> frozenset[str]:
+    nodes = [n for n in evidence.model.graph if why_not(n) is None]
+    read_by = {n.name or "": n.inputs[0].name or "" for n in nodes if n.inputs[0] is not None}
+    names = sorted({v for v in read_by.values() if v not in evidence.signature.input_names})
+    if not names:
+        return frozenset()
+    feeds = [b.inputs for b in evidence.data.take(_LOOKED_AT).batches(1)] if evidence.data is not None else []
+    session, undefined = tap(evidence.model, names), set[str]()
+    for one in (*feeds, evidence.probe, _half_masked(evidence.probe)):
+        try:
+            values = run(session, one)
+        except InputProblem:  # no mask after all
+            continue
+        undefined |= {n for n, v in zip(names, values, strict=True) if v.dtype.kind == "f" and np.isnan(v).any()}
+    return frozenset(name for name, value in read_by.items() if value in undefined)
+
+
+def _half_masked(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The feeds with zeros in the second half of every mask (a boolean, or whole numbers under that name)."""
+    changed = {}
+    for name, value in feeds.items():
+        if value.ndim and (value.dtype.kind == "b" or (value.dtype.kind in "iu" and "mask" in name.lower())):
+            value = value.copy()
+            value[..., value.shape[-1] // 2 :] = 0
+        changed[name] = value
+    return changed
 
 
 def products_of(evidence: Evidence) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -15,6 +16,7 @@ from onnxpress.model import edit
 from onnxpress.passes.int8.dynamic import DYNAMIC, plan_dynamic, why_not
 from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.runtime.machine import machine_for
+from onnxpress.runtime.session import open_session, run
 from tests import nets
 from tests.passes.weights.test_bit_packing import everything, operators
 
@@ -78,3 +80,36 @@ def test_convolutions_and_computed_weights_are_refused() -> None:
     assert "computed" in str(reasons["MatMul"])
     conv = next(n for n in nets.residual().graph if n.op_type == "Conv")
     assert "Conv" in str(why_not(conv))
+
+
+def test_a_product_behind_masked_rows_stays_in_float() -> None:
+    """Softmax of minus infinity alone is NaN, which a Where takes out later: the range of such an input is NaN."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    rng = np.random.default_rng(0)
+    weights = {n: (rng.standard_normal((16, 16)) / 4).astype(np.float32) for n in ("w1", "w2")}
+    constants = [onnx.numpy_helper.from_array(v, n) for n, v in weights.items()]
+    constants += [
+        onnx.numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("low", -np.inf), ("zero", 0.0))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Cast", ["mask"], ["m"], to=kind.BOOL),
+        helper.make_node("Where", ["m", "a", "low"], ["b"]),
+        helper.make_node("Softmax", ["b"], ["c"], axis=-1),
+        helper.make_node("MatMul", ["c", "w2"], ["d"], name="second"),
+        helper.make_node("Where", ["m", "d", "zero"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info("x", kind.FLOAT, ["N", 6, 16])]
+    ends.append(helper.make_tensor_value_info("mask", kind.INT64, ["N", 6, 1]))
+    graph = helper.make_graph(
+        nodes, "g", ends, [helper.make_tensor_value_info("y", kind.FLOAT, ["N", 6, 16])], constants
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    done = dynamic(model)
+    assert [n.name for n in done.model.graph if n.op_type == "MatMul"] == ["second"]
+    assert any("NaN" in r.reason and r.unit == "second" for r in done.refused)
+    feeds = {
+        "x": rng.standard_normal((1, 6, 16)).astype(np.float32),
+        "mask": np.array([[[1], [1], [0], [1], [0], [0]]]),
+    }
+    assert np.isfinite(run(open_session(done.model), feeds)[0]).all()

@@ -61,6 +61,8 @@ def refusal_reason(node: ir.Node, trace: Trace) -> str | None:
     if node.op_type in COMPUTE:
         return _compute_refusal_reason(node)
     computed_inputs = [v for v in node.inputs if v is not None and read.constant(v) is None]
+    if any(v.is_initializer() for v in computed_inputs):
+        return "reads an input with a default, which may have any range"
     if node.op_type in COMBINE:
         if len(computed_inputs) != len([v for v in node.inputs if v is not None]):
             return "has a constant operand"

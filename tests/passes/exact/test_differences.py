@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxpress.model import edit, read
-from onnxpress.model.differences import changed_names
+from onnxpress.passes.exact.differences import changed_names
 from tests import nets
 
 pytestmark = pytest.mark.unit
