@@ -53,6 +53,20 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
         assert "not the bytes of the search: onnx was 0.1" in capsys.readouterr().err
         assert cli([*build[:-1], "--seed", "1", "-o", str(again)]) == 2, "a record holds its seed"
     assert len(body["candidates"]) == 1
+    report = (tmp_path / "out" / "report.md").read_text()
+    for file in files:
+        samples = f"--teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}"
+        assert f"onnxpress nas build front/{file.stem}.json {samples}" in report
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_warm_search_starts_from_the_front_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
+    assert cli([*command, "--trials", "4", "--time-budget", "5s", "--trainees", "2", "--keep", "1", "--json"]) == 0
+    capsys.readouterr()
+    files = sorted((tmp_path / "out" / "front").glob("*.onnx"))
     warm = [
         *command[:-1],
         str(tmp_path / "next"),
@@ -68,10 +82,6 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["evaluated"] == 1
     (record,) = (tmp_path / "next" / "front").glob("*.json")
     assert json.loads(record.read_text())["choices"] == json.loads(files[0].with_suffix(".json").read_text())["choices"]
-    report = (tmp_path / "out" / "report.md").read_text()
-    for file in files:
-        samples = f"--teacher {DIGITS / 'digits.onnx'} --data {DIGITS / 'train.npz'}"
-        assert f"onnxpress nas build front/{file.stem}.json {samples}" in report
 
 
 @pytest.mark.alone

@@ -141,3 +141,30 @@ def test_bad_input_is_one_line(more: list[str], expected: str, capsys: pytest.Ca
     assert len(error) == 1
     assert expected in error[0]
     assert Path(MODEL).read_bytes() == before
+
+
+def test_several_outputs_are_decided_by_each(tmp_path: Path) -> None:
+    """The drop of the second output must not hide that of the first."""
+    import onnx
+
+    def model(factor: float) -> onnx.ModelProto:
+        helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+        nodes = [
+            helper.make_node("Constant", [], ["f"], value_float=factor),
+            helper.make_node("Mul", ["x", "f"], ["y"]),
+            helper.make_node("Relu", ["x"], ["z"]),
+        ]
+        ends = [[helper.make_tensor_value_info(n, kind, ["N", 6]) for n in names] for names in ("x", "yz")]
+        graph = helper.make_graph(nodes, "g", *ends)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    data = {"x": np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)}
+    found = compare(model(1.0), model(2.0), data)
+    assert len(found.drops) == 2 and [m.output for m in found.failing(0.01)] == ["y"]
+    assert not found.failing(None) and not compare(model(1.0), model(1.0), data).failing(0.0)
+    np.savez(tmp_path / "d.npz", **data)
+    for name, factor in (("a", 1.0), ("b", 2.0)):
+        onnx.save(model(factor), tmp_path / f"{name}.onnx")
+    command = ["compare", str(tmp_path / "a.onnx"), str(tmp_path / "b.onnx"), "-d", str(tmp_path / "d.npz"), "-q"]
+    assert cli([*command, "--max-drop", "0.01"]) == 1
+    assert cli([*command, "--max-drop", "0.01", "--outputs", "z"]) == 0

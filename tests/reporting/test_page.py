@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -283,15 +284,18 @@ def test_a_record_is_not_overwritten_by_its_report(tmp_path: Path) -> None:
     assert read(run)["model"] == HOSTILE
 
 
-def rendered_body(file: Path, width: int, folder: Path) -> str:
-    """The page's body tag after its script ran, in a frame of this width (a window has a minimum width)."""
+def rendered_bodies(files: list[Path], width: int, folder: Path) -> list[dict[str, str]]:
+    """The data attributes of each page's body after its script ran, in frames of this width (a window has a minimum
+    width); all pages in one run of the browser."""
     assert BROWSER is not None
-    frame = folder / f"{file.stem}{width}.frame.html"
-    onload = (
-        "Object.assign(document.body.dataset, this.contentDocument.body.dataset, {seen: this.contentWindow.innerWidth})"
-    )
-    attributes = f'width="{width}" height="900" style="border: 0" onload="{onload}"'
-    frame.write_text(f'<body><iframe src="{file.name}" {attributes}></iframe></body>')
+    frames = ""
+    for number, file in enumerate(files):
+        seen = "Object.assign({seen: this.contentWindow.innerWidth}, this.contentDocument.body.dataset)"
+        onload = f"document.body.dataset.page{number} = JSON.stringify({seen})"
+        attributes = f'width="{width}" height="900" style="border: 0" onload="{onload}"'
+        frames += f'<iframe src="{file.name}" {attributes}></iframe>'
+    frame = folder / "frames.html"
+    frame.write_text(f"<body>{frames}</body>")
     command = [
         BROWSER,
         *FLAGS,
@@ -307,10 +311,11 @@ def rendered_body(file: Path, width: int, folder: Path) -> str:
         check=True,
         env={**os.environ, "HOME": str(folder)},
     )
-    found = re.search(r"<body[^>]*>", done.stdout)
-    assert found is not None
-    assert f'data-seen="{width}"' in found[0], found[0]
-    return found[0]
+    found = [re.search(rf'data-page{n}="([^"]*)"', done.stdout) for n in range(len(files))]
+    bodies = [json.loads(unescape(m[1])) for m in found if m is not None]
+    assert len(bodies) == len(files), done.stdout[:2000]
+    assert all(b["seen"] == width for b in bodies), bodies
+    return bodies
 
 
 def quantize_command(folder: Path) -> list[str]:
@@ -365,11 +370,12 @@ def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.
     quantized.write_text(capsys.readouterr().out)
     nas = tmp_path / "nas.json"
     nas.write_text(json.dumps(searched()))
-    for record, charts in ((written(tmp_path, optimized(), plan=True), 6), (bench, 7), (quantized, 4), (nas, 1)):
-        target = tmp_path / f"{record.stem}.html"
+    expected = ((written(tmp_path, optimized(), plan=True), 6), (bench, 7), (quantized, 4), (nas, 1))
+    targets = [tmp_path / f"{record.stem}.html" for record, _ in expected]
+    for (record, _), target in zip(expected, targets, strict=True):
         assert cli(["report", str(record), "-o", str(target)]) == 0
-        body = rendered_body(target, width, tmp_path)
-        assert f'data-charts="{charts} of {charts}"' in body, body
-        assert 'data-errors=""' in body, body
-        assert 'data-wide="0"' in body, body
         assert target.stat().st_size < 6e6
+    for (record, charts), body in zip(expected, rendered_bodies(targets, width, tmp_path), strict=True):
+        assert body["charts"] == f"{charts} of {charts}", (record, body)
+        assert body["errors"] == "", (record, body)
+        assert body["wide"] == "0", (record, body)

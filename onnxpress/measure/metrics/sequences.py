@@ -90,6 +90,10 @@ class ErrorRate(SequenceMetric):
 
     higher_is_better = False
 
+    def default_drop(self, reference: float, originals: Sequence[Any]) -> float:
+        """One point of true symbols; without labels two, as symbols differ where both are wrong, too."""
+        return 0.01 if self.by_label else 0.02
+
     def truth(self, original: Outputs, label: Any, key: str) -> np.ndarray:
         return self.true_sequence(original, label, key)
 

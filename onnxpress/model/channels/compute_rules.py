@@ -198,6 +198,20 @@ def _size_of(flow: Flow, node: ir.Node) -> None:
         flow.write(value, flow.blank(value))
 
 
+def _constant_of_shape(flow: Flow, node: ir.Node) -> None:
+    """A constant with the shape of another value (zeros_like) has that value's channels: it shrinks with it."""
+    source = node.inputs[0].name if node.inputs[0] is not None else None
+    sizes = flow.sizes.get(source or "", [])
+    rank = flow.rank(node.outputs[0])
+    names = {name for one in sizes for name, _ in one}
+    same = len(sizes) == rank and len(names) == 1
+    if same and all(one == frozenset({(next(iter(names)), a)}) for a, one in enumerate(sizes)):
+        labels = flow.of.get(next(iter(names)))
+        if labels is not None and labels.ndim == rank:
+            return flow.write(node.outputs[0], labels)
+    return _size_of(flow, node)
+
+
 def _pool(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     if labels is None or len([v for v in node.outputs if v.name]) > 1:
@@ -256,7 +270,8 @@ RULES: dict[str, Callable[[Flow, ir.Node], None]] = {
     ),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), _axiswise(-1)),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _axiswise(-1, onwards=True)),
-    **dict.fromkeys(("Shape", "Size", "ConstantOfShape", "Range"), _size_of),
+    **dict.fromkeys(("Shape", "Size", "Range"), _size_of),
+    "ConstantOfShape": _constant_of_shape,
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
     "Conv": _conv,
     "ConvTranspose": _conv,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,6 +61,25 @@ def test_a_removal_of_overlapping_groups_must_leave_a_channel() -> None:
         removal = random_removal(evidence.channels, 0.75, seed)
         assert removal
         assert_masked_parity(model, 0.75, seed)
+
+
+def padded_by_zeros(fill: float, add: bool) -> ir.Model:
+    """cat([x, zeros_like(x)]): ConstantOfShape of Shape, added to other channels or read by a convolution."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 6))
+    zeros = net.op("ConstantOfShape", [net.op("Shape", [x], 0)], 6, value=onnx.helper.make_tensor("v", 1, [1], [fill]))
+    wide = net.op("Concat", [x, zeros], 12, axis=1)
+    if add:
+        wide = net.relu(net.add(wide, net.conv(net.relu(net.conv(x, 8)), 12)))
+    return net.model(net.head(net.relu(net.conv(wide, 10))), nets.IMAGE, ["N", 10])
+
+
+@pytest.mark.parametrize(("fill", "add"), [(0.0, True), (0.0, False), (1.0, False)])
+def test_a_constant_of_the_shape_of_a_value_has_its_channels(fill: float, add: bool) -> None:
+    model = padded_by_zeros(fill, add)
+    assert len(evidence_for(model, None).channels.groups) >= 2
+    for seed in range(6):
+        assert_masked_parity(model, 0.5, seed)
 
 
 @pytest.mark.parametrize("build", [nets.residual, nets.mobile, nets.mlp, lambda: nets.residual(norm=True)])
