@@ -44,6 +44,16 @@ class Strategy:
     train: Callable[[Search, float, Progress], None] = candidate_training.train
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """The original, what scores candidates against it, the drop that is allowed, and the time, which runs already."""
+
+    original: ir.Model
+    scorer: Scorer
+    max_drop: float
+    budget: TimeBudget
+
+
 def optimize(
     model: ModelSource,
     data: DataSource | Splits,
@@ -76,9 +86,14 @@ def optimize(
     original = open_model(model)
     check_size(original)
     splits = as_splits(data, original)
+    progress("measuring the original", 0.0)
+    budget = TimeBudget(options.time_budget)
+    scorer = Scorer(original, splits.select, "selection samples", options.quality)
+    # Before there is a record: a metric that does not fit leaves nothing behind.
+    judged = _Judged(original, scorer, scorer.allowed_drop(options.max_drop), budget)
     record = _record(original, splits, options, output, run, str(path or "")) if output is not None else None
     try:
-        result = _search(original, splits, options, progress, record, strategy or Strategy())
+        result = _search(judged, splits, options, progress, record, strategy or Strategy())
         if output is not None and record is not None:
             write_atomic(output, result.data)
             write_plan(result.plan, record.folder / "plan.json")
@@ -121,14 +136,14 @@ def _record(
 
 
 def _search(
-    original: ir.Model,
+    judged: _Judged,
     splits: Splits,
     options: OptimizeOptions,
     progress: Progress,
     record: RunRecord | None,
     strategy: Strategy,
 ) -> OptimizeResult:
-    budget = TimeBudget(options.time_budget)
+    original, scorer, budget = judged.original, judged.scorer, judged.budget
     search_part = options.time_budget / (options.time_budget + options.train_budget)
 
     def search_progress(stage: str, share: float) -> None:
@@ -138,13 +153,10 @@ def _search(
     def train_progress(stage: str, share: float) -> None:
         progress(stage, SEARCH_ENDS * search_part + share * (1 - search_part))
 
-    search_progress("measuring the original", 0.0)
-    scorer = Scorer(original, splits.select, "selection samples", options.quality)
-    max_drop = scorer.allowed_drop(options.max_drop)
     store = record.store if record is not None else None
     factory = CandidateFactory(original, splits.calibrate, scorer, this_machine(), options.seed, store)
     target = _target(original, factory, options)
-    search = Search(factory, max_drop, options.goal, budget, search_progress, record, target=target)
+    search = Search(factory, judged.max_drop, options.goal, budget, search_progress, record, target=target)
     interrupted = False
     try:
         strategy.explore(search)

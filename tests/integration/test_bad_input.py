@@ -501,6 +501,21 @@ ROWS = [
     Row("negative drop", lambda d: optimize(d, good(d), None, "--max-drop", "-1"), ("max-drop",)),
     Row("budget of no unit", lambda d: optimize(d, good(d), None, "--time-budget", "soon"), ("soon",)),
     Row("budget too short", lambda d: optimize(d, good(d), None, "--time-budget", "1s"), ("time budget",)),
+    Row("unknown metric", lambda d: optimize(d, good(d), None, "--metric", "rouge"), ("no such metric", "cosine")),
+    Row("metric of no file", lambda d: [*quantize(d, good(d)), "--metric", "mine.py:f"], ("mine.py",)),
+    Row("unknown decoder", lambda d: [*quantize(d, good(d)), "--decode", "yolo99"], ("no such decoder", "yolov8")),
+    Row(
+        "decoder that does not fit",
+        lambda d: optimize(d, good(d), None, "--metric", "map", "--decode", "yolov8"),
+        ("does not fit", "--outputs"),
+    ),
+    Row("boxes without a decoder", lambda d: [*quantize(d, good(d)), "--metric", "map"], ("boxes", "--decode")),
+    Row("unknown output", lambda d: optimize(d, good(d), None, "--outputs", "ghost"), ("no such output", "ghost")),
+    Row(
+        "drop of a share above 1",
+        lambda d: optimize(d, good(d), None, "--metric", "top-1", "--max-drop", "3"),
+        ("--max-drop", "top-1"),
+    ),
     Row("unknown goal", lambda d: optimize(d, good(d), None, "--goal", "beauty"), ("beauty",)),
     Row(
         "a range method that is none",
