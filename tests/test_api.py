@@ -141,6 +141,7 @@ def test_inspect_and_report_can_be_called_twice(model: ir.Model) -> None:
         assert callable(onnxpress.report)
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_optimize_takes_options_by_name(folder: Path, tmp_path: Path) -> None:
     result = onnxpress.optimize(

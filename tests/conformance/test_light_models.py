@@ -22,14 +22,14 @@ from onnxpress.plan import result_contract
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 NAMES = sorted(p.stem.removeprefix("light_") for p in FOLDER.glob("*.onnx"))
 SMALL = ["squeezenet", "shufflenet"]
-SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in SMALL]
 
 
 def test_the_wheel_still_has_them() -> None:
     assert {*SMALL, "resnet50", "densenet121"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", [SMALL[0], pytest.param(SMALL[1], marks=pytest.mark.slow), *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_well_known_model_is_simplified_and_quantized(name: str) -> None:
     """simplify raises it to an operator set with integers a channel; the weights become real, and then quantize."""
     model = load(FOLDER / f"light_{name}.onnx")

@@ -214,7 +214,7 @@ def test_float16_is_refused_with_reasons() -> None:
     open_session(done.model, SessionSettings(level="none"))
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(nets.random_nets())
 def test_random_nets_come_out_sound(model: ir.Model) -> None:
     for name, subject in all_passes().items():

@@ -18,6 +18,7 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
     return next(iter(nets.samples(model, 1).batches(1))).inputs
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_every_layer_has_a_time_in_both_models() -> None:
     model = edit.canonical(nets.residual(width=32))

@@ -45,7 +45,9 @@ def build() -> ir.Model:
     return nets.residual(width=32, blocks=2)
 
 
-@pytest.mark.parametrize("name", LEVERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("lowrank", "quantize") else ()) for n in LEVERS]
+)
 def test_a_pass_writes_external_data(name: str, low_limit: None, tmp_path: Path) -> None:
     source = tmp_path / "in.onnx"
     files.save(build(), source)

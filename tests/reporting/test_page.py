@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -324,10 +325,18 @@ def quantize_command(folder: Path) -> list[str]:
     return ["quantize", model, "-d", samples, "--samples", "8", "-o", str(folder / "o.onnx"), "--report", "--json"]
 
 
-def test_a_record_of_quantize_fills_its_charts_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli(quantize_command(tmp_path)) == 0
-    record = tmp_path / "quantize.json"
-    record.write_text(capsys.readouterr().out)
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of `quantize --report --json`."""
+    folder = tmp_path_factory.mktemp("quantized")
+    record = folder / "quantize.json"
+    with record.open("w") as out, contextlib.redirect_stdout(out):
+        assert cli(quantize_command(folder)) == 0
+    return record
+
+
+def test_a_record_of_quantize_fills_its_charts_and_table(quantized: Path) -> None:
+    record = quantized
     made = page(read(record))
     layers = json.loads(record.read_text())["details"]["layers"]
     loss, distribution = made.charts[:2]
@@ -341,9 +350,11 @@ def test_a_record_of_quantize_fills_its_charts_and_table(tmp_path: Path, capsys:
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 @pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 400])
-def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_browser_draws_every_chart(
+    width: int, quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Records of optimize, bench, quantize and nas: no error, no empty chart, nothing wider than the window."""
-    bench, quantized = (tmp_path / f"{n}.json" for n in ("bench", "quantize"))
+    bench = tmp_path / "bench.json"
     samples = ["-d", str(DIGITS / "validate.npz")]
     assert (
         cli(
@@ -366,8 +377,6 @@ def test_a_browser_draws_every_chart(width: int, tmp_path: Path, capsys: pytest.
         == 0
     )
     bench.write_text(capsys.readouterr().out)
-    assert cli(quantize_command(tmp_path)) == 0
-    quantized.write_text(capsys.readouterr().out)
     nas = tmp_path / "nas.json"
     nas.write_text(json.dumps(searched()))
     expected = ((written(tmp_path, optimized(), plan=True), 6), (bench, 7), (quantized, 4), (nas, 1))

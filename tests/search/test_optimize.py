@@ -64,6 +64,7 @@ def test_the_plan_of_a_run_replays_to_the_same_bytes(optimized: tuple[OptimizeRe
     assert to_bytes(apply_plan(plan, model, data).model) == outcome.data
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_plan_replays_in_another_process(optimized: tuple[OptimizeResult, Path]) -> None:
     """Another hash seed: no set may decide the order of anything."""
@@ -107,6 +108,7 @@ def test_nothing_allowed_means_the_function_is_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(before.argmax(1), after.argmax(1))
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_size_goal_prefers_bytes() -> None:
     model = nets.residual(width=32)

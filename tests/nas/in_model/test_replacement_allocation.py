@@ -62,6 +62,7 @@ def test_impossible_savings_give_none() -> None:
     assert allocator.allocate(1.5, lambda: True) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 6))
 def test_the_saving_is_reached_and_more_tries_are_not_worse(seed: int, count: int) -> None:

@@ -84,6 +84,7 @@ def test_a_redundant_channel_is_removed_first() -> None:
     assert set(first["fpgm"]) == {3, 5}
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_speedup_is_measured() -> None:
     evidence = evidence_for(nets.residual(width=64, blocks=2), None)

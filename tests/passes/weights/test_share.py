@@ -52,6 +52,7 @@ def test_input_statistics_halve_the_loss(kind: str) -> None:
     assert lost(h) < 0.5 * lost(np.diag(h))
 
 
+@pytest.mark.slow
 def test_the_byte_budget_goes_to_the_weights_with_the_largest_loss() -> None:
     evidence = prepared(nets.mobile(width=16))
     compact, spent = (plan_sharing(evidence, ShareOptions(spare=s))[0] for s in (0.0, 0.3))

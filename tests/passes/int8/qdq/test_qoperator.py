@@ -67,6 +67,7 @@ def test_every_supported_operator_is_converted() -> None:
     np.testing.assert_allclose(nets.outputs(operators, data), nets.outputs(pairs, data), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(grammar.networks())
 def test_outputs_are_those_of_the_pairs(model: ir.Model) -> None:
