@@ -99,6 +99,7 @@ def test_the_run_record_tells_everything(optimized: tuple[OptimizeResult, Path])
     assert not (folder / "fast.run" / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_nothing_allowed_means_the_function_is_kept(tmp_path: Path) -> None:
     """The written model gives the class of the original for every validation sample."""
     model = nets.residual(width=16, blocks=1)

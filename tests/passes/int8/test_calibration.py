@@ -99,6 +99,7 @@ def scales(model: ir.Model, tensor: str) -> np.ndarray:
     return np.asarray(read.constant(node.inputs[1]))
 
 
+@pytest.mark.slow
 def test_a_file_is_written_once_and_read_again(tmp_path: Path) -> None:
     model = nets.residual(width=16)
     data, path = nets.samples(model, 16), tmp_path / "ranges.json"

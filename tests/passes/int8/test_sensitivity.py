@@ -161,6 +161,7 @@ def test_only_what_is_included_runs_in_int8() -> None:
     assert int8_candidates(evidence, ("Conv",), ("Conv",))[0] & kernels == frozenset()
 
 
+@pytest.mark.slow
 def test_the_report_is_a_table_of_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, samples = nets.written(nets.residual(width=32), tmp_path)
     assert cli(["quantize", model, "-d", samples, "-o", f"{tmp_path}/o.onnx", "--samples", "32", "--report"]) == 0
