@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
     found = load_digits()
     return (found.images / 16).astype(np.float32), found.target
+
+
+@cache
+def photographs() -> list[np.ndarray]:
+    """The two sample images, [height, width, 3] in 0 to 255."""
+    from sklearn.datasets import load_sample_images
+
+    return list(load_sample_images().images)
 
 
 class Drawer:
@@ -237,12 +246,7 @@ class SuperResolution(nn.Module):
 
     @staticmethod
     def draw(drawer: Drawer) -> Sample:
-        from sklearn.datasets import load_sample_images
-
-        photo = load_sample_images().images[int(drawer.rng.integers(2))] if not hasattr(drawer, "photos") else None
-        if photo is not None:
-            drawer.photos = load_sample_images().images  # type: ignore[attr-defined]
-        photo = drawer.photos[int(drawer.rng.integers(2))]  # type: ignore[attr-defined]
+        photo = photographs()[int(drawer.rng.integers(2))]
         y = int(drawer.rng.integers(0, photo.shape[0] - 64))
         split = photo.shape[1] * 4 // 5  # the right fifth is for validation
         x = int(

@@ -13,6 +13,7 @@ from onnxpress.cli.options import (
     Seconds,
     data_options,
     json_option,
+    max_drop_option,
     output_option,
     quality_options,
     quiet_option,
@@ -30,11 +31,7 @@ from onnxpress.cli.options import (
 @click.option("--validate", metavar="PATH", help="Samples for the final validation; default: a part of --data.")
 @output_option
 @speed_options
-@click.option(
-    "--max-drop",
-    type=float,
-    help="Maximum drop in the metric's unit: 0.01 is one point of accuracy; default: by the metric.",
-)
+@max_drop_option
 @quality_options()
 @click.option("--time-budget", type=Seconds(), default="10m", show_default=True, help="Time of the search.")
 @click.option(

@@ -13,6 +13,7 @@ from onnxpress.cli.options import (
     Seconds,
     data_options,
     json_option,
+    max_drop_option,
     quality_options,
     quiet_option,
     run_options,
@@ -33,11 +34,7 @@ if TYPE_CHECKING:
     "--validate", "validate_source", metavar="PATH", help="Samples for the final validation; default: a part of --data."
 )
 @click.option("--output", "-o", metavar="FILE", required=True, help="The file to write.")
-@click.option(
-    "--max-drop",
-    type=float,
-    help="Maximum drop in the metric's unit: 0.01 is one point of accuracy; default: by the metric.",
-)
+@max_drop_option
 @quality_options()
 @click.option(
     "--goal", type=click.Choice(["latency", "size"]), default="latency", show_default=True, help="What to reduce."

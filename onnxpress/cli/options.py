@@ -123,6 +123,14 @@ def quality_options(many: bool = False) -> Callable[[F], F]:
     return wrap
 
 
+def max_drop_option(function: F) -> F:
+    return click.option(
+        "--max-drop",
+        type=float,
+        help="Maximum drop in the metric's unit: 0.01 is one point of accuracy; default: by the metric.",
+    )(function)
+
+
 def speed_options(function: F) -> F:
     """The goal in time of a command that makes a model faster."""
     for option in reversed(
