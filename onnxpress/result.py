@@ -67,6 +67,13 @@ class Result:
         return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
 
 
+def size_change_text(before: float, after: float) -> str:
+    """Two sizes of a file for people, and which is how many times the other."""
+    larger = after > before
+    times = max(before, after) / max(min(before, after), 1)
+    return f"{size_text(before)} -> {size_text(after)} ({times:.2f}x {'larger' if larger else 'smaller'})"
+
+
 def size_text(count: float) -> str:
     """A number of bytes for people, in B, kB or MB (powers of 1000)."""
     return f"{count:.0f} B" if count < 1e3 else f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.2f} MB"

@@ -29,6 +29,7 @@ from onnxpress.model.files import (
     to_bytes,
     weight_bytes,
 )
+from onnxpress.model.normal_forms.tied_weights import fold_transposes
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.weight_matrix import WeightMatrix, find_weights
 from onnxpress.passes.weights import codebook
@@ -38,7 +39,7 @@ from onnxpress.passes.weights.low_bit import LEVELS
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan import result_contract
 from onnxpress.progress import Progress, no_progress
-from onnxpress.result import Result, size_text
+from onnxpress.result import Result, size_change_text
 
 _STRETCH = 4 * 2**20  # numbers at a time
 _PAGE = 4096  # where onnxruntime likes a tensor of external data to begin
@@ -58,8 +59,7 @@ class StreamResult(Result):
     refused: list[Refusal] = field(default_factory=list)
 
     def facts(self) -> list[tuple[str, str]]:
-        times = self.bytes_before / max(self.bytes_after, 1)
-        sizes = f"{size_text(self.bytes_before)} -> {size_text(self.bytes_after)} ({times:.2f}x smaller)"
+        sizes = size_change_text(self.bytes_before, self.bytes_after)
         return [("size", sizes), ("weights", f"{self.weights} rounded"), *(("note", n) for n in self.notes)]
 
 
@@ -86,7 +86,7 @@ def stream_weights(
     before = Path(path).stat().st_size + _outside(model)
     if weight_bytes(model) <= _SMALL:
         model = load(path)
-        work, found = _written(edit.canonical(model), options, None, progress)
+        work, found = _written(_canonical(model), options, None, progress)
         problems = result_contract.same_shape_behaviour(model, to_bytes(work), synthetic_samples(model, 1))
         if problems:
             raise InputProblem(
@@ -99,7 +99,7 @@ def stream_weights(
     with staging_files(target) as (part, data_part):
         try:
             with data_part.open("wb") as stream:
-                work, found = _written(edit.canonical(model), options, _Store(stream, data_part), progress)
+                work, found = _written(_canonical(model), options, _Store(stream, data_part), progress)
             part.write_bytes(serialize_graph(work))
             own = commit_staged(target, part, data_part)
         except OSError as error:
@@ -113,6 +113,12 @@ def stream_weights(
         bytes_after=after,
         notes=[*found.notes, "too large to be run here: the result was checked, but not run"],
     )
+
+
+def _canonical(model: ir.Model) -> ir.Model:
+    work = edit.canonical(model)
+    fold_transposes(work)
+    return work
 
 
 def _written(

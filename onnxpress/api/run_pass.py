@@ -30,7 +30,7 @@ from onnxpress.plan import result_contract
 from onnxpress.plan.exact_base import exact_base, exact_step
 from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, apply_plan, new_plan, take_step, write_plan
 from onnxpress.plan.same_values import different_values
-from onnxpress.result import Result, size_text
+from onnxpress.result import Result, size_change_text
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import open_session, run
 
@@ -72,9 +72,7 @@ class PassResult(Result):
         save(self.model, path)
 
     def facts(self) -> list[tuple[str, str]]:
-        times = self.bytes_before / max(self.bytes_after, 1)
-        before, after = size_text(self.bytes_before), size_text(self.bytes_after)
-        rows = [("pass", self.name), ("size", f"{before} -> {after} ({times:.2f}x smaller)")]
+        rows = [("pass", self.name), ("size", size_change_text(self.bytes_before, self.bytes_after))]
         rows.append(("parameters", f"{self.parameters:,}"))
         rows += [("quality", part.text()) for part in self.score.parts] if self.score is not None else []
         rows += [("note", note) for note in self.notes]

@@ -21,6 +21,7 @@ from onnxpress.cli.options import (
     splits_of,
 )
 from onnxpress.errors import EXIT_INTERRUPTED, EXIT_UNMET
+from onnxpress.result import size_change_text
 
 if TYPE_CHECKING:
     from onnxpress.search.finalists import OptimizeResult
@@ -193,8 +194,7 @@ def _verdict(outcome: OptimizeResult, output: str) -> str:
             f"{output}: {outcome.chosen}",
             f"  {r.speedup:.3f}x the original's speed {console.interval(r.low, r.high)}, {r.verdict}",
             *(line for part in s.parts or (s,) for line in quality_lines(part, "validation samples")),
-            f"  {console.size(outcome.original_size)} -> {console.size(len(outcome.data))}"
-            f" ({outcome.original_size / max(len(outcome.data), 1):.2f}x smaller)",
+            f"  {size_change_text(outcome.original_size, len(outcome.data))}",
         ]
         if outcome.looks > 1:
             lines.append(

@@ -23,9 +23,9 @@ from onnxpress.cli.options import (
     quiet_option,
 )
 from onnxpress.cli.output import console
+from onnxpress.result import size_change_text
 
 if TYPE_CHECKING:
-    from onnxpress.api.external_data_quantization import StreamResult
     from onnxpress.api.run_pass import PassResult
     from onnxpress.passes.core.contract import Refusal
     from onnxpress.passes.core.options import OptionSpec
@@ -133,7 +133,9 @@ def show(name: str, result: PassResult, output: str, as_json: bool, quiet: bool)
     _left_alone(result.refused, quiet)
     for line in () if quiet else result.judged_by:
         console.note(line)
-    console.out(f"{output}: {_sizes(result)}, {result.parameters:,} parameters")
+    console.out(
+        f"{output}: {size_change_text(result.bytes_before, result.bytes_after)}, {result.parameters:,} parameters"
+    )
     for part in result.score.parts if result.score is not None else ():
         for text in quality_lines(part, "samples that the pass has seen"):
             console.out(text)
@@ -141,11 +143,6 @@ def show(name: str, result: PassResult, output: str, as_json: bool, quiet: bool)
         from onnxpress.cli.output.sensitivity_table import show_layers
 
         show_layers(result.details.layers)
-
-
-def _sizes(result: PassResult | StreamResult) -> str:
-    before, after = result.bytes_before, result.bytes_after
-    return f"{console.size(before)} -> {console.size(after)} ({before / max(after, 1):.2f}x smaller)"
 
 
 def _left_alone(refused: list[Refusal], quiet: bool) -> None:
@@ -171,4 +168,4 @@ def _stream(name: str, model: Path, output: str, options: Any, plan: str | None,
         return
     print_notes(done.notes, quiet)
     _left_alone(done.refused, quiet)
-    console.out(f"{output}: {_sizes(done)}")
+    console.out(f"{output}: {size_change_text(done.bytes_before, done.bytes_after)}")

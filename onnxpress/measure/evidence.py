@@ -22,14 +22,16 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays, Cache, cache_key, user_cache
 from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.measure.quality import QualityOptions
-from onnxpress.model import edit
+from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, find_channel_groups
 from onnxpress.model.files import model_hash
+from onnxpress.model.normal_forms.tied_weights import fold_transposes
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import all_cores, open_session, run, tap, trace
 
+_PROBES = 8  # samples that are looked at for one that leaves no tensor empty
 _STREAM_BYTES = 48 * 2**20  # of intermediate values held at once
 T = TypeVar("T")
 
@@ -79,9 +81,18 @@ class Evidence:
 
     @cached_property
     def probe(self) -> dict[str, np.ndarray]:
-        """The feeds of one sample."""
-        source = self.data if self.data is not None and len(self.data) else synthetic_samples(self.model, 1, self.seed)
-        return next(iter(source.batches(1))).inputs
+        """The feeds of one sample: the first.
+
+        Where sizes depend on values, or the first sample has an empty input (a cache before its first step), it is the
+        first of a few that leaves as few tensors empty as any: nothing can be told from a tensor without values.
+        """
+        source = self.data if self.data is not None and len(self.data) else None
+        source = source.take(_PROBES) if source is not None else synthetic_samples(self.model, _PROBES, self.seed)
+        batches = source.batches(1)
+        first = next(batches).inputs
+        if all(array.size for array in first.values()) and not read.sizes_depend_on_values(self.model):
+            return first
+        return _least_empty(self.model, [first, *(rows.inputs for rows in batches)])
 
     @cached_property
     def channels(self) -> Channels:
@@ -181,6 +192,16 @@ class Evidence:
         return int(max(1, min(16, _STREAM_BYTES // max(each, 1))))
 
 
+def _least_empty(model: ir.Model, several: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The first of several feeds whose run leaves the fewest tensors empty."""
+    empty = []
+    for feeds in several:
+        empty.append(sum(0 in shape for shape in trace(model, feeds).shapes.values()))
+        if not empty[-1]:
+            break
+    return several[empty.index(min(empty))]
+
+
 def supports_batching(
     model: ir.Model, feeds: dict[str, np.ndarray], sig: Signature, other: dict[str, np.ndarray] | None = None
 ) -> bool:
@@ -259,4 +280,6 @@ def evidence_for(
 ) -> Evidence:
     """Evidence of a model in canonical form (the form passes edit)."""
     chosen = quality or QualityOptions()
-    return Evidence(edit.canonical(model), data, machine or this_machine(), seed, original=original, quality=chosen)
+    work = edit.canonical(model)
+    fold_transposes(work)
+    return Evidence(work, data, machine or this_machine(), seed, original=original, quality=chosen)

@@ -159,7 +159,9 @@ def summarize_tensors(
     for part, data in enumerate(parts):
         for rows in data.batches(batch):
             outputs = session.run(rows.inputs, rows.keys[0])
-            found = {n: query.summary(outputs[n], rows.count, fixed) for n, query in queries.items()}
+            # a tensor may be empty for a batch: rows that were found by value, as boxes are
+            full = {n: query for n, query in queries.items() if outputs[n][1].size}
+            found = {n: query.summary(outputs[n], rows.count, fixed) for n, query in full.items()}
             yield (
                 part,
                 {n: replace(s, low=np.full_like(s.low, np.nan)) if trace.floats[n] else s for n, s in found.items()},

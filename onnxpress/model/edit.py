@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxpress.model.pad_axes import expand_pad_axes
+from onnxpress.model.normal_forms.pad_axes import expand_pad_axes
 from onnxpress.model.read import constant
 from onnxpress.model.signature import inputs_with_defaults
 

@@ -21,8 +21,8 @@ import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model.checker import check_graph, graphs_of
+from onnxpress.model.normal_forms.sparse_initializers import with_dense_initializers
 from onnxpress.model.read import element_bytes
-from onnxpress.model.sparse_initializers import with_dense_initializers
 
 _INLINE_LIMIT = 1_800_000_000  # protobuf ends at 2 GB; some of it is for the graph itself
 _STANDARD_DOMAINS = {

@@ -22,6 +22,8 @@ ELEMENTWISE = frozenset(
 )
 # Pooling operators: they reduce the spatial axes, and keep axes 0 and 1.
 POOLING = frozenset("""AveragePool MaxPool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool""".split())
+# Operators whose number of rows depends on values.
+_FINDERS = frozenset("NonZero NonMaxSuppression Compress Unique Loop SequenceMap".split())
 WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 COMPUTED = "its weight is computed from the inputs"
 RECURRENT = frozenset("LSTM GRU RNN".split())
@@ -137,6 +139,11 @@ def captured(node: ir.Node) -> set[str]:
 
 def has_subgraph(node: ir.Node) -> bool:
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def sizes_depend_on_values(model: ir.Model) -> bool:
+    """Whether an operator makes as many rows as it finds in its input."""
+    return any(node.op_type in _FINDERS for node in ir.traversal.RecursiveGraphIterator(model.graph))
 
 
 def opset(model: ir.Model) -> int:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.model.checker import check_graph, graphs_of
 from onnxpress.model.files import load
-from onnxpress.model.sparse_initializers import with_dense_initializers
+from onnxpress.model.normal_forms.sparse_initializers import with_dense_initializers
 
 ModelSource = str | Path | bytes | onnx.ModelProto | ir.Model
 

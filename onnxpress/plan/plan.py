@@ -20,6 +20,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.files import model_hash, write_atomic
+from onnxpress.model.normal_forms.tied_weights import store_once
 from onnxpress.passes.core.contract import Action, Applied, Refusal
 from onnxpress.passes.registry import find_pass
 from onnxpress.runtime.machine import Machine, this_machine
@@ -218,5 +219,7 @@ def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Da
 
 
 def take_step(step: PlanStep, evidence: Evidence) -> Applied:
-    """One step on the model of its evidence."""
-    return find_pass(step.pass_name).apply(evidence, step.actions)
+    """One step on the model of its evidence; matrices that are one another turned are stored once."""
+    done = find_pass(step.pass_name).apply(evidence, step.actions)
+    store_once(done.model)
+    return done

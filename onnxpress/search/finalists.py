@@ -27,7 +27,7 @@ from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
-from onnxpress.result import Result, size_text
+from onnxpress.result import Result, size_change_text
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.session import SessionSettings
 from onnxpress.search.candidate_factory import CandidateFactory
@@ -117,12 +117,11 @@ class OptimizeResult(Result):
         write_atomic(path, self.data)
 
     def facts(self) -> list[tuple[str, str]]:
-        times = self.original_size / max(len(self.data), 1)
         rows = [("chosen", self.chosen), ("goal", "reached" if self.met else "not reached")]
         if self.speedup is not None:
             ratio = self.speedup
             rows.append(("speed-up", f"{ratio.speedup:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"))
-        rows.append(("size", f"{size_text(self.original_size)} -> {size_text(len(self.data))} ({times:.2f}x smaller)"))
+        rows.append(("size", size_change_text(self.original_size, len(self.data))))
         if self.score is not None:
             rows.append(("validation samples", self.score.text()))
         rows += [("quality", line) for line in self.judged_by]

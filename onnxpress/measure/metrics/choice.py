@@ -190,7 +190,8 @@ def _choose_positions(output: OutputFacts, axis: int, tokens: bool, reading: Out
     answers = [np.asarray(r.argmax(axis)) for r in output.full_rows]
     blank = likely_blank(answers, classes)
     share = float(np.mean(np.concatenate([a.ravel() for a in answers]) == blank))
-    if not tokens and classes >= 5 and output.size // classes >= 8 and share > 0.35:
+    found = len(output.full_rows) < len(output.rows)  # rows of what was found, of which a sample may have none
+    if not tokens and not found and classes >= 5 and output.size // classes >= 8 and share > 0.35:
         why = f"class scores by position, {share:.0%} of them for class {blank}: CTC"
         return Choice("error-rate", replace(reading, blank=blank), why)
     return Choice("position-agreement", reading, f"scores of {classes} classes for each position")

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxpress.model import read
 from onnxpress.model.channels import compute_rules, layout_rules, product_rules, recurrent_rules
 from onnxpress.model.channels.labels import Flow, dequantizes_constants, freeze_inputs, varying_axes
+from onnxpress.model.normal_forms.tied_weights import tied_pairs
 from onnxpress.model.trace import Trace
 
 _RULES = {**compute_rules.RULES, **layout_rules.RULES, **product_rules.RULES, **recurrent_rules.RULES}
@@ -110,7 +111,8 @@ def _length(value: ir.Value | None) -> int:
 
 
 def _share_weights(model: ir.Model, flow: Flow) -> None:
-    """Tie the labels of weights with several readers (siamese branches, tied embeddings), which are sliced once.
+    """Tie the labels of weights with several readers (siamese branches, tied embeddings), which are sliced once, and
+    of matrices of which one is the other turned.
 
     Where one reader's channels are unknown, or two readers disagree in the axes, each gets a copy of its own.
     """
@@ -146,3 +148,23 @@ def _share_weights(model: ir.Model, flow: Flow) -> None:
                 for axis in first:
                     assert more is not None
                     flow.tie(first[axis], more[axis])
+    for value, turned in tied_pairs(model):
+        _tie_turned(
+            flow, value, [[slots.get((u.node.name or "", u.idx), {}) for u in v.uses()] for v in (value, turned)]
+        )
+
+
+def _tie_turned(flow: Flow, value: ir.Value, readers: list[list[dict[int, np.ndarray]]]) -> None:
+    """Tie each axis of a matrix to the other axis of the matrix that is it turned.
+
+    readers: for both, the labels by axis of each reader.
+    """
+    for axis in (0, 1):
+        own = [labels[axis] for labels in readers[0] if axis in labels]
+        other = [labels[1 - axis] for labels in readers[1] if 1 - axis in labels]
+        together = own and other and len({labels.shape for labels in (*own, *other)}) == 1
+        for labels in (*own, *other):
+            if together:
+                flow.tie(own[0], labels)
+            else:
+                flow.freeze(labels, f"{value.name} is also read turned, where its channels stay")

@@ -30,6 +30,7 @@ from onnxpress.measure.gram import WIDE, Moments, fit_moments
 from onnxpress.measure.linear import LinearLayer, linear, set_linear
 from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, Removal
+from onnxpress.model.normal_forms.tied_weights import is_table, tied_to
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SHORTCUT_SHARES = (0.0, 0.5, 1.0)
@@ -102,7 +103,7 @@ def refit_layers(
     """Refit in place the named nodes of a changed model, in topological order.
 
     Linear layers are refitted by least squares, BatchNormalization by the mean and variance of its output. Layers too
-    wide for a Gram matrix get a new bias only.
+    wide for a Gram matrix, and those whose matrix is tied to another (an embedding), get a new bias only.
 
     Args:
         original: evidence of the original model, with samples.
@@ -118,6 +119,7 @@ def refit_layers(
     """
     results: list[RefitResult] = []
     done: set[int] = set()
+    tied = tied_to(changed)
     for node in list(changed.graph):
         if node.name not in names or id(node) in done:
             continue
@@ -127,7 +129,9 @@ def refit_layers(
         layer = linear(node)
         if layer is None:
             continue
-        if layer.weight.shape[1] > WIDE:
+        # a matrix that something else reads as well, as a table or turned, would become two
+        shared = node.inputs[1] is not None and (node.inputs[1].name in tied or is_table(node.inputs[1]))
+        if layer.weight.shape[1] > WIDE or shared:
             _refit_bias(original, changed, node, layer)
             continue
         nodes = _layers_sharing_weight(node)

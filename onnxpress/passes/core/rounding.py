@@ -135,11 +135,25 @@ def _quantized_column(column: np.ndarray, index: np.ndarray, quantize: Quantizer
 def _inverse_factor(h: np.ndarray) -> np.ndarray:
     """The upper Cholesky factor of the inverse of a positive definite matrix [K, K].
 
+    Of inputs that hardly vary, the moments about the mean are what rounding errors left, and may have negative
+    eigenvalues: those are raised to the smallest that can be told from zero.
+
     With h = U U^T, U upper triangular (the Cholesky factor of h with rows and columns reversed), it is the inverse of
     U: a third of the work of inverting h first.
     """
-    factor = scipy.linalg.cholesky(h[::-1, ::-1], lower=True, check_finite=False)[::-1, ::-1]
+    turned = h[::-1, ::-1]
+    try:
+        factor = scipy.linalg.cholesky(turned, lower=True, check_finite=False)[::-1, ::-1]
+    except scipy.linalg.LinAlgError:
+        factor = scipy.linalg.cholesky(_positive(turned), lower=True)[::-1, ::-1]
     return np.asarray(scipy.linalg.lapack.dtrtri(np.asfortranarray(factor))[0])
+
+
+def _positive(h: np.ndarray) -> np.ndarray:
+    """The nearest symmetric matrix whose eigenvalues are positive."""
+    values, vectors = scipy.linalg.eigh(h)
+    least = 1e-6 * max(float(np.abs(values).max()), 1e-12)
+    return np.asarray((vectors * np.maximum(values, least)) @ vectors.T)
 
 
 def coordinate_descent(

@@ -3,13 +3,13 @@
 Plain ONNX that onnxruntime fuses: DynamicQuantizeLinear, MatMulInteger, then a Cast and a Mul by both scales (and the
 bias).  Weights are s8 with a scale a column, found with rounding to nearest.  On a CPU whose u8 x s8 products saturate
 a column is as fine as its heaviest pair allows (`runtime.pairs`).  Whether it is faster depends on the sizes: `bench`
-tells.  Convolutions have no such kernel
-that is worth it: `quantize` is for them.
+tells.  Convolutions have no such kernel that is worth it: `quantize` is for them.  An embedding table that is also the
+weight of such a product (a tied embedding) is stored in int8 for its look-ups, too: the file would hold it twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,9 +19,11 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, EvidenceKey
 from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.model import edit, read, submodels
+from onnxpress.model.normal_forms.tied_weights import tied_to
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import TargetCpuOptions, option
 from onnxpress.passes.core.rounding import symmetric_integers
+from onnxpress.passes.int8.embedding_tables import products_of_table, quantizable_lookups, quantize_tables
 from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.session import run, tap
@@ -101,14 +103,18 @@ class Dynamic:
                     "the plan names a node that cannot run in dynamic int8", name, reason,
                     "use the plan with the model it was made for",
                 )  # fmt: skip
+        tables = _tied_tables(work, names)
         writer = _Writer(work, products == "exact")
         for node in list(work.graph):
             if node.name in names:
                 writer.put(node)
+        count = quantize_tables(work, tables)
         edit.drop_dead(work)
         edit.forget_shapes(work)
         kept = "" if products == "exact" else ", weights as large as pairs of products hold"
-        return Applied(work, [f"{len(names)} nodes in dynamic int8{kept}"], refusals(evidence))
+        notes = [f"{len(names)} nodes in dynamic int8{kept}"]
+        notes += [f"{count} tied embedding tables in int8"] if count else []
+        return Applied(work, notes, refusals(evidence))
 
 
 def plan_dynamic(evidence: Evidence, exclude: Sequence[str] = ()) -> list[Action]:
@@ -119,6 +125,15 @@ def plan_dynamic(evidence: Evidence, exclude: Sequence[str] = ()) -> list[Action
         if n.op_type in ("MatMul", "Gemm") and n.name not in {*exclude, *undefined} and why_not(n) is None
     ]  # fmt: skip
     return [*found, {"products": products_of(evidence)}] if found else []
+
+
+def _tied_tables(model: ir.Model, names: Collection[str]) -> list[str]:
+    """Look-ups whose table is the weight of some of the nodes and of no other: else the file would hold it in float as
+    well."""
+    tied = tied_to(model)
+    found = {name: products_of_table(n, tied) for n in model.graph if (name := n.name) and n.op_type == "Gather"}
+    able = quantizable_lookups(model)
+    return [name for name, products in found.items() if name in able and products and products <= set(names)]
 
 
 def _nan_refusals(evidence: Evidence) -> list[Refusal]:

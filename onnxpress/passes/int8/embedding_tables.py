@@ -2,17 +2,21 @@
 
 A DequantizeLinear in front of the Gather would convert the whole table at every call. Scales are symmetric and per
 column. Tables that do not keep 30 dB in this form, because a few rows have large numbers, stay in float.
+
+A table that is also the weight of a product (a tied embedding) gets int8 numbers of its own, with a scale per column;
+those of the product have one per row. Both together are half of the float table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.sqnr import sqnr
 from onnxpress.model import edit, read
+from onnxpress.model.normal_forms.tied_weights import tied_to
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.rounding import symmetric_integers
 
@@ -39,7 +43,11 @@ def refusal_reason(node: ir.Node) -> str | None:
         return "quantization per channel needs operator set 13"
     value = node.inputs[0]
     assert value is not None
-    other_readers = [u.node for u in value.uses() if not _is_lookup(u.node, u.idx) or u.node.graph is not node.graph]
+    other_readers = [
+        u.node
+        for u in value.uses()
+        if not (_is_lookup(u.node, u.idx) or _is_product(u.node, u.idx)) or u.node.graph is not node.graph
+    ]
     if other_readers or value.is_graph_output():
         return f"its table is also read by {other_readers[0].op_type if other_readers else 'a graph output'}"
     if not np.isfinite(table).all():
@@ -55,18 +63,43 @@ def _is_lookup(node: ir.Node, operand: int) -> bool:
     return node.op_type == "Gather" and operand == 0 and read.int_attribute(node, "axis", 0) == 0
 
 
+def _is_product(node: ir.Node, operand: int) -> bool:
+    """Whether a node multiplies by a value that it reads as a weight."""
+    return node.op_type in ("MatMul", "Gemm") and operand == 1 and read.standard(node)
+
+
+def products_of_table(node: ir.Node, tied: Mapping[str, str]) -> set[str]:
+    """The names of the products whose weight is the table of a look-up, or the same matrix turned.
+
+    Args:
+        node: a look-up.
+        tied: the initializer that is another one turned, by name (`tied_to`).
+    """
+    table = node.inputs[0]
+    if table is None or node.graph is None:
+        return set()
+    names = {table.name, tied.get(table.name or "")}
+    return {
+        n.name or "" for n in node.graph if _is_product(n, 1) and n.inputs[1] is not None and n.inputs[1].name in names
+    }
+
+
 def quantizable_lookups(model: ir.Model, exclude: Collection[str] = ()) -> list[str]:
     """Find the look-ups whose tables can be stored in int8.
 
     Args:
         model: the model.
-        exclude: names of look-ups; their tables stay in float for all look-ups that share them.
+        exclude: names of nodes; tables of look-ups among them stay in float for all look-ups that share them, and
+            so do tables of which a product among them is the other reader.
 
     Returns:
         Node names in graph order.
     """
     quantizable = [n for n in model.graph if refusal_reason(n) is None]
-    excluded_tables = {n.inputs[0] for n in quantizable if n.name in exclude}
+    tied = tied_to(model) if exclude and quantizable else {}
+    excluded_tables = {
+        n.inputs[0] for n in quantizable if n.name in exclude or not products_of_table(n, tied).isdisjoint(exclude)
+    }
     return [n.name or "" for n in quantizable if n.inputs[0] not in excluded_tables]
 
 

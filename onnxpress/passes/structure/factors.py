@@ -27,6 +27,7 @@ from onnxpress.measure.gram import Moments, input_moments, weight_by_tap
 from onnxpress.measure.linear import LinearLayer, linear
 from onnxpress.model import edit, read
 from onnxpress.model.counts import node_macs
+from onnxpress.model.normal_forms.tied_weights import tied_to
 from onnxpress.model.trace import Trace
 from onnxpress.passes.core.contract import Refusal
 
@@ -94,10 +95,13 @@ def find_layers(model: ir.Model) -> tuple[list[FactorizableLayer], list[Refusal]
     """
     found, refused = [], []
     seen: set[str] = set()
+    tied = tied_to(model)
     for node in model.graph:
         if node.op_type not in read.WEIGHTED or not read.standard(node) or node.name in seen:
             continue
         reason = _refusal_reason(node)
+        if not reason and node.inputs[1] is not None and node.inputs[1].name in tied:
+            reason = "another operator reads its weight turned (a tied embedding)"
         users = [] if reason else _layers_sharing_weight(node)
         if users is None:
             reason = "its weight is shared with an operator that cannot be factored"

@@ -9,6 +9,7 @@ Casts), so that only the file gets smaller.  A tensor whose values 16 bits canno
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -110,7 +111,11 @@ def halvable(model: ir.Model, kind: str) -> tuple[list[ir.Value], list[Refusal]]
     found, refused = [], []
     for value in model.graph.initializers.values():
         tensor = read.constant_tensor(value)
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST:
+        if tensor is None or tensor.size < _LEAST:
+            continue
+        if tensor.dtype != ir.DataType.FLOAT:
+            if tensor.dtype.is_floating_point():
+                refused.append(Refusal(value.name or "", f"it is {tensor.dtype.name.lower()}, not float32"))
             continue
         reason = _why_not(value, inner, kind)
         if reason is None:
@@ -136,16 +141,42 @@ def _why_not(value: ir.Value, inner: set[str], kind: str) -> str | None:
     if not np.isfinite(short).all():
         return f"{kind} cannot hold its values, which reach {np.abs(array).max():.1e}"
     gap, size = np.abs(short - array), np.abs(array).astype(np.float64)
-    summed = all(use.node.op_type in read.WEIGHTED and use.idx == 1 for use in value.uses())
-    looked_up = all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
-    if array.ndim > 1 and summed:  # what is added up may be small beside the rest of its row or column
-        others = [tuple(a for a in range(array.ndim) if a != axis) for axis in (0, 1)]
-        size = np.minimum(*(size.max(axis=axes, keepdims=True) for axes in others))
-    elif array.ndim > 1 and looked_up:  # … of the vector it belongs to
-        size = size.max(axis=-1, keepdims=True)
-    if (gap > _PRECISION[kind] * size).any():
+    if any((gap > _PRECISION[kind] * _beside(size, use.node, use.idx)).any() for use in value.uses()):
         return f"{kind} would lose its smallest values"
     return None
+
+
+def _beside(size: np.ndarray, node: ir.Node, operand: int) -> np.ndarray:
+    """Beside what the rounding error of each number counts where an operator reads them, to broadcast.
+
+    size: the absolute values. What is added up counts beside the largest of its row and of its column, a number of a
+    vector beside the largest of the vector; what is multiplied elementwise counts alone.
+    """
+    rank = size.ndim
+    if rank == 0:
+        return size
+    weighted = operand == 1 and node.op_type in (*read.WEIGHTED, "Attention")
+    rows: tuple[tuple[int, ...], ...] = ()  # axes along which the largest is taken
+    if (weighted or (node.op_type == "MatMul" and operand == 0)) and rank > 1:
+        kernels = node.op_type in ("Conv", "ConvTranspose")
+        rows = tuple(tuple(a for a in range(rank) if a != i) for i in (0, 1)) if kernels else ((rank - 1,), (rank - 2,))
+    elif node.op_type in read.RECURRENT and operand in (1, 2):
+        rows = ((2,), (1,))
+    elif node.op_type == "Einsum" and rank > 1:
+        rows = tuple(tuple(a for a in range(rank) if a != i) for i in range(rank))
+    elif _is_added(node, operand) or (node.op_type == "Gather" and operand == 0 and rank > 1):
+        rows = ((rank - 1,),)
+    return functools.reduce(np.minimum, [size.max(axis=axes, keepdims=True) for axes in rows]) if rows else size
+
+
+def _is_added(node: ir.Node, operand: int) -> bool:
+    """Whether an operator adds what it reads there: a bias, or a table of positions."""
+    biased = {"LayerNormalization": 2, "InstanceNormalization": 2, "GroupNormalization": 2, "BatchNormalization": 2}
+    if node.op_type in (*read.WEIGHTED, "Attention"):
+        return operand == 2
+    if node.op_type in read.RECURRENT:
+        return operand == 3
+    return node.op_type in ("Add", "Sub") or biased.get(node.op_type) == operand
 
 
 def _array(value: ir.Value) -> np.ndarray:

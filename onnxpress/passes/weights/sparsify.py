@@ -29,6 +29,7 @@ from onnxpress.measure.linear import linear
 from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit, read
 from onnxpress.model.files import compressed_size
+from onnxpress.model.normal_forms.tied_weights import tied_to
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, check_between, option
 from onnxpress.passes.core.refit_option import BIAS, NONE, refit_mode, with_bias_correction
@@ -164,11 +165,18 @@ def plan_zeros(evidence: Evidence, options: SparsifyOptions) -> tuple[list[Actio
 def sparsifiable(evidence: Evidence, method: str) -> tuple[list[WeightMatrix], list[Refusal]]:
     """The weights that can take zeros by the method, and those that cannot, with the reason."""
     nodes = {n.name: n for n in evidence.model.graph}
+    tied = tied_to(evidence.model)
     found, refused = [], list(find_weights(evidence.model)[1])
     for weight in find_weights(evidence.model)[0]:
         reader = nodes[weight.readers[0]]
         if read.is_depthwise(reader):
             refused.append(Refusal(weight.name, "depthwise: so few weights a channel that every zero is felt"))
+        elif weight.name in tied:
+            refused.append(
+                Refusal(
+                    weight.name, "another operator reads it turned (a tied embedding), and the file would hold both"
+                )
+            )
         elif method != "magnitude" and linear(reader) is None:
             refused.append(
                 Refusal(
