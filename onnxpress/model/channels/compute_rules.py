@@ -15,7 +15,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.channels.labels import Flow, Labels, freeze_inputs, labels_along, stored_array, varying_axes
+from onnxpress.model.channels.labels import (
+    Flow,
+    Labels,
+    freeze_inputs,
+    labels_along,
+    labels_of_sizes,
+    stored_array,
+    varying_axes,
+)
 
 
 def bias_slot(flow: Flow, node: ir.Node, operand: int, labels: np.ndarray) -> None:
@@ -37,9 +45,8 @@ def _conv(flow: Flow, node: ir.Node) -> None:
     weight, labels = stored_array(node.inputs[1]), flow.read(node.inputs[0])
     if weight is None or labels is None:
         return freeze_inputs(flow, node, f"{node.op_type} ({node.name}): {read.why_not_constant(node.inputs[1])}")
-    if any(a != 1 for a in varying_axes(labels)):
-        flow.freeze(labels, f"{node.op_type} ({node.name}) mixes channels with other axes")
-        labels = np.zeros((1,) * labels.ndim, np.int64)
+    others = tuple(a for a in varying_axes(labels) if a != 1)  # a view of a dense layer: maps that go as a whole
+    labels = flow.mix(labels, others, f"{node.op_type} ({node.name}) sums over positions")
     groups, name = read.int_attribute(node, "group", 1), node.name or ""
     inner, outer = (1, 0) if node.op_type == "Conv" else (0, 1)
     width = weight.shape[outer] * (groups if outer == 1 else 1)
@@ -200,16 +207,11 @@ def _size_of(flow: Flow, node: ir.Node) -> None:
 
 def _constant_of_shape(flow: Flow, node: ir.Node) -> None:
     """A constant with the shape of another value (zeros_like) has that value's channels: it shrinks with it."""
-    source = node.inputs[0].name if node.inputs[0] is not None else None
-    sizes = flow.sizes.get(source or "", [])
-    rank = flow.rank(node.outputs[0])
-    names = {name for one in sizes for name, _ in one}
-    same = len(sizes) == rank and len(names) == 1
-    if same and all(one == frozenset({(next(iter(names)), a)}) for a, one in enumerate(sizes)):
-        labels = flow.of.get(next(iter(names)))
-        if labels is not None and labels.ndim == rank:
-            return flow.write(node.outputs[0], labels)
-    return _size_of(flow, node)
+    shape = flow.shape(node.outputs[0])
+    if shape is None or node.inputs[0] is None:
+        return _size_of(flow, node)
+    reason = f"ConstantOfShape ({node.name}) makes a tensor of their number"
+    return flow.write(node.outputs[0], labels_of_sizes(flow, node.inputs[0], shape, reason))
 
 
 def _pool(flow: Flow, node: ir.Node) -> None:

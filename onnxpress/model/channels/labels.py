@@ -216,6 +216,37 @@ def labels_along(labels: Labels, axis: int, size: int) -> np.ndarray:
     return rows[:, 0] if rows.shape[1] == 1 else rows
 
 
+def labels_of_sizes(flow: Flow, target: ir.Value, shape: tuple[int, ...], reason: str) -> Labels:
+    """Labels of a constant that is made in a computed shape: those of the axes that its sizes were told from.
+
+    Where they were told in a way that no labels express, the channels are frozen for the reason.
+
+    target: the sizes. shape: the traced ones, of which the target may give the last only.
+    """
+    sizes = flow.sizes.get(target.name or "", [])
+    blank = np.zeros((1,) * len(shape), np.int64)
+    shift = len(shape) - len(sizes)
+    origins = {a + shift: one for a, one in enumerate(sizes)}
+    names = {name for one in sizes for name, _ in one}
+    if not shift and len(names) == 1 and all(one == {(next(iter(names)), a)} for a, one in origins.items()):
+        labels = flow.of.get(next(iter(names)))
+        return blank if labels is None else labels
+    changing = {
+        (axis, name, place)
+        for axis, one in origins.items()
+        for name, place in one
+        if (labels := flow.of.get(name)) is not None and place in varying_axes(labels)
+    }
+    if len(changing) == 1:
+        ((axis, name, place),) = changing
+        along = labels_along(flow.of[name], place, flow.of[name].shape[place])
+        if len(origins[axis]) == 1 and along.shape == (shape[axis],):
+            return along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    for _, name, _ in sorted(changing):
+        flow.freeze(flow.of[name], reason)
+    return blank
+
+
 def freeze_inputs(flow: Flow, node: ir.Node, reason: str) -> None:
     """Treat a node as opaque: its inputs are frozen, its outputs have no removable channels."""
     for value in node.inputs:

@@ -6,23 +6,23 @@ Sizes and positions stored in the file (the target of a Reshape, pads, bounds of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
+from onnxpress.model.channels.known_elements import known_elements
 from onnxpress.model.channels.labels import (
     Flow,
     Labels,
     compact,
     freeze_inputs,
     labels_along,
+    labels_of_sizes,
     stored_array,
     varying_axes,
 )
-
-_INTEGER_TYPES = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 
 
 def _reshape(flow: Flow, node: ir.Node) -> None:
@@ -56,23 +56,26 @@ def _target_follows_channels(flow: Flow, node: ir.Node, moved: Labels) -> bool:
     for axis in varying_axes(moved):
         if numbers[axis] == -1:
             continue
-        origins = (
-            {(node.inputs[0].name or "", axis)}
-            if numbers[axis] == 0 and node.inputs[0] is not None
-            else sizes[axis]
-            if sizes
-            else set()
-        )
-        if len(origins) != 1:
-            return False
-        ((other, place),) = origins
-        labels = flow.of.get(other)
-        count = moved.shape[axis]
-        if labels is None or labels.ndim <= place or labels.shape[place] != count:
-            return False
-        if not np.array_equal(labels_along(labels, place, count), labels_along(moved, axis, count)):
+        copied = numbers[axis] == 0 and node.inputs[0] is not None
+        origins = {(node.inputs[0].name or "", axis)} if copied and node.inputs[0] is not None else set()
+        if not size_follows(flow, origins if copied else sizes[axis] if sizes else set(), moved, axis):
             return False
     return True
+
+
+def size_follows(flow: Flow, origins: Collection[tuple[str, int]], moved: Labels, axis: int) -> bool:
+    """Whether a computed size is that of an axis with the same channels.
+
+    origins: the (value, axis) pairs whose sizes it was computed from
+    """
+    if len(origins) != 1:
+        return False
+    ((other, place),) = origins
+    labels = flow.of.get(other)
+    count = moved.shape[axis]
+    if labels is None or labels.ndim <= place or labels.shape[place] != count:
+        return False
+    return bool(np.array_equal(labels_along(labels, place, count), labels_along(moved, axis, count)))
 
 
 def _same_as_shape_of(flow: Flow, target: ir.Value | None, moved: Labels) -> bool:
@@ -114,7 +117,7 @@ def _transpose(flow: Flow, node: ir.Node) -> None:
 
 def _concat(flow: Flow, node: ir.Node) -> None:
     rank = flow.rank(node.outputs[0])
-    axis = _axis(node, max(rank, 1))
+    axis = axis_of(node, max(rank, 1))
     parts: list[tuple[Labels, int]] = []
     fixed: dict[int, tuple[int, ...]] = {}
     for index, value in enumerate(node.inputs):
@@ -149,7 +152,7 @@ def _concat(flow: Flow, node: ir.Node) -> None:
 def _split(flow: Flow, node: ir.Node) -> None:
     labels = flow.read(node.inputs[0])
     rank = labels.ndim if labels is not None else 0
-    axis = _axis(node, max(rank, 1))
+    axis = axis_of(node, max(rank, 1))
     computed = len(node.inputs) > 1 and node.inputs[1] is not None and read.constant(node.inputs[1]) is None
     if labels is None or (computed and axis in varying_axes(labels)):
         return freeze_inputs(flow, node, f"Split ({node.name}) into computed sizes")
@@ -167,6 +170,8 @@ def _pad(flow: Flow, node: ir.Node) -> None:
     pads_value = node.inputs[1] if len(node.inputs) > 1 else None
     pads = read.constant(pads_value) if pads_value is not None else np.array(read.ints_attribute(node, "pads"))
     axes = () if labels is None else varying_axes(labels)
+    if labels is not None and axes and pads is None and _pads_nothing(flow, node, labels.ndim, axes):
+        return flow.write(node.outputs[0], labels)
     if labels is None or (axes and (pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None))):
         return freeze_inputs(flow, node, f"Pad ({node.name}) by computed amounts")
     padded = [a for a in axes if pads is not None and (pads[a] or pads[a + labels.ndim])]
@@ -181,6 +186,18 @@ def _pad(flow: Flow, node: ir.Node) -> None:
     shape = [1] * labels.ndim
     shape[axis] = len(vector)
     return flow.write(node.outputs[0], vector.reshape(shape))
+
+
+def _pads_nothing(flow: Flow, node: ir.Node, rank: int, axes: tuple[int, ...]) -> bool:
+    """Whether a Pad by computed amounts leaves these axes alone in every run."""
+    amounts = known_elements(node.inputs[1], flow.trace)
+    named = node.inputs[3] if len(node.inputs) > 3 else None
+    chosen = np.arange(rank) if named is None else read.constant(named)
+    if amounts is None or chosen is None or amounts.size != 2 * chosen.size:
+        return False
+    places = [int(a) % rank for a in chosen]
+    found = [amounts.ravel()[[places.index(a), places.index(a) + len(places)]] for a in axes if a in places]
+    return all(amount == 0 for pair in found for amount in pair)
 
 
 def slice_bounds(flow_shape: tuple[int, ...], node: ir.Node) -> dict[int, slice] | None:
@@ -230,57 +247,23 @@ def _reversed(node: ir.Node) -> bool:
     return steps is None or bool((steps < 0).any())
 
 
-def _gather(flow: Flow, node: ir.Node) -> None:
-    """Channels on other axes pass; those on the gathered axis are selected by constant indices."""
-    labels, index = flow.read(node.inputs[0]), read.constant(node.inputs[1])
-    index_shape = index.shape if index is not None else flow.shape(node.inputs[1])
-    table = stored_array(node.inputs[0])
-    if (
-        table is not None
-        and table.ndim == 2
-        and node.outputs[0].dtype not in _INTEGER_TYPES
-        and index_shape is not None
-        and not _axis(node, 2)
-    ):
-        columns = flow.new_labels(table.shape[1])  # an embedding table: its columns are channels
-        flow.slice(node, 0, 1, "out", columns)
-        return flow.write(node.outputs[0], columns.reshape(*(1,) * len(index_shape), -1))
-    if labels is None or index_shape is None:
-        return freeze_inputs(flow, node, f"Gather ({node.name}) from a tensor without channels")
-    axis = _axis(node, labels.ndim)
-    if axis not in varying_axes(labels):
-        shape = labels.shape[:axis] + (1,) * len(index_shape) + labels.shape[axis + 1 :]
-        return flow.write(node.outputs[0], labels.reshape(shape))
-    if index is None:
-        return freeze_inputs(flow, node, f"Gather ({node.name}) selects channels by computed indices")
-    return flow.write(node.outputs[0], np.take(labels, index, axis=axis))
-
-
-def _axis(node: ir.Node, rank: int) -> int:
+def axis_of(node: ir.Node, rank: int) -> int:
+    """The axis that a node names, from 0 on."""
     return read.int_attribute(node, "axis", 0) % rank
-
-
-def _resize(flow: Flow, node: ir.Node) -> None:
-    """Sizes or scales must not change the axes of channels."""
-    labels, source, target = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
-    if labels is None or source is None or target is None:
-        return freeze_inputs(flow, node, f"{node.op_type} ({node.name}) of unknown shape")
-    sized = node.op_type == "Resize" and len(node.inputs) > 3 and node.inputs[3] is not None
-    written = not sized or read.constant(node.inputs[3]) is not None
-    if any(source[a] != target[a] or not written for a in varying_axes(labels)):
-        return freeze_inputs(
-            flow, node, f"{node.op_type} ({node.name}) changes the number of channels, or has computed sizes"
-        )
-    return flow.write(node.outputs[0], labels)
 
 
 def _expand(flow: Flow, node: ir.Node) -> None:
     labels, shape = flow.read(node.inputs[0]), flow.shape(node.outputs[0])
+    fill = read.constant(node.inputs[0])
+    if fill is not None and fill.size == 1 and shape is not None and node.inputs[1] is not None:
+        reason = f"Expand ({node.name}) makes a constant of their number"
+        return flow.write(node.outputs[0], labels_of_sizes(flow, node.inputs[1], shape, reason))
     if labels is None or shape is None:
         return freeze_inputs(flow, node, f"Expand ({node.name}) of a tensor without channels")
     wide = labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape)
     target = read.constant(node.inputs[1])
-    pieces = _pieces(flow, node.inputs[1]) if target is None else [int(n) for n in target.ravel()]
+    elements = known_elements(node.inputs[1], flow.trace)
+    pieces = None if elements is None else elements.ravel().tolist()
     known = pieces is not None and all(
         a < len(shape) - len(pieces)
         or pieces[a - len(shape) + len(pieces)] in ((1,) if target is None else (1, shape[a]))
@@ -289,26 +272,6 @@ def _expand(flow: Flow, node: ir.Node) -> None:
     if varying_axes(wide) and not known and not _follows_shape_of(flow, node.inputs[1], wide):
         return freeze_inputs(flow, node, f"Expand ({node.name}) to a computed shape")
     return flow.write(node.outputs[0], wide)
-
-
-def _pieces(flow: Flow, target: ir.Value | None) -> list[int | None] | None:
-    """The sizes of a target that a Concat of single sizes computes, None for each computed one.
-
-    None for any other target.
-    """
-    maker = target.producer() if target is not None else None
-    if (
-        maker is None
-        or maker.op_type != "Concat"
-        or any(flow.shape(v) != (1,) and read.constant(v) is None for v in maker.inputs)
-    ):
-        return None
-    found = [read.constant(v) for v in maker.inputs]
-    return (
-        None
-        if any(f is not None and f.size != 1 for f in found)
-        else [None if f is None else int(f.item()) for f in found]
-    )
 
 
 def _tile(flow: Flow, node: ir.Node) -> None:
@@ -343,13 +306,11 @@ def _space_to_depth(flow: Flow, node: ir.Node) -> None:
 
 RULES: dict[str, Callable[[Flow, ir.Node], None]] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
-    **dict.fromkeys(("Resize", "Upsample"), _resize),
     "Transpose": _transpose,
     "Concat": _concat,
     "Split": _split,
     "Pad": _pad,
     "Slice": _slice,
-    "Gather": _gather,
     "Expand": _expand,
     "Tile": _tile,
     "DepthToSpace": _depth_to_space,

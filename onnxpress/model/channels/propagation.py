@@ -6,12 +6,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.model import read
-from onnxpress.model.channels import compute_rules, layout_rules, product_rules, recurrent_rules
+from onnxpress.model.channels import compute_rules, layout_rules, position_rules, product_rules, recurrent_rules
 from onnxpress.model.channels.labels import Flow, dequantizes_constants, freeze_inputs, varying_axes
 from onnxpress.model.normal_forms.tied_weights import tied_pairs
 from onnxpress.model.trace import Trace
 
-_RULES = {**compute_rules.RULES, **layout_rules.RULES, **product_rules.RULES, **recurrent_rules.RULES}
+_ROOMS = (compute_rules, layout_rules, position_rules, product_rules, recurrent_rules)
+_RULES = {op: rule for room in _ROOMS for op, rule in room.RULES.items()}
+# Of onnxruntime's own domain, in files that its optimizer saved: elementwise, as in ELEMENTWISE.
+_FUSED = frozenset({"QuickGelu", "FastGelu", "BiasGelu", "Gelu"})
 _PASS_SIZES = {"Unsqueeze", "Squeeze", "Reshape", "Identity", "Cast", "Slice", "Gather", "Concat"}
 _ASK_SIZES = {
     "Cast",
@@ -32,7 +35,8 @@ def propagate(model: ir.Model, trace: Trace) -> Flow:
     for node in model.graph:
         if dequantizes_constants(node):  # a weight stored as integers
             continue
-        rule = _RULES.get(node.op_type) if read.standard(node) and not read.has_subgraph(node) else None
+        known = read.standard(node) or node.op_type in _FUSED
+        rule = _RULES.get(node.op_type) if known and not read.has_subgraph(node) else None
         if any(trace.shape(v.name) is None for v in node.outputs if v.name):
             rule = None
         if rule is None:
@@ -63,6 +67,10 @@ def _follow_sizes(flow: Flow, node: ir.Node) -> None:
         rank = flow.rank(node.inputs[0])
         start, end = read.int_attribute(node, "start", 0), read.int_attribute(node, "end", rank)
         flow.sizes[output] = [frozenset({(source, a)}) for a in range(rank)][start:end]
+        return
+    if node.op_type == "Size" and node.inputs[0] is not None and read.standard(node):
+        name = node.inputs[0].name or ""
+        flow.sizes[output] = [frozenset((name, a) for a in range(flow.rank(node.inputs[0])))]
         return
     known = [flow.sizes.get(v.name or "", []) if v is not None else [] for v in node.inputs]
     if not any(known):

@@ -30,8 +30,9 @@ def random_removal(channels: ch.Channels, share: float, seed: int = 0) -> dict[s
     return removal
 
 
-def assert_masked_parity(model: ir.Model, share: float, seed: int = 0) -> None:
-    data = nets.samples(model, 4)
+def assert_masked_parity(model: ir.Model, share: float, seed: int = 0, sequence: int = 5) -> None:
+    """sequence: size of free axes."""
+    data = nets.samples(model, 4, sequence=sequence)
     evidence = evidence_for(model, data)
     facts = evidence.channels
     removal = random_removal(facts, share, seed)
