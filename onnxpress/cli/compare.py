@@ -33,7 +33,11 @@ _NAME = 32  # characters of a value's name that fit
 @data_options(required=True)
 @quality_options(many=True)
 @click.option("--worst", default=0, metavar="N", help="List the N samples with the largest errors.")
-@click.option("--max-drop", type=float, help="Exit 1 if OTHER loses more than this in any metric.")
+@click.option(
+    "--max-drop",
+    type=float,
+    help="Exit 1 if the drop of a metric is larger, its whole interval.",
+)
 @click.option(
     "--layers",
     is_flag=True,
@@ -86,6 +90,8 @@ def command(
         console.emit_json(document("compare", **found.to_dict()))
     else:
         _show(found, found.layers)
+    for m in found.undecided(max_drop):
+        console.note(f"{m.metric}: the interval contains the allowed drop; more samples may decide")
     return EXIT_UNMET if found.failing(max_drop) else 0
 
 
@@ -107,6 +113,8 @@ def _show(found: CompareResult, inner: list[TensorDifference]) -> None:
             for s in found.worst
         ]
         console.table(columns, rows)
+    for line in found.notes:
+        console.note(f"warning: {line}")
     for line in [] if found.metrics else found.judged_by:
         console.note(line)
     for m in found.measured:
@@ -116,6 +124,8 @@ def _show(found: CompareResult, inner: list[TensorDifference]) -> None:
 
 
 def _sqnr_row(d: TensorDifference) -> list[str]:
+    if d.numbers and max(d.not_finite) == d.numbers:
+        return ["not finite", "", ""]
     return [f"{d.max_abs:.3g}", f"{d.sqnr_db:.1f}", f"{d.cosine:.6f}"]
 
 

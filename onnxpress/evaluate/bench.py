@@ -17,6 +17,7 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import batch_layout
 from onnxpress.data.synthetic import sample_shapes, synthetic
 from onnxpress.errors import InputProblem
+from onnxpress.evaluate.pairing import check_inputs, feeds_for, with_types_of
 from onnxpress.model.files import to_bytes
 from onnxpress.model.index_bounds import index_bounds
 from onnxpress.model.signature import Signature, signature
@@ -203,7 +204,10 @@ def _point(
         timed[first + SELF_CHECK_SUFFIX] = sources[first]
     if options.reference:
         timed[REFERENCE_NAME] = reference_model()
-    timed_result = compare_latency(timed, feeds, effort, settings, progress, {REFERENCE_NAME: [reference_feeds()]})
+    own_feeds = {name: feeds_for(m, feeds) for name, m in opened.items() if m is not opened[first]}
+    own_feeds[REFERENCE_NAME] = [reference_feeds()]
+    timed_result = compare_latency(timed, feeds, effort, settings, progress, own_feeds)
+    sources = _with_same_types(opened, sources)
     result = BenchPoint(**timed_result.__dict__, threads=settings.threads, batch=batch)
     result = replace(result, ratios=tuple(r for r in timed_result.ratios if r.name in sources))
     if options.self_check:
@@ -215,7 +219,8 @@ def _point(
     if options.profile:
         peak, seconds = measured_peak(settings), min(effort.seconds, _PROFILE_SECONDS)
         result = replace(
-            result, profiles=tuple(profile(m, feeds[0], settings, seconds, n, peak) for n, m in opened.items())
+            result,
+            profiles=tuple(profile(m, feeds_for(m, feeds)[0], settings, seconds, n, peak) for n, m in opened.items()),
         )
     if options.cold:
         starts, ratios = cold_starts(sources, feeds[0], settings, effort.seconds, effort.seed)
@@ -229,20 +234,19 @@ def _point(
     return result
 
 
+def _with_same_types(opened: Mapping[str, ir.Model], sources: Mapping[str, bytes | str]) -> dict[str, bytes | str]:
+    """The sources, with a Cast in those that take other float types than the first model: one set of feeds fits all."""
+    wanted = signature(next(iter(opened.values())))
+    same = {name: with_types_of(model, wanted) for name, model in opened.items()}
+    return {name: sources[name] if same[name] is model else to_bytes(same[name]) for name, model in opened.items()}
+
+
 def _same_inputs(opened: Mapping[str, ir.Model]) -> Signature:
-    """The first model's signature.  Raises InputProblem where another model has different inputs."""
+    """The first model's signature.  Raises InputProblem where another model has other inputs, but for float types."""
     signatures = {name: signature(m) for name, m in opened.items()}
     first = next(iter(signatures.values()))
     for name, own in signatures.items():
-        if own.inputs != first.inputs and {(s.name, s.dtype) for s in own.inputs} != {
-            (s.name, s.dtype) for s in first.inputs
-        }:
-            raise InputProblem(
-                "the models take different inputs",
-                name,
-                f"{[s.name for s in own.inputs]} and {[s.name for s in first.inputs]}",
-                "bench models with the same inputs together",
-            )
+        check_inputs(first, own, name)
     return first
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.data.any_data import DataSource, as_dataset
-from onnxpress.errors import InputProblem
+from onnxpress.evaluate.pairing import check_inputs, check_outputs, reads_samples, with_types_of
 from onnxpress.evaluate.tensor_differences import TensorDifference, intermediate_differences, tensor_differences
 from onnxpress.measure.metrics.metric import MetricResult
 from onnxpress.measure.metrics.numbers import output_error
@@ -48,6 +48,7 @@ class CompareResult(Result):
     outputs: differences of each output
     metrics: results of the requested metrics
     judged_by: the metrics of the score, and why
+    notes:   what makes a number mean less than it seems
     worst:   the samples with the worst results, worst first
     layers:  differences of intermediate values, in the order of the graph
     """
@@ -58,6 +59,7 @@ class CompareResult(Result):
     judged_by: list[str] = field(default_factory=list)
     worst: list[SampleScore] = field(default_factory=list)
     layers: list[TensorDifference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def facts(self) -> list[tuple[str, str]]:
         return [(m.metric, m.text()) for m in self.measured]
@@ -73,14 +75,26 @@ class CompareResult(Result):
         return {f"{m.metric} of {m.output}" if m.output else m.metric: m.drop for m in self.measured}
 
     def failing(self, max_drop: float | None) -> list[MetricResult]:
-        """The results that lose more than is allowed: of metrics that were asked for each the same drop, of chosen ones
-        the drop of the first and those of the others in proportion. None allows all."""
+        """The results that lose more than is allowed, with the whole interval of their drop.
+
+        Of metrics that were asked for each the same drop is allowed, of chosen ones that of the first, and of the
+        others in proportion. None allows all.
+        """
         if max_drop is None:
             return []
+        return [m for m, allowed in self._allowed(max_drop) if m.exceeds(allowed)]
+
+    def undecided(self, max_drop: float | None) -> list[MetricResult]:
+        """The results whose interval contains what is allowed: these samples cannot tell."""
+        if max_drop is None:
+            return []
+        return [m for m, allowed in self._allowed(max_drop) if not m.exceeds(allowed) and m.high > allowed]
+
+    def _allowed(self, max_drop: float) -> list[tuple[MetricResult, float]]:
         if self.metrics:
-            return [m for m in self.metrics if not m.drop <= max_drop]
+            return [(m, max_drop) for m in self.metrics]
         scale = max_drop / max(self.score.parts[0].default_drop, 1e-300)
-        return [p for p in self.score.parts if not p.drop <= p.default_drop * scale + 1e-12]
+        return [(p, p.default_drop * scale + 1e-12) for p in self.score.parts]
 
 
 def compare(
@@ -108,15 +122,10 @@ def compare(
     labels.
     """
     first, second = open_model(original, "original"), open_model(other, "other")
-    if [s.name for s in signature(first).inputs] != [s.name for s in signature(second).inputs]:
-        raise InputProblem(
-            "the models have different inputs", source_name(other), "", "compare models with the same inputs"
-        )
-    if [s.name for s in signature(first).outputs] != [s.name for s in signature(second).outputs]:
-        raise InputProblem(
-            "the models have different outputs", source_name(other), "", "compare models with the same outputs"
-        )
-    samples = as_dataset(data, first)
+    check_inputs(signature(first), signature(second), source_name(other))
+    check_outputs(signature(first), signature(second), source_name(other))
+    second = with_types_of(second, signature(first))
+    samples = as_dataset(data, reads_samples(first, second))
     several = [metric] if isinstance(metric, str) or callable(metric) else metric or ()
     wanted = [QualityOptions(m, decode, tuple(outputs)) for m in several]
     for options in wanted:
@@ -127,13 +136,15 @@ def compare(
     results = [part for o in wanted for part in scorer.score(second, judge=scorer.judge_for(o)).parts]
     score = scorer.score(second)
     scores = _score_samples(scorer, second) if worst else []
+    differences = tensor_differences(first, second, scorer.output_names, samples)
     return CompareResult(
         score,
-        tensor_differences(first, second, scorer.output_names, samples),
+        differences,
         results,
         scorer.judge.text(),
         sorted(scores, key=lambda s: (not _regressed(s), s.before == s.after, -s.error))[:worst],
         intermediate_differences(first, second, samples.take(_LAYER_SAMPLES)) if layers else [],
+        [line for d in differences for line in d.warnings()],
     )
 
 

@@ -25,10 +25,12 @@ _MAX_BYTES = 64 * 2**20  # bytes of intermediate values of one sample held at on
 class TensorDifference:
     """The difference of one value over all samples.
 
-    max_abs: largest absolute difference
+    max_abs: largest absolute difference of numbers that are finite in both
     sqnr_db: power of the original's values over the power of the difference, in dB
     cosine:  cosine similarity
     op:      operator that computes the value
+    not_finite: numbers that are NaN or infinite in the original, and in the other model
+    numbers: numbers in all
     """
 
     name: str
@@ -36,6 +38,17 @@ class TensorDifference:
     sqnr_db: float
     cosine: float
     op: str = ""
+    not_finite: tuple[int, int] = (0, 0)
+    numbers: int = 0
+
+    def warnings(self) -> list[str]:
+        """What the differences of finite numbers do not tell."""
+        whose = ("the original's", "the other model's")
+        return [
+            f"{who} {self.name} is NaN or infinite in {count} of {self.numbers} numbers, which no difference shows"
+            for who, count in zip(whose, self.not_finite, strict=True)
+            if count
+        ]
 
 
 def tensor_differences(
@@ -47,13 +60,16 @@ def tensor_differences(
     """
     level = SessionSettings()
     one, two = tap(first, names, level), tap(second, names, level)
-    top, sums = np.zeros(len(names)), np.zeros((len(names), 4))
+    top, sums, counts = np.zeros(len(names)), np.zeros((len(names), 4)), np.zeros((len(names), 3), np.int64)
     for batch in data.batches(1):
         for i, (a, b) in enumerate(zip(one.run(None, batch.inputs), two.run(None, batch.inputs), strict=True)):
             a, b = np.asarray(a), np.asarray(b)
             if a.dtype.kind not in "fiub" or a.shape != b.shape or not a.size:
                 continue
             x, y = a.astype(np.float64), b.astype(np.float64)
+            fine = [np.isfinite(v) for v in (x, y)]
+            counts[i] += x.size, *(x.size - int(f.sum()) for f in fine)
+            x, y = (np.where(fine[0] & fine[1], v, 0.0) for v in (x, y))
             top[i] = max(top[i], float(np.abs(x - y).max()))
             sums[i] += ((x * x).sum(), (y * y).sum(), (x * y).sum(), ((x - y) ** 2).sum())
     makers = {v.name: n.op_type for n in first.graph for v in n.outputs}
@@ -61,6 +77,7 @@ def tensor_differences(
         TensorDifference(
             name, float(top[i]), sqnr_db(s[0], s[3], _TINY),
             float(s[2] / max(np.sqrt(s[0] * s[1]), _TINY)), makers.get(name, ""),
+            (int(counts[i, 1]), int(counts[i, 2])), int(counts[i, 0]),
         )
         for i, (name, s) in enumerate(zip(names, sums, strict=True))
     ]  # fmt: skip

@@ -283,6 +283,30 @@ def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
+def cast_input(model: ir.Model, value: ir.Value, kind: ir.DataType) -> None:
+    """Make an input of another type, under its name: a Cast gives its readers the old one."""
+    old = value.dtype
+    if old is None or old == kind:
+        return
+    first = next(iter(model.graph))
+    readers = [(u.node, u.idx) for u in value.uses()]
+    value.type = ir.TensorType(kind)
+    cast = insert_before(model, first, "Cast", [value], f"{value.name}_cast", {"to": old.value})
+    cast.type, cast.shape = ir.TensorType(old), value.shape
+    for node, index in readers:
+        node.replace_input_with(index, cast)
+
+
+def cast_output(model: ir.Model, value: ir.Value, kind: ir.DataType) -> None:
+    """Make an output of another type, under its name, by a Cast at its end."""
+    maker = value.producer()
+    if value.dtype is None or value.dtype == kind or maker is None:
+        return
+    cast = insert_after(model, maker, "Cast", [value], f"{value.name}_cast", {"to": kind.value})
+    replace_output(model, value, cast)
+    cast.type = ir.TensorType(kind)
+
+
 def replace_output(model: ir.Model, value: ir.Value, back: ir.Value) -> None:
     """Make `back` the graph output in place of `value`, under the old name; other readers still read `value`."""
     outputs = model.graph.outputs

@@ -44,6 +44,10 @@ class MetricResult:
     default_drop: float = 0.01
     output: str = ""
 
+    def exceeds(self, allowed: float) -> bool:
+        """Whether it loses more than is allowed: the whole interval does, or the drop where there is none."""
+        return not (self.low if np.isfinite(self.low) else self.drop) <= allowed
+
     def text(self) -> str:
         """The result in one line."""
         name = f"{self.metric} of {self.output}" if self.output else self.metric
