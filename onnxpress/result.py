@@ -69,9 +69,9 @@ class Result:
 
 def size_change_text(before: float, after: float) -> str:
     """Two sizes of a file for people, and which is how many times the other."""
-    larger = after > before
     times = max(before, after) / max(min(before, after), 1)
-    return f"{size_text(before)} -> {size_text(after)} ({times:.2f}x {'larger' if larger else 'smaller'})"
+    how = "the same size" if times < 1.005 else f"{times:.2f}x {'larger' if after > before else 'smaller'}"
+    return f"{size_text(before)} -> {size_text(after)} ({how})"
 
 
 def size_text(count: float) -> str:

@@ -29,12 +29,14 @@ from onnxpress.model.files import (
     to_bytes,
     weight_bytes,
 )
+from onnxpress.model.normal_forms.float_types import compute_in_float32, fold_casts, other_float_type
 from onnxpress.model.normal_forms.tied_weights import fold_transposes
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.core.weight_matrix import WeightMatrix, find_weights
 from onnxpress.passes.weights import codebook
 from onnxpress.passes.weights.bit_packing import BitPacker, packed_bytes
 from onnxpress.passes.weights.codebook import Codebook
+from onnxpress.passes.weights.half import store_again
 from onnxpress.passes.weights.low_bit import LEVELS
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan import result_contract
@@ -86,7 +88,8 @@ def stream_weights(
     before = Path(path).stat().st_size + _outside(model)
     if weight_bytes(model) <= _SMALL:
         model = load(path)
-        work, found = _written(_canonical(model), options, None, progress)
+        work, found = _written(_in_float32(model), options, None, progress)
+        store_again(work, model)
         problems = result_contract.same_shape_behaviour(model, to_bytes(work), synthetic_samples(model, 1))
         if problems:
             raise InputProblem(
@@ -99,7 +102,7 @@ def stream_weights(
     with staging_files(target) as (part, data_part):
         try:
             with data_part.open("wb") as stream:
-                work, found = _written(_canonical(model), options, _Store(stream, data_part), progress)
+                work, found = _written(edit.canonical(model), options, _Store(stream, data_part), progress)
             part.write_bytes(serialize_graph(work))
             own = commit_staged(target, part, data_part)
         except OSError as error:
@@ -115,8 +118,13 @@ def stream_weights(
     )
 
 
-def _canonical(model: ir.Model) -> ir.Model:
+def _in_float32(model: ir.Model) -> ir.Model:
+    """A model of moderate size in the form that passes expect."""
     work = edit.canonical(model)
+    fold_casts(work)
+    kind = other_float_type(work)
+    if kind is not None:
+        work = compute_in_float32(work, kind)
     fold_transposes(work)
     return work
 

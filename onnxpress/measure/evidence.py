@@ -25,6 +25,7 @@ from onnxpress.measure.quality import QualityOptions
 from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, find_channel_groups
 from onnxpress.model.files import model_hash
+from onnxpress.model.normal_forms.float_types import fold_casts
 from onnxpress.model.normal_forms.tied_weights import fold_transposes
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.trace import Trace
@@ -281,5 +282,6 @@ def evidence_for(
     """Evidence of a model in canonical form (the form passes edit)."""
     chosen = quality or QualityOptions()
     work = edit.canonical(model)
+    fold_casts(work)
     fold_transposes(work)
     return Evidence(work, data, machine or this_machine(), seed, original=original, quality=chosen)

@@ -286,13 +286,16 @@ def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
 def cast_input(model: ir.Model, value: ir.Value, kind: ir.DataType) -> None:
     """Make an input of another type, under its name: a Cast gives its readers the old one."""
     old = value.dtype
-    if old is None or old == kind:
-        return
-    first = next(iter(model.graph))
+    if old is not None and old != kind:
+        value.type = ir.TensorType(kind)
+        cast_readers(model, value, old)
+
+
+def cast_readers(model: ir.Model, value: ir.Value, kind: ir.DataType) -> None:
+    """Make the readers of an input read it in another type."""
     readers = [(u.node, u.idx) for u in value.uses()]
-    value.type = ir.TensorType(kind)
-    cast = insert_before(model, first, "Cast", [value], f"{value.name}_cast", {"to": old.value})
-    cast.type, cast.shape = ir.TensorType(old), value.shape
+    cast = insert_before(model, next(iter(model.graph)), "Cast", [value], f"{value.name}_cast", {"to": kind.value})
+    cast.type, cast.shape = ir.TensorType(kind), value.shape
     for node, index in readers:
         node.replace_input_with(index, cast)
 
@@ -327,6 +330,10 @@ def slice_constant(model: ir.Model, node: ir.Node, index: int, axis: int, keep: 
 
 def set_int(node: ir.Node, name: str, number: int) -> None:
     node.attributes[name] = ir.AttrInt64(name, number)
+
+
+def set_tensor(node: ir.Node, name: str, array: np.ndarray) -> None:
+    node.attributes[name] = ir.AttrTensor(name, ir.tensor(array))
 
 
 def set_ints(node: ir.Node, name: str, numbers: Sequence[int]) -> None:

@@ -11,8 +11,9 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.model_inputs import synthetic_samples
+from onnxpress.model.normal_forms.float_types import other_float_type
 from onnxpress.passes.core.contract import Action, Applied
-from onnxpress.passes.exact.simplify import EXACT
+from onnxpress.passes.exact.simplify import EXACT, WIDEN
 from onnxpress.plan.plan import Plan, PlanStep, new_plan, take_step
 from onnxpress.plan.same_values import different_values
 from onnxpress.runtime.machine import Machine
@@ -40,8 +41,13 @@ def exact_base(
     samples: int | None = None,
     actions: tuple[Action, ...] = EXACT,
 ) -> ExactBase:
-    """Simplify a model. samples: of the plan's data that the step may read, where that is less than all (see Step)."""
+    """Simplify a model, in float32 where it is in float16 or float64.
+
+    samples: of the plan's data that the step may read, where that is less than all (see PlanStep).
+    """
     start = evidence_for(original, data, machine, seed, original)
+    if other_float_type(start.model) is not None:
+        actions = (WIDEN, *actions)
     step, done = exact_step(start, actions, samples)
     plan = new_plan(original, data, seed).then(step.pass_name, step.actions, samples)
     return ExactBase(original, plan, evidence_for(done.model, data, machine, seed, original), done.notes)

@@ -23,6 +23,7 @@ from onnxpress.model.files import model_hash, write_atomic
 from onnxpress.model.normal_forms.tied_weights import store_once
 from onnxpress.passes.core.contract import Action, Applied, Refusal
 from onnxpress.passes.registry import find_pass
+from onnxpress.passes.weights.half import store_again
 from onnxpress.runtime.machine import Machine, this_machine
 
 SCHEMA = 1
@@ -219,7 +220,11 @@ def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Da
 
 
 def take_step(step: PlanStep, evidence: Evidence) -> Applied:
-    """One step on the model of its evidence; matrices that are one another turned are stored once."""
+    """One step on the model of its evidence.
+
+    Matrices that are one another turned are stored once, and weights in 16 bits where the original's are.
+    """
     done = find_pass(step.pass_name).apply(evidence, step.actions)
     store_once(done.model)
+    store_again(done.model, evidence.original or evidence.model)
     return done

@@ -90,7 +90,9 @@ def _error(wanted: np.ndarray, found: np.ndarray) -> float:
     if not np.array_equal(finite, np.isfinite(b)):
         return 1.0
     a, b = a[finite], b[finite]
-    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-6 * np.sqrt(max(a.size, 1))))
+    largest = max(float(np.abs(a).max(initial=0)), 1e-6)  # squares of the largest float64 would be infinite
+    floor = 1e-6 * max(a.size, 1) ** 0.5 / largest
+    return float(np.linalg.norm((a - b) / largest) / max(float(np.linalg.norm(a / largest)), floor))
 
 
 def _allowed(wanted: Sequence[Values | None], errors: Sequence[float]) -> list[float]:

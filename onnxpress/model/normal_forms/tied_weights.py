@@ -31,6 +31,7 @@ def fold_transposes(model: ir.Model) -> None:
         order = read.ints_attribute(node, "perm") or list(reversed(range(len(tensor.shape))))
         turned = edit.add_constant(model, tensor.numpy().transpose(order), node.outputs[0].name or "turned")
         edit.bypass(model, node, turned)
+    edit.drop_dead(model)
 
 
 def tied_pairs(model: ir.Model) -> list[tuple[ir.Value, ir.Value]]:

@@ -22,6 +22,7 @@ from onnxpress.model import edit
 from onnxpress.model.checker import check_graph
 from onnxpress.model.counts import macs
 from onnxpress.model.files import is_large, to_bytes, weight_bytes
+from onnxpress.model.normal_forms.float_types import compute_in_float32, other_float_type
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, option
@@ -31,6 +32,7 @@ from onnxpress.passes.exact.reduce import REDUCTIONS, reduce
 from onnxpress.runtime.session import SessionSettings, open_session, run
 from onnxpress.runtime.simplifier import onnxsim
 
+WIDEN: Action = {"compute": "float32"}  # of a model in float16 or float64, so that other passes can work on it
 EXACT: tuple[Action, ...] = ({"tool": "onnxsim"}, *REDUCTIONS)
 _DIARY = "onnxsim."  # under what the tool notes in the file what it did: kilobytes of names that nobody reads
 
@@ -86,16 +88,20 @@ class Simplify:
             done.notes.append(f"the outputs differ by an nmse of {error:.2g} on the samples; on others it may be more")
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
-        """actions: [{"tool": "onnxsim" | "onnx-ir"}] for the clean-up, some of REDUCTIONS, then (not exact) inactive
-        channels of the reduced model and {"remove": "idle"} once more."""
+        """actions: {"compute": "float32"} for a model in another float type, {"tool": "onnxsim" | "onnx-ir"} for the
+        clean-up, some of REDUCTIONS, then (not exact) inactive channels of the reduced model and {"remove": "idle"}
+        once more."""
         if not actions:
             return Applied(evidence.model.clone())
         current, notes = evidence, list[str]()
+        if WIDEN in actions:
+            current, notes = _widened(evidence)
         tool = next((str(a["tool"]) for a in actions if "tool" in a), "")
         if tool:
-            cleaned, notes = _cleaned(evidence, tool)
+            cleaned, more_notes = _cleaned(current, tool)
             current = evidence_for(cleaned, evidence.data, evidence.machine, evidence.seed)
-        rest = [a for a in actions if "tool" not in a]
+            notes = notes + more_notes
+        rest = [a for a in actions if "tool" not in a and a != WIDEN]
         first = next((i for i, a in enumerate(rest) if "inactive" in a), len(rest))
         for stage in (rest[:first], rest[first:]):
             if stage:
@@ -103,6 +109,19 @@ class Simplify:
                 current = evidence_for(model, evidence.data, evidence.machine, evidence.seed)
                 notes = notes + more_notes
         return Applied(current.model, notes)
+
+
+def _widened(evidence: Evidence) -> tuple[Evidence, list[str]]:
+    """The evidence of the model in float32, and a remark; as it is where it is in float32, or cannot be."""
+    kind = other_float_type(evidence.model)
+    if kind is None:
+        return evidence, []
+    try:
+        wide = compute_in_float32(evidence.model, kind)
+    except ValueError as error:
+        return evidence, [f"the model stays in {kind.name.lower()}: {error}"]
+    note = f"computed in float32, with the inputs and outputs in {kind.name.lower()} as they were"
+    return evidence_for(wide, evidence.data, evidence.machine, evidence.seed), [note]
 
 
 def _saving(evidence: Evidence, changed: ir.Model) -> Saving:

@@ -10,7 +10,7 @@ Casts), so that only the file gets smaller.  A tensor whose values 16 bits canno
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -21,6 +21,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit, read
+from onnxpress.model.normal_forms.float_types import sixteen_bit_type
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, option
 
@@ -73,11 +74,9 @@ class Half:
         if not actions:
             return Applied(evidence.model.clone())
         wanted = {str(d.get("tensor")): str(d.get("type")) for d in actions}
-        work = evidence.model.clone()
         able = {
             kind: {v.name for v in halvable(evidence.model, kind)[0]} for kind in set(wanted.values()) & TYPES.keys()
         }
-        first = next(iter(work.graph))
         for name, kind in wanted.items():
             if kind not in TYPES:
                 raise InputProblem("unknown type", name, kind, f"one of {', '.join(TYPES)}")
@@ -86,17 +85,33 @@ class Half:
                     f"the plan names a tensor that the model does not have, or that {kind} cannot hold", name, "",
                     "use the plan with the model it was made for",
                 )  # fmt: skip
-            value = work.graph.initializers[name]
-            short = edit.add_constant(work, _array(value).astype(TYPES[kind]), "half")
-            wide = edit.insert_before(work, first, "Cast", [short], "wide", {"to": ir.DataType.FLOAT.value})
-            edit.reroute(work, value, wide)
-        edit.drop_dead(work)
+        work = evidence.model.clone()
+        store(work, wanted)
         edit.forget_floats(work)
         kinds = ", ".join(
             f"{list(wanted.values()).count(kind)} tensors in {kind}" for kind in sorted(set(wanted.values()))
         )
         refused = halvable(evidence.model, next(iter(wanted.values())))[1]
         return Applied(work, [f"{kinds}; the arithmetic stays float32 (the CPU gains no speed from 16 bits)"], refused)
+
+
+def store(work: ir.Model, wanted: Mapping[str, str]) -> None:
+    """Keep initializers in 16 bits, in place, behind a Cast. wanted: the type by name."""
+    first = next(iter(work.graph))
+    for name, kind in wanted.items():
+        value = work.graph.initializers[name]
+        short = edit.add_constant(work, _array(value).astype(TYPES[kind]), "half")
+        wide = edit.insert_before(work, first, "Cast", [short], "wide", {"to": ir.DataType.FLOAT.value})
+        edit.reroute(work, value, wide)
+    edit.drop_dead(work)
+
+
+def store_again(work: ir.Model, original: ir.Model) -> None:
+    """Where the original's file keeps weights in 16 bits, keep those of a result so as well, in place."""
+    kind = sixteen_bit_type(original)
+    if kind is not None:
+        name = kind.name.lower()
+        store(work, {v.name or "": name for v in halvable(work, name)[0]})
 
 
 def plan_half(evidence: Evidence, kind: str) -> tuple[list[Action], list[Refusal]]:
