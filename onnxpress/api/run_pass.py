@@ -19,6 +19,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.measure.quality import QualityOptions
+from onnxpress.measure.sample_doubts import first_doubts
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import check_target, model_size, save
 from onnxpress.model.read import parameters
@@ -106,8 +107,10 @@ def run_pass(
     original = opened(model, output)
     if data is None and chosen.needs_data:
         raise InputProblem(f"{name} needs samples", "`data`", "no data was given", "give `data`")
-    used = None if data is None else as_dataset(data, original).take(samples)
+    given = None if data is None else as_dataset(data, original)
+    used = None if given is None else given.take(samples)
     evidence, made, notes = _prepared(name, original, used, options.target_machine(this_machine()), seed)
+    notes = [*(first_doubts(original, given) if given is not None else []), *notes]
     evidence.quality = options.quality
     planned = chosen.plan(evidence, options)
     keeps_values = chosen.exact and all("inactive" not in a for a in planned.actions)

@@ -107,7 +107,6 @@ _ROWS = 10  # of the selection curve
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option("--threads", type=int, default=0, help="Threads of training; default: all available cores.")
 @click.option("--resume", is_flag=True, help="Resume the interrupted run of this output, with its settings.")
-@click.option("--strict", is_flag=True, help="Exit 1 if training finds nothing better.")
 @plan_option
 @json_option
 @quiet_option
@@ -140,7 +139,6 @@ def command(
     seed: int,
     threads: int,
     resume: bool,
-    strict: bool,
     plan: str | None,
     as_json: bool,
     quiet: bool,
@@ -197,7 +195,7 @@ def command(
             progress=bar,
         )
     _show(done, output, as_json, quiet)
-    return EXIT_UNMET if strict and not done.improved else 0
+    return EXIT_UNMET if source.strict and not done.improved else 0
 
 
 def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:

@@ -58,7 +58,6 @@ def inside_command(
     train_budget: float,
     seed: int,
     run: str | None,
-    strict: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -96,4 +95,4 @@ def inside_command(
             outcome, this_machine(), shlex.quote(str(model)), shlex.join(sample_arguments(source, None, None))
         ),
     )
-    return ended(outcome, output, as_json, strict)
+    return ended(outcome, output, as_json, source.strict)

@@ -71,7 +71,6 @@ def command(
     threads: int,
     seed: int,
     run: str | None,
-    strict: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -95,7 +94,7 @@ def command(
     )  # fmt: skip
     with progress(quiet or as_json) as bar:
         outcome = optimize(model, splits, options, output=output, run=run, progress=bar)
-    return ended(outcome, output, as_json, strict)
+    return ended(outcome, output, as_json, source.strict)
 
 
 def ended(outcome: OptimizeResult, output: str, as_json: bool, strict: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -14,6 +14,8 @@ import click
 from onnxpress.errors import InputProblem
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnxpress.data.dataset import Dataset, Splits
     from onnxpress.measure.quality import QualityOptions
 
@@ -28,11 +30,13 @@ class DataChoice:
     labels: str | None = None
     preprocess: str | None = None
     tokenizer: str | None = None
+    classes: str | None = None
     trust: bool = False
+    strict: bool = False
 
     def at(self, path: str) -> DataChoice:
         """The same reading of another source, which brings its own labels."""
-        return DataChoice(path, None, self.preprocess, self.tokenizer, self.trust)
+        return replace(self, path=path, labels=None)
 
 
 def data_options(required: bool) -> Callable[[F], F]:
@@ -42,17 +46,25 @@ def data_options(required: bool) -> Callable[[F], F]:
         click.option("--data", "-d", metavar="PATH", required=required, help=f"Samples: {kinds}, or module:function."),
         click.option("--labels", metavar="PATH|KEY", help="Labels: a file, a key or a column."),
         click.option(
-            "--preprocess", metavar="RECIPE", help="raw, unit, imagenet, tf, a TOML file, or module:function."
+            "--preprocess",
+            metavar="RECIPE",
+            help="raw, unit, imagenet, tf, …, a TOML file, a preprocessor_config.json, or module:function.",
         ),
         click.option("--tokenizer", metavar="FILE", help="A tokenizer.json, for text."),
+        click.option(
+            "--classes", metavar="FILE", help="Names of the model's classes in order, for labels that are names."
+        ),
         click.option("--trust", is_flag=True, help="Lift the size limits on images and archives."),
+        click.option(
+            "--strict", is_flag=True, help="Exit 2 if samples are not what the model expects, 1 if a goal is not met."
+        ),
     )
 
     def wrap(function: F) -> F:
         @functools.wraps(function)
         def command(*args: Any, **given: Any) -> Any:
-            choice = [given.pop(name) for name in ("data", "labels", "preprocess", "tokenizer", "trust")]
-            return function(*args, source=DataChoice(*choice), **given)
+            names = ("data", "labels", "preprocess", "tokenizer", "classes", "trust", "strict")
+            return function(*args, source=DataChoice(*[given.pop(name) for name in names]), **given)
 
         for option in reversed(options):
             command = option(command)
@@ -158,7 +170,6 @@ def run_options(function: F) -> F:
             click.option(
                 "--run", metavar="FOLDER", help="Folder of the run record; default: the output with the suffix .run."
             ),
-            click.option("--strict", is_flag=True, help="Exit 1 if the goal is not met."),
         )
     ):
         function = option(function)
@@ -215,27 +226,45 @@ def open_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Data
     What was assumed while reading is printed unless quiet.
     """
     if source.path is None:
-        if source.labels or source.preprocess or source.tokenizer:
+        if source.labels or source.preprocess or source.tokenizer or source.classes:
             raise InputProblem(
-                "--labels, --preprocess and --tokenizer belong to --data", "", "no --data was given", "add --data"
-            )
+                "--labels, --preprocess, --tokenizer and --classes belong to --data", "", "no --data was given",
+                "add --data",
+            )  # fmt: skip
         return None
     from onnxpress.cli.output.console import note
+    from onnxpress.data.class_names import class_names_of
     from onnxpress.data.dataset import open_dataset
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
 
+    opened = load(model)
     data = open_dataset(
         source.path,
-        signature(load(model)),
+        signature(opened),
         labels=source.labels,
         preprocess=source.preprocess,
         tokenizer=source.tokenizer,
+        classes=source.classes or class_names_of(opened.metadata_props),
         trust=source.trust,
     )
     for clause in () if quiet else data.assumed:
         note(f"assumed: {clause}")
+    report_doubts(opened, data, source.strict)
     return data
+
+
+def report_doubts(model: ir.Model, data: Dataset, strict: bool) -> None:
+    """Print why samples may not be what the model expects. Raises InputProblem where there is a doubt and `strict`."""
+    from onnxpress.cli.output.console import note
+    from onnxpress.measure.sample_doubts import sample_doubts
+
+    data.doubts = tuple(sample_doubts(model, data))
+    for doubt in data.doubts:
+        if strict:
+            what, _, hint = doubt.partition(". TRY: ")
+            raise InputProblem("the samples are not what the model expects", data.name, what, hint)
+        note(f"warning: {doubt}")
 
 
 def need_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Dataset:
@@ -281,6 +310,7 @@ def sample_arguments(source: DataChoice, select: str | None, validate: str | Non
         "--labels": source.labels,
         "--preprocess": source.preprocess,
         "--tokenizer": source.tokenizer,
+        "--classes": source.classes,
         "--select": select,
         "--validate": validate,
     }

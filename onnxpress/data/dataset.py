@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxpress.data import opening
 from onnxpress.data.checks import cast_note, conform
+from onnxpress.data.class_names import number_names, read_class_names
 from onnxpress.data.layout import BatchLayout, batch_layout
 from onnxpress.data.readers.arrays import from_mapping
 from onnxpress.data.source import LoadedSource, SampleSource
@@ -37,6 +38,21 @@ class Sample:
     inputs: dict[str, np.ndarray]
     label: Any | None
     key: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples were read.
+
+    numbered: names of classes that were numbered by their order, as nobody said their numbers
+    files:    whether they are files of pictures, which a reader has preprocessed
+    again:    opens the samples once more with another preprocessing; None where one was asked for, or where they can be
+              read only once
+    """
+
+    numbered: tuple[str, ...] = ()
+    files: bool = False
+    again: Callable[[str], Dataset] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +115,17 @@ class Dataset:
     """The samples of one model.  Made by open_dataset or Dataset.from_arrays, not by its constructor."""
 
     def __init__(
-        self, name: str, signature: Signature, store: _Store, indices: Sequence[int], assumed: tuple[str, ...]
+        self,
+        name: str,
+        signature: Signature,
+        store: _Store,
+        indices: Sequence[int],
+        assumed: tuple[str, ...],
+        reading: Reading = Reading(),
     ) -> None:
-        self.name, self.signature, self.assumed = name, signature, assumed
+        """reading: how the samples were read."""
+        self.name, self.signature, self.assumed, self.reading = name, signature, assumed, reading
+        self.doubts: tuple[str, ...] | None = None  # why they may be wrong, where that was looked at
         self._store, self._indices = store, indices
         self._hash: str | None = None
 
@@ -174,7 +198,13 @@ class Dataset:
 
     def select(self, indices: Sequence[int]) -> Dataset:
         """The samples at these positions, in this order."""
-        return Dataset(self.name, self.signature, self._store, [self._indices[i] for i in indices], self.assumed)
+        return Dataset(
+            self.name, self.signature, self._store, [self._indices[i] for i in indices], self.assumed, self.reading
+        )
+
+    def position(self, index: int) -> int:
+        """The number of a sample in the source."""
+        return self._indices[index]
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Consecutive samples of equal shapes, stacked, at most `size` in a batch.
@@ -241,6 +271,7 @@ def open_dataset(
     labels: str | None = None,
     preprocess: str | None = None,
     tokenizer: str | Path | None = None,
+    classes: str | Path | Mapping[str, int] | None = None,
     trust: bool = False,
 ) -> Dataset:
     """Open samples of any supported form; the first one is checked, and all of them where that is cheap.
@@ -250,6 +281,8 @@ def open_dataset(
     labels:     a label file (.npy, .npz, .csv, .txt), or the key or column of the labels
     preprocess: the name of a preprocessing, a TOML file, or "module:function"
     tokenizer:  tokenizer.json, for text
+    classes:    the number of each class by its name, or a file of class names (see `read_class_names`); None: names are
+                numbered in sorted order
     trust:      lift the size limits that protect from malicious images and archives
 
     Raises InputProblem (wrong data) or EnvironmentProblem (a missing package, no memory).
@@ -259,17 +292,28 @@ def open_dataset(
     layout = batch_layout(signature)
     if not signature.inputs:
         raise InputProblem("cannot read the data", "", "the model has no inputs")
+    known = read_class_names(classes) if isinstance(classes, (str, Path)) else dict(classes or {})
     if isinstance(source, Dataset):
-        if source.signature == signature and labels is None and preprocess is None:
+        if source.signature == signature and labels is None and preprocess is None and classes is None:
             return source
         loaded = LoadedSource(_View(source), source.name, list(source.assumed))
         if labels is not None:
             opening.attach_labels(loaded, labels, signature)
-        return dataset_from_source(loaded, signature, layout, opening.array_preprocessing(preprocess, layout))
+        return dataset_from_source(
+            loaded, signature, layout, opening.array_preprocessing(preprocess, layout), known, source.reading
+        )
     request = opening.OpenRequest(signature, layout, labels, preprocess, tokenizer, trust)
     prepare = opening.array_preprocessing(preprocess, layout)
     loaded = opening.load(source, request, lambda raw, key: preprocess_and_check(raw, layout, key, prepare))
-    return dataset_from_source(loaded, signature, layout, None if loaded.ready else prepare)
+    once = preprocess is not None or not isinstance(source, (str, Path, Mapping))
+
+    def again(name: str) -> Dataset:
+        return open_dataset(
+            source, signature, labels=labels, preprocess=name, tokenizer=tokenizer, classes=classes, trust=trust
+        )
+
+    reading = Reading(files=loaded.ready, again=None if once else again)
+    return dataset_from_source(loaded, signature, layout, None if loaded.ready else prepare, known, reading)
 
 
 class _View(SampleSource):
@@ -292,15 +336,26 @@ class _View(SampleSource):
 
 
 def dataset_from_source(
-    loaded: LoadedSource, signature: Signature, layout: BatchLayout, prepare: opening.ArrayPreprocessing | None
+    loaded: LoadedSource,
+    signature: Signature,
+    layout: BatchLayout,
+    prepare: opening.ArrayPreprocessing | None,
+    classes: Mapping[str, int] | None = None,
+    reading: Reading = Reading(),
 ) -> Dataset:
-    """A dataset of all samples of a source; the first one is checked.  Raises InputProblem."""
+    """A dataset of all samples of a source; the first one is checked.  Raises InputProblem.
+
+    classes: the number of each class by its name. reading: how they were read so far.
+    """
     if not len(loaded.source):
         raise InputProblem("cannot read the data", loaded.name, "it has no samples")
+    labels, numbered, said = number_names(loaded.source.labels, classes or {}, loaded.class_names, loaded.name)
+    loaded.source.labels = labels
+    reading = replace(reading, numbered=numbered or reading.numbered)
     store = _Store(loaded.source, layout, prepare)
     raw = loaded.source.read(0)
     store.sample(0, raw)
-    notes = list(loaded.notes)
+    notes = [*loaded.notes, *said]
     if prepare is not None:
         notes += prepare.notes(raw)
         raw = prepare(raw)
@@ -308,7 +363,7 @@ def dataset_from_source(
         note = cast_note(np.asarray(raw[port.name]).dtype, port.spec.dtype, port.name)
         if note:
             notes.append(note)
-    return Dataset(loaded.name, signature, store, range(len(loaded.source)), tuple(dict.fromkeys(notes)))
+    return Dataset(loaded.name, signature, store, range(len(loaded.source)), tuple(dict.fromkeys(notes)), reading)
 
 
 def _can_stack(one: Sample, other: Sample, layout: BatchLayout) -> bool:

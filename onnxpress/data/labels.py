@@ -189,23 +189,17 @@ def check_label_count(labels: Sequence[Any], count: int, where: object) -> None:
 def normalize_labels(values: Any, signature: Signature, where: object = "") -> tuple[list[Any | None], list[str]]:
     """Labels in their common form, and notes.
 
-    NaN, "" and, for classifiers with integer labels, -1 mean unlabelled; class names become their index in sorted
-    order; arrays of shape [1] become scalars.  Raises InputProblem for labels that are neither numbers nor names.
+    NaN, "" and, for classifiers with integer labels, -1 mean unlabelled; arrays of shape [1] become scalars; names of
+    classes stay (`class_names.py`).  Raises InputProblem for labels that are neither numbers nor names.
     """
     labels = [_plain_label(v, where) for v in (list(values) if not isinstance(values, np.ndarray) else _rows(values))]
     notes: list[str] = []
     named = [v for v in labels if isinstance(v, str)]
-    if named:
-        if len(named) != sum(v is not None for v in labels):
-            other = next(v for v in labels if v is not None and not isinstance(v, str))
-            raise InputProblem(
-                _WHAT, where, f"found both names ({named[0]!r}) and numbers ({other!r})", "use one of the two"
-            )
-        names = sorted(set(named))
-        index = {name: i for i, name in enumerate(names)}
-        labels = [None if v is None else index[v] for v in labels]
-        shown = ", ".join(f"{name}={i}" for name, i in list(index.items())[:5]) + (", …" if len(names) > 5 else "")
-        notes.append(f"{len(names)} class names numbered in sorted order ({shown})")
+    if named and len(named) != sum(v is not None for v in labels):
+        other = next(v for v in labels if v is not None and not isinstance(v, str))
+        raise InputProblem(
+            _WHAT, where, f"found both names ({named[0]!r}) and numbers ({other!r})", "use one of the two"
+        )
     if (
         scores_classes(signature)
         and any(isinstance(v, int) and v == -1 for v in labels)

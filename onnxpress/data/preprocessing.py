@@ -1,7 +1,9 @@
 """Preprocessing: how images, arrays or text become what the model was trained on.
 
-A preprocessing is a shipped name (`unit`, `imagenet`, …), a TOML file, or "module:function" (array -> array).
-The file has these sections, all keys optional:
+A preprocessing is a shipped name (`unit`, `imagenet`, …), a TOML file, "module:function" (array -> array), or a JSON
+file that model hubs keep beside a model: `preprocessor_config.json`, or a `config.json` with `pretrained_cfg`
+(`hub_preprocessing.py`).
+The TOML file has these sections, all keys optional:
 
     description = "one line"
     [image]
@@ -34,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxpress.data.hub_preprocessing import hub_settings
 from onnxpress.data.readers.files import existing
 from onnxpress.data.readers.user_function import load_function, names_function
 from onnxpress.data.shipped import calibration_folder
@@ -108,6 +111,8 @@ def read_preprocessing(text: str) -> Preprocessing:
         return Preprocessing(text, function=function)
     if text.lower().endswith(".toml"):
         return load(existing(Path(text), _WHAT))
+    if text.lower().endswith(".json"):
+        return Preprocessing(text, **hub_settings(existing(Path(text), _WHAT)))
     known = names()
     if text in known:
         return load(calibration_folder() / "recipes" / f"{text}.toml")
@@ -116,7 +121,7 @@ def read_preprocessing(text: str) -> Preprocessing:
         _WHAT,
         text,
         f"there is no such preprocessing; shipped are {', '.join(known)}",
-        f"did you mean {close[0]}?" if close else "name one of them, a .toml file, or module:function",
+        f"did you mean {close[0]}?" if close else "name one of them, a .toml or .json file, or module:function",
     )
 
 

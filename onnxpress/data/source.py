@@ -41,6 +41,7 @@ class LoadedSource:
 
     name:  for messages
     notes: what was assumed
+    class_names: all classes in order, where labels name them
     ready: whether the reader has applied the preprocessing itself (images, text); else it is applied to the arrays
     """
 
@@ -48,3 +49,4 @@ class LoadedSource:
     name: str
     notes: list[str] = field(default_factory=list)
     ready: bool = False
+    class_names: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from onnxpress.data.any_data import DataSource, as_splits
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import cache_key
+from onnxpress.measure.sample_doubts import first_doubts
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import check_size, check_target, model_hash, write_atomic
 from onnxpress.model.source import ModelSource, open_model, path_of
@@ -86,6 +87,7 @@ def optimize(
     original = open_model(model)
     check_size(original)
     splits = as_splits(data, original)
+    doubts = [] if isinstance(data, Splits) else first_doubts(original, splits.select)
     progress("measuring the original", 0.0)
     budget = TimeBudget(options.time_budget)
     scorer = Scorer(original, splits.select, "selection samples", options.quality)
@@ -94,6 +96,7 @@ def optimize(
     record = _record(original, splits, options, output, run, str(path or "")) if output is not None else None
     try:
         result = _search(judged, splits, options, progress, record, strategy or Strategy())
+        result.notes[:0] = doubts
         if output is not None and record is not None:
             write_atomic(output, result.data)
             write_plan(result.plan, record.folder / "plan.json")

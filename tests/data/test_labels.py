@@ -61,7 +61,7 @@ def test_array_files(tmp_path: Path) -> None:
 
 def test_common_form() -> None:
     model = sig("x float32 N 2")
-    assert normalize_labels([b"cat", "ant", ""], model)[0] == [1, 0, None]
+    assert normalize_labels([b"cat", "ant", ""], model)[0] == ["cat", "ant", None]
     assert normalize_labels([-1, 0, 2], model)[0] == [None, 0, 2]
     assert normalize_labels([-1.0, 0.5], model)[0] == [-1.0, 0.5]
     assert normalize_labels(np.array([1, 2], np.float16), model)[0] == [1.0, 2.0]

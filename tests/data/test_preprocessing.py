@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_shipped_preprocessings() -> None:
-    assert names() == ["caffe", "clip", "imagenet", "raw", "tf", "unit"]
+    assert names() == ["caffe", "cifar", "clip", "imagenet", "mnist", "raw", "symmetric", "tf", "unit"]
     assert (calibration_folder() / "recipes" / "imagenet.toml").is_file()
     for name in names():
         found = read_preprocessing(name)
@@ -81,7 +81,7 @@ def test_errors_have_file_and_line(tmp_path: Path, text: str, line: str, says: s
 def test_unknown_preprocessings(tmp_path: Path) -> None:
     refused(
         lambda: read_preprocessing("imagenett"),
-        "shipped are caffe, clip, imagenet, raw, tf, unit",
+        "shipped are caffe, cifar, clip, imagenet, mnist, raw, symmetric, tf, unit",
         "did you mean imagenet?",
     )
     refused(lambda: read_preprocessing("zzz"), "no such preprocessing", "module:function")

@@ -95,14 +95,15 @@ def open_sounds(
             "resample them to the rate the model was trained on",
         )
     keys = relative(folder, files)
+    order: tuple[str, ...] = ()
     if label_file is not None:
         values, notes = labelling.read_file(label_file, keys)
         labelling.check_label_count(values, len(files), label_file)
         labels, more = labelling.normalize_labels(values, signature, label_file)
         notes = [f"labels from {label_file.name}", *notes, *more]
     else:
-        indices, notes = classes(folder, files)
-        labels = list(indices) if indices is not None else [None] * len(files)
+        named, order, notes = classes(folder, files)
+        labels = list(named) if named is not None else [None] * len(files)
     assumed = [f"{next(iter(rates))} Hz as recorded, not resampled"]
     if is_float(spec.port.spec.dtype):
         assumed.append("values scaled to [-1,1]")
@@ -110,7 +111,7 @@ def open_sounds(
         assumed.append("channels averaged to mono")
     if spec.length is not None:
         assumed.append(f"cut (centre) or padded with silence (end) to {spec.length} frames")
-    return LoadedSource(Sounds(files, keys, labels, spec), folder.name, [*assumed, *notes])
+    return LoadedSource(Sounds(files, keys, labels, spec), folder.name, [*assumed, *notes], class_names=order)
 
 
 def header(path: Path) -> wave._wave_params:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from onnxpress.errors import InputProblem
 
-_MAX_SHOWN = 5  # names shown in a message
-
 
 def existing(path: Path, what: str = "cannot read the data") -> Path:
     """The path where it exists.  Raises InputProblem with the closest existing name."""
@@ -65,25 +63,22 @@ def relative(folder: Path, files: Sequence[Path]) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in files]
 
 
-def classes(folder: Path, files: Sequence[Path]) -> tuple[list[int] | None, list[str]]:
-    """Class indices from the first level of sub-folders in sorted order, and a note.
+def classes(folder: Path, files: Sequence[Path]) -> tuple[list[str] | None, tuple[str, ...], list[str]]:
+    """The class of each file by the first level of sub-folders, all classes in sorted order, and notes.
 
-    None where files lie in the folder itself, or where there is only one sub-folder.  An empty sub-folder keeps its
-    index: it is a class without samples.
+    None where files lie in the folder itself, or where there is only one sub-folder.  An empty sub-folder is a class
+    without samples.
     """
     parts = [p.relative_to(folder).parts for p in files]
     if any(len(part) < 2 for part in parts):
-        return None, ["no labels: files lie outside the sub-folders"] if any(len(part) > 1 for part in parts) else []
+        some = any(len(part) > 1 for part in parts)
+        return None, (), ["no labels: files lie outside the sub-folders"] if some else []
     used = {part[0] for part in parts}
     empty = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and not any(p.iterdir())}
-    names = sorted(used | empty)
+    names = tuple(sorted(used | empty))
     if len(names) < 2:
-        return None, [f"no labels: {names[0]!r} is the only sub-folder"] if names else []
-    index = {name: i for i, name in enumerate(names)}
-    shown = ", ".join(f"{name}={i}" for name, i in list(index.items())[:_MAX_SHOWN]) + (
-        ", …" if len(names) > _MAX_SHOWN else ""
-    )
-    return [index[part[0]] for part in parts], [f"labels from {len(names)} sub-folders in sorted order ({shown})"]
+        return None, (), [f"no labels: {names[0]!r} is the only sub-folder"] if names else []
+    return [part[0] for part in parts], names, []
 
 
 def unreadable(path: Path | str, error: BaseException, hint: str = "") -> InputProblem:

@@ -83,21 +83,24 @@ def open_images(
     inside = folder / LABELS
     if label_file is None and inside.is_file():
         label_file = inside
+    order: tuple[str, ...] = ()
     if label_file is not None:
         values, notes = labelling.read_file(label_file, keys)
         labelling.check_label_count(values, len(files), label_file)
         labels, more = labelling.normalize_labels(values, signature, label_file)
         notes = [f"labels from {label_file.name}", *notes, *more]
     else:
-        indices, notes = classes(folder, files)
-        labels = list(indices) if indices is not None else [None] * len(files)
+        named, order, notes = classes(folder, files)
+        labels = list(named) if named is not None else [None] * len(files)
     assumed = [
         preprocessing.values(),
         *([] if preprocessing.function else [spec.note]),
         *_geometry_notes(spec, preprocessing),
         *notes,
     ]
-    return LoadedSource(Images(files, keys, labels, spec, preprocessing, trust), folder.name, assumed, ready=True)
+    return LoadedSource(
+        Images(files, keys, labels, spec, preprocessing, trust), folder.name, assumed, ready=True, class_names=order
+    )
 
 
 def _geometry_notes(spec: ImageSpec, preprocessing: Preprocessing) -> list[str]:
