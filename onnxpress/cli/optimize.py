@@ -102,7 +102,7 @@ def ended(outcome: OptimizeResult, output: str, as_json: bool, strict: bool) -> 
     show(outcome, output, as_json)
     if outcome.interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_UNMET if strict and not outcome.met else 0
+    return EXIT_UNMET if not outcome.improved or (strict and not outcome.met) else 0
 
 
 def show(outcome: OptimizeResult, output: str, as_json: bool) -> None:
@@ -201,7 +201,7 @@ def _verdict(outcome: OptimizeResult, output: str) -> str:
                 + "; ".join(f"{c.name} failed" for c in outcome.candidates if c.id in outcome.rejected)
             )
     else:
-        lines.append(f"{output}: the original, unchanged; nothing held the contract")
+        lines.append(f"{output} was not written: nothing is measurably better than the original and as good")
     if not outcome.met:
         lines += ["  the goal was not met"] + [f"  - {console.with_options(reason)}" for reason in outcome.reasons[:8]]
         lines += [f"  try: {console.with_options(advice)}" for advice in outcome.advice]

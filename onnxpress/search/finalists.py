@@ -99,6 +99,11 @@ class OptimizeResult(Result):
     other_bounds: list[OtherBound] = field(default_factory=list)
 
     @property
+    def improved(self) -> bool:
+        """Whether anything is better than the original; nothing is written otherwise."""
+        return self.chosen_id != "original"
+
+    @property
     def model(self) -> ir.Model:
         """The accepted model."""
         return ir.from_proto(onnx.load_from_string(self.data))
@@ -145,7 +150,7 @@ def finalists(
     accepted, score, looks = _first_accepted(original, splits, search, options, (timed, final, rejected))
     result = _result(original, search, (accepted, score, final), rejected, looks)
     if accepted is not None:
-        result.met = _met(accepted, final, original, options, search.target)
+        result.met = _met(accepted, final, search.target)
     if not result.met:
         result.reasons = _goal(result, search.target) + _why(result, search)
         result.reasons += [f"{name} failed: {why}" for name, why in search.failed.items()]
@@ -206,8 +211,9 @@ def _first_accepted(
     for looks, candidate in enumerate(_ranked(timed, speeds, options.goal, search.target), 1):
         score = scorer.score(candidate.data)
         problems = result_contract.same_shape_behaviour(original, candidate.data, splits.validate)
-        goal = "size" if candidate.exact else options.goal
-        verdict = result_contract.judge(score, final.ratio(candidate.id), search.max_drop, goal, problems)
+        if options.goal == "size" and candidate.size >= len(to_bytes(original)):
+            problems.append(f"it is not smaller: {size_change_text(len(to_bytes(original)), candidate.size)}")
+        verdict = result_contract.judge(score, final.ratio(candidate.id), search.max_drop, options.goal, problems)
         if verdict.accepted:
             return candidate, score, looks
         rejected[candidate.id] = list(verdict.reasons)
@@ -244,16 +250,10 @@ def _result(
     )
 
 
-def _met(
-    accepted: Candidate, final: LatencyComparison, original: ir.Model, options: OptimizeOptions, target: float
-) -> bool:
-    """Whether the goal is reached: the target speed-up, or for exact rewrites a measurable gain."""
+def _met(accepted: Candidate, final: LatencyComparison, target: float) -> bool:
+    """Whether the goal is reached: the target speed-up; without one, what was accepted has shown its gain."""
     ratio = final.ratio(accepted.id)
-    if target:
-        return ratio.low >= target
-    if not accepted.exact:
-        return True
-    return accepted.size < len(to_bytes(original)) if options.goal == "size" else ratio.low > 1.0
+    return ratio.low >= target if target else True
 
 
 def _refused(factory: CandidateFactory) -> list[Refusal]:

@@ -98,7 +98,8 @@ def optimize(
         result = _search(judged, splits, options, progress, record, strategy or Strategy())
         result.notes[:0] = doubts
         if output is not None and record is not None:
-            write_atomic(output, result.data)
+            if result.improved:
+                write_atomic(output, result.data)
             write_plan(result.plan, record.folder / "plan.json")
             record.set(outcome=summary(result))
             record.store.finish()

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxpress.cli.main import run as cli
 from onnxpress.data.dataset import Splits, open_dataset
 from onnxpress.data.shipped import calibration_folder
 from onnxpress.errors import InputProblem
@@ -201,3 +202,17 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     assert outcome.met
     assert (tmp_path / "o.onnx").read_bytes() == outcome.data
     assert outcome.chosen.startswith("int8")
+
+
+@pytest.mark.slow
+def test_nothing_is_written_where_nothing_is_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One small product: its exact form is the file itself."""
+    net = nets.Net()
+    flat = net.op("Flatten", ["image"], 192)
+    weight = net.constant(np.random.default_rng(0).standard_normal((10, 192)).astype(np.float32))
+    model = net.model(net.op("Gemm", [flat, weight], 10, transB=1), nets.IMAGE, ["N", 10])
+    path, data = nets.written(model, tmp_path)
+    out = tmp_path / "out.onnx"
+    assert cli(["optimize", path, "-d", data, "--time-budget", "5", "-o", str(out), "-q"]) == 1
+    assert not out.exists()
+    assert "out.onnx was not written" in capsys.readouterr().out.replace("\n", " ")
