@@ -29,7 +29,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import load, to_bytes
-from onnxpress.model.read import parameters
+from onnxpress.model.parameter_count import parameters
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.error_curves import error_curves

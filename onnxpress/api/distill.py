@@ -184,9 +184,10 @@ def _choose(begin: _Start, made: DistillationOutcome, scorer: Scorer, first: Sco
         model, score = made.model, second
         plan = begin.plan.then("distill", made.actions)
     else:
+        how = "worse" if second.used() > first.used() else "not better"
         notes.append(
-            f"the new weights are worse on the selection samples (drop {second.drop:+.4f}, before {first.drop:+.4f}):"
-            " the student stays as it was"
+            f"the new weights are {how} on the selection samples (drop {second.drop:+.4f}, before {first.drop:+.4f}; "
+            f"error {second.nmse:.3g}, before {first.nmse:.3g}): the student stays as it was"
         )
     history = made.history
     if history is not None and history.overfitted:

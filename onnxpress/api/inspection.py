@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,8 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.model import read
 from onnxpress.model.counts import macs
-from onnxpress.model.files import model_hash, model_size
+from onnxpress.model.files import file_size, model_hash, model_size
+from onnxpress.model.parameter_count import parameters
 from onnxpress.model.signature import Signature, signature
 from onnxpress.model.source import ModelSource, open_model, path_of, source_name
 from onnxpress.passes.core.contract import AnyPass, Proposal, Refusal
@@ -78,9 +80,10 @@ class PassReport:
 class Inspection(Result):
     """Facts of a model.
 
-    macs: multiply-accumulates for one sample. passes: what every pass proposes. samples: how many the predictions are
-    based on,
-    synthetic: whether those are synthetic inputs. failure: "" where onnxruntime runs the model, else why not.
+    bytes: with weights outside of the file. sha256: of the file, as `sha256sum` has it; of a model in memory that of
+    its contents. macs: multiply-accumulates at the sizes in `counted_for`. passes: what every pass proposes. samples:
+    how many the predictions are based on, synthetic: whether those are synthetic inputs. failure: "" where onnxruntime
+    runs the model, else why not.
     """
 
     _hidden: ClassVar[frozenset[str]] = frozenset(("signature",))
@@ -99,12 +102,13 @@ class Inspection(Result):
     samples: int = 0
     synthetic: bool = False
     failure: str = ""
+    counted_for: str = "one sample"
 
     def facts(self) -> list[tuple[str, str]]:
         rows = [
             ("file", f"{self.file}, {size_text(self.bytes)}"),
             ("parameters", f"{self.parameters:,}"),
-            ("multiply-accumulates", f"{self.macs:,} for one sample"),
+            ("multiply-accumulates", f"{self.macs:,} for {self.counted_for}"),
         ]
         return [*rows, *((p.name, f"{p.proposals} proposals for {p.units} units") for p in self.passes if p.proposals)]
 
@@ -128,13 +132,13 @@ def inspect(
     path = path_of(model)
     common = (
         source_name(model),
-        path.stat().st_size if path is not None else model_size(opened),
-        model_hash(opened),
+        file_size(path) if path is not None else model_size(opened),
+        model_hash(opened) if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
         read.opset(opened),
         f"{opened.producer_name or '?'} {opened.producer_version or ''}".strip(),
         signature(opened),
         dict(Counter(n.op_type for n in opened.graph).most_common()),
-        read.parameters(opened),
+        parameters(opened),
     )
     samples = as_dataset(data, opened).take(_SAMPLES) if data is not None else None
     try:
@@ -145,7 +149,10 @@ def inspect(
         return Inspection(*common, failure=problem.line())
     reports, by_node = _ask_passes(given, evidence, time_budget, progress)
     nodes = tuple(_node_facts(n, costs, by_node) for n in evidence.model.graph if n.op_type in read.WEIGHTED)
-    return Inspection(*common, sum(costs.values()), nodes, tuple(reports), len(used), samples is None)
+    sizes = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in evidence.probe.items())
+    return Inspection(
+        *common, sum(costs.values()), nodes, tuple(reports), len(used), samples is None, counted_for=sizes
+    )
 
 
 def _evidence(model: ir.Model, data: Dataset) -> tuple[Evidence, Evidence]:

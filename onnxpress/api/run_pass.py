@@ -22,9 +22,9 @@ from onnxpress.measure.quality import QualityOptions
 from onnxpress.measure.sample_doubts import first_doubts
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import check_target, model_size, save
-from onnxpress.model.read import parameters
+from onnxpress.model.parameter_count import parameters
 from onnxpress.model.source import ModelSource, open_model, path_of
-from onnxpress.passes.core.contract import AnyPass, Finishing, Refusal
+from onnxpress.passes.core.contract import AnyPass, Finishing, Planned, Refusal
 from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.registry import find_pass
 from onnxpress.plan import result_contract
@@ -112,7 +112,7 @@ def run_pass(
     evidence, made, notes = _prepared(name, original, used, options.target_machine(this_machine()), seed)
     notes = [*(first_doubts(original, given) if given is not None else []), *notes]
     evidence.quality = options.quality
-    planned = chosen.plan(evidence, options)
+    planned = _planned(chosen, evidence, options)
     keeps_values = chosen.exact and all("inactive" not in a for a in planned.actions)
     if name == EXACT_PASS and keeps_values:
         step, done = exact_step(evidence, planned.actions)
@@ -137,6 +137,15 @@ def run_pass(
         _judge(original, result, used, options.quality)
     write_checked(original, result, used, output, plan, keeps_values)
     return result
+
+
+def _planned(chosen: AnyPass, evidence: Evidence, options: PassOptions) -> Planned:
+    """The actions of a pass. Raises InputProblem where there is nothing to do that the options ask for."""
+    planned = chosen.plan(evidence, options)
+    if planned.unchanged:
+        hint = "`onnxpress inspect MODEL` shows what other passes offer"
+        raise InputProblem("nothing was done", chosen.name, planned.unchanged, hint)
+    return planned
 
 
 def _prepared(

@@ -200,7 +200,7 @@ def command(
 
 def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
     from onnxpress.cli.output import console
-    from onnxpress.model.read import parameters
+    from onnxpress.model.parameter_count import parameters
     from onnxpress.result import document
 
     if as_json:

@@ -61,7 +61,7 @@ def _header(facts: Inspection) -> None:
 
     console.out(f"{facts.file}: {console.size(facts.bytes)}, opset {facts.opset}, made by {facts.producer}")
     console.out(f"  sha256 {facts.sha256}")
-    console.out(f"  {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates for one sample")
+    console.out(f"  {facts.parameters:,} parameters, {facts.macs:,} multiply-accumulates for {facts.counted_for}")
     for kind, specs in (("input", facts.signature.inputs), ("output", facts.signature.outputs)):
         for spec in specs:
             console.out(f"  {kind} {spec.name}: {spec.text()}")

@@ -76,7 +76,7 @@ def _preprocessing(model: ir.Model, data: Dataset) -> list[str]:
     """Another preprocessing with which the model answers the labels of some samples better."""
     again = data.reading.again
     pictures = [p.name for p in batch_layout(data.signature).ports if _is_picture(p.dims, p.spec.dtype)]
-    if again is None or not pictures or not (data.reading.files or _as_stored(data[0].inputs[pictures[0]])):
+    if again is None or not pictures or not (data.reading.files or _as_stored(data, pictures[0])):
         return []
     session = open_session(model)
     start = time.perf_counter()
@@ -125,9 +125,11 @@ def _value(model: ir.Model, data: Dataset) -> tuple[str, float] | None:
         return None
 
 
-def _as_stored(pixels: np.ndarray) -> bool:
+def _as_stored(data: Dataset, name: str) -> bool:
     """Whether values are those of 8 bits, 0 to 255."""
-    return bool(pixels.max(initial=0) > 16 and pixels.min(initial=0) >= 0 and (pixels == np.rint(pixels)).all())
+    some = [data[int(i)].inputs[name] for i in np.linspace(0, len(data) - 1, min(len(data), _LOOKED_AT))]
+    whole = all(pixels.min(initial=0) >= 0 and (pixels == np.rint(pixels)).all() for pixels in some)
+    return whole and max(float(pixels.max(initial=0)) for pixels in some) > 16
 
 
 def _is_picture(dims: tuple[int | str, ...] | None, dtype: np.dtype[np.generic]) -> bool:

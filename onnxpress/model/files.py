@@ -286,6 +286,18 @@ def model_hash(model: ir.Model) -> str:
     return state.hexdigest()
 
 
+def file_size(path: Path) -> int:
+    """Bytes of a file, with those of its weights in other files."""
+    proto = onnx.load(path, load_external_data=False)
+    outside = 0
+    for graph in graphs_of(proto.graph):
+        for tensor in graph.initializer:
+            facts = {entry.key: entry.value for entry in tensor.external_data}
+            if tensor.data_location == onnx.TensorProto.EXTERNAL and "location" in facts:
+                outside += int(facts.get("length") or 0)
+    return path.stat().st_size + outside
+
+
 def model_size(model: ir.Model) -> int:
     """Bytes of the model, weights included."""
     return len(to_bytes(model)) if not is_large(model) else len(to_bytes(_skeleton(model))) + weight_bytes(model)

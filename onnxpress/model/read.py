@@ -175,13 +175,3 @@ def column_bias(node: ir.Node, columns: int) -> np.ndarray | None:
 def node_label(node: ir.Node) -> str:
     """The name of a node, else that of its first output: for messages and references."""
     return node.name or next((v.name for v in node.outputs if v.name), node.op_type)
-
-
-def parameters(model: ir.Model) -> int:
-    """Number of parameters: elements of all initializers but INT64, BOOL and STRING ones."""
-    total = 0
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype not in (ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING):
-            total += tensor.size
-    return total

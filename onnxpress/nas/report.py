@@ -83,7 +83,7 @@ def in_model_report(outcome: SearchOutcome, machine: Machine, model: str, sample
     names = {c.name for c in front}
     rows = []
     for c in outcome.candidates:
-        r = final.get(c.name)
+        r = final.get(c.id)
         speedup = f"{r.speedup:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else f"about {c.quick or 0:.2f}"
         status = "chosen" if c.id == outcome.chosen_id else "; ".join(outcome.rejected.get(c.name, []))
         name = f"**{c.name}**" if c.name in names else c.name
@@ -127,10 +127,12 @@ def write_front(outcome: SearchOutcome, folder: Path) -> None:
 
 
 def pareto_front(outcome: SearchOutcome) -> list[Candidate]:
-    """The Pareto front of drop on the selection samples and speed-up (from the final timing where there is one)."""
+    """The Pareto front of drop on the selection samples and speed-up (from the final timing where there is one), of
+    candidates that are not slower than the original."""
     final = {r.name: r.speedup for r in outcome.final.ratios} if outcome.final else {}
-    points = [(c.score.drop, -final.get(c.name, c.quick or 0.0)) for c in outcome.candidates]
-    return [outcome.candidates[i] for i in pareto.pareto_front(points)]
+    speeds = {c.id: final.get(c.id, c.quick or 0.0) for c in outcome.candidates}
+    able = [c for c in outcome.candidates if speeds[c.id] >= 1]
+    return [able[i] for i in pareto.pareto_front([(c.score.drop, -speeds[c.id]) for c in able])]
 
 
 def file_stem(name: str) -> str:

@@ -175,6 +175,10 @@ class _SearchRun:
         if limited.trainees < request.trainees:
             text = f"the time suffices for {limited.trainees} of {request.trainees} trainings only"
             result.notes.append(f"{text}: increase `time_budget`")
+        slow = [n.name for n in networks if n.on_front and timing.ratio(n.name).high < 1]
+        if slow:
+            whose = "the teacher" if self.evaluator.trainer.teacher is not None else "the model they are like"
+            result.notes.append(f"slower than {whose}: {', '.join(slow)}")
         result.notes += timing.warnings
         return result
 

@@ -75,9 +75,9 @@ def assert_saving(before: Evidence, result: ir.Model, proposal: Proposal, data: 
     if proposal.saving.macs > 0:
         assert sum(macs(after.model, after.trace).values()) < sum(macs(before.model, before.trace).values())
     if proposal.saving.weight_bytes > 0:
-        assert weight_bytes(after.model) < weight_bytes(before.model)
+        assert weight_bytes(result) < weight_bytes(before.model)
     if proposal.saving.compressed_bytes > 0:
-        assert compressed_size(after.model) < compressed_size(before.model)
+        assert compressed_size(result) < compressed_size(before.model)
 
 
 class PassConformance:

@@ -13,8 +13,9 @@ import pytest
 from onnxpress import prune, quantize, simplify
 from onnxpress.api.inspection import inspect
 from onnxpress.data.synthetic import synthetic
-from onnxpress.model import edit, read
+from onnxpress.model import edit
 from onnxpress.model.files import load, to_bytes
+from onnxpress.model.parameter_count import parameters
 from onnxpress.model.signature import signature
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan import result_contract
@@ -66,9 +67,7 @@ def test_equal_channels_of_a_well_known_model_are_one() -> None:
     """The wheel's weights are all one number: what is left answers the same."""
     model = load(FOLDER / "light_squeezenet.onnx")
     done = simplify(model)
-    assert read.parameters(done.model) < 0.1 * read.parameters(
-        simplify(drawn(load(FOLDER / "light_squeezenet.onnx"))).model
-    )
+    assert parameters(done.model) < 0.1 * parameters(simplify(drawn(load(FOLDER / "light_squeezenet.onnx"))).model)
     assert not result_contract.same_shape_behaviour(model, to_bytes(done.model), synthetic(signature(model), 2))
 
 

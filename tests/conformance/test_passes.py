@@ -20,6 +20,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import to_bytes
+from onnxpress.model.parameter_count import parameters
 from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
@@ -231,4 +232,4 @@ def test_random_nets_replay(model: ir.Model) -> None:
     plan = plan.then("simplify", some_actions(all_passes()["simplify"], evidence))
     first, second = (to_bytes(apply_plan(plan, model, nets.samples(model, 6)).model) for _ in range(2))
     assert first == second
-    assert read.parameters(ir.from_proto(onnx.load_from_string(first))) > 0
+    assert parameters(ir.from_proto(onnx.load_from_string(first))) > 0

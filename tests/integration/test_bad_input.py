@@ -442,7 +442,7 @@ ROWS = [
     Row("depth that removes nothing", lambda d: depth(d, "--remove", "0"), ("at least 1",)),
     Row("depth of a negative drop", lambda d: depth(d, "--remove", "1", "--max-drop", "-1"), ("drop", "-1")),
     Row("depth of an unknown unit", lambda d: depth(d, "--keep", "0.5", "--units", "atoms"), ("atoms",)),
-    Row("depth of a model without blocks", without_blocks, (), 0),
+    Row("depth of a model without blocks", without_blocks, ("no removable block", "inspect")),
     Row("lowrank that does not say how far", lambda d: lowrank(d), ("--rank", "exactly one")),
     Row("lowrank that says it twice", lambda d: lowrank(d, "--rank", "4", "--ratio", "0.5"), ("exactly one",)),
     Row("lowrank of too large a ratio", lambda d: lowrank(d, "--ratio", "1"), ("ratio", "between 0 and 1")),

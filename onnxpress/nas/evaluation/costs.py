@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxpress.model import counts, read
+from onnxpress.model import counts
 from onnxpress.model.files import weight_bytes
+from onnxpress.model.parameter_count import parameters
 from onnxpress.model.trace import Trace
 from onnxpress.runtime.session import trace
 
@@ -40,7 +41,7 @@ def count_costs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Costs:
     """Costs of a network.  sample: inputs of one sample, batch axis first."""
     shapes = declared_shapes(model, sample) or trace(model, sample)
     work = sum(counts.macs(model, shapes).values())
-    return Costs(work, read.parameters(model), weight_bytes(model), peak_memory(model, shapes))
+    return Costs(work, parameters(model), weight_bytes(model), peak_memory(model, shapes))
 
 
 def declared_shapes(model: ir.Model, sample: Mapping[str, np.ndarray]) -> Trace | None:

@@ -83,13 +83,15 @@ class Planned:
     """The actions that carry out the options of a command, in the order in which they are applied.
 
     notes: remarks for the user. refused: units left alone. details: results for `finish` and for reports, such as the
-    sensitivity of every layer.
+    sensitivity of every layer. unchanged: why the result would be the original though the options ask for less, ""
+    where it is not: no file is written then.
     """
 
     actions: list[Action]
     notes: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     details: Any = None
+    unchanged: str = ""
 
 
 @dataclass

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import onnx_ir as ir
+
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.output_gain import summed_predicted_loss
 from onnxpress.model import edit
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels.removal import remove
+from onnxpress.model.counts import macs
+from onnxpress.model.parameter_count import parameters
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.refit import refit_readers
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
@@ -64,6 +68,11 @@ class Prune:
         refused = [Refusal(r.node, r.reason) for r in evidence.channels.refused]
         return Planned(with_refit(actions, options.refit), notes, refused)
 
+    def finish(self, evidence: Evidence, options: PruneOptions, planned: Planned, done: Applied) -> None:
+        """Add what was reached."""
+        if planned.actions:
+            done.notes.append(_kept(evidence, done.model))
+
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
         """actions: [{"group": name, "remove": [channels]}, …, {"refit": "least-squares" | "none"}]."""
         if not actions:
@@ -80,6 +89,15 @@ class Prune:
             notes += refit_note(refit_readers(evidence, pruned, facts, removal))
         edit.drop_dead(pruned)
         return Applied(pruned, notes, refused)
+
+
+def _kept(evidence: Evidence, pruned: ir.Model) -> str:
+    """What is left of the work and the parameters of the evidence's model, in words."""
+    after = Evidence(pruned, evidence.data, evidence.machine, evidence.seed)
+    work = [sum(macs(e.model, e.trace).values()) for e in (evidence, after)]
+    count = [parameters(m) for m in (evidence.model, pruned)]
+    shares = [f"{now / max(before, 1):.3f}" for before, now in (work, count)]
+    return f"left are {shares[0]} of the multiply-accumulates and {shares[1]} of the parameters"
 
 
 def _removal(facts: ch.Channels, actions: Sequence[Action]) -> dict[str, list[int]]:

@@ -95,12 +95,14 @@ class Depth:
         """Blocks to remove, the least loss for the saved work first."""
         actions = plan_depth(evidence, options)
         blocks, refused = removable(evidence)
-        notes = []
+        unchanged = ""
         if not actions and blocks:
-            notes.append("no block can be removed: even one would lose more than `max_drop`")
+            unchanged = "no block can be removed: even one would lose more than `max_drop`"
         elif not actions:
-            notes.append("the model has no removable block: no residual branch and no layers between equal shapes")
-        return Planned(with_refit(actions, options.refit), notes, refused)
+            unchanged = "the model has no removable block: no residual branch and no layers between equal shapes"
+        return Planned(
+            with_refit(actions, options.refit), [unchanged] if unchanged else [], refused, unchanged=unchanged
+        )
 
     def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
         """actions: [{"block": name}, …, {"refit": "least-squares" | "local" | "none"}]."""

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.model import read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels import removal as rm
+from onnxpress.model.parameter_count import parameters
 from tests import grammar, nets
 
 
@@ -39,7 +39,7 @@ def assert_masked_parity(model: ir.Model, share: float, seed: int = 0, sequence:
     cut, masked = rm.remove(evidence.model, facts, removal), rm.mask(evidence.model, facts, removal)
     np.testing.assert_allclose(nets.outputs(cut, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
     if removal:
-        assert read.parameters(cut) < read.parameters(evidence.model)
+        assert parameters(cut) < parameters(evidence.model)
 
 
 def heads(heads: int = 3, inner: int = 4, scale: str = "constant") -> ir.Model:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnxpress import simplify
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.model import read
 from onnxpress.model.channels import removal as rm
+from onnxpress.model.parameter_count import parameters
 from tests import grammar, nets
 from tests.model.channels.helpers import assert_masked_parity, heads, random_removal
 
@@ -175,7 +175,7 @@ def test_heads_of_cosine_attention_are_removed_whole() -> None:
     pruned = rm.remove(evidence.model, evidence.channels, {one.name: [1, 2]})
     masked = rm.mask(evidence.model, evidence.channels, {one.name: [1, 2]})
     np.testing.assert_allclose(nets.outputs(pruned, data), nets.outputs(masked, data), rtol=1e-4, atol=1e-5)
-    assert read.parameters(pruned) < 0.6 * read.parameters(evidence.model)
+    assert parameters(pruned) < 0.6 * parameters(evidence.model)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.75])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
+from onnxpress.model.parameter_count import parameters
 from onnxpress.passes.exact.simplify import SIMPLIFY
 from tests import grammar, nets
 from tests.passes.exact.helpers import Change, assert_same, chain, changed, reduced
@@ -37,7 +38,7 @@ def test_duplicate_channels_are_merged(act: str, factor: float, removed: bool) -
     model = changed(chain(act), 0, copied(factor))
     done, notes = reduced(model)
     assert any("merged 16 duplicate channels" in n for n in notes) == removed
-    assert (read.parameters(done) < read.parameters(model)) == removed
+    assert (parameters(done) < parameters(model)) == removed
     assert_same(model, done)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxpress import simplify
-from onnxpress.model import read
 from onnxpress.model.files import to_bytes
+from onnxpress.model.parameter_count import parameters
 from onnxpress.plan.plan import apply_plan
 from tests import nets
 from tests.passes.exact.helpers import changed, reduced
@@ -23,7 +23,7 @@ def test_channels_constant_on_samples_are_folded_on_request_only() -> None:
     data = nets.samples(model, 8)
     assert not any("without effect" in n for n in reduced(model)[1])
     done = simplify(model, data, calibrated=True)
-    assert read.parameters(done.model) < read.parameters(simplify(model).model)
+    assert parameters(done.model) < parameters(simplify(model).model)
     assert any(n.startswith("lossy: 16 channels") for n in done.notes)
     assert any("differ by an nmse of" in n for n in done.notes)
     np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)
@@ -44,5 +44,5 @@ def test_an_observed_constant_is_folded_into_the_bias_of_an_unpadded_reader() ->
     model = changed(model, 0, saturated)
     data = nets.samples(model, 8)
     done = simplify(model, data, calibrated=True)
-    assert read.parameters(done.model) < read.parameters(model)
+    assert parameters(done.model) < parameters(model)
     np.testing.assert_allclose(nets.outputs(model, data), nets.outputs(done.model, data), rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import read
 from onnxpress.model.counts import macs
+from onnxpress.model.parameter_count import parameters
 from onnxpress.passes.core.contract import Action, proposals
 from onnxpress.passes.structure import lowrank as lr
 from onnxpress.passes.structure.factors import MATRIX, POINTWISE, SPATIAL, find_layers
@@ -169,7 +170,7 @@ def test_size_saves_the_requested_share_of_the_weights() -> None:
     actions, _ = plan_lowrank(evidence, LowRankOptions(ratio=0.4, goal="size"))
     sizes = {s.name: s.weight.size for s in find_layers(evidence.model)[0]}
     done = LOWRANK.apply(evidence, [*actions, NONE]).model
-    saved = read.parameters(evidence.model) - read.parameters(done)
+    saved = parameters(evidence.model) - parameters(done)
     assert 0.4 * sum(sizes.values()) <= saved <= 0.6 * sum(sizes.values())
 
 
@@ -219,7 +220,7 @@ def test_predicted_savings_are_those_of_the_result() -> None:
     for option in options:
         done = evidence_for(LOWRANK.apply(evidence, [option.action]).model, evidence.data)
         assert before - sum(macs(done.model, done.trace).values()) == option.saving.macs
-        assert 4 * (read.parameters(evidence.model) - read.parameters(done.model)) == option.saving.weight_bytes
+        assert 4 * (parameters(evidence.model) - parameters(done.model)) == option.saving.weight_bytes
 
 
 def test_an_invalid_plan_is_refused() -> None:

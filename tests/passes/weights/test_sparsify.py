@@ -16,6 +16,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model import read
 from onnxpress.model.files import load, to_bytes
+from onnxpress.model.parameter_count import parameters
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.sparsify import METHODS, SPARSIFY, SparsifyOptions, groups, refit
@@ -145,4 +146,4 @@ def test_a_wide_layer_goes_by_its_diagonal(tmp_path: Path) -> None:
     wide = max((w for w in find_weights(done.model)[0]), key=lambda w: w.matrix.shape[1])
     assert wide.matrix.shape[1] >= 2304
     assert (wide.matrix == 0).mean() == pytest.approx(0.5, abs=0.01)
-    assert read.parameters(load(tmp_path / "o.onnx")) == read.parameters(done.model)
+    assert parameters(load(tmp_path / "o.onnx")) == parameters(done.model)
