@@ -84,7 +84,7 @@ def inside_command(
         outputs=judged.outputs,
     )
     request.check()
-    splits = splits_of(model, source, select, validate, quiet)
+    splits = splits_of(model, source, select, validate, quiet, crossed=True)
     with progress(quiet or as_json) as report:
         outcome = in_model_search(model, splits, request, output, run, report)
     folder = Path(run or Path(output).with_suffix(".run"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def command(
 
     check_target(output, model)
     judged = quality.options()
-    splits = splits_of(model, source, select_source, validate_source, quiet)
+    splits = splits_of(model, source, select_source, validate_source, quiet, crossed=True)
     options = OptimizeOptions(
         max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms,
         judged.metric, judged.decode, judged.outputs,
@@ -202,6 +203,8 @@ def _verdict(outcome: OptimizeResult, output: str) -> str:
             )
     else:
         lines.append(f"{output} was not written: nothing is measurably better than the original and as good")
+    for note in outcome.sample_notes:
+        lines.append(textwrap.fill(note, console.WIDTH, initial_indent="  ", subsequent_indent="  "))
     if not outcome.met:
         lines += ["  the goal was not met"] + [f"  - {console.with_options(reason)}" for reason in outcome.reasons[:8]]
         lines += [f"  try: {console.with_options(advice)}" for advice in outcome.advice]

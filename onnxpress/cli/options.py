@@ -275,9 +275,14 @@ def need_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Data
 
 
 def splits_of(
-    model: Path, source: DataChoice, select_source: str | None, validate_source: str | None, quiet: bool
+    model: Path,
+    source: DataChoice,
+    select_source: str | None,
+    validate_source: str | None,
+    quiet: bool,
+    crossed: bool = False,
 ) -> Splits:
-    """Splits from one source, or from sources named part by part."""
+    """Splits from one source, or from sources named part by part. crossed: two halves where there are few samples."""
     from onnxpress.data.dataset import Splits
     from onnxpress.plan.plan import SPLITS
 
@@ -292,7 +297,7 @@ def splits_of(
     if validate is not None:
         parts = main.split(SPLITS[1])
         return Splits(parts.calibrate, parts.select, validate)
-    return main.split(SPLITS[0])
+    return main.parts() if crossed else main.split(SPLITS[0])
 
 
 def print_notes(notes: list[str], quiet: bool) -> None:

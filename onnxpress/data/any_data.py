@@ -101,6 +101,11 @@ def as_splits(source: DataSource | Splits, model: ir.Model, argument: str = "dat
     return source if isinstance(source, Splits) else as_dataset(source, model, argument).split()
 
 
+def as_parts(source: DataSource | Splits, model: ir.Model) -> Splits:
+    """The samples in three disjoint parts, or in two halves where they are few; given parts are kept."""
+    return source if isinstance(source, Splits) else as_dataset(source, model).parts()
+
+
 def _not_data(source: object, argument: str) -> InputProblem:
     return InputProblem(
         "not samples",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,19 @@ from typing import Any
 import numpy as np
 
 from onnxpress.data import opening
+from onnxpress.data.batch import Batch, Sample, can_stack, stack
 from onnxpress.data.checks import cast_note, conform
 from onnxpress.data.class_names import number_names, read_class_names
+from onnxpress.data.digest import digest, inputs_digest
 from onnxpress.data.layout import BatchLayout, batch_layout
 from onnxpress.data.readers.arrays import from_mapping
 from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
 from onnxpress.model.signature import Signature
 
+__all__ = ["FEW", "Batch", "Dataset", "Reading", "Sample", "Splits", "dataset_from_source", "open_dataset"]
 
-@dataclass(frozen=True)
-class Sample:
-    """One sample.
-
-    inputs: by name, full rank, batch axis 1, read-only
-    label:  scalar, array or None
-    key:    for messages: "train.npz[17]"
-    """
-
-    inputs: dict[str, np.ndarray]
-    label: Any | None
-    key: str
+FEW = 100  # samples, below which three parts decide nothing
 
 
 @dataclass(frozen=True)
@@ -56,28 +49,17 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Stacked samples; the last batch of a model with a fixed batch size is padded with its last sample.
-
-    inputs: by name; the arrays may be changed
-    labels: one entry per sample, without padding
-    keys:   one entry per sample, without padding
-    count:  number of samples without padding
-    """
-
-    inputs: dict[str, np.ndarray]
-    labels: list[Any | None]
-    keys: list[str]
-    count: int
-
-
-@dataclass(frozen=True)
 class Splits:
-    """Disjoint parts: `calibrate` for statistics, `select` for choices, `validate` used once, at the end."""
+    """Disjoint parts: `calibrate` for statistics, `select` for choices, `validate` used once, at the end.
+
+    crossed: whether there are too few samples for three parts. Then they are two halves, and `select` and `validate`
+    the same: what is made from one half is judged on the other, and at the end the other way round as well.
+    """
 
     calibrate: Dataset
     select: Dataset
     validate: Dataset
+    crossed: bool = False
 
 
 @dataclass
@@ -179,7 +161,7 @@ class Dataset:
         missing = [i for i in self._indices if i not in known]
         for index, raw in self._store.source.scan(missing):
             sample = self._store.sample(index, raw)
-            known[index] = (_inputs_digest(sample.inputs), _digest(sample.label))
+            known[index] = (inputs_digest(sample.inputs), digest(sample.label))
         return [known[i] for i in self._indices]
 
     def take(self, count: int) -> Dataset:
@@ -219,12 +201,12 @@ class Dataset:
         size = 1 if layout.alone else (layout.batch or size)
         group: list[Sample] = []
         for sample in self:
-            if group and (len(group) == size or not _can_stack(group[-1], sample, layout)):
-                yield _stack(group, layout, rows)
+            if group and (len(group) == size or not can_stack(group[-1], sample, layout)):
+                yield stack(group, layout, rows)
                 group = []
             group.append(sample)
         if group:
-            yield _stack(group, layout, rows)
+            yield stack(group, layout, rows)
 
     def split(self, fractions: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Splits:
         """Three disjoint parts, by the content of the inputs.
@@ -251,9 +233,26 @@ class Dataset:
         second = min(max(round((fractions[0] + fractions[1]) * total), first + 1), total - 1)
         part = {d: (0 if i < first else 1 if i < second else 2) for i, d in enumerate(distinct)}
         chosen: tuple[list[int], list[int], list[int]] = ([], [], [])
-        for position, digest in enumerate(digests):
-            chosen[part[digest]].append(position)
-        return Splits(*(self.select(indices) for indices in chosen))
+        for position, own in enumerate(digests):
+            chosen[part[own]].append(position)
+        first_part, second_part, third_part = (self.select(indices) for indices in chosen)
+        return Splits(first_part, second_part, third_part)
+
+    def parts(self) -> Splits:
+        """`split`, or two halves for cross-validation where three parts would be too small to decide anything.
+
+        Raises InputProblem where there are fewer than three distinct samples.
+        """
+        if len(self) >= FEW:
+            return self.split()
+        three = self.split((0.5, 0.25, 0.25))
+        rest = self.select([self._place[i] for part in (three.select, three.validate) for i in part._indices])
+        return Splits(three.calibrate, rest, rest, crossed=True)
+
+    @cached_property
+    def _place(self) -> dict[int, int]:
+        """The position in this set of each sample of the source."""
+        return {index: position for position, index in enumerate(self._indices)}
 
     def _too_few(self, count: int) -> InputProblem:
         return InputProblem(
@@ -364,51 +363,3 @@ def dataset_from_source(
         if note:
             notes.append(note)
     return Dataset(loaded.name, signature, store, range(len(loaded.source)), tuple(dict.fromkeys(notes)), reading)
-
-
-def _can_stack(one: Sample, other: Sample, layout: BatchLayout) -> bool:
-    """Whether two samples can be in one batch: equal shapes, and equal values of inputs without batch axis."""
-    for port in layout.ports:
-        a, b = one.inputs[port.name], other.inputs[port.name]
-        if a.shape != b.shape:
-            return False
-        if port.axis is None and not np.array_equal(a, b):
-            return False
-        if port.axis is not None and (a.ndim <= port.axis or a.shape[port.axis] != 1):
-            return False
-    return True
-
-
-def _stack(group: list[Sample], layout: BatchLayout, rows: int) -> Batch:
-    """The batch of a group of samples, padded to `rows` with its last sample."""
-    fill = group + [group[-1]] * (rows - len(group))
-    inputs: dict[str, np.ndarray] = {}
-    for port in layout.ports:
-        values = [s.inputs[port.name] for s in fill]
-        if port.axis is None or len(values) == 1:
-            inputs[port.name] = np.array(values[0], order="C")
-        else:
-            inputs[port.name] = np.ascontiguousarray(np.concatenate(values, axis=port.axis))
-    return Batch(inputs, [s.label for s in group], [s.key for s in group], len(group))
-
-
-def _inputs_digest(inputs: Mapping[str, np.ndarray]) -> bytes:
-    state = hashlib.sha256()
-    for name in sorted(inputs):
-        state.update(name.encode() + b"\0" + _digest(inputs[name]))
-    return state.digest()
-
-
-def _digest(value: Any) -> bytes:
-    """The digest of an array, scalar, string or None; equal values of one element type have equal digests."""
-    if value is None:
-        return hashlib.sha256(b"none").digest()
-    array = np.asarray(value)
-    state = hashlib.sha256(f"{array.dtype.name if array.dtype.kind not in 'OUS' else 'text'}{array.shape}".encode())
-    if array.dtype.kind in "OUS":
-        for item in array.reshape(-1).tolist():
-            coded = item if isinstance(item, bytes) else str(item).encode()
-            state.update(len(coded).to_bytes(8, "little") + coded)
-    else:
-        state.update(np.ascontiguousarray(array).tobytes())
-    return state.digest()

@@ -14,11 +14,11 @@ import numpy as np
 
 from onnxpress.data.readers import user_function
 from onnxpress.errors import InputProblem
-from onnxpress.measure.metrics.box_decoders import DECODER_NAMES, BoxDecoder, readable_by
+from onnxpress.measure.metrics.boxes.box_decoders import DECODER_NAMES, BoxDecoder, readable_by
+from onnxpress.measure.metrics.boxes.detection_heads import find_detections
 from onnxpress.measure.metrics.catalogue import METRICS, OutputReading, make_metric
 from onnxpress.measure.metrics.choice import Choices, choose_metrics
 from onnxpress.measure.metrics.choice_by_label import Choice
-from onnxpress.measure.metrics.detection_heads import find_detections
 from onnxpress.measure.metrics.metric import Metric, Outputs
 from onnxpress.measure.metrics.output_facts import InputFacts, LabelFacts, OutputFacts
 from onnxpress.measure.metrics.user_metric import PerSampleFunction, WholeSetFunction, takes_whole_set

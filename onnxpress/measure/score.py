@@ -7,6 +7,7 @@ uses most of its own decides. `nmse` ranks candidates with equal metrics.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import supports_batching
 from onnxpress.measure.metrics.catalogue import METRICS
 from onnxpress.measure.metrics.classes import ClassMetric, answer, class_scores
+from onnxpress.measure.metrics.few_samples import by_margins, counts_too_few, margin
 from onnxpress.measure.metrics.label_plausibility import implausible_labels
 from onnxpress.measure.metrics.metric import MetricResult
 from onnxpress.measure.metrics.output_facts import InputFacts, OutputFacts, last_operators
@@ -281,6 +283,15 @@ class Scorer:
         """The score of a model. intervals: whether those of drops are computed. judge: other metrics than its own."""
         return self._score_pairs(self.paired_outputs(model), intervals, judge or self.judge)
 
+    def score_with(self, model: ir.Model | bytes, others: Sequence[tuple[Scorer, ir.Model | bytes]]) -> Score:
+        """The score on these samples and those of other scorers, each with a model of its own.
+
+        For cross-validation: the models are made alike, each from samples that its scorer does not hold.
+        """
+        parts = [(self, model), *others]
+        paired = itertools.chain.from_iterable(scorer.paired_outputs(one) for scorer, one in parts)
+        return self._score_pairs(paired, True, self.judge)
+
     def _score_pairs(
         self,
         paired: Iterable[tuple[Batch, list[np.ndarray], list[np.ndarray]]],
@@ -291,6 +302,7 @@ class Scorer:
         values: list[list[tuple[Any, Any]]] = [[] for _ in metrics]
         moments: list[list[tuple[float, float, float, float]]] = []
         same: list[bool] = []
+        margins: list[list[tuple[float, float]]] = [[] for _ in metrics]
         done = 0
         for batch, kept, found in paired:
             moments.append(_batch_moments(kept, found))
@@ -303,13 +315,20 @@ class Scorer:
                         truth, reference = self._known_value(place, judged, judge, i, batch, kept, done + i)
                         value = judged.metric.sample_value(two, truth, batch.keys[i])
                         values[place].append((reference, value))
+                        if isinstance(judged.metric, ClassMetric) and judged.metric.most == 1 and not judge.transform:
+                            one = self.sample_outputs(kept, i, batch)
+                            margins[place].append(
+                                (margin(judged.metric, one, truth), margin(judged.metric, two, truth))
+                            )
             done += batch.count
         results = []
-        for judged, pairs in zip(metrics, values, strict=True):
+        for judged, pairs, both in zip(metrics, values, margins, strict=True):
             if not pairs:
                 where = f"the metric {judged.metric.name} judges by labels"
                 raise InputProblem("no sample has a label", self.name, where, "label some of them, or give no labels")
             result = judged.metric.result([p[0] for p in pairs], [p[1] for p in pairs], intervals)
+            if both and counts_too_few(judged.metric, len(pairs), result.default_drop):
+                result = by_margins(result, [m[0] for m in both], [m[1] for m in both])
             results.append(_with_output(result, judged, len(metrics)))
         agreement = float(np.mean(same)) if same else None
         return _worst_score(results, agreement, _worst_nmse(moments))

@@ -209,6 +209,9 @@ def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Da
     """
     parts = [data]
     if len(data) >= 3:
+        with contextlib.suppress(InputProblem):
+            halves = data.parts()
+            parts += [halves.calibrate, halves.select]
         for fractions in SPLITS:
             with contextlib.suppress(InputProblem):
                 parts.append(data.split(fractions).calibrate)

@@ -26,7 +26,7 @@ from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
-from onnxpress.plan.plan import Plan, new_plan
+from onnxpress.plan.plan import Plan, apply_plan, new_plan
 from onnxpress.result import Result, size_change_text
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.session import SessionSettings
@@ -72,6 +72,7 @@ class OptimizeResult(Result):
     rejected: finalists that failed the contract, with reasons. looks: number of times the validation samples were used.
     profile_comparison: layers and operators before and after; None where nothing was accepted. refused: units that
     passes cannot change. judged_by: the metrics, and why. other_bounds: what other allowed drops give.
+    sample_notes: how few samples were used, and what they cannot tell.
     """
 
     _hidden: ClassVar[frozenset[str]] = frozenset(("data", "plan", "candidates", "final"))
@@ -97,6 +98,7 @@ class OptimizeResult(Result):
     refused: list[Refusal] = field(default_factory=list)
     judged_by: list[str] = field(default_factory=list)
     other_bounds: list[OtherBound] = field(default_factory=list)
+    sample_notes: list[str] = field(default_factory=list)
 
     @property
     def improved(self) -> bool:
@@ -163,9 +165,27 @@ def finalists(
             result.profile_comparison = _profiles(original, model_of(accepted), feeds, options)
     result.refused = _refused(search.factory)
     result.judged_by = search.factory.scorer.judge.text()
+    result.sample_notes = _what_can_be_told(splits, score, search.max_drop)
     result.other_bounds = other_bounds(search, final)
     search.progress("done", 1.0)
     return result
+
+
+def _what_can_be_told(splits: Splits, score: Score | None, max_drop: float) -> list[str]:
+    """How samples were used where they are few, and what they leave open."""
+    notes = []
+    if splits.crossed:
+        first, second = len(splits.calibrate), len(splits.select)
+        notes.append(
+            f"{first + second} samples are few: what was made from {first} was judged on the other {second}, and at "
+            "the end the other way round as well (cross-validation)"
+        )
+    if score is not None and score.high > score.allowed(max_drop):
+        notes.append(
+            f"the drop of {score.metric} may be up to {score.high:.4f}, more than the allowed "
+            f"{score.allowed(max_drop):.4g}: {score.samples} samples cannot tell; give more"
+        )
+    return notes
 
 
 def other_bounds(search: Search, final: LatencyComparison | None) -> list[OtherBound]:
@@ -207,9 +227,9 @@ def _first_accepted(
     """
     timed, final, rejected = finals
     speeds = {c.id: final.ratio(c.id).low if search.target else final.ratio(c.id).speedup for c in timed}
-    scorer = Scorer(original, splits.validate, "validation samples", search.factory.scorer.judge)
+    judged = _CrossValidation(original, splits, search)
     for looks, candidate in enumerate(_ranked(timed, speeds, options.goal, search.target), 1):
-        score = scorer.score(candidate.data)
+        score = judged.score(candidate)
         problems = result_contract.same_shape_behaviour(original, candidate.data, splits.validate)
         if options.goal == "size" and candidate.size >= len(to_bytes(original)):
             problems.append(f"it is not smaller: {size_change_text(len(to_bytes(original)), candidate.size)}")
@@ -218,6 +238,31 @@ def _first_accepted(
             return candidate, score, looks
         rejected[candidate.id] = list(verdict.reasons)
     return None, None, len(timed)
+
+
+class _CrossValidation:
+    """Scores finalists on the validation samples; of few samples, on all of them, by cross-validation.
+
+    The plan of a candidate is replayed on the half that judged it, and the result judged on the half that made it. What
+    a training made is judged on one half alone.
+    """
+
+    def __init__(self, original: ir.Model, splits: Splits, search: Search) -> None:
+        judge = search.factory.scorer.judge
+        self._original, self._splits, self._search = original, splits, search
+        self._scorer = Scorer(original, splits.validate, "validation samples", judge)
+        self._other = Scorer(original, splits.calibrate, "calibration samples", judge) if splits.crossed else None
+
+    def score(self, candidate: Candidate) -> Score:
+        if self._other is None or "distill" in candidate.passes:
+            return self._scorer.score(candidate.data)
+        try:
+            plan = replace(candidate.plan, data_hash="")
+            twin = apply_plan(plan, self._original, self._splits.select, self._search.factory.machine).model
+        except (Problem, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+            self._search.failed[f"cross-validation of {candidate.name}"] = str(error).splitlines()[0]
+            return self._scorer.score(candidate.data)
+        return self._scorer.score_with(candidate.data, [(self._other, twin)])
 
 
 def _result(
@@ -351,4 +396,5 @@ def summary(result: OptimizeResult) -> dict[str, object]:
         "refused": result.refused,
         "judged_by": result.judged_by,
         "other_bounds": result.other_bounds,
+        "sample_notes": result.sample_notes,
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxpress.data.any_data import DataSource, as_splits
+from onnxpress.data.any_data import DataSource, as_parts
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import cache_key
@@ -86,7 +86,7 @@ def optimize(
         check_target(output, *([path] if path is not None else []))
     original = open_model(model)
     check_size(original)
-    splits = as_splits(data, original)
+    splits = as_parts(data, original)
     doubts = [] if isinstance(data, Splits) else first_doubts(original, splits.select)
     progress("measuring the original", 0.0)
     budget = TimeBudget(options.time_budget)

@@ -216,3 +216,19 @@ def test_views_share_digests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_repr_is_short() -> None:
     assert repr(rows(3)) == "Dataset('arrays', 3 samples, labelled)"
+
+
+def test_few_samples_are_two_halves() -> None:
+    signature = sig("x float32 N 4")
+    rng = np.random.default_rng(0)
+    few, many = (
+        Dataset.from_arrays({"x": rng.standard_normal((n, 4)).astype(np.float32)}, signature) for n in (30, 120)
+    )
+    parts = few.parts()
+    assert parts.crossed and parts.select is parts.validate
+    assert (len(parts.calibrate), len(parts.select)) == (15, 15)
+    keys = [{s.key for s in part} for part in (parts.calibrate, parts.select)]
+    assert not keys[0] & keys[1] and len(keys[0] | keys[1]) == 30
+    again = few.take(29).parts()
+    assert len(again.calibrate) + len(again.select) == 29
+    assert not many.parts().crossed

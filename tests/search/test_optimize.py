@@ -216,3 +216,15 @@ def test_nothing_is_written_where_nothing_is_better(tmp_path: Path, capsys: pyte
     assert cli(["optimize", path, "-d", data, "--time-budget", "5", "-o", str(out), "-q"]) == 1
     assert not out.exists()
     assert "out.onnx was not written" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_few_samples_are_cross_validated(tmp_path: Path) -> None:
+    """With 30 samples three parts would decide nothing; the plan replays from the same 30."""
+    model, splits = digits()
+    few = splits.calibrate.select(range(30))
+    found = optimize(model, few, time_budget=15, output=tmp_path / "fast.onnx")
+    assert found.met and found.score is not None and found.score.samples == 30
+    assert "cross-validation" in found.sample_notes[0]
+    replayed = apply_plan(read_plan(tmp_path / "fast.run" / "plan.json"), model, few)
+    assert to_bytes(replayed.model) == found.data

@@ -17,4 +17,6 @@ def quality_lines(part: MetricResult, samples: str) -> list[str]:
     drop = f"  drop {part.drop:+.4f}"
     if part.low > float("-inf"):
         drop += f" {console.interval(part.low, part.high, 4)} (95 % interval, paired)"
+    if part.expected:
+        drop += "\n  (told from margins: one changed answer would be more than is allowed)"
     return [*lines, drop]

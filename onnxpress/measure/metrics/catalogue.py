@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.metrics import classes, detections, maps, numbers, sequences, vectors
+from onnxpress.measure.metrics import classes, maps, numbers, sequences, vectors
+from onnxpress.measure.metrics.boxes import detections
 from onnxpress.measure.metrics.metric import Metric
 
 METRICS: dict[str, str] = {  # name: what it is

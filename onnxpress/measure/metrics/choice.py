@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxpress.measure.metrics.boxes.detection_heads import find_detections
 from onnxpress.measure.metrics.catalogue import OutputReading
 from onnxpress.measure.metrics.choice_by_label import (
     Choice,
@@ -20,7 +21,6 @@ from onnxpress.measure.metrics.choice_by_label import (
     threshold_of,
     with_labels,
 )
-from onnxpress.measure.metrics.detection_heads import find_detections
 from onnxpress.measure.metrics.maps import picture_range
 from onnxpress.measure.metrics.output_facts import InputFacts, LabelFacts, OutputFacts
 from onnxpress.measure.metrics.sequences import likely_blank

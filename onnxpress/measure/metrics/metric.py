@@ -32,6 +32,7 @@ class MetricResult:
     samples:      number of samples
     default_drop: the drop that is allowed where the user names none
     output:       the outputs it judges, "" for a model with one output
+    expected:     whether the drop is what margins let expect, as the samples are too few to count changed answers
     """
 
     metric: str
@@ -43,6 +44,7 @@ class MetricResult:
     samples: int
     default_drop: float = 0.01
     output: str = ""
+    expected: bool = False
 
     def exceeds(self, allowed: float) -> bool:
         """Whether it loses more than is allowed: the whole interval does, or the drop where there is none."""
@@ -53,7 +55,8 @@ class MetricResult:
         name = f"{self.metric} of {self.output}" if self.output else self.metric
         values = f"{name} {self.value:.4f}, original {self.reference:.4f}"
         drop = f"drop {self.drop:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{values}: {drop} on {self.samples} samples"
+        how = ", expected from margins" if self.expected else ""
+        return f"{values}: {drop} on {self.samples} samples{how}"
 
 
 class Metric(ABC):

@@ -12,7 +12,7 @@ from scipy import stats
 
 from onnxpress.cli.options import DECODERS, METRICS
 from onnxpress.errors import InputProblem
-from onnxpress.measure.metrics.box_decoders import DECODER_NAMES
+from onnxpress.measure.metrics.boxes.box_decoders import DECODER_NAMES
 from onnxpress.measure.metrics.catalogue import METRIC_NAMES, OutputReading, make_metric
 from onnxpress.measure.metrics.metric import Metric, MetricResult
 from onnxpress.measure.metrics.sequences import edit_distance

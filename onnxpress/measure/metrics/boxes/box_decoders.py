@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxpress.measure.metrics.box_matching import box_iou
+from onnxpress.measure.metrics.boxes.box_matching import box_iou
 from onnxpress.measure.metrics.metric import Outputs
 
 _LEAST_SCORE, _MOST, _OVERLAP = 0.05, 300, 0.5  # of boxes before suppression; overlap above which one is a duplicate

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnxpress.errors import InputProblem
-from onnxpress.measure.metrics.box_matching import MatchedDetections, match_detections, mean_average_precision
+from onnxpress.measure.metrics.boxes.box_matching import MatchedDetections, match_detections, mean_average_precision
 from onnxpress.measure.metrics.metric import Metric, Outputs
 
 _TRUE_SCORES = (0.5, 0.25)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnxpress.measure.metrics.box_decoders import BoxDecoder
+from onnxpress.measure.metrics.boxes.box_decoders import BoxDecoder
 from onnxpress.measure.metrics.output_facts import LabelFacts, OutputFacts
 
 _LEAST_SCORE = 0.25

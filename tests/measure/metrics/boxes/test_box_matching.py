@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.measure.metrics.box_matching import box_iou, match_detections, mean_average_precision
+from onnxpress.measure.metrics.boxes.box_matching import box_iou, match_detections, mean_average_precision
 
 pytestmark = pytest.mark.unit
 
