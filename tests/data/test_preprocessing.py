@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,11 @@ def test_preprocessings_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, m
     assert calibration_folder() == tmp_path / "calibration"
     (tmp_path / "onnxpress" / "calibration" / "recipes").mkdir(parents=True)
     assert calibration_folder() == tmp_path / "onnxpress" / "calibration"
+
+
+def test_the_documentation_has_every_recipe(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "samples.md").read_text()
+    assert all(f"| `{name}` |" in page for name in names())
+    (tmp_path / "imagenet.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    imagenet = load(calibration_folder() / "recipes" / "imagenet.toml")
+    assert replace(load(tmp_path / "imagenet.toml"), max_length=None) == imagenet
