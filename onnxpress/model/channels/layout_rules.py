@@ -255,9 +255,17 @@ def axis_of(node: ir.Node, rank: int) -> int:
 def _expand(flow: Flow, node: ir.Node) -> None:
     labels, shape = flow.read(node.inputs[0]), flow.shape(node.outputs[0])
     fill = read.constant(node.inputs[0])
-    if fill is not None and fill.size == 1 and shape is not None and node.inputs[1] is not None:
-        reason = f"Expand ({node.name}) makes a constant of their number"
-        return flow.write(node.outputs[0], labels_of_sizes(flow, node.inputs[1], shape, reason))
+    single = fill is not None and fill.size == 1
+    source = flow.shape(node.inputs[0])
+    unlabelled = labels is not None and source is not None and not varying_axes(labels)
+    if (single or unlabelled) and shape is not None and node.inputs[1] is not None:
+        reason = f"Expand ({node.name}) makes a tensor of their number"
+        found = labels_of_sizes(flow, node.inputs[1], shape, reason)
+        own = (1,) * len(shape) if single else (1,) * (len(shape) - len(source or ())) + (source or ())
+        if any(own[a] != 1 for a in varying_axes(found)):  # not repeated there, so that it cannot shrink
+            flow.freeze(found, reason)
+            found = np.zeros((1,) * len(shape), np.int64)
+        return flow.write(node.outputs[0], found)
     if labels is None or shape is None:
         return freeze_inputs(flow, node, f"Expand ({node.name}) of a tensor without channels")
     wide = labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape)

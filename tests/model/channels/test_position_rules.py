@@ -95,3 +95,14 @@ def test_pads_of_a_computed_chain_leave_channels_alone() -> None:
     model = net.model(net.head(net.relu(net.add(padded, x))), {"image": ["N", 3, "h", "w"]}, ["N", 10])
     assert evidence_for(model, nets.samples(model, 4, sequence=8)).channels.groups
     assert_masked_parity(model, 0.4, sequence=8)
+
+
+def test_a_computed_value_that_is_expanded_to_the_shape_of_channels_is_cut_with_them() -> None:
+    """cat([x, mask.expand_as(x)], 1): a mask of one channel, repeated for each."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 16))
+    mask = net.op("ReduceMean", ["image"], 1, axes=[1], keepdims=1)
+    wide = net.op("Expand", [mask, net.op("Shape", [x], 0)], 16)
+    model = net.model(net.head(net.relu(net.conv(net.concat(x, wide), 12))), nets.IMAGE, ["N", 10])
+    assert {g.size for g in evidence_for(model, nets.samples(model, 4)).channels.groups} == {16, 12}
+    assert_masked_parity(model, 0.4)
