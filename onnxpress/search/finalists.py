@@ -174,6 +174,8 @@ def finalists(
 def _what_can_be_told(splits: Splits, score: Score | None, max_drop: float) -> list[str]:
     """How samples were used where they are few, and what they leave open."""
     notes = []
+    if score is not None and score.expected and not splits.crossed:
+        notes.append("few validation samples have labels: judged on the selection samples as well")
     if splits.crossed:
         first, second = len(splits.calibrate), len(splits.select)
         notes.append(
@@ -244,7 +246,8 @@ class _CrossValidation:
     """Scores finalists on the validation samples; of few samples, on all of them, by cross-validation.
 
     The plan of a candidate is replayed on the half that judged it, and the result judged on the half that made it. What
-    a training made is judged on one half alone.
+    a training made is judged on one half alone. Where there are three parts, but few labels in the last, it is judged
+    together with the selection samples.
     """
 
     def __init__(self, original: ir.Model, splits: Splits, search: Search) -> None:
@@ -255,7 +258,10 @@ class _CrossValidation:
 
     def score(self, candidate: Candidate) -> Score:
         if self._other is None or "distill" in candidate.passes:
-            return self._scorer.score(candidate.data)
+            score = self._scorer.score(candidate.data)
+            if not score.expected or self._splits.crossed:
+                return score
+            return self._scorer.score_with(candidate.data, [(self._search.factory.scorer, candidate.data)])
         try:
             plan = replace(candidate.plan, data_hash="")
             twin = apply_plan(plan, self._original, self._splits.select, self._search.factory.machine).model
