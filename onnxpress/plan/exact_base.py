@@ -23,12 +23,13 @@ FALLBACK: tuple[Action, ...] = ({"tool": "onnx-ir"},)  # where the exact rewrite
 
 @dataclass
 class ExactBase:
-    """original: the model as given. plan: the exact steps. evidence: of the rewritten model. notes: remarks of the
-    steps."""
+    """original: the model as given. plan: the exact steps. evidence: of the rewritten model. model: that, as it is
+    stored. notes: remarks of the steps."""
 
     original: ir.Model
     plan: Plan
     evidence: Evidence
+    model: ir.Model
     notes: list[str] = field(default_factory=list)
 
 
@@ -50,7 +51,7 @@ def exact_base(
         actions = (WIDEN, *actions)
     step, done = exact_step(start, actions, samples)
     plan = new_plan(original, data, seed).then(step.pass_name, step.actions, samples)
-    return ExactBase(original, plan, evidence_for(done.model, data, machine, seed, original), done.notes)
+    return ExactBase(original, plan, evidence_for(done.model, data, machine, seed, original), done.model, done.notes)
 
 
 def exact_step(

@@ -223,11 +223,14 @@ def calibration_part(data: Dataset, wanted: str, count: int = CALIBRATION) -> Da
 
 
 def take_step(step: PlanStep, evidence: Evidence) -> Applied:
-    """One step on the model of its evidence.
-
-    Matrices that are one another turned are stored once, and weights in 16 bits where the original's are.
-    """
+    """One step on the model of its evidence, as a file holds it (`as_stored`)."""
     done = find_pass(step.pass_name).apply(evidence, step.actions)
-    store_once(done.model)
-    store_again(done.model, evidence.original or evidence.model)
+    as_stored(done.model, evidence.original or evidence.model)
     return done
+
+
+def as_stored(model: ir.Model, original: ir.Model) -> None:
+    """Make a result as a file holds it, in place: matrices that are one another turned once, and weights in 16 bits
+    where the original's are."""
+    store_once(model)
+    store_again(model, original)

@@ -40,7 +40,7 @@ from onnxpress.passes.weights.share import ShareOptions
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan.candidate_store import Candidate, CandidateStore, Stage, candidate_id, model_of
 from onnxpress.plan.exact_base import FALLBACK, exact_base
-from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, new_plan, take_step
+from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, as_stored, new_plan, take_step
 from onnxpress.progress import Progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
@@ -100,7 +100,7 @@ class CandidateFactory:
 
     def _exact(self, actions: tuple[Action, ...]) -> Made:
         base = exact_base(self.original, self.calibrate, self.machine, self.seed, samples=CALIBRATION, actions=actions)
-        return replace(self._plan, steps=base.plan.steps), base.evidence.model, base.notes
+        return replace(self._plan, steps=base.plan.steps), base.model, base.notes
 
     def changed(
         self, name: str, steps: Sequence[PlanStep], notes_before: Sequence[str] = (), stage: Stage = Stage.PASS
@@ -109,13 +109,13 @@ class CandidateFactory:
 
         def make() -> Made:
             plan, evidence = self.exact_plan, self.base
-            notes = [*notes_before]
+            model, notes = evidence.model, [*notes_before]
             for step in steps:
                 done = take_step(step, evidence)
-                plan = plan.then(step.pass_name, step.actions, CALIBRATION)
-                evidence = evidence_for(done.model, self.calibrate, self.machine, self.seed, self.original)
+                plan, model = plan.then(step.pass_name, step.actions, CALIBRATION), done.model
+                evidence = self._evidence(model)
                 notes += done.notes
-            return plan, evidence.model, notes
+            return plan, model, notes
 
         return self._candidate(name, stage, make)
 
@@ -146,7 +146,7 @@ class CandidateFactory:
         return self._evidence(model_of(candidate))
 
     def _evidence(self, model: ir.Model) -> Evidence:
-        return evidence_for(model, self.calibrate, self.machine, self.seed)
+        return evidence_for(model, self.calibrate, self.machine, self.seed, self.original)
 
     def _candidate(
         self, name: str, stage: Stage, make: Callable[[], Made], parent: Candidate | None = None
@@ -327,6 +327,7 @@ class CandidateFactory:
             resume = folder is not None and has_checkpoint(folder)
             options = DistillationOptions(settings, time_budget=seconds, resume=resume)
             done = run_distillation(pair, options, self.scorer, student.score.equivalent_drop, folder, report)
+            as_stored(done.model, self.original)
             plan = student.plan.then("distill", done.actions)
             curve = done.history.curve if done.history is not None else []
             notes = [f"step {p.step}: {self.scorer.metric} {p.value:.4f} on the selection samples" for p in curve]

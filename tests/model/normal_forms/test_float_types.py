@@ -155,3 +155,17 @@ def test_optimize_returns_the_types_it_was_given(tmp_path: Path) -> None:
     found = optimize(model, samples(model, 60), output=tmp_path / "fast.onnx", time_budget=20)
     if found.met:
         assert signature(ir.load(tmp_path / "fast.onnx")) == signature(model)
+
+
+@pytest.mark.slow
+def test_candidates_are_as_their_plans_replay_them(tmp_path: Path) -> None:
+    """A float16 file: what optimize times and scores is what the plan gives again, with weights in 16 bits."""
+    model = nets.residual(width=32, blocks=2)
+    short = run_pass("half", model).model
+    found = optimize(short, nets.samples(model, 160), output=tmp_path / "fast.onnx", time_budget=15, max_drop=0.9)
+    for candidate in found.candidates:
+        if not candidate.int8:
+            assert sixteen_bit_type(ir.from_proto(onnx.load_from_string(candidate.data))) is not None, candidate.name
+    if found.improved:
+        again = apply_plan(found.plan, short, nets.samples(model, 160))
+        assert to_bytes(again.model) == found.data
