@@ -20,17 +20,18 @@ import onnx_ir as ir
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import Problem
 from onnxpress.evaluate.profile_comparison import ProfileComparison, profile_compare
-from onnxpress.measure.score import Score, Scorer
+from onnxpress.measure.score import Score
 from onnxpress.model.files import to_bytes, write_atomic
 from onnxpress.passes.core.contract import Refusal
 from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
-from onnxpress.plan.plan import Plan, apply_plan, new_plan
+from onnxpress.plan.plan import Plan, new_plan
 from onnxpress.result import Result, size_change_text
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.session import SessionSettings
 from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.finalist_scores import FinalistScores, what_samples_tell
 from onnxpress.search.pareto import pareto_front
 from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.search import Search, allowed
@@ -42,6 +43,7 @@ _PROFILED, _PROFILE_SHARE = (
     0.01,
 )  # seconds of looking where the time goes (reading it takes twice as long); of the time, if less
 _PROFILED_RUNS = 24  # of both models at least: too many for one that takes seconds
+_COUNTED = ("top-1", "agreement")  # metrics of answers that are right or wrong
 _ROUGHLY = 0.97  # of a wished speed-up, in a short timing: the last timing decides
 
 
@@ -165,29 +167,10 @@ def finalists(
             result.profile_comparison = _profiles(original, model_of(accepted), feeds, options)
     result.refused = _refused(search.factory)
     result.judged_by = search.factory.scorer.judge.text()
-    result.sample_notes = _what_can_be_told(splits, score, search.max_drop)
+    result.sample_notes = what_samples_tell(splits, score, search.max_drop)
     result.other_bounds = other_bounds(search, final)
     search.progress("done", 1.0)
     return result
-
-
-def _what_can_be_told(splits: Splits, score: Score | None, max_drop: float) -> list[str]:
-    """How samples were used where they are few, and what they leave open."""
-    notes = []
-    if score is not None and score.expected and not splits.crossed:
-        notes.append("few validation samples have labels: judged on the selection samples as well")
-    if splits.crossed:
-        first, second = len(splits.calibrate), len(splits.select)
-        notes.append(
-            f"{first + second} samples are few: what was made from {first} was judged on the other {second}, and at "
-            "the end the other way round as well (cross-validation)"
-        )
-    if score is not None and score.high > score.allowed(max_drop):
-        notes.append(
-            f"the drop of {score.metric} may be up to {score.high:.4f}, more than the allowed "
-            f"{score.allowed(max_drop):.4g}: {score.samples} samples cannot tell; give more"
-        )
-    return notes
 
 
 def other_bounds(search: Search, final: LatencyComparison | None) -> list[OtherBound]:
@@ -196,11 +179,12 @@ def other_bounds(search: Search, final: LatencyComparison | None) -> list[OtherB
     default = search.factory.scorer.allowed_drop(None)
     found: list[OtherBound] = []
     for bound in (share * default for share in _BOUNDS):
-        able = [c for c in search.found if allowed(c, bound)]
+        speeds = {c.id: timed.get(c.id) or c.quick or 0.0 for c in search.found if allowed(c, bound)}
+        able = [c for c in search.found if c.id in speeds and (search.goal == "size" or speeds[c.id] > 1)]
         if not able:
             continue
-        best = max(able, key=lambda c: timed.get(c.id) or c.quick or 0.0)
-        speed = timed.get(best.id) or best.quick or 0.0
+        best = max(able, key=lambda c: speeds[c.id])
+        speed = speeds[best.id]
         drop = best.score.equivalent_drop
         found.append(OtherBound(bound, best.name, best.id, drop, speed, best.id in timed, best.size))
     return found
@@ -229,7 +213,7 @@ def _first_accepted(
     """
     timed, final, rejected = finals
     speeds = {c.id: final.ratio(c.id).low if search.target else final.ratio(c.id).speedup for c in timed}
-    judged = _CrossValidation(original, splits, search)
+    judged = FinalistScores(original, splits, search)
     for looks, candidate in enumerate(_ranked(timed, speeds, options.goal, search.target), 1):
         score = judged.score(candidate)
         problems = result_contract.same_shape_behaviour(original, candidate.data, splits.validate)
@@ -240,35 +224,6 @@ def _first_accepted(
             return candidate, score, looks
         rejected[candidate.id] = list(verdict.reasons)
     return None, None, len(timed)
-
-
-class _CrossValidation:
-    """Scores finalists on the validation samples; of few samples, on all of them, by cross-validation.
-
-    The plan of a candidate is replayed on the half that judged it, and the result judged on the half that made it. What
-    a training made is judged on one half alone. Where there are three parts, but few labels in the last, it is judged
-    together with the selection samples.
-    """
-
-    def __init__(self, original: ir.Model, splits: Splits, search: Search) -> None:
-        judge = search.factory.scorer.judge
-        self._original, self._splits, self._search = original, splits, search
-        self._scorer = Scorer(original, splits.validate, "validation samples", judge)
-        self._other = Scorer(original, splits.calibrate, "calibration samples", judge) if splits.crossed else None
-
-    def score(self, candidate: Candidate) -> Score:
-        if self._other is None or "distill" in candidate.passes:
-            score = self._scorer.score(candidate.data)
-            if not score.expected or self._splits.crossed:
-                return score
-            return self._scorer.score_with(candidate.data, [(self._search.factory.scorer, candidate.data)])
-        try:
-            plan = replace(candidate.plan, data_hash="")
-            twin = apply_plan(plan, self._original, self._splits.select, self._search.factory.machine).model
-        except (Problem, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-            self._search.failed[f"cross-validation of {candidate.name}"] = str(error).splitlines()[0]
-            return self._scorer.score(candidate.data)
-        return self._scorer.score_with(candidate.data, [(self._other, twin)])
 
 
 def _result(
@@ -367,7 +322,7 @@ def _advice(result: OptimizeResult, splits: Splits, search: Search) -> list[str]
         found.append("allow a larger `max_drop`")
     if len(splits.calibrate) < 64:
         found.append(f"give more samples (calibration had {len(splits.calibrate)})")
-    if len(splits.validate) < 200:
+    if len(splits.validate) < 200 and search.factory.scorer.metric in _COUNTED:
         found.append(
             f"give more validation samples ({len(splits.validate)} "
             f"resolve drops of {1 / max(len(splits.validate), 1):.3f} at best)"
