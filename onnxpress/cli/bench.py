@@ -77,7 +77,7 @@ def command(
     for target in (junit, markdown):
         if target is not None:
             check_target(target, *models)
-    samples = open_data(source, models[0], quiet)
+    samples = open_data(source, models[0], quiet, doubted=source.strict)
     if samples is None and not quiet:
         console.note("note: no --data: inputs are synthetic")
     effort = Effort(seconds=seconds, precision=precision, rebuilds=REBUILDS, seed=seed)

@@ -41,7 +41,7 @@ class DataChoice:
 
 def data_options(required: bool) -> Callable[[F], F]:
     """--data and what belongs to it; the command gets them as one `source: DataChoice`."""
-    kinds = ".npz, .npy, a folder (arrays, images, .wav, test_data_set_N), .csv, .tsv, .parquet, .txt, .jsonl"
+    kinds = ".npz, .npy, a folder (arrays, images, sounds, test_data_set_N), .csv, .tsv, .parquet, .txt, .jsonl"
     options = (
         click.option("--data", "-d", metavar="PATH", required=required, help=f"Samples: {kinds}, or module:function."),
         click.option("--labels", metavar="PATH|KEY", help="Labels: a file, a key or a column."),
@@ -220,10 +220,10 @@ class Seconds(click.ParamType[float]):
         return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def open_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Dataset | None:
+def open_data(source: DataChoice, model: Path | str, quiet: bool = True, doubted: bool = True) -> Dataset | None:
     """The dataset an option names, checked against the model's signature; None without one.
 
-    What was assumed while reading is printed unless quiet.
+    What was assumed while reading is printed unless quiet. doubted: whether to look if they are what the model expects.
     """
     if source.path is None:
         if source.labels or source.preprocess or source.tokenizer or source.classes:
@@ -250,7 +250,8 @@ def open_data(source: DataChoice, model: Path | str, quiet: bool = True) -> Data
     )
     for clause in () if quiet else data.assumed:
         note(f"assumed: {clause}")
-    report_doubts(opened, data, source.strict)
+    if doubted:
+        report_doubts(opened, data, source.strict)
     return data
 
 

@@ -1,7 +1,7 @@
 """Preprocessing as model hubs keep it in JSON beside a model.
 
 `preprocessor_config.json` of transformers: do_resize, size, resample, do_center_crop, crop_size, do_rescale,
-rescale_factor, do_normalize, image_mean, image_std.
+rescale_factor, do_normalize, image_mean, image_std; for sounds sampling_rate.
 `config.json` of timm: pretrained_cfg (or the keys themselves) with input_size, mean, std, crop_pct, interpolation.
 """
 
@@ -34,12 +34,14 @@ def hub_settings(path: Path) -> dict[str, Any]:
     try:
         if isinstance(inner, dict) and "mean" in inner and "std" in inner:
             return _of_timm(inner)
+        if "sampling_rate" in given:
+            return {"description": "preprocessor_config.json", "rate": int(given["sampling_rate"])}
         if any(key in given for key in _KEYS):
             return _of_transformers(given)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise InputProblem(_WHAT, path, f"a setting has an unexpected form: {error}") from None
     raise InputProblem(
-        _WHAT, path, "there are no settings for images in it", "give preprocessor_config.json, or a TOML file"
+        _WHAT, path, "there are no settings for images or sounds in it", "give preprocessor_config.json, or a TOML file"
     )
 
 

@@ -1,7 +1,7 @@
 """Which reader opens which form of data.
 
 .npz .npy                      readers/arrays.py    folder of .npz/.npy     readers/folders.py
-folder of images               readers/images.py    folder of .wav          readers/audio.py
+folder of images               readers/images.py    folder of sounds        readers/audio.py
 test_data_set_N/input_M.pb     readers/protobuf.py  .csv .tsv .parquet      readers/tables.py
 .txt .jsonl                    readers/text.py      module:function         readers/callables.py
 """
@@ -31,7 +31,7 @@ SUPPORTED = (
     *_ARRAYS,
     *tables.SUFFIXES,
     *text.SUFFIXES,
-    "a folder of .npz/.npy, images, .wav or test_data_set_N",
+    "a folder of .npz/.npy, images, sounds or test_data_set_N",
     "module:function",
 )
 _WHAT = "cannot read the data"
@@ -160,7 +160,7 @@ def _folder(folder: Path, request: OpenRequest) -> LoadedSource:
     kinds = {
         "arrays": listing(folder, _ARRAYS, leave),
         "images": listing(folder, images.SUFFIXES),
-        ".wav files": listing(folder, audio.SUFFIXES),
+        "sound files": listing(folder, audio.SUFFIXES),
     }
     kinds = {name: files for name, files in kinds.items() if files}
     if len(kinds) > 1:
@@ -181,9 +181,11 @@ def _folder(folder: Path, request: OpenRequest) -> LoadedSource:
             request.preprocess,
             request.trust,
         )
-    if ".wav files" in kinds:
+    if "sound files" in kinds:
         _no_key(request, folder)
-        return audio.open_sounds(folder, kinds[".wav files"], request.signature, request.layout, request.label_file)
+        return audio.open_sounds(
+            folder, kinds["sound files"], request.signature, request.layout, request.label_file, request.preprocess
+        )
     others = suffixes(folder)
     if not others:
         raise InputProblem(_WHAT, folder, "the folder is empty")
@@ -192,7 +194,7 @@ def _folder(folder: Path, request: OpenRequest) -> LoadedSource:
         _WHAT,
         folder,
         f"no file in it can be read as samples; found {shown}",
-        "give a folder of .npz, .npy, images, .wav or test_data_set_N, or one of the files",
+        "give a folder of .npz, .npy, images, sounds or test_data_set_N, or one of the files",
     )
 
 

@@ -19,6 +19,8 @@ The TOML file has these sections, all keys optional:
     mean = 0.0
     std = 1.0
     layout = "auto"           # "nchw", "nhwc": where the model's shape is ambiguous
+    [audio]
+    rate = 16000              # sounds are resampled to it
     [text]
     max_length = 512
     special_tokens = true
@@ -67,6 +69,7 @@ class Preprocessing:
     layout: str = "auto"
     max_length: int | None = None
     special_tokens: bool = True
+    rate: int | None = None
     function: Callable[[np.ndarray], Any] | None = None
 
     @property
@@ -218,6 +221,7 @@ _SECTIONS: dict[str, dict[str, _Check]] = {
         "std": _deviations,
         "layout": _one_of("auto", "nchw", "nhwc"),
     },
+    "audio": {"rate": _pixels},
     "text": {"max_length": _pixels, "special_tokens": _flag},
 }
 

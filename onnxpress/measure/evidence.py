@@ -88,7 +88,11 @@ class Evidence:
         first of a few that leaves as few tensors empty as any: nothing can be told from a tensor without values.
         """
         source = self.data if self.data is not None and len(self.data) else None
-        source = source.take(_PROBES) if source is not None else synthetic_samples(self.model, _PROBES, self.seed)
+        source = (
+            source.select(range(min(_PROBES, len(source))))
+            if source is not None
+            else synthetic_samples(self.model, _PROBES, self.seed)
+        )
         batches = source.batches(1)
         first = next(batches).inputs
         if all(array.size for array in first.values()) and not read.sizes_depend_on_values(self.model):

@@ -59,7 +59,7 @@ def test_timm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"vocab_size": 3}, "no settings for images"),
+        ({"vocab_size": 3}, "no settings for images or sounds"),
         ([1], "no settings"),
         ({"image_mean": ["a"], "image_std": [1], "size": 3}, "unexpected form"),
         ({"mean": [1], "std": "x"}, "unexpected form"),

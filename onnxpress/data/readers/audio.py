@@ -1,25 +1,34 @@
-"""Folders of .wav files (PCM of 8, 16, 24 or 32 bits), mixed to mono, cut or padded to the model's length."""
+"""Folders of sound files, mixed to mono, resampled where the preprocessing names a rate, cut or padded to the model's
+length.
+
+PCM of 8, 16, 24 or 32 bits in .wav files is read without another package, flac, ogg and other .wav files by soundfile.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.signal
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import is_float
 from onnxpress.data.layout import BatchLayout, Port
+from onnxpress.data.preprocessing import read_preprocessing
 from onnxpress.data.readers.arrays import single_port
 from onnxpress.data.readers.files import classes, relative, unreadable
 from onnxpress.data.source import LoadedSource, SampleSource
-from onnxpress.errors import InputProblem
+from onnxpress.errors import InputProblem, missing_extra
 from onnxpress.model.signature import Signature
 
-SUFFIXES = (".wav",)
+SUFFIXES = (".wav", ".flac", ".ogg")
 _WHAT = "cannot use the sound"
 
 
@@ -36,17 +45,32 @@ class WaveformSpec:
     length: int | None
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What a file says of its sound. rate: in Hz. width: bytes of a number, 0 where soundfile reads it."""
+
+    rate: int
+    channels: int
+    frames: int
+    width: int
+
+
 class Sounds(SampleSource):
-    """Sound files as samples of one input, read on demand."""
+    """Sound files as samples of one input, read on demand. rate: that they are resampled to, None: as recorded."""
 
     def __init__(
-        self, files: Sequence[Path], keys: Sequence[str], labels: Sequence[Any | None], spec: WaveformSpec
+        self,
+        files: Sequence[Path],
+        keys: Sequence[str],
+        labels: Sequence[Any | None],
+        spec: WaveformSpec,
+        rate: int | None = None,
     ) -> None:
-        self._files, self._keys, self.labels, self._spec = files, keys, labels, spec
+        self._files, self._keys, self.labels, self._spec, self._rate = files, keys, labels, spec, rate
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         port = self._spec.port
-        values = load(self._files[index], is_float(port.spec.dtype), self._spec.length)
+        values = load(self._files[index], is_float(port.spec.dtype), self._spec.length, self._rate)
         shape = [1] * max(len(port.inner or (0,)), 1)
         shape[self._spec.axis] = len(values)
         return {port.name: values.reshape(shape)}
@@ -76,23 +100,29 @@ def waveform_spec(layout: BatchLayout, where: object) -> WaveformSpec:
 
 
 def open_sounds(
-    folder: Path, files: Sequence[Path], signature: Signature, layout: BatchLayout, label_file: Path | None
+    folder: Path,
+    files: Sequence[Path],
+    signature: Signature,
+    layout: BatchLayout,
+    label_file: Path | None,
+    preprocess: str | None = None,
 ) -> LoadedSource:
     """A source of sound files; the header of every file is read now.  Raises InputProblem."""
     spec = waveform_spec(layout, folder)
+    rate = read_preprocessing(preprocess).rate if preprocess is not None else None
     rates: dict[int, Path] = {}
     channels = 1
     for path in files:
         found = header(path)
-        rates.setdefault(found.framerate, path)
-        channels = max(channels, found.nchannels)
-    if len(rates) > 1:
+        rates.setdefault(found.rate, path)
+        channels = max(channels, found.channels)
+    if len(rates) > 1 and rate is None:
         listed = ", ".join(f"{path.name} at {rate} Hz" for rate, path in sorted(rates.items()))
         raise InputProblem(
             _WHAT,
             folder,
             f"the files differ in their sampling rate: {listed}",
-            "resample them to the rate the model was trained on",
+            "name the rate that the model was trained on: `preprocess` with a TOML file of [audio] rate = 16000",
         )
     keys = relative(folder, files)
     order: tuple[str, ...] = ()
@@ -104,22 +134,29 @@ def open_sounds(
     else:
         named, order, notes = classes(folder, files)
         labels = list(named) if named is not None else [None] * len(files)
-    assumed = [f"{next(iter(rates))} Hz as recorded, not resampled"]
+    assumed = [f"{next(iter(rates))} Hz as recorded, not resampled" if rate is None else f"resampled to {rate} Hz"]
     if is_float(spec.port.spec.dtype):
         assumed.append("values scaled to [-1,1]")
     if channels > 1:
         assumed.append("channels averaged to mono")
     if spec.length is not None:
         assumed.append(f"cut (centre) or padded with silence (end) to {spec.length} frames")
-    return LoadedSource(Sounds(files, keys, labels, spec), folder.name, [*assumed, *notes], class_names=order)
+    return LoadedSource(Sounds(files, keys, labels, spec, rate), folder.name, [*assumed, *notes], class_names=order)
 
 
-def header(path: Path) -> wave._wave_params:
-    """The parameters of a .wav file.  Raises InputProblem for anything but PCM."""
+def header(path: Path) -> Recording:
+    """What a file says of its sound.
+
+    Raises InputProblem for what cannot be read, and EnvironmentProblem where it needs soundfile, which is not there.
+    """
+    if path.suffix.lower() != ".wav":
+        return _soundfile_header(path)
     try:
         with wave.open(str(path), "rb") as stream:
             found = stream.getparams()
     except (wave.Error, EOFError, OSError, RuntimeError) as error:
+        if "unknown format" in str(error) and importlib.util.find_spec("soundfile") is not None:
+            return _soundfile_header(path)  # floats, or compressed
         raise _not_pcm(path, error) from error
     if found.sampwidth not in (1, 2, 3, 4) or found.nchannels < 1:
         raise InputProblem(
@@ -133,41 +170,80 @@ def header(path: Path) -> wave._wave_params:
     size, need = path.stat().st_size, found.nframes * found.sampwidth * found.nchannels
     if size < need:
         raise InputProblem(_WHAT, path, f"the file is truncated: {need} bytes expected, {size} found", "restore it")
-    return found
+    return Recording(found.framerate, found.nchannels, found.nframes, found.sampwidth)
+
+
+def _soundfile_header(path: Path) -> Recording:
+    soundfile = _soundfile()
+    try:
+        found = soundfile.info(str(path))
+    except Exception as error:  # of libsndfile
+        raise unreadable(path, error, "save it as .wav") from error
+    if not found.frames:
+        raise InputProblem(_WHAT, path, "it has no frames", "remove it")
+    return Recording(int(found.samplerate), int(found.channels), int(found.frames), 0)
+
+
+def _soundfile() -> Any:
+    try:
+        return import_module("soundfile")
+    except ImportError:
+        raise missing_extra("soundfile", "audio", "reading flac and ogg") from None
 
 
 def _not_pcm(path: Path, error: BaseException) -> InputProblem:
     why = str(error)
     if "unknown format" in why:
         return InputProblem(
-            _WHAT, path, f"it is not PCM ({why})", "convert it: ffmpeg -i in.wav -c:a pcm_s16le out.wav"
-        )
+            _WHAT, path, f"it is not PCM ({why})",
+            "install the extra `audio`, or convert it: ffmpeg -i in.wav -c:a pcm_s16le out.wav",
+        )  # fmt: skip
     return unreadable(path, error, "save it as PCM of 16 bits")
 
 
-def load(path: Path, floats: bool, length: int | None) -> np.ndarray:
-    """One sound as [frames]: float32 in [-1,1], or integers as stored.  Raises InputProblem."""
+def load(path: Path, floats: bool, length: int | None, rate: int | None = None) -> np.ndarray:
+    """One sound as [frames]: float32 in [-1,1], or integers as stored.
+
+    length: of the result, cut from the centre or padded at the end. rate: in Hz, that it is resampled to.
+
+    Raises InputProblem.
+    """
     found = header(path)
-    start, count = 0, found.nframes
-    if length is not None and count > length:
+    same = rate in (None, found.rate)
+    start, count = 0, found.frames
+    if same and length is not None and count > length:
         start, count = (count - length) // 2, length
+    values = _read(path, found, start, count)
+    mixed = values.mean(axis=1, dtype=np.float64) if found.channels > 1 else values[:, 0].astype(np.float64)
+    if not same and rate is not None:
+        step = math.gcd(rate, found.rate)
+        mixed = scipy.signal.resample_poly(mixed, rate // step, found.rate // step)
+        if length is not None and len(mixed) > length:
+            mixed = mixed[(len(mixed) - length) // 2 :][:length]
+    full = 2 ** (8 * (found.width or 2) - 1)  # of the integers as stored; 16 bits where they are not
+    if floats:
+        out = (mixed / (full if found.width else 1)).astype(np.float32)
+    else:
+        out = np.rint(mixed * (1 if found.width else full)).astype(np.int64)
+    if length is not None and len(out) < length:
+        out = np.pad(out, (0, length - len(out)))
+    return np.asarray(out)
+
+
+def _read(path: Path, found: Recording, start: int, count: int) -> np.ndarray:
+    """[frames, channels] as stored; in [-1,1] where soundfile reads it."""
+    if not found.width:
+        try:
+            return np.asarray(_soundfile().read(str(path), count, start, dtype="float64", always_2d=True)[0])
+        except RuntimeError as error:
+            raise unreadable(path, error, "save it as .wav") from error
     try:
         with wave.open(str(path), "rb") as stream:
             stream.setpos(start)
             data = stream.readframes(count)
     except (wave.Error, EOFError, OSError) as error:
         raise _not_pcm(path, error) from error
-    values = _decoded(data, found.sampwidth).reshape(-1, found.nchannels)
-    if found.nchannels > 1:
-        mixed = values.mean(axis=1, dtype=np.float64)
-    else:
-        mixed = values[:, 0].astype(np.float64)
-    out: np.ndarray = np.rint(mixed).astype(np.int64)
-    if floats:
-        out = (mixed / 2 ** (8 * found.sampwidth - 1)).astype(np.float32)
-    if length is not None and len(out) < length:
-        out = np.pad(out, (0, length - len(out)))
-    return out
+    return _decoded(data, found.width).reshape(-1, found.channels)
 
 
 def _decoded(data: bytes, width: int) -> np.ndarray:

@@ -309,7 +309,7 @@ def test_misuse_of_folders(tmp_path: Path) -> None:
     np.savez(tmp_path / "bad" / "b.npz", x=floats(8, 9, 3))
     refused(lambda: open_dataset(tmp_path / "bad", IMAGE), "b.npz, input 'x'", "NHWC")
     (tmp_path / "bad" / "c.wav").write_bytes(b"1")
-    refused(lambda: open_dataset(tmp_path / "bad", IMAGE), "2 arrays and 1 .wav files", "one kind")
+    refused(lambda: open_dataset(tmp_path / "bad", IMAGE), "2 arrays and 1 sound files", "one kind")
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:

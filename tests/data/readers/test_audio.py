@@ -103,7 +103,7 @@ def test_misuse(tmp_path: Path) -> None:
         "empty": whole[:40] + b"\0\0\0\0",
         "float": bytes(floating),
     }
-    says = {"noise": "b.wav", "cut": "truncated", "empty": "no frames", "float": "not PCM"}
+    says = {"noise": "b.wav", "cut": "truncated", "empty": "no frames", "float": "b.wav"}
     for name, content in bad.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.wav").write_bytes(whole)
@@ -111,3 +111,32 @@ def test_misuse(tmp_path: Path) -> None:
         refused(lambda n=name: open_dataset(tmp_path / n, FIXED), "b.wav", says[name])
     sound(good / "b.wav", ramp(400), rate=8000)
     refused(lambda: open_dataset(good, FIXED), "b.wav at 8000 Hz, a.wav at 16000 Hz")
+
+
+def test_any_rate_with_a_rate_that_is_named(tmp_path: Path) -> None:
+    """A tone of 100 Hz at two rates becomes the same sound."""
+    for name, rate in (("a", 8000), ("b", 22050)):
+        time = np.arange(rate) / rate
+        sound(tmp_path / "s" / f"{name}.wav", 0.5 * np.sin(2 * np.pi * 100 * time), rate=rate)
+    refused(lambda: open_dataset(tmp_path / "s", FIXED), "differ in their sampling rate", "rate = 16000")
+    (tmp_path / "rate.toml").write_text("[audio]\nrate = 16000\n")
+    data = open_dataset(tmp_path / "s", FIXED, preprocess=str(tmp_path / "rate.toml"))
+    assert "resampled to 16000 Hz" in data.assumed
+    for sample in data:
+        found = sample.inputs["x"][0]
+        assert found.shape == (1000,) and found.max() == pytest.approx(0.5, abs=0.01)
+        crossings = np.sum(np.diff(np.sign(found[found != 0])) != 0)
+        assert crossings in (12, 13)  # 100 Hz in a sixteenth of a second
+
+
+def test_flac_and_float_files(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.flac", ramp(1000), 16000)
+    soundfile.write(tmp_path / "b.wav", ramp(1000).astype(np.float32), 16000, subtype="FLOAT")
+    data = open_dataset(tmp_path, FIXED)
+    for sample in data:
+        np.testing.assert_allclose(sample.inputs["x"][0], ramp(1000), atol=1e-4)
+    whole = open_dataset(tmp_path, sig("x int16 N 1000"))
+    np.testing.assert_allclose(whole[0].inputs["x"][0], 32768 * ramp(1000), atol=1.5)
+    (tmp_path / "c.flac").write_bytes(b"noise" * 40)
+    refused(lambda: open_dataset(tmp_path, FIXED), "c.flac")
