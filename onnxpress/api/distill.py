@@ -107,7 +107,7 @@ def distill(
     begin = _begin(student, teacher, learn, options, output)
     now = evidence_for(begin.model, learn, machine, seed)
     pair = TeacherStudentPair(now, teacher_evidence(teacher_model, now), begin.source, begin.kept)
-    scorer = Scorer(pair.teacher.model, judged)
+    scorer = Scorer(pair.teacher.model, judged, quality=options.quality)
     first = scorer.score(to_bytes(begin.model))
     if options.closed_form:
         made = refit_closed_form(pair, options)
@@ -121,6 +121,7 @@ def distill(
         if refitted is not None:
             made.actions, made.notes = refitted.actions + made.actions, refitted.notes + made.notes
     result = _choose(begin, made, scorer, first)
+    result.judged_by = scorer.judge.text()
     write_checked(begin.original, result, learn, output, plan)
     return result
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
+from onnxpress.measure.quality import QualityOptions
 from onnxpress.measure.score import Scorer
 from onnxpress.model.files import to_bytes, write_atomic
 from onnxpress.passes.core.contract import Action
@@ -58,6 +59,7 @@ class DistillationOptions:
     closed_form: refit the layers by least squares, without training.
     run:         folder of checkpoints and of the record (default: beside the output).
     resume:      go on from the checkpoint of an interrupted run in that folder.
+    quality:     how the student is judged.
     """
 
     settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(threads=available_cores()))
@@ -69,6 +71,7 @@ class DistillationOptions:
     closed_form: bool = False
     run: str | Path | None = None
     resume: bool = False
+    quality: QualityOptions = field(default_factory=QualityOptions)
 
     def check(self) -> None:
         """Raises InputProblem; and EnvironmentProblem where training is asked for and torch is missing."""
@@ -79,6 +82,7 @@ class DistillationOptions:
                 "the time budget is nothing", "`time_budget`", f"got {self.time_budget:g} s", "give 10 minutes"
             )
         self.settings.check()
+        self.quality.check()
         if self.shrink is not None:
             PruneOptions(self.shrink).checked()
         if self.augment not in ("auto", "none"):

@@ -9,6 +9,7 @@ import click
 
 from onnxpress.cli.options import (
     DataChoice,
+    QualityChoice,
     Seconds,
     data_options,
     json_option,
@@ -16,6 +17,7 @@ from onnxpress.cli.options import (
     output_option,
     plan_option,
     print_notes,
+    quality_options,
     quiet_option,
 )
 from onnxpress.errors import EXIT_UNMET, InputProblem
@@ -30,6 +32,7 @@ _ROWS = 10  # of the selection curve
 @click.argument("student", type=click.Path(path_type=Path), required=False)
 @click.option("--teacher", "-t", type=click.Path(path_type=Path), required=True, help="Teacher model.")
 @data_options(required=True)
+@quality_options()
 @click.option("--select", metavar="PATH", help="Samples for selecting the weights; default: a fifth of --data.")
 @output_option
 @click.option(
@@ -114,6 +117,7 @@ def command(
     student: Path | None,
     teacher: Path,
     source: DataChoice,
+    quality: QualityChoice,
     select: str | None,
     output: str,
     shrink: float | None,
@@ -174,8 +178,9 @@ def command(
     )
     seconds = time_budget if minutes is None else 60 * minutes
     options = DistillationOptions(
-        settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form, resume=resume
-    )
+        settings, steps, seconds, augment, tuple(parse_match(match)), shrink, closed_form, resume=resume,
+        quality=quality.options(),
+    )  # fmt: skip
     options.check()
     check_target(output, teacher, *([student] if student is not None else []))
     if student is None and shrink is None:
@@ -218,10 +223,13 @@ def _show(done: DistillResult, output: str, as_json: bool, quiet: bool) -> None:
                 best=done.best,
                 settings=None if done.settings is None else done.settings.as_dict(),
                 notes=done.notes,
+                judged_by=done.judged_by,
             )
         )
         return
     print_notes(done.notes, quiet)
+    for line in done.judged_by:
+        console.note(line)
     assert done.start is not None and done.score is not None
     if done.curve:
         gap = -(-len(done.curve) // _ROWS)

@@ -114,3 +114,14 @@ def test_strict_is_one_where_nothing_is_better(folder: Path, capsys: pytest.Capt
     assert code == 1
     assert "nothing better" in capsys.readouterr().out
     load(folder / "out.onnx")
+
+
+def test_the_metric_is_the_users(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By name, and as a function of a file; an unknown one is refused before anything is done."""
+    (folder / "own.py").write_text("def largest(outputs, label):\n    return float(list(outputs.values())[0].max())\n")
+    for metric, shown in (("cosine", "cosine"), (f"{folder / 'own.py'}:largest", "largest")):
+        run(command(folder, "--closed-form", "--metric", metric))
+        said = capsys.readouterr()
+        assert shown in said.out and "judged by" in said.err
+    assert run(command(folder, "--closed-form", "--metric", "beauty")) == 2
+    assert "no such metric" in capsys.readouterr().err

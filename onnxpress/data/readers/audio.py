@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.signal
 
 from onnxpress.data import labels as labelling
 from onnxpress.data.checks import is_float
@@ -216,8 +215,10 @@ def load(path: Path, floats: bool, length: int | None, rate: int | None = None) 
     values = _read(path, found, start, count)
     mixed = values.mean(axis=1, dtype=np.float64) if found.channels > 1 else values[:, 0].astype(np.float64)
     if not same and rate is not None:
+        from scipy.signal import resample_poly  # takes a third of a second to import
+
         step = math.gcd(rate, found.rate)
-        mixed = scipy.signal.resample_poly(mixed, rate // step, found.rate // step)
+        mixed = resample_poly(mixed, rate // step, found.rate // step)
         if length is not None and len(mixed) > length:
             mixed = mixed[(len(mixed) - length) // 2 :][:length]
     full = 2 ** (8 * (found.width or 2) - 1)  # of the integers as stored; 16 bits where they are not
