@@ -25,7 +25,9 @@ from onnxpress.model import read
 from onnxpress.runtime.session import open_session, run
 
 _MOST, _FEWEST = 64, 12  # labelled samples on which preprocessings are compared
-_SECONDS = 4.0  # for all of them
+_SECONDS = 4.0  # for all of them, where the fewest samples do not take longer
+_SLOW = 1.0  # seconds of a run, from which on nothing is tried; from a tenth of it on the usual ones only
+_USUAL = ["imagenet", "raw", "symmetric"]
 _BETTER = 0.08  # by how much another preprocessing must be better, and by two standard deviations
 _SPREAD = (0.03, 30.0)  # of values behind a model's own normalization
 _LOOKED_AT = 8
@@ -38,9 +40,10 @@ def sample_doubts(model: ir.Model, data: Dataset) -> list[str]:
     doubts = [*_class_count(model, data), *_input_values(model, data)]
     if data.labelled:
         with contextlib.suppress(Problem):  # labels of another form, or a model that does not run: said elsewhere
-            doubts += _preprocessing(model, data)
-            if not doubts:
-                doubts += Scorer(model, data.take(_MOST)).judge.warnings[:1]
+            each = _seconds(model, data)
+            doubts += _preprocessing(model, data, each)
+            if not doubts and each < _SLOW:
+                doubts += Scorer(model, data.take(_count(each, 1))).judge.warnings[:1]
     return doubts
 
 
@@ -72,19 +75,30 @@ def _classes(value: ir.Value) -> int:
     return sizes[-1] if sizes and value.shape is not None and len(value.shape.dims) == 2 else 0
 
 
-def _preprocessing(model: ir.Model, data: Dataset) -> list[str]:
+def _seconds(model: ir.Model, data: Dataset) -> float:
+    """Of one run of the model, with reading its sample."""
+    session = open_session(model)
+    start = time.perf_counter()
+    run(session, data[0].inputs)
+    return max(time.perf_counter() - start, 1e-4)
+
+
+def _count(each: float, times: int) -> int:
+    """How many samples a few seconds suffice for, where each is run so many times."""
+    return int(np.clip(_SECONDS / each / times, _FEWEST, _MOST))
+
+
+def _preprocessing(model: ir.Model, data: Dataset, each: float) -> list[str]:
     """Another preprocessing with which the model answers the labels of some samples better."""
     again = data.reading.again
     pictures = [p.name for p in batch_layout(data.signature).ports if _is_picture(p.dims, p.spec.dtype)]
     if again is None or not pictures or not (data.reading.files or _as_stored(data, pictures[0])):
         return []
-    session = open_session(model)
-    start = time.perf_counter()
+    names = preprocessing_names() if each < _SLOW / 10 else _USUAL
+    if each > _SLOW:
+        return []
     labelled = [i for i, label in enumerate(data.labels) if label is not None]
-    run(session, data[labelled[0]].inputs)
-    names = preprocessing_names()
-    each = max(time.perf_counter() - start, 1e-4)
-    count = int(np.clip(_SECONDS / each / (len(names) + 1), _FEWEST, _MOST))
+    count = _count(each, len(names) + 1)
     chosen = [labelled[int(i)] for i in np.linspace(0, len(labelled) - 1, min(count, len(labelled)))]
     if len(chosen) < _FEWEST:
         return []
