@@ -239,15 +239,14 @@ def open_data(source: DataChoice, model: Path | str, quiet: bool = True, doubted
     from onnxpress.model.signature import signature
 
     opened = load(model)
-    data = open_dataset(
-        source.path,
-        signature(opened),
-        labels=source.labels,
-        preprocess=source.preprocess,
-        tokenizer=source.tokenizer,
-        classes=source.classes or class_names_of(opened.metadata_props),
-        trust=source.trust,
-    )
+    read = functools.partial(
+        open_dataset, source.path, signature(opened),
+        labels=source.labels, preprocess=source.preprocess, tokenizer=source.tokenizer, trust=source.trust,
+    )  # fmt: skip
+    data = read(classes=source.classes)
+    named = class_names_of(opened.metadata_props)
+    if data.reading.numbered and named.keys() >= set(data.reading.numbered):  # the file holds their numbers
+        data = read(classes=named)
     for clause in () if quiet else data.assumed:
         note(f"assumed: {clause}")
     if doubted:

@@ -31,6 +31,7 @@ _USUAL = ["imagenet", "raw", "symmetric"]
 _BETTER = 0.08  # by how much another preprocessing must be better, and by two standard deviations
 _SPREAD = (0.03, 30.0)  # of values behind a model's own normalization
 _LOOKED_AT = 8
+_FAILURES = (Problem, ValueError, ArithmeticError, LookupError)
 _SHOWN = 4
 
 
@@ -39,7 +40,7 @@ def sample_doubts(model: ir.Model, data: Dataset) -> list[str]:
     wrong."""
     doubts = [*_class_count(model, data), *_input_values(model, data)]
     if data.labelled:
-        with contextlib.suppress(Problem):  # labels of another form, or a model that does not run: said elsewhere
+        with contextlib.suppress(*_FAILURES):  # labels of another form, or a model that does not run: said elsewhere
             each = _seconds(model, data)
             doubts += _preprocessing(model, data, each)
             if not doubts and each < _SLOW:

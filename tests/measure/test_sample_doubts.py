@@ -105,3 +105,18 @@ def test_commands_and_functions_say_it(tmp_path: Path, capsys: pytest.CaptureFix
     assert any(note.startswith("warning: with `preprocess`") for note in quantize(model, folder).notes)
     (tmp_path / "names.txt").write_text("\n".join(reversed(NAMES)))
     assert cli([*command, "--strict", "--preprocess", "symmetric", "--classes", str(tmp_path / "names.txt")]) == 2
+
+
+def test_class_names_of_the_model_file_are_used_where_they_are_the_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = brightness_net()
+    model.metadata_props["names"] = str(dict(enumerate(NAMES)))
+    save(model, tmp_path / "m.onnx")
+    some = pictures(tmp_path / "some", ("cat", "dog", "hen"), 6)
+    command = ["compare", str(tmp_path / "m.onnx"), str(tmp_path / "m.onnx"), "--preprocess", "symmetric", "--strict"]
+    assert cli([*command, "-d", str(some)]) == 0
+    assert "top-1 1.0000" in capsys.readouterr().out
+    (some / "cat").rename(some / "lynx")
+    assert cli([*command, "-d", str(some)]) == 2
+    assert "3 classes are named" in capsys.readouterr().err
