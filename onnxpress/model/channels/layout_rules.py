@@ -252,16 +252,22 @@ def axis_of(node: ir.Node, rank: int) -> int:
     return read.int_attribute(node, "axis", 0) % rank
 
 
+def _held_shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape of an initializer, which may be the default of an input; () where there is none."""
+    tensor = value.const_value if value is not None else None
+    return () if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
+
+
 def _expand(flow: Flow, node: ir.Node) -> None:
     labels, shape = flow.read(node.inputs[0]), flow.shape(node.outputs[0])
     fill = read.constant(node.inputs[0])
     single = fill is not None and fill.size == 1
-    source = flow.shape(node.inputs[0])
-    unlabelled = labels is not None and source is not None and not varying_axes(labels)
+    unlabelled = labels is not None and not varying_axes(labels)
     if (single or unlabelled) and shape is not None and node.inputs[1] is not None:
         reason = f"Expand ({node.name}) makes a tensor of their number"
         found = labels_of_sizes(flow, node.inputs[1], shape, reason)
-        own = (1,) * len(shape) if single else (1,) * (len(shape) - len(source or ())) + (source or ())
+        source = flow.shape(node.inputs[0]) or _held_shape(node.inputs[0])
+        own = (1,) * (len(shape) - len(source)) + source
         if any(own[a] != 1 for a in varying_axes(found)):  # not repeated there, so that it cannot shrink
             flow.freeze(found, reason)
             found = np.zeros((1,) * len(shape), np.int64)
