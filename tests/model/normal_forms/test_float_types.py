@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress import PruneOptions, optimize, run_pass
+from onnxpress import HalfOptions, LowRankOptions, PruneOptions, optimize, run_pass
 from onnxpress.data.dataset import Dataset
 from onnxpress.model.files import to_bytes
 from onnxpress.model.normal_forms.float_types import (
@@ -115,12 +115,8 @@ def test_numbers_too_large_for_float32_are_refused() -> None:
 def test_passes_work_on_it(name: str, number: type[np.floating]) -> None:
     model = written_in(number)
     data = samples(model)
-    options = {"prune": PruneOptions(ratio=0.5)}.get(name)
-    if name == "lowrank":
-        from onnxpress import LowRankOptions
-
-        options = LowRankOptions(rank=3, goal="size")  # type: ignore[assignment]
-    done = run_pass(name, model, None if name in ("dynamic", "half") else data, options)
+    goals = {"prune": PruneOptions(ratio=0.5), "lowrank": LowRankOptions(rank=3, goal="size")}
+    done = run_pass(name, model, None if name in ("dynamic", "half") else data, goals.get(name))
     assert signature(done.model) == signature(model)
     assert any("computed in float32" in note for note in done.notes)
     assert len(to_bytes(done.model)) < 1.3 * len(to_bytes(model)) + 400
@@ -135,8 +131,6 @@ def test_passes_work_on_it(name: str, number: type[np.floating]) -> None:
 def test_a_file_with_weights_in_sixteen_bits_stays_one(kind: type[np.floating]) -> None:
     model = nets.residual(width=32)
     data = nets.samples(model, 24)
-    from onnxpress import HalfOptions
-
     short = run_pass("half", model, None, HalfOptions("float16" if kind is np.float16 else "bfloat16")).model
     assert sixteen_bit_type(short) is not None and other_float_type(short) is None
     wide = short.clone()
