@@ -165,6 +165,8 @@ class BitPacker:
 
     def _centroid_table(self, centroids: np.ndarray, bits: int) -> ir.Value:
         """Table [256, codes per byte] of the centroids in each byte."""
+        # a byte may hold any code, whether a weight uses it or not
+        centroids = np.pad(centroids, (0, max(2**bits - len(centroids), 0)), mode="edge")
         key = ("centroids", bits, centroids.tobytes())
         if key not in self.written:
             self.written[key] = self._op("Gather", [self._store_floats(centroids), self._code_table(bits, 1)], "table")
