@@ -51,9 +51,10 @@ from onnxpress.data.dataset import Dataset
 from onnxpress.data.synthetic import synthetic
 from onnxpress.errors import Problem
 from onnxpress.measure.evidence import Evidence, evidence_for
-from onnxpress.model import edit, read
+from onnxpress.model import read
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import load
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.parameter_count import parameters
 from onnxpress.model.signature import signature
 from onnxpress.passes.pruning.allocation import plan_pruning
@@ -90,7 +91,7 @@ def measure(path: Path, ratio: float, planted: bool = False) -> dict[str, Any]:
     actions = plan_pruning(evidence, options)
     removal = {d["group"]: d["remove"] for d in actions}
     pruned = PRUNE.apply(evidence, [*actions, {"refit": "none"}] if actions else []).model
-    original, simplified, after = (parameters(m) for m in (edit.canonical(model), evidence.model, pruned))
+    original, simplified, after = (parameters(m) for m in (canonical(model), evidence.model, pruned))
     before = min(original, simplified)
     row = {
         "original": original,

@@ -29,6 +29,7 @@ from onnxpress.model.files import (
     to_bytes,
     weight_bytes,
 )
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.normal_forms.float_types import compute_in_float32, fold_casts, other_float_type
 from onnxpress.model.normal_forms.tied_weights import fold_transposes
 from onnxpress.passes.core.contract import Refusal
@@ -102,7 +103,7 @@ def stream_weights(
     with staging_files(target) as (part, data_part):
         try:
             with data_part.open("wb") as stream:
-                work, found = _written(edit.canonical(model), options, _Store(stream, data_part), progress)
+                work, found = _written(canonical(model), options, _Store(stream, data_part), progress)
             part.write_bytes(serialize_graph(work))
             own = commit_staged(target, part, data_part)
         except OSError as error:
@@ -120,7 +121,7 @@ def stream_weights(
 
 def _in_float32(model: ir.Model) -> ir.Model:
     """A model of moderate size in the form that passes expect."""
-    work = edit.canonical(model)
+    work = canonical(model)
     fold_casts(work)
     kind = other_float_type(work)
     if kind is not None:

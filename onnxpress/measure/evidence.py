@@ -22,9 +22,10 @@ from onnxpress.errors import InputProblem
 from onnxpress.measure.cache import Arrays, Cache, cache_key, user_cache
 from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.measure.quality import QualityOptions
-from onnxpress.model import edit, read
+from onnxpress.model import read
 from onnxpress.model.channels.groups import Channels, find_channel_groups
 from onnxpress.model.files import model_hash
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.normal_forms.float_types import fold_casts
 from onnxpress.model.normal_forms.tied_weights import fold_transposes
 from onnxpress.model.signature import Signature, signature
@@ -285,7 +286,7 @@ def evidence_for(
 ) -> Evidence:
     """Evidence of a model in canonical form (the form passes edit)."""
     chosen = quality or QualityOptions()
-    work = edit.canonical(model)
+    work = canonical(model)
     fold_casts(work)
     fold_transposes(work)
     return Evidence(work, data, machine or this_machine(), seed, original=original, quality=chosen)

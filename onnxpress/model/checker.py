@@ -14,8 +14,9 @@ _ELSEWHERE = "ai.onnx.runtime"  # a domain that the checker does not know
 def check_graph(model: onnx.ModelProto | bytes | Path) -> None:
     """The ONNX checker. Raises onnx.checker.ValidationError.
 
-    Operators of onnxruntime that stand in the standard domain, as in files of its generative models
-    (SimplifiedLayerNormalization and others), are unknown to the checker; the rest of the graph is checked without.
+    Operators of onnxruntime that stand in the standard domain are unknown to the checker: SimplifiedLayerNormalization
+    and others in files of its generative models, LayerNormalization before operator set 17 in files that its optimizer
+    saved. The rest of the graph is checked without them.
     """
     try:
         onnx.checker.check_model(str(model) if isinstance(model, Path) else model)
@@ -27,10 +28,12 @@ def check_graph(model: onnx.ModelProto | bytes | Path) -> None:
         proto = onnx.load(model, load_external_data=False)
     else:
         proto = onnx.load_from_string(model) if isinstance(model, bytes) else copy.deepcopy(model)
+    versions = {o.domain: o.version for o in proto.opset_import}
+    opset = versions.get("", versions.get("ai.onnx", onnx.defs.onnx_opset_version()))
     unknown = 0
     for graph in graphs_of(proto.graph):
         for node in graph.node:
-            if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, opset):
                 node.domain, unknown = _ELSEWHERE, unknown + 1
     proto.opset_import.append(onnx.helper.make_opsetid(_ELSEWHERE, 1))
     if not unknown:

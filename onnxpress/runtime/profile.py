@@ -29,6 +29,7 @@ import onnx_ir as ir
 from onnxpress.errors import Problem
 from onnxpress.model import edit
 from onnxpress.model.counts import node_macs
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.read import node_label
 from onnxpress.runtime.builtin_models import PeakRate, chain_model, measured_peak
 from onnxpress.runtime.kernel_to_node import Kernel, nodes_of_kernels, optimized_kernels
@@ -361,7 +362,7 @@ def _midmean(values: np.ndarray) -> float:
 
 def _macs_by_label(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Multiply-accumulates by node label; empty where onnxruntime cannot output the intermediate values."""
-    named = edit.canonical(model)
+    named = canonical(model)
     try:
         events = trace(named, feeds)
     except Problem:  # a model that runs but cannot be tapped: its rates stay unknown

@@ -24,6 +24,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.counts import macs
 from onnxpress.model.files import compressed_size, to_bytes, weight_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action, AnyPass, Pass, Proposal, proposals
 from onnxpress.passes.core.options import PassOptions, option_specs
@@ -44,7 +45,7 @@ def prepared(model: ir.Model, count: int = _SAMPLES) -> Evidence:
 def degraded(model: ir.Model, count: int = _SAMPLES) -> Evidence:
     """Evidence of a copy of a network with noise on its weights, which remembers the network as its original."""
     rng = np.random.default_rng(0)
-    student = edit.canonical(model)
+    student = canonical(model)
     for value in student.graph.initializers.values():
         array = read.constant(value)
         if array is not None and array.dtype == np.float32 and array.ndim >= 2:

@@ -18,6 +18,7 @@ from onnxpress.cli.main import run as cli
 from onnxpress.errors import InputProblem
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.weights.weights import WeightsOptions
 from tests import nets
 
@@ -70,7 +71,7 @@ def test_few_bits_and_blocks(bits: int, block: int, most: float, tmp_path: Path)
 
 
 def test_a_weight_that_is_not_finite_stays(tmp_path: Path) -> None:
-    model = edit.canonical(nets.mlp())
+    model = canonical(nets.mlp())
     node = next(n for n in model.graph if n.op_type == "MatMul")
     broken = np.array(read.constant(node.inputs[1]))
     broken[0, 0] = np.inf

@@ -20,6 +20,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model import edit, read
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.parameter_count import parameters
 from onnxpress.passes.core.contract import proposals
 from onnxpress.passes.core.options import PassOptions
@@ -198,7 +199,7 @@ def test_quantize_runs_as_its_fake_quantized_values() -> None:
 
 
 def test_float16_is_refused_with_reasons() -> None:
-    model = edit.canonical(nets.residual(width=32, blocks=1))
+    model = canonical(nets.residual(width=32, blocks=1))
     proto = ir.to_proto(model)
     for tensor in proto.graph.initializer:
         array = numpy_helper.to_array(tensor)

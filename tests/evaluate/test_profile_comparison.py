@@ -8,7 +8,7 @@ import pytest
 
 from onnxpress import depth, prune, quantize
 from onnxpress.evaluate.profile_comparison import channel_widths, profile_compare
-from onnxpress.model import edit
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.structure.depth import DepthOptions
 from tests import nets
@@ -21,7 +21,7 @@ def feeds(model: ir.Model) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_every_layer_has_a_time_in_both_models() -> None:
-    model = edit.canonical(nets.residual(width=32))
+    model = canonical(nets.residual(width=32))
     done = quantize(model, nets.samples(model, 8)).model
     found = profile_compare(model, done, feeds(model), 0.4)
     weighted = [n.name for n in model.graph if n.op_type in ("Conv", "Gemm")]
@@ -53,6 +53,6 @@ def test_a_layer_fused_from_two_nodes_keeps_its_name() -> None:
     weight = net.constant(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
     product = net.op("MatMul", ["x", weight], 4)
     model = net.model(net.op("Add", [product, net.constant(np.ones(4, np.float32))], 4), {"x": ["N", 8]}, ["N", 4])
-    (matmul,) = [n.name for n in edit.canonical(model).graph if n.op_type == "MatMul"]
+    (matmul,) = [n.name for n in canonical(model).graph if n.op_type == "MatMul"]
     done = quantize(model, nets.samples(model, 8)).model
     assert [n.name for n in done.graph if n.op_type == "Gemm"] == [matmul]

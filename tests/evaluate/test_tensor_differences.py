@@ -12,12 +12,13 @@ from onnxpress.cli.main import run as cli
 from onnxpress.evaluate.tensor_differences import intermediate_differences, tensor_differences
 from onnxpress.model import edit, read
 from onnxpress.model.files import save
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.pruning.options import PruneOptions
 from tests import nets
 
 
 def test_everything_before_the_changed_layer_is_equal() -> None:
-    model = edit.canonical(nets.residual(width=16))
+    model = canonical(nets.residual(width=16))
     other = model.clone()
     convs = [n for n in other.graph if n.op_type == "Conv"]
     weight = read.constant(convs[2].inputs[1])
@@ -33,7 +34,7 @@ def test_everything_before_the_changed_layer_is_equal() -> None:
 
 
 def test_a_difference_by_hand() -> None:
-    model = edit.canonical(nets.residual(width=16))
+    model = canonical(nets.residual(width=16))
     data = nets.samples(model, 3)
     output = model.graph.outputs[0].name or ""
     (found,) = tensor_differences(model, quantize(model, data).model, [output], data)
@@ -47,7 +48,7 @@ def test_values_of_other_shapes_have_no_counterpart() -> None:
     data = nets.samples(model, 8)
     pruned = prune(model, data, options=PruneOptions(0.5, allocation="uniform")).model
     found = intermediate_differences(model, pruned, data)
-    assert 0 < len(found) < len(list(edit.canonical(model).graph))
+    assert 0 < len(found) < len(list(canonical(model).graph))
 
 
 def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

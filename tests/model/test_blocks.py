@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.model import edit
 from onnxpress.model.blocks import BRANCH, LAYER, LINK, RUN, Block, dead_nodes, find_blocks, remove_blocks, resolve
+from onnxpress.model.normal_forms.canonical import canonical
 from tests import nets
 
 pytestmark = pytest.mark.unit
@@ -95,7 +95,7 @@ def test_nodes_of_a_branch_with_other_readers_stay() -> None:
 
 
 def test_adjacent_and_overlapping_blocks_resolve_to_the_furthest_source() -> None:
-    model = edit.canonical(nets.transformer(post=False, layers=2))
+    model = canonical(nets.transformer(post=False, layers=2))
     found = blocks(model)
     branches = [b for b in found if b.kind == BRANCH]
     layer = next(b for b in found if b.kind == LAYER)
@@ -111,7 +111,7 @@ def test_a_block_at_the_graphs_output_keeps_the_signature() -> None:
     net = nets.image_net()
     x = net.relu(net.conv("image", 3))
     y = net.add(net.conv(x, 3), x)
-    model = edit.canonical(net.model(y, nets.IMAGE, ["N", 3, 8, 8]))
+    model = canonical(net.model(y, nets.IMAGE, ["N", 3, 8, 8]))
     done = remove_blocks(model, blocks(model))
     assert [n.op_type for n in done.graph] == ["Conv", "Relu", "Identity"]
     assert done.graph.outputs[0].name == model.graph.outputs[0].name

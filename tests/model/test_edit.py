@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.runtime.session import open_session, run
 
 pytestmark = pytest.mark.unit
@@ -27,7 +27,7 @@ def built(nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], output
 
 
 def assert_same(model: ir.Model, feeds: dict[str, np.ndarray]) -> ir.Model:
-    done = edit.canonical(model)
+    done = canonical(model)
     onnx.checker.check_model(to_bytes(done), full_check=True)
     for wanted, found in zip(run(open_session(model), feeds), run(open_session(done), feeds), strict=True):
         np.testing.assert_array_equal(found, wanted)

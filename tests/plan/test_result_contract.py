@@ -10,6 +10,7 @@ import pytest
 from onnxpress.measure.score import Score
 from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.plan import result_contract
 from onnxpress.runtime.latency import Ratio
 from tests import nets
@@ -78,7 +79,7 @@ def test_contract_lets_sizes_that_depend_on_values_differ() -> None:
 
 def test_contract_sees_values_that_are_not_finite() -> None:
     model = nets.mlp()
-    broken = edit.canonical(model)
+    broken = canonical(model)
     node = next(n for n in broken.graph if n.op_type == "Add")
     edit.set_constant(node.inputs[1], np.full(48, np.nan, np.float32))
     data = nets.samples(model, 2)

@@ -8,6 +8,7 @@ import pytest
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.exact import simplify as module
 from onnxpress.plan.exact_base import EXACT, exact_step
 from onnxpress.plan.same_values import different_values
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 def scaled(model: ir.Model, factor: float) -> ir.Model:
     """A copy whose last layer has other weights."""
-    clone = edit.canonical(model)
+    clone = canonical(model)
     node = [n for n in clone.graph if n.op_type == "Gemm"][-1]
     edit.set_constant(node.inputs[1], np.asarray(read.constant(node.inputs[1])) * np.float32(factor))
     return clone
@@ -33,7 +34,7 @@ def test_what_is_more_than_rounding_is_a_difference(factor: float, found: bool) 
 def test_a_difference_that_shows_at_another_batch_size_only_is_found() -> None:
     """The first sample of a batch is returned for all of them: with one sample nothing differs."""
     model = nets.mlp()
-    wrong = edit.canonical(model)
+    wrong = canonical(model)
     data = nets.samples(model, 4)
     source = wrong.graph.inputs[0]
     first = next(iter(wrong.graph))
@@ -42,7 +43,7 @@ def test_a_difference_that_shows_at_another_batch_size_only_is_found() -> None:
     zero = edit.add_constant(wrong, np.zeros((), np.float32), "zero")
     nothing = edit.insert_before(wrong, first, "Mul", [source, zero], "nothing")
     first.replace_input_with(0, edit.insert_before(wrong, first, "Add", [one, nothing], "repeated"))
-    assert not different_values(model, edit.canonical(model), data)
+    assert not different_values(model, canonical(model), data)
     assert "values of the output" in different_values(model, wrong, data)
 
 

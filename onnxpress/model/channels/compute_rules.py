@@ -271,7 +271,9 @@ RULES: dict[str, Callable[[Flow, ir.Node], None]] = {
         ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare"), _reduce
     ),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), _axiswise(-1)),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _axiswise(-1, onwards=True)),
+    **dict.fromkeys(
+        ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _axiswise(-1, onwards=True)
+    ),
     **dict.fromkeys(("Shape", "Size", "Range"), _size_of),
     "ConstantOfShape": _constant_of_shape,
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),

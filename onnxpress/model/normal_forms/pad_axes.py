@@ -6,19 +6,17 @@ read the older form, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxpress.model import read
+from onnxpress.model import edit, read
 
 _PAD_INPUTS = 4  # data, amounts, value, axes
 
 
-def expand_pad_axes(model: ir.Model, add_constant: Callable[[ir.Model, np.ndarray, str], ir.Value]) -> None:
-    """In place, for constant axes and amounts where the rank is known. add_constant: adds an initializer."""
+def expand_pad_axes(model: ir.Model) -> None:
+    """In place, for constant axes and amounts where the rank is known."""
     nodes = [n for n in model.graph.all_nodes() if n.op_type == "Pad" and len(n.inputs) == _PAD_INPUTS and n.inputs[3]]
     ranks = _ranks(model, nodes) if nodes else {}
     for node in nodes:
@@ -27,7 +25,7 @@ def expand_pad_axes(model: ir.Model, add_constant: Callable[[ir.Model, np.ndarra
             continue
         whole = np.zeros((2, rank), np.int64)
         whole[:, axes.astype(np.int64) % rank] = amounts.reshape(2, -1)
-        node.replace_input_with(1, add_constant(model, whole.ravel(), f"{node.name or 'Pad'}.pads"))
+        node.replace_input_with(1, edit.add_constant(model, whole.ravel(), f"{node.name or 'Pad'}.pads"))
         node.replace_input_with(3, None)
         node.resize_inputs(_PAD_INPUTS - 1)
 

@@ -29,6 +29,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model import edit, read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.channels.removal import remove
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.exact.bounds import drop_redundant_relus
 from onnxpress.passes.exact.duplicate_channels import merge_duplicate_channels
@@ -61,7 +62,7 @@ REDUCTIONS: tuple[Action, ...] = (
 def reduce(evidence: Evidence, actions: Sequence[Action]) -> tuple[ir.Model, list[str]]:
     """A reduced copy of the evidence's model, and remarks. actions: some of REDUCTIONS, and inactive channels as
     `inactive_channels.py` found them on samples (not exact)."""
-    work = edit.canonical(evidence.model)
+    work = canonical(evidence.model)
     notes = []
     kinds = {d["fold"] for d in actions if "fold" in d}
     if kinds:

@@ -18,10 +18,10 @@ import onnx_ir as ir
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
-from onnxpress.model import edit
 from onnxpress.model.checker import check_graph
 from onnxpress.model.counts import macs
 from onnxpress.model.files import is_large, to_bytes, weight_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.normal_forms.float_types import compute_in_float32, other_float_type
 from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
@@ -137,9 +137,9 @@ def _cleaned(evidence: Evidence, tool: str) -> tuple[ir.Model, list[str]]:
     if tool == "onnxsim":
         done = _checked(evidence.model, evidence)
         if not isinstance(done, str):
-            return edit.canonical(done), []
-        return edit.canonical(evidence.model), [f"onnxsim was not used ({done}); onnx-ir's passes were"]
-    return edit.canonical(evidence.model), []
+            return canonical(done), []
+        return canonical(evidence.model), [f"onnxsim was not used ({done}); onnx-ir's passes were"]
+    return canonical(evidence.model), []
 
 
 def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:

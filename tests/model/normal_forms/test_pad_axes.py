@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxpress.model import edit
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.runtime.session import open_session, run
 
 pytestmark = pytest.mark.unit
@@ -30,7 +30,7 @@ def test_amounts_are_given_for_all_axes(axes: list[int]) -> None:
     ]
     graph = helper.make_graph(nodes, "g", *ends, constants)
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
-    done = edit.canonical(model)
+    done = canonical(model)
     (pad,) = [n for n in done.graph if n.op_type == "Pad"]
     assert len([v for v in pad.inputs if v is not None]) == 2
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)}

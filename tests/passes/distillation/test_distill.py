@@ -19,6 +19,7 @@ from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, files
 from onnxpress.model.channels import removal as rm
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.distillation.distill import DISTILL, closed_form, teacher_evidence
 from onnxpress.plan.plan import Plan, apply_plan, new_plan, read_plan
 from onnxpress.train.distillation.feature_matching import (
@@ -77,7 +78,7 @@ def test_channels_are_found_again_by_correlation() -> None:
 
 
 def test_another_export_is_matched_by_order() -> None:
-    other = edit.canonical(teacher())
+    other = canonical(teacher())
     for node in other.graph:
         for value in node.outputs:
             if not value.is_graph_output():
@@ -151,7 +152,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
 
 
 def test_ports_of_other_names_are_no_obstacle() -> None:
-    other = edit.canonical(teacher())
+    other = canonical(teacher())
     edit.rename_ports(other, ["picture"], ["scores"])
     evidence = evidence_for(teacher(), data())
     found = teacher_evidence(other, evidence)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit, read
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.exact.reduce import REDUCTIONS
 from onnxpress.passes.exact.simplify import SIMPLIFY
 from tests import nets
@@ -29,7 +30,7 @@ def assert_same(a: ir.Model, b: ir.Model) -> None:
 
 def changed(model: ir.Model, number: int, change: Change) -> ir.Model:
     """A clone with another weight and bias in weighted layer `number`; `change` modifies copies of them in place."""
-    clone = edit.canonical(model)
+    clone = canonical(model)
     node = [n for n in clone.graph if n.op_type in read.WEIGHTED][number]
     arrays = [np.array(read.constant(v)) for v in node.inputs[1:3]]
     change(*arrays)

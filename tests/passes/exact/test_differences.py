@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxpress.model import edit, read
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.exact.differences import changed_names
 from tests import nets
 
@@ -14,12 +15,12 @@ pytestmark = pytest.mark.unit
 
 
 def test_a_clone_does_not_differ() -> None:
-    model = edit.canonical(nets.residual(norm=True))
-    assert changed_names(model, edit.canonical(model)) == frozenset()
+    model = canonical(nets.residual(norm=True))
+    assert changed_names(model, canonical(model)) == frozenset()
 
 
 def test_a_changed_weight_is_named_with_the_node_that_reads_it() -> None:
-    model = edit.canonical(nets.residual())
+    model = canonical(nets.residual())
     other = model.clone()
     node = next(n for n in other.graph if n.op_type == "Gemm")
     weight = read.constant(node.inputs[1])
@@ -29,7 +30,7 @@ def test_a_changed_weight_is_named_with_the_node_that_reads_it() -> None:
 
 
 def test_a_removed_node_is_named_and_the_one_behind_it_is_not() -> None:
-    model = edit.canonical(nets.residual())
+    model = canonical(nets.residual())
     other = model.clone()
     relu = next(n for n in other.graph if n.op_type == "Relu")
     edit.replace_value(other, relu.outputs[0], relu.inputs[0])
@@ -38,7 +39,7 @@ def test_a_removed_node_is_named_and_the_one_behind_it_is_not() -> None:
 
 
 def test_a_changed_attribute_is_named() -> None:
-    model = edit.canonical(nets.residual())
+    model = canonical(nets.residual())
     other = model.clone()
     node = next(n for n in other.graph if n.op_type == "Flatten")
     node.attributes.add(ir.AttrInt64("axis", 2))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxpress.model import edit, read
+from onnxpress.model.normal_forms.canonical import canonical
 from tests import nets
 from tests.passes.exact.helpers import assert_same, changed, reduced
 
@@ -42,7 +43,7 @@ def test_constant_channel_in_front_of_an_unpadded_convolution_is_removed() -> No
     net = nets.image_net()
     x = net.relu(net.conv("image", 32))
     model = net.model(net.head(net.relu(net.conv(x, 16, k=1))), nets.IMAGE, ["N", 10])
-    clone = edit.canonical(model)
+    clone = canonical(model)
     node = next(n for n in clone.graph if n.op_type == "Conv")
     weight, bias = np.array(read.constant(node.inputs[1])), np.array(read.constant(node.inputs[2]))
     weight[:16], bias[:16] = 0, 0.7
@@ -57,7 +58,7 @@ def test_dead_channels_are_followed_through_depthwise() -> None:
     net = nets.image_net()
     x = net.relu(net.depthwise(net.relu(net.conv("image", 32))))
     model = net.model(net.head(net.relu(net.conv(x, 16, k=1))), nets.IMAGE, ["N", 10])
-    clone = edit.canonical(model)
+    clone = canonical(model)
     node = next(n for n in clone.graph if n.op_type == "Conv")
     weight, bias = np.array(read.constant(node.inputs[1])), np.array(read.constant(node.inputs[2]))
     weight[:16], bias[:16] = 0, -0.5
@@ -69,7 +70,7 @@ def test_dead_channels_are_followed_through_depthwise() -> None:
 
 
 def test_never_read_channels_are_removed() -> None:
-    model = edit.canonical(nets.residual(width=32, blocks=1))
+    model = canonical(nets.residual(width=32, blocks=1))
     node = [n for n in model.graph if n.op_type == "Conv"][2]
     weight = np.array(read.constant(node.inputs[1]))
     weight[:, 8:24] = 0
@@ -80,7 +81,7 @@ def test_never_read_channels_are_removed() -> None:
 
 
 def test_denormals_are_flushed() -> None:
-    model = edit.canonical(nets.residual(width=16, blocks=1))
+    model = canonical(nets.residual(width=16, blocks=1))
     node = next(n for n in model.graph if n.op_type == "Conv")
     weight = np.array(read.constant(node.inputs[1]))
     weight[0, 0] = 1e-39

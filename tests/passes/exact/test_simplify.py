@@ -9,6 +9,7 @@ from onnxpress.measure.evidence import evidence_for
 from onnxpress.model import edit
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes, weight_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.core.contract import proposals, refusals
 from onnxpress.passes.exact.simplify import SIMPLIFY
 from tests import nets
@@ -48,7 +49,7 @@ def test_simplify_proposes_what_it_finds_in_this_model() -> None:
 
 
 def test_simplify_predicts_the_work_of_channels_without_effect() -> None:
-    model = edit.canonical(nets.mobile(width=32))
+    model = canonical(nets.mobile(width=32))
     gemm = next(n for n in model.graph if n.op_type == "Gemm")
     edit.set_constant(gemm.inputs[1], np.zeros(gemm.inputs[1].shape.numpy(), np.float32))
     evidence = evidence_for(model, None)

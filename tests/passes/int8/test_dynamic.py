@@ -12,7 +12,7 @@ import pytest
 
 from onnxpress import dynamic
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.model import edit
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.int8.dynamic import DYNAMIC, plan_dynamic, why_not
 from onnxpress.runtime import vpmaddubsw_saturation
 from onnxpress.runtime.machine import machine_for
@@ -75,7 +75,7 @@ def test_weights_are_as_large_as_products_allow() -> None:
 
 
 def test_convolutions_and_computed_weights_are_refused() -> None:
-    model = edit.canonical(nets.transformer())
+    model = canonical(nets.transformer())
     reasons = {n.op_type: why_not(n) for n in model.graph if why_not(n) is not None and n.op_type == "MatMul"}
     assert "computed" in str(reasons["MatMul"])
     conv = next(n for n in nets.residual().graph if n.op_type == "Conv")

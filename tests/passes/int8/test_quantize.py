@@ -17,6 +17,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import load, to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.qdq.write import quantization_grid
 from onnxpress.passes.int8.quantization_recipe import QuantizationRecipe
@@ -130,7 +131,7 @@ def test_a_pad_with_a_nonzero_value_stays_in_float() -> None:
 
 def test_biases_tied_through_identity_do_not_keep_a_convolution_in_float(tmp_path: Path) -> None:
     """Exporters share equal biases through Identity, which keeps convolutions in float in onnxruntime."""
-    model = edit.canonical(nets.residual(width=32, blocks=2))
+    model = canonical(nets.residual(width=32, blocks=2))
     convs = [n for n in model.graph if n.op_type == "Conv"]
     shared = convs[1].inputs[2]
     for node in convs[2:]:
@@ -192,7 +193,7 @@ def test_every_range_method_is_close(method: str) -> None:
 
 def test_the_range_is_reduced_only_as_far_as_necessary() -> None:
     model = nets.residual(width=16, blocks=1)
-    node = [n for n in edit.canonical(model).graph if n.op_type == "Conv"][1]
+    node = [n for n in canonical(model).graph if n.op_type == "Conv"][1]
     weight = np.zeros((16, 16, 3, 3), np.float32)
     weight[0, :2, 1, 1] = 1.0  # two full-scale neighbours: saturate at code 255
     weight[1, 0, 1, 1] = 1.0  # one alone cannot
@@ -218,7 +219,7 @@ def test_a_file_for_avx2_computes_without_saturation() -> None:
     """Emulated: with weights written for AVX2, saturating pair sums equal exact ones on the observed codes."""
     rng = np.random.default_rng(0)
     model = nets.residual(width=16, blocks=1)
-    node = [n for n in edit.canonical(model).graph if n.op_type == "Conv"][1]
+    node = [n for n in canonical(model).graph if n.op_type == "Conv"][1]
     weight = (rng.standard_normal((16, 16, 3, 3)) ** 3).astype(np.float32)
     rows = rng.integers(0, 256, (200, 144))
     order = np.moveaxis(np.arange(144).reshape(16, 3, 3), 0, -1).ravel()  # taps outermost, as the kernels go

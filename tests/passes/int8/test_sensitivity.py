@@ -17,6 +17,7 @@ from onnxpress.measure.quality import QualityOptions
 from onnxpress.measure.score import Scorer
 from onnxpress.model import edit, read
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.int8.qdq import placement
 from onnxpress.passes.int8.qdq.write import histograms_for, quantization_grid
 from onnxpress.passes.int8.quantization_recipe import RecipeOptions
@@ -35,7 +36,7 @@ def fragile() -> tuple[ir.Model, Dataset, list[str]]:
     x = net.relu(net.conv("image", 16))
     y = net.relu(net.conv(x, 16, k=1))
     model = net.model(net.head(net.relu(net.conv(y, 16))), nets.IMAGE, ["N", 10])
-    model = edit.canonical(model)
+    model = canonical(model)
     convs = [n for n in model.graph if n.op_type == "Conv"]
     weight = np.array(read.constant(convs[1].inputs[1]))
     weight[0] *= 1000

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress import quantize, weights
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.int8.quantize import QUANTIZE
 from onnxpress.passes.int8.subgraph_weights import quantizable_subgraph_weights
 from onnxpress.passes.weights.weights import WeightsOptions
@@ -124,7 +124,7 @@ def test_weights_of_equal_names_are_kept_apart() -> None:
     """The branches' weights of equal names must not be confused in the outer graph."""
     model = MODELS["if"]
     data = nets.samples(model, 32)
-    lifted = edit.canonical(model)
+    lifted = canonical(model)
     assert len(quantizable_subgraph_weights(lifted)) == 2
     np.testing.assert_array_equal(nets.outputs(lifted, data), nets.outputs(model, data))
 

@@ -17,6 +17,7 @@ from onnxpress.measure.score import Scorer
 from onnxpress.model import blocks as bl
 from onnxpress.model import edit, read, submodels
 from onnxpress.model.counts import macs
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.signature import signature
 from onnxpress.passes.structure.depth import DEPTH, DepthOptions, plan_depth, removable
 from tests import nets
@@ -36,7 +37,7 @@ def taken(actions: list[dict[str, str]]) -> list[str]:
 
 def weakened(model: ir.Model, block: bl.Block, factor: float) -> ir.Model:
     """The block's last Conv times a factor: a small one makes it the block to take."""
-    work = edit.canonical(model)
+    work = canonical(model)
     node = next(n for n in reversed(list(work.graph)) if n.name in block.nodes and n.op_type == "Conv")
     for place in (1, 2):
         array = read.constant(node.inputs[place])

@@ -13,6 +13,7 @@ import pytest
 
 from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.bit_packing import BitPacker, code_width, packed_bytes
 from onnxpress.passes.weights.codebook import Codebook, fit_centroids, fit_grid
@@ -64,7 +65,7 @@ def forms(rows: np.ndarray) -> dict[str, Codebook]:
     ("form", "opset"), [*((form, 11) for form in forms(np.eye(8))), ("16 centres", 21), ("3 bits", 17)]
 )
 def test_every_form_represents_its_codebook_and_is_folded_at_load(form: str, opset: int, tmp_path: Path) -> None:
-    model = edit.canonical(everything(opset))
+    model = canonical(everything(opset))
     wanted = operators(model, tmp_path)
     work, reference = model.clone(), model.clone()
     packer = BitPacker(work)
@@ -92,7 +93,7 @@ def test_codes_that_do_not_fill_bytes_take_eight_bits() -> None:
 def test_groups_of_rows_have_codebooks_of_their_own(tmp_path: Path) -> None:
     from onnxpress.passes.weights.low_bit import LowBitWeight
 
-    model = edit.canonical(everything())
+    model = canonical(everything())
     work, reference = model.clone(), model.clone()
     packer = BitPacker(work)
     for weight in find_weights(model)[0]:

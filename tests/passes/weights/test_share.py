@@ -11,8 +11,8 @@ import pytest
 from onnxpress import run_pass, share
 from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.measure.gram import Moments
-from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.core.rounding import add_cross_validated_damping, add_damping
 from onnxpress.passes.core.weight_matrix import find_weights
 from onnxpress.passes.weights.codebook import fit_centroids, fit_grid, kmeans, output_error
@@ -66,7 +66,7 @@ def test_eight_times_smaller_weights_keep_the_outputs() -> None:
     model = nets.residual(width=48, blocks=1)
     data = nets.samples(model, 24)
     done = share(model, data, options=ShareOptions(spare=0.0))
-    weights = sum(w.array.nbytes for w in find_weights(edit.canonical(model))[0])
+    weights = sum(w.array.nbytes for w in find_weights(canonical(model))[0])
     rest = done.bytes_before - weights
     assert weights / (done.bytes_after - rest) > 6.5
     other = nets.samples(model, 24, seed=7)
