@@ -1,4 +1,4 @@
-"""Small networks of seven tasks beside classification, trained on data that packages ship, with samples and labels.
+"""Small networks of eight tasks beside classification, trained on data that packages ship, with samples and labels.
 
     pip install scikit-learn onnxscript  # in addition to the extra `train`
     python benchmarks/task_models.py FOLDER [--only detector] [--minutes 2]
@@ -14,6 +14,7 @@ superres:   photographs of 32 x 32 to 64 x 64, pixels in [0, 1]
 recognizer: lines of digits, a recurrent network behind convolutions; log probabilities [N, steps, 11], CTC, blank 10
 regressor:  position, size and angle of a digit
 streaming:  a GRU that reads a digit column by column; its state is an input and an output
+chunked:    convolutions and a GRU that read a digit in chunks of four columns, as models of sound do; the same
 """
 
 from __future__ import annotations
@@ -323,6 +324,9 @@ class Regressor(nn.Module):
 class Streaming(nn.Module):
     """One column a call: input [1, 1, 8] and state [2, 1, 128]; scores [1, 10] and the next state."""
 
+    given = (1, 1, 8), (2, 1, 128)  # shapes of input and state
+    judged = (4, 6, 7)  # calls from which samples are taken
+
     def __init__(self) -> None:
         super().__init__()
         self.recurrent = nn.GRU(8, 128, 2)
@@ -331,6 +335,11 @@ class Streaming(nn.Module):
     def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states, state = self.recurrent(x, state)
         return self.head(states[-1]), state
+
+    @staticmethod
+    def calls(image: np.ndarray) -> np.ndarray:
+        """What each call reads of an image."""
+        return image[:, None, None]
 
     @staticmethod
     def draw(drawer: Drawer) -> Sample:
@@ -344,6 +353,40 @@ class Streaming(nn.Module):
         return F.cross_entropy(self.head(states[4:]).flatten(0, 1), classes.repeat(4))
 
 
+class Chunked(nn.Module):
+    """Four columns a call: input [1, 1, 16, 4] and state [1, 1, 64]; scores [1, 10] and the next state."""
+
+    given = (1, 1, 16, 4), (1, 1, 64)
+    judged = (2, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((1, 32, 1), (32, 64, 2), (64, 64, 2))
+        layers = [(nn.Conv2d(a, b, 3, stride, 1), nn.ReLU()) for a, b, stride in widths]
+        self.encode = nn.Sequential(*(layer for pair in layers for layer in pair), nn.Flatten())
+        self.recurrent = nn.GRU(256, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states, state = self.recurrent(self.encode(x)[None], state)
+        return self.head(states[-1]), state
+
+    @staticmethod
+    def calls(image: np.ndarray) -> np.ndarray:
+        return np.stack([image[:, None, None, a : a + 4] for a in range(0, 16, 4)]).transpose(0, 2, 3, 1, 4)
+
+    @staticmethod
+    def draw(drawer: Drawer) -> Sample:
+        image, kind = drawer.digit(16)
+        return image + drawer.rng.uniform(0, 0.2, (16, 16)).astype(np.float32), np.array(kind)
+
+    def loss(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        x, classes = batch
+        chunks = torch.stack([self.encode(c[:, None]) for c in x.split(4, dim=2)])
+        states, _ = self.recurrent(chunks)
+        return F.cross_entropy(self.head(states[2:]).flatten(0, 1), classes.repeat(2))
+
+
 TASKS: dict[str, tuple[Callable[[], nn.Module], float, str, str]] = {  # module, rate, output, label key
     "detector": (Detector, 2e-3, "output0", "labels"),
     "encoder": (Encoder, 1e-3, "embedding", "labels"),
@@ -352,6 +395,7 @@ TASKS: dict[str, tuple[Callable[[], nn.Module], float, str, str]] = {  # module,
     "recognizer": (Recognizer, 2e-3, "output", "labels"),
     "regressor": (Regressor, 2e-3, "output", "labels"),
     "streaming": (Streaming, 3e-3, "output", "labels"),
+    "chunked": (Chunked, 3e-3, "output", "labels"),
 }
 
 
@@ -383,15 +427,15 @@ def trained(task: str, minutes: float) -> nn.Module:
     return module.eval()
 
 
-def streaming_samples(module: nn.Module, drawer: Drawer, count: int) -> dict[str, np.ndarray]:
+def streaming_samples(module: Any, drawer: Drawer, count: int) -> dict[str, np.ndarray]:
     """Single steps with the states that the network itself reached."""
     inputs, states, labels = [], [], []
     while len(inputs) < count:
-        image, kind = Streaming.draw(drawer)
-        state = torch.zeros(2, 1, 128)
-        for step, column in enumerate(image):
-            x = torch.from_numpy(column)[None, None]
-            if step in (4, 6, 7):
+        image, kind = module.draw(drawer)
+        state = torch.zeros(module.given[1])
+        for step, call in enumerate(module.calls(image)):
+            x = torch.from_numpy(np.ascontiguousarray(call))
+            if step in module.judged:
                 inputs.append(x.numpy())
                 states.append(state.numpy())
                 labels.append(int(kind))
@@ -403,9 +447,9 @@ def streaming_samples(module: nn.Module, drawer: Drawer, count: int) -> dict[str
 def export(task: str, module: Any, folder: Path) -> None:
     *_, output, key = TASKS[task]
     drawer = Drawer(False, 2)
-    if task == "streaming":
+    if hasattr(module, "calls"):
         arrays = streaming_samples(module, drawer, _VALIDATION)
-        given = (torch.zeros(1, 1, 8), torch.zeros(2, 1, 128))
+        given = tuple(torch.zeros(shape) for shape in module.given)
         names, outputs, axes = ["x", "state"], [output, "next_state"], {}
     else:
         first, label = next(batches(module, drawer, _VALIDATION))

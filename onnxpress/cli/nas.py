@@ -13,10 +13,12 @@ import click
 from onnxpress.cli.nas_inside import inside_command
 from onnxpress.cli.options import (
     DataChoice,
+    QualityChoice,
     Seconds,
     data_options,
     json_option,
     output_option,
+    quality_options,
     quiet_option,
     sample_arguments,
     splits_of,
@@ -141,6 +143,7 @@ def command() -> None:
     help="train: latency is measured by `nas worker --role latency`.",
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
+@quality_options()
 @json_option
 @quiet_option
 def search_command(
@@ -152,6 +155,7 @@ def search_command(
     validate: str | None,
     output: str,
     role: str,
+    quality: QualityChoice,
     as_json: bool,
     quiet: bool,
     **fields: Any,
@@ -171,7 +175,10 @@ def search_command(
     from onnxpress.nas.search import search
     from onnxpress.runtime.machine import this_machine
 
-    request = NasRequest(space, **fields)
+    judged = quality.options()
+    request = NasRequest(
+        space, **fields, metric=next(iter(quality.metric), None), decode=quality.decode, outputs=judged.outputs
+    )
     ports = _ports(teacher, like)
     request.check()
     splits = splits_of(ports, source, select, validate, quiet)

@@ -14,7 +14,7 @@ from onnxpress.data.dataset import Splits
 from onnxpress.errors import InputProblem
 from onnxpress.model.files import model_hash, write_atomic
 from onnxpress.nas.evaluation.candidate_training import fold_for_inference
-from onnxpress.nas.evaluation.evaluator import Evaluator
+from onnxpress.nas.evaluation.evaluator import JUDGED_BY, Evaluator
 from onnxpress.nas.request import NasRequest
 from onnxpress.passes.core.contract import Action
 from onnxpress.plan.plan import versions_here
@@ -68,7 +68,9 @@ def rebuild(record: str | Path, reference: ir.Model, splits: Splits, machine: Ma
     body = _read(Path(record))
     request = NasRequest(body["space"], seed=body["seed"])
     evaluator = Evaluator(reference, splits, request, body["use_teacher"], machine or this_machine())
-    different = [k for k, v in body["hashes"].items() if k != "proxy" and evaluator.hashes.get(k) != v]
+    different = [
+        k for k, v in body["hashes"].items() if k not in ("proxy", *JUDGED_BY) and evaluator.hashes.get(k) != v
+    ]
     if different:
         raise InputProblem(
             "the files differ from the search's",

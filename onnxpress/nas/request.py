@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from onnxpress.errors import InputProblem
+from onnxpress.measure.quality import QualityOptions
 from onnxpress.nas.evaluation import proxies
 from onnxpress.nas.optional_dependencies import require_optuna
 from onnxpress.train.optional_torch import require_torch
@@ -37,6 +38,8 @@ class NasRequest:
     aims: names in AIMS, objectives to minimize besides latency.
     schedule: one of SCHEDULES, which divides the training time between the trainees.
     warm: folders of earlier searches, whose Pareto fronts are evaluated first.
+    metric, decode, outputs: what trained candidates are judged by, as of `QualityOptions`; by name, because workers
+        read them from the study.
     """
 
     space: str
@@ -55,10 +58,19 @@ class NasRequest:
     aims: tuple[str, ...] = ()
     schedule: str = "halving"
     warm: tuple[str, ...] = ()
+    metric: str | None = None
+    decode: str | None = None
+    outputs: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises InputProblem for invalid values, EnvironmentProblem where torch or optuna is not installed."""
         proxies.check_proxy(self.proxy)
+        for name in ("metric", "decode"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputProblem(
+                    "workers of a search cannot read a function", f"`{name}`", "", "give FILE.py:function"
+                )
+        self.quality.check()
         for aim in self.aims:
             if aim not in AIMS:
                 raise InputProblem("unknown aim", "`aim`", aim, f"one of {', '.join(AIMS)}")
@@ -72,6 +84,11 @@ class NasRequest:
                 raise InputProblem("value must be positive", f"`{name}`", f"got {getattr(self, name):g}")
         require_torch("nas")
         require_optuna("nas")
+
+    @property
+    def quality(self) -> QualityOptions:
+        """What trained candidates are judged by."""
+        return QualityOptions(self.metric, self.decode, self.outputs)
 
     @property
     def latency(self) -> float:

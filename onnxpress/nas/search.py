@@ -198,7 +198,8 @@ class _SearchRun:
         schedule = SCHEDULERS[request.schedule]
         last = schedule(evaluator.trainer, trainees, seconds, request.keep, progress, request.maximizes_quality_only)
         by_number = {r.number: r for _, r in selected}
-        judge = Scorer(evaluator.reference, evaluator.splits.validate, "validation samples")
+        judged_by = evaluator.trainer.judge.judge  # as in the selection
+        judge = Scorer(evaluator.reference, evaluator.splits.validate, "validation samples", judged_by)
         return [self._network(t, by_number[t.number], judge) for t in last]
 
     def _time(self, networks: list[FoundNetwork]) -> tuple[LatencyComparison, bool]:

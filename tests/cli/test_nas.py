@@ -59,6 +59,27 @@ def test_a_search_from_space_to_files(tmp_path: Path, capsys: pytest.CaptureFixt
         assert f"onnxpress nas build front/{file.stem}.json {samples}" in report
 
 
+@pytest.mark.alone
+def test_candidates_are_judged_by_the_metric_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "mine.py").write_text(
+        "def hits(outputs, label):\n    return float(max(outputs.values(), key=len).argmax() == label)\n"
+    )
+    command = ["nas", "image-small", "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "out")]
+    limits = ["--trials", "2", "--time-budget", "4s", "--trainees", "1", "--keep", "1", "--json"]
+
+    assert cli([*command, *limits, "--metric", f"{tmp_path / 'mine.py'}:hits"]) == 0
+
+    body = json.loads(capsys.readouterr().out)
+    score = body["candidates"][0]["score"]
+    assert score["metric"].endswith("mine.py:hits") and 0 <= score["value"] <= 1
+    (record,) = (tmp_path / "out" / "front").glob("*.json")
+    assert (
+        cli(["nas", "build", str(record), "-t", str(DIGITS / "digits.onnx"), *COMMON, "-o", str(tmp_path / "a.onnx")])
+        == 0
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_warm_search_starts_from_the_front_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +125,9 @@ def test_a_search_ends_near_its_time_budget(tmp_path: Path, capsys: pytest.Captu
         (["image-small", "--proxy", "hope"], "unknown proxy"),
         (["image-small", "--trials", "0"], "out of range"),
         (["image-small", "--latency-ms", "0"], "must be positive"),
+        (["image-small", "--metric", "beauty"], "no such metric"),
+        (["image-small", "--decode", "mine.py:boxes"], "mine.py"),
+        (["image-small", "--outputs", "no-such-output"], "no-such-output"),
         (["image-small", "--warm", "no-such-search"], "no earlier search"),
         (["text-encoder"], "encoder takes tokens"),
         (["image-small", "--storage", "postgresql://nobody@127.0.0.1:1/none"], "storage"),

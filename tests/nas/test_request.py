@@ -20,8 +20,12 @@ def test_requests_are_checked() -> None:
 
     with pytest.raises(InputProblem, match="trainees"):
         NasRequest("cell", trainees=0).check()
+    with pytest.raises(InputProblem, match="no such metric"):
+        NasRequest("cell", metric="beauty").check()
+    with pytest.raises(InputProblem, match="cannot read a function"):
+        NasRequest("cell", metric=len).check()  # type: ignore[arg-type]
 
 
 def test_a_request_round_trip() -> None:
-    request = NasRequest("cell", latency_ms=2.0, seed=4, proxy="zen")
+    request = NasRequest("cell", latency_ms=2.0, seed=4, proxy="zen", metric="cosine", outputs=("y",))
     assert request_from_dict(json.loads(json.dumps(request.as_dict()))) == request

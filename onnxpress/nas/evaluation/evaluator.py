@@ -43,6 +43,7 @@ from onnxpress.runtime.session import run as run_once
 LatencyResult = Callable[[float], tuple[float, bool]]  # quality -> (seconds, whether they are predicted)
 StartTiming = Callable[[ir.Model, int], LatencyResult]  # starts to time the model of a trial, given by its number
 
+JUDGED_BY = ("metric", "decode")  # of the request: names, or files
 _PROXY_BATCH = 32  # samples for proxies
 _MAX_UNCERTAINTY = 0.5  # of a predicted latency, relative; otherwise it is measured
 _ANCHOR, _MACHINE = "anchor_latency", "timing_machine"  # keys of the study
@@ -66,8 +67,11 @@ class Evaluator:
         self.build = load_space(request.space)
         if not use_teacher and not splits.calibrate.labelled:
             raise InputProblem("no training target", "`data`", "no teacher and no labels", "give `teacher` or labels")
-        judge = Scorer(reference, splits.select, "selection samples")
-        if not use_teacher and not judge.labelled:
+        judge = Scorer(reference, splits.select, "selection samples", request.quality)
+        labelled = judge.labelled  # asked first: a metric that does not fit is told before a study is made
+        if not use_teacher and request.metric is not None:
+            labelled = Scorer(reference, splits.select).labelled
+        if not use_teacher and not labelled:
             raise InputProblem("labels are no class indices", "`data`", "there is no teacher", "give `teacher`")
         self.data = with_free_batch(splits.calibrate)
         self.trainer = CandidateTrainer(self.data, judge, reference if use_teacher else None, machine, request.seed)
@@ -78,7 +82,8 @@ class Evaluator:
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes of the inputs that all workers must share, by name."""
-        found = {name: _hash_of(getattr(self.request, name)) for name in ("space", "proxy")}
+        given = {name: getattr(self.request, name) for name in ("space", "proxy", *JUDGED_BY)}
+        found = {name: _hash_of(value) for name, value in given.items() if value}
         found["teacher"] = model_hash(self.reference)
         return found | {n: getattr(self.splits, n).hash for n in ("calibrate", "select", "validate")}
 
@@ -87,7 +92,7 @@ class Evaluator:
         """Name of the study; it differs where the space, the data or the request do."""
         r = self.request
         values = (r.proxy, r.strategy, r.seed, r.latency, r.size, r.memory, r.proxy_train_time)
-        own = [str(v) for v in (*values, self.trainer.teacher is None, *r.aims)]
+        own = [str(v) for v in (*values, self.trainer.teacher is None, *r.aims, *r.outputs)]
         return f"nas {r.space} {cache_key(*self.hashes.values(), *own)[:12]}"
 
     # one candidate

@@ -96,7 +96,7 @@ def _average_precision(scores: np.ndarray, matched: np.ndarray, boxes: int) -> f
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     total = 0.0
     for level in range(len(matched)):
-        place = np.searchsorted(recall[level], _RECALLS - 1e-12, side="left")
+        place = np.searchsorted(recall[level], _RECALLS, side="left")
         total += (
             float(np.where(place < len(order), best[level][np.minimum(place, max(len(order) - 1, 0))], 0.0).mean())
             if len(order)
