@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,8 @@ def command(
         if target is not None:
             check_target(target, *models)
     samples = open_data(source, models[0], quiet, doubted=source.strict)
+    if samples is None:
+        conditions = replace(conditions, shape=source.shapes)
     if samples is None and not quiet:
         console.note("note: no --data: inputs are synthetic")
     effort = Effort(seconds=seconds, precision=precision, rebuilds=REBUILDS, seed=seed)

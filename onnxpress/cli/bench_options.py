@@ -77,9 +77,6 @@ def conditions_options(function: F) -> F:
             "--threads", type=Numbers(), default="1", show_default=True, help="Threads of a session; a list is a sweep."
         ),
         click.option("--batch", type=Numbers(), help="Batch size; a list is a sweep."),
-        click.option(
-            "--shape", multiple=True, metavar="INPUT=1,3,H,W", help="Shape of a synthetic input; can be repeated."
-        ),
         click.option("--pin", type=Numbers(0), help="Pin the process to these CPUs."),
         click.option(
             "--graph-opt",
@@ -97,14 +94,13 @@ def conditions_options(function: F) -> F:
         ),
         click.option("--provider", default="CPU", show_default=True, help="Execution provider of onnxruntime."),
     )
-    names = ("threads", "batch", "shape", "pin", "graph_opt", "spinning", "session_config", "provider")
+    names = ("threads", "batch", "pin", "graph_opt", "spinning", "session_config", "provider")
     return _grouped(options, names, "conditions", _conditions)(function)
 
 
 def _conditions(
     threads: tuple[int, ...],
     batch: tuple[int, ...] | None,
-    shape: tuple[str, ...],
     pin: tuple[int, ...] | None,
     graph_opt: str,
     spinning: bool,
@@ -116,24 +112,11 @@ def _conditions(
 
     entries = tuple(_pair(text, "--session-config") for text in session_config)
     settings = SessionSettings(level=graph_opt, config=entries, spinning=spinning, provider=find_provider(provider))
-    return BenchConditions(threads, batch or (), _shapes(shape), pin or (), settings)
-
-
-def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, sizes = _pair(text, "--shape")
-        try:
-            found[name] = tuple(int(size) for size in sizes.split(",")) if sizes.strip() else ()
-        except ValueError:
-            raise InputProblem(
-                "cannot read --shape", text, "sizes are whole numbers", "as in --shape image=1,3,224,224"
-            ) from None
-    return found
+    return BenchConditions(threads, batch or (), {}, pin or (), settings)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
-    name, sign, value = text.rpartition("=") if option == "--shape" else text.partition("=")
+    name, sign, value = text.partition("=")
     if not sign or not name:
         raise InputProblem(f"cannot read {option}", text, "there is no NAME=VALUE in it", f"write {option} NAME=VALUE")
     return name, value

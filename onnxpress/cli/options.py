@@ -33,6 +33,23 @@ class DataChoice:
     classes: str | None = None
     trust: bool = False
     strict: bool = False
+    shape: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What --shape said, by input. Raises InputProblem where it cannot be read."""
+        found: dict[str, tuple[int, ...]] = {}
+        for text in self.shape:
+            name, sign, sizes = text.rpartition("=")
+            try:
+                found[name] = tuple(int(size) for size in sizes.replace("x", ",").split(",")) if sizes.strip() else ()
+            except ValueError:
+                sign = ""
+            if not sign or not name:
+                raise InputProblem(
+                    "cannot read --shape", text, "sizes are whole numbers", "write it as in --shape image=1x3x224x224"
+                )
+        return found
 
     def at(self, path: str) -> DataChoice:
         """The same reading of another source, which brings its own labels."""
@@ -58,12 +75,18 @@ def data_options(required: bool) -> Callable[[F], F]:
         click.option(
             "--strict", is_flag=True, help="Exit 2 if samples are not what the model expects, 1 if a goal is not met."
         ),
+        click.option(
+            "--shape",
+            multiple=True,
+            metavar="INPUT=1x3xHxW",
+            help="Shape of an input with free sizes: of synthetic inputs, and as what samples are read; repeatable.",
+        ),
     )
 
     def wrap(function: F) -> F:
         @functools.wraps(function)
         def command(*args: Any, **given: Any) -> Any:
-            names = ("data", "labels", "preprocess", "tokenizer", "classes", "trust", "strict")
+            names = ("data", "labels", "preprocess", "tokenizer", "classes", "trust", "strict", "shape")
             return function(*args, source=DataChoice(*[given.pop(name) for name in names]), **given)
 
         for option in reversed(options):
@@ -231,16 +254,22 @@ def open_data(source: DataChoice, model: Path | str, quiet: bool = True, doubted
                 "--labels, --preprocess, --tokenizer and --classes belong to --data", "", "no --data was given",
                 "add --data",
             )  # fmt: skip
+        if source.shapes:
+            from onnxpress.measure.model_inputs import remember_shapes
+            from onnxpress.model.files import load
+
+            remember_shapes(load(model), source.shapes)
         return None
     from onnxpress.cli.output.console import note
     from onnxpress.data.class_names import class_names_of
     from onnxpress.data.dataset import open_dataset
+    from onnxpress.data.synthetic import with_sizes
     from onnxpress.model.files import load
     from onnxpress.model.signature import signature
 
     opened = load(model)
     read = functools.partial(
-        open_dataset, source.path, signature(opened),
+        open_dataset, source.path, with_sizes(signature(opened), source.shapes),
         labels=source.labels, preprocess=source.preprocess, tokenizer=source.tokenizer, trust=source.trust,
     )  # fmt: skip
     data = read(classes=source.classes)
@@ -319,4 +348,5 @@ def sample_arguments(source: DataChoice, select: str | None, validate: str | Non
         "--select": select,
         "--validate": validate,
     }
-    return [w for name, value in given.items() if value for w in (name, value)] + (["--trust"] if source.trust else [])
+    words = [w for name, value in given.items() if value for w in (name, value)]
+    return [*words, *(w for text in source.shape for w in ("--shape", text)), *(["--trust"] if source.trust else [])]

@@ -7,6 +7,7 @@ meaningless.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnxpress.data.dataset import Dataset, dataset_from_source
 from onnxpress.data.layout import BatchLayout, Port, batch_layout
 from onnxpress.data.source import LoadedSource, SampleSource
 from onnxpress.errors import InputProblem
-from onnxpress.model.signature import Dim, Signature
+from onnxpress.model.signature import Dim, Signature, TensorSpec
 
 _SEQUENCE = 16
 _SPATIAL = 64
@@ -122,6 +123,29 @@ def sample_shapes(
         samples[name] = shape
     _symbols(layout, samples)
     return samples, batch
+
+
+def with_sizes(signature: Signature, shapes: Mapping[str, tuple[int, ...]]) -> Signature:
+    """The signature with the free sizes of inputs fixed by whole shapes, the batch axis excepted.
+
+    Raises InputProblem as `sample_shapes`.
+    """
+    if not shapes:
+        return signature
+    layout = batch_layout(signature)
+    samples, _ = sample_shapes(signature, shapes)
+    known = _symbols(layout, samples)
+
+    def sized(spec: TensorSpec) -> TensorSpec:
+        batch = layout.port(spec.name).axis
+        own = samples.get(spec.name, ())
+        dims = tuple(
+            dim if isinstance(dim, int) or axis == batch else own[axis] if own else known.get(dim, dim)
+            for axis, dim in enumerate(spec.shape or ())
+        )
+        return spec if spec.shape is None else replace(spec, shape=dims)
+
+    return replace(signature, inputs=tuple(sized(spec) for spec in signature.inputs))
 
 
 def _symbols(layout: BatchLayout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

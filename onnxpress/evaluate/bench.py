@@ -18,6 +18,7 @@ from onnxpress.data.layout import batch_layout
 from onnxpress.data.synthetic import sample_shapes, synthetic
 from onnxpress.errors import InputProblem
 from onnxpress.evaluate.pairing import check_inputs, feeds_for, with_types_of
+from onnxpress.measure.model_inputs import synthetic_samples
 from onnxpress.model.files import to_bytes
 from onnxpress.model.index_bounds import index_bounds
 from onnxpress.model.signature import Signature, signature
@@ -260,6 +261,9 @@ def _feeds(
             "`shape` applies to synthetic inputs only", "", "`data` gives the inputs", "leave out one of the two"
         )
     shapes, named = sample_shapes(first, conditions.shape)
+    if data is None and not shapes:
+        made = next(iter(synthetic_samples(next(iter(opened.values())), 1).batches(1)))
+        shapes = {name: value.shape for name, value in made.inputs.items()}
     if named not in (None, 1) and conditions.batch and conditions.batch != (named,):
         raise InputProblem(
             "the batch size is given twice", f"{named} in `shape`", f"`batch` is {conditions.batch}", "give it once"

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxpress.data.dataset import Dataset
 from onnxpress.data.layout import Port, batch_layout
-from onnxpress.data.synthetic import synthetic
+from onnxpress.data.synthetic import sample_shapes, synthetic
 from onnxpress.errors import Problem
 from onnxpress.model.index_bounds import index_bounds
 from onnxpress.model.signature import Signature, signature
@@ -60,6 +60,18 @@ def synthetic_samples(model: ir.Model, count: int, seed: int = 0) -> Dataset:
         _FOUND[str(sig)] = shapes
         return made
     return usual
+
+
+def remember_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Make the synthetic samples of models with this signature in the given whole shapes (batch included) from now on.
+
+    Raises InputProblem where they do not fit the signature, or the model does not run on them.
+    """
+    sig = signature(model)
+    samples, _ = sample_shapes(sig, shapes)
+    made = _one(synthetic(sig, 1, shapes=samples, limits=index_bounds(model)))
+    run(open_session(model, all_cores("basic")), made)
+    _FOUND[str(sig)] = {name: value.shape for name, value in made.items()}
 
 
 def _one(data: Dataset) -> Mapping[str, np.ndarray]:

@@ -47,6 +47,14 @@ def good_data(folder: Path, count: int = 12) -> Path:
     return path
 
 
+def free_sizes(folder: Path) -> Path:
+    """A model of pictures of any size."""
+    model = proto(folder)
+    for axis, name in ((2, "H"), (3, "W")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    return store(folder, model, "free.onnx")
+
+
 def proto(folder: Path) -> onnx.ModelProto:
     return onnx.load(good(folder))
 
@@ -559,9 +567,14 @@ ROWS = [
     Row("a shape of another rank", lambda d: bench(d, "--shape", "image=1,3,8"), ("image=1,3,8", "N,3,8,8")),
     Row("a shape with a batch twice", lambda d: bench(d, "--shape", "image=4,3,8,8", "--batch", "2"), ("4", "twice")),
     Row(
-        "a shape with data",
-        lambda d: bench(d, "--shape", "image=1,3,8,8", "-d", str(good_data(d))),
-        ("--shape", "--data"),
+        "samples of another shape",
+        lambda d: ["compare", *2 * [str(free_sizes(d))], "-d", str(good_data(d)), "--shape", "image=1,3,9,9"],
+        ("9", "8"),
+    ),
+    Row(
+        "a shape of other channels",
+        lambda d: ["simplify", str(free_sizes(d)), "-o", str(d / "out.onnx"), "--shape", "image=1x4x8x8"],
+        ("image=1,4,8,8", "N,3,H,W"),
     ),
     Row("pinned to a CPU that is not there", lambda d: bench(d, "--pin", "4000"), ("4000", "CPU")),
     Row("pinned to no number", lambda d: bench(d, "--pin", "-1"), ("-1",)),

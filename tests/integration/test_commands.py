@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from onnxpress.cli.main import COMMANDS, run
+from onnxpress.cli.options import DataChoice, open_data
 from onnxpress.data.shipped import calibration_folder
-from onnxpress.model.files import load
+from onnxpress.model.files import load, save
 from onnxpress.passes.registry import all_passes
 from tests import nets
 
@@ -76,6 +79,21 @@ def test_inspect_names_what_can_be_done(capsys: pytest.CaptureFixture[str]) -> N
     assert all(name in text for name in all_passes())
     assert json.loads(out(capsys, "inspect", MODEL, "--time-budget", "0", "--json"))["macs"] > 0
     out(capsys, "inspect", MODEL, "--time-budget", "2s", "--nodes")
+
+
+def test_free_sizes_are_those_of_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = nets.image_net()
+    model = net.model(net.head(net.conv("image", 8)), {"image": ["N", 3, "H", "W"]}, ["N", 10])
+    save(model, tmp_path / "free.onnx")
+    free, shape = str(tmp_path / "free.onnx"), ["--shape", "image=1x3x20x24"]
+    assert "image 1x3x20x24" in out(capsys, "inspect", free, "--time-budget", "0", *shape)
+    out(capsys, "simplify", free, "-o", str(tmp_path / "simple.onnx"), *shape)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((30 + number, 40, 3), 60 * number, np.uint8)).save(pictures / f"{number}.png")
+    out(capsys, "compare", free, free, "-d", str(pictures), *shape)
+    assert open_data(DataChoice(str(pictures), shape=(shape[1],)), free).signature.inputs[0].shape == ("N", 3, 20, 24)
 
 
 def test_simplify_quantize_prune_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

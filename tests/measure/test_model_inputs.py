@@ -7,8 +7,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxpress.errors import InputProblem
+from onnxpress.measure import model_inputs
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.measure.model_inputs import synthetic_samples
+from onnxpress.measure.model_inputs import remember_shapes, synthetic_samples
 from onnxpress.runtime.session import open_session, run
 from tests import nets
 
@@ -55,3 +57,15 @@ def test_ids_lie_within_a_small_table() -> None:
 def test_where_nothing_runs_the_usual_sizes_are_given() -> None:
     model = sound(7, ((3, 1),))  # not among the sizes that are tried
     assert next(iter(synthetic_samples(model, 1).batches(1))).inputs["x"].shape[0] == 1
+
+
+def test_shapes_that_a_user_names_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_inputs, "_FOUND", {})
+    model = sound(7, ((3, 1),))
+    with pytest.raises(InputProblem, match="x=1,7"):
+        remember_shapes(model, {"x": (1, 7)})
+    with pytest.raises(InputProblem):
+        remember_shapes(model, {"x": (1, 5, 20)})  # does not run
+    remember_shapes(model, {"x": (2, 7, 20)})
+    assert next(iter(synthetic_samples(model, 1).batches(1))).inputs["x"].shape == (1, 7, 20)
+    assert_runs(model)
