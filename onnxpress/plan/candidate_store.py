@@ -73,6 +73,11 @@ class Candidate:
         return frozenset(step.pass_name for step in self.plan.steps)
 
     @property
+    def blocks_out(self) -> int:
+        """Number of blocks that its plan takes out."""
+        return sum("block" in action for step in self.plan.steps for action in step.actions)
+
+    @property
     def exact(self) -> bool:
         """Whether it is the model after the exact rewrites."""
         return self.stage == Stage.EXACT

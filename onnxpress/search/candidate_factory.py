@@ -7,7 +7,8 @@ candidate costs its own work only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,7 +51,8 @@ from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
-_QUICK = RecipeOptions("mse", False, "nearest")  # for what is only timed
+_QUICK = RecipeOptions("mse", False, "nearest")
+_RECIPE = "recipe of int8"  # among the facts of a run
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
 
@@ -83,6 +85,8 @@ class CandidateFactory:
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
         self._plan = new_plan(original, calibrate, seed)
         self._grounds: dict[int, PruningBase] = {}
+        self._pruned: dict[str, str] = {}  # names by what was removed
+        self.prepared = 0.0  # seconds of work that later candidates do not need again
         self.exact_evidence: Evidence | None = None
         self.exact_plan = self._plan
 
@@ -125,21 +129,32 @@ class CandidateFactory:
         return self.exact_evidence
 
     @property
-    def _recipe(self) -> RecipeOptions:
-        return self.int8_recipe(lambda: True)
-
-    def int8_recipe(self, more_time: Callable[[], bool]) -> RecipeOptions:
-        """How int8 is made, settled on the exact model: of those that come of it in the same way.
-
-        more_time: whether another recipe may be tried, when this is first asked.
-        """
-        known = self.store.get_meta("recipe of int8")
+    def recipe(self) -> RecipeOptions:
+        """How int8 is made: the simplest way, until a better one was looked for."""
+        known = self.store.get_meta(_RECIPE)
         if known is None:
-            found = recipe_for(self.base, quantizable(self.base), RecipeOptions(), more_time)[0]
-            known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
-            self.store.set_meta("recipe of int8", known)
+            return _QUICK
         some = known["equalize"]
         return RecipeOptions(**{**known, "equalize": tuple(some) if isinstance(some, list) else some})
+
+    def settle_recipe(self, more_time: Callable[[], bool]) -> bool:
+        """Look for a better recipe on the exact model, for all that is made from now on; whether there is one.
+
+        more_time: whether another recipe may be tried.
+        """
+        if self.store.get_meta(_RECIPE) is None:
+            found = recipe_for(self.base, quantizable(self.base), RecipeOptions(), more_time)[0]
+            known = {"ranges": found.ranges, "equalize": found.equalize, "rounding": found.rounding}
+            self.store.set_meta(_RECIPE, known)
+        return self.recipe != _QUICK
+
+    @contextmanager
+    def _preparing(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.prepared += time.perf_counter() - start
 
     def evidence(self, candidate: Candidate) -> Evidence:
         """What is known of a candidate's model from the calibration samples."""
@@ -178,7 +193,7 @@ class CandidateFactory:
         plan = self.exact_plan if pruned is None else pruned.plan
 
         def make() -> Made:
-            step = _to_int8(where, chosen, self._recipe)
+            step = _to_int8(where, chosen, self.recipe)
             done = take_step(step, where)
             return plan.then(step.pass_name, step.actions, CALIBRATION), done.model, done.notes
 
@@ -206,7 +221,7 @@ class CandidateFactory:
         if known is None:
             where = self.base if candidate is None else self.evidence(candidate)
             nodes = placement.drop_unprofitable(where.model, _able(where, start))
-            recipe = recipe_for(where, nodes, self._recipe)[1]
+            recipe = recipe_for(where, nodes, self.recipe)[1]
             found, tried = node_selection.select_int8_by_latency(where, self.feeds, nodes, more_time, recipe)
             how = f"{tried.tried} windows timed, {tried.reverted} moved back to float"
             known = {"nodes": sorted(found), "how": how}
@@ -219,7 +234,7 @@ class CandidateFactory:
         """The subset of int8 nodes whose drop on the selection samples is allowed."""
         known = self.store.get_meta("safest int8")
         if known is None:
-            recipe = recipe_for(self.base, start, self._recipe)[1]
+            recipe = recipe_for(self.base, start, self.recipe)[1]
             known = sorted(
                 node_selection.select_int8_by_accuracy(self.base, self.scorer, start, allowed, more_time, recipe)[0]
             )
@@ -232,7 +247,8 @@ class CandidateFactory:
         known = self.store.get_meta("order of blocks")
         if known is None or (more_time is not None and not known["whole"]):
             more_time = more_time or (lambda: True)
-            order = plan_depth(self.base, DepthOptions(keep=_SHALLOWEST, units="layers"), more_time)
+            with self._preparing():
+                order = plan_depth(self.base, DepthOptions(keep=_SHALLOWEST, units="layers"), more_time)
             if known is None or len(order) > len(known["order"]):
                 known = {"order": order, "whole": more_time()}
                 self.store.set_meta("order of blocks", known)
@@ -260,11 +276,12 @@ class CandidateFactory:
     def pruned(
         self, name: str, options: PruneOptions, more_time: Callable[[], bool] = lambda: True, count: int = 0
     ) -> Candidate | None:
-        """Channels removed and repaired, behind `count` blocks taken out; None where the wish removes nothing on this
-        CPU's widths."""
+        """Channels removed and refitted, behind `count` blocks taken out; None where the options remove nothing on this
+        CPU's widths, or what others under another name did."""
         ground = self.ground(count)
-        actions = ground.actions(options, more_time)
-        if not actions:
+        with self._preparing():
+            actions = ground.actions(options, more_time)
+        if not actions or self._pruned.setdefault(f"{count} {actions}", name) != name:
             return None
 
         def make() -> Made:

@@ -160,6 +160,8 @@ def finalists(
         result.reasons += [f"{name} failed: {why}" for name, why in search.failed.items()]
         result.advice = (["ask for less speed"] if search.target else []) + _advice(result, splits, search)
     result.notes = result.notes + [f"{name} failed: {why}" for name, why in search.failed.items()]
+    if search.untried:
+        result.notes.append(f"`time_budget` was over before these were tried: {', '.join(search.untried)}")
     if accepted is not None:
         search.progress("profiling", 0.97)
         if _PROFILED_RUNS * final.timings[0].median < 2 * _PROFILE_SHARE * options.time_budget:
@@ -263,7 +265,7 @@ def _met(accepted: Candidate, final: LatencyComparison, target: float) -> bool:
 
 
 def _refused(factory: CandidateFactory) -> list[Refusal]:
-    """Nodes with weights that a lever cannot act on, and why."""
+    """Nodes with weights that a technique cannot act on, and why."""
     evidence = factory.exact_evidence
     if evidence is None:
         return []

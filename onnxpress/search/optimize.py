@@ -1,10 +1,9 @@
 """optimize: candidates of all passes, measured on the whole file; the best that keeps the contract is written.
 
-Order: exact rewrites; int8 of all nodes, then the nodes for which the measured latency is lowest, then (where the drop
-is too large) the most accurate selection; the passes without a stage of their own; blocks removed and channels pruned
-as far as the selection samples allow; int8 of those models. Candidates are selected on the selection samples and by
-short timings; the finalists are timed together, longer, and checked on the validation samples from the fastest down,
-until one keeps the contract.
+The exact rewrites are the base; int8, channels, blocks, every other pass, and int8 of what those gave work in turn, so
+that each was tried before one takes long. Candidates are selected on the selection samples and by short timings; the
+finalists are timed together, longer, and checked on the validation samples from the fastest down, until one keeps the
+contract.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from onnxpress.plan.run_record import RunRecord
 from onnxpress.progress import Progress, no_progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
-from onnxpress.search import candidate_training
+from onnxpress.search import candidate_training, techniques
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalists import OptimizeResult, finalists, summary
 from onnxpress.search.request import OptimizeOptions
@@ -41,7 +40,7 @@ class Strategy:
     """How candidates are found. explore: adds candidates to a search; train: adds trained ones within so many
     seconds."""
 
-    explore: Callable[[Search], None] = Search.run_stages
+    explore: Callable[[Search], None] = techniques.explore
     train: Callable[[Search, float, Progress], None] = candidate_training.train
 
 

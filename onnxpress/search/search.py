@@ -1,35 +1,34 @@
-"""The search for candidates: which levers are tried, in which order, and when to stop.
+"""The state of a search for candidates: what was found, what failed, what the best so far gives, and the time.
 
-Exact reductions; int8 of everything, then the mix that the clock prefers, then (if it loses too much) the mix that
-harms least; where size is the goal, weights in fewer bits; blocks taken out and channels pruned, more while the
-samples allow it; int8 of those models.  A lever that fails on a model is recorded with its reason, and the search goes
-on without it.
+The exact base is made first; then the techniques (`techniques.py`) work in turn (`scheduling.py`). One that fails on a
+model is recorded with its reason, and the search goes on without it.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from typing import TypeVar
 
 import onnx_ir as ir
 
 from onnxpress.errors import Problem
-from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
+from onnxpress.model.files import to_bytes
+from onnxpress.passes.pruning.options import INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.scheduling import Step, Technique
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
-_RECIPE_ENDS = 0.25  # share of the time budget until which recipes of int8 are compared
 SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
-_BLOCKS_END, _PRUNING_BEGINS = 0.64, 0.68  # no further block is taken out then; no pruning begins that could not end
+_TIMED, _LEAST_TIMED, _MOST_TIMED = 0.01, 0.25, 0.8  # of a candidate: share of the time budget, bounds in seconds
 _CHANGED_BY_LUCK = 1.5  # answers on the border between two classes, which any change may move
-_RATIOS = (0.1, 0.2, 0.35, 0.5)
 _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 
 
@@ -74,7 +73,8 @@ class Search:
     """The state of a search.
 
     found: candidates in the order they were made. failed: stages that failed on this model, and why. chosen: nodes for
-    which int8 is faster. target: target speed-up (0: as fast as possible).
+    which int8 is faster. target: target speed-up (0: as fast as possible). attempted: ids of candidates whose form in
+    int8 was tried. untried: techniques that had no turn.
     """
 
     factory: CandidateFactory
@@ -87,20 +87,42 @@ class Search:
     failed: dict[str, str] = field(default_factory=dict)
     chosen: frozenset[str] = frozenset()
     target: float = 0.0
+    attempted: set[str] = field(default_factory=set)
+    untried: list[str] = field(default_factory=list)
 
-    def run_stages(self) -> None:
-        from onnxpress.search.other_passes import try_other_passes
+    def step(self, technique: Technique) -> Step:
+        """Take one step of a technique. What fails is recorded, and has no more steps."""
+        before, prepared = len(self.found), self.factory.prepared
+        more = self.attempt(technique.name, lambda: next(technique.steps, True) is None)
+        added = [self.worth(c) for c in self.found[before:] if allowed(c, self.max_drop)]
+        return Step(bool(more), max(added, default=None), self.factory.prepared - prepared)
 
-        if not self.make_base():
-            return
-        self.chosen = self.attempt("int8", self.int8) or frozenset()
-        if self.goal == "size":
-            self.progress("weights in fewer bits", 0.3)
-            for bits in (4, 8):
-                self.attempt(f"weights in {bits} bits", partial(self.fewer_bits, bits))
-        try_other_passes(self)
-        self.attempt("blocks", self.blocks)
-        self.attempt("pruning", self.pruning)
+    def seconds_left(self) -> float:
+        return SEARCH_ENDS * self.budget.seconds - self.budget.used
+
+    def slice(self, share: float) -> Callable[[], bool]:
+        """A question: is less than this share of the budget used from now on, and time left?"""
+        return self.budget.until(min(self.budget.share_used + share, SEARCH_ENDS))
+
+    def worth(self, candidate: Candidate) -> float:
+        """What a candidate gives of the goal: the logarithm of its speed-up, or of how much smaller it is."""
+        ratio = self.original_size / candidate.size if self.goal == "size" else candidate.quick or 1.0
+        return math.log(max(ratio, 1e-3))
+
+    def value(self) -> float:
+        """What the best candidate that holds on the selection samples gives of the goal."""
+        return max((self.worth(c) for c in self.found if allowed(c, self.max_drop)), default=0.0)
+
+    @cached_property
+    def original_size(self) -> int:
+        return len(to_bytes(self.factory.original))
+
+    def has(self, candidate: Candidate) -> bool:
+        """Whether the same steps were kept before, maybe under another name."""
+        return candidate.plan.to_json() in {c.plan.to_json() for c in self.found}
+
+    def report(self, stage: str) -> None:
+        self.progress(stage, min(SEARCH_ENDS, self.budget.share_used))
 
     def make_base(self) -> bool:
         """Make the base of everything else; whether there is one."""
@@ -125,8 +147,9 @@ class Search:
                 self.run.set(failed=self.failed)
             return None
 
-    def keep(self, candidate: Candidate, seconds: float = 0.8) -> Candidate:
+    def keep(self, candidate: Candidate) -> Candidate:
         """Time a candidate shortly, and record it."""
+        seconds = min(max(_TIMED * self.budget.seconds, _LEAST_TIMED), _MOST_TIMED)
         effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
         models: dict[str, ir.Model | bytes | str] = {"original": self.factory.original, "candidate": candidate.data}
         candidate.quick = compare_latency(models, self.factory.feeds, effort).ratios[0].speedup
@@ -146,83 +169,7 @@ class Search:
             )
         return candidate
 
-    def int8(self, until: float = 0.42) -> frozenset[str]:
-        """int8 candidates; the set of nodes that later int8 models start from.  until: share of the time budget that
-        may be used when the mix is found."""
-        self.progress("int8 of everything", 0.08)
-        whole = self.factory.int8_nodes()
-        if not whole:
-            return whole
-        self.factory.int8_recipe(self.budget.until(_RECIPE_ENDS))
-        first = self.keep(self.factory.int8("int8", whole))
-        best = whole
-        if self.goal == "latency":
-            self.progress("which nodes gain from int8", 0.15)
-            best, how = self.factory.select_int8_by_latency(whole, self.budget.until(until))
-            if best != whole:
-                first = self.keep(self.factory.int8("int8 mixed", best))
-                first.notes.append(how)
-        if not allowed(first, self.max_drop):
-            self.progress("which nodes lose too much", 0.4)
-            safe = self.factory.select_int8_by_accuracy(best, self.max_drop * 0.5, self.budget.until(until + 0.13))
-            if safe and safe != best:
-                self.keep(self.factory.int8("int8 careful", safe))
-                best = safe
-        return best
-
-    def fewer_bits(self, bits: int) -> Candidate:
-        """The exact model with its weights as codebooks of 16, or in 8 bits: a smaller file of the same speed."""
-        return self.keep(self.factory.fewer_bits(bits))
-
-    def blocks(self) -> None:
-        """Whole blocks taken out, more of them while the samples allow it."""
-        self.progress("which blocks can go", 0.4)
-        self.attempt("blocks out", lambda: self._descend(self._shallower()))
-
-    def _shallower(self) -> Iterator[Candidate]:
-        order = self.factory.removal_order(self.budget.until(0.54))
-        count = 1
-        while count <= len(order) and self.budget.until(_BLOCKS_END)():
-            self._report_stage(f"without {count} blocks")
-            yield self.factory.shallower(count)
-            count = max(count + 1, count * 3 // 2)
-
-    def pruning(self) -> None:
-        """Channels pruned, more of them while the samples allow it: inner widths, then all."""
-        if not self.factory.ground().can_prune or not self.budget.until(_PRUNING_BEGINS)():
-            return
-        for scope in (INTERNAL, ALL):
-            self._descend(self._narrower(scope))
-
-    def _narrower(self, scope: str) -> Iterator[Candidate]:
-        for ratio in _RATIOS:
-            if not self.budget.until(SEARCH_ENDS)():
-                return
-            self._report_stage(f"pruning {ratio:.0%} of the channels")
-            options = PruneOptions(ratio, scope=scope)
-            made = self.factory.pruned(prune_name(options), options, self.budget.until(0.65))
-            if made is not None and made.plan.to_json() not in {c.plan.to_json() for c in self.found}:
-                yield made
-
-    def _descend(self, candidates: Iterator[Candidate]) -> None:
-        """Keep candidates with more and more taken out until the samples no longer allow it, and the thinnest that they
-        do in int8 (where that loses too much, the one before it)."""
-        good: list[Candidate] = []
-        for candidate in candidates:
-            self.keep(candidate)
-            if allowed(candidate, self.max_drop):
-                good.append(candidate)
-            elif candidate.score.used(self.max_drop) > 3:
-                break
-        for candidate in reversed(good[-2:] if self.chosen else []):
-            int8 = self.attempt(f"{candidate.name} + int8", partial(self.in_int8, candidate))
-            if int8 is None or allowed(int8, self.max_drop):
-                return
-
     def in_int8(self, candidate: Candidate) -> Candidate:
         """The chosen nodes of a candidate in int8."""
         evidence = self.factory.evidence(candidate)
         return self.keep(self.factory.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence))
-
-    def _report_stage(self, stage: str) -> None:
-        self.progress(stage, min(SEARCH_ENDS, self.budget.share_used))

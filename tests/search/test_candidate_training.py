@@ -73,8 +73,8 @@ def test_latency_levels_descend(monkeypatch: pytest.MonkeyPatch) -> None:
     data: Dataset = nets.samples(model, 24)
     factory = CandidateFactory(model, data, Scorer(model, data), this_machine())
     search = Search(factory, 0.05, "latency", TimeBudget(60), lambda stage, share: None, None)
-    search.keep(factory.exact(), seconds=0.05)
-    search.keep(factory.shallower(1), seconds=0.05)
+    search.keep(factory.exact())
+    search.keep(factory.shallower(1))
     whole = factory.macs(search.found[0])
     monkeypatch.setattr(factory, "relative_latency", lambda name, unrepaired, chosen, seconds: unrepaired.macs / whole)
     search.found[0].quick = 1.0

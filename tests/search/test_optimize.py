@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     model, splits = digits()
     request, out = OptimizeOptions(time_budget=10), tmp_path / "fast.onnx"
     with pytest.raises(Killed):
-        optimize(model, splits, request, output=out, progress=killer("which blocks", Killed))
+        optimize(model, splits, request, output=out, progress=killer("pruning", Killed))
     assert not out.exists()
     kept = sorted(p.stem for p in (tmp_path / "fast.run" / "work").glob("*.onnx"))
     assert kept[:2] == ["exact", "int8"]
@@ -182,7 +182,7 @@ def test_another_request_starts_anew(tmp_path: Path) -> None:
                 splits,
                 OptimizeOptions(drop, time_budget=8),
                 output=tmp_path / "o.onnx",
-                progress=killer("which", Killed),
+                progress=killer("int8", Killed),
             )
         record = json.loads((tmp_path / "o.run" / "run.json").read_text())
         assert not record["resumed"]
@@ -196,7 +196,7 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
         splits,
         OptimizeOptions(time_budget=8),
         output=tmp_path / "o.onnx",
-        progress=killer("which", KeyboardInterrupt),
+        progress=killer("pruning", KeyboardInterrupt),
     )
     assert outcome.interrupted
     assert outcome.met

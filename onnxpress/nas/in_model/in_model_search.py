@@ -23,11 +23,12 @@ from onnxpress.nas.in_model.replacements import Replacement, plan_steps
 from onnxpress.plan.candidate_store import Candidate, Stage, candidate_id
 from onnxpress.plan.plan import PlanStep
 from onnxpress.progress import Progress, no_progress, sub_progress
-from onnxpress.search import candidate_training
+from onnxpress.search import candidate_training, techniques
 from onnxpress.search.candidate_factory import UnrepairedCandidate
 from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import Strategy, optimize
 from onnxpress.search.request import OptimizeOptions
+from onnxpress.search.scheduling import Technique
 from onnxpress.search.search import Search
 
 _INT8_END = 0.25  # fraction of the time budget at which the search for int8 nodes ends
@@ -69,7 +70,9 @@ def explore(search: Search) -> None:
     """Add candidates to a search: exact, int8, and allocated replacements, each in float and int8."""
     if not search.make_base():
         return
-    search.chosen = search.attempt("int8", lambda: search.int8(_INT8_END)) or frozenset()
+    int8 = Technique("int8", techniques.int8(search))
+    while search.budget.share_used < _INT8_END and search.step(int8).more:
+        pass
     search.attempt("replacements", lambda: _search_replacements(search))
 
 

@@ -1,4 +1,4 @@
-"""Metrics beside torchmetrics and pycocotools, on random answers and labels."""
+"""Metrics beside torchmetrics and pycocotools (oracles), on random answers and labels."""
 
 from __future__ import annotations
 

@@ -1,0 +1,259 @@
+"""The techniques of `optimize`, each as steps that add candidates to a search; `scheduling.py` says whose turn it is.
+
+The first step of each is the cheapest that tells what it is good for: int8 of everything by the simplest recipe, a
+fifth of the channels, the first block. Later steps go further while the samples allow it, and then look between what
+was allowed and what was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from onnxpress.passes.core.contract import AnyPass, Proposal, proposals
+from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
+from onnxpress.passes.registry import all_passes
+from onnxpress.plan.candidate_store import Candidate, Stage
+from onnxpress.plan.plan import PlanStep
+from onnxpress.search.candidate_factory import blocks_name
+from onnxpress.search.scheduling import LITTLE, Technique, schedule
+from onnxpress.search.search import Search, allowed, prune_name
+
+# Passes that a technique of this file uses, the exact base, or training; every other pass has a technique of its own.
+_HANDLED = frozenset(("simplify", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
+_LOSSES = (0.1, 0.01, 0.001)  # total predicted relative squared error of the outputs, the largest first
+_SLICE = 0.12  # share of the time budget that one analysis may take
+_RATIOS, _LESS = (0.2, 0.35, 0.5, 0.65, 0.8), (0.1, 0.05)  # of channels: further and further; where 0.2 is too much
+_BETWEEN = 2  # ratios tried between what is allowed and what is not
+_FAR = 3.0  # times the allowed drop, from which more of the same is hopeless
+_COMFORTABLE = 0.3  # of the allowed drop: int8 that uses less needs no better recipe
+_FASTER = 1.02  # of a candidate that is worth another technique on top
+
+
+def explore(search: Search) -> None:
+    """Make the exact base, and let all techniques work in turn on it."""
+    if search.make_base():
+        idle = schedule(techniques(search), search.value, search.seconds_left, search.step)
+        search.untried = [technique.name for technique in idle if technique.promise is None]
+
+
+def techniques(search: Search) -> list[Technique]:
+    """All techniques, in the order of their first steps."""
+    whole, narrow = Technique("int8", int8(search)), Technique("channels", channels(search))
+    known = [whole, narrow, Technique("blocks", blocks(search))]
+    if search.goal == "size":
+        known.insert(1, Technique("fewer bits", fewer_bits(search)))
+    more = [(name, asked) for name, asked in all_passes().items() if name not in _HANDLED]
+    others = [Technique(name, one_pass(search, asked), like=narrow) for name, asked in more]
+    on_top = [
+        Technique("int8 of others", int8_of_others(search), partial(_int8_promise, search), like=whole),
+        Technique("channels behind blocks", behind_blocks(search), partial(_behind_promise, search), like=narrow),
+    ]
+    return [*known, *others, *on_top]
+
+
+def int8(search: Search) -> Iterator[None]:
+    """int8 of all nodes by the simplest recipe; then the nodes that the clock prefers, and where that loses too much a
+    better recipe and the nodes that lose least."""
+    factory = search.factory
+    search.report("int8 of everything")
+    whole = factory.int8_nodes()
+    if not whole:
+        return
+    search.chosen = whole
+    best = search.keep(factory.int8("int8", whole))
+    yield
+    if not allowed(best, search.max_drop):
+        if (better := _better_recipe(search)) is not None:
+            best = better
+        yield
+    if search.goal == "latency":
+        search.report("which nodes gain from int8")
+        search.chosen, how = factory.select_int8_by_latency(whole, search.slice(_SLICE))
+        if search.chosen and search.chosen != whole:
+            best = search.keep(factory.int8("int8 mixed", search.chosen))
+            best.notes.append(how)
+        yield
+    if search.chosen and best.score.used(search.max_drop) > _COMFORTABLE:
+        if (better := _better_recipe(search)) is not None:
+            best = better
+        yield
+    if search.chosen and not allowed(best, search.max_drop):
+        search.report("which nodes lose too much")
+        safe = factory.select_int8_by_accuracy(search.chosen, 0.5 * search.max_drop, search.slice(_SLICE))
+        if safe and safe != search.chosen:
+            search.chosen = safe
+            search.keep(factory.int8("int8 careful", safe))
+        yield
+
+
+def _better_recipe(search: Search) -> Candidate | None:
+    """int8 of the chosen nodes by the best of several recipes; None where that is the one used so far."""
+    search.report("recipes of int8")
+    if not search.factory.settle_recipe(search.slice(_SLICE)):
+        return None
+    return search.keep(search.factory.int8("int8 tuned", search.chosen))
+
+
+def channels(search: Search) -> Iterator[None]:
+    """Channels pruned: of inner widths, then of all."""
+    if not search.factory.ground().can_prune:
+        return
+    for scope in (INTERNAL, ALL):
+        yield from _narrower(search, scope)
+
+
+def behind_blocks(search: Search) -> Iterator[None]:
+    """Channels pruned behind the blocks that can be taken out."""
+    done = 0
+    while (best := _best_without_blocks(search)) is not None and best.blocks_out > done:
+        done = best.blocks_out
+        yield from _narrower(search, INTERNAL, done)
+
+
+def _narrower(search: Search, scope: str, count: int = 0) -> Iterator[None]:
+    """More and more channels while the samples allow it, then between; behind `count` blocks taken out."""
+    good, bad = 0.0, 1.0
+    tried: set[float] = set()
+    waiting = list(_RATIOS)
+    while waiting:
+        ratio = waiting.pop(0)
+        tried.add(ratio)
+        search.report(f"pruning {ratio:.0%} of the channels")
+        options = PruneOptions(ratio, scope=scope)
+        name = prune_name(options) if not count else f"{blocks_name(count)}, {prune_name(options)}"
+        made = search.factory.pruned(name, options, search.slice(_SLICE), count)
+        if made is None or search.has(made):  # the grid of widths leaves nothing between
+            yield
+            continue
+        search.keep(made)
+        if allowed(made, search.max_drop):
+            good = max(good, ratio)
+        else:
+            bad = min(bad, ratio)
+            waiting = [r for r in waiting if r < bad]
+        yield
+        if not waiting and good == 0:
+            waiting = [r for r in _LESS if r < bad and r not in tried][:1]
+        if not waiting and 0 < good < bad < 1 and len(tried) < len(_RATIOS) + _BETWEEN and bad - good > 0.05:
+            middle = round((good + bad) / 2, 2)
+            waiting = [middle] if middle not in tried else []
+
+
+def blocks(search: Search) -> Iterator[None]:
+    """Blocks taken out, more of them while the samples allow it."""
+    search.report("which blocks can go")
+    order = search.factory.removal_order(search.slice(_SLICE))
+    count = 1
+    while count <= len(order):
+        search.report(f"without {count} blocks")
+        made = search.keep(search.factory.shallower(count))
+        yield
+        if made.score.used(search.max_drop) > _FAR:
+            return
+        count = max(count + 1, count * 3 // 2)
+
+
+def one_pass(search: Search, asked: AnyPass) -> Iterator[None]:
+    """What any other pass proposes, combined up to a total of predicted loss, the largest first."""
+    search.report(f"pass {asked.name}")
+    wanted = [p for p in proposals(asked, search.factory.base) if _promises(p, search.goal)]
+    tried: set[str] = set()
+    for total in _LOSSES:
+        chosen = combine(wanted, total)
+        key = str([p.action for p in chosen])
+        if not chosen or key in tried:
+            continue
+        tried.add(key)
+        step = PlanStep(asked.name, tuple(p.action for p in chosen))
+        made = search.keep(search.factory.changed(f"{asked.name} of {len(chosen)} units", [step]))
+        yield
+        if allowed(made, search.max_drop):
+            return
+
+
+def fewer_bits(search: Search) -> Iterator[None]:
+    """Weights as codebooks of 16 values or as integers: smaller files of the same speed."""
+    for bits in (4, 8):
+        search.report(f"weights in {bits} bits")
+        search.keep(search.factory.fewer_bits(bits))
+        yield
+
+
+def int8_of_others(search: Search) -> Iterator[None]:
+    """The chosen nodes in int8, of the best candidates of other techniques."""
+    while True:
+        waiting = _without_int8(search)
+        if waiting:
+            candidate = waiting[0]
+            search.report(f"{candidate.name} + int8")
+            search.attempted.add(candidate.id)
+            search.attempt(f"{candidate.name} + int8", partial(search.in_int8, candidate))
+        yield
+
+
+def _without_int8(search: Search) -> list[Candidate]:
+    """Allowed candidates of other techniques whose form in int8 may be the best, the best first."""
+    if not search.chosen or _int8_gain(search) <= 0:
+        return []
+    able = [c for c in search.found if c.stage not in (Stage.INT8, Stage.EXACT, Stage.LOW_BIT) and not c.int8]
+    good = [c for c in able if allowed(c, search.max_drop) and c.id not in search.attempted]
+    worth = [c for c in good if search.worth(c) + _int8_gain(search) > search.value() + math.log(_FASTER)]
+    return sorted(worth, key=search.worth, reverse=True)
+
+
+def _int8_gain(search: Search) -> float:
+    """What int8 was worth where it holds: of the logarithm of the speed-up, or of how much smaller the file is."""
+    exact = max((search.worth(c) for c in search.found if c.exact), default=0.0)
+    by_id = {c.id: search.worth(c) for c in search.found}
+    able = [c for c in search.found if c.stage == Stage.INT8 and allowed(c, search.max_drop)]
+    return max((search.worth(c) - by_id.get(c.parent, exact) for c in able), default=0.0)
+
+
+def _int8_promise(search: Search) -> float:
+    waiting = _without_int8(search)
+    return max(search.worth(waiting[0]) + _int8_gain(search) - search.value(), LITTLE) if waiting else 0.0
+
+
+def _best_without_blocks(search: Search) -> Candidate | None:
+    """The best candidate with nothing but blocks taken out; None where none is faster."""
+    good = [c for c in search.found if c.stage == Stage.BLOCKS and allowed(c, search.max_drop)]
+    good = [c for c in good if search.worth(c) > math.log(_FASTER)]
+    return max(good, key=search.worth, default=None)
+
+
+def _behind_promise(search: Search) -> float:
+    """What blocks and channels gave apart adds up."""
+    pruned = [c for c in search.found if c.stage == Stage.PRUNING and allowed(c, search.max_drop)]
+    channels_alone = max((search.worth(c) for c in pruned if not c.blocks_out), default=0.0)
+    best = _best_without_blocks(search)
+    if best is None or channels_alone <= math.log(_FASTER):
+        return 0.0
+    return max(search.worth(best) + channels_alone - search.value(), LITTLE / 2)
+
+
+def _promises(proposal: Proposal, goal: str) -> bool:
+    """Whether a proposal saves what the goal wants."""
+    saving = proposal.saving
+    return saving.weight_bytes > 0 if goal == "size" else saving.macs > 0 or (saving.seconds or 0.0) > 0
+
+
+def combine(offers: Sequence[Proposal], total: float) -> list[Proposal]:
+    """Proposals without overlaps, one for each unit, whose predicted losses sum to at most `total`.
+
+    Taken by the least loss for the saved work; of one unit the proposal that saves most within what is left.
+    """
+
+    def work(offer: Proposal) -> float:
+        return offer.saving.seconds or offer.saving.macs or offer.saving.weight_bytes
+
+    chosen: list[Proposal] = []
+    touched: set[str] = set()
+    left = total
+    for offer in sorted(offers, key=lambda p: (p.assumed_loss / max(work(p), 1e-30), -work(p))):
+        if offer.assumed_loss <= left and not (offer.touches or {offer.unit}) & touched:
+            chosen.append(offer)
+            touched |= offer.touches or {offer.unit}
+            left -= offer.assumed_loss
+    return chosen
