@@ -56,7 +56,7 @@ class _AxisPositions:
         return cls(position, np.maximum(np.bincount(position, minlength=size), 1))
 
     def mean_square(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(np.bincount(self.position, np.square(values), len(self.count)) / self.count)
+        return np.asarray(np.bincount(self.position, np.square(values, dtype=np.float64), len(self.count)) / self.count)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class _SummaryQuery:
         assert self.axis is not None
         if self.grid:
             rows = values.reshape(len(values), size, -1)
-            return np.asarray(np.einsum("ncp,ncp->c", rows, rows) / max(values.size // size, 1))
+            return np.asarray(np.einsum("ncp,ncp->c", rows, rows, dtype=np.float64) / max(values.size // size, 1))
         inner = int(np.prod(self.shape[self.axis + 1 :]))
         count = len(values)
         if size != self.shape[self.axis] or (inner != 1 and count != -(-samples * self._sample_size // self.stride)):

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from onnxpress.cli.main import run
+from onnxpress.testing.networks import IMAGE, image_net
 from tests.exported_forms import Exported, exported
 
 GRAPHS = 200
@@ -114,6 +116,19 @@ def wrong_in(count: int, number: int, folder: Path) -> list[str]:
 
 def test_commands_answer_on_exported_forms(tmp_path: Path) -> None:
     assert not wrong_in(4, 7, tmp_path)
+
+
+def test_values_whose_squares_are_too_large_for_float32(tmp_path: Path) -> None:
+    """As in the networks of the onnx wheel, whose weights are all one number."""
+    net = image_net()
+    x = "image"
+    for width in (16, 24, 24):
+        x = net.relu(net.conv(x, width))
+    for tensor in net.tensors:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(2e6 * onnx.numpy_helper.to_array(tensor), tensor.name))
+    model = ir.to_proto(net.model(net.head(x), IMAGE, ["N", 10]))
+    pictures = np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    assert not problems(Exported(model, {"image": pictures}, "large values"), tmp_path)
 
 
 @pytest.mark.slow
