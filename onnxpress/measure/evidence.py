@@ -172,12 +172,18 @@ class Evidence:
         count = len(self.samples())
         if count < 2:
             return None
-        parts = (self.samples().select(range(start, count, 2)) for start in (0, 1))
-        first, second = (
-            Evidence(self.model, part, self.machine, self.seed, cache=self.cache, whole=self, quality=self.quality)
-            for part in parts
-        )
+        first, second = (self._on(self.samples().select(range(start, count, 2))) for start in (0, 1))
         return first, second
+
+    def part(self, count: int) -> Evidence:
+        """Evidence of the same model on so many of the samples, evenly drawn; itself where there are no more."""
+        have = len(self.samples())
+        if have <= count:
+            return self
+        return self._on(self.samples().select([int(i) for i in np.linspace(0, have - 1, count)]))
+
+    def _on(self, part: Dataset) -> Evidence:
+        return Evidence(self.model, part, self.machine, self.seed, cache=self.cache, whole=self, quality=self.quality)
 
     def samples(self) -> Dataset:
         """The calibration samples.  Raises InputProblem without data."""

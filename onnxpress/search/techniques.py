@@ -17,7 +17,7 @@ from onnxpress.passes.registry import all_passes
 from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.plan.plan import PlanStep
 from onnxpress.search.candidate_factory import blocks_name
-from onnxpress.search.scheduling import LITTLE, Technique, schedule
+from onnxpress.search.scheduling import LITTLE, UNKNOWN, Technique, schedule
 from onnxpress.search.search import Search, allowed, prune_name
 
 # Passes that a technique of this file uses, the exact base, or training; every other pass has a technique of its own.
@@ -40,7 +40,10 @@ def explore(search: Search) -> None:
 
 def techniques(search: Search) -> list[Technique]:
     """All techniques, in the order of their first steps."""
-    whole, narrow = Technique("int8", int8(search)), Technique("channels", channels(search))
+    whole, narrow = (
+        Technique("int8", int8(search), partial(_refined_promise, search)),
+        Technique("channels", channels(search)),
+    )
     known = [whole, narrow, Technique("blocks", blocks(search))]
     if search.goal == "size":
         known.insert(1, Technique("fewer bits", fewer_bits(search)))
@@ -209,6 +212,15 @@ def _int8_gain(search: Search) -> float:
     by_id = {c.id: search.worth(c) for c in search.found}
     able = [c for c in search.found if c.stage == Stage.INT8 and allowed(c, search.max_drop)]
     return max((search.worth(c) - by_id.get(c.parent, exact) for c in able), default=0.0)
+
+
+def _refined_promise(search: Search) -> float:
+    """Of other nodes or recipes: little where int8 holds, else what it would give if it did."""
+    found = [c for c in search.found if c.stage == Stage.INT8 and not c.parent]
+    if not found:
+        return UNKNOWN
+    best = max(found, key=search.worth)
+    return LITTLE / 2 if allowed(best, search.max_drop) else max(search.worth(best) - search.value(), LITTLE / 2)
 
 
 def _int8_promise(search: Search) -> float:

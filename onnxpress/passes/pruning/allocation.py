@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from onnxpress.passes.pruning.obs_selection import ErrorCurve
 from onnxpress.passes.pruning.options import ALL, UNIFORM, PruneOptions
 
 _GOAL_TOLERANCE = 1.001  # a cost of at most this multiple of its goal meets the goal
+_LOSS_SAMPLES = 48  # on which the loss of narrowing one group is measured
 _UNIFORM_STEPS = 50  # uniform ratios that are tried for a goal other than a ratio
 
 
@@ -153,7 +154,7 @@ def loss_sensitivities(
         if not more_time():
             break
         removal = {name: sorted(picked[name].order[: counts[name]])}
-        loss = evidence.observed(f"loss {removal}", partial(evaluator.loss, removal))
+        loss = evidence.observed(f"loss on {_LOSS_SAMPLES} {removal}", partial(evaluator.loss, removal))
         found[name] = float(loss["nmse"]) / max(picked[name].error[counts[name]], 1e-9)
     median = float(np.median(list(found.values()))) if found else 1.0
     return {name: found.get(name, median) for name in narrowable}
@@ -168,16 +169,22 @@ def _trial_removal(evidence: Evidence, name: str, count: int) -> int:
 
 @dataclass
 class _RemovalEvaluator:
-    """Scores the model without some channels and with refitted readers, on the calibration samples."""
+    """Scores the model without some channels and with refitted readers, on some of the calibration samples: losses are
+    compared with each other only."""
 
     evidence: Evidence
     scorer: Scorer | None = None
 
+    @cached_property
+    def _few(self) -> Evidence:
+        return self.evidence.part(_LOSS_SAMPLES)
+
     def loss(self, removal: Mapping[str, list[int]]) -> Arrays:
-        evidence = self.evidence
+        evidence = self._few
         self.scorer = self.scorer or Scorer(evidence.model, evidence.samples())
-        pruned = remove(evidence.model, evidence.channels, dict(removal))
-        refit_readers(evidence, pruned, evidence.channels, dict(removal))
+        channels = self.evidence.channels
+        pruned = remove(evidence.model, channels, dict(removal))
+        refit_readers(evidence, pruned, channels, dict(removal))
         return {"nmse": np.asarray(self.scorer.nmse(pruned))}
 
 
