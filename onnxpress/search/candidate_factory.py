@@ -6,6 +6,7 @@ candidate costs its own work only.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,12 +46,14 @@ from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, as_stored, new_plan
 from onnxpress.progress import Progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
+from onnxpress.runtime.session import open_session, run
 from onnxpress.search.pruning_base import PruningBase
 from onnxpress.train.distillation.feature_matching import KeptChannels
 from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
+_PASS_SHARE, _LEAST_SAMPLES = 0.01, 32  # of the time budget for one pass over the calibration samples, and their number
 _QUICK = RecipeOptions("mse", False, "nearest")
 _RECIPE = "recipe of int8"  # among the facts of a run
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
@@ -77,11 +80,14 @@ class CandidateFactory:
         machine: Machine,
         seed: int = 0,
         store: CandidateStore | None = None,
+        time_budget: float = math.inf,
     ) -> None:
+        """time_budget: seconds of the search; where one pass over the samples would take much of it, fewer are read."""
         self.original, self.scorer, self.machine, self.seed = original, scorer, machine, seed
         self.store = store or CandidateStore()
         self.learn = calibrate
-        self.calibrate = calibrate.take(CALIBRATION)
+        self.samples = self._samples_within(time_budget)
+        self.calibrate = calibrate.take(self.samples)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
         self._plan = new_plan(original, calibrate, seed)
         self._grounds: dict[int, PruningBase] = {}
@@ -89,6 +95,18 @@ class CandidateFactory:
         self.prepared = 0.0  # seconds of work that later candidates do not need again
         self.exact_evidence: Evidence | None = None
         self.exact_plan = self._plan
+
+    def _samples_within(self, time_budget: float) -> int:
+        """The number of calibration samples that candidates are made from; kept with the run, as plans hold it."""
+        known = self.store.get_meta("calibration samples")
+        if known is None:
+            found = CALIBRATION
+            if math.isfinite(time_budget):
+                seconds = _seconds_of_one(self.original, next(iter(self.learn.batches(1))).inputs)
+                found = int(min(max(_PASS_SHARE * time_budget / seconds, _LEAST_SAMPLES), CALIBRATION))
+            known = found
+            self.store.set_meta("calibration samples", known)
+        return int(known)
 
     def exact(self) -> Candidate:
         """The model after the exact rewrites: the base of everything else."""
@@ -103,7 +121,7 @@ class CandidateFactory:
         return candidate
 
     def _exact(self, actions: tuple[Action, ...]) -> Made:
-        base = exact_base(self.original, self.calibrate, self.machine, self.seed, samples=CALIBRATION, actions=actions)
+        base = exact_base(self.original, self.calibrate, self.machine, self.seed, samples=self.samples, actions=actions)
         return replace(self._plan, steps=base.plan.steps), base.model, base.notes
 
     def changed(
@@ -116,7 +134,7 @@ class CandidateFactory:
             model, notes = evidence.model, [*notes_before]
             for step in steps:
                 done = take_step(step, evidence)
-                plan, model = plan.then(step.pass_name, step.actions, CALIBRATION), done.model
+                plan, model = plan.then(step.pass_name, step.actions, self.samples), done.model
                 evidence = self._evidence(model)
                 notes += done.notes
             return plan, model, notes
@@ -195,7 +213,7 @@ class CandidateFactory:
         def make() -> Made:
             step = _to_int8(where, chosen, self.recipe)
             done = take_step(step, where)
-            return plan.then(step.pass_name, step.actions, CALIBRATION), done.model, done.notes
+            return plan.then(step.pass_name, step.actions, self.samples), done.model, done.notes
 
         return self._candidate(name, Stage.INT8, make, pruned)
 
@@ -207,7 +225,7 @@ class CandidateFactory:
             options = ShareOptions() if bits == 4 else WeightsOptions(bits)
             actions = find_pass(name).plan(self.base, options).actions
             done = take_step(PlanStep(name, tuple(actions)), self.base)
-            return self.exact_plan.then(name, actions, CALIBRATION), done.model, done.notes
+            return self.exact_plan.then(name, actions, self.samples), done.model, done.notes
 
         return self._candidate(f"weights in {bits} bits", Stage.LOW_BIT, make)
 
@@ -261,7 +279,7 @@ class CandidateFactory:
         def make() -> Made:
             steps = [*self.removal_order()[:count], {"refit": "least-squares"}]
             done = take_step(PlanStep("depth", tuple(steps)), self.base)
-            return self.exact_plan.then("depth", steps, CALIBRATION), done.model, done.notes
+            return self.exact_plan.then("depth", steps, self.samples), done.model, done.notes
 
         return self._candidate(blocks_name(count), Stage.BLOCKS, make)
 
@@ -287,7 +305,7 @@ class CandidateFactory:
         def make() -> Made:
             steps = [*actions, {"refit": "least-squares"}]
             done = take_step(PlanStep("prune", tuple(steps)), ground.evidence)
-            return ground.plan.then("prune", steps, CALIBRATION), done.model, done.notes
+            return ground.plan.then("prune", steps, self.samples), done.model, done.notes
 
         return self._candidate(name, Stage.PRUNING, make)
 
@@ -365,6 +383,17 @@ class CandidateFactory:
                 evidence = self._evidence(take_step(bare, evidence).model)
         channels = evidence.channels
         return lambda value: channels.kept(value, removal)
+
+
+def _seconds_of_one(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> float:
+    """Seconds of the model on one sample, roughly."""
+    session = open_session(model)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        run(session, feeds)
+        times.append(time.perf_counter() - start)
+    return max(min(times), 1e-9)
 
 
 def blocks_name(count: int) -> str:

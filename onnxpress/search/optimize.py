@@ -157,7 +157,9 @@ def _search(
         progress(stage, SEARCH_ENDS * search_part + share * (1 - search_part))
 
     store = record.store if record is not None else None
-    factory = CandidateFactory(original, splits.calibrate, scorer, this_machine(), options.seed, store)
+    factory = CandidateFactory(
+        original, splits.calibrate, scorer, this_machine(), options.seed, store, options.time_budget
+    )
     target = _target(original, factory, options)
     search = Search(factory, judged.max_drop, options.goal, budget, search_progress, record, target=target)
     interrupted = False
