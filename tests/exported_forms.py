@@ -175,6 +175,15 @@ def scattered(net: Net, draw: st.DrawFn, x: str) -> str:
     return net.op("Transpose", [written], w, perm=[1, 2, 0, 3])
 
 
+def picked(net: Net, draw: st.DrawFn, x: str) -> str:
+    """Some positions of a map, as `x[:, :, rows, columns]` is exported."""
+    w = net.widths[x]
+    turned = net.op("Transpose", [x], w, perm=[2, 3, 0, 1])
+    places = net.constant(np.array([[0, 0], [1, 2], [2, 1], [1, 1]], np.int64))
+    found = net.op("Transpose", [net.op("GatherND", [turned, places], w)], w, perm=[1, 2, 0])
+    return net.op("Unsqueeze", [found, ints(net, 3)], w)
+
+
 def channels_last(net: Net, draw: st.DrawFn, x: str) -> str:
     """A dense layer between two Transposes, as exporters of channels-last frameworks leave it."""
     w = net.widths[x]
@@ -194,6 +203,7 @@ FORMS: tuple[Rule, ...] = (
     grid_sampled,
     summed_up,
     scattered,
+    picked,
     channels_last,
 )
 

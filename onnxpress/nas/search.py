@@ -175,11 +175,8 @@ class _SearchRun:
         if limited.trainees < request.trainees:
             text = f"the time suffices for {limited.trainees} of {request.trainees} trainings only"
             result.notes.append(f"{text}: increase `time_budget`")
-        slow = [n.name for n in networks if n.on_front and timing.ratio(n.name).high < 1]
-        if slow:
-            whose = "the teacher" if self.evaluator.trainer.teacher is not None else "the model they are like"
-            result.notes.append(f"slower than {whose}: {', '.join(slow)}")
-        result.notes += timing.warnings
+        whose = "the teacher" if self.evaluator.trainer.teacher is not None else "the model they are like"
+        result.notes += [*slower_notes(networks, timing, whose), *timing.warnings]
         return result
 
     def _train_selected(self, selected: Sequence[tuple[int, TrialResult]], request: NasRequest) -> list[FoundNetwork]:
@@ -250,6 +247,12 @@ class _SearchRun:
             trainee.trainings, trainee.seconds, macs=int(facts["macs"]), parameters=int(facts["parameters"]),
             bytes=len(data), peak_memory=int(facts["peak_memory"]),
         )  # fmt: skip
+
+
+def slower_notes(networks: Sequence[FoundNetwork], timing: LatencyComparison, whose: str) -> list[str]:
+    """Names the networks of the front that are measurably slower than the model that they are compared with."""
+    slow = [n.name for n in networks if n.on_front and timing.ratio(n.name).high < 1]
+    return [f"slower than {whose}: {', '.join(slow)}"] if slow else []
 
 
 def limit_trainees(request: NasRequest, seconds: float) -> NasRequest:

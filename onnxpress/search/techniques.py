@@ -24,7 +24,10 @@ from onnxpress.search.search import Search, allowed, prune_name
 _HANDLED = frozenset(("simplify", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
 _LOSSES = (0.1, 0.01, 0.001)  # total predicted relative squared error of the outputs, the largest first
 _SLICE = 0.12  # share of the time budget that one analysis may take
-_RATIOS, _LESS = (0.2, 0.35, 0.5, 0.65, 0.8), (0.1, 0.05)  # of channels: further and further; where 0.2 is too much
+_RATIOS, _LESS = (
+    (0.2, 0.35, 0.5, 0.65, 0.8, 0.9),
+    (0.1, 0.05),
+)  # of channels: further; where 0.2 is too much
 _BETWEEN = 2  # ratios tried between what is allowed and what is not
 _FAR = 3.0  # times the allowed drop, from which more of the same is hopeless
 _COMFORTABLE = 0.3  # of the allowed drop: int8 that uses less needs no better recipe

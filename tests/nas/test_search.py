@@ -13,11 +13,14 @@ import pytest
 
 pytest.importorskip("optuna")
 
+from onnxpress.measure.score import Score
 from onnxpress.model.files import load, to_bytes
 from onnxpress.nas.request import NasRequest, request_from_dict
-from onnxpress.nas.search import limit_trainees, select_promising
+from onnxpress.nas.search import FoundNetwork, limit_trainees, select_promising, slower_notes
 from onnxpress.nas.strategies.study import Study, TrialResult
+from onnxpress.runtime.latency import LatencyComparison, Ratio
 from onnxpress.runtime.session import open_session, run
+from tests import nets
 
 
 @pytest.mark.parametrize(("seconds", "trainees", "keep"), [(5400, 8, 2), (300, 8, 2), (20, 2, 2), (2, 1, 1)])
@@ -38,7 +41,6 @@ def test_a_teacher_with_batch_size_one_and_probabilities(tmp_path: Path) -> None
     from onnxpress.nas.search import search
     from onnxpress.nas.spaces.network import NetworkBuilder
     from onnxpress.runtime.machine import this_machine
-    from tests import nets
 
     net = NetworkBuilder()
     x = net.global_pool(net.conv_norm(net.input("image", (3, 8, 8)), 16))
@@ -89,6 +91,17 @@ def test_every_latency_level_has_trainees() -> None:
     assert [(level, e.number) for level, e in found] == [(0, 0), (1, 4), (0, 1), (1, 5)]
     assert [e.number for _, e in select_promising(results, replace(request, keep=1))] == [0, 1, 2, 3]
     assert len(select_promising(results[:2], request)) == 2
+
+
+def test_what_is_slower_than_the_teacher_is_named() -> None:
+    """Of the networks on the front, where the whole interval lies below 1."""
+    score = Score("top-1", 0.9, 0.9, 0.0, 0.0, 0.0, 10)
+    model = nets.residual()
+    networks = [FoundNetwork(n, {}, model, score, score, [], on_front=n != "off") for n in ("slow", "same", "off")]
+    highs = {"slow": 0.9, "same": 1.05, "off": 0.5}
+    timing = LatencyComparison((), tuple(Ratio(n, "anchor", high - 0.1, high - 0.2, high) for n, high in highs.items()))
+    assert slower_notes(networks, timing, "the teacher") == ["slower than the teacher: slow"]
+    assert slower_notes(networks[1:], timing, "the teacher") == []
 
 
 def test_categorical_choices_are_selected_in_turn() -> None:

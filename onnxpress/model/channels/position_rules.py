@@ -43,6 +43,17 @@ def _gather(flow: Flow, node: ir.Node) -> None:
     return flow.write(node.outputs[0], np.take(labels, index, axis=axis))
 
 
+def _gather_nd(flow: Flow, node: ir.Node) -> None:
+    """Slices at positions: channels on the axes behind the indexed ones pass."""
+    labels, places = flow.read(node.inputs[0]), read.constant(node.inputs[1])
+    indices = places.shape if places is not None else flow.shape(node.inputs[1])
+    flow.freeze(flow.read(node.inputs[1]), f"GatherND ({node.name}) reads them as positions")
+    first = read.int_attribute(node, "batch_dims", 0) + (indices[-1] if indices else 0)
+    if labels is None or not indices or any(a < first for a in varying_axes(labels)):
+        return freeze_inputs(flow, node, f"GatherND ({node.name}) selects among channels")
+    return flow.write(node.outputs[0], labels.reshape((1,) * (len(indices) - 1) + labels.shape[first:]))
+
+
 def _resize(flow: Flow, node: ir.Node) -> None:
     """Sizes or scales must not change the axes of channels."""
     labels, source, target = flow.read(node.inputs[0]), flow.shape(node.inputs[0]), flow.shape(node.outputs[0])
@@ -98,6 +109,7 @@ def _scatter_nd(flow: Flow, node: ir.Node) -> None:
 RULES: dict[str, Callable[[Flow, ir.Node], None]] = {
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "GridSample": _grid_sample,
     "CumSum": _cumulative,
     "ScatterND": _scatter_nd,

@@ -49,6 +49,7 @@ def test_cut_models_compute_what_the_mask_means(rule: exported_forms.Rule) -> No
         (exported_forms.grid_sampled, []),
         (exported_forms.summed_up, [2]),
         (exported_forms.scattered, []),
+        (exported_forms.picked, []),
         (exported_forms.zeros_beside, [False, True]),
         (exported_forms.zeros_beside, [True, False, False]),
         (exported_forms.spelled_activation, ["quick"]),
