@@ -1,6 +1,6 @@
 """Makes candidates: each a plan, the model it gives, and its score on the selection samples.
 
-The workshop keeps the evidence of the exact-reduced model, from which int8 and pruned models are built, so that every
+The factory keeps the evidence of the exact-reduced model, from which int8 and pruned models are built, so that every
 candidate costs its own work only.
 """
 
@@ -42,18 +42,17 @@ from onnxpress.passes.weights.share import ShareOptions
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan.candidate_store import Candidate, CandidateStore, Stage, candidate_id, model_of
 from onnxpress.plan.exact_base import FALLBACK, exact_base
-from onnxpress.plan.plan import CALIBRATION, Plan, PlanStep, as_stored, new_plan, take_step
+from onnxpress.plan.plan import Plan, PlanStep, as_stored, new_plan, take_step
 from onnxpress.progress import Progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
-from onnxpress.runtime.session import open_session, run
+from onnxpress.search.calibration_samples import samples_within
 from onnxpress.search.pruning_base import PruningBase
 from onnxpress.train.distillation.feature_matching import KeptChannels
 from onnxpress.train.settings import TrainingSettings
 
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
-_PASS_SHARE, _LEAST_SAMPLES = 0.01, 32  # of the time budget for one pass over the calibration samples, and their number
 _QUICK = RecipeOptions("mse", False, "nearest")
 _RECIPE = "recipe of int8"  # among the facts of a run
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
@@ -86,7 +85,7 @@ class CandidateFactory:
         self.original, self.scorer, self.machine, self.seed = original, scorer, machine, seed
         self.store = store or CandidateStore()
         self.learn = calibrate
-        self.samples = self._samples_within(time_budget)
+        self.samples = samples_within(original, calibrate, time_budget, self.store)
         self.calibrate = calibrate.take(self.samples)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
         self._plan = new_plan(original, calibrate, seed)
@@ -95,18 +94,6 @@ class CandidateFactory:
         self.prepared = 0.0  # seconds of work that later candidates do not need again
         self.exact_evidence: Evidence | None = None
         self.exact_plan = self._plan
-
-    def _samples_within(self, time_budget: float) -> int:
-        """The number of calibration samples that candidates are made from; kept with the run, as plans hold it."""
-        known = self.store.get_meta("calibration samples")
-        if known is None:
-            found = CALIBRATION
-            if math.isfinite(time_budget):
-                seconds = _seconds_of_one(self.original, next(iter(self.learn.batches(1))).inputs)
-                found = int(min(max(_PASS_SHARE * time_budget / seconds, _LEAST_SAMPLES), CALIBRATION))
-            known = found
-            self.store.set_meta("calibration samples", known)
-        return int(known)
 
     def exact(self) -> Candidate:
         """The model after the exact rewrites: the base of everything else."""
@@ -383,17 +370,6 @@ class CandidateFactory:
                 evidence = self._evidence(take_step(bare, evidence).model)
         channels = evidence.channels
         return lambda value: channels.kept(value, removal)
-
-
-def _seconds_of_one(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> float:
-    """Seconds of the model on one sample, roughly."""
-    session = open_session(model)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        run(session, feeds)
-        times.append(time.perf_counter() - start)
-    return max(min(times), 1e-9)
 
 
 def blocks_name(count: int) -> str:

@@ -34,7 +34,7 @@ from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalist_scores import FinalistScores, what_samples_tell
 from onnxpress.search.pareto import pareto_front
 from onnxpress.search.request import OptimizeOptions
-from onnxpress.search.search import Search, allowed
+from onnxpress.search.search import Search, allowed, uses_little
 
 _FINALISTS = 5
 _BOUNDS = (0, 1, 2, 5)  # times the metric's default drop, for which the fastest candidate is named
@@ -198,8 +198,13 @@ def _selected(search: Search, options: OptimizeOptions) -> list[Candidate]:
     quick = {c.id: c.quick or 0.0 for c in search.found}
     ranked = _ranked(able, quick, options.goal, _ROUGHLY * search.target)
     sure = _ranked(able, quick, options.goal, search.target / _ROUGHLY)[:1]  # where the others' times were lucky
-    ranked = ranked[:_FINALISTS] + [c for c in sure if c not in ranked[:_FINALISTS]]
-    return ranked + [c for c in search.found if c.exact]
+    # The fastest may all use most of the allowed drop, and validation refuse them.
+    safe = _ranked([c for c in able if uses_little(c, search.max_drop)], quick, options.goal, 0.0)[:1]
+    found = ranked[:_FINALISTS]
+    for candidate in (*sure, *safe):
+        if candidate not in found:
+            found.append(candidate)
+    return found + [c for c in search.found if c.exact]
 
 
 def _first_accepted(

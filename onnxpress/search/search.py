@@ -28,6 +28,7 @@ T = TypeVar("T")
 Progress = Callable[[str, float], None]
 SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
 _TIMED, _LEAST_TIMED, _MOST_TIMED = 0.01, 0.25, 0.8  # of a candidate: share of the time budget, bounds in seconds
+_SAFE = 0.5  # share of the allowed drop
 _CHANGED_BY_LUCK = 1.5  # answers on the border between two classes, which any change may move
 _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 
@@ -66,6 +67,11 @@ def allowed(candidate: Candidate, max_drop: float) -> bool:
 def prune_name(options: PruneOptions) -> str:
     """A pruned candidate's name."""
     return f"prune {options.ratio:.0%}" + ("" if options.scope == INTERNAL else " all")
+
+
+def uses_little(candidate: Candidate, max_drop: float) -> bool:
+    """Whether it is allowed with half of the drop to spare, so that other samples hardly refuse it."""
+    return allowed(candidate, max_drop) and candidate.score.used(max_drop) <= _SAFE
 
 
 @dataclass
@@ -108,6 +114,10 @@ class Search:
         """What a candidate gives of the goal: the logarithm of its speed-up, or of how much smaller it is."""
         ratio = self.original_size / candidate.size if self.goal == "size" else candidate.quick or 1.0
         return math.log(max(ratio, 1e-3))
+
+    def safe_value(self) -> float:
+        """What the best candidate that has drop to spare gives of the goal."""
+        return max((self.worth(c) for c in self.found if uses_little(c, self.max_drop)), default=0.0)
 
     def value(self) -> float:
         """What the best candidate that holds on the selection samples gives of the goal."""

@@ -18,7 +18,7 @@ from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.plan.plan import PlanStep
 from onnxpress.search.candidate_factory import blocks_name
 from onnxpress.search.scheduling import LITTLE, UNKNOWN, Technique, schedule
-from onnxpress.search.search import Search, allowed, prune_name
+from onnxpress.search.search import Search, allowed, prune_name, uses_little
 
 # Passes that a technique of this file uses, the exact base, or training; every other pass has a technique of its own.
 _HANDLED = frozenset(("simplify", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
@@ -188,25 +188,56 @@ def fewer_bits(search: Search) -> Iterator[None]:
 
 
 def int8_of_others(search: Search) -> Iterator[None]:
-    """The chosen nodes in int8, of the best candidates of other techniques."""
+    """The chosen nodes in int8, of the best candidates of other techniques; where none is left, the nodes that the
+    clock prefers for the best of them."""
     while True:
-        waiting = _without_int8(search)
-        if waiting:
+        if waiting := _without_int8(search):
             candidate = waiting[0]
             search.report(f"{candidate.name} + int8")
             search.attempted.add(candidate.id)
             search.attempt(f"{candidate.name} + int8", partial(search.in_int8, candidate))
+        elif (best := _best_unmixed(search)) is not None:
+            search.report(f"which nodes of {best.name} gain from int8")
+            search.attempted.add(f"mix of {best.id}")
+            search.attempt(f"{best.name} + int8 mixed", partial(_mixed, search, best))
         yield
 
 
 def _without_int8(search: Search) -> list[Candidate]:
-    """Allowed candidates of other techniques whose form in int8 may be the best, the best first."""
-    if not search.chosen or _int8_gain(search) <= 0:
+    """Candidates of other techniques whose form in int8 may be the best, or the best with drop to spare; the best
+    first."""
+    gain = _int8_gain(search)
+    if not search.chosen or gain <= 0:
         return []
-    able = [c for c in search.found if c.stage not in (Stage.INT8, Stage.EXACT, Stage.LOW_BIT) and not c.int8]
-    good = [c for c in able if allowed(c, search.max_drop) and c.id not in search.attempted]
-    worth = [c for c in good if search.worth(c) + _int8_gain(search) > search.value() + math.log(_FASTER)]
+    left = [c for c in _of_others(search) if c.id not in search.attempted]
+    worth = [c for c in left if search.worth(c) + gain > search.value() + math.log(_FASTER)]
+    if not worth:
+        spare = [c for c in left if uses_little(c, search.max_drop)]
+        worth = [c for c in spare if search.worth(c) + gain > search.safe_value() + math.log(_FASTER)]
     return sorted(worth, key=search.worth, reverse=True)
+
+
+def _of_others(search: Search) -> list[Candidate]:
+    """Allowed candidates in float, of other techniques."""
+    able = [c for c in search.found if c.stage not in (Stage.INT8, Stage.EXACT, Stage.LOW_BIT) and not c.int8]
+    return [c for c in able if allowed(c, search.max_drop)]
+
+
+def _best_unmixed(search: Search) -> Candidate | None:
+    """The best of them, where some of its nodes may be better in float and that was not looked at."""
+    best = max(_of_others(search), key=search.worth, default=None)
+    if best is None or search.goal != "latency" or f"mix of {best.id}" in search.attempted:
+        return None
+    return best if any(c.parent == best.id for c in search.found) else None
+
+
+def _mixed(search: Search, candidate: Candidate) -> None:
+    factory = search.factory
+    evidence = factory.evidence(candidate)
+    start = factory.int8_nodes(evidence)
+    nodes, how = factory.select_int8_by_latency(start, search.slice(_SLICE), candidate)
+    if nodes and nodes != start:
+        search.keep(factory.int8(f"{candidate.name} + int8 mixed", nodes, candidate, evidence)).notes.append(how)
 
 
 def _int8_gain(search: Search) -> float:
@@ -228,7 +259,9 @@ def _refined_promise(search: Search) -> float:
 
 def _int8_promise(search: Search) -> float:
     waiting = _without_int8(search)
-    return max(search.worth(waiting[0]) + _int8_gain(search) - search.value(), LITTLE) if waiting else 0.0
+    if waiting:
+        return max(search.worth(waiting[0]) + _int8_gain(search) - search.value(), LITTLE)
+    return LITTLE / 2 if _best_unmixed(search) is not None else 0.0
 
 
 def _best_without_blocks(search: Search) -> Candidate | None:

@@ -29,7 +29,7 @@ from onnxpress.passes.pruning.obs_selection import ErrorCurve
 from onnxpress.passes.pruning.options import ALL, UNIFORM, PruneOptions
 
 _GOAL_TOLERANCE = 1.001  # a cost of at most this multiple of its goal meets the goal
-_LOSS_SAMPLES = 48  # on which the loss of narrowing one group is measured
+_LOSS_SAMPLES = 96  # on which the loss of narrowing one group is measured
 _UNIFORM_STEPS = 50  # uniform ratios that are tried for a goal other than a ratio
 
 
