@@ -14,7 +14,7 @@ Source: onnxruntime's docs/ContribOperators.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +37,8 @@ def unfuse(model: ir.Model) -> None:
 
 def _fused_conv(model: ir.Model, node: ir.Node) -> None:
     kind = _text(node, "activation")
-    numbers = [float(v) for v in read.attribute(node, "activation_params", ()) or ()]  # type: ignore[attr-defined]
+    given = node.attributes.get("activation_params")
+    numbers = [float(v) for v in given.as_floats()] if given is not None else []
     names = _ACTIVATION_PARAMETERS.get(kind, ())
     if (kind not in _ACTIVATION_PARAMETERS and kind not in _PLAIN and kind) or len(names) != len(numbers):
         return
@@ -122,11 +123,11 @@ def _made(
     model: ir.Model,
     node: ir.Node,
     kind: str,
-    inputs: object,
+    inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, object] | None = None,
 ) -> ir.Value:
     """The output of a new standard node before a fused one."""
-    return edit.insert_before(model, node, kind, list(inputs), f"{read.node_label(node)}_{kind}", attributes)  # type: ignore[call-overload]
+    return edit.insert_before(model, node, kind, inputs, f"{read.node_label(node)}_{kind}", attributes)
 
 
 def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
