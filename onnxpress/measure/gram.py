@@ -1,7 +1,8 @@
 """Second moments of layer inputs, and of inputs with target outputs, accumulated in one stream.
 
-Everything accumulates in float64.  Rows are sampled, deterministically, so that a layer takes about ROWS_PER_COLUMN
-rows per column whatever the number of samples: spatially adjacent rows are redundant.
+Everything accumulates in float64; of wide layers the products of one batch are computed in float32.  Rows are sampled,
+deterministically, so that a layer takes about ROWS_PER_COLUMN rows per column whatever the number of samples: spatially
+adjacent rows are redundant.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ ROWS_PER_COLUMN = 32
 MIN_ROWS = 6144
 WIDE = 2304  # columns from which a Gram matrix is kept per channel instead of per (channel, tap)
 _PASS_BYTES = 512 * 2**20
+_FAST_FROM = 256  # columns from which products are computed in float32: their rounding is far below any damping
 
 
 @dataclass
@@ -55,17 +57,18 @@ class Moments:
         Rows that are not finite are left out: attention gives NaN at positions that are masked wholly, and nobody reads
         them.
         """
-        x, y = x.astype(np.float64), None if y is None else y.astype(np.float64)
-        if not np.isfinite(x.sum() + (0.0 if y is None else y.sum())):
+        kind = np.float32 if x.dtype == np.float32 and x.shape[1] >= _FAST_FROM else np.float64
+        x, y = x.astype(kind), None if y is None else y.astype(kind)
+        if not np.isfinite(x.sum(dtype=np.float64) + (0.0 if y is None else y.sum(dtype=np.float64))):
             finite = np.isfinite(x).all(axis=1) & (True if y is None else np.isfinite(y).all(axis=1))
             x, y = x[finite], None if y is None else y[finite]
         self.count += len(x)
-        self.x += x.sum(axis=0)
+        self.x += x.sum(axis=0, dtype=np.float64)
         self.xx += x.T @ x
         if y is not None:
-            self.y += y.sum(axis=0)
+            self.y += y.sum(axis=0, dtype=np.float64)
             self.yx += y.T @ x
-            self.yy += float((y * y).sum())
+            self.yy += float((y * y).sum(dtype=np.float64))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

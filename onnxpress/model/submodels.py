@@ -98,6 +98,25 @@ def set_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     return model
 
 
+def part(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[str]) -> ir.Model:
+    """The part of a model that computes the named values from those that some new inputs give, under the same names.
+
+    Other inputs of the model that this part reads remain inputs.
+    """
+    clone = model.clone()
+    clone.graph.outputs.clear()
+    values = {v.name: v for v in (*clone.graph.inputs, *(v for n in clone.graph for v in n.outputs))}
+    for port in inputs:
+        old = values[port.name]
+        old.name = unique_name(clone, f"{port.name}_inner")
+        old.replace_all_uses_with(port)
+        clone.graph.inputs.append(port)
+    set_outputs(clone, [values[name] for name in outputs])
+    for value in [v for v in clone.graph.inputs if not v.uses() and not v.is_graph_output()]:
+        clone.graph.inputs.remove(value)
+    return clone
+
+
 def between(model: ir.Model, source: str, output: str) -> ir.Model:
     """The part of a model from one value to a later one, with `source` as an input.
 

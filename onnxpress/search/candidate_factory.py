@@ -46,8 +46,8 @@ from onnxpress.plan.plan import Plan, PlanStep, as_stored, new_plan, take_step
 from onnxpress.progress import Progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine
-from onnxpress.search.calibration_samples import samples_within
 from onnxpress.search.pruning_base import PruningBase
+from onnxpress.search.sample_counts import samples_within
 from onnxpress.train.distillation.feature_matching import KeptChannels
 from onnxpress.train.settings import TrainingSettings
 

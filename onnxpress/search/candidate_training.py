@@ -23,7 +23,7 @@ from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Stage, candidate_id
 from onnxpress.progress import Progress, sub_progress
 from onnxpress.search.candidate_factory import UnrepairedCandidate, blocks_name
-from onnxpress.search.search import SEARCH_ENDS, Search, allowed, prune_name
+from onnxpress.search.search import Search, allowed, prune_name
 
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 # Of the time of the fastest that the selection samples allow without training.  At its own time, too: few samples may
@@ -93,7 +93,7 @@ def latency_levels(
 
     more_time: for the order of the blocks, where the search before had not enough; timing_seconds: of timing a student.
     """
-    search.progress("preparing students", SEARCH_ENDS)
+    search.progress("preparing students", search.budget.searching)
     search.attempt("order of blocks", lambda: search.factory.removal_order(more_time))
     start = min(1 / (c.quick or 1.0) for c in search.found if allowed(c, search.max_drop))
     specs = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]

@@ -27,6 +27,7 @@ from onnxpress.passes.int8.static_int8 import refusals
 from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, model_of
 from onnxpress.plan.plan import Plan, new_plan
+from onnxpress.progress import Progress
 from onnxpress.result import Result, size_change_text
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
 from onnxpress.runtime.session import SessionSettings
@@ -141,15 +142,16 @@ def finalists(
     original: ir.Model, splits: Splits, search: Search, options: OptimizeOptions, seconds: float
 ) -> OptimizeResult:
     """Time the finalists together, then check them on the validation samples from the best down."""
-    search.progress("timing the finalists", 0.75)
+    report = _report(search)
+    report("timing the finalists", 0.0)
     timed = _selected(search, options)
     final = compare_latency(
         {"original": original, **{c.id: c.data for c in timed}},
         search.factory.feeds,
         Effort(seconds=seconds, precision=0.004, threads=options.threads, seed=options.seed),
-        progress=lambda done: search.progress("timing the finalists", 0.75 + 0.15 * done),
+        progress=lambda done: report("timing the finalists", 0.6 * done),
     )
-    search.progress("validating", 0.92)
+    report("validating", 0.6)
     rejected: dict[str, list[str]] = {}
     accepted, score, looks = _first_accepted(original, splits, search, options, (timed, final, rejected))
     result = _result(original, search, (accepted, score, final), rejected, looks)
@@ -163,7 +165,7 @@ def finalists(
     if search.untried:
         result.notes.append(f"`time_budget` was over before these were tried: {', '.join(search.untried)}")
     if accepted is not None:
-        search.progress("profiling", 0.97)
+        report("profiling", 0.95)
         if _PROFILED_RUNS * final.timings[0].median < 2 * _PROFILE_SHARE * options.time_budget:
             feeds = search.factory.feeds[0]
             result.profile_comparison = _profiles(original, model_of(accepted), feeds, options)
@@ -171,8 +173,14 @@ def finalists(
     result.judged_by = search.factory.scorer.judge.text()
     result.sample_notes = what_samples_tell(splits, score, search.max_drop)
     result.other_bounds = other_bounds(search, final)
-    search.progress("done", 1.0)
+    report("done", 1.0)
     return result
+
+
+def _report(search: Search) -> Progress:
+    """Progress of what follows the search."""
+    start = search.budget.searching
+    return lambda stage, done: search.progress(stage, start + (1 - start) * done)
 
 
 def other_bounds(search: Search, final: LatencyComparison | None) -> list[OtherBound]:

@@ -32,7 +32,12 @@ from onnxpress.search import candidate_training, techniques
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalists import OptimizeResult, finalists, summary
 from onnxpress.search.request import OptimizeOptions
-from onnxpress.search.search import SEARCH_ENDS, Search, TimeBudget
+from onnxpress.search.sample_counts import splits_within
+from onnxpress.search.search import Search, TimeBudget
+
+_LEAST_SEARCHING, _MOST_SEARCHING = 0.5, 0.8  # shares of the time budget
+_VALIDATIONS = 3  # of models: the original, and about two finalists
+_END_SHARE = 0.05  # of the time budget: the result is written, and profiled
 
 
 @dataclass(frozen=True)
@@ -85,17 +90,19 @@ def optimize(
         check_target(output, *([path] if path is not None else []))
     original = open_model(model)
     check_size(original)
-    splits = as_parts(data, original)
-    doubts = [] if isinstance(data, Splits) else first_doubts(original, splits.select)
+    everything = as_parts(data, original)
+    doubts = [] if isinstance(data, Splits) else first_doubts(original, everything.select)
     progress("measuring the original", 0.0)
     budget = TimeBudget(options.time_budget)
+    splits, validating, fewer = splits_within(original, everything, options.time_budget)
+    budget.searching = _search_share(options, validating)
     scorer = Scorer(original, splits.select, "selection samples", options.quality)
     # Before there is a record: a metric that does not fit leaves nothing behind.
     judged = _Judged(original, scorer, scorer.allowed_drop(options.max_drop), budget)
-    record = _record(original, splits, options, output, run, str(path or "")) if output is not None else None
+    record = _record(original, everything, options, output, run, str(path or "")) if output is not None else None
     try:
         result = _search(judged, splits, options, progress, record, strategy or Strategy())
-        result.notes[:0] = doubts
+        result.notes[:0] = doubts + fewer
         if output is not None and record is not None:
             if result.improved:
                 write_atomic(output, result.data)
@@ -151,10 +158,10 @@ def _search(
 
     def search_progress(stage: str, share: float) -> None:
         """The progress of the search, in whose middle the training lies."""
-        progress(stage, share * search_part if share <= SEARCH_ENDS else 1 - (1 - share) * search_part)
+        progress(stage, share * search_part if share <= budget.searching else 1 - (1 - share) * search_part)
 
     def train_progress(stage: str, share: float) -> None:
-        progress(stage, SEARCH_ENDS * search_part + share * (1 - search_part))
+        progress(stage, budget.searching * search_part + share * (1 - search_part))
 
     store = record.store if record is not None else None
     factory = CandidateFactory(
@@ -194,3 +201,9 @@ def _identity(original: ir.Model, splits: Splits, options: OptimizeOptions, mach
 
 def _timing_seconds(options: OptimizeOptions) -> float:
     return max(4.0, min(40.0, 0.15 * options.time_budget))
+
+
+def _search_share(options: OptimizeOptions, validating: float) -> float:
+    """Share of the time budget until which candidates are made.  validating: seconds of validating one model."""
+    rest = _timing_seconds(options) + _VALIDATIONS * validating + _END_SHARE * options.time_budget
+    return min(max(1 - rest / options.time_budget, _LEAST_SEARCHING), _MOST_SEARCHING)

@@ -5,7 +5,8 @@ second. After that the one goes on from which the largest gain of the best candi
 best candidate grew is expected to grow on, by somewhat less with each step, in the time that its last step took; it may
 need several steps until it overtakes the best. One that did not is expected to gain little, less with every such step,
 and of one that was not tried something is expected. None takes more than a third of the time while others wait for
-their first step. A step that would not end in time, by what the last one took, is not started.
+their first step: a step that does not end within that time is stopped. A step that would not end in time, by what the
+last one took, is not started.
 
 All values are logarithms of speed-ups (or of how much smaller a file is): what independent techniques give adds up.
 """
@@ -101,12 +102,13 @@ def schedule(
     techniques: Sequence[Technique],
     value: Callable[[], float],
     seconds_left: Callable[[], float],
-    step: Callable[[Technique], Step],
+    step: Callable[[Technique, float], Step],
     clock: Clock = time.perf_counter,
 ) -> list[Technique]:
     """Let techniques work in turn until time is over or none has anything to do; returns those that were never tried.
 
-    value: of the best candidate so far. seconds_left: of the search. step: takes one step of a technique.
+    value: of the best candidate so far. seconds_left: of the search. step: takes one step of a technique,
+    within some seconds.
     """
     working, whole = list(techniques), max(seconds_left(), 1e-9)
     while (left := seconds_left()) > 0:
@@ -122,7 +124,8 @@ def schedule(
             modest = [v for v in able if not waiting or v.total_seconds < _MOST * whole] or able
             technique = max(modest, key=lambda v: gains[v.name] / v.expected_seconds(_PRIOR_SECONDS * whole))
         start = clock()
-        done = step(technique)
+        others_wait = any(v is not technique and v.like is None and not v.taken for v in working)
+        done = step(technique, min(left, _MOST * whole) if others_wait else left)
         if not done.more:
             working.remove(technique)
         technique.record(done, clock() - start)

@@ -21,12 +21,13 @@ from onnxpress.passes.pruning.options import INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, compare_latency
+from onnxpress.runtime.time_limit import OutOfTime, time_limit
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.scheduling import Step, Technique
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
-SEARCH_ENDS = 0.72  # of the time budget; the rest is for timing the finalists and validating
+_BASE_SHARE = 1 / 3  # of the time of the search, for the exact reductions at most
 _TIMED, _LEAST_TIMED, _MOST_TIMED = 0.01, 0.25, 0.8  # of a candidate: share of the time budget, bounds in seconds
 _SAFE = 0.5  # share of the allowed drop
 _CHANGED_BY_LUCK = 1.5  # answers on the border between two classes, which any change may move
@@ -35,9 +36,13 @@ _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, As
 
 @dataclass
 class TimeBudget:
-    """A budget of wall-clock seconds, and how much of it is used."""
+    """A budget of wall-clock seconds, and how much of it is used.
+
+    searching: share of it until which candidates are made; the rest is for timing the finalists and validating
+    """
 
     seconds: float
+    searching: float = 0.72
     start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -96,19 +101,19 @@ class Search:
     attempted: set[str] = field(default_factory=set)
     untried: list[str] = field(default_factory=list)
 
-    def step(self, technique: Technique) -> Step:
-        """Take one step of a technique. What fails is recorded, and has no more steps."""
+    def step(self, technique: Technique, seconds: float) -> Step:
+        """Take one step of a technique, within some seconds. What fails is recorded, and has no more steps."""
         before, prepared = len(self.found), self.factory.prepared
-        more = self.attempt(technique.name, lambda: next(technique.steps, True) is None)
+        more = self.attempt(technique.name, lambda: next(technique.steps, True) is None, seconds)
         added = [self.worth(c) for c in self.found[before:] if allowed(c, self.max_drop)]
         return Step(bool(more), max(added, default=None), self.factory.prepared - prepared)
 
     def seconds_left(self) -> float:
-        return SEARCH_ENDS * self.budget.seconds - self.budget.used
+        return self.budget.searching * self.budget.seconds - self.budget.used
 
     def slice(self, share: float) -> Callable[[], bool]:
         """A question: is less than this share of the budget used from now on, and time left?"""
-        return self.budget.until(min(self.budget.share_used + share, SEARCH_ENDS))
+        return self.budget.until(min(self.budget.share_used + share, self.budget.searching))
 
     def worth(self, candidate: Candidate) -> float:
         """What a candidate gives of the goal: the logarithm of its speed-up, or of how much smaller it is."""
@@ -132,11 +137,12 @@ class Search:
         return candidate.plan.to_json() in {c.plan.to_json() for c in self.found}
 
     def report(self, stage: str) -> None:
-        self.progress(stage, min(SEARCH_ENDS, self.budget.share_used))
+        self.progress(stage, min(self.budget.searching, self.budget.share_used))
 
     def make_base(self) -> bool:
         """Make the base of everything else; whether there is one."""
-        if self.attempt("exact reductions", lambda: self.keep(self.factory.exact())) is None:
+        seconds = _BASE_SHARE * self.budget.searching * self.budget.seconds
+        if self.attempt("exact reductions", lambda: self.keep(self.factory.exact()), seconds) is None:
             self.attempt("clean-up", lambda: self.keep(self.factory.bare()))
         return self.factory.exact_evidence is not None
 
@@ -147,15 +153,21 @@ class Search:
             ids |= more
         return [c for c in self.found if c.id in ids]
 
-    def attempt(self, name: str, work: Callable[[], T]) -> T | None:
-        """The result of a piece of work; None where it failed, which is recorded."""
+    def attempt(self, name: str, work: Callable[[], T], seconds: float = math.inf) -> T | None:
+        """The result of a piece of work; None where it failed, or did not end within some seconds, which is
+        recorded."""
         try:
-            return work()
+            with time_limit(seconds):
+                return work()
+        except OutOfTime:
+            if not math.isfinite(seconds):  # another limit, of what this is a part of
+                raise
+            self.failed[name] = f"it did not end within {seconds:.0f} s: increase `time_budget`"
         except _FAILURES as error:
             self.failed[name] = error.line() if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
-            if self.run is not None:
-                self.run.set(failed=self.failed)
-            return None
+        if self.run is not None:
+            self.run.set(failed=self.failed)
+        return None
 
     def keep(self, candidate: Candidate) -> Candidate:
         """Time a candidate shortly, and record it."""

@@ -194,7 +194,7 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
     outcome = optimize(
         model,
         splits,
-        OptimizeOptions(time_budget=8),
+        OptimizeOptions(time_budget=12),
         output=tmp_path / "o.onnx",
         progress=killer("pruning", KeyboardInterrupt),
     )

@@ -31,13 +31,15 @@ class World:
         for _ in self.ladders[name]:
             yield
 
-    def step(self, technique: Technique) -> Step:
+    def step(self, technique: Technique, limit: float) -> Step:
         place = sum(n == technique.name for n in self.order)
         self.order.append(technique.name)
         if place >= len(self.ladders[technique.name]):
             return Step(False)
         value, seconds = self.ladders[technique.name][place]
-        self.now += seconds
+        self.now += min(seconds, limit)
+        if seconds > limit:
+            return Step(False)
         self.best = max(self.best, value or 0.0)
         return Step(True, value)
 
@@ -115,9 +117,23 @@ def test_a_step_that_would_not_end_in_time_is_not_begun() -> None:
     assert world.order == ["slow"]
 
 
+def test_a_step_is_stopped_after_a_third_of_the_time_while_others_wait() -> None:
+    world = World({"main": [(2.0, 20.0)], "other": [(0.5, 1.0)]}, budget=10)
+    assert world.run() == []
+    assert world.order == ["main", "other", "other"]
+    assert world.best == 0.5 and world.now <= 10 / 3 + 1
+
+
+def test_the_last_one_has_all_the_time_that_is_left() -> None:
+    world = World({"main": [(0.1, 1.0)], "other": [(0.5, 8.0)]}, budget=10)
+    world.run()
+    assert world.best == 0.5
+
+
 def test_levers_that_were_never_tried_are_named() -> None:
-    world = World({"main": [(0.1, 20.0)], "other": [(0.5, 1.0)]}, budget=10)
-    assert world.run() == ["other"]
+    world = World({name: [(0.1, 20.0)] for name in "abcd"}, budget=10)
+    assert world.run() == ["d"]
+    assert world.now <= 10
 
 
 def test_a_lever_with_nothing_to_do_now_waits_for_its_promise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,6 +14,7 @@ from onnxpress.plan.plan import new_plan
 from onnxpress.runtime.machine import this_machine
 from onnxpress.search import techniques
 from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.scheduling import Technique
 from onnxpress.search.search import Search, TimeBudget, uses_little
 from tests import nets
 
@@ -55,6 +57,21 @@ def test_candidates_with_drop_to_spare_get_an_int8_form_too(search: Search) -> N
     search.attempted.add(near.id)
     assert not uses_little(near, 0.01) and uses_little(spare, 0.01)
     assert techniques._without_int8(search) == [spare]
+
+
+def test_a_step_that_takes_too_long_is_stopped_and_said(search: Search) -> None:
+    """The time is looked at inside of a step, in whatever it is a part of."""
+
+    def steps() -> Iterator[None]:
+        while True:
+            search.attempt("a part of it", lambda: search.factory.scorer.score(search.factory.original))
+        yield
+
+    done = search.step(Technique("endless", steps()), 0.2)
+    assert not done.more
+    assert list(search.failed) == ["endless"]
+    assert "increase `time_budget`" in search.failed["endless"]
+    assert search.attempt("afterwards", lambda: 1) == 1
 
 
 def test_blocks_and_channels_together_promise_what_they_gave_apart(search: Search) -> None:

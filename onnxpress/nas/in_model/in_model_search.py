@@ -71,7 +71,7 @@ def explore(search: Search) -> None:
     if not search.make_base():
         return
     int8 = Technique("int8", techniques.int8(search))
-    while search.budget.share_used < _INT8_END and search.step(int8).more:
+    while search.budget.share_used < _INT8_END and search.step(int8, search.seconds_left()).more:
         pass
     search.attempt("replacements", lambda: _search_replacements(search))
 

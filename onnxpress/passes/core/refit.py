@@ -18,23 +18,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 import scipy.linalg
 
-from onnxpress.data.dataset import Dataset
-from onnxpress.measure.evidence import Evidence, stream
+from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.gram import WIDE, Moments, fit_moments
+from onnxpress.measure.layerwise_activations import LayerwiseActivations
 from onnxpress.measure.linear import LinearLayer, linear, set_linear
 from onnxpress.model import edit, read
 from onnxpress.model.channels.groups import Channels, Removal
 from onnxpress.model.normal_forms.tied_weights import is_table, tied_to
+from onnxpress.passes.core.refit_target import KeptChannels, RefitTarget, refit_target
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SHORTCUT_SHARES = (0.0, 0.5, 1.0)
-KeptChannels = Callable[[str], np.ndarray | None]
 _HOLDOUT_EVERY = 4  # every fourth batch is held out to choose the ridge
 
 
@@ -55,23 +55,6 @@ class RefitResult:
     after: float
     ridge: float | None
     share: float = 0.0
-
-
-@dataclass(frozen=True)
-class RefitTarget:
-    """Where the target values of a layer come from.
-
-    Attributes:
-        own: name of the value of the original model that corresponds to the layer's own output.
-        output: name of the value of the original model that is the target: `own`, or the residual sum behind it.
-        shortcut: name of the value of the changed model that is subtracted from `output`; None without a residual Add.
-        adder: the Add that holds the bias of a MatMul; None where the layer has its own bias or none.
-    """
-
-    own: str
-    output: str
-    shortcut: str | None
-    adder: ir.Node | None = None
 
 
 def refit_readers(original: Evidence, pruned: ir.Model, channels: Channels, removal: Removal) -> list[RefitResult]:
@@ -117,30 +100,142 @@ def refit_layers(
     Returns:
         One result per layer refitted by least squares.
     """
-    results: list[RefitResult] = []
-    done: set[int] = set()
-    tied = tied_to(changed)
-    for node in list(changed.graph):
-        if node.name not in names or id(node) in done:
-            continue
-        if node.op_type == "BatchNormalization":
-            _refit_batchnorm(original, changed, node)
-            continue
+    nodes = [n for n in changed.graph if n.name in names and (n.op_type == "BatchNormalization" or linear(n))]
+    if not nodes:
+        return []
+    refit = _Refit(original, changed, kept or (lambda _: None), roles or {}, nodes)
+    return [result for node in nodes if (result := refit.visit(node)) is not None]
+
+
+@dataclass
+class _Refit:
+    """A refit in progress.  nodes: to be refitted, in topological order; see `refit_layers` for the rest."""
+
+    original: Evidence
+    changed: ir.Model
+    kept: KeptChannels
+    roles: Mapping[str, str]
+    nodes: Sequence[ir.Node]
+    _done: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._tied = tied_to(self.changed)
+        data, known = self.original.samples(), self.original.trace.shapes
+        values = [v.name or "" for n in self.nodes for v in (n.inputs[0], n.outputs[0]) if v is not None]
+        batch = min((self.original.batch_for([name]) for name in values if name in known), default=1)
+        self._batch = min(batch, max(1, len(data) // _HOLDOUT_EVERY))
+        self._now = LayerwiseActivations(self.changed, data, self._batch, self.nodes)
+        self._then = LayerwiseActivations(self.original.model, data, self._batch)
+
+    def visit(self, node: ir.Node) -> RefitResult | None:
+        """Refit a node, and those that share its weight; None where it got no new weight."""
+        if id(node) in self._done:
+            return None
+        nodes = _layers_sharing_weight(node) if self._has_own_matrix(node) else [node]
         layer = linear(node)
+        result = None
         if layer is None:
-            continue
-        # a matrix that something else reads as well, as a table or turned, would become two
-        shared = node.inputs[1] is not None and (node.inputs[1].name in tied or is_table(node.inputs[1]))
-        if layer.weight.shape[1] > WIDE or shared:
-            _refit_bias(original, changed, node, layer)
-            continue
-        nodes = _layers_sharing_weight(node)
-        done |= {id(n) for n in nodes}
-        targets = [(n, refit_target(n, original, kept or (lambda _: None), roles or {})) for n in nodes]
-        result = _refit_layer(original, changed, kept or (lambda _: None), targets)
-        if result is not None:
-            results.append(result)
-    return results
+            self._refit_batchnorm(node)
+        elif self._has_own_matrix(node):
+            targets = [(n, refit_target(n, self.original, self.kept, self.roles)) for n in nodes]
+            result = self._refit_layer(layer, targets)
+        else:
+            self._refit_bias(node, layer)
+        self._done |= {id(n) for n in nodes}
+        self._now.finalize(nodes)
+        return result
+
+    def _has_own_matrix(self, node: ir.Node) -> bool:
+        """Whether a least-squares refit can change the weight.
+
+        Where something else reads the matrix as well, as a table or turned, there would be two.
+        """
+        layer, matrix = linear(node), node.inputs[1]
+        shared = matrix is not None and (matrix.name in self._tied or is_table(matrix))
+        return layer is not None and layer.weight.shape[1] <= WIDE and not shared
+
+    def _paired_activations(
+        self, names: Sequence[str], outputs: Sequence[str]
+    ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Activations of the changed and of the original model, batch by batch."""
+        yield from zip(self._now.values(names), self._then.values(outputs), strict=True)
+
+    def _refit_bias(self, node: ir.Node, layer: LinearLayer) -> None:
+        """Add the mean error of each output to the bias of a layer that is too wide for a least-squares refit."""
+        if layer.bias is None:
+            return
+        axis = 1 if node.op_type == "Conv" else -1
+        total, count = np.zeros(len(layer.weight)), 0
+        for now, then in self._paired_activations([layer.output], [layer.output]):
+            wanted, actual = then[layer.output], now[layer.output]
+            if wanted.shape != actual.shape:
+                return
+            rows = np.moveaxis(wanted - actual, axis, -1).reshape(-1, len(total))
+            total += rows.sum(axis=0, dtype=np.float64)
+            count += len(rows)
+        set_linear(self.changed, node, layer.weight, layer.bias + total / max(count, 1))
+
+    def _refit_batchnorm(self, node: ir.Node) -> None:
+        """Give each output channel the mean and standard deviation it has in the original model."""
+        scale, shift = (read.constant(node.inputs[i]) for i in (1, 2))
+        output = node.outputs[0].name or ""
+        if scale is None or shift is None or output not in self.original.trace.shapes:
+            return
+        sums = np.zeros((2, 2, len(scale)))  # [changed and original, sum and sum of squares, channel]
+        count = 0
+        for now, then in self._paired_activations([output], [output]):
+            for part, values in zip(sums, (now[output], then[output]), strict=True):
+                rows = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1]).astype(np.float64)
+                if rows.shape[1] != len(scale):
+                    return
+                part += rows.sum(axis=0), (rows * rows).sum(axis=0)
+            count += len(rows)
+        means = sums[:, 0] / max(count, 1)
+        deviations = np.sqrt(np.maximum(sums[:, 1] / max(count, 1) - means**2, 0))
+        ratio = np.where(
+            deviations[0] > 1e-6 * deviations[0].max() + 1e-12, deviations[1] / np.maximum(deviations[0], 1e-12), 1.0
+        )
+        edit.set_input(self.changed, node, 1, (scale * ratio).astype(scale.dtype), f"{node.name}_scale")
+        moved = (shift - means[0]) * ratio + means[1]
+        edit.set_input(self.changed, node, 2, moved.astype(shift.dtype), f"{node.name}_shift")
+
+    def _refit_layer(self, layer: LinearLayer, targets: Sequence[tuple[ir.Node, RefitTarget]]) -> RefitResult | None:
+        """Refit one layer, or all layers that share its weight, by least squares."""
+        node, target = targets[0]
+        collected = [self._collect_moments(n, t) for n, t in targets]
+        known = [p for p in collected if p is not None]
+        if len(known) < len(collected):
+            return None
+        train, holdout = (functools.reduce(_RefitMoments.__add__, side) for side in zip(*known, strict=True))
+        adder = target.adder if len(targets) == 1 else None
+        found = _fit_and_write(self.changed, node, layer, adder, train, holdout)
+        for other, _ in targets[1:]:
+            for place in range(1, len(node.inputs)):
+                if place >= len(other.inputs):
+                    other.resize_inputs(place + 1)
+                other.replace_input_with(place, node.inputs[place])
+        return found
+
+    def _collect_moments(self, node: ir.Node, target: RefitTarget) -> tuple[_RefitMoments, _RefitMoments] | None:
+        """Moments of a layer's inputs and targets on training and held-out batches; None where sizes do not agree."""
+        layer = linear(node)
+        assert layer is not None
+        names = [layer.source] + ([target.shortcut] if target.shortcut else [])
+        outputs = list(dict.fromkeys([target.own, target.output]))
+        positions = {name: self.kept(name) for name in outputs}
+        count, shape = len(self.original.samples()), layer.weight.shape
+        axis = 1 if node.op_type == "Conv" else -1
+        sums = [_RefitMoments.empty(shape[1], shape[0], target.shortcut is not None) for _ in range(2)]
+        for index, (now, then) in enumerate(self._paired_activations(names, outputs)):
+            wanted = {n: y if (rows := positions[n]) is None else np.take(y, rows, axis=axis) for n, y in then.items()}
+            if any(y.shape[axis] != shape[0] for y in wanted.values()):
+                return None
+            into = sums[index % _HOLDOUT_EVERY == _HOLDOUT_EVERY - 1]
+            fit_moments(node, layer, now[layer.source], wanted[target.own], count, index, into.own)
+            if target.shortcut and into.residual is not None:
+                target_values = wanted[target.output] - now[target.shortcut]
+                fit_moments(node, layer, now[layer.source], target_values, count, index, into.residual)
+        return sums[0], sums[1]
 
 
 def _layers_sharing_weight(node: ir.Node) -> list[ir.Node]:
@@ -151,158 +246,6 @@ def _layers_sharing_weight(node: ir.Node) -> list[ir.Node]:
     same = [n for n in users if (n.inputs[2] if len(n.inputs) > 2 else None) is bias and linear(n) is not None]
     all_shared = len(same) == len(weight.uses()) and (bias is None or len(bias.uses()) == len(same))
     return same if all_shared else [node]
-
-
-def _refit_bias(original: Evidence, pruned: ir.Model, node: ir.Node, layer: LinearLayer) -> None:
-    """Add the mean error of each output to the bias of a layer that is too wide for a least-squares refit."""
-    if layer.bias is None:
-        return
-    data = original.samples()
-    batch = original.batch_for([layer.output])
-    axis = 1 if node.op_type == "Conv" else -1
-    total, count = np.zeros(len(layer.weight)), 0
-    for now, then in _paired_activations(pruned, [layer.output], original.model, [layer.output], data, batch):
-        wanted, actual = then[layer.output], now[layer.output]
-        if wanted.shape != actual.shape:
-            return
-        rows = np.moveaxis(wanted - actual, axis, -1).reshape(-1, len(total))
-        total += rows.sum(axis=0, dtype=np.float64)
-        count += len(rows)
-    set_linear(pruned, node, layer.weight, layer.bias + total / max(count, 1))
-
-
-def _refit_batchnorm(original: Evidence, changed: ir.Model, node: ir.Node) -> None:
-    """Give each output channel of a BatchNormalization the mean and standard deviation it has in the original model."""
-    scale, shift = (read.constant(node.inputs[i]) for i in (1, 2))
-    output = node.outputs[0].name or ""
-    if scale is None or shift is None or output not in original.trace.shapes:
-        return
-    sums = np.zeros((2, 2, len(scale)))  # [changed and original, sum and sum of squares, channel]
-    count = 0
-    for now, then in _paired_activations(
-        changed, [output], original.model, [output], original.samples(), original.batch_for([output])
-    ):
-        for part, values in zip(sums, (now[output], then[output]), strict=True):
-            rows = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1]).astype(np.float64)
-            if rows.shape[1] != len(scale):
-                return
-            part += rows.sum(axis=0), (rows * rows).sum(axis=0)
-        count += len(rows)
-    means = sums[:, 0] / max(count, 1)
-    deviations = np.sqrt(np.maximum(sums[:, 1] / max(count, 1) - means**2, 0))
-    ratio = np.where(
-        deviations[0] > 1e-6 * deviations[0].max() + 1e-12, deviations[1] / np.maximum(deviations[0], 1e-12), 1.0
-    )
-    edit.set_input(changed, node, 1, (scale * ratio).astype(scale.dtype), f"{node.name}_scale")
-    moved = (shift - means[0]) * ratio + means[1]
-    edit.set_input(changed, node, 2, moved.astype(shift.dtype), f"{node.name}_shift")
-
-
-def refit_target(node: ir.Node, original: Evidence, kept: KeptChannels, roles: Mapping[str, str]) -> RefitTarget:
-    """Determine the target of a layer of a changed model: a residual sum where it ends in one, else its own output.
-
-    A bias Add of a MatMul and a Reshape that keeps the last axis may stand between the layer and the residual Add.
-
-    Args:
-        node: the layer in the changed model.
-        original: evidence of the original model.
-        kept: as in `refit_layers`.
-        roles: as in `refit_layers`.
-    """
-    shapes = original.trace.shapes
-    output = node.outputs[0]
-    adder = None
-    end = output
-    while (following := _bias_add_or_reshape(node, end, shapes, adder is None)) is not None:
-        if following.op_type == "Add":
-            adder = following
-        end = following.outputs[0]
-    if (kept(end.name or "") is None) != (kept(output.name or "") is None):
-        end, adder = output, None  # the remaining channels of the values behind are not known
-    own = roles.get(end.name or "", end.name or "")
-    use = _single_use(end)
-    if use is not None and use[0].op_type == "Add":
-        add, other = use[0], use[0].inputs[1 - use[1]]
-        total = add.outputs[0].name or ""
-        same_shape = shapes.get(end.name or "") == shapes.get(total)  # a broadcast sum cannot be a target
-        if same_shape and other is not None and other is not end and read.constant(other) is None:
-            return RefitTarget(own, roles.get(total, total), other.name, adder)
-    return RefitTarget(own, own, None, adder)
-
-
-def _single_use(value: ir.Value) -> tuple[ir.Node, int] | None:
-    """The only node that reads a value and the index of that input; None for graph outputs and several readers."""
-    uses = list(value.uses())
-    return (uses[0].node, uses[0].idx) if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def _bias_add_or_reshape(
-    node: ir.Node, value: ir.Value, shapes: Mapping[str, tuple[int, ...]], bias_allowed: bool
-) -> ir.Node | None:
-    """The bias Add (if `bias_allowed`) or row-regrouping Reshape directly behind the value of a Gemm or MatMul."""
-    use = _single_use(value)
-    if use is None or node.op_type == "Conv" or not read.standard(use[0]):
-        return None
-    user, place = use
-    before, after = shapes.get(value.name or ""), shapes.get(user.outputs[0].name or "")
-    if before is None or after is None or not before or not after or before[-1] != after[-1]:
-        return None
-    if user.op_type == "Reshape" and place == 0 and np.prod(before) == np.prod(after):
-        return user
-    if user.op_type == "Add" and node.op_type == "MatMul" and bias_allowed and before == after:
-        other = read.constant(user.inputs[1 - place])
-        return user if other is not None and other.shape == (before[-1],) else None
-    return None
-
-
-def _refit_layer(
-    original: Evidence,
-    pruned: ir.Model,
-    kept: KeptChannels,
-    targets: Sequence[tuple[ir.Node, RefitTarget]],
-) -> RefitResult | None:
-    """Refit one layer, or all layers that share its weight."""
-    node, target = targets[0]
-    layer = linear(node)
-    assert layer is not None
-    collected = [_collect_moments(original, pruned, kept, n, t) for n, t in targets]
-    known = [p for p in collected if p is not None]
-    if len(known) < len(collected):
-        return None
-    train, holdout = (functools.reduce(_RefitMoments.__add__, side) for side in zip(*known, strict=True))
-    found = _fit_and_write(pruned, node, layer, target.adder if len(targets) == 1 else None, train, holdout)
-    for other, _ in targets[1:]:
-        for place in range(1, len(node.inputs)):
-            if place >= len(other.inputs):
-                other.resize_inputs(place + 1)
-            other.replace_input_with(place, node.inputs[place])
-    return found
-
-
-def _collect_moments(
-    original: Evidence, pruned: ir.Model, kept: KeptChannels, node: ir.Node, target: RefitTarget
-) -> tuple[_RefitMoments, _RefitMoments] | None:
-    """Moments of a layer's inputs and targets on training and held-out batches; None where sizes do not agree."""
-    layer = linear(node)
-    assert layer is not None
-    names = [layer.source] + ([target.shortcut] if target.shortcut else [])
-    outputs = list(dict.fromkeys([target.own, target.output]))
-    positions = {name: kept(name) for name in outputs}
-    data = original.samples()
-    batch = min(original.batch_for([*names, *outputs]), max(1, len(data) // _HOLDOUT_EVERY))
-    shape = layer.weight.shape
-    axis = 1 if node.op_type == "Conv" else -1
-    sums = [_RefitMoments.empty(shape[1], shape[0], target.shortcut is not None) for _ in range(2)]
-    for index, (now, then) in enumerate(_paired_activations(pruned, names, original.model, outputs, data, batch)):
-        wanted = {n: y if (rows := positions[n]) is None else np.take(y, rows, axis=axis) for n, y in then.items()}
-        if any(y.shape[axis] != shape[0] for y in wanted.values()):
-            return None
-        into = sums[index % _HOLDOUT_EVERY == _HOLDOUT_EVERY - 1]
-        fit_moments(node, layer, now[layer.source], wanted[target.own], len(data), index, into.own)
-        if target.shortcut and into.residual is not None:
-            target_values = wanted[target.output] - now[target.shortcut]
-            fit_moments(node, layer, now[layer.source], target_values, len(data), index, into.residual)
-    return sums[0], sums[1]
 
 
 @dataclass
@@ -331,15 +274,6 @@ class _RefitMoments:
     def evaluation(self) -> Moments:
         """Moments that the error is evaluated with: the residual ones where there is a shortcut."""
         return self.own if self.residual is None else self.residual
-
-
-def _paired_activations(
-    pruned: ir.Model, names: Sequence[str], original: ir.Model, outputs: Sequence[str], data: Dataset, batch: int
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Activations of the changed and of the original model, batch by batch."""
-    now = stream(pruned, list(dict.fromkeys(names)), data, batch)
-    then = stream(original, outputs, data, batch)
-    yield from zip(now, then, strict=True)
 
 
 def _fit_and_write(

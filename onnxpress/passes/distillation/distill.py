@@ -28,7 +28,8 @@ from onnxpress.model import edit
 from onnxpress.model.files import load, model_hash
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions
-from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
+from onnxpress.passes.core.refit import RefitResult, refit_layers
+from onnxpress.passes.core.refit_target import refit_target
 from onnxpress.train.distillation.feature_matching import FeaturePair, match_features, match_layers, pair_from_dict
 from onnxpress.train.distillation.output_heads import check_compatible
 from onnxpress.train.optional_torch import has_torch, require_torch

@@ -81,7 +81,7 @@ def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Mome
         moments: by node name the readers' layers and the second moments of their inputs.
 
     Returns:
-        The curve; None if none of the readers is linear. Large groups remove up to 1% of their channels per step.
+        The curve; None if none of the readers is linear. Large groups remove up to 2% of their channels per step.
     """
     readers = [
         r for p in group.readers if p.node in moments if (r := _reader_state(*moments[p.node], p.positions)) is not None
@@ -91,7 +91,7 @@ def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Mome
     remaining = np.ones(group.size, bool)
     order: list[int] = []
     error = [0.0]
-    channels_per_step = max(1, group.size // 96)
+    channels_per_step = max(1, group.size // 48)
     while remaining.sum() > 1:
         check_time()
         scores = np.zeros(group.size)

@@ -27,8 +27,9 @@ from onnxpress.model.counts import macs
 from onnxpress.passes.core.bisection import largest_allowed
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
-from onnxpress.passes.core.refit import RefitResult, refit_layers, refit_target
+from onnxpress.passes.core.refit import RefitResult, refit_layers
 from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
+from onnxpress.passes.core.refit_target import refit_target
 from onnxpress.runtime.session import all_cores, run, tap
 
 UNITS = ("all", "branches", "layers")
