@@ -101,13 +101,13 @@ def sampled_rows(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples:
 
 
 def input_moments(
-    evidence: Evidence, nodes: Sequence[ir.Node], blocks: Mapping[str, int] | None = None
+    evidence: Evidence, nodes: Sequence[ir.Node], blocks: Mapping[str, int] | None = None, wide: int = WIDE
 ) -> Iterator[tuple[str, LinearLayer, Moments]]:
     """Moments of layer inputs: (node name, layer, moments).
 
     Each pass over the samples holds about _PASS_BYTES of moments.  Nodes that are not linear are skipped.  A layer with
-    more than WIDE columns is treated as its taps separately: columns are channels, rows (row, tap); one that is too
-    wide even so is skipped.
+    more than `wide` columns is treated as its taps separately: columns are channels, rows (row, tap); one that has more
+    than WIDE even so is skipped.
 
     blocks: by node, the number of adjacent columns that belong to one channel, for layers behind a Flatten
     """
@@ -117,23 +117,23 @@ def input_moments(
         layer = linear(node)
         if layer is None:
             continue
-        if layer.taps == 1 and blocks is not None and layer.weight.shape[1] > WIDE:
+        if layer.taps == 1 and blocks is not None and layer.weight.shape[1] > wide:
             layer = replace(layer, taps=blocks.get(layer.node, 1))
-        columns = _columns(layer)
+        columns = _columns(layer, wide)
         if columns > WIDE:
             continue
         if part and size + 16 * columns**2 > _PASS_BYTES:
-            yield from _one_pass(evidence, part)
+            yield from _one_pass(evidence, part, wide)
             part, size = [], 0
         part.append((node, layer))
         size += 16 * columns**2
     if part:
-        yield from _one_pass(evidence, part)
+        yield from _one_pass(evidence, part, wide)
 
 
-def _columns(layer: LinearLayer) -> int:
+def _columns(layer: LinearLayer, wide: int) -> int:
     total = int(layer.weight.shape[1])
-    return layer.channels if total > WIDE and layer.taps > 1 else total
+    return layer.channels if total > wide and layer.taps > 1 else total
 
 
 def weight_by_tap(layer: LinearLayer) -> np.ndarray:
@@ -143,9 +143,9 @@ def weight_by_tap(layer: LinearLayer) -> np.ndarray:
 
 
 def _one_pass(
-    evidence: Evidence, part: Sequence[tuple[ir.Node, LinearLayer]]
+    evidence: Evidence, part: Sequence[tuple[ir.Node, LinearLayer]], wide: int
 ) -> Iterator[tuple[str, LinearLayer, Moments]]:
-    halves = {layer.node: tuple(Moments.empty(_columns(layer), 0) for _ in range(2)) for _, layer in part}
+    halves = {layer.node: tuple(Moments.empty(_columns(layer, wide), 0) for _ in range(2)) for _, layer in part}
     names = list(dict.fromkeys(layer.source for _, layer in part))
     shapes = evidence.trace.shapes
     samples = len(evidence.samples())
@@ -159,7 +159,7 @@ def _one_pass(
                 y_shape = _conv_shape(node, layer, x)
             kernel = _kernel(node)
             rows = input_rows(node, x, kernel, sampled_rows(node, y_shape, layer.weight.shape[1], samples, index))
-            if _columns(layer) != rows.shape[1]:
+            if _columns(layer, wide) != rows.shape[1]:
                 rows = (
                     rows.reshape(len(rows), layer.channels, layer.taps).transpose(0, 2, 1).reshape(-1, layer.channels)
                 )

@@ -200,7 +200,7 @@ def _identity(original: ir.Model, splits: Splits, options: OptimizeOptions, mach
 
 
 def _timing_seconds(options: OptimizeOptions) -> float:
-    return max(4.0, min(40.0, 0.15 * options.time_budget))
+    return max(3.0, min(40.0, 0.15 * options.time_budget))
 
 
 def _search_share(options: OptimizeOptions, validating: float) -> float:

@@ -5,8 +5,9 @@ second. After that the one goes on from which the largest gain of the best candi
 best candidate grew is expected to grow on, by somewhat less with each step, in the time that its last step took; it may
 need several steps until it overtakes the best. One that did not is expected to gain little, less with every such step,
 and of one that was not tried something is expected. None takes more than a third of the time while others wait for
-their first step: a step that does not end within that time is stopped. A step that would not end in time, by what the
-last one took, is not started.
+their first step: a step that does not end within that time is stopped, and tried once more, with the time that is left,
+when the others had theirs (what it measured by then is kept). A step that would not end in time, by what the last one
+took, is not started.
 
 All values are logarithms of speed-ups (or of how much smaller a file is): what independent techniques give adds up.
 """
@@ -23,6 +24,7 @@ _MOST = 1 / 3  # share of the time that a technique may take while others wait f
 _FADING = 0.5  # of that, with every step that brought nothing
 _GROWTH_KEPT, _HORIZON = 0.95, 10  # of a technique's growth with each step; number of steps that are looked ahead
 _PRIOR_SECONDS = 0.02  # share of the time that a first step is expected to take
+_UNENDED = 2.0  # times the time that it had: what a stopped step is expected to take
 _OVERRUN = 1.5  # by how much a step may take longer than the last one of its technique
 
 
@@ -33,11 +35,13 @@ class Step:
     more:     whether there are more
     found:    value of the best candidate that it added; None: it added none that holds
     prepared: seconds that it took for what later steps do not need again
+    stopped:  whether it did not end in time
     """
 
     more: bool
     found: float | None = None
     prepared: float = 0.0
+    stopped: bool = False
 
 
 @dataclass
@@ -45,7 +49,7 @@ class Technique:
     """Work in steps, and what they brought.
 
     name:          for progress and records
-    steps:         each ends at a `yield`
+    start:         starts the steps, each of which ends at a `yield`
     promise:       what the next step may bring beyond the best candidate, where the technique itself knows, asked
                    before every turn; 0: there is nothing to do now
     like:          another whose first step took about what the first of this one takes. A technique with one waits for
@@ -57,10 +61,11 @@ class Technique:
     best:          value of its own best candidate
     growth:        of that by the last step
     idle:          number of steps in a row without growth
+    postponed:     whether its first step was stopped, and is tried again
     """
 
     name: str
-    steps: Iterator[None]
+    start: Callable[[], Iterator[None]]
     promise: Callable[[], float] | None = None
     like: Technique | None = None
     taken: int = 0
@@ -70,6 +75,14 @@ class Technique:
     best: float = 0.0
     growth: float = 0.0
     idle: int = 0
+    postponed: bool = False
+
+    def __post_init__(self) -> None:
+        self.steps = self.start()
+
+    def postpone(self, seconds: float) -> None:
+        """Start again later.  seconds: that the first step had and did not end in."""
+        self.steps, self.seconds, self.postponed = self.start(), _UNENDED * seconds, True
 
     def expected_gain(self, value: float) -> float:
         """Of the next step, beyond the value of the best candidate of all techniques; of several the mean."""
@@ -103,12 +116,13 @@ def schedule(
     value: Callable[[], float],
     seconds_left: Callable[[], float],
     step: Callable[[Technique, float], Step],
+    budget: float,
     clock: Clock = time.perf_counter,
 ) -> list[Technique]:
     """Let techniques work in turn until time is over or none has anything to do; returns those that were never tried.
 
     value: of the best candidate so far. seconds_left: of the search. step: takes one step of a technique,
-    within some seconds.
+    within some seconds. budget: seconds, of which a technique takes a third at most while others wait.
     """
     working, whole = list(techniques), max(seconds_left(), 1e-9)
     while (left := seconds_left()) > 0:
@@ -117,16 +131,20 @@ def schedule(
         able = [v for v in working if gains.get(v.name, 0.0) > 0]
         if not able:
             break
-        if new := [v for v in able if v.like is None and not v.taken]:
+        if new := [v for v in able if v.like is None and not v.taken and not v.postponed]:
             technique = new[0]
         else:
             waiting = any(not v.taken for v in able)
-            modest = [v for v in able if not waiting or v.total_seconds < _MOST * whole] or able
+            modest = [v for v in able if not waiting or v.total_seconds < _MOST * budget] or able
             technique = max(modest, key=lambda v: gains[v.name] / v.expected_seconds(_PRIOR_SECONDS * whole))
         start = clock()
-        others_wait = any(v is not technique and v.like is None and not v.taken for v in working)
-        done = step(technique, min(left, _MOST * whole) if others_wait else left)
+        others_wait = any(v is not technique and not v.taken and not v.postponed for v in new)
+        limit = min(left, _MOST * budget) if others_wait else left
+        done = step(technique, limit)
+        if done.stopped and others_wait and not technique.taken:
+            technique.postpone(limit)
+            continue
         if not done.more:
             working.remove(technique)
         technique.record(done, clock() - start)
-    return [v for v in techniques if not v.taken]
+    return [v for v in techniques if not v.taken and not v.postponed]

@@ -27,7 +27,7 @@ from onnxpress.search.scheduling import Step, Technique
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
-_BASE_SHARE = 1 / 3  # of the time of the search, for the exact reductions at most
+_BASE_SHARE = 1 / 3  # of the time budget, for the exact reductions at most
 _TIMED, _LEAST_TIMED, _MOST_TIMED = 0.01, 0.25, 0.8  # of a candidate: share of the time budget, bounds in seconds
 _SAFE = 0.5  # share of the allowed drop
 _CHANGED_BY_LUCK = 1.5  # answers on the border between two classes, which any change may move
@@ -83,7 +83,8 @@ def uses_little(candidate: Candidate, max_drop: float) -> bool:
 class Search:
     """The state of a search.
 
-    found: candidates in the order they were made. failed: stages that failed on this model, and why. chosen: nodes for
+    found: candidates in the order they were made. failed: stages that failed on this model, and why; stopped: those
+    of them that did not end in time. chosen: nodes for
     which int8 is faster. target: target speed-up (0: as fast as possible). attempted: ids of candidates whose form in
     int8 was tried. untried: techniques that had no turn.
     """
@@ -100,13 +101,17 @@ class Search:
     target: float = 0.0
     attempted: set[str] = field(default_factory=set)
     untried: list[str] = field(default_factory=list)
+    stopped: set[str] = field(default_factory=set)
 
     def step(self, technique: Technique, seconds: float) -> Step:
         """Take one step of a technique, within some seconds. What fails is recorded, and has no more steps."""
         before, prepared = len(self.found), self.factory.prepared
+        self.failed.pop(technique.name, None)  # it is tried again
+        self.stopped.discard(technique.name)
         more = self.attempt(technique.name, lambda: next(technique.steps, True) is None, seconds)
         added = [self.worth(c) for c in self.found[before:] if allowed(c, self.max_drop)]
-        return Step(bool(more), max(added, default=None), self.factory.prepared - prepared)
+        best = max(added, default=None)
+        return Step(bool(more), best, self.factory.prepared - prepared, technique.name in self.stopped)
 
     def seconds_left(self) -> float:
         return self.budget.searching * self.budget.seconds - self.budget.used
@@ -141,7 +146,7 @@ class Search:
 
     def make_base(self) -> bool:
         """Make the base of everything else; whether there is one."""
-        seconds = _BASE_SHARE * self.budget.searching * self.budget.seconds
+        seconds = _BASE_SHARE * self.budget.seconds
         if self.attempt("exact reductions", lambda: self.keep(self.factory.exact()), seconds) is None:
             self.attempt("clean-up", lambda: self.keep(self.factory.bare()))
         return self.factory.exact_evidence is not None
@@ -162,6 +167,7 @@ class Search:
         except OutOfTime:
             if not math.isfinite(seconds):  # another limit, of what this is a part of
                 raise
+            self.stopped.add(name)
             self.failed[name] = f"it did not end within {seconds:.0f} s: increase `time_budget`"
         except _FAILURES as error:
             self.failed[name] = error.line() if isinstance(error, Problem) else f"{type(error).__name__}: {error}"

@@ -37,24 +37,26 @@ _FASTER = 1.02  # of a candidate that is worth another technique on top
 def explore(search: Search) -> None:
     """Make the exact base, and let all techniques work in turn on it."""
     if search.make_base():
-        idle = schedule(techniques(search), search.value, search.seconds_left, search.step)
+        idle = schedule(techniques(search), search.value, search.seconds_left, search.step, search.budget.seconds)
         search.untried = [technique.name for technique in idle if technique.promise is None]
 
 
 def techniques(search: Search) -> list[Technique]:
     """All techniques, in the order of their first steps."""
     whole, narrow = (
-        Technique("int8", int8(search), partial(_refined_promise, search)),
-        Technique("channels", channels(search)),
+        Technique("int8", partial(int8, search), partial(_refined_promise, search)),
+        Technique("channels", partial(channels, search)),
     )
-    known = [whole, narrow, Technique("blocks", blocks(search))]
+    known = [whole, narrow, Technique("blocks", partial(blocks, search))]
     if search.goal == "size":
-        known.insert(1, Technique("fewer bits", fewer_bits(search)))
+        known.insert(1, Technique("fewer bits", partial(fewer_bits, search)))
     more = [(name, asked) for name, asked in all_passes().items() if name not in _HANDLED]
-    others = [Technique(name, one_pass(search, asked), like=narrow) for name, asked in more]
+    others = [Technique(name, partial(one_pass, search, asked), like=narrow) for name, asked in more]
     on_top = [
-        Technique("int8 of others", int8_of_others(search), partial(_int8_promise, search), like=whole),
-        Technique("channels behind blocks", behind_blocks(search), partial(_behind_promise, search), like=narrow),
+        Technique("int8 of others", partial(int8_of_others, search), partial(_int8_promise, search), like=whole),
+        Technique(
+            "channels behind blocks", partial(behind_blocks, search), partial(_behind_promise, search), like=narrow
+        ),
     ]
     return [*known, *others, *on_top]
 

@@ -67,8 +67,8 @@ def test_a_step_that_takes_too_long_is_stopped_and_said(search: Search) -> None:
             search.attempt("a part of it", lambda: search.factory.scorer.score(search.factory.original))
         yield
 
-    done = search.step(Technique("endless", steps()), 0.2)
-    assert not done.more
+    done = search.step(Technique("endless", steps), 0.2)
+    assert not done.more and done.stopped
     assert list(search.failed) == ["endless"]
     assert "increase `time_budget`" in search.failed["endless"]
     assert search.attempt("afterwards", lambda: 1) == 1

@@ -70,7 +70,7 @@ def explore(search: Search) -> None:
     """Add candidates to a search: exact, int8, and allocated replacements, each in float and int8."""
     if not search.make_base():
         return
-    int8 = Technique("int8", techniques.int8(search))
+    int8 = Technique("int8", partial(techniques.int8, search))
     while search.budget.share_used < _INT8_END and search.step(int8, search.seconds_left()).more:
         pass
     search.attempt("replacements", lambda: _search_replacements(search))

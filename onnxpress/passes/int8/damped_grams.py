@@ -1,8 +1,7 @@
 """Damped Gram matrices of layer inputs for output-aware rounding, kept with the evidence.
 
-A recipe is chosen among many that differ in ranges only (`quantization_recipe.py`), and the layers are rounded for each
-of them. The matrices and their cross-validated damping do not depend on ranges: where pairs of products saturate, so
-that every recipe rounds output-aware, they would be most of the time of `quantize`.
+Candidates and the recipe itself (`quantization_recipe.py`) round the same layers with other ranges. The matrices and
+their cross-validated damping do not depend on ranges.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence, EvidenceKey
-from onnxpress.measure.gram import input_moments
+from onnxpress.measure.gram import WIDE, input_moments
+from onnxpress.measure.linear import linear
 from onnxpress.passes.core.rounding import add_to_diagonal, cross_validated_damping
 
 _KEPT_BYTES = 64 * 2**20  # of matrices; of the other layers only the damping is kept
@@ -36,7 +36,11 @@ _KNOWN: EvidenceKey[_Known] = EvidenceKey("damped Gram matrices of layer inputs"
 
 
 def damped_grams(evidence: Evidence, nodes: Sequence[ir.Node]) -> Iterator[tuple[str, np.ndarray]]:
-    """Node name and damped Gram matrix [K, K] of the inputs of each node that is linear, of the evidence's model."""
+    """Node name and damped Gram matrix [K, K] of the inputs of each node that is linear, of the evidence's model.
+
+    Nodes with more than WIDE columns are left out.
+    """
+    nodes = [n for n in nodes if (layer := linear(n)) is not None and layer.weight.shape[1] <= WIDE]
     known = evidence.derive(_KNOWN, _Known)
     yield from ((n.name or "", known.grams[n.name or ""]) for n in nodes if n.name in known.grams)
     for name, layer, moments in input_moments(evidence, [n for n in nodes if n.name not in known.grams]):

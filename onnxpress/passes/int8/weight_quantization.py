@@ -124,33 +124,25 @@ def scales_are_significant(nodes: Sequence[tuple[ir.Node, np.ndarray]]) -> bool:
     return bool(8 * sum(w.shape[output_axis(n)] for n, w in nodes) > _SIGNIFICANT_SHARE * sum(w.size for _, w in nodes))
 
 
-def round_output_aware(
-    node: ir.Node, codes: QuantizedWeight, gram: np.ndarray, all_rows: bool = False
-) -> QuantizedWeight:
-    """Round rows again so that the layer's output is preserved on the samples.
+def round_output_aware(node: ir.Node, codes: QuantizedWeight, gram: np.ndarray) -> QuantizedWeight:
+    """Round a weight again, starting from GPTQ, so that the layer's output is preserved on the samples.
 
     Args:
         node: Conv, Gemm or MatMul.
         codes: its weight, rounded to nearest.
         gram: Gram matrix of the inputs, [K, K].
-        all_rows: whether all rows are rounded again, starting from GPTQ; otherwise only those with a reduced range.
     """
     rows_first = np.moveaxis(codes.values, codes.axis, 0)
     rows = rows_first.reshape(len(rows_first), -1)
     weight = read.constant(node.inputs[1])
-    chosen = np.arange(len(rows)) if all_rows else np.flatnonzero(codes.reduced_range)
     constant_input = not np.diag(gram).any()
-    if weight is None or rows.shape[1] != len(gram) or not chosen.size or constant_input:
+    if weight is None or rows.shape[1] != len(gram) or constant_input:
         return codes
-    matrix = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)[chosen]
-    scale, max_codes = codes.scale[chosen].astype(np.float64), codes.max_codes[chosen]
-    start = rows[chosen]
-    if all_rows:
-        values = gptq_error_feedback(matrix, add_damping(gram), integer_grid(scale, max_codes))
-        start = np.rint(values / scale[:, None])
-    refined = rows.copy()
-    integers = refine_integers(matrix, scale, max_codes, gram, start)
-    refined[chosen] = _clamp_pairs(integers, rows_first.shape, codes.input_peaks).astype(np.int8)
+    matrix = np.moveaxis(weight, codes.axis, 0).reshape(rows.shape).astype(np.float64)
+    scale = codes.scale.astype(np.float64)
+    values = gptq_error_feedback(matrix, add_damping(gram), integer_grid(scale, codes.max_codes))
+    integers = refine_integers(matrix, scale, codes.max_codes, gram, np.rint(values / scale[:, None]))
+    refined = _clamp_pairs(integers, rows_first.shape, codes.input_peaks).astype(np.int8)
     return replace(codes, values=np.ascontiguousarray(np.moveaxis(refined.reshape(rows_first.shape), 0, codes.axis)))
 
 

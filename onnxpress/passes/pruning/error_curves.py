@@ -21,6 +21,7 @@ from onnxpress.passes.pruning.importance import ProducerWeights
 from onnxpress.passes.pruning.obs_selection import ErrorCurve, curves_from_arrays, curves_to_arrays, obs_curve
 
 _DATA_CRITERIA = {"second-order": obs_curve, "activation": importance.activation}
+_WIDE = 1024  # columns of a reader from which its taps are looked at separately: the time grows with the third power
 CRITERIA = (*_DATA_CRITERIA, *importance.WEIGHT_CRITERIA)
 
 
@@ -65,7 +66,7 @@ def _curves_on_samples(
     blocks = {p.node: len(p.positions[0]) for g in groups for p in g.readers if _has_contiguous_blocks(p)}
     known_moments: dict[str, tuple[LinearLayer, Moments]] = {}
     visited: set[str] = set()
-    for name, layer, moments in input_moments(evidence, [nodes[r] for r in readers], blocks):
+    for name, layer, moments in input_moments(evidence, [nodes[r] for r in readers], blocks, _WIDE):
         known_moments[name] = (layer, moments)
         visited.add(name)
         for group in groups:  # a group is done once all its readers are known; their moments are then released

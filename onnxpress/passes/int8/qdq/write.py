@@ -139,8 +139,7 @@ def write_qdq(
         grids: the grid of each tensor of the layout.
         evidence: the float model and its samples.
         exact_products: whether the CPU adds products of u8 and s8 without saturation.
-        output_aware: whether all weights are rounded to preserve the layer's output; otherwise only those whose range
-            is reduced because of saturation.
+        output_aware: whether weights are rounded to preserve the layer's output; otherwise to nearest.
 
     Returns:
         The number of output channels whose weights have a reduced range.
@@ -151,7 +150,8 @@ def write_qdq(
     integer_values = {v.name for n in chosen for v in placement.final_outputs(n)}
     readers = {name: [(u.node, u.idx) for u in values[name].uses()] for name in layout.tensors}
     quantized_weights = _integer_weights(chosen, grids, evidence, exact_products)
-    quantized_weights = _round_output_aware(evidence, quantized_weights, output_aware)
+    if output_aware:
+        quantized_weights = _round_output_aware(evidence, quantized_weights)
     for node, quantized in quantized_weights:
         _write_weight(work, node, quantized)
         bias = read.constant(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -284,24 +284,20 @@ def _min_weight_scale(node: ir.Node, weight: np.ndarray, source: QuantizationGri
 
 
 def _round_output_aware(
-    evidence: Evidence, quantized_weights: Sequence[tuple[ir.Node, QuantizedWeight]], all_rows: bool
+    evidence: Evidence, quantized_weights: Sequence[tuple[ir.Node, QuantizedWeight]]
 ) -> list[tuple[ir.Node, QuantizedWeight]]:
-    """Round the weights with reduced range (or all) so that the layer's output is preserved.
+    """Round the weights so that the layer's output is preserved.
 
     Results are kept with the evidence, so that the same weights are rounded once.
     """
     refined = evidence.derive(_ROUNDED, dict)
-    keys = {
-        n.name or "": (n.name or "", c.scale.tobytes(), c.max_codes.tobytes() + bytes([all_rows]))
-        for n, c in quantized_weights
-        if all_rows or c.reduced_range.any()
-    }
+    keys = {n.name or "": (n.name or "", c.scale.tobytes(), c.max_codes.tobytes()) for n, c in quantized_weights}
     nearest_weights = {n.name or "": c for n, c in quantized_weights}
     missing = [n for n in evidence.model.graph if n.name in keys and keys[n.name] not in refined]
     nodes = {n.name: n for n in missing}
     for name, gram in damped_grams(evidence, missing):
-        refined[keys[name]] = round_output_aware(nodes[name], nearest_weights[name], gram, all_rows)
-    return [(n, refined.get(keys[n.name or ""], c) if n.name in keys else c) for n, c in quantized_weights]
+        refined[keys[name]] = round_output_aware(nodes[name], nearest_weights[name], gram)
+    return [(n, refined.get(keys[n.name or ""], c)) for n, c in quantized_weights]
 
 
 def _peak_codes(source: QuantizationGrid, histogram: Histogram) -> np.ndarray:
