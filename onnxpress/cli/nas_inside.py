@@ -19,6 +19,7 @@ from onnxpress.cli.options import (
     quiet_option,
     run_options,
     sample_arguments,
+    session_options,
     speed_options,
     splits_of,
 )
@@ -41,6 +42,7 @@ from onnxpress.cli.options import (
     show_default=True,
     help="Additional training time for the most promising candidates.",
 )
+@session_options
 @run_options
 @json_option
 @quiet_option
@@ -56,6 +58,8 @@ def inside_command(
     quality: QualityChoice,
     time_budget: float,
     train_budget: float,
+    threads: int,
+    provider: str,
     seed: int,
     run: str | None,
     as_json: bool,
@@ -66,8 +70,9 @@ def inside_command(
     from onnxpress.cli.output.console import progress
     from onnxpress.model.files import check_target
     from onnxpress.nas.in_model.in_model_search import in_model_search
-    from onnxpress.nas.report import in_model_report, write_front, write_report
+    from onnxpress.nas.report import FRONT, in_model_report, write_report
     from onnxpress.runtime.machine import this_machine
+    from onnxpress.search.front import write_front
     from onnxpress.search.request import OptimizeOptions
 
     check_target(output, model)
@@ -82,13 +87,15 @@ def inside_command(
         metric=judged.metric,
         decode=judged.decode,
         outputs=judged.outputs,
+        threads=threads,
+        provider=provider,
     )
     request.check()
     splits = splits_of(model, source, select, validate, quiet, crossed=True)
     with progress(quiet or as_json) as report:
         outcome = in_model_search(model, splits, request, output, run, report)
     folder = Path(run or Path(output).with_suffix(".run"))
-    write_front(outcome, folder)
+    write_front(outcome, folder / FRONT)
     write_report(
         folder,
         in_model_report(

@@ -18,6 +18,7 @@ from onnxpress.cli.options import (
     quality_options,
     quiet_option,
     run_options,
+    session_options,
     speed_options,
     splits_of,
 )
@@ -52,7 +53,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Additional time to train smaller models towards the original (needs the extra train).",
 )
-@click.option("--threads", default=1, show_default=True, help="Threads of a session when latency is measured.")
+@session_options
+@click.option(
+    "--front",
+    metavar="FOLDER",
+    help="New folder for every model on the Pareto front of speed, drop and size, with the plan that makes it again.",
+)
 @run_options
 @json_option
 @quiet_option
@@ -70,6 +76,8 @@ def command(
     time_budget: float,
     train_budget: float,
     threads: int,
+    provider: str,
+    front: str | None,
     seed: int,
     run: str | None,
     as_json: bool,
@@ -83,18 +91,21 @@ def command(
     """
     from onnxpress.cli.output.console import progress
     from onnxpress.model.files import check_target
+    from onnxpress.search.front import check_front_folder
     from onnxpress.search.optimize import optimize
     from onnxpress.search.request import OptimizeOptions
 
     check_target(output, model)
+    if front is not None:
+        check_front_folder(front)
     judged = quality.options()
     splits = splits_of(model, source, select_source, validate_source, quiet, crossed=True)
     options = OptimizeOptions(
         max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms,
-        judged.metric, judged.decode, judged.outputs,
+        judged.metric, judged.decode, judged.outputs, provider,
     )  # fmt: skip
     with progress(quiet or as_json) as bar:
-        outcome = optimize(model, splits, options, output=output, run=run, progress=bar)
+        outcome = optimize(model, splits, options, output=output, run=run, progress=bar, front=front)
     return ended(outcome, output, as_json, source.strict)
 
 

@@ -185,6 +185,29 @@ def speed_options(function: F) -> F:
     return function
 
 
+def session_options(function: F) -> F:
+    """How models are run when a search times them."""
+    for option in reversed(
+        (
+            click.option(
+                "--threads",
+                type=click.IntRange(1, 1024),
+                default=1,
+                show_default=True,
+                help="Threads of a session in every timing.",
+            ),
+            click.option(
+                "--provider",
+                default="",
+                metavar="NAME",
+                help="Execution provider of onnxruntime to optimize for, such as openvino; default: the CPU's.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def run_options(function: F) -> F:
     """Where a run is kept, and how it ends."""
     for option in reversed(

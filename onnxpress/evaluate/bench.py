@@ -160,7 +160,7 @@ def bench(
         feeds_by_batch = _feeds(opened, first, samples, conditions)
         points: list[BenchPoint] = []
         parts = len(feeds_by_batch) * len(conditions.threads or (1,))
-        for threads in conditions.threads or (effort.threads,):
+        for threads in conditions.threads or (effort.threads or 1,):
             settings = replace(conditions.settings, threads=threads, profile="", dump="")
             for batch, feeds in feeds_by_batch.items():
                 share = _part_progress(progress, len(points), parts)

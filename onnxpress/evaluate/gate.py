@@ -167,7 +167,7 @@ def _conditions_record(conditions: BenchConditions, effort: Effort, data: Datase
     """The conditions that must agree for the ratios of two runs to be comparable."""
     settings = conditions.settings
     return {
-        "threads": list(conditions.threads or (effort.threads,)),
+        "threads": list(conditions.threads or (effort.threads or 1,)),
         "batch": list(conditions.batch),
         "shapes": {name: list(shape) for name, shape in conditions.shape.items()},
         "pin": list(conditions.pin),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from onnxpress.nas.search import FoundNetwork, NasResult
 from onnxpress.plan.candidate_store import Candidate
 from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.machine import Machine
-from onnxpress.search import pareto
 from onnxpress.search.finalists import OptimizeResult as SearchOutcome
+from onnxpress.search.front import file_stem, front_candidates
 
 FRONT, REPORT = "front", "report.md"
 _MAX_NAMED = 12  # replacements that a row lists
@@ -79,7 +78,7 @@ def in_model_report(outcome: SearchOutcome, machine: Machine, model: str, sample
     samples: the command line options that name the samples.
     """
     final = {r.name: r for r in outcome.final.ratios} if outcome.final else {}
-    front = pareto_front(outcome)
+    front = front_candidates(outcome)
     names = {c.name for c in front}
     rows = []
     for c in outcome.candidates:
@@ -97,7 +96,7 @@ def in_model_report(outcome: SearchOutcome, machine: Machine, model: str, sample
         "",
         *_table(["candidate", "speed-up, 95 % interval", "drop on the selection samples", "size", ""], rows),
         "",
-        "Bold: on the Pareto front of speed-up and drop, with a file in `front/`.",
+        "Bold: on the Pareto front of speed-up, drop and size, with a file in `front/`.",
         "",
         *([*(f"- {reason}" for reason in (*outcome.reasons, *outcome.advice)), ""] if not outcome.met else []),
         "## Replacements",
@@ -112,32 +111,6 @@ def in_model_report(outcome: SearchOutcome, machine: Machine, model: str, sample
         "```",
         "",
     ])  # fmt: skip
-
-
-def write_front(outcome: SearchOutcome, folder: Path) -> None:
-    """Write model and plan of each candidate on the Pareto front; files of an earlier run are removed."""
-    target = folder / FRONT
-    target.mkdir(exist_ok=True)
-    for old in target.glob("*"):
-        if old.suffix in (".onnx", ".json"):
-            old.unlink()
-    for candidate in pareto_front(outcome):
-        write_atomic(target / f"{file_stem(candidate.name)}.onnx", candidate.data)
-        write_atomic(target / f"{file_stem(candidate.name)}.json", candidate.plan.to_json().encode())
-
-
-def pareto_front(outcome: SearchOutcome) -> list[Candidate]:
-    """The Pareto front of drop on the selection samples and speed-up (from the final timing where there is one), of
-    candidates that are not slower than the original."""
-    final = {r.name: r.speedup for r in outcome.final.ratios} if outcome.final else {}
-    speeds = {c.id: final.get(c.id, c.quick or 0.0) for c in outcome.candidates}
-    able = [c for c in outcome.candidates if speeds[c.id] >= 1]
-    return [able[i] for i in pareto.pareto_front([(c.score.drop, -speeds[c.id]) for c in able])]
-
-
-def file_stem(name: str) -> str:
-    """The name of a candidate as a file name without suffix."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
 
 
 def write_report(folder: Path, text: str) -> None:

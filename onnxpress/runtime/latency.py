@@ -27,7 +27,7 @@ import onnxruntime as ort
 
 from onnxpress.model.files import serialized
 from onnxpress.runtime.intervals import MIN_GROUPS, median_interval
-from onnxpress.runtime.session import SessionSettings, open_session, run
+from onnxpress.runtime.session import SessionSettings, default_settings, open_session, run
 
 _BLOCK_SECONDS = 2e-3
 _RESAMPLES = 800
@@ -107,7 +107,7 @@ class Effort:
     seconds:   maximum time of all models together
     precision: relative half-width of the ratios' intervals at which to stop early
     rebuilds:  maximum number of session builds; from 5 on, the variance between them is part of the interval
-    threads:   intra-op threads
+    threads:   intra-op threads; None: those of `sessions_with`, else 1
     seed:      of the order of the models and of the bootstrap
     resamples: of the bootstrap
     """
@@ -115,7 +115,7 @@ class Effort:
     seconds: float = 10.0
     precision: float = 0.01
     rebuilds: int = 3
-    threads: int = 1
+    threads: int | None = None
     seed: int = 0
     resamples: int = _RESAMPLES
 
@@ -183,14 +183,15 @@ def compare_latency(
     models:    by name
     feeds:     inputs, cycled round by round, the same for every model
     effort:    default: Effort()
-    settings:  of the sessions; default: the effort's threads
+    settings:  of the sessions; default: those of `sessions_with`, with the effort's threads
     progress:  called with the completed fraction
     own_feeds: by model, inputs in place of `feeds`
 
     Raises InputProblem where a model does not load or run.
     """
     effort = effort or Effort()
-    settings = settings or SessionSettings(threads=effort.threads)
+    if settings is None:
+        settings = replace(default_settings(), threads=effort.threads or default_settings().threads)
     rng = np.random.default_rng(effort.seed)
     plain, own = _contiguous(feeds), {name: _contiguous(some) for name, some in (own_feeds or {}).items()}
     reference, start = _MachineMonitor(), time.perf_counter()

@@ -33,7 +33,7 @@ from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.read import node_label
 from onnxpress.runtime.builtin_models import PeakRate, chain_model, measured_peak
 from onnxpress.runtime.kernel_to_node import Kernel, nodes_of_kernels, optimized_kernels
-from onnxpress.runtime.session import SessionSettings, open_session, run, temporary_folder, trace
+from onnxpress.runtime.session import SessionSettings, default_settings, open_session, run, temporary_folder, trace
 
 _SUFFIX = "_kernel_time"
 _MAX_EVENTS = 30_000  # about 1 kB each in the profiler's file
@@ -115,7 +115,7 @@ def profile(
 
     Raises InputProblem where the model does not load or run.
     """
-    settings = replace(settings or SessionSettings(), profile="")
+    settings = replace(settings or default_settings(), profile="")
     named = model.clone()
     edit.name_nodes(named)
     with temporary_folder() as folder:

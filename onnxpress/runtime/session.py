@@ -10,7 +10,8 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +57,28 @@ class SessionSettings:
     provider: str = CPU
 
 
+_DEFAULT: ContextVar[SessionSettings | None] = ContextVar("settings", default=None)
+
+
+def default_settings() -> SessionSettings:
+    """Settings of sessions that are opened without any: those of `sessions_with`, else one thread on the CPU."""
+    return _DEFAULT.get() or SessionSettings()
+
+
+@contextmanager
+def sessions_with(settings: SessionSettings) -> Iterator[None]:
+    """Let everything within, in this thread, be timed with these settings, and run on their provider."""
+    token = _DEFAULT.set(settings)
+    try:
+        yield
+    finally:
+        _DEFAULT.reset(token)
+
+
 def all_cores(level: str = "all") -> SessionSettings:
     """Settings for computations whose time does not matter: all cores of this process."""
-    return SessionSettings(
-        threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, level=level
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return replace(default_settings(), threads=cores, level=level)
 
 
 def open_session(
@@ -70,7 +88,7 @@ def open_session(
 
     Raises InputProblem where onnxruntime cannot run the model, EnvironmentProblem without memory.
     """
-    settings = settings or SessionSettings()
+    settings = settings or default_settings()
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1

@@ -30,7 +30,6 @@ from onnxpress.plan.plan import Plan, new_plan
 from onnxpress.progress import Progress
 from onnxpress.result import Result, size_change_text
 from onnxpress.runtime.latency import Effort, LatencyComparison, Ratio, compare_latency
-from onnxpress.runtime.session import SessionSettings
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalist_scores import FinalistScores, what_samples_tell
 from onnxpress.search.pareto import pareto_front
@@ -148,7 +147,7 @@ def finalists(
     final = compare_latency(
         {"original": original, **{c.id: c.data for c in timed}},
         search.factory.feeds,
-        Effort(seconds=seconds, precision=0.004, threads=options.threads, seed=options.seed),
+        Effort(seconds=seconds, precision=0.004, seed=options.seed),
         progress=lambda done: report("timing the finalists", 0.6 * done),
     )
     report("validating", 0.6)
@@ -294,7 +293,7 @@ def _profiles(
     original: ir.Model, other: ir.Model, feeds: Mapping[str, np.ndarray], options: OptimizeOptions
 ) -> ProfileComparison | None:
     """For the record alone: a model that cannot be profiled is as good, whatever the profiler stumbles over."""
-    settings = SessionSettings(threads=options.threads)
+    settings = options.sessions
     try:
         return profile_compare(original, other, feeds, min(_PROFILED, _PROFILE_SHARE * options.time_budget), settings)
     except Exception:

@@ -28,9 +28,11 @@ from onnxpress.plan.run_record import RunRecord
 from onnxpress.progress import Progress, no_progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
+from onnxpress.runtime.session import sessions_with
 from onnxpress.search import candidate_training, techniques
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalists import OptimizeResult, finalists, summary
+from onnxpress.search.front import check_front_folder, write_front
 from onnxpress.search.request import OptimizeOptions
 from onnxpress.search.sample_counts import splits_within
 from onnxpress.search.search import Search, TimeBudget
@@ -68,6 +70,7 @@ def optimize(
     run: str | Path | None = None,
     progress: Progress = no_progress,
     strategy: Strategy | None = None,
+    front: str | Path | None = None,
     **settings: Any,
 ) -> OptimizeResult:
     """Find the fastest (or smallest) form of a model that is measured to be as good on samples.
@@ -78,40 +81,46 @@ def optimize(
     file to write, atomically.
     run: folder of the run record (default: beside the output, with the suffix .run), which holds plan.json and
     run.json.
-    progress: called with the stage and the share that is done. strategy: how candidates are found.
+    progress: called with the stage and the share that is done. strategy: how candidates are found. front: new folder
+    for all models on the Pareto front, with their plans.
 
     Raises InputProblem on bad input; nothing is written then.
 
     >>> result = onnxpress.optimize("model.onnx", "samples.npz", max_drop=0.5, time_budget=6, output="fast.onnx")
     """
-    options = _options(options, settings)
+    chosen = _options(options, settings)
     path = path_of(model)
     if output is not None:
         check_target(output, *([path] if path is not None else []))
+    if front is not None:
+        check_front_folder(front)
     original = open_model(model)
     check_size(original)
     everything = as_parts(data, original)
     doubts = [] if isinstance(data, Splits) else first_doubts(original, everything.select)
     progress("measuring the original", 0.0)
-    budget = TimeBudget(options.time_budget)
-    splits, validating, fewer = splits_within(original, everything, options.time_budget)
-    budget.searching = _search_share(options, validating)
-    scorer = Scorer(original, splits.select, "selection samples", options.quality)
-    # Before there is a record: a metric that does not fit leaves nothing behind.
-    judged = _Judged(original, scorer, scorer.allowed_drop(options.max_drop), budget)
-    record = _record(original, everything, options, output, run, str(path or "")) if output is not None else None
-    try:
-        result = _search(judged, splits, options, progress, record, strategy or Strategy())
-        result.notes[:0] = doubts + fewer
-        if output is not None and record is not None:
-            if result.improved:
-                write_atomic(output, result.data)
-            write_plan(result.plan, record.folder / "plan.json")
-            record.set(outcome=summary(result))
-            record.store.finish()
-    finally:
-        if record is not None:
-            record.close()
+    with sessions_with(chosen.sessions):
+        budget = TimeBudget(chosen.time_budget)
+        splits, validating, fewer = splits_within(original, everything, chosen.time_budget)
+        budget.searching = _search_share(chosen, validating)
+        scorer = Scorer(original, splits.select, "selection samples", chosen.quality)
+        # Before there is a record: a metric that does not fit leaves nothing behind.
+        judged = _Judged(original, scorer, scorer.allowed_drop(chosen.max_drop), budget)
+        record = _record(original, everything, chosen, output, run, str(path or "")) if output is not None else None
+        try:
+            result = _search(judged, splits, chosen, progress, record, strategy or Strategy())
+            result.notes[:0] = doubts + fewer
+            if output is not None and record is not None:
+                if result.improved:
+                    write_atomic(output, result.data)
+                write_plan(result.plan, record.folder / "plan.json")
+                record.set(outcome=summary(result))
+                record.store.finish()
+        finally:
+            if record is not None:
+                record.close()
+    if front is not None:
+        write_front(result, front)
     return result
 
 
@@ -189,7 +198,7 @@ def _target(original: ir.Model, factory: CandidateFactory, options: OptimizeOpti
     """The target speed-up; 0: as fast as possible."""
     if not options.latency_ms:
         return options.speedup
-    seen = compare_latency({"original": original}, factory.feeds, Effort(seconds=1.0, threads=options.threads))
+    seen = compare_latency({"original": original}, factory.feeds, Effort(seconds=1.0))
     return max(seen.timings[0].median * 1e3 / options.latency_ms, 0.0)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.quality import DecodeSource, MetricSource, QualityOptions
+from onnxpress.runtime.session import CPU, SessionSettings, find_provider
 from onnxpress.train.optional_torch import require_torch
 
 GOALS = ("latency", "size")
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class OptimizeOptions:
                   are.
     goal:         "latency" or "size".
     time_budget:  seconds for the search.
-    threads:      threads of onnxruntime that latency is measured with.
+    threads:      threads of onnxruntime that latency is measured with, in every timing of the search.
+    provider:     execution provider of onnxruntime that models run on, such as "openvino"; "": the CPU's.
     seed:         of anything random.
     train_budget: seconds of training on top (0: none); needs torch.
     speedup:      target speed-up over the original (0: as fast as possible); of the candidates that reach it the most
@@ -40,6 +43,12 @@ class OptimizeOptions:
     metric: MetricSource | None = None
     decode: DecodeSource | None = None
     outputs: tuple[str, ...] = ()
+    provider: str = ""
+
+    @property
+    def sessions(self) -> SessionSettings:
+        """How models are run and timed."""
+        return SessionSettings(threads=self.threads, provider=find_provider(self.provider) if self.provider else CPU)
 
     @property
     def quality(self) -> QualityOptions:
@@ -65,6 +74,15 @@ class OptimizeOptions:
             raise InputProblem(
                 "the time budget is too short", "`time_budget`", f"{self.time_budget:g} s", "give at least 5 s"
             )
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise InputProblem(
+                "the number of threads must lie between 1 and 1024",
+                "`threads`",
+                f"got {self.threads}",
+                "give 1 or more",
+            )
+        if self.provider:
+            find_provider(self.provider)
         if self.train_budget < 0:
             raise InputProblem(
                 "the training budget is negative", "`train_budget`", f"{self.train_budget:g} s", "give 0, or 10 minutes"

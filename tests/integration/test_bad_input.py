@@ -525,6 +525,9 @@ ROWS = [
         ("--max-drop", "top-1"),
     ),
     Row("unknown goal", lambda d: optimize(d, good(d), None, "--goal", "beauty"), ("beauty",)),
+    Row("optimize on no thread", lambda d: optimize(d, good(d), None, "--threads", "0"), ("threads", "0")),
+    Row("optimize elsewhere", lambda d: optimize(d, good(d), None, "--provider", "quantum"), ("quantum", "CPU")),
+    Row("a front among other files", lambda d: optimize(d, good(d), None, "--front", str(d)), ("front", "not empty")),
     Row(
         "a range method that is none",
         lambda d: [*quantize(d, good(d)), "--ranges", "guess"],

@@ -6,7 +6,15 @@ import pytest
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.runtime.session import SessionSettings, open_session, trace
+from onnxpress.runtime import latency
+from onnxpress.runtime.session import (
+    SessionSettings,
+    all_cores,
+    default_settings,
+    open_session,
+    sessions_with,
+    trace,
+)
 from tests import nets
 
 pytestmark = pytest.mark.unit
@@ -37,3 +45,35 @@ def test_session_options_reach_onnxruntime() -> None:
     options = open_session(nets.residual(width=8, blocks=1), settings).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
     assert options.get_session_config_entry("session.use_env_allocators") == "0"
+
+
+def test_what_runs_within_is_timed_with_the_given_settings() -> None:
+    """No pass has to hand threads and provider on."""
+    model = nets.residual(width=8, blocks=1)
+    with sessions_with(SessionSettings(threads=2)):
+        assert open_session(model).get_session_options().intra_op_num_threads == 2
+        assert open_session(model, SessionSettings(threads=1)).get_session_options().intra_op_num_threads == 1
+        assert default_settings().threads == 2
+        assert all_cores().provider == default_settings().provider
+    assert open_session(model).get_session_options().intra_op_num_threads == 1
+    with sessions_with(SessionSettings(provider="AzureExecutionProvider")):
+        assert all_cores("basic").provider == "AzureExecutionProvider"
+
+
+def test_timings_of_a_search_take_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    opened = latency.open_session
+
+    def counted(model: object, settings: SessionSettings, where: object = "") -> object:
+        seen.append(settings.threads)
+        return opened(model, settings, where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(latency, "open_session", counted)
+    model = nets.residual(width=8, blocks=1)
+    feeds = [evidence_for(model, nets.samples(model, 1)).probe]
+    short = latency.Effort(seconds=0.05, rebuilds=1)
+    with sessions_with(SessionSettings(threads=2)):
+        latency.compare_latency({"a": model}, feeds, short)
+        latency.compare_latency({"a": model}, feeds, latency.Effort(seconds=0.05, rebuilds=1, threads=1))
+    latency.compare_latency({"a": model}, feeds, short)
+    assert list(dict.fromkeys(seen)) == [2, 1]
