@@ -26,6 +26,7 @@ def command(
 ) -> None:
     """Replay PLAN on MODEL.  With the same model and samples, the result is the same, byte for byte."""
     from onnxpress.api.run_pass import apply
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.cli.pass_command import show
     from onnxpress.model.files import check_target
     from onnxpress.plan.plan import read_plan
@@ -33,4 +34,6 @@ def command(
     check_target(output, model, plan)
     steps = read_plan(plan)
     dataset = open_data(source, model, quiet)
-    show("apply", apply(steps, model, dataset, output=output), output, as_json, quiet)
+    with progress(quiet or as_json, name="apply"):
+        result = apply(steps, model, dataset, output=output)
+    show("apply", result, output, as_json, quiet)

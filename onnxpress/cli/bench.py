@@ -68,6 +68,7 @@ def command(
     """
     from onnxpress.cli.output import bench_files, bench_tables, console
     from onnxpress.cli.output.junit import junit as as_junit
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.evaluate.bench import REBUILDS
     from onnxpress.evaluate.gate import run_gate
     from onnxpress.model.files import check_target, write_atomic
@@ -84,7 +85,7 @@ def command(
     if samples is None and not quiet:
         console.note("note: no --data: inputs are synthetic")
     effort = Effort(seconds=seconds, precision=precision, rebuilds=REBUILDS, seed=seed)
-    with console.progress(quiet or as_json) as report:
+    with progress(quiet or as_json) as report:
         found = run_gate(
             _names(models), samples, effort, lambda done: report("timing", done), options, conditions, gate
         )

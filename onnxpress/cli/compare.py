@@ -68,6 +68,7 @@ def command(
     """
     from onnxpress.cli.output import compare_files, console
     from onnxpress.cli.output.junit import junit as as_junit
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.evaluate.compare import compare
     from onnxpress.model.files import check_target, write_atomic
     from onnxpress.result import document
@@ -77,10 +78,11 @@ def command(
         if target is not None:
             check_target(target, original, other)
     samples = need_data(source, original, quiet)
-    found = compare(
-        original, other, samples,
-        metric=quality.metric, decode=quality.decode, outputs=quality.outputs, worst=worst, layers=layers,
-    )  # fmt: skip
+    with progress(quiet or as_json, name="compare"):
+        found = compare(
+            original, other, samples,
+            metric=quality.metric, decode=quality.decode, outputs=quality.outputs, worst=worst, layers=layers,
+        )  # fmt: skip
     if junit is not None:
         cases = compare_files.cases(found, other.name, max_drop)
         write_atomic(junit, as_junit("onnxpress compare", cases, this_machine().text(), 0.0))

@@ -22,7 +22,8 @@ def command(output: str, max_drop: float, time_budget: float, as_json: bool, qui
     """Optimize the included digits model (a small residual CNN) on the included images."""
     from onnxpress.cli.optimize import show
     from onnxpress.cli.options import splits_of
-    from onnxpress.cli.output.console import note, progress
+    from onnxpress.cli.output.console import note
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.data.shipped import calibration_folder
     from onnxpress.model.files import check_target
     from onnxpress.search.optimize import optimize
@@ -37,7 +38,7 @@ def command(output: str, max_drop: float, time_budget: float, as_json: bool, qui
         )
     train = DataChoice(str(folder / "train.npz"))
     splits = splits_of(model, train, str(folder / "select.npz"), str(folder / "validate.npz"), quiet=True)
-    with progress(quiet or as_json) as report:
+    with progress(quiet or as_json, time_budget) as report:
         outcome = optimize(model, splits, max_drop=max_drop, time_budget=time_budget, output=output, progress=report)
     show(outcome, output, as_json)
     return 0 if outcome.met else EXIT_UNMET

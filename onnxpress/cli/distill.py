@@ -154,7 +154,7 @@ def command(
     """
     from onnxpress.api.distill import distill
     from onnxpress.api.distillation_session import DistillationOptions, available_cores
-    from onnxpress.cli.output import console
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.model.files import check_target
     from onnxpress.train.distillation.feature_matching import parse_match
     from onnxpress.train.settings import TrainingSettings
@@ -188,7 +188,7 @@ def command(
     model = teacher if student is None else student
     data = need_data(source, model, quiet)
     chosen = need_data(source.at(select), model, True) if select is not None else None
-    with console.progress(quiet or as_json) as bar:
+    with progress(quiet or as_json) as bar:
         done = distill(
             student,
             teacher,

@@ -32,12 +32,13 @@ def command(model: Path, source: DataChoice, nodes: bool, time_budget: float, as
     """
     from onnxpress.api.inspection import inspect
     from onnxpress.cli.output import console
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.result import document
     from onnxpress.runtime.machine import this_machine
 
     data = open_data(source, model, quiet)
-    with console.progress(quiet or as_json) as progress:
-        facts = inspect(model, data, time_budget=time_budget, progress=progress)
+    with progress(quiet or as_json, time_budget) as bar:
+        facts = inspect(model, data, time_budget=time_budget, progress=bar)
     if as_json:
         ports = {
             kind: [f"{s.name}: {s.text()}" for s in getattr(facts.signature, kind)] for kind in ("inputs", "outputs")

@@ -165,6 +165,7 @@ def search_command(
     SPACE: image-small, image-mobile, keyword-1d, tabular-mlp, text-encoder, cell, FILE.toml, or FILE.py:function.
     """
     from onnxpress.cli.output import console
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.model.files import load
     from onnxpress.nas.optional_dependencies import require_optuna
 
@@ -182,7 +183,7 @@ def search_command(
     ports = _ports(teacher, like)
     request.check()
     splits = splits_of(ports, source, select, validate, quiet)
-    with console.progress(quiet or as_json) as bar:
+    with progress(quiet or as_json) as bar:
         evaluator = Evaluator(load(ports), splits, request, teacher is not None, this_machine())
         result = search(evaluator, output, bar, role)
     ports_option = ["--like" if teacher is None else "--teacher", str(ports)]

@@ -67,7 +67,7 @@ def inside_command(
 ) -> int:
     """Replace parts of a model with cheaper ones, with the lowest loss increase for a target speed-up."""
     from onnxpress.cli.optimize import ended
-    from onnxpress.cli.output.console import progress
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.model.files import check_target
     from onnxpress.nas.in_model.in_model_search import in_model_search
     from onnxpress.nas.report import FRONT, in_model_report, write_report
@@ -92,7 +92,7 @@ def inside_command(
     )
     request.check()
     splits = splits_of(model, source, select, validate, quiet, crossed=True)
-    with progress(quiet or as_json) as report:
+    with progress(quiet or as_json, time_budget + train_budget) as report:
         outcome = in_model_search(model, splits, request, output, run, report)
     folder = Path(run or Path(output).with_suffix(".run"))
     write_front(outcome, folder / FRONT)

@@ -89,7 +89,7 @@ def command(
     only if it loads, keeps the signature, loses at most --max-drop and is measured to be faster (with --goal size: not
     slower).  Ctrl-C ends the search with the best result so far; the same command resumes a run that was killed.
     """
-    from onnxpress.cli.output.console import progress
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.model.files import check_target
     from onnxpress.search.front import check_front_folder
     from onnxpress.search.optimize import optimize
@@ -104,7 +104,7 @@ def command(
         max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms,
         judged.metric, judged.decode, judged.outputs, provider,
     )  # fmt: skip
-    with progress(quiet or as_json) as bar:
+    with progress(quiet or as_json, time_budget + train_budget) as bar:
         outcome = optimize(model, splits, options, output=output, run=run, progress=bar, front=front)
     return ended(outcome, output, as_json, source.strict)
 

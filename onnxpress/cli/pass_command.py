@@ -63,11 +63,13 @@ def pass_command(name: str) -> click.Command:
             _stream(name, model, output, options, plan, as_json, quiet)
             return
         from onnxpress.api.run_pass import run_pass
+        from onnxpress.cli.output.progress_display import progress
         from onnxpress.model.files import check_target
 
         check_target(output, model)
         data = open_data(source, model, quiet)
-        result = run_pass(name, model, data, options, output=output, plan=plan, samples=samples, seed=seed)
+        with progress(quiet or as_json, name=name):
+            result = run_pass(name, model, data, options, output=output, plan=plan, samples=samples, seed=seed)
         show(name, result, output, as_json, quiet)
 
     command.__doc__ = inspect.getdoc(type(chosen)) or name
@@ -156,13 +158,14 @@ def _left_alone(refused: list[Refusal], quiet: bool) -> None:
 def _stream(name: str, model: Path, output: str, options: Any, plan: str | None, as_json: bool, quiet: bool) -> None:
     """Weights without samples, for files of any size."""
     from onnxpress.api.external_data_quantization import stream_weights
+    from onnxpress.cli.output.progress_display import progress
     from onnxpress.errors import InputProblem
     from onnxpress.result import document
 
     if plan is not None:
         raise InputProblem("this needs samples", "`plan`", "no data was given", "give `data`, or leave it out")
-    with console.progress(quiet or as_json) as progress:
-        done = stream_weights(model, output, options, progress)
+    with progress(quiet or as_json, name=name) as bar:
+        done = stream_weights(model, output, options, bar)
     if as_json:
         console.emit_json(document(name, output=output, **done.to_dict()))
         return

@@ -90,10 +90,7 @@ def optimize(
     """
     chosen = _options(options, settings)
     path = path_of(model)
-    if output is not None:
-        check_target(output, *([path] if path is not None else []))
-    if front is not None:
-        check_front_folder(front)
+    _check_targets(path, output, front)
     original = open_model(model)
     check_size(original)
     everything = as_parts(data, original)
@@ -122,6 +119,13 @@ def optimize(
     if front is not None:
         write_front(result, front)
     return result
+
+
+def _check_targets(path: str | Path | None, output: str | Path | None, front: str | Path | None) -> None:
+    if output is not None:
+        check_target(output, *([path] if path is not None else []))
+    if front is not None:
+        check_front_folder(front)
 
 
 def _options(options: OptimizeOptions | None, settings: dict[str, Any]) -> OptimizeOptions:

@@ -1,6 +1,6 @@
 """How results look: tables within 80 columns on stdout, everything else on stderr, JSON on request.
 
-Progress bars only on a terminal; colours never carry the only meaning (rich honours NO_COLOR).
+Colours never carry the only meaning (rich honours NO_COLOR). Progress: `progress_display.py`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -58,28 +57,6 @@ def _escape(cell: str) -> str:
     from rich.markup import escape
 
     return escape(cell)
-
-
-@contextmanager
-def progress(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
-    """A bar with the remaining time, on a terminal; elsewhere nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda stage, fraction: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda stage, fraction: bar.update(task, description=stage, completed=fraction)
 
 
 def ms(seconds: float) -> str:
