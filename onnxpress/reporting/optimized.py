@@ -79,32 +79,52 @@ def _seconds(found: Document) -> list[Headline]:
 
 
 def _candidates(body: Document, found: Document) -> Chart:
+    speeds = _speeds(body, found)
     several = [
         c
         for c in body.get("candidates", [])
-        if c.get("quick_speedup") and (c.get("select") or {}).get("drop") is not None
+        if speeds.get(c["name"]) and (c.get("select") or {}).get("drop") is not None
     ]
     largest = max((c["size"] for c in several), default=1)
     chosen = found.get("chosen")
     points = tuple(
-        ChartPoint(c["name"], c["quick_speedup"], c["select"]["drop"], c["select"].get("low"), c["select"].get("high"),
+        ChartPoint(c["name"], speeds[c["name"]], c["select"]["drop"], c["select"].get("low"), c["select"].get("high"),
               c["size"] / largest, c["name"] == chosen)
         for c in several
     )  # fmt: skip
     marked = " Orange: the chosen candidate." if any(p.chosen for p in points) else ""
-    note = f"Lower and to the right is better; the mark's size is the file's; lines: 95 % intervals.{marked}"
-    return Chart("scatter", "Candidates", "times as fast (first timing)", "drop on the selection samples", points, note)
+    note = (
+        "Lower and to the right is better; the mark's size is the file's; lines: 95 % intervals; speed-ups with ~ in "
+        f"the table are of short timings.{marked}"
+    )
+    return Chart("scatter", "Candidates", "times as fast", "drop on the selection samples", points, note)
+
+
+def _final_speeds(found: Document) -> dict[str, float]:
+    """By candidate, of the final timing."""
+    timed = {r["name"]: r["speedup"] for r in found.get("ratios") or [] if r.get("speedup")}
+    return timed | ({found["chosen"]: found["speedup"]["speedup"]} if found.get("speedup") else {})
+
+
+def _speeds(body: Document, found: Document) -> dict[str, float]:
+    """By candidate: of the final timing where it was in it, else of a short one."""
+    quick = {c["name"]: c["quick_speedup"] for c in body.get("candidates", []) if c.get("quick_speedup")}
+    return quick | _final_speeds(found)
 
 
 def _table(body: Document, found: Document) -> ReportTable:
     rows = []
+    speeds, timed = _speeds(body, found), _final_speeds(found)
     for c in body.get("candidates", []):
-        speed, notes = c.get("quick_speedup"), string_list(c, "notes")
+        speed, notes = speeds.get(c["name"]), string_list(c, "notes")
+        about = "" if c["name"] in timed else "~"
         notes_text = "; ".join(notes[:_MAX_NOTES]) + (
             f"; and {len(notes) - _MAX_NOTES} more" if len(notes) > _MAX_NOTES else ""
         )
         name = f"{c['name']} (chosen)" if c["name"] == found.get("chosen") else c["name"]
-        rows.append((name, f"{speed:.2f}x" if speed else "", drop_text(c.get("select")), size(c["size"]), notes_text))
+        rows.append(
+            (name, f"{about}{speed:.2f}x" if speed else "", drop_text(c.get("select")), size(c["size"]), notes_text)
+        )
     return ReportTable("Candidates", ("name", "faster", "drop", "size", "notes"), tuple(rows))
 
 

@@ -34,7 +34,7 @@ from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalist_scores import FinalistScores, what_samples_tell
 from onnxpress.search.pareto import pareto_front
 from onnxpress.search.request import OptimizeOptions
-from onnxpress.search.search import Search, allowed, uses_little
+from onnxpress.search.search import Improvement, Search, allowed, uses_little
 
 _FINALISTS = 5
 _BOUNDS = (0, 1, 2, 5)  # times the metric's default drop, for which the fastest candidate is named
@@ -74,7 +74,8 @@ class OptimizeResult(Result):
     rejected: finalists that failed the contract, with reasons. looks: number of times the validation samples were used.
     profile_comparison: layers and operators before and after; None where nothing was accepted. refused: units that
     passes cannot change. judged_by: the metrics, and why. other_bounds: what other allowed drops give.
-    sample_notes: how few samples were used, and what they cannot tell.
+    sample_notes: how few samples were used, and what they cannot tell. improvements: the best candidates so far, each
+    with the time when it was found.
     """
 
     _hidden: ClassVar[frozenset[str]] = frozenset(("data", "plan", "candidates", "final"))
@@ -101,6 +102,7 @@ class OptimizeResult(Result):
     judged_by: list[str] = field(default_factory=list)
     other_bounds: list[OtherBound] = field(default_factory=list)
     sample_notes: list[str] = field(default_factory=list)
+    improvements: list[Improvement] = field(default_factory=list)
 
     @property
     def improved(self) -> bool:
@@ -169,6 +171,7 @@ def finalists(
             feeds = search.factory.feeds[0]
             result.profile_comparison = _profiles(original, model_of(accepted), feeds, options)
     result.refused = _refused(search.factory)
+    result.improvements = search.improvements
     result.judged_by = search.factory.scorer.judge.text()
     result.sample_notes = what_samples_tell(splits, score, search.max_drop)
     result.other_bounds = other_bounds(search, final)
@@ -372,4 +375,5 @@ def summary(result: OptimizeResult) -> dict[str, object]:
         "judged_by": result.judged_by,
         "other_bounds": result.other_bounds,
         "sample_notes": result.sample_notes,
+        "improvements": result.improvements,
     }

@@ -18,9 +18,10 @@ import onnx_ir as ir
 from onnxpress.errors import Problem
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.pruning.options import INTERNAL, PruneOptions
+from onnxpress.plan import result_contract
 from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.plan.run_record import RunRecord
-from onnxpress.runtime.latency import Effort, compare_latency
+from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.time_limit import OutOfTime, time_limit
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.scheduling import Step, Technique
@@ -59,6 +60,20 @@ class TimeBudget:
         return lambda: self.used < share * self.seconds
 
 
+@dataclass(frozen=True)
+class Improvement:
+    """A candidate that was the best so far, and measured to be better than the original.
+
+    seconds: of the search until then. speedup, low: of a short timing, with the lower end of its interval. size: bytes
+    """
+
+    seconds: float
+    name: str
+    speedup: float
+    low: float
+    size: int
+
+
 def allowed(candidate: Candidate, max_drop: float) -> bool:
     """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
     score = candidate.score
@@ -86,7 +101,8 @@ class Search:
     found: candidates in the order they were made. failed: stages that failed on this model, and why; stopped: those
     of them that did not end in time. chosen: nodes for
     which int8 is faster. target: target speed-up (0: as fast as possible). attempted: ids of candidates whose form in
-    int8 was tried. untried: techniques that had no turn.
+    int8 was tried. untried: techniques that had no turn. improvements: the best candidates so
+    far, each with its time.
     """
 
     factory: CandidateFactory
@@ -102,6 +118,8 @@ class Search:
     attempted: set[str] = field(default_factory=set)
     untried: list[str] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
+    improvements: list[Improvement] = field(default_factory=list)
+    _best_noted: float = 0.0
 
     def step(self, technique: Technique, seconds: float) -> Step:
         """Take one step of a technique, within some seconds. What fails is recorded, and has no more steps."""
@@ -180,8 +198,10 @@ class Search:
         seconds = min(max(_TIMED * self.budget.seconds, _LEAST_TIMED), _MOST_TIMED)
         effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
         models: dict[str, ir.Model | bytes | str] = {"original": self.factory.original, "candidate": candidate.data}
-        candidate.quick = compare_latency(models, self.factory.feeds, effort).ratios[0].speedup
+        ratio = compare_latency(models, self.factory.feeds, effort).ratios[0]
+        candidate.quick = ratio.speedup
         self.found.append(candidate)
+        self._improve(candidate, ratio)
         if self.run is not None:
             self.run.add(
                 {
@@ -196,6 +216,24 @@ class Search:
                 }
             )
         return candidate
+
+    def _improve(self, candidate: Candidate, ratio: Ratio) -> None:
+        """Note a candidate that is the best so far. The first has its behaviour checked as well: from then on an
+        interrupted search has a result."""
+        worth = self.worth(candidate)
+        better = candidate.size < self.original_size if self.goal == "size" else ratio.low > 1
+        if not better or worth <= self._best_noted or not allowed(candidate, self.max_drop):
+            return
+        samples = self.factory.scorer.data
+        if not self.improvements and result_contract.same_shape_behaviour(
+            self.factory.original, candidate.data, samples
+        ):
+            return
+        self._best_noted = worth
+        found = Improvement(self.budget.used, candidate.name, ratio.speedup, ratio.low, candidate.size)
+        self.improvements.append(found)
+        if self.run is not None:
+            self.run.set(improvements=self.improvements)
 
     def in_int8(self, candidate: Candidate) -> Candidate:
         """The chosen nodes of a candidate in int8."""

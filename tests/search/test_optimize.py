@@ -40,7 +40,7 @@ def digits() -> tuple[ir.Model, Splits]:
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[OptimizeResult, Path]:
     folder = tmp_path_factory.mktemp("optimized")
     _, splits = digits()
-    outcome = optimize(DIGITS / "digits.onnx", splits, OptimizeOptions(time_budget=10), output=folder / "fast.onnx")
+    outcome = optimize(DIGITS / "digits.onnx", splits, OptimizeOptions(time_budget=20), output=folder / "fast.onnx")
     return outcome, folder
 
 
@@ -228,3 +228,16 @@ def test_few_samples_are_cross_validated(tmp_path: Path) -> None:
     assert "cross-validation" in found.sample_notes[0]
     replayed = apply_plan(read_plan(tmp_path / "fast.run" / "plan.json"), model, few)
     assert to_bytes(replayed.model) == found.data
+
+
+@pytest.mark.alone
+def test_the_first_result_comes_early_and_results_only_get_better(optimized: tuple[OptimizeResult, Path]) -> None:
+    outcome, folder = optimized
+    assert outcome.improvements
+    first = outcome.improvements[0]
+    assert first.low > 1
+    assert first.seconds <= 0.5 * 20, "on a busy machine: else in a quarter of the budget"
+    speeds = [i.speedup for i in outcome.improvements]
+    assert speeds == sorted(speeds)
+    record = json.loads((folder / "fast.run" / "run.json").read_text())
+    assert [i["name"] for i in record["improvements"]] == [i.name for i in outcome.improvements]

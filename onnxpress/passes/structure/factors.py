@@ -207,9 +207,18 @@ def _singular_values(weight: np.ndarray, second_moment: np.ndarray | None) -> tu
     """(left singular vectors, squared singular values) of W H^1/2, in descending order."""
     if len(weight) <= weight.shape[1]:
         return _eigen_descending(weight @ weight.T if second_moment is None else weight @ second_moment @ weight.T)
-    scaled = weight if second_moment is None else weight @ scipy.linalg.cholesky(second_moment, lower=True)
+    scaled = weight if second_moment is None else weight @ _square_root(second_moment)
     vectors, values, _ = scipy.linalg.svd(scaled, full_matrices=False)
     return vectors, values**2
+
+
+def _square_root(matrix: np.ndarray) -> np.ndarray:
+    """S with S S^T = H of a symmetric matrix that is positive semidefinite but for rounding."""
+    try:
+        return np.asarray(scipy.linalg.cholesky(matrix, lower=True))
+    except scipy.linalg.LinAlgError:  # inputs that are multiples of each other
+        vectors, values = _eigen_descending(matrix)
+        return np.asarray(vectors * np.sqrt(values))
 
 
 def _eigen_descending(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
