@@ -29,7 +29,8 @@ from onnxpress.passes.pruning.obs_selection import ErrorCurve
 from onnxpress.passes.pruning.options import ALL, UNIFORM, PruneOptions
 
 _GOAL_TOLERANCE = 1.001  # a cost of at most this multiple of its goal meets the goal
-_LOSS_SAMPLES = 96  # on which the loss of narrowing one group is measured
+_LOSS_SAMPLES = (16, 96)  # on which the loss of narrowing one group is measured, at least and at most
+_LOSS_MACS = 1e11  # multiply-accumulates of one pass over them
 _UNIFORM_STEPS = 50  # uniform ratios that are tried for a goal other than a ratio
 
 
@@ -154,7 +155,7 @@ def loss_sensitivities(
         if not more_time():
             break
         removal = {name: sorted(picked[name].order[: counts[name]])}
-        loss = evidence.observed(f"loss on {_LOSS_SAMPLES} {removal}", partial(evaluator.loss, removal))
+        loss = evidence.observed(f"loss on {evaluator.samples} {removal}", partial(evaluator.loss, removal))
         found[name] = float(loss["nmse"]) / max(picked[name].error[counts[name]], 1e-9)
     median = float(np.median(list(found.values()))) if found else 1.0
     return {name: found.get(name, median) for name in narrowable}
@@ -176,8 +177,14 @@ class _RemovalEvaluator:
     scorer: Scorer | None = None
 
     @cached_property
+    def samples(self) -> int:
+        """Number of samples that losses are measured on: fewer for a large model, which has many groups as well."""
+        each = sum(macs(self.evidence.model, self.evidence.trace).values())
+        return int(np.clip(_LOSS_MACS / max(each, 1), *_LOSS_SAMPLES))
+
+    @cached_property
     def _few(self) -> Evidence:
-        return self.evidence.part(_LOSS_SAMPLES)
+        return self.evidence.part(self.samples)
 
     def loss(self, removal: Mapping[str, list[int]]) -> Arrays:
         evidence = self._few
