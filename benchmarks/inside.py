@@ -24,7 +24,7 @@ from onnxpress.data.dataset import Dataset, Splits
 from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import load
 from onnxpress.model.signature import signature
-from onnxpress.nas.in_model.in_model_search import in_model_search
+from onnxpress.nas.functions import nas_from
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.machine import this_machine
@@ -33,7 +33,7 @@ from onnxpress.search.optimize import optimize
 from onnxpress.search.request import OptimizeOptions
 
 os.environ["ONNXPRESS_CACHE"] = "off"
-_METHODS = {"optimize": optimize, "nas --from": in_model_search}
+_METHODS = {"optimize": optimize, "nas --from": nas_from}
 
 
 @dataclass

@@ -65,14 +65,14 @@ def inside_command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Replace parts of a model with cheaper ones, with the lowest loss increase for a target speed-up."""
+    """Search inside a model for the least loss at a target speed-up: the search of `optimize`, with a report.md."""
     from onnxpress.cli.optimize import ended
     from onnxpress.cli.output.progress_display import progress
     from onnxpress.model.files import check_target
-    from onnxpress.nas.in_model.in_model_search import in_model_search
     from onnxpress.nas.report import FRONT, in_model_report, write_report
     from onnxpress.runtime.machine import this_machine
     from onnxpress.search.front import write_front
+    from onnxpress.search.optimize import optimize
     from onnxpress.search.request import OptimizeOptions
 
     check_target(output, model)
@@ -93,7 +93,7 @@ def inside_command(
     request.check()
     splits = splits_of(model, source, select, validate, quiet, crossed=True)
     with progress(quiet or as_json, time_budget + train_budget) as report:
-        outcome = in_model_search(model, splits, request, output, run, report)
+        outcome = optimize(model, splits, request, output=output, run=run, progress=report)
     folder = Path(run or Path(output).with_suffix(".run"))
     write_front(outcome, folder / FRONT)
     write_report(

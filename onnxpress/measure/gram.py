@@ -22,6 +22,7 @@ ROWS_PER_COLUMN = 32
 MIN_ROWS = 6144
 WIDE = 2304  # columns from which a Gram matrix is kept per channel instead of per (channel, tap)
 _PASS_BYTES = 512 * 2**20
+_MODERATE = 1e15
 _FAST_FROM = 256  # columns from which products are computed in float32: their rounding is far below any damping
 
 
@@ -57,7 +58,8 @@ class Moments:
         Rows that are not finite are left out: attention gives NaN at positions that are masked wholly, and nobody reads
         them.
         """
-        kind = np.float32 if x.dtype == np.float32 and x.shape[1] >= _FAST_FROM else np.float64
+        fast = x.dtype == np.float32 and x.shape[1] >= _FAST_FROM and _moderate(x) and (y is None or _moderate(y))
+        kind = np.float32 if fast else np.float64
         x, y = x.astype(kind), None if y is None else y.astype(kind)
         if not np.isfinite(x.sum(dtype=np.float64) + (0.0 if y is None else y.sum(dtype=np.float64))):
             finite = np.isfinite(x).all(axis=1) & (True if y is None else np.isfinite(y).all(axis=1))
@@ -87,6 +89,11 @@ class Moments:
             return self.xx / n, self.yx / n
         mx, my = self.x / n, self.y / n
         return self.xx / n - np.outer(mx, mx), self.yx / n - np.outer(my, mx)
+
+
+def _moderate(x: np.ndarray) -> bool:
+    """Whether sums of products of these values are finite in float32."""
+    return bool(np.abs(x).max(initial=0.0) < _MODERATE)
 
 
 def sampled_rows(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: int, batch: int) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +67,13 @@ def nas_from(
     progress: Progress = no_progress,
     **settings: Any,
 ) -> OptimizeResult:
-    """Replace parts of a model by cheaper ones, with the lowest loss for a speed-up; arguments as of `optimize`.
+    """Search inside a model: the search of `optimize`, under the name of what it is; arguments as of `optimize`.
 
     >>> result = onnxpress.nas_from("model.onnx", "samples.npz", max_drop=0.5, speedup=1.2, time_budget=20)
     """
-    from onnxpress.nas.in_model.in_model_search import in_model_search
+    from onnxpress.search.optimize import optimize
 
-    chosen = replace(options or OptimizeOptions(), **settings)
-    return in_model_search(model, data, chosen, output, run, progress)
+    return optimize(model, data, options, output=output, run=run, progress=progress, **settings)
 
 
 def nas_worker(

@@ -80,11 +80,13 @@ class CandidateFactory:
         seed: int = 0,
         store: CandidateStore | None = None,
         time_budget: float = math.inf,
+        by_latency: bool = False,
     ) -> None:
-        """time_budget: seconds of the search; where one pass over the samples would take much of it, fewer are read."""
+        """time_budget: seconds of the search; where one pass over the samples would take much of it, fewer are read.
+        by_latency: see PruningBase."""
         self.original, self.scorer, self.machine, self.seed = original, scorer, machine, seed
         self.store = store or CandidateStore()
-        self.learn = calibrate
+        self.learn, self._by_latency = calibrate, by_latency
         self.samples = samples_within(original, calibrate, time_budget, self.store)
         self.calibrate = calibrate.take(self.samples)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
@@ -275,7 +277,7 @@ class CandidateFactory:
         if count not in self._grounds:
             cut = self.shallower(count) if count else None
             where = (self.exact_plan, self.base) if cut is None else (cut.plan, self.evidence(cut))
-            self._grounds[count] = PruningBase(*where)
+            self._grounds[count] = PruningBase(*where, self._by_latency)
         return self._grounds[count]
 
     def pruned(

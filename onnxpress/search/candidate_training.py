@@ -99,6 +99,7 @@ def latency_levels(
     specs = [_pruned(search, INTERNAL), _pruned(search, ALL), _shallow(search)]
     specs += [_pruned(search, INTERNAL, count) for count in _counts(search)]
     kinds = [time_students(search, some, timing_seconds) for some in specs]
+    kinds.append(_replaced(search))
     ladder: list[LatencyLevel] = []
     for level in (start * share for share in _LEVELS):
         near = [[s for s in kind if _NEAR * level <= s.time <= level] for kind in kinds]
@@ -157,6 +158,20 @@ def _shallow(search: Search) -> list[StudentSpec]:
     factory = search.factory
     counts = range(1, len(factory.removal_order()) + 1)
     return [StudentSpec(blocks_name(n), factory.without(n), partial(factory.shallower, n)) for n in counts]
+
+
+def _replaced(search: Search) -> list[TimedStudent]:
+    """Candidates with replacements, in float or int8: whichever is faster."""
+    students = []
+    for c in (c for c in search.found if c.stage == Stage.REPLACEMENTS):
+        speed = max(d.quick or 1.0 for d in (c, *search.descendants(c, Stage.INT8)))
+        cut = UnrepairedCandidate(0, partial(search.factory.evidence, c))
+        students.append(TimedStudent(StudentSpec(c.name, cut, partial(_itself, c)), 1 / speed))
+    return students
+
+
+def _itself(candidate: Candidate) -> Candidate:
+    return candidate
 
 
 def _holds(search: Search, level_: LatencyLevel, seconds: float, progress: Progress) -> bool:

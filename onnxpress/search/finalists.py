@@ -8,7 +8,7 @@ missed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -34,9 +34,10 @@ from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalist_scores import FinalistScores, what_samples_tell
 from onnxpress.search.pareto import pareto_front
 from onnxpress.search.request import OptimizeOptions
-from onnxpress.search.search import Improvement, Search, allowed, uses_little
+from onnxpress.search.search import Improvement, Search, allowed
 
-_FINALISTS = 5
+_FINALISTS, _FASTEST, _AT_LEAST = 6, 2, 4  # at most; of them the fastest; at least, where there are so many
+_CLOSER = 0.7  # times the error of the outputs, at most, of a finalist that is slower than another
 _BOUNDS = (0, 1, 2, 5)  # times the metric's default drop, for which the fastest candidate is named
 _PROFILED, _PROFILE_SHARE = (
     1.0,
@@ -202,16 +203,30 @@ def other_bounds(search: Search, final: LatencyComparison | None) -> list[OtherB
     return found
 
 
+def ladder(ranked: Sequence[Candidate], count: int) -> list[Candidate]:
+    """The first candidates, and then further ones, each the first whose outputs are much closer to the original's.
+
+    The drop of few samples is noisy, so that validation may refuse all of the fastest; the error of the outputs tells
+    more about which of the others it will not.
+    """
+    found = list(ranked[:_FASTEST])
+    for candidate in ranked[_FASTEST:]:
+        if len(found) < count and candidate.score.nmse <= _CLOSER * min(c.score.nmse for c in found):
+            found.append(candidate)
+    for candidate in ranked:  # none is closer: the next ones
+        if len(found) < min(count, _AT_LEAST) and candidate not in found:
+            found.append(candidate)
+    return found
+
+
 def _selected(search: Search, options: OptimizeOptions) -> list[Candidate]:
     """The candidates that are timed together: the best by selection samples and short timings, and the exact one."""
     able = [c for c in search.found if allowed(c, search.max_drop) and not c.exact]
     quick = {c.id: c.quick or 0.0 for c in search.found}
     ranked = _ranked(able, quick, options.goal, _ROUGHLY * search.target)
     sure = _ranked(able, quick, options.goal, search.target / _ROUGHLY)[:1]  # where the others' times were lucky
-    # The fastest may all use most of the allowed drop, and validation refuse them.
-    safe = _ranked([c for c in able if uses_little(c, search.max_drop)], quick, options.goal, 0.0)[:1]
-    found = ranked[:_FINALISTS]
-    for candidate in (*sure, *safe):
+    found = ladder(ranked, _FINALISTS)
+    for candidate in sure:
         if candidate not in found:
             found.append(candidate)
     return found + [c for c in search.found if c.exact]

@@ -8,7 +8,6 @@ contract.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,6 @@ _END_SHARE = 0.05  # of the time budget: the result is written, and profiled
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """How candidates are found. explore: adds candidates to a search; train: adds trained ones within so many
-    seconds."""
-
-    explore: Callable[[Search], None] = techniques.explore
-    train: Callable[[Search, float, Progress], None] = candidate_training.train
-
-
-@dataclass(frozen=True)
 class _Judged:
     """The original, what scores candidates against it, the drop that is allowed, and the time, which runs already."""
 
@@ -69,7 +59,6 @@ def optimize(
     output: str | Path | None = None,
     run: str | Path | None = None,
     progress: Progress = no_progress,
-    strategy: Strategy | None = None,
     front: str | Path | None = None,
     **settings: Any,
 ) -> OptimizeResult:
@@ -81,8 +70,8 @@ def optimize(
     file to write, atomically.
     run: folder of the run record (default: beside the output, with the suffix .run), which holds plan.json and
     run.json.
-    progress: called with the stage and the share that is done. strategy: how candidates are found. front: new folder
-    for all models on the Pareto front, with their plans.
+    progress: called with the stage and the share that is done. front: new folder for all models on the Pareto front,
+    with their plans.
 
     Raises InputProblem on bad input; nothing is written then.
 
@@ -105,7 +94,7 @@ def optimize(
         judged = _Judged(original, scorer, scorer.allowed_drop(chosen.max_drop), budget)
         record = _record(original, everything, chosen, output, run, str(path or "")) if output is not None else None
         try:
-            result = _search(judged, splits, chosen, progress, record, strategy or Strategy())
+            result = _search(judged, splits, chosen, progress, record)
             result.notes[:0] = doubts + fewer
             if output is not None and record is not None:
                 if result.improved:
@@ -164,7 +153,6 @@ def _search(
     options: OptimizeOptions,
     progress: Progress,
     record: RunRecord | None,
-    strategy: Strategy,
 ) -> OptimizeResult:
     original, scorer, budget = judged.original, judged.scorer, judged.budget
     search_part = options.time_budget / (options.time_budget + options.train_budget)
@@ -178,15 +166,16 @@ def _search(
 
     store = record.store if record is not None else None
     factory = CandidateFactory(
-        original, splits.calibrate, scorer, this_machine(), options.seed, store, options.time_budget
-    )
+        original, splits.calibrate, scorer, this_machine(), options.seed, store, options.time_budget,
+        options.goal == "latency",
+    )  # fmt: skip
     target = _target(original, factory, options)
     search = Search(factory, judged.max_drop, options.goal, budget, search_progress, record, target=target)
     interrupted = False
     try:
-        strategy.explore(search)
+        techniques.explore(search)
         if options.train_budget and search.found:
-            strategy.train(search, options.train_budget, train_progress)
+            candidate_training.train(search, options.train_budget, train_progress)
     except KeyboardInterrupt:  # the best so far is still timed and validated; a second one ends the run
         if not search.found:
             raise

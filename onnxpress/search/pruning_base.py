@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
 
 from onnxpress.measure.evidence import Evidence
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_pruning
+from onnxpress.passes.pruning.cost_model import Costs
 from onnxpress.passes.pruning.error_curves import error_curves
 from onnxpress.passes.pruning.kernel_grid import widths
 from onnxpress.passes.pruning.obs_selection import ErrorCurve
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.plan import Plan
+from onnxpress.runtime.session import default_settings
+from onnxpress.runtime.unit_latency import node_seconds
 
 
 @dataclass
 class PruningBase:
-    """plan: what led to the model; evidence: what is known of it."""
+    """plan: what led to the model; evidence: what is known of it; by_latency: whether channels are removed where they
+    save time on this machine, by timings of single units, and not where they save multiply-accumulates and weights."""
 
     plan: Plan
     evidence: Evidence
+    by_latency: bool = False
     _curves: dict[str, ErrorCurve] | None = None
     _scales: dict[str, float] = field(default_factory=dict)
 
@@ -36,4 +44,18 @@ class PruningBase:
         if not self._scales:
             nothing = dict.fromkeys(self._curves, 0)
             self._scales = loss_sensitivities(self.evidence, self._curves, nothing, more_time)
-        return plan_pruning(self.evidence, options, picked, self._scales)
+        return plan_pruning(self.evidence, options, picked, self._scales, self._costs)
+
+    @cached_property
+    def _costs(self) -> Costs | None:
+        if not self.by_latency:
+            return None
+        settings, model, sizes = default_settings(), self.evidence.model, self.evidence.trace
+        names = [n.name or "" for n in model.graph]
+
+        def seconds() -> dict[str, np.ndarray]:
+            times = node_seconds(model, sizes)
+            return {"seconds": np.array([times.get(name, 0.0) for name in names])}
+
+        known = self.evidence.observed(f"seconds of units {settings.threads} {settings.provider}", seconds)["seconds"]
+        return {"seconds": dict(zip(names, known.tolist(), strict=True))}

@@ -55,7 +55,8 @@ class Technique:
     like:          another whose first step took about what the first of this one takes. A technique with one waits for
                    its first step until its gain for the time is the largest
     taken:         number of steps
-    seconds:       that the last step took, without what it prepared for later ones
+    seconds:       that the last step took, without what it prepared for later ones; before the first, of that step, where
+                   it is known
     first_seconds: of the first step, with that
     total_seconds: of all steps
     best:          value of its own best candidate

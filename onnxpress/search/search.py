@@ -151,6 +151,13 @@ class Search:
         """What the best candidate that holds on the selection samples gives of the goal."""
         return max((self.worth(c) for c in self.found if allowed(c, self.max_drop)), default=0.0)
 
+    def int8_gain(self) -> float:
+        """What int8 was worth where it holds: of the logarithm of the speed-up, or of how much smaller the file is."""
+        exact = max((self.worth(c) for c in self.found if c.exact), default=0.0)
+        by_id = {c.id: self.worth(c) for c in self.found}
+        able = [c for c in self.found if c.stage == Stage.INT8 and allowed(c, self.max_drop)]
+        return max((self.worth(c) - by_id.get(c.parent, exact) for c in able), default=0.0)
+
     @cached_property
     def original_size(self) -> int:
         return len(to_bytes(self.factory.original))

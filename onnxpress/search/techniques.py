@@ -17,6 +17,7 @@ from onnxpress.passes.registry import all_passes
 from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.plan.plan import PlanStep
 from onnxpress.search.candidate_factory import blocks_name
+from onnxpress.search.replacements.technique import SURVEY, ReplacementTechnique
 from onnxpress.search.scheduling import LITTLE, UNKNOWN, Technique, schedule
 from onnxpress.search.search import Search, allowed, prune_name, uses_little
 
@@ -51,6 +52,7 @@ def techniques(search: Search) -> list[Technique]:
     if search.goal == "size":
         known.insert(1, Technique("fewer bits", partial(fewer_bits, search)))
     more = [(name, asked) for name, asked in all_passes().items() if name not in _HANDLED]
+    parts = ReplacementTechnique(search)
     others = [Technique(name, partial(one_pass, search, asked), like=narrow) for name, asked in more]
     on_top = [
         Technique("int8 of others", partial(int8_of_others, search), partial(_int8_promise, search), like=whole),
@@ -58,6 +60,8 @@ def techniques(search: Search) -> list[Technique]:
             "channels behind blocks", partial(behind_blocks, search), partial(_behind_promise, search), like=narrow
         ),
     ]
+    survey = SURVEY * search.budget.seconds
+    others.append(Technique("replacements", parts.steps, parts.promise, like=narrow, seconds=survey))
     return [*known, *others, *on_top]
 
 
@@ -208,7 +212,7 @@ def int8_of_others(search: Search) -> Iterator[None]:
 def _without_int8(search: Search) -> list[Candidate]:
     """Candidates of other techniques whose form in int8 may be the best, or the best with drop to spare; the best
     first."""
-    gain = _int8_gain(search)
+    gain = search.int8_gain()
     if not search.chosen or gain <= 0:
         return []
     left = [c for c in _of_others(search) if c.id not in search.attempted]
@@ -242,14 +246,6 @@ def _mixed(search: Search, candidate: Candidate) -> None:
         search.keep(factory.int8(f"{candidate.name} + int8 mixed", nodes, candidate, evidence)).notes.append(how)
 
 
-def _int8_gain(search: Search) -> float:
-    """What int8 was worth where it holds: of the logarithm of the speed-up, or of how much smaller the file is."""
-    exact = max((search.worth(c) for c in search.found if c.exact), default=0.0)
-    by_id = {c.id: search.worth(c) for c in search.found}
-    able = [c for c in search.found if c.stage == Stage.INT8 and allowed(c, search.max_drop)]
-    return max((search.worth(c) - by_id.get(c.parent, exact) for c in able), default=0.0)
-
-
 def _refined_promise(search: Search) -> float:
     """Of other nodes or recipes: little where int8 holds, else what it would give if it did."""
     found = [c for c in search.found if c.stage == Stage.INT8 and not c.parent]
@@ -262,7 +258,7 @@ def _refined_promise(search: Search) -> float:
 def _int8_promise(search: Search) -> float:
     waiting = _without_int8(search)
     if waiting:
-        return max(search.worth(waiting[0]) + _int8_gain(search) - search.value(), LITTLE)
+        return max(search.worth(waiting[0]) + search.int8_gain() - search.value(), LITTLE)
     return LITTLE / 2 if _best_unmixed(search) is not None else 0.0
 
 

@@ -34,3 +34,11 @@ def test_rows_that_are_not_finite_are_left_out() -> None:
     assert some.count == whole.count == 6
     np.testing.assert_array_equal(some.xx, whole.xx)
     np.testing.assert_array_equal(some.yx, whole.yx)
+
+
+def test_values_whose_products_overflow_in_float32_are_added_in_float64() -> None:
+    x = np.full((8, 300), 1e25, np.float32)
+    moments = Moments.empty(300, 2)
+    moments.add(x, np.full((8, 2), 1e25, np.float32))
+    assert np.isfinite(moments.xx).all() and np.isfinite(moments.yx).all()
+    assert moments.xx[0, 0] == pytest.approx(8e50, rel=1e-5)

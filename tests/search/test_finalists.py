@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onnxpress.measure.score import Score
-from onnxpress.search.finalists import _goal, _ranked
+from onnxpress.search.finalists import _goal, _ranked, ladder
 
 pytestmark = pytest.mark.unit
 
@@ -39,3 +39,13 @@ def test_with_the_goal_size_the_smallest_comes_first() -> None:
 def test_a_missed_target_is_reported() -> None:
     reached: Any = SimpleNamespace(speedup=SimpleNamespace(speedup=4.0))
     assert _goal(reached, 9.0) == ["9.00x the original's speed was not reached: the fastest that holds is 4.00x"]
+
+
+def test_finalists_are_the_fastest_and_then_such_as_are_much_closer_to_the_original() -> None:
+    """All of the fastest may lose too much on other samples."""
+    errors = [0.30, 0.31, 0.29, 0.20, 0.19, 0.12, 0.02, 0.01, 0.005]
+    ranked = [candidate(str(place), error, 1) for place, error in enumerate(errors)]
+    assert [c.id for c in ladder(ranked, 6)] == ["0", "1", "3", "5", "6", "7"]
+    assert [c.id for c in ladder(ranked[:3], 6)] == ["0", "1", "2"]
+    assert [c.id for c in ladder([ranked[6], *ranked[:5]], 6)] == ["6", "0", "1", "2"]
+    assert ladder([], 6) == []

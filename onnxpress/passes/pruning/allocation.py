@@ -39,6 +39,7 @@ def plan_pruning(
     options: PruneOptions,
     curves: Mapping[str, ErrorCurve] | None = None,
     loss_scales: Mapping[str, float] | None = None,
+    costs: Costs | None = None,
 ) -> list[Action]:
     """Plan the channels to remove for a goal that is counted: ratio, multiply-accumulates or weights.
 
@@ -47,6 +48,8 @@ def plan_pruning(
         options: the options, without a speed-up (see `prune_to_speedup`).
         curves: error curves by group name, if computed before.
         loss_scales: result of `loss_sensitivities`, if computed before.
+        costs: for a ratio with global allocation, the kinds of cost that are to fall as far as with equal shares;
+            default: multiply-accumulates and weights.
 
     Returns:
         Decisions; none where no group can be narrowed.
@@ -60,7 +63,7 @@ def plan_pruning(
         even = allocate_uniformly(evidence, picked, options.ratio)
         if options.allocation == UNIFORM or evidence.data is None:
             return to_actions(picked, even)
-        costs = node_costs(evidence)
+        costs = costs or node_costs(evidence)
         uniform = CostModel.from_evidence(evidence, picked, costs)
         uniform.set_all_removed(even)
         goals = {kind: uniform.total(kind) for kind in costs}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxpress.nas.in_model.replacement_survey import PlaceOption
-from onnxpress.nas.in_model.replacements import Replacement
 from onnxpress.passes.core.knapsack import multiple_choice_knapsack
+from onnxpress.search.replacements.forms import Replacement
+from onnxpress.search.replacements.survey import PlaceOption
 
 # exponents of the loss increases in the first tries: small ones are larger together than alone
 _INITIAL_POWERS = (1.0, 0.5)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxpress.nas.in_model.replacement_allocation import ReplacementAllocator
-from onnxpress.nas.in_model.replacement_survey import PlaceOption
-from onnxpress.nas.in_model.replacements import Replacement
+from onnxpress.search.replacements.allocation import ReplacementAllocator
+from onnxpress.search.replacements.forms import Replacement
+from onnxpress.search.replacements.survey import PlaceOption
 
 
 def some(name: str) -> Replacement:

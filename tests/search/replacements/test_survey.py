@@ -1,33 +1,24 @@
-"""Search inside a model: replacements of sections, and the whole search from model to file."""
+"""Replacements of the parts of a model, and their survey."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxpress.cli.main import run as cli
-from onnxpress.data.dataset import Splits
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.measure.score import Scorer
 from onnxpress.model import submodels
 from onnxpress.model.cut_points import sections
-from onnxpress.model.files import load, to_bytes
 from onnxpress.model.structural_hash import structural_hash
-from onnxpress.nas.in_model import replacement_survey
-from onnxpress.nas.in_model.in_model_search import in_model_search
-from onnxpress.nas.in_model.replacements import plan_steps, section_replacements, shared_width_replacements
-from onnxpress.nas.report import in_model_report
-from onnxpress.passes.int8 import node_selection
-from onnxpress.plan.plan import apply_plan, read_plan, take_step
+from onnxpress.plan.plan import take_step
 from onnxpress.runtime.machine import this_machine
 from onnxpress.search.candidate_factory import CandidateFactory
-from onnxpress.search.front import front_candidates, write_front
-from onnxpress.search.request import OptimizeOptions
+from onnxpress.search.replacements import survey as replacement_survey
+from onnxpress.search.replacements.forms import plan_steps, section_replacements, shared_width_replacements
 from tests import nets
 
 
@@ -157,71 +148,3 @@ def test_equal_places_are_timed_once_and_surveyed_breadth_first(monkeypatch: pyt
         "breadth first: no third option of a place before the first option of all"
     )
     assert found.seconds > 0
-
-
-@pytest.fixture(scope="module")
-def parts() -> Splits:
-    model = nets.residual(width=64)
-    return Splits(*(nets.samples(model, count, seed) for seed, count in enumerate((96, 48, 48))))
-
-
-@pytest.mark.slow
-def test_the_plan_repeats_the_result(parts: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        node_selection,
-        "select_int8_by_latency",
-        lambda evidence, feeds, start, more, *rest: (start, node_selection.SelectionStats()),
-    )
-    model = nets.residual(width=64)
-    request = OptimizeOptions(max_drop=0.9, time_budget=60, speedup=1.2)
-    outcome = in_model_search(model, parts, request, tmp_path / "out.onnx")
-    candidates = [c for c in outcome.candidates if c.name.startswith("replaced for") and not c.name.endswith("int8")]
-    assert candidates
-    best = max(candidates, key=lambda c: c.quick or 0.0)
-    assert to_bytes(apply_plan(best.plan, model, parts.calibrate).model) == best.data
-    files = write_front(outcome, tmp_path / "front")
-    assert len(files) == len(front_candidates(outcome))
-    for file in files:
-        plan = read_plan(file.with_suffix(".json"))
-        assert to_bytes(apply_plan(plan, model, parts.calibrate).model) == file.read_bytes()
-    text = in_model_report(outcome, this_machine(), "model.onnx", "--data samples.npz")
-    for candidate in outcome.candidates:
-        assert f"- {candidate.name}: " in text
-    assert f"onnxpress apply front/{files[0].stem}.json model.onnx --data samples.npz" in text
-    assert outcome.met
-    assert outcome.speedup is not None
-    assert outcome.speedup.low >= 1.2
-    assert (tmp_path / "out.onnx").read_bytes() == outcome.data
-    plan = read_plan(tmp_path / "out.run" / "plan.json")
-    assert to_bytes(apply_plan(plan, model, parts.calibrate).model) == outcome.data
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--speedup", "0.5"], "above 1"),
-        (["--speedup", "2", "--latency-ms", "3"], "mutually exclusive"),
-        (["--max-drop", "7"], "between 0 and 1"),
-    ],
-)
-def test_invalid_requests_are_one_line(
-    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from onnxpress.data.shipped import calibration_folder
-
-    digits = calibration_folder() / "digits"
-    assert load(digits / "digits.onnx")
-    command = [
-        "nas",
-        "--from",
-        str(digits / "digits.onnx"),
-        "-d",
-        str(digits / "train.npz"),
-        "-o",
-        str(tmp_path / "o.onnx"),
-    ]
-    assert cli([*command, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert expected in error
-    assert len(error.strip().splitlines()) == 1
-    assert not list(tmp_path.iterdir())

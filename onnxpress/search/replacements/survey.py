@@ -20,15 +20,15 @@ from onnxpress.model import blocks as bl
 from onnxpress.model import submodels
 from onnxpress.model.cut_points import Section, sections
 from onnxpress.model.structural_hash import structural_hash
-from onnxpress.nas.in_model.replacements import (
+from onnxpress.passes.structure.depth import LOCAL, removable
+from onnxpress.plan.plan import take_step
+from onnxpress.runtime.latency import Effort, compare_latency
+from onnxpress.search.replacements.forms import (
     Replacement,
     plan_steps,
     section_replacements,
     shared_width_replacements,
 )
-from onnxpress.passes.structure.depth import LOCAL, removable
-from onnxpress.plan.plan import take_step
-from onnxpress.runtime.latency import Effort, compare_latency
 
 _REFIT_SAMPLES, _LOSS_SAMPLES = 64, 128
 _TIMING_SECONDS = 0.25  # per form of a place

@@ -1,1 +1,0 @@
-"""Search inside a given model: parts of it are kept or replaced by cheaper ones."""
