@@ -55,8 +55,7 @@ class Technique:
     like:          another whose first step took about what the first of this one takes. A technique with one waits for
                    its first step until its gain for the time is the largest
     taken:         number of steps
-    seconds:       that the last step took, without what it prepared for later ones; before the first, of that step, where
-                   it is known
+    seconds:       that the last step took, without what it prepared for later ones; before the first: its own, if known
     first_seconds: of the first step, with that
     total_seconds: of all steps
     best:          value of its own best candidate
