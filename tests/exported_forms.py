@@ -324,14 +324,21 @@ def token_models(draw: st.DrawFn) -> Exported:
 
 
 def masked_attention(net: Net, x: str) -> str:
-    """One head; padded places get minus infinity, and wholly padded rows are NaN until a Where takes them out."""
+    """One head; padded places get minus infinity, and wholly padded rows are NaN until a Where takes them out; or the
+    most negative number is added."""
     w = net.widths[x]
     lit = net.op("Cast", ["mask"], 1, to=TensorProto.BOOL)
     across, down = (net.op("Unsqueeze", [lit, ints(net, axis)], 1) for axis in (1, 2))
     both = net.op("And", [across, down], 1)
     q, k, v = (grammar.dense(net, x, w) for _ in range(3))
     scores = net.op("MatMul", [q, net.op("Transpose", [k], w, perm=[0, 2, 1])], 0)
-    scores = net.op("Where", [both, net.op("Mul", [scores, number(net, w**-0.5)], 0), number(net, -np.inf)], 0)
+    scores = net.op("Mul", [scores, number(net, w**-0.5)], 0)
+    if net.rng.integers(2):
+        scores = net.op("Where", [both, scores, number(net, -np.inf)], 0)
+    else:
+        hidden = net.op("Sub", [number(net, 1), net.op("Cast", [both], 1, to=TensorProto.FLOAT)], 1)
+        lowest = net.op("Mul", [hidden, number(net, float(np.finfo(np.float32).min))], 1)
+        scores = net.op("Add", [scores, lowest], 0)
     mixed = net.op("MatMul", [net.op("Softmax", [scores], 0, axis=-1), v], w)
     return net.op("Add", [net.op("Where", [down, grammar.dense(net, mixed, w), number(net, 0)], w), x], w)
 

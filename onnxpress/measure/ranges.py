@@ -60,7 +60,7 @@ class Histogram:
         """Add the summary of a batch.  A batch with values that are not finite only clears `finite`."""
         low, high = float(batch.low.min()), float(batch.high.max())
         if not np.isfinite([low, high]).all() or not (
-            np.isfinite(batch.values.sum()) or np.isfinite(batch.values).all()
+            np.isfinite(batch.values.sum(dtype=np.float64)) or np.isfinite(batch.values).all()
         ):
             self.finite = False
             return

@@ -96,6 +96,14 @@ def test_memory_of_a_histogram_is_bounded() -> None:
     assert histogram.counts.nbytes == 2048 * 8
 
 
+def test_masks_of_the_most_negative_number_are_finite() -> None:
+    """As exporters of attention write them: their sum overflows in float32."""
+    histogram = Histogram()
+    histogram.add(np.where(np.arange(64) % 2, np.finfo(np.float32).min, 0).astype(np.float32))
+    assert histogram.finite
+    assert histogram.low == np.finfo(np.float32).min
+
+
 def test_values_that_are_not_finite_are_marked() -> None:
     net = nets.image_net()
     x = net.op("Log", [net.conv("image", 8)], 8)
