@@ -84,7 +84,7 @@ def row(label: list[str], points: list[Point]) -> list[str]:
 
 def show(points: list[Point]) -> None:
     columns = [("case", "left"), ("pass", "left")]
-    numbers = [("proposals", "right"), ("rank correlation", "right"), ("measured / predicted", "right"), ("", "right")]
+    numbers = [("n", "right"), ("rank corr.", "right"), ("measured / predicted", "right"), ("quartiles", "right")]
     keys = dict.fromkeys((p.case, p.pass_name) for p in points)
     rows = [row([*key], [p for p in points if (p.case, p.pass_name) == key]) for key in keys]
     names = dict.fromkeys(p.pass_name for p in points)

@@ -23,7 +23,9 @@ from onnxpress.search.search import Search, allowed, prune_name, uses_little
 
 # Passes that a technique of this file uses, the exact base, or training; every other pass has a technique of its own.
 _HANDLED = frozenset(("simplify", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
-_LOSSES = (0.1, 0.01, 0.001)  # total predicted relative squared error of the outputs, the largest first
+_FIRST_TOTAL = 0.02  # predicted relative squared error of the outputs, of the first combination of a pass
+_TOTALS, _AIM = 5, 0.7  # combinations of one pass; share of the allowed drop that the next one is to use
+_REFUSED = 1.01
 _SLICE = 0.12  # share of the time budget that one analysis may take
 _RATIOS, _LESS = (
     (0.2, 0.35, 0.5, 0.65, 0.8, 0.9),
@@ -168,21 +170,46 @@ def blocks(search: Search) -> Iterator[None]:
 
 
 def one_pass(search: Search, asked: AnyPass) -> Iterator[None]:
-    """What any other pass proposes, combined up to a total of predicted loss, the largest first."""
+    """What any other pass proposes, combined up to a total of predicted loss; what a candidate lost tells the next."""
     search.report(f"pass {asked.name}")
     wanted = [p for p in proposals(asked, search.factory.base) if _promises(p, search.goal)]
-    tried: set[str] = set()
-    for total in _LOSSES:
+    tried: list[tuple[float, float]] = []
+    seen: set[str] = set()
+    while len(tried) < _TOTALS and (total := next_total(tried)) > 0:
         chosen = combine(wanted, total)
+        predicted = sum(p.assumed_loss for p in chosen)
         key = str([p.action for p in chosen])
-        if not chosen or key in tried:
-            continue
-        tried.add(key)
-        step = PlanStep(asked.name, tuple(p.action for p in chosen))
-        made = search.keep(search.factory.changed(f"{asked.name} of {len(chosen)} units", [step]))
-        yield
-        if allowed(made, search.max_drop):
+        if not chosen or key in seen:
             return
+        seen.add(key)
+        step = PlanStep(asked.name, tuple(p.action for p in chosen))
+        name = f"{asked.name} of {len(chosen)} units"
+        if any(c.name == name for c in search.found):  # as many, but others
+            name += f" ({len(tried) + 1})"
+        made = search.keep(search.factory.changed(name, [step]))
+        yield
+        used = made.score.used(search.max_drop)
+        tried.append((predicted, used if allowed(made, search.max_drop) else max(used, _REFUSED)))
+
+
+def next_total(tried: Sequence[tuple[float, float]]) -> float:
+    """The total of predicted losses to try next; 0 where there is none.
+
+    Predictions of one pass err in the same direction, so that what a candidate used of the allowed drop tells how far
+    to go.
+
+    tried: total predicted loss, and used share of the allowed drop (above 1: not allowed).
+    """
+    if not tried:
+        return _FIRST_TOTAL
+    held = max((total for total, used in tried if used <= 1), default=0.0)
+    refused = min((total for total, used in tried if used > 1), default=math.inf)
+    if held and math.isfinite(refused):
+        return math.sqrt(held * refused) if refused > 1.3 * held else 0.0
+    total, used = tried[-1]
+    if held:
+        return total * min(max(_AIM / max(used, 1e-9), 1.5), 10.0)
+    return total * min(max(_AIM / used, 0.03), 0.7)
 
 
 def fewer_bits(search: Search) -> Iterator[None]:

@@ -98,3 +98,15 @@ def test_proposals_are_combined_without_overlaps_by_the_least_loss_for_the_work(
     cheap, dear, other = offer("a", 0.01, 100), offer("a", 0.05, 120), offer("b", 0.02, 50, "a")
     assert techniques.combine([dear, cheap, other, offer("c", 0.2, 900)], 0.1) == [cheap]
     assert [p.unit for p in techniques.combine([cheap, offer("c", 0.05, 90)], 0.1)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("factor", [0.3, 3.0, 40.0])
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.5])
+def test_totals_of_predicted_losses_approach_what_is_allowed(factor: float, power: float) -> None:
+    """Whatever the factor by which predictions are wrong; the used share of the drop grows with some power of it."""
+    tried: list[tuple[float, float]] = []
+    while len(tried) < 5 and (total := techniques.next_total(tried)) > 0:
+        tried.append((total, (factor * total / 0.05) ** power))
+    best = max(used for _, used in tried if used <= 1)
+    assert best > 0.4
+    assert len({total for total, _ in tried}) == len(tried)
