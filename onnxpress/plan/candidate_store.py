@@ -38,6 +38,17 @@ class Stage(StrEnum):
     TRAINING = "training"
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What was expected of a candidate before it was made; None where it was not predicted.
+
+    loss: relative squared error of the outputs. speedup: over the original.
+    """
+
+    loss: float | None = None
+    speedup: float | None = None
+
+
 @dataclass
 class Candidate:
     """A model that a search made.
@@ -49,6 +60,7 @@ class Candidate:
     quick:   speed-up of a short timing (None: untimed).
     parent:  id of the candidate that this is the int8 or the trained form of ("": none).
     seconds: that it took to make.
+    predicted: before it was made.
     """
 
     id: str
@@ -61,6 +73,7 @@ class Candidate:
     quick: float | None = None
     parent: str = ""
     seconds: float = 0.0
+    predicted: Prediction = Prediction()
 
     @property
     def size(self) -> int:

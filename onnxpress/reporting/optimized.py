@@ -44,7 +44,13 @@ def optimize_page(body: Document) -> Page:
         *profile_charts(found.get("profile_comparison")),
         _training(body),
     ]
-    page.tables = [_table(body, found), _plan(body), refusal_table(found.get("refused") or []), machine_table(body)]
+    page.tables = [
+        _table(body, found),
+        _predictions(body, found),
+        _plan(body),
+        refusal_table(found.get("refused") or []),
+        machine_table(body),
+    ]
     page.remarks = [
         *string_list(found, "reasons"),
         *(f"try: {a}" for a in string_list(found, "advice")),
@@ -98,6 +104,26 @@ def _candidates(body: Document, found: Document) -> Chart:
         f"the table are of short timings.{marked}"
     )
     return Chart("scatter", "Candidates", "times as fast", "drop on the selection samples", points, note)
+
+
+def _predictions(body: Document, found: Document) -> ReportTable:
+    """What was expected of candidates, beside what was measured."""
+    speeds, rows = _speeds(body, found), []
+    for c in body.get("candidates", []):
+        expected, score = c.get("predicted") or {}, c.get("select") or {}
+        loss, speedup = expected.get("loss"), expected.get("speedup")
+        if loss is None and speedup is None:
+            continue
+        error, speed = score.get("nmse"), speeds.get(c["name"])
+        rows.append((
+            c["name"],
+            f"{speedup:.2f}x" if speedup else "",
+            f"{speed:.2f}x" if speed else "",
+            f"{loss:.2g}" if loss is not None else "",
+            f"{error:.2g}" if error is not None else "",
+        ))  # fmt: skip
+    columns = ("name", "faster, predicted", "measured", "error of the outputs, predicted", "measured")
+    return ReportTable("Predicted and measured", columns, tuple(rows))
 
 
 def _final_speeds(found: Document) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from onnxpress.measure.evidence import Evidence
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_pruning
-from onnxpress.passes.pruning.cost_model import Costs
+from onnxpress.passes.pruning.cost_model import CostModel, Costs
 from onnxpress.passes.pruning.error_curves import error_curves
 from onnxpress.passes.pruning.kernel_grid import widths
 from onnxpress.passes.pruning.obs_selection import ErrorCurve
@@ -45,6 +45,17 @@ class PruningBase:
             nothing = dict.fromkeys(self._curves, 0)
             self._scales = loss_sensitivities(self.evidence, self._curves, nothing, more_time)
         return plan_pruning(self.evidence, options, picked, self._scales, self._costs)
+
+    def remaining_time(self, actions: Sequence[Action]) -> float | None:
+        """Share of the model's time that is left without these channels, by the times of its units; None where those
+        are not known."""
+        if self._costs is None:
+            return None
+        removed = {str(a["group"]): len(a["remove"]) for a in actions if "group" in a}
+        model = CostModel.from_evidence(self.evidence, removed, self._costs)
+        whole = model.total("seconds")
+        model.set_all_removed(removed)
+        return model.total("seconds") / max(whole, 1e-12)
 
     @cached_property
     def _costs(self) -> Costs | None:

@@ -19,7 +19,7 @@ from onnxpress.errors import Problem
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.pruning.options import INTERNAL, PruneOptions
 from onnxpress.plan import result_contract
-from onnxpress.plan.candidate_store import Candidate, Stage
+from onnxpress.plan.candidate_store import Candidate, Prediction, Stage
 from onnxpress.plan.run_record import RunRecord
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.time_limit import OutOfTime, time_limit
@@ -151,6 +151,11 @@ class Search:
         """What the best candidate that holds on the selection samples gives of the goal."""
         return max((self.worth(c) for c in self.found if allowed(c, self.max_drop)), default=0.0)
 
+    @property
+    def base_speedup(self) -> float:
+        """Speed-up of the exact form over the original, by a short timing."""
+        return next((c.quick or 1.0 for c in self.found if c.exact), 1.0)
+
     def int8_gain(self) -> float:
         """What int8 was worth where it holds: of the logarithm of the speed-up, or of how much smaller the file is."""
         exact = max((self.worth(c) for c in self.found if c.exact), default=0.0)
@@ -200,8 +205,9 @@ class Search:
             self.run.set(failed=self.failed)
         return None
 
-    def keep(self, candidate: Candidate) -> Candidate:
-        """Time a candidate shortly, and record it."""
+    def keep(self, candidate: Candidate, predicted: Prediction | None = None) -> Candidate:
+        """Time a candidate shortly, and record it, with what was expected of it."""
+        candidate.predicted = predicted or candidate.predicted
         seconds = min(max(_TIMED * self.budget.seconds, _LEAST_TIMED), _MOST_TIMED)
         effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
         models: dict[str, ir.Model | bytes | str] = {"original": self.factory.original, "candidate": candidate.data}
@@ -220,6 +226,7 @@ class Search:
                     "notes": candidate.notes,
                     "quick_speedup": candidate.quick,
                     "seconds": candidate.seconds,
+                    "predicted": candidate.predicted,
                 }
             )
         return candidate
@@ -245,4 +252,6 @@ class Search:
     def in_int8(self, candidate: Candidate) -> Candidate:
         """The chosen nodes of a candidate in int8."""
         evidence = self.factory.evidence(candidate)
-        return self.keep(self.factory.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence))
+        expected = (candidate.quick or 1.0) * math.exp(self.int8_gain()) if self.goal == "latency" else None
+        made = self.factory.int8(f"{candidate.name} + int8", self.chosen, candidate, evidence)
+        return self.keep(made, Prediction(speedup=expected))

@@ -14,7 +14,7 @@ from functools import partial
 from onnxpress.passes.core.contract import AnyPass, Proposal, proposals
 from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.passes.registry import all_passes
-from onnxpress.plan.candidate_store import Candidate, Stage
+from onnxpress.plan.candidate_store import Candidate, Prediction, Stage
 from onnxpress.plan.plan import PlanStep
 from onnxpress.search.candidate_factory import blocks_name
 from onnxpress.search.replacements.technique import SURVEY, ReplacementTechnique
@@ -141,7 +141,7 @@ def _narrower(search: Search, scope: str, count: int = 0) -> Iterator[None]:
         if made is None or search.has(made):  # the grid of widths leaves nothing between
             yield
             continue
-        search.keep(made)
+        search.keep(made, _predicted(search, made, count))
         if allowed(made, search.max_drop):
             good = max(good, ratio)
         else:
@@ -153,6 +153,15 @@ def _narrower(search: Search, scope: str, count: int = 0) -> Iterator[None]:
         if not waiting and 0 < good < bad < 1 and len(tried) < len(_RATIOS) + _BETWEEN and bad - good > 0.05:
             middle = round((good + bad) / 2, 2)
             waiting = [middle] if middle not in tried else []
+
+
+def _predicted(search: Search, pruned: Candidate, count: int) -> Prediction | None:
+    """The speed of a pruned candidate, by the times of single units."""
+    left = search.factory.ground(count).remaining_time(pruned.plan.steps[-1].actions)
+    if left is None or left <= 0:
+        return None
+    names = {c.name: c.quick or 1.0 for c in search.found}
+    return Prediction(speedup=names.get(blocks_name(count) if count else "exact", 1.0) / left)
 
 
 def blocks(search: Search) -> Iterator[None]:
@@ -186,7 +195,7 @@ def one_pass(search: Search, asked: AnyPass) -> Iterator[None]:
         name = f"{asked.name} of {len(chosen)} units"
         if any(c.name == name for c in search.found):  # as many, but others
             name += f" ({len(tried) + 1})"
-        made = search.keep(search.factory.changed(name, [step]))
+        made = search.keep(search.factory.changed(name, [step]), Prediction(loss=predicted))
         yield
         used = made.score.used(search.max_drop)
         tried.append((predicted, used if allowed(made, search.max_drop) else max(used, _REFUSED)))

@@ -56,6 +56,7 @@ def optimized() -> dict[str, Any]:
             "notes": [],
             "quick_speedup": 1.0 + i,
             "seconds": 1.0,
+            "predicted": {"loss": 0.02, "speedup": None} if n == "int8" else {"loss": None, "speedup": None},
         }
         for i, n in enumerate(names)
     ]
@@ -219,7 +220,7 @@ def test_measurements_are_shown(tmp_path: Path) -> None:
     assert "stage16" not in str(made.charts[-1]), "unchanged widths are not shown"
     assert [p.chosen for p in made.charts[0].points] == [False, True, False]
     assert made.charts[1].points[0].x == pytest.approx(2.0)
-    assert {t.title for t in made.tables} == {"Candidates", "Plan", "Unchanged nodes", "Machine"}
+    assert {t.title for t in made.tables} == {"Candidates", "Predicted and measured", "Plan", "Unchanged nodes", "Machine"}
     assert any("rejected: slower" in r for r in made.remarks)
 
 
@@ -242,6 +243,7 @@ def test_markdown_and_json_agree(tmp_path: Path) -> None:
     assert "**2.00x** faster" in text
     assert "| name | faster | drop | size | notes |" in text
     assert "| int8 (chosen) | 2.00x | +0.0040 [-0.0060, +0.0140] |" in text
+    assert "| int8 |  | 2.00x | 0.02 | 0.01 |" in text, "predicted beside measured"
     assert "&lt;/script>" in text
     assert json.loads(render(made, "json"))["headlines"][0]["value"] == "2.00x"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.plan.candidate_store import Candidate, Stage, candidate_id
+from onnxpress.plan.candidate_store import Candidate, Prediction, Stage, candidate_id
 from onnxpress.plan.plan import PlanStep
 from onnxpress.search.candidate_factory import UnrepairedCandidate
 from onnxpress.search.replacements.allocation import ReplacementAllocation, ReplacementAllocator
@@ -94,9 +94,8 @@ def _surveyed(search: Search) -> _Allocation | None:
     found = survey(evaluator, search.budget.seconds, search.slice(SURVEY), search.report)
     if found.empty:
         return None
-    base = next((c.quick or 1.0 for c in search.found if c.exact), 1.0)
     allocator = ReplacementAllocator(found.options, evaluator.loss_increase, search.factory.seed)
-    return _Allocation(search, evaluator, allocator, found.seconds, base)
+    return _Allocation(search, evaluator, allocator, found.seconds, search.base_speedup)
 
 
 class _Allocation:
@@ -124,8 +123,10 @@ class _Allocation:
     def candidate(self, name: str, speedup: float) -> Candidate:
         """The model with the lowest loss increase that reaches a speed-up, else the fastest; all layers refitted."""
         if self._search.factory.store.get(candidate_id(name)) is not None:  # made by an interrupted run
-            return self._built(name, [])
-        return self._built(name, self._allocated(speedup, self._search.slice).replaced)
+            return self._built(name, [], Prediction())
+        found = self._allocated(speedup, self._search.slice)
+        expected = self._whole / max(self._whole / self.base - found.saved, 1e-12)
+        return self._built(name, found.replaced, Prediction(found.loss_increase, expected))
 
     def _allocated(self, speedup: float, share: Callable[[float], Callable[[], bool]]) -> ReplacementAllocation:
         """The best allocation of a few, each for another saving.  share: a question whether a share of the time budget
@@ -164,7 +165,8 @@ class _Allocation:
         evidence = partial(evidence_for, model, samples, factory.machine, factory.seed)
         return 1 / factory.relative_latency(names, UnrepairedCandidate(0, evidence), frozenset())
 
-    def _built(self, name: str, replaced: Sequence[Replacement]) -> Candidate:
+    def _built(self, name: str, replaced: Sequence[Replacement], predicted: Prediction) -> Candidate:
         steps = [*plan_steps(replaced), PlanStep("distill", (_CLOSED_FORM,))]
         notes = [r.name for r in replaced]
-        return self._search.keep(self._search.factory.changed(name, steps, notes, Stage.REPLACEMENTS))
+        made = self._search.factory.changed(name, steps, notes, Stage.REPLACEMENTS)
+        return self._search.keep(made, predicted)
