@@ -220,7 +220,8 @@ def test_measurements_are_shown(tmp_path: Path) -> None:
     assert "stage16" not in str(made.charts[-1]), "unchanged widths are not shown"
     assert [p.chosen for p in made.charts[0].points] == [False, True, False]
     assert made.charts[1].points[0].x == pytest.approx(2.0)
-    assert {t.title for t in made.tables} == {"Candidates", "Predicted and measured", "Plan", "Unchanged nodes", "Machine"}
+    titles = {"Candidates", "Predicted and measured", "Plan", "Unchanged nodes", "Machine"}
+    assert {t.title for t in made.tables} == titles
     assert any("rejected: slower" in r for r in made.remarks)
 
 
