@@ -446,7 +446,9 @@ def in_half(model: onnx.ModelProto) -> None:
     """float16 throughout."""
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+            values, largest = numpy_helper.to_array(tensor), np.finfo(np.float16).max
+            finite = np.where(np.isinf(values), values, np.clip(values, -largest, largest))
+            tensor.CopyFrom(numpy_helper.from_array(finite.astype(np.float16), tensor.name))
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
