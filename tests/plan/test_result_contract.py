@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -37,6 +39,17 @@ def test_contract(drop: float, low: float, high: float, goal: str, accepted: boo
     verdict = result_contract.judge(score(drop), Ratio("a", "b", (low + high) / 2, low, high), 0.01, goal, [])
     assert verdict.accepted is accepted
     assert bool(verdict.reasons) is not accepted
+
+
+@pytest.mark.parametrize(("high", "accepted"), [(0.015, True), (0.06, False)])
+def test_few_samples_do_not_let_a_candidate_hold_by_luck(high: float, accepted: bool) -> None:
+    """The drop that is expected is small, but the samples leave open that it is several times what is allowed."""
+    few = replace(score(0.004), high=high, samples=89, expected=True)
+    verdict = result_contract.judge(few, Ratio("a", "b", 1.5, 1.4, 1.6), 0.01, "latency", [])
+    assert verdict.accepted is accepted
+    assert accepted or "89 validation samples cannot tell" in verdict.reasons[0]
+    counted = replace(few, expected=False, samples=500)
+    assert result_contract.judge(counted, Ratio("a", "b", 1.5, 1.4, 1.6), 0.01, "latency", []).accepted
 
 
 def test_contract_sees_a_baked_batch() -> None:
