@@ -1,8 +1,8 @@
 """Second moments of layer inputs, and of inputs with target outputs, accumulated in one stream.
 
-Everything accumulates in float64; of wide layers the products of one batch are computed in float32.  Rows are sampled,
-deterministically, so that a layer takes about ROWS_PER_COLUMN rows per column whatever the number of samples: spatially
-adjacent rows are redundant.
+Everything is computed in float64: in float32 the order in which BLAS adds, which differs between processes, would show
+in the weights.  Rows are sampled, deterministically, so that a layer takes about ROWS_PER_COLUMN rows per column
+whatever the number of samples: spatially adjacent rows are redundant.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ ROWS_PER_COLUMN = 32
 MIN_ROWS = 6144
 WIDE = 2304  # columns from which a Gram matrix is kept per channel instead of per (channel, tap)
 _PASS_BYTES = 512 * 2**20
-_MODERATE = 1e15
-_FAST_FROM = 256  # columns from which products are computed in float32: their rounding is far below any damping
 
 
 @dataclass
@@ -58,19 +56,17 @@ class Moments:
         Rows that are not finite are left out: attention gives NaN at positions that are masked wholly, and nobody reads
         them.
         """
-        fast = x.dtype == np.float32 and x.shape[1] >= _FAST_FROM and _moderate(x) and (y is None or _moderate(y))
-        kind = np.float32 if fast else np.float64
-        x, y = x.astype(kind), None if y is None else y.astype(kind)
-        if not np.isfinite(x.sum(dtype=np.float64) + (0.0 if y is None else y.sum(dtype=np.float64))):
+        x, y = x.astype(np.float64), None if y is None else y.astype(np.float64)
+        if not np.isfinite(x.sum() + (0.0 if y is None else y.sum())):
             finite = np.isfinite(x).all(axis=1) & (True if y is None else np.isfinite(y).all(axis=1))
             x, y = x[finite], None if y is None else y[finite]
         self.count += len(x)
-        self.x += x.sum(axis=0, dtype=np.float64)
+        self.x += x.sum(axis=0)
         self.xx += x.T @ x
         if y is not None:
-            self.y += y.sum(axis=0, dtype=np.float64)
+            self.y += y.sum(axis=0)
             self.yx += y.T @ x
-            self.yy += float((y * y).sum(dtype=np.float64))
+            self.yy += float((y * y).sum())
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -89,11 +85,6 @@ class Moments:
             return self.xx / n, self.yx / n
         mx, my = self.x / n, self.y / n
         return self.xx / n - np.outer(mx, mx), self.yx / n - np.outer(my, mx)
-
-
-def _moderate(x: np.ndarray) -> bool:
-    """Whether sums of products of these values are finite in float32."""
-    return bool(np.abs(x).max(initial=0.0) < _MODERATE)
 
 
 def sampled_rows(node: ir.Node, y_shape: tuple[int, ...], columns: int, samples: int, batch: int) -> np.ndarray | None:

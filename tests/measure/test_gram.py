@@ -36,7 +36,7 @@ def test_rows_that_are_not_finite_are_left_out() -> None:
     np.testing.assert_array_equal(some.yx, whole.yx)
 
 
-def test_values_whose_products_overflow_in_float32_are_added_in_float64() -> None:
+def test_values_whose_products_overflow_in_float32() -> None:
     x = np.full((8, 300), 1e25, np.float32)
     moments = Moments.empty(300, 2)
     moments.add(x, np.full((8, 2), 1e25, np.float32))

@@ -99,7 +99,11 @@ def _lines(stage: Stage) -> Iterator[None]:
     def show() -> None:
         nonlocal shown, last
         elapsed = stage.elapsed
-        if elapsed < _FIRST_LINE or elapsed - last < (_SAME_LINE if stage.name == shown else _NEXT_LINE):
+        if (
+            stage.reported >= 1
+            or elapsed < _FIRST_LINE
+            or elapsed - last < (_SAME_LINE if stage.name == shown else _NEXT_LINE)
+        ):
             return
         shown, last = stage.name, elapsed
         print(line(stage), file=sys.stderr, flush=True)
