@@ -24,13 +24,13 @@ def visited(evidence: Evidence, kept_bytes: int) -> int:
     layers = [n for n in work.graph if linear(n) is not None]
     activations = LayerwiseActivations(work, samples, 2, layers, kept_bytes)
     for node in layers:
-        names = [node.inputs[0].name or "", node.outputs[0].name or ""]  # type: ignore[union-attr]
+        layer = linear(node)
+        assert layer is not None
+        names = [layer.source, layer.output]
         fresh = stream(work, names, samples, 2)
         for found, wanted in zip(activations.values(names), fresh, strict=True):
             for name in names:
                 assert np.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-4, equal_nan=True), name
-        layer = linear(node)
-        assert layer is not None
         set_linear(work, node, layer.weight * rng.uniform(0.5, 1.5), layer.bias)
         activations.finalize([node])
     return len(layers)

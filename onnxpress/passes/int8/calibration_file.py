@@ -30,7 +30,7 @@ def read_ranges(path: Path, evidence: Evidence, options: RecipeOptions) -> Recip
     Args:
         path: the file.
         evidence: the model and its samples.
-        wish: the requested options.
+        options: the requested options.
 
     Returns:
         The options with ranges and factors of the file, and its rounding where none is requested.

@@ -146,7 +146,7 @@ def choose_recipe(
 
     Args:
         evidence: the float model and its samples.
-        wish: the options.
+        options: the options.
         build: makes the quantized model by a recipe, from the evidence of some of the samples.
         more_time: whether another recipe may be tried; what is not tried is not chosen.
 

@@ -133,7 +133,7 @@ def layer_sensitivity(
         evidence: the float model and its samples.
         chosen: names of the nodes to run in int8.
         max_drop: allowed accuracy drop on the samples; None for no limit. Tables stay in float, too, if necessary.
-        wish: options of the quantization recipe.
+        options: options of the quantization recipe.
         looked_up: names of the look-ups whose tables are to be stored in int8.
 
     Raises:
