@@ -64,6 +64,7 @@ _PLACES = {
     "HalfOptions": "passes.weights.half",
     "SparsifyOptions": "passes.weights.sparsify",
     "SimplifyOptions": "passes.exact.simplify",
+    "RewriteOptions": "passes.rewriting.rewrite",
     "Problem": "errors",
     "InputProblem": "errors",
     "EnvironmentProblem": "errors",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from onnxpress.passes.int8.equalize import EqualizeOptions as EqualizeOptions
     from onnxpress.passes.int8.quantize import QuantizeOptions as QuantizeOptions
     from onnxpress.passes.pruning.options import PruneOptions as PruneOptions
+    from onnxpress.passes.rewriting.rewrite import RewriteOptions as RewriteOptions
     from onnxpress.passes.structure.attention import AttentionOptions as AttentionOptions
     from onnxpress.passes.structure.depth import DepthOptions as DepthOptions
     from onnxpress.passes.structure.kernels import KernelsOptions as KernelsOptions
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     from onnxpress.train.settings import TrainingSettings as TrainingSettings
 
     simplify: PassFunction
+    rewrite: PassFunction
     prune: PassFunction
     depth: PassFunction
     lowrank: PassFunction

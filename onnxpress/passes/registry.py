@@ -22,6 +22,7 @@ GROUP = "onnxpress.passes"
 # name: (module:object, summary for the list of commands)
 _BUILT_IN: dict[str, tuple[str, str]] = {
     "simplify": ("exact.simplify:SIMPLIFY", "constant folding and exact reductions, no samples needed"),
+    "rewrite": ("rewriting.rewrite:REWRITE", "the same function in onnxruntime's fastest kernels, no samples needed"),
     "prune": ("pruning.prune:PRUNE", "remove channels and heads, with least-squares refit"),
     "depth": ("structure.depth:DEPTH", "remove residual blocks or layers, with least-squares refit"),
     "lowrank": ("structure.lowrank:LOWRANK", "low-rank factorization of weights where that is faster"),

@@ -37,6 +37,7 @@ from onnxpress.passes.int8.quantization_recipe import RecipeOptions
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions, recipe_for
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.registry import find_pass
+from onnxpress.passes.rewriting.rewrite import fastest_rewrites
 from onnxpress.passes.structure.depth import DepthOptions, plan_depth
 from onnxpress.passes.weights.share import ShareOptions
 from onnxpress.passes.weights.weights import WeightsOptions
@@ -54,6 +55,7 @@ from onnxpress.train.settings import TrainingSettings
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
 _QUICK = RecipeOptions("mse", False, "nearest")
+_REWRITES = "kernel rewrites"  # among the facts of a run, as is
 _RECIPE = "recipe of int8"  # among the facts of a run
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
 
@@ -100,6 +102,18 @@ class CandidateFactory:
     def exact(self) -> Candidate:
         """The model after the exact rewrites: the base of everything else."""
         return self._as_base(self._candidate("exact", Stage.EXACT, lambda: self._exact(EXACT)))
+
+    def rewritten(self, seconds: float) -> Candidate | None:
+        """The base in the kernels that are faster here, as the new base; None where none are.  seconds: of timing."""
+        known = self.store.get_meta(_REWRITES)
+        if known is None:
+            actions, notes = fastest_rewrites(self.base, seconds)
+            known = {"actions": actions, "notes": notes}
+            self.store.set_meta(_REWRITES, known)
+        if not known["actions"]:
+            return None
+        step = PlanStep("rewrite", tuple(known["actions"]))
+        return self._as_base(self.changed("rewritten", [step], known["notes"], Stage.EXACT))
 
     def bare(self) -> Candidate:
         """The base where the exact rewrites fail: onnx-ir's passes alone."""

@@ -22,7 +22,7 @@ from onnxpress.search.scheduling import LITTLE, UNKNOWN, Technique, schedule
 from onnxpress.search.search import Search, allowed, prune_name, uses_little
 
 # Passes that a technique of this file uses, the exact base, or training; every other pass has a technique of its own.
-_HANDLED = frozenset(("simplify", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
+_HANDLED = frozenset(("simplify", "rewrite", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
 _FIRST_TOTAL = 0.02  # predicted relative squared error of the outputs, of the first combination of a pass
 _TOTALS, _AIM = 5, 0.7  # combinations of one pass; share of the allowed drop that the next one is to use
 _REFUSED = 1.01
@@ -161,7 +161,8 @@ def _predicted(search: Search, pruned: Candidate, count: int) -> Prediction | No
     if left is None or left <= 0:
         return None
     names = {c.name: c.quick or 1.0 for c in search.found}
-    return Prediction(speedup=names.get(blocks_name(count) if count else "exact", 1.0) / left)
+    base = names.get(blocks_name(count), 1.0) if count else search.base_speedup
+    return Prediction(speedup=base / left)
 
 
 def blocks(search: Search) -> Iterator[None]:

@@ -42,7 +42,7 @@ OPTIONS: dict[str, PassOptions] = {
     "depth": DepthOptions(remove=1),
     "lowrank": LowRankOptions(0.2, goal="size"),
 }
-SAVE_NOTHING = {"equalize", "distill"}
+SAVE_NOTHING = {"equalize", "distill", "rewrite"}
 HOMES = {"attention": "pre-norm", "simplify": "residual-bn"}
 _OFTEN = {"residual-bn", "mobile", "pre-norm"}  # the other networks replay in the slow tests
 REPLAYED = [pytest.param(n, marks=() if n in _OFTEN else pytest.mark.slow) for n in NETWORKS]

@@ -1,0 +1,164 @@
+"""rewrite: the same function, in the operators and layouts that onnxruntime runs fastest on this machine.
+
+The families of `families.py` are proved to keep the function; which of them make a model faster only the clock can
+tell. Each is timed alone against the model as it is, in one interleaved run, and those that gain are timed together. A
+family that gains nothing on this machine, with these threads and this provider, is not applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxpress.errors import InputProblem
+from onnxpress.measure.evidence import Evidence
+from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
+from onnxpress.passes.core.options import PassOptions, option
+from onnxpress.passes.exact.differences import changed_names
+from onnxpress.passes.rewriting.families import BY_NAME, FAMILIES, apply_families
+from onnxpress.runtime.latency import Effort, Ratio, compare_latency
+from onnxpress.runtime.session import default_settings, find_provider, sessions_with
+
+FASTER, ALL = "faster", "all"
+_MODEL, _TOGETHER = "model", "together"
+_SECONDS = 1.5  # of timing, for each family
+
+
+@dataclass(frozen=True)
+class RewriteOptions(PassOptions):
+    """Which rewrites are kept, and for which sessions."""
+
+    keep: str = option(
+        FASTER,
+        help="faster: families that are measured to be faster here; all: whatever applies.",
+        choices=(FASTER, ALL),
+    )
+    family: tuple[str, ...] = option(
+        (), help="Only this family; can be repeated (default: all).", choices=tuple(BY_NAME), metavar="NAME"
+    )
+    threads: int = option(1, help="Threads of the sessions that are timed.")
+    provider: str = option("CPU", help="onnxruntime's execution provider of the sessions that are timed.")
+
+    def check(self) -> None:
+        if self.threads < 1:
+            raise InputProblem("there must be at least one thread", "`threads`", f"got {self.threads}", "give 1")
+        find_provider(self.provider)
+
+
+@dataclass(frozen=True)
+class RewriteTimes:
+    """Times of the families that apply, each alone against the model, and of those that are kept."""
+
+    families: tuple[Ratio, ...]
+    kept: tuple[str, ...]
+    together: Ratio | None = None
+
+
+class Rewrite:
+    """The same function in the operators and layouts that onnxruntime runs fastest; the clock decides which."""
+
+    name = "rewrite"
+    exact = True
+    needs_data = False
+    extra = None
+    Options = RewriteOptions
+
+    def propose(self, evidence: Evidence) -> Iterable[Proposal | Refusal]:
+        """One proposal for each family that finds a place; what it gains is not known before it is timed."""
+        for family in FAMILIES:
+            changed, found = apply_families(evidence.model, evidence.probe, [family.name], evidence.trace)
+            if found:
+                touches = changed_names(evidence.model, changed)
+                yield Proposal(family.summary, {"rewrite": family.name}, touches)
+
+    def plan(self, evidence: Evidence, options: RewriteOptions) -> Planned:
+        """The families that apply, or those of them that the clock keeps."""
+        names = options.family or tuple(BY_NAME)
+        if options.keep == ALL:
+            return Planned(_actions(list(apply_families(evidence.model, evidence.probe, names, evidence.trace)[1])))
+        forms = _forms(evidence, names)
+        if not forms:
+            return Planned([], ["no rewrite applies to this model"])
+        settings = replace(default_settings(), threads=options.threads, provider=find_provider(options.provider))
+        with sessions_with(settings):
+            times = choose(evidence, forms, _SECONDS * (len(forms) + 1))
+        notes = [_line(ratio) for ratio in times.families]
+        if times.together is not None and len(times.kept) > 1:
+            notes.append(_line(times.together, "all that is kept"))
+        return Planned(_actions(times.kept), notes, details=times)
+
+    def apply(self, evidence: Evidence, actions: Sequence[Action]) -> Applied:
+        """actions: [{"rewrite": name of a family}, ...]."""
+        if not actions:
+            return Applied(evidence.model.clone())
+        names = [str(a.get("rewrite")) for a in actions]
+        for name in names:
+            if name not in BY_NAME:
+                raise InputProblem("unknown family of rewrites", name, "", f"one of {', '.join(BY_NAME)}")
+        model, found = apply_families(evidence.model, evidence.probe, names, evidence.trace)
+        return Applied(model, [f"{BY_NAME[name].summary}: {count} places" for name, count in found.items()])
+
+
+def fastest_rewrites(evidence: Evidence, seconds: float) -> tuple[list[Action], list[str]]:
+    """The families that make a model faster, as actions, and remarks: for searches.
+
+    seconds: of timing at most. The settings are those of `sessions_with`.
+    """
+    forms = _forms(evidence, tuple(BY_NAME))
+    if not forms:
+        return [], []
+    times = choose(evidence, forms, min(seconds, _SECONDS * (len(forms) + 1)))
+    return _actions(times.kept), [_line(times.together, "rewrites")] if times.together is not None else []
+
+
+def choose(evidence: Evidence, forms: Mapping[str, ir.Model], seconds: float) -> RewriteTimes:
+    """Time each family alone, and those that gain together; those are kept whose sum is faster than the model.
+
+    forms: the model rewritten by each family that applies to it.
+    """
+    feeds: list[dict[str, np.ndarray]] = [evidence.probe]
+    models = {_MODEL: evidence.model, **forms}
+    names = list(forms)
+    if len(names) > 1:
+        models[_TOGETHER] = apply_families(evidence.model, evidence.probe, names, evidence.trace)[0]
+    seen = compare_latency(models, feeds, Effort(seconds=seconds * (0.6 if len(names) > 1 else 1.0)))
+    alone = tuple(seen.ratio(name) for name in names)
+    kept = [r.name for r in alone if r.low > 1.0]
+    if not kept:
+        return RewriteTimes(alone, ())
+    if len(names) == 1:
+        return RewriteTimes(alone, tuple(kept), alone[0])
+    if len(kept) == 1:
+        return RewriteTimes(alone, tuple(kept), seen.ratio(kept[0]))
+    final = apply_families(evidence.model, evidence.probe, kept, evidence.trace)[0]
+    best = max(alone, key=lambda r: r.low).name
+    last = {_MODEL: evidence.model, best: forms[best], _TOGETHER: final}
+    seen = compare_latency(last, feeds, Effort(seconds=0.4 * seconds))
+    together, single = seen.ratio(_TOGETHER), seen.ratio(best)
+    if together.speedup >= single.speedup and together.low > 1.0:
+        return RewriteTimes(alone, tuple(kept), together)
+    return RewriteTimes(alone, (best,), single)  # together they undo each other
+
+
+def _forms(evidence: Evidence, names: Sequence[str]) -> dict[str, ir.Model]:
+    """The model rewritten by each family that applies and keeps the values of one run."""
+    forms = {}
+    for name in names:
+        model, found = apply_families(evidence.model, evidence.probe, [name], evidence.trace)
+        if found:
+            forms[name] = model
+    return forms
+
+
+def _actions(names: Sequence[str]) -> list[Action]:
+    return [{"rewrite": family.name} for family in FAMILIES if family.name in names]
+
+
+def _line(ratio: Ratio, name: str = "") -> str:
+    return f"{name or ratio.name}: {ratio.speedup:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}] as fast, {ratio.verdict}"
+
+
+REWRITE = Rewrite()
