@@ -71,5 +71,7 @@ def _expected_drop(old: np.ndarray, new: np.ndarray) -> float:
     predicted = new.mean() + slope * centred
     error = new - predicted
     deviation = np.sqrt(float(error @ error) / freedom * (1 + 1 / count + centred**2 / spread))
-    right = scipy.special.stdtr(freedom, predicted / np.maximum(deviation, _TINY * max(float(np.abs(new).max()), 1.0)))
-    return float((old > 0).mean() - right.mean())
+    exact = _TINY * max(float(np.abs(new).max()), 1.0)
+    right = scipy.special.stdtr(freedom, predicted / np.maximum(deviation, exact))
+    right = np.where(deviation <= exact, predicted >= -exact, right)  # equal scores stay the answer that they were
+    return float((old >= 0).mean() - right.mean())

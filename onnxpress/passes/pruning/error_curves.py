@@ -7,8 +7,10 @@ of the other channels; random: a baseline (`importance.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
@@ -63,7 +65,9 @@ def _curves_on_samples(
     curves: dict[str, ErrorCurve] = {}
     readers_of_group = {g.name: {p.node for p in g.readers} for g in groups}
     readers = list(dict.fromkeys(p.node for g in groups for p in g.readers))
-    blocks = {p.node: len(p.positions[0]) for g in groups for p in g.readers if _has_contiguous_blocks(p)}
+    blocks: dict[str, int] = {}  # by reader, a size that the runs of columns of all channels are multiples of
+    for place in (p for g in groups for p in g.readers):
+        blocks[place.node] = math.gcd(blocks.get(place.node, 0), *(_run_length(p) for p in place.positions))
     known_moments: dict[str, tuple[LinearLayer, Moments]] = {}
     visited: set[str] = set()
     for name, layer, moments in input_moments(evidence, [nodes[r] for r in readers], blocks, _WIDE):
@@ -83,7 +87,9 @@ def _curves_on_samples(
     return {g.name: curves[g.name] for g in groups}
 
 
-def _has_contiguous_blocks(place: ch.ChannelSlice) -> bool:
-    """Whether every channel covers one aligned run of equally many neighbouring positions."""
-    size = len(place.positions[0])
-    return all(len(p) == size and int(p[-1]) - int(p[0]) == size - 1 and int(p[0]) % size == 0 for p in place.positions)
+def _run_length(positions: np.ndarray) -> int:
+    """The largest size of which all runs of neighbouring positions are aligned multiples."""
+    found = np.sort(positions)
+    starts = found[np.flatnonzero(np.diff(found, prepend=-2) != 1)]
+    ends = found[np.flatnonzero(np.diff(found, append=found[-1] + 2) != 1)] + 1
+    return int(np.gcd.reduce(np.concatenate([starts, ends])))

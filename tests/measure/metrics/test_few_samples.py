@@ -61,3 +61,12 @@ def test_the_expectation_is_that_of_many_samples() -> None:
 def test_margins_that_are_not_finite_are_left() -> None:
     plain = result(2)
     assert by_margins(plain, [1.0, np.nan], [1.0, 1.0]) is plain
+
+
+def test_equal_scores_are_no_gain() -> None:
+    """A model whose classes all have one score answers as before."""
+    same = MetricResult("agreement", 1.0, 1.0, 0.0, 0.0, 0.0, 6)
+    told = by_margins(same, [0.0] * 6, [0.0] * 6)
+    assert told.value == 1.0 and told.drop == 0.0
+    small = by_margins(same, [0.0] * 6, [1e-20] * 6)
+    assert small.value == 1.0 and small.high == 0.0
