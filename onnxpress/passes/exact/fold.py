@@ -17,6 +17,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
 from onnxpress.passes.exact.bounds import fold_relu
 from onnxpress.passes.exact.fold_linear import fold_linear
+from onnxpress.passes.rewriting.layer_norm import feeds_normalization
 
 
 def _foldable_producer(value: ir.Value | None) -> ir.Node | None:
@@ -222,8 +223,11 @@ def fold_neutral(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
 
 
 def fold_sum(model: ir.Model, node: ir.Node, trace: Trace) -> bool:
-    """Replace a Sum of two inputs by Add, which has fused and integer kernels."""
-    if node.op_type != "Sum" or len(node.inputs) != 2:
+    """Replace a Sum of two inputs by Add, which has fused and integer kernels.
+
+    Not in front of a LayerNormalization: what onnxruntime fuses there is slower (`passes/rewriting/layer_norm.py`).
+    """
+    if node.op_type != "Sum" or len(node.inputs) != 2 or feeds_normalization(node.outputs[0]):
         return False
     output = edit.insert_before(model, node, "Add", list(node.inputs), f"{node.name}_add")
     output.type = node.outputs[0].type

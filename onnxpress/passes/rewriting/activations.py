@@ -245,9 +245,17 @@ def _gelu(approximate: str, opset: int) -> Activation:
     if opset >= _GELU:
         return Activation(("Gelu",), lambda make, x: make("Gelu", [x], approximate=approximate))
     if approximate == "none":
-        return Activation(("Div", "Erf", "Add", "Mul", "Mul"), _spelled_erf)
+        return Activation(("Div", "Erf", "Add", "Mul", "Mul"), _spelled_erf, _sum_times_input)
     ops = ("Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul")
     return Activation(ops, _spelled_tanh, _half_is_early)
+
+
+def _sum_times_input(region: Region, ops: tuple[str, ...]) -> bool:
+    """Whether the sum of 1 and the error function is multiplied by the input first, and not by 1/2."""
+    raised = next((n.outputs[0] for n in region.nodes if n.op_type == "Add"), None)
+    readers = [use.node for use in raised.uses()] if raised is not None else []
+    plain = all(read.constant(v) is None for n in readers for v in n.inputs)
+    return _same_operators(region, ops) and plain
 
 
 def _half_is_early(region: Region, ops: tuple[str, ...]) -> bool:

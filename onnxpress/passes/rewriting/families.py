@@ -21,8 +21,11 @@ from onnxpress.passes.rewriting.channel_affine import as_depthwise
 from onnxpress.passes.rewriting.convolution_weights import merge_groups, merge_parallel, split_depth_multiplier
 from onnxpress.passes.rewriting.exponentials import vector_kernels
 from onnxpress.passes.rewriting.global_pooling import as_global_pooling
+from onnxpress.passes.rewriting.layer_norm import as_sum
 from onnxpress.passes.rewriting.nearest_resize import as_pixel_copy
+from onnxpress.passes.rewriting.one_dimensional import as_picture, drop_axis_changes
 from onnxpress.passes.rewriting.prelu import fast_prelu
+from onnxpress.passes.rewriting.softmax_guards import drop_guard
 from onnxpress.runtime.session import trace
 
 Rule = Callable[[ir.Model, ir.Node, Trace], bool]
@@ -43,6 +46,9 @@ class Family:
 FAMILIES: tuple[Family, ...] = (
     Family("activations", "activations that are spelled out become operators", (name_activation,)),
     Family("vector-kernels", "Mish, Softplus, Elu, Selu and Celu by vector kernels", (vector_kernels,)),
+    Family("layer-norm", "sums in front of LayerNormalization stay sums", (as_sum,)),
+    Family("one-dimensional", "convolutions over one axis become those of pictures", (as_picture, drop_axis_changes)),
+    Family("softmax-guard", "guards against empty rows where rows are whole", (drop_guard,), finite=True),
     Family("prelu", "PRelu in the layout of convolutions", (fast_prelu,)),
     Family("pooling", "reductions over whole pictures become pooling", (as_global_pooling,)),
     Family("resize", "nearest Resize by whole numbers copies pixels", (as_pixel_copy,)),

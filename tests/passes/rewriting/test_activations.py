@@ -39,6 +39,7 @@ SPELLINGS = {
     "quick gelu": ("Mul Sigmoid Mul", "q=Mul(x,quick) n=Neg(q) e=Exp(n) f=Add(e,one) y=Div(x,f)"),
     "erf": ("Gelu", "u=Mul(x,iroot) e=Erf(u) e1=Add(e,one) h=Mul(x,half) y=Mul(h,e1)"),
     "erf, sum last": ("Gelu", "u=Mul(x,iroot) e=Erf(u) h=Mul(x,half) m=Mul(h,e) y=Add(h,m)"),
+    "erf, half first": ("Gelu", "u=Div(x,root) e=Erf(u) e1=Add(e,one) h=Mul(half,e1) y=Mul(x,h)"),
     "tanh, products": ("Gelu", "s=Mul(x,x) p=Mul(s,x) q=Mul(p,d) r=Add(x,q) w=Mul(r,c) u=Tanh(w) v=Add(u,one) "
                        "m=Mul(x,half) y=Mul(m,v)"),
     "tanh, half last": ("Gelu", "p=Pow(x,ithree) q=Mul(p,d) r=Add(x,q) w=Mul(c,r) u=Tanh(w) v=Add(u,one) m=Mul(x,v) "
@@ -57,6 +58,7 @@ LOOK_ALIKES = {
     "another reader": "u=Add(x,three) v=Clip(u,zero,six) m=Mul(x,v) q=Div(m,six) y=Add(q,v)",
     "another input": "z=Sin(x) u=Add(z,three) v=Clip(u,zero,six) m=Mul(x,v) y=Div(m,six)",
     "another root": "u=Mul(x,half) e=Erf(u) e1=Add(e,one) h=Mul(x,half) y=Mul(h,e1)",
+    "known to onnxruntime, half first": "u=Div(x,root) e=Erf(u) e1=Add(e,one) m=Mul(x,half) y=Mul(m,e1)",
     "known to onnxruntime": "u=Div(x,root) e=Erf(u) e1=Add(e,one) m=Mul(x,e1) y=Mul(m,half)",
     "difference of exponentials": "e=Exp(x) f=Sub(e,one) y=Reciprocal(f)",
     "one operator": "y=Relu(x)",
