@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.unit_latency import node_seconds
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_pruning
 from onnxpress.passes.pruning.cost_model import CostModel, Costs
@@ -17,8 +16,6 @@ from onnxpress.passes.pruning.kernel_grid import widths
 from onnxpress.passes.pruning.obs_selection import ErrorCurve
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.plan.plan import Plan
-from onnxpress.runtime.session import default_settings
-from onnxpress.runtime.unit_latency import node_seconds
 
 
 @dataclass
@@ -61,12 +58,4 @@ class PruningBase:
     def _costs(self) -> Costs | None:
         if not self.by_latency:
             return None
-        settings, model, sizes = default_settings(), self.evidence.model, self.evidence.trace
-        names = [n.name or "" for n in model.graph]
-
-        def seconds() -> dict[str, np.ndarray]:
-            times = node_seconds(model, sizes)
-            return {"seconds": np.array([times.get(name, 0.0) for name in names])}
-
-        known = self.evidence.observed(f"seconds of units {settings.threads} {settings.provider}", seconds)["seconds"]
-        return {"seconds": dict(zip(names, known.tolist(), strict=True))}
+        return {"seconds": node_seconds(self.evidence.model, self.evidence.trace)}

@@ -8,6 +8,7 @@ was allowed and what was not.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -34,6 +35,7 @@ _RATIOS, _LESS = (
 _BETWEEN = 2  # ratios tried between what is allowed and what is not
 _FAR = 3.0  # times the allowed drop, from which more of the same is hopeless
 _COMFORTABLE = 0.3  # of the allowed drop: int8 that uses less needs no better recipe
+_CLEARLY = 1.05  # predicted speed-up from which on it can be compared with the measured one
 _FASTER = 1.02  # of a candidate that is worth another technique on top
 
 
@@ -156,13 +158,35 @@ def _narrower(search: Search, scope: str, count: int = 0) -> Iterator[None]:
 
 
 def _predicted(search: Search, pruned: Candidate, count: int) -> Prediction | None:
-    """The speed of a pruned candidate, by the times of single units."""
-    left = search.factory.ground(count).remaining_time(pruned.plan.steps[-1].actions)
-    if left is None or left <= 0:
+    """The speed of a pruned candidate, by the times of single units, corrected by those that were measured."""
+    saved = _by_units(search, pruned)
+    if saved is None:
         return None
+    known = [(c, _by_units(search, c)) for c in search.found if c.stage == Stage.PRUNING and c is not pruned]
+    seen = [(own, (c.quick or 1.0) / _unpruned(search, c.blocks_out)) for c, own in known if own is not None]
+    return Prediction(speedup=_unpruned(search, count) * saved ** correction(seen))
+
+
+def _by_units(search: Search, pruned: Candidate) -> float | None:
+    """The speed-up of pruning by the times of single units; None where those are not known."""
+    left = search.factory.ground(pruned.blocks_out).remaining_time(pruned.plan.steps[-1].actions)
+    return None if left is None or left <= 0 else 1 / left
+
+
+def _unpruned(search: Search, count: int) -> float:
+    """The speed-up of what is pruned, over the original."""
     names = {c.name: c.quick or 1.0 for c in search.found}
-    base = names.get(blocks_name(count), 1.0) if count else search.base_speedup
-    return Prediction(speedup=base / left)
+    return names.get(blocks_name(count), 1.0) if count else search.base_speedup
+
+
+def correction(seen: Sequence[tuple[float, float]]) -> float:
+    """By what power of their predicted speed-ups candidates were faster: the median; 1 where nothing is known.
+
+    Units take longer alone than within a model, and what does not depend on channels takes time as well. seen:
+    predicted and measured speed-ups.
+    """
+    powers = [math.log(measured) / math.log(predicted) for predicted, measured in seen if predicted > _CLEARLY]
+    return min(max(statistics.median(powers), 0.2), 2.0) if powers else 1.0
 
 
 def blocks(search: Search) -> Iterator[None]:

@@ -16,6 +16,7 @@ from onnxpress.search import techniques
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.scheduling import Technique
 from onnxpress.search.search import Search, TimeBudget, uses_little
+from onnxpress.search.techniques import correction
 from tests import nets
 
 pytestmark = pytest.mark.unit
@@ -110,3 +111,10 @@ def test_totals_of_predicted_losses_approach_what_is_allowed(factor: float, powe
     best = max(used for _, used in tried if used <= 1)
     assert best > 0.4
     assert len({total for total, _ in tried}) == len(tried)
+
+
+def test_predicted_speeds_are_corrected_by_measured_ones() -> None:
+    assert correction([]) == 1.0
+    assert correction([(2.0, 2.0**0.5)]) == pytest.approx(0.5)
+    assert correction([(4.0, 2.0), (2.0, 2.0), (1.01, 3.0)]) == pytest.approx(0.75)
+    assert correction([(2.0, 0.5)]) == 0.2

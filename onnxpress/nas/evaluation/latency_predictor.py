@@ -1,6 +1,6 @@
 """Prediction of a candidate's latency from its units, each timed alone once, so that few networks need to be measured.
 
-A unit alone takes longer than within a network (see `runtime.unit_latency`), and a run has a fixed cost: the weights
+A unit alone takes longer than within a network (see `measure.unit_latency`), and a run has a fixed cost: the weights
 of the sums are fitted (non-negative least squares on relative errors) to the candidates that were measured.
 """
 
@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 from scipy.optimize import nnls
 
+from onnxpress.measure.unit_latency import UnitLatencies, fused_units
 from onnxpress.model import read
 from onnxpress.nas.evaluation.costs import declared_shapes
 from onnxpress.runtime.session import trace
-from onnxpress.runtime.unit_latency import UnitLatencies, fused_units
 
 _MIN_OBSERVATIONS = 12  # timed candidates, before latency is predicted
 _RECENT = 48  # observations whose errors give the uncertainty
@@ -42,6 +42,7 @@ class LatencyPredictor:
         total[0] = _RUN_SECONDS
         for nodes in fused_units(model):
             total[_kind(nodes[0])] += self.times.seconds(model, nodes, sizes)
+        self.times.keep()
         return total
 
     def add(self, sums: np.ndarray, seconds: float) -> None:

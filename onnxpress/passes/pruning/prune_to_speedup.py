@@ -9,12 +9,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.unit_latency import node_seconds
 from onnxpress.model.channels.removal import remove
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_cost_share
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.runtime.latency import Effort, compare_latency
-from onnxpress.runtime.unit_latency import node_seconds
 
 _MAX_TRIALS = 7
 _OVERSHOOT = 1.03  # a speed-up of at most this multiple of the goal ends the search

@@ -26,6 +26,7 @@ from onnxpress.passes.rewriting.nearest_resize import as_pixel_copy
 from onnxpress.passes.rewriting.one_dimensional import as_picture, drop_axis_changes
 from onnxpress.passes.rewriting.prelu import fast_prelu
 from onnxpress.passes.rewriting.softmax_guards import drop_guard
+from onnxpress.passes.rewriting.split_convolution import split_weights
 from onnxpress.runtime.session import trace
 
 Rule = Callable[[ir.Model, ir.Node, Trace], bool]
@@ -52,6 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("prelu", "PRelu in the layout of convolutions", (fast_prelu,)),
     Family("pooling", "reductions over whole pictures become pooling", (as_global_pooling,)),
     Family("resize", "nearest Resize by whole numbers copies pixels", (as_pixel_copy,)),
+    Family("split", "convolutions whose channels are split behind become several", (split_weights,)),
     Family("parallel", "parallel convolutions become one", (merge_parallel,)),
     Family(
         "depth-multiplier", "depthwise convolutions of several outputs a channel are split", (split_depth_multiplier,)
