@@ -84,6 +84,35 @@ def outputs_only(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return set_outputs(clone, [values[name] for name in names])
 
 
+def shapes_only(model: ir.Model, names: Sequence[str], floats: Sequence[str]) -> tuple[ir.Model, list[str], list[str]]:
+    """A clone that outputs shapes in place of values, so that a run holds few of the values at once.
+
+    names: values, of which the shapes are wanted. floats: those of which the sum is wanted. Returns the model, and the
+    names of its outputs: the shapes, then the sums.
+    """
+    clone = model.clone()
+    values = {v.name: v for v in (*clone.graph.inputs, *(v for n in clone.graph for v in n.outputs))}
+
+    def added(op: str, source: ir.Value, stem: str, **attributes: object) -> ir.Value:
+        node = ir.node(op, [source], attributes)  # type: ignore[arg-type]
+        node.outputs[0].name = node.name = unique_name(clone, stem)
+        maker = source.producer()
+        clone.graph.append(node) if maker is None else clone.graph.insert_after(maker, node)
+        return node.outputs[0]
+
+    shapes = [added("Shape", values[name], f"{name}_shape") for name in names]
+    sums = [added("ReduceSum", values[name], f"{name}_sum", keepdims=0) for name in floats]
+    set_outputs(clone, [*shapes, *sums])
+    return clone, [v.name or "" for v in shapes], [v.name or "" for v in sums]
+
+
+def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The model, changed in place, with more values as outputs."""
+    values = {v.name: v for n in model.graph for v in n.outputs}
+    model.graph.outputs.extend(values[name] for name in names)
+    return model
+
+
 def set_outputs(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
     """Make exactly these values the outputs of the model, in place; returns the model."""
     model.graph.outputs.clear()

@@ -46,6 +46,7 @@ class SessionSettings:
     dump:     file that onnxruntime writes its optimized graph to; "" for none
     spinning: whether idle threads of the pool spin (faster, but they disturb whatever runs next)
     provider: onnxruntime's name of the execution provider; operators it does not implement run on the CPU
+    in_order: whether nodes run in the order of the file as far as possible, and not branch by branch
     """
 
     threads: int = 1
@@ -55,8 +56,16 @@ class SessionSettings:
     dump: str = ""
     spinning: bool = False
     provider: str = CPU
+    in_order: bool = False
 
 
+_HELD_BYTES = 2**30  # of all values of a run
+_ELEMENTS = {f"tensor({name})": kind for name, kind in (
+    ("float", ir.DataType.FLOAT), ("double", ir.DataType.DOUBLE), ("float16", ir.DataType.FLOAT16),
+    ("bool", ir.DataType.BOOL), ("int8", ir.DataType.INT8), ("uint8", ir.DataType.UINT8),
+    ("int16", ir.DataType.INT16), ("uint16", ir.DataType.UINT16), ("int32", ir.DataType.INT32),
+    ("uint32", ir.DataType.UINT32), ("int64", ir.DataType.INT64), ("uint64", ir.DataType.UINT64),
+)}  # fmt: skip
 _DEFAULT: ContextVar[SessionSettings | None] = ContextVar("settings", default=None)
 
 
@@ -94,6 +103,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.graph_optimization_level = _LEVELS[settings.level]
     options.log_severity_level = 4
+    if settings.in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
     for key, value in settings.config:
         options.add_session_config_entry(key, value)
@@ -172,11 +183,14 @@ def tap(model: ir.Model, names: Sequence[str], settings: SessionSettings | None 
 
 
 def trace(model: ir.Model, feeds: Feeds) -> Trace:
-    """Run once with arrays value as output, and record shapes and small integer values.
+    """Run once with every value as an output, and record shapes and small integer values.
 
-    Values inside sub-graphs, and those that onnxruntime cannot output (optional, sequence), are absent.
+    Values inside sub-graphs, and those that onnxruntime cannot output (optional, sequence), are absent.  Where all
+    values together may be larger than the memory, they are not held.
     """
     names = [v.name for n in model.graph for v in n.outputs if v.name and not _is_not_tensor(v)]
+    if len(names) * max((_likely_bytes(array) for array in feeds.values()), default=0) > _HELD_BYTES:
+        return _light_trace(model, feeds)
     found = dict(zip(names, run(tap(model, names, all_cores("none")), feeds), strict=True))
     arrays = {**feeds, **found}
     values = {name: array for name, array in found.items() if array.dtype.kind in "iub" and array.size <= 64}
@@ -184,6 +198,44 @@ def trace(model: ir.Model, feeds: Feeds) -> Trace:
         n: bool(np.isnan(a.min())) for n, a in arrays.items() if a.dtype == np.float32 and a.size
     }  # the minimum propagates NaN
     return Trace({name: tuple(array.shape) for name, array in arrays.items()}, values, floats)
+
+
+def _likely_bytes(array: np.ndarray) -> int:
+    """Bytes that values within a model have: those of its input; of token numbers those of a few attention matrices."""
+    return array.nbytes if array.dtype.kind == "f" else 32 * max(array.shape, default=0) ** 2
+
+
+def _light_trace(model: ir.Model, feeds: Feeds) -> Trace:
+    """The trace of a model, by a run that outputs shapes in place of values."""
+    kinds = _kinds(model)
+    names, floats = list(kinds), [name for name, kind in kinds.items() if kind == ir.DataType.FLOAT]
+    whole = [name for name, kind in kinds.items() if kind.is_integer() or kind == ir.DataType.BOOL]
+    light, shapes, sums = submodels.shapes_only(model, names, floats)
+    light = submodels.with_outputs(light, whole)
+    wanted = [*shapes, *sums, *whole]
+    session = open_session(light, replace(all_cores("none"), in_order=True))  # else shapes are asked for at the end
+    found = dict(zip(wanted, run(session, feeds, wanted), strict=True))
+    sizes = {name: tuple(int(n) for n in found[shape]) for name, shape in zip(names, shapes, strict=True)}
+    sizes.update({name: tuple(array.shape) for name, array in feeds.items()})
+    values = {name: found[name] for name in whole if found[name].size <= 64}
+    # A sum is NaN where an element is, or where infinite elements cancel, which is looked at then.
+    unclear = {name: bool(np.isnan(found[total])) for name, total in zip(floats, sums, strict=True)}
+    flags = {name: flag and _holds_nan(model, name, feeds) for name, flag in unclear.items()}
+    flags.update({name: bool(np.isnan(array).any()) for name, array in feeds.items() if array.dtype == np.float32})
+    return Trace(sizes, values, {name: flag for name, flag in flags.items() if 0 not in sizes[name]})
+
+
+def _holds_nan(model: ir.Model, name: str, feeds: Feeds) -> bool:
+    return bool(np.isnan(run(tap(model, [name], all_cores("none")), feeds)[0]).any())
+
+
+def _kinds(model: ir.Model) -> dict[str, ir.DataType]:
+    """The element types of all values that nodes of the main graph compute: from the file, else from onnxruntime."""
+    values = [v for n in model.graph for v in n.outputs if v.name and not _is_not_tensor(v)]
+    if all(v.dtype is not None for v in values):
+        return {v.name or "": v.dtype for v in values if v.dtype is not None}
+    session = tap(model, [v.name or "" for v in values], all_cores("none"))
+    return {found.name: _ELEMENTS.get(found.type, ir.DataType.UNDEFINED) for found in session.get_outputs()}
 
 
 def _is_not_tensor(value: ir.Value) -> bool:

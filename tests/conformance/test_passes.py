@@ -27,6 +27,7 @@ from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.registry import all_passes, find_pass
+from onnxpress.passes.rewriting.rewrite import RewriteOptions
 from onnxpress.passes.structure.depth import DepthOptions
 from onnxpress.passes.structure.lowrank import LowRankOptions
 from onnxpress.plan.plan import apply_plan, new_plan
@@ -40,6 +41,7 @@ from tests import nets
 OPTIONS: dict[str, PassOptions] = {
     "prune": PruneOptions(0.5),
     "depth": DepthOptions(remove=1),
+    "rewrite": RewriteOptions(keep="all"),
     "lowrank": LowRankOptions(0.2, goal="size"),
 }
 SAVE_NOTHING = {"equalize", "distill", "rewrite"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
-from onnxpress.runtime import latency
+from onnxpress.model.normal_forms.canonical import canonical
+from onnxpress.runtime import latency, session
 from onnxpress.runtime.session import (
     SessionSettings,
     all_cores,
@@ -77,3 +81,26 @@ def test_timings_of_a_search_take_its_threads(monkeypatch: pytest.MonkeyPatch) -
         latency.compare_latency({"a": model}, feeds, latency.Effort(seconds=0.05, rebuilds=1, threads=1))
     latency.compare_latency({"a": model}, feeds, short)
     assert list(dict.fromkeys(seen)) == [2, 1]
+
+
+@pytest.mark.parametrize("name", sorted(nets.NETWORKS))
+def test_a_trace_is_the_same_whether_values_are_held_or_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = canonical(nets.NETWORKS[name]())
+    feeds = dict(next(iter(nets.samples(model, 1, sequence=24).batches(1))).inputs)
+    wanted = trace(model, feeds)
+    monkeypatch.setattr(session, "_HELD_BYTES", 0)
+    found = trace(model, feeds)
+    assert (found.shapes, found.floats) == (wanted.shapes, wanted.floats)
+    assert found.values.keys() == wanted.values.keys()
+    assert all(np.array_equal(found.values[k], wanted.values[k]) for k in wanted.values)
+
+
+def test_undefined_and_infinite_values_are_told_apart_without_holding_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y)
+    { l = Log(x) n = Neg(l) s = Sub(l, l) y = Add(n, s) }"""
+    model = canonical(ir.from_proto(onnx.parser.parse_model(text)))
+    feeds = {"x": np.array([0.0, np.inf], np.float32)}
+    wanted = trace(model, feeds).floats
+    monkeypatch.setattr(session, "_HELD_BYTES", 0)
+    assert trace(model, feeds).floats == wanted
+    assert wanted == {"x": False, "l": False, "n": False, "s": True, "y": True}
