@@ -28,6 +28,7 @@ from onnxpress.measure.score import Scorer
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes
 from onnxpress.passes.core.contract import Action
+from onnxpress.passes.core.refit_option import LEAST_SQUARES
 from onnxpress.passes.distillation.distill import Source, teacher_evidence
 from onnxpress.passes.exact.simplify import EXACT
 from onnxpress.passes.int8 import node_selection
@@ -38,7 +39,7 @@ from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions, rec
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.registry import find_pass
 from onnxpress.passes.rewriting.rewrite import fastest_rewrites
-from onnxpress.passes.structure.depth import DepthOptions, plan_depth
+from onnxpress.passes.structure.depth import LOCAL, DepthOptions, plan_depth
 from onnxpress.passes.weights.share import ShareOptions
 from onnxpress.passes.weights.weights import WeightsOptions
 from onnxpress.plan.candidate_store import Candidate, CandidateStore, Stage, candidate_id, model_of
@@ -52,6 +53,7 @@ from onnxpress.search.sample_counts import samples_within
 from onnxpress.train.distillation.feature_matching import KeptChannels
 from onnxpress.train.settings import TrainingSettings
 
+_UNHURRIED = 120.0  # seconds of a search, from which on blocks are taken out with a refit of everything behind
 _SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _SKETCH_SAMPLES = 8
 _QUICK = RecipeOptions("mse", False, "nearest")
@@ -88,7 +90,7 @@ class CandidateFactory:
         by_latency: see PruningBase."""
         self.original, self.scorer, self.machine, self.seed = original, scorer, machine, seed
         self.store = store or CandidateStore()
-        self.learn, self._by_latency = calibrate, by_latency
+        self.learn, self._by_latency, self._time_budget = calibrate, by_latency, time_budget
         self.samples = samples_within(original, calibrate, time_budget, self.store)
         self.calibrate = calibrate.take(self.samples)
         self.feeds: list[Mapping[str, np.ndarray]] = [b.inputs for b in self.calibrate.take(4).batches(1)]
@@ -277,10 +279,12 @@ class CandidateFactory:
         return found
 
     def shallower(self, count: int) -> Candidate:
-        """The first `count` blocks of the order taken out, and the rest refitted."""
+        """The first `count` blocks of the order taken out, and the rest refitted: where there is little time, of what
+        lies behind them the first layers."""
 
         def make() -> Made:
-            steps = [*self.removal_order()[:count], {"refit": "least-squares"}]
+            refit = LEAST_SQUARES if self._time_budget >= _UNHURRIED else LOCAL
+            steps = [*self.removal_order()[:count], {"refit": refit}]
             done = take_step(PlanStep("depth", tuple(steps)), self.base)
             return self.exact_plan.then("depth", steps, self.samples), done.model, done.notes
 

@@ -9,8 +9,13 @@ from functools import cached_property
 from onnxpress.measure.evidence import Evidence
 from onnxpress.measure.unit_latency import node_seconds
 from onnxpress.passes.core.contract import Action
-from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_pruning
-from onnxpress.passes.pruning.cost_model import CostModel, Costs
+from onnxpress.passes.pruning.allocation import (
+    candidate_groups,
+    loss_sensitivities,
+    plan_cost_share,
+    plan_pruning,
+)
+from onnxpress.passes.pruning.cost_model import SECONDS, CostModel, Costs
 from onnxpress.passes.pruning.error_curves import error_curves
 from onnxpress.passes.pruning.kernel_grid import widths
 from onnxpress.passes.pruning.obs_selection import ErrorCurve
@@ -34,14 +39,20 @@ class PruningBase:
         return any(widths(g, self.evidence) for g in self.evidence.channels.groups)
 
     def actions(self, options: PruneOptions, more_time: Callable[[], bool] = lambda: True) -> Sequence[Action]:
-        """Channels to remove for the options; none where they remove nothing on this CPU's widths."""
+        """Channels to remove for the options; none where they remove nothing on this CPU's widths.
+
+        A ratio is one of the model's time where the times of units are known.
+        """
         if self._curves is None:
             self._curves = error_curves(self.evidence)
         picked = candidate_groups(self.evidence, options, self._curves)
         if not self._scales:
             nothing = dict.fromkeys(self._curves, 0)
             self._scales = loss_sensitivities(self.evidence, self._curves, nothing, more_time)
-        return plan_pruning(self.evidence, options, picked, self._scales, self._costs)
+        if self._costs is None or options.ratio is None:
+            return plan_pruning(self.evidence, options, picked, self._scales)
+        share = 1 - options.ratio  # of the time
+        return plan_cost_share(self.evidence, options, picked, self._costs, share, self._scales)
 
     def remaining_time(self, actions: Sequence[Action]) -> float | None:
         """Share of the model's time that is left without these channels, by the times of its units; None where those
@@ -50,12 +61,12 @@ class PruningBase:
             return None
         removed = {str(a["group"]): len(a["remove"]) for a in actions if "group" in a}
         model = CostModel.from_evidence(self.evidence, removed, self._costs)
-        whole = model.total("seconds")
+        whole = model.total(SECONDS)
         model.set_all_removed(removed)
-        return model.total("seconds") / max(whole, 1e-12)
+        return model.total(SECONDS) / max(whole, 1e-12)
 
     @cached_property
     def _costs(self) -> Costs | None:
         if not self.by_latency:
             return None
-        return {"seconds": node_seconds(self.evidence.model, self.evidence.trace)}
+        return {SECONDS: node_seconds(self.evidence.model, self.evidence.trace)}

@@ -28,6 +28,7 @@ _FIRST_TOTAL = 0.02  # predicted relative squared error of the outputs, of the f
 _TOTALS, _AIM = 5, 0.7  # combinations of one pass; share of the allowed drop that the next one is to use
 _REFUSED = 1.01
 _SLICE = 0.12  # share of the time budget that one analysis may take
+_LOOK = 0.05  # of one whose rest can be told from less
 _RATIOS, _LESS = (
     (0.2, 0.35, 0.5, 0.65, 0.8, 0.9),
     (0.1, 0.05),
@@ -139,7 +140,7 @@ def _narrower(search: Search, scope: str, count: int = 0) -> Iterator[None]:
         search.report(f"pruning {ratio:.0%} of the channels")
         options = PruneOptions(ratio, scope=scope)
         name = prune_name(options) if not count else f"{blocks_name(count)}, {prune_name(options)}"
-        made = search.factory.pruned(name, options, search.slice(_SLICE), count)
+        made = search.factory.pruned(name, options, search.slice(_LOOK), count)
         if made is None or search.has(made):  # the grid of widths leaves nothing between
             yield
             continue

@@ -16,11 +16,13 @@ import numpy as np
 
 from onnxpress.measure.cache import Arrays
 from onnxpress.measure.evidence import Evidence
+from onnxpress.measure.output_gain import predicted_loss
 from onnxpress.measure.score import Scorer
 from onnxpress.model.channels.groups import ChannelGroup
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
 from onnxpress.passes.core.contract import Action
+from onnxpress.passes.core.loss_samples import loss_samples
 from onnxpress.passes.core.refit import refit_readers
 from onnxpress.passes.pruning.cost_model import CostModel, Costs, node_costs
 from onnxpress.passes.pruning.error_curves import error_curves
@@ -29,8 +31,6 @@ from onnxpress.passes.pruning.obs_selection import ErrorCurve
 from onnxpress.passes.pruning.options import ALL, UNIFORM, PruneOptions
 
 _GOAL_TOLERANCE = 1.001  # a cost of at most this multiple of its goal meets the goal
-_LOSS_SAMPLES = (16, 96)  # on which the loss of narrowing one group is measured, at least and at most
-_LOSS_MACS = 1e11  # multiply-accumulates of one pass over them
 _UNIFORM_STEPS = 50  # uniform ratios that are tried for a goal other than a ratio
 
 
@@ -137,14 +137,14 @@ def loss_sensitivities(
     """Measure for each group the loss of the outputs per unit of its readers' error.
 
     Each group is narrowed alone and its readers are refitted. The relative squared error of the outputs on the
-    calibration samples is divided by the error of the curve at this width.
+    calibration samples is divided by the error of the curve at this width. Where there is no time for that, the gains
+    of the readers stand for it (`measure/output_gain.py`), scaled as those of the measured groups.
 
     Args:
         evidence: the model and its samples.
         picked: error curves by group name.
         removed: number of channels to remove from each group in its measurement; 0 for one step of the kernel grid.
-        more_time: asked before every measurement; once it is false, the remaining groups get the median. Groups with
-            more multiply-accumulates are measured first.
+        more_time: asked before every measurement. Groups with more multiply-accumulates are measured first.
 
     Returns:
         By group name, for the groups that can be narrowed.
@@ -160,8 +160,17 @@ def loss_sensitivities(
         removal = {name: sorted(picked[name].order[: counts[name]])}
         loss = evidence.observed(f"loss on {evaluator.samples} {removal}", partial(evaluator.loss, removal))
         found[name] = float(loss["nmse"]) / max(picked[name].error[counts[name]], 1e-9)
-    median = float(np.median(list(found.values()))) if found else 1.0
-    return {name: found.get(name, median) for name in narrowable}
+    if len(found) == len(narrowable):
+        return found
+    gains = {name: _gain(evidence, name) for name in narrowable}
+    scale = float(np.median([loss / gains[name] for name, loss in found.items()])) if found else 1.0
+    return {name: found.get(name, scale * gains[name]) for name in narrowable}
+
+
+def _gain(evidence: Evidence, name: str) -> float:
+    """Predicted loss of the outputs for a unit of error, shared by the readers of a group."""
+    readers = sorted({p.node for p in evidence.channels.group(name).readers})
+    return max(float(np.mean([predicted_loss(evidence, reader, 1.0) for reader in readers or [""]])), 1e-9)
 
 
 def _trial_removal(evidence: Evidence, name: str, count: int) -> int:
@@ -181,9 +190,7 @@ class _RemovalEvaluator:
 
     @cached_property
     def samples(self) -> int:
-        """Number of samples that losses are measured on: fewer for a large model, which has many groups as well."""
-        each = sum(macs(self.evidence.model, self.evidence.trace).values())
-        return int(np.clip(_LOSS_MACS / max(each, 1), *_LOSS_SAMPLES))
+        return loss_samples(self.evidence)
 
     @cached_property
     def _few(self) -> Evidence:

@@ -3,6 +3,9 @@
 A group may cover part of an axis (one input of a Concat, channels that are padded with zeros), and two groups may slice
 the same positions (heads, and dimensions of all heads). Removed shares of parts add up; remaining shares of slices
 multiply.
+
+Work and weights fall with the channels; the time of a convolution falls in steps of the kernel's block, as a block that
+is not full takes the time of one that is.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from onnxpress.model import read
 from onnxpress.model.channels import groups as ch
 from onnxpress.model.counts import macs
 
+SECONDS = "seconds"  # the kind of cost that falls in steps of blocks
 Costs = Mapping[str, Mapping[str, float]]  # by kind of cost and node name
 Axis = tuple[str, int, int]  # node name, operand index, axis of the operand
 
@@ -60,6 +64,7 @@ class CostModel:
     removed: dict[str, int]
     _original: Costs
     _sizes: Mapping[str, Mapping[int, float]]  # by node: elements of each weight operand
+    _blocks: Mapping[Axis, tuple[int, int]]  # of axes whose time falls in steps: channels, and those of a block
     _shares: Mapping[str, list[_AxisShare]]
     _removed_shares: dict[Axis, float]  # removed share of an axis, added up over groups
     _slice_factors: dict[Axis, float]  # remaining share of an axis, multiplied over slicing groups
@@ -76,6 +81,7 @@ class CostModel:
         groups = {n: evidence.channels.group(n) for n in names}
         nodes = {n.name or "": n for n in evidence.model.graph}
         sizes: dict[str, dict[int, float]] = {}
+        blocks: dict[Axis, tuple[int, int]] = {}
         shares: dict[str, list[_AxisShare]] = {}
         for name, group in groups.items():
             shares[name] = []
@@ -87,13 +93,17 @@ class CostModel:
                     continue
                 sizes.setdefault(layer, _recurrent_weight_sizes(nodes[layer]))[operand] = float(math.prod(shape))
                 each = sum(len(p) for p in place.positions) / group.size / shape[place.axis]
-                shares[name].append(_AxisShare((layer, operand, place.axis), each))
+                axis = (layer, operand, place.axis)
+                shares[name].append(_AxisShare(axis, each))
+                if _in_blocks(nodes[layer], operand, place.axis):
+                    blocks[axis] = shape[place.axis], evidence.machine.conv_block
         return cls(
             groups,
             {kind: dict(by_node) for kind, by_node in costs.items()},
             dict.fromkeys(groups, 0),
             costs,
             sizes,
+            blocks,
             shares,
             {},
             {},
@@ -108,7 +118,15 @@ class CostModel:
             dict(self._slice_factors),
         )
         return CostModel(
-            self.groups, costs, removed, self._original, self._sizes, self._shares, removed_shares, slice_factors
+            self.groups,
+            costs,
+            removed,
+            self._original,
+            self._sizes,
+            self._blocks,
+            self._shares,
+            removed_shares,
+            slice_factors,
         )
 
     def total(self, kind: str) -> float:
@@ -117,19 +135,21 @@ class CostModel:
 
     def saving(self, name: str, count: int, kind: str) -> float:
         """Cost of one kind that is saved if `count` channels of the group are removed instead of the present number."""
+        removed_shares, slice_factors, nodes = self._after(name, count)
+        by_node, original = self.costs[kind], self._original[kind]
         return sum(
-            self.costs[kind].get(n, 0.0) - self._original[kind].get(n, 0.0) * remaining
-            for n, remaining in self._after(name, count)[2].items()
+            by_node.get(n, 0.0) - original.get(n, 0.0) * self._remaining_share(n, removed_shares, slice_factors, kind)
+            for n in nodes
         )
 
     def set_removed(self, name: str, count: int) -> None:
         """Set the number of removed channels of a group, which may also decrease."""
-        removed_shares, slice_factors, remaining_by_node = self._after(name, count)
+        removed_shares, slice_factors, nodes = self._after(name, count)
         self._removed_shares |= removed_shares
         self._slice_factors |= slice_factors
         for kind, by_node in self.costs.items():
-            for node, remaining in remaining_by_node.items():
-                by_node[node] = self._original[kind].get(node, 0.0) * remaining
+            for node in nodes:
+                by_node[node] = self._original[kind].get(node, 0.0) * self._remaining_share(node, {}, {}, kind)
         self.removed[name] = count
 
     def set_all_removed(self, removed: Mapping[str, int]) -> None:
@@ -138,8 +158,8 @@ class CostModel:
             if count:
                 self.set_removed(name, count)
 
-    def _after(self, name: str, count: int) -> tuple[dict[Axis, float], dict[Axis, float], dict[str, float]]:
-        """Removed shares and slice factors of the affected axes, and remaining shares of the affected nodes."""
+    def _after(self, name: str, count: int) -> tuple[dict[Axis, float], dict[Axis, float], list[str]]:
+        """Removed shares and slice factors of the affected axes, and the affected nodes."""
         group, before = self.groups[name], self.removed[name]
         removed_shares: dict[Axis, float] = {}
         slice_factors: dict[Axis, float] = {}
@@ -151,12 +171,10 @@ class CostModel:
             else:
                 known = removed_shares.get(axis, self._removed_shares.get(axis, 0.0))
                 removed_shares[axis] = known + part.share * (count - before)
-        nodes = dict.fromkeys(part.axis[0] for part in self._shares[name])
-        remaining = {node: self._remaining_share(node, removed_shares, slice_factors) for node in nodes}
-        return removed_shares, slice_factors, remaining
+        return removed_shares, slice_factors, list(dict.fromkeys(part.axis[0] for part in self._shares[name]))
 
     def _remaining_share(
-        self, node: str, removed_shares: Mapping[Axis, float], slice_factors: Mapping[Axis, float]
+        self, node: str, removed_shares: Mapping[Axis, float], slice_factors: Mapping[Axis, float], kind: str
     ) -> float:
         """The remaining share of a node's cost: that of its weights' axes, averaged over the weights by size."""
         found = 0.0
@@ -164,13 +182,26 @@ class CostModel:
             factor = 1.0
             for axis in range(_MAX_AXES):
                 key = (node, operand, axis)
-                factor *= 1 - removed_shares.get(key, self._removed_shares.get(key, 0.0))
-                factor *= slice_factors.get(key, self._slice_factors.get(key, 1.0))
+                left = 1 - removed_shares.get(key, self._removed_shares.get(key, 0.0))
+                left *= slice_factors.get(key, self._slice_factors.get(key, 1.0))
+                factor *= _in_steps(left, *self._blocks[key]) if kind == SECONDS and key in self._blocks else left
             found += numbers * max(factor, 0.0)
         return found / sum(self._sizes[node].values())
 
 
 _MAX_AXES = 5  # of a weight
+
+
+def _in_steps(left: float, channels: int, block: int) -> float:
+    """The share of whole blocks that remains with a share of the channels."""
+    return math.ceil(max(left, 0.0) * channels / block - 1e-6) / math.ceil(channels / block)
+
+
+def _in_blocks(node: ir.Node, operand: int, axis: int) -> bool:
+    """Whether the time of a weight falls along an axis in steps: in blocked convolutions, on both sides."""
+    if node.op_type != "Conv" or operand != 1 or axis > 1:
+        return False
+    return axis == 0 or read.int_attribute(node, "group", 1) == 1
 
 
 def _recurrent_weight_sizes(node: ir.Node) -> dict[int, float]:

@@ -13,6 +13,7 @@ from onnxpress.measure.unit_latency import node_seconds
 from onnxpress.model.channels.removal import remove
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.pruning.allocation import candidate_groups, loss_sensitivities, plan_cost_share
+from onnxpress.passes.pruning.cost_model import SECONDS
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.runtime.latency import Effort, compare_latency
 
@@ -35,7 +36,7 @@ def prune_to_speedup(evidence: Evidence, options: PruneOptions, original: ir.Mod
         Decisions. If the speed-up cannot be reached, those of the highest speed-up found.
     """
     picked = candidate_groups(evidence, options)
-    costs = {"seconds": node_seconds(evidence.model, evidence.trace)}
+    costs = {SECONDS: node_seconds(evidence.model, evidence.trace)}
     loss_scales = loss_sensitivities(evidence, picked, dict.fromkeys(picked, 0)) if evidence.data is not None else None
     low_share, high_share = 0.0, 1.0
     best: tuple[float, list[Action]] | None = None

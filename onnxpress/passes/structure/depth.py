@@ -26,9 +26,10 @@ from onnxpress.model.blocks import Block
 from onnxpress.model.counts import macs
 from onnxpress.passes.core.bisection import largest_allowed
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal, Saving
+from onnxpress.passes.core.loss_samples import loss_samples
 from onnxpress.passes.core.options import PassOptions, check_between, only_one, option
 from onnxpress.passes.core.refit import RefitResult, refit_layers
-from onnxpress.passes.core.refit_option import refit_mode, refit_note, with_refit
+from onnxpress.passes.core.refit_option import LEAST_SQUARES, refit_mode, refit_note, with_refit
 from onnxpress.passes.core.refit_target import refit_target
 from onnxpress.runtime.session import all_cores, run, tap
 
@@ -36,7 +37,7 @@ UNITS = ("all", "branches", "layers")
 _SYNTHETIC = 8  # samples where none are given
 _SLACK = 0.02  # of the removable work: a goal missed by less is met
 LOCAL = "local"  # repair: of the layers next to a gap alone, a small part of the cost; to look at many
-_REFITS = ("least-squares", LOCAL, "none")
+_REFITS = (LEAST_SQUARES, LOCAL, "none")
 _BLOCKS: EvidenceKey[tuple[list[Block], list[Refusal]]] = EvidenceKey("removable blocks")
 _NEAR = 2  # layers behind a gap that a local repair refits
 
@@ -252,9 +253,10 @@ def plan_depth(evidence: Evidence, options: DepthOptions, more_time: Callable[[]
     candidates = _candidates(removable(evidence)[0], options.units)
     if not candidates:
         return []
-    scorer = Scorer(evidence.model, evidence.samples(), quality=evidence.quality)
-    order = _greedy(evidence, scorer, candidates, options, more_time)
+    few = evidence.part(loss_samples(evidence))
+    order = _greedy(few, Scorer(few.model, few.samples()), candidates, options, more_time)
     if options.max_drop is not None:
+        scorer = Scorer(evidence.model, evidence.samples(), quality=evidence.quality)
         order = order[: _longest(evidence, scorer, order, options.max_drop)]
     return [{"block": b.name} for b in order]
 

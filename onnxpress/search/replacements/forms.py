@@ -15,6 +15,7 @@ from onnxpress.measure.evidence import Evidence
 from onnxpress.model.channels.groups import ChannelGroup
 from onnxpress.model.cut_points import Section, section_holds
 from onnxpress.passes.core.contract import Action, Proposal, proposals
+from onnxpress.passes.core.refit_option import LEAST_SQUARES
 from onnxpress.passes.pruning.prune import PRUNE
 from onnxpress.passes.structure.attention import ATTENTION
 from onnxpress.passes.structure.depth import DEPTH, LOCAL, removable
@@ -24,7 +25,6 @@ from onnxpress.plan.plan import PlanStep
 
 PASS_ORDER = ("depth", "kernels", "attention", "lowrank", "prune")  # in which a plan carries them out
 _KEPT_FRACTIONS = (0.75, 0.5, 0.25)  # of the width, or of a factored layer's work, that is left
-LEAST_SQUARES = "least-squares"
 
 
 @dataclass(frozen=True)

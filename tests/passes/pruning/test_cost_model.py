@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -12,7 +14,7 @@ from onnxpress.measure.evidence import Evidence, evidence_for
 from onnxpress.model.channels.removal import remove
 from onnxpress.model.counts import macs
 from onnxpress.passes.pruning.allocation import plan_pruning
-from onnxpress.passes.pruning.cost_model import CostModel, node_costs
+from onnxpress.passes.pruning.cost_model import SECONDS, CostModel, node_costs
 from onnxpress.passes.pruning.options import PruneOptions
 from tests import grammar, nets
 from tests.model.channels.helpers import heads
@@ -138,3 +140,20 @@ def _with_one_step_undone(cost_model: CostModel, name: str) -> float:
     trial = cost_model.copy()
     trial.set_removed(name, max(0, trial.removed[name] - 16))
     return trial.total("macs")
+
+
+def test_the_time_of_a_convolution_falls_in_steps_of_blocks() -> None:
+    net = nets.image_net()
+    x = net.relu(net.conv(net.relu(net.conv("image", 48)), 48))
+    evidence = evidence_for(net.model(net.head(x), nets.IMAGE, ["N", 10]), None)
+    evidence.machine = replace(evidence.machine, granularity=16)
+    first, second = (n.name or "" for n in evidence.model.graph if n.op_type == "Conv")
+    seconds = {SECONDS: {first: 1.0, second: 9.0}}
+    costs = CostModel.from_evidence(evidence, [first], seconds)
+    assert [costs.saving(first, count, SECONDS) for count in (15, 16, 31)] == pytest.approx([0.0, 10 / 3, 10 / 3])
+    costs.set_removed(first, 32)
+    assert costs.total(SECONDS) == pytest.approx(10 / 3)
+    costs.set_removed(first, 40)
+    assert costs.total(SECONDS) == pytest.approx(10 / 3)
+    work = CostModel.from_evidence(evidence, [first], {"macs": seconds[SECONDS]})
+    assert work.saving(first, 12, "macs") == pytest.approx(2.5)
