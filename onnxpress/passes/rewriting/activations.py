@@ -18,8 +18,8 @@ kernel. An Add or a Div by a number in between takes the tensor out of the block
 it once more each.
 
 Conditions: all other operands are single numbers, nothing else reads what lies between, the constants agree with those
-of the operator to their own precision, and there are fewer operators than before. A sum below zero in float32 rounds as
-before; what overflowed in a spelled-out form (exp of 89 and more) no longer does.
+of the operator to their own precision, and there are fewer operators than before. What overflowed in a spelled-out form
+(exp of 89 and more) no longer does.
 """
 
 from __future__ import annotations

@@ -74,6 +74,13 @@ def apply_families(
     in the order of FAMILIES.
     """
     work = canonical(model)
+    return work, apply_in_place(work, probe, names, sizes)
+
+
+def apply_in_place(
+    work: ir.Model, probe: dict[str, np.ndarray], names: Collection[str], sizes: Trace | None = None
+) -> dict[str, int]:
+    """The same on a model in canonical form, which is changed where a family finds a place; the number of places."""
     found: dict[str, int] = {}
     for family in FAMILIES:
         rounds = _ROUNDS if family.name in names else 0
@@ -86,7 +93,7 @@ def apply_families(
             found[family.name] = found.get(family.name, 0) + count
     if found:
         edit.forget_shapes(work)
-    return work, found
+    return found
 
 
 def _apply(model: ir.Model, family: Family, sizes: Trace) -> int:

@@ -15,10 +15,11 @@ import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import Evidence
+from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, Refusal
 from onnxpress.passes.core.options import PassOptions, option
 from onnxpress.passes.exact.differences import changed_names
-from onnxpress.passes.rewriting.families import BY_NAME, FAMILIES, apply_families
+from onnxpress.passes.rewriting.families import BY_NAME, FAMILIES, Family, apply_families, apply_in_place
 from onnxpress.runtime.latency import Effort, Ratio, compare_latency
 from onnxpress.runtime.session import default_settings, find_provider, sessions_with
 
@@ -99,7 +100,7 @@ class Rewrite:
             if name not in BY_NAME:
                 raise InputProblem("unknown family of rewrites", name, "", f"one of {', '.join(BY_NAME)}")
         model, found = apply_families(evidence.model, evidence.probe, names, evidence.trace)
-        return Applied(model, [f"{BY_NAME[name].summary}: {count} places" for name, count in found.items()])
+        return Applied(model, [_said(BY_NAME[name], count) for name, count in found.items()])
 
 
 def fastest_rewrites(evidence: Evidence, seconds: float) -> tuple[list[Action], list[str]]:
@@ -144,13 +145,18 @@ def choose(evidence: Evidence, forms: Mapping[str, ir.Model], seconds: float) ->
 
 
 def _forms(evidence: Evidence, names: Sequence[str]) -> dict[str, ir.Model]:
-    """The model rewritten by each family that applies and keeps the values of one run."""
+    """The model rewritten by each family that applies."""
     forms = {}
+    work = canonical(evidence.model)
     for name in names:
-        model, found = apply_families(evidence.model, evidence.probe, [name], evidence.trace)
-        if found:
-            forms[name] = model
+        if apply_in_place(work, evidence.probe, [name], evidence.trace):
+            forms[name], work = work, canonical(evidence.model)
     return forms
+
+
+def _said(family: Family, count: int) -> str:
+    places = "1 place" if count == 1 else f"{count} places"
+    return f"{family.summary}: {places}" + (", exact for finite values" if family.finite else "")
 
 
 def _actions(names: Sequence[str]) -> list[Action]:
