@@ -358,6 +358,21 @@ X = RNG.standard_normal((6, 3, 8, 8)).astype(F)
 ROWS = [
     # the model file
     Row("calibrated by nothing", lambda d: [*simplify(d, good(d)), "--calibrated"], ("samples", "--data")),
+    Row(
+        "a family of rewrites that does not exist",
+        lambda d: ["rewrite", str(good(d)), "--family", "magic", "-o", str(d / "o.onnx")],
+        ("magic", "activations"),
+    ),
+    Row(
+        "rewrites for no thread",
+        lambda d: ["rewrite", str(good(d)), "--threads", "0", "-o", str(d / "o.onnx")],
+        ("thread",),
+    ),
+    Row(
+        "rewrites for no provider",
+        lambda d: ["rewrite", str(good(d)), "--provider", "abacus", "-o", str(d / "o.onnx")],
+        ("provider", "CPU"),
+    ),
     Row("no file", lambda d: simplify(d, d / "absent.onnx"), ("no such model", "absent.onnx")),
     Row("a near name", lambda d: simplify(d, good(d).with_name("modle.onnx")), ("did you mean", "model.onnx")),
     Row("a folder", folder_model, ("folder",)),

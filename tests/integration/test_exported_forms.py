@@ -22,10 +22,11 @@ from onnxpress.testing.networks import IMAGE, image_net
 from tests.exported_forms import Exported, exported
 
 GRAPHS = 200
-EXACT = {"simplify": 1e-4, "equalize": 1e-3}  # largest difference beside the largest answer
+EXACT = {"simplify": 1e-4, "rewrite": 1e-3, "equalize": 1e-3}  # largest difference beside the largest answer
 COMMANDS: dict[str, Sequence[str]] = {
     "inspect": ["MODEL", "--time-budget", "20s"],
     "simplify": ["MODEL", "-o", "OUT"],
+    "rewrite": ["MODEL", "--keep", "all", "-o", "OUT"],
     "half": ["MODEL", "-o", "OUT"],
     "dynamic": ["MODEL", "-o", "OUT"],
     "weights": ["MODEL", "-o", "OUT"],

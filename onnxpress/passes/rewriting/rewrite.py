@@ -38,7 +38,10 @@ class RewriteOptions(PassOptions):
         choices=(FASTER, ALL),
     )
     family: tuple[str, ...] = option(
-        (), help="Only this family; can be repeated (default: all).", choices=tuple(BY_NAME), metavar="NAME"
+        (),
+        help=f"Only this family, of {', '.join(BY_NAME)}; can be repeated (default: all).",
+        choices=tuple(BY_NAME),
+        metavar="NAME",
     )
     threads: int = option(1, help="Threads of the sessions that are timed.")
     provider: str = option("CPU", help="onnxruntime's execution provider of the sessions that are timed.")
