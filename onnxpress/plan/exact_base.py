@@ -18,6 +18,7 @@ from onnxpress.plan.plan import Plan, PlanStep, new_plan, take_step
 from onnxpress.plan.same_values import different_values
 from onnxpress.runtime.machine import Machine
 
+_BLOCKED = "com.microsoft.nchwc"  # domain of onnxruntime's blocked operators
 FALLBACK: tuple[Action, ...] = ({"tool": "onnx-ir"},)  # where the exact rewrites fail on a model
 
 
@@ -72,8 +73,19 @@ def exact_step(
         if not difference or tried == FALLBACK:
             break
         notes.append(f"rewrites were left out, as with them {difference}")
-    done.notes = [*notes, *done.notes]
+    done.notes = [*_saved_for_one_cpu(original), *notes, *done.notes]
     return step, done
+
+
+def _saved_for_one_cpu(model: ir.Model) -> list[str]:
+    """A remark on a file that onnxruntime's optimizer saved with the blocked convolutions of one CPU."""
+    count = sum(node.domain == _BLOCKED for node in model.graph)
+    if not count:
+        return []
+    return [
+        f"{count} operators are in the layout of the CPU that the file was optimized on ({_BLOCKED}), which no pass "
+        "can change: start from the model before, or save it with onnxruntime's optimizations at level extended"
+    ]
 
 
 def _difference(original: ir.Model, result: ir.Model, data: Dataset) -> str:
