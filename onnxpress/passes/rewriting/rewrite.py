@@ -103,7 +103,7 @@ class Rewrite:
             if name not in BY_NAME:
                 raise InputProblem("unknown family of rewrites", name, "", f"one of {', '.join(BY_NAME)}")
         model, found = apply_families(evidence.model, evidence.probe, names, evidence.trace)
-        return Applied(model, [_said(BY_NAME[name], count) for name, count in found.items()])
+        return Applied(model, [_places_line(BY_NAME[name], count) for name, count in found.items()])
 
 
 def fastest_rewrites(evidence: Evidence, seconds: float) -> tuple[list[Action], list[str]]:
@@ -157,7 +157,7 @@ def _forms(evidence: Evidence, names: Sequence[str]) -> dict[str, ir.Model]:
     return forms
 
 
-def _said(family: Family, count: int) -> str:
+def _places_line(family: Family, count: int) -> str:
     places = "1 place" if count == 1 else f"{count} places"
     return f"{family.summary}: {places}" + (", exact for finite values" if family.finite else "")
 
