@@ -63,6 +63,8 @@ def _behind_activations(node: ir.Node) -> ir.Value | None:
             return value
         if not all(r.op_type in _ACTIVATIONS and read.standard(r) for r in readers):
             return None
+        if any(read.constant_tensor(v) is None for r in readers if r.op_type != "Mul" for v in r.inputs[1:] if v):
+            return None  # a bound that is computed
         if len(readers) == 1 and readers[0].op_type != "Mul":
             value = readers[0].outputs[0]
             continue

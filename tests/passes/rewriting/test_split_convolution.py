@@ -25,6 +25,7 @@ OTHERS = {
     "another axis": "r=Relu(a)\nc=Slice(r,zero,four,h)\nd=Slice(r,four,end,h)\ny=Concat<axis=2>(d,c)",
     "a whole reader": "c,d=Split<axis=1>(a,n)\nk=Sin(a)\nu=ReduceMax<axes=[1]>(k)\nz=Add(d,u)\ny=Add(z,c)",
     "constants of channels": f"m=Mul(a,g)\nc,d=Split<axis=1>(m,n)\n{LAST}",
+    "a computed bound": f"low=ReduceMin<keepdims=0>(x)\nm=Clip(a,low)\nc,d=Split<axis=1>(m,n)\n{LAST}",
     "overlapping": f"c=Slice(a,zero,half,ax)\nd0=Slice(a,late,end,ax)\nd=Slice(d0,zero,half,ax)\n{LAST}",
     "a narrow part": "c,d=Split<axis=1>(a,odd)\nq=ReduceMean<axes=[1]>(d)\ny=Add(c,q)",
 }
