@@ -14,6 +14,7 @@ With one case and many budgets it is the curve of the best speed against time.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from typing import Any
 
 import click
 import numpy as np
+from openvino_peer import openvino_speedup
 from zoo import CALIBRATION, RECIPES, dataset, zoo_module
 
 from onnxpress.cli.output import console
@@ -107,14 +109,24 @@ def run_version(checkout: Path, case: Any, files: Mapping[str, Path], budget: fl
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> float:
     """Wait for a process; its largest resident memory, in kB."""
-    end = time.perf_counter() + seconds
+    end, largest = time.perf_counter() + seconds, 0.0
     while time.perf_counter() < end:
-        identifier, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if identifier:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return float(usage.ru_maxrss)
+        largest = max(largest, _peak(process.pid))  # ru_maxrss would hold that of this process, which forked it
+        if process.poll() is not None:
+            return largest
         time.sleep(0.05)
     raise subprocess.TimeoutExpired("optimize", seconds)
+
+
+def _peak(pid: int) -> float:
+    """Largest resident memory so far of a process and its children, each alone, in kB."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0.0
+    own = next((float(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0.0)
+    return max([own, *(_peak(int(child)) for child in children)])
 
 
 def peer_files(case: Any, calibrate: Dataset, folder: Path) -> dict[str, bytes]:
@@ -145,6 +157,8 @@ def compare(case: Any, row: Row, files: Mapping[str, bytes], peers: Mapping[str,
     row.ratio = (ratio.speedup, ratio.low, ratio.high)
     row.base.speedup, row.new.speedup = 1 / of_original, ratio.speedup / of_original
     row.peers = {name: timed.ratio(name).speedup / of_original for name in good}
+    if "nncf" in good and importlib.util.find_spec("openvino") is not None:
+        row.peers["openvino nncf"] = openvino_speedup(models["original"], good["nncf"], feeds, seconds / 4)
 
 
 def mean(values: list[float]) -> float:
