@@ -12,9 +12,7 @@ from onnxpress.runtime.session import SessionSettings, open_session
 _BLOCK = 0.02  # seconds of a block of runs
 
 
-def openvino_speedup(
-    original: bytes, model: bytes, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float
-) -> float:
+def openvino_speedup(original: bytes, model: bytes, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float) -> float:
     """Speed of a model in OpenVINO over that of the original in onnxruntime: the median over rounds of one block each.
 
     Raises ImportError where OpenVINO is not installed.

@@ -17,12 +17,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,26 @@ def run_version(checkout: Path, case: Any, files: Mapping[str, Path], budget: fl
     return Found(
         wrote, time.perf_counter() - start, (target if wrote else Path(case.model)).stat().st_size, usage / 1024
     )
+
+
+def kept_base(kept: Path | None, case: Any, budget: float, target: Path, run: Callable[[], Found]) -> Found:
+    """The base's file as an earlier run of this benchmark kept it in a folder, or made, and kept there.
+
+    The base does not change, and all files are timed together afterwards.
+    """
+    if kept is None:
+        return run()
+    kept.mkdir(parents=True, exist_ok=True)
+    file, facts = (kept / f"{case.name}-{budget:g}.{ending}" for ending in ("onnx", "json"))
+    if not facts.exists():
+        found = run()
+        if found.wrote:
+            shutil.copyfile(target, file)
+        facts.write_text(json.dumps(asdict(found)))
+    target.unlink(missing_ok=True)
+    if file.exists():
+        shutil.copyfile(file, target)
+    return Found(**json.loads(facts.read_text()))
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> float:
@@ -203,6 +225,7 @@ def show(rows: list[Row]) -> None:
 @click.command()
 @click.option("--zoo", envvar="ONNXPRESS_ZOO", required=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--base", required=True, type=click.Path(path_type=Path, exists=True), help="Checkout of the base.")
+@click.option("--base-files", type=click.Path(path_type=Path), help="Folder that keeps the files of the base.")
 @click.option("--cases", default="", help="Names, separated by commas; default: all.")
 @click.option("--budgets", default="60", show_default=True, help="Seconds, separated by commas.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of the timing of all files of a case.")
@@ -210,7 +233,15 @@ def show(rows: list[Row]) -> None:
 @click.option("--json", "target", type=click.Path(path_type=Path), help="File for the results.")
 @click.option("--resume", is_flag=True, help="Leave out what the file holds.")
 def main(
-    zoo: Path, base: Path, cases: str, budgets: str, seconds: float, peers: bool, target: Path | None, resume: bool
+    zoo: Path,
+    base: Path,
+    base_files: Path | None,
+    cases: str,
+    budgets: str,
+    seconds: float,
+    peers: bool,
+    target: Path | None,
+    resume: bool,
 ) -> None:
     module = zoo_module(zoo)
     names = cases.split(",") if cases else list(module.names())
@@ -230,11 +261,9 @@ def main(
                 if any(r.case == name and r.budget == budget for r in rows):
                     continue
                 outputs = {side: folder / f"{name}-{side}.onnx" for side in ("base", "new")}
-                found = {
-                    side: run_version(checkout, case, files, budget, outputs[side])
-                    for side, checkout in (("base", base.resolve()), ("new", _HERE))
-                }
-                row = Row(name, budget, found["base"], found["new"])
+                make = partial(run_version, base.resolve(), case, files, budget, outputs["base"])
+                of_base = kept_base(base_files, case, budget, outputs["base"], make)
+                row = Row(name, budget, of_base, run_version(_HERE, case, files, budget, outputs["new"]))
                 written = {
                     side: (path if path.is_file() else Path(case.model)).read_bytes() for side, path in outputs.items()
                 }
