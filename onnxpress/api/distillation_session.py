@@ -43,6 +43,7 @@ _TRIALS = 0.1  # of the steps, spent on trying learning rates
 _SEEN = (
     30  # times that drawn weights must see a sample before mixed and distorted ones help more than they ask too much
 )
+_UNSEEN = 8  # times that trained weights see a sample at most, for which nothing is gained by changing the samples
 _SETTINGS, _CHECKPOINT = "settings.json", "checkpoint.pt"
 
 
@@ -53,6 +54,7 @@ class DistillationOptions:
     settings:    of the training.
     steps:       of training; 0: as many as fit in the time budget.
     time_budget: seconds of training.
+    limit:       seconds after which training ends with the best so far, whatever steps are left.
     augment:     "auto", "none", or names of augmentations, separated by commas.
     match:       pairs of values (teacher, student) whose features are compared; empty: found by name and correlation.
     shrink:      share of the channels to remove from the teacher to make the student.
@@ -65,6 +67,7 @@ class DistillationOptions:
     settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(threads=available_cores()))
     steps: int = 0
     time_budget: float = SECONDS
+    limit: float = math.inf
     augment: str = "auto"
     match: tuple[tuple[str, str], ...] = ()
     shrink: float | None = None
@@ -155,6 +158,7 @@ def run_distillation(
     """
     from onnxpress.train.distillation.runner import Distillation, RunOptions
 
+    end = time.monotonic() + options.limit
     matched = pair.matched(options)
     notes = _pair_notes(matched, options)
     settings = _stored(folder) if options.resume else None
@@ -169,6 +173,7 @@ def run_distillation(
         _progress_of(progress, scorer),
         resume=options.resume,
         initial_drop=start,
+        more_time=lambda: time.monotonic() < end,
     )
     model, history = job.run(watch) if folder is None else _recorded(job, watch, pair.source, folder)
     action = training(job.settings, pair.source, matched, history.best_step)
@@ -238,6 +243,9 @@ def _final_settings(
         )  # half a batch takes half of the time or more: so many halvings are needed
         job.settings = settings = replace(settings, batch=max(_SMALLEST, settings.batch // 2**least))
     steps = options.steps or job.steps_within(options.time_budget)
+    if not settings.from_scratch and options.augment == "auto" and steps * settings.batch < _UNSEEN * len(job.data):
+        job.settings = settings = replace(settings, augment=())
+        steps = options.steps or job.steps_within(options.time_budget)
     if settings.from_scratch and options.augment == "auto" and steps * settings.batch < _SEEN * len(job.data):
         gentle = tuple(n for n in settings.augment if n in GENTLE)
         job.settings = settings = replace(settings, augment=gentle)

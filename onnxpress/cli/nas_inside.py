@@ -38,9 +38,8 @@ from onnxpress.cli.options import (
 @click.option(
     "--train-budget",
     type=Seconds(),
-    default="0s",
-    show_default=True,
-    help="Additional training time for the most promising candidates.",
+    help="Additional time to train smaller models towards the original; 0s: no training. "
+    "Default: none additional, but they are trained within the time budget where torch is installed.",
 )
 @session_options
 @run_options
@@ -57,7 +56,7 @@ def inside_command(
     max_drop: float | None,
     quality: QualityChoice,
     time_budget: float,
-    train_budget: float,
+    train_budget: float | None,
     threads: int,
     provider: str,
     seed: int,
@@ -92,7 +91,7 @@ def inside_command(
     )
     request.check()
     splits = splits_of(model, source, select, validate, quiet, crossed=True)
-    with progress(quiet or as_json, time_budget + train_budget) as report:
+    with progress(quiet or as_json, time_budget + (train_budget or 0.0)) as report:
         outcome = optimize(model, splits, request, output=output, run=run, progress=report)
     folder = Path(run or Path(output).with_suffix(".run"))
     write_front(outcome, folder / FRONT)

@@ -49,9 +49,8 @@ if TYPE_CHECKING:
 @click.option(
     "--train-budget",
     type=Seconds(),
-    default="0s",
-    show_default=True,
-    help="Additional time to train smaller models towards the original (needs the extra train).",
+    help="Additional time to train smaller models towards the original (needs the extra train); 0s: no training. "
+    "Default: none additional, but they are trained within the time budget where torch is installed.",
 )
 @session_options
 @click.option(
@@ -74,7 +73,7 @@ def command(
     speedup: float,
     latency_ms: float,
     time_budget: float,
-    train_budget: float,
+    train_budget: float | None,
     threads: int,
     provider: str,
     front: str | None,
@@ -104,7 +103,7 @@ def command(
         max_drop, goal, time_budget, threads, seed, train_budget, speedup, latency_ms,
         judged.metric, judged.decode, judged.outputs, provider,
     )  # fmt: skip
-    with progress(quiet or as_json, time_budget + train_budget) as bar:
+    with progress(quiet or as_json, time_budget + (train_budget or 0.0)) as bar:
         outcome = optimize(model, splits, options, output=output, run=run, progress=bar, front=front)
     return ended(outcome, output, as_json, source.strict)
 

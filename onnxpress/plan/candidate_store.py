@@ -86,6 +86,11 @@ class Candidate:
         return frozenset(step.pass_name for step in self.plan.steps)
 
     @property
+    def last_pass(self) -> str:
+        """Name of the last pass in its plan."""
+        return self.plan.steps[-1].pass_name if self.plan.steps else ""
+
+    @property
     def blocks_out(self) -> int:
         """Number of blocks that its plan takes out."""
         return sum("block" in action for step in self.plan.steps for action in step.actions)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -51,24 +51,18 @@ from onnxpress.runtime.machine import Machine
 from onnxpress.search.pruning_base import PruningBase
 from onnxpress.search.sample_counts import samples_within
 from onnxpress.train.distillation.feature_matching import KeptChannels
+from onnxpress.train.distillation.teacher_batches import TeacherCache
 from onnxpress.train.settings import TrainingSettings
 
 _UNHURRIED = 120.0  # seconds of a search, from which on blocks are taken out with a refit of everything behind
-_SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
-_SKETCH_SAMPLES = 8
+SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
+_EVALUATED, _EVALUATIONS = 0.15, 30  # share of a training's time for evaluations; of those at most
+_TEACHER_BYTES = 256 * 2**20  # of the original's values that trainings share
+_LATE = 1.2  # times its time, after which a training ends as it is
 _QUICK = RecipeOptions("mse", False, "nearest")
 _REWRITES = "kernel rewrites"  # among the facts of a run, as is
 _RECIPE = "recipe of int8"  # among the facts of a run
 Made = tuple[Plan, ir.Model, list[str]]  # a plan, the model it gives, notes
-
-
-@dataclass(frozen=True)
-class UnrepairedCandidate:
-    """A model cut but not repaired: it tells work and time, not quality.  macs: for one sample; cut: makes the model
-    (many are planned, few are held), on a few samples."""
-
-    macs: int
-    cut: Callable[[], Evidence]
 
 
 class CandidateFactory:
@@ -97,6 +91,8 @@ class CandidateFactory:
         self._plan = new_plan(original, calibrate, seed)
         self._grounds: dict[int, PruningBase] = {}
         self._pruned: dict[str, str] = {}  # names by what was removed
+        self._score_seconds = 0.0  # that scoring the last candidate took
+        self._teacher_values = TeacherCache(_TEACHER_BYTES)  # shared by all trainings
         self.prepared = 0.0  # seconds of work that later candidates do not need again
         self.exact_evidence: Evidence | None = None
         self.exact_plan = self._plan
@@ -197,7 +193,10 @@ class CandidateFactory:
         start = time.perf_counter()
         plan, model, notes = make()
         data = to_bytes(model)
-        made = Candidate(identifier, name, stage, plan, data, self.scorer.score(data, intervals=False), notes)
+        scoring = time.perf_counter()
+        score = self.scorer.score(data, intervals=False)
+        self._score_seconds = time.perf_counter() - scoring
+        made = Candidate(identifier, name, stage, plan, data, score, notes)
         made.parent = parent.id if parent is not None else ""
         made.seconds = time.perf_counter() - start
         self.store.keep(made)
@@ -271,12 +270,21 @@ class CandidateFactory:
         if known is None or (more_time is not None and not known["whole"]):
             more_time = more_time or (lambda: True)
             with self._preparing():
-                order = plan_depth(self.base, DepthOptions(keep=_SHALLOWEST, units="layers"), more_time)
+                order = plan_depth(self.base, DepthOptions(keep=SHALLOWEST, units="layers"), more_time)
             if known is None or len(order) > len(known["order"]):
                 known = {"order": order, "whole": more_time()}
                 self.store.set_meta("order of blocks", known)
         found: list[Action] = known["order"]
         return found
+
+    def known_removal_order(self) -> list[Action]:
+        """The order as far as it was found; empty where it was never asked for."""
+        return self.removal_order() if self.store.get_meta("order of blocks") is not None else []
+
+    @property
+    def cores(self) -> int:
+        """Number of cores that training uses."""
+        return available_cores()
 
     def shallower(self, count: int) -> Candidate:
         """The first `count` blocks of the order taken out, and the rest refitted: where there is little time, of what
@@ -320,54 +328,30 @@ class CandidateFactory:
         """Multiply-accumulates for one sample."""
         return _cost(self.evidence(candidate))
 
-    def narrowed(self, options: PruneOptions, count: int = 0) -> UnrepairedCandidate:
-        """What a wish would leave behind `count` blocks taken out; that model itself where it removes nothing."""
-        ground = self.ground(count)
-        return self._sketch("prune", ground.actions(options), ground.evidence)
-
-    def without(self, count: int) -> UnrepairedCandidate:
-        """What is left when so many blocks of the order are gone."""
-        return self._sketch("depth", self.removal_order()[:count], self.base)
-
-    def _sketch(self, name: str, actions: Sequence[Action], ground: Evidence) -> UnrepairedCandidate:
-        step = PlanStep(name, (*actions, {"refit": "none"}))
-
-        def cut() -> Evidence:
-            model = take_step(step, ground).model if actions else ground.model
-            return evidence_for(model, self.calibrate.take(_SKETCH_SAMPLES), self.machine, self.seed)
-
-        return UnrepairedCandidate(_cost(cut()), cut)
-
-    def relative_latency(
-        self, name: str, unrepaired: UnrepairedCandidate, chosen: frozenset[str], seconds: float = 0.8
-    ) -> float:
-        """The share of the original's time that a model takes, as it is or with the chosen nodes in int8: the lower.
-
-        seconds: of timing."""
+    def relative_latency(self, name: str, model: ir.Model, seconds: float = 0.8) -> float:
+        """The share of the original's time that a model takes.  seconds: of timing."""
         known = self.store.get_meta(f"pace of {name}")
         if known is None:
-            known = self._paced(unrepaired, chosen, seconds)
+            models: dict[str, ir.Model | bytes | str] = {"original": self.original, "other": model}
+            effort = Effort(seconds=seconds, precision=0.01, rebuilds=1, resamples=100)
+            known = 1 / compare_latency(models, self.feeds, effort).ratios[0].speedup
             self.store.set_meta(f"pace of {name}", known)
         return float(known)
-
-    def _paced(self, unrepaired: UnrepairedCandidate, chosen: frozenset[str], seconds: float) -> float:
-        cut = unrepaired.cut()
-        models: dict[str, ir.Model | bytes | str] = {"original": self.original, "cut": cut.model}
-        if chosen:
-            models["cut, int8"] = take_step(_to_int8(cut, chosen, _QUICK), cut).model
-        effort = Effort(seconds=seconds, precision=0.01, rebuilds=1, resamples=100)
-        return min(1 / r.speedup for r in compare_latency(models, self.feeds, effort).ratios)
 
     def trained(self, name: str, student: Candidate, seconds: float, report: Progress) -> Candidate:
         """A candidate trained towards the original's answers for so long, its best weights on the selection samples."""
 
         def make() -> Made:
             now = evidence_for(model_of(student), self.learn, self.machine, self.seed)
-            pair = TeacherStudentPair(now, teacher_evidence(self.original, now), Source(), self._kept(student))
-            settings = TrainingSettings(threads=available_cores(), seed=self.seed, features="auto")
+            teacher = teacher_evidence(self.original, now)
+            pair = TeacherStudentPair(now, teacher, Source(), self._kept(student), self._teacher_values)
+            each = self._score_seconds
+            count = int(min(max(_EVALUATED * seconds / max(each, 1e-3), 1), _EVALUATIONS))
+            settings = TrainingSettings(threads=self.cores, seed=self.seed, features="auto", evaluations=count)
+            learning = max(seconds - count * each, 0.5 * seconds)
             folder = self.store.workdir(candidate_id(name))
             resume = folder is not None and has_checkpoint(folder)
-            options = DistillationOptions(settings, time_budget=seconds, resume=resume)
+            options = DistillationOptions(settings, time_budget=learning, resume=resume, limit=_LATE * seconds)
             done = run_distillation(pair, options, self.scorer, student.score.equivalent_drop, folder, report)
             as_stored(done.model, self.original)
             plan = student.plan.then("distill", done.actions)

@@ -283,7 +283,7 @@ def _result(
         search.found,
         rejected,
         looks,
-        search.budget.used,
+        search.budget.elapsed,
         [] if accepted is None else accepted.notes,
     )
 

@@ -28,7 +28,7 @@ from onnxpress.progress import Progress, no_progress
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import Machine, this_machine
 from onnxpress.runtime.session import sessions_with
-from onnxpress.search import candidate_training, techniques
+from onnxpress.search import techniques
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.finalists import OptimizeResult, finalists, summary
 from onnxpress.search.front import check_front_folder, write_front
@@ -155,7 +155,8 @@ def _search(
     record: RunRecord | None,
 ) -> OptimizeResult:
     original, scorer, budget = judged.original, judged.scorer, judged.budget
-    search_part = options.time_budget / (options.time_budget + options.train_budget)
+    more = options.train_budget or 0.0
+    search_part = options.time_budget / (options.time_budget + more)
 
     def search_progress(stage: str, share: float) -> None:
         """The progress of the search, in whose middle the training lies."""
@@ -173,9 +174,9 @@ def _search(
     search = Search(factory, judged.max_drop, options.goal, budget, search_progress, record, target=target)
     interrupted = False
     try:
-        techniques.explore(search)
-        if options.train_budget and search.found:
-            candidate_training.train(search, options.train_budget, train_progress)
+        techniques.explore(search, trains=options.trains)
+        if more and search.found:
+            techniques.train(search, more, train_progress)
     except KeyboardInterrupt:  # the best so far is still timed and validated; a second one ends the run
         if not search.found:
             raise
@@ -202,7 +203,7 @@ def _identity(original: ir.Model, splits: Splits, options: OptimizeOptions, mach
 
 
 def _timing_seconds(options: OptimizeOptions) -> float:
-    return max(3.0, min(40.0, 0.15 * options.time_budget))
+    return max(3.0, min(40.0, 0.1 * options.time_budget))
 
 
 def _search_share(options: OptimizeOptions, validating: float) -> float:

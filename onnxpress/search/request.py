@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnxpress.errors import InputProblem
 from onnxpress.measure.quality import DecodeSource, MetricSource, QualityOptions
 from onnxpress.runtime.session import CPU, SessionSettings, find_provider
-from onnxpress.train.optional_torch import require_torch
+from onnxpress.train.optional_torch import has_torch, require_torch
 
 GOALS = ("latency", "size")
 MOST_THREADS = 1024
@@ -26,7 +26,8 @@ class OptimizeOptions:
     threads:      threads of onnxruntime that latency is measured with, in every timing of the search.
     provider:     execution provider of onnxruntime that models run on, such as "openvino"; "": the CPU's.
     seed:         of anything random.
-    train_budget: seconds of training on top (0: none); needs torch.
+    train_budget: seconds of training on top; needs torch. None: none on top, but where torch is installed students are
+                  trained within `time_budget`, where that promises most; 0: nothing is trained.
     speedup:      target speed-up over the original (0: as fast as possible); of the candidates that reach it the most
                   accurate is chosen.
     latency_ms:   target latency of one run in milliseconds instead (0: none).
@@ -37,7 +38,7 @@ class OptimizeOptions:
     time_budget: float = 300.0
     threads: int = 1
     seed: int = 0
-    train_budget: float = 0.0
+    train_budget: float | None = None
     speedup: float = 0.0
     latency_ms: float = 0.0
     metric: MetricSource | None = None
@@ -49,6 +50,11 @@ class OptimizeOptions:
     def sessions(self) -> SessionSettings:
         """How models are run and timed."""
         return SessionSettings(threads=self.threads, provider=find_provider(self.provider) if self.provider else CPU)
+
+    @property
+    def trains(self) -> bool:
+        """Whether students are trained within the time budget."""
+        return self.train_budget is None and has_torch()
 
     @property
     def quality(self) -> QualityOptions:
@@ -83,7 +89,7 @@ class OptimizeOptions:
             )
         if self.provider:
             find_provider(self.provider)
-        if self.train_budget < 0:
+        if self.train_budget is not None and not self.train_budget >= 0:
             raise InputProblem(
                 "the training budget is negative", "`train_budget`", f"{self.train_budget:g} s", "give 0, or 10 minutes"
             )

@@ -22,9 +22,10 @@ Clock = Callable[[], float]
 LITTLE, UNKNOWN = 0.03, 0.1  # that a step is expected to gain where nothing speaks for more; a first one
 _MOST = 1 / 3  # share of the time that a technique may take while others wait for their first step
 _FADING = 0.5  # of that, with every step that brought nothing
-_GROWTH_KEPT, _HORIZON = 0.95, 10  # of a technique's growth with each step; number of steps that are looked ahead
+_GROWTH_KEPT, _HORIZON = 0.6, 10  # of a technique's growth with each step; number of steps that are looked ahead
 _PRIOR_SECONDS = 0.02  # share of the time that a first step is expected to take
 _UNENDED = 2.0  # times the time that it had: what a stopped step is expected to take
+_ENDING = 2.5  # of the steps that have the last turns: so many are still to fit in
 _OVERRUN = 1.5  # by how much a step may take longer than the last one of its technique
 
 
@@ -52,7 +53,10 @@ class Technique:
     start:         starts the steps, each of which ends at a `yield`
     promise:       what the next step may bring beyond the best candidate, where the technique itself knows, asked
                    before every turn; 0: there is nothing to do now
-    like:          another whose first step took about what the first of this one takes. A technique with one waits for
+    rival:         the value that its own candidates must exceed to be of use, asked before every turn; None: that of
+                   the best candidate of all
+    last:          whether it has the last turns, when little time is left
+    like:          another whose steps take about what the first of this one takes. A technique with one waits for
                    its first step until its gain for the time is the largest
     taken:         number of steps
     seconds:       that the last step took, without what it prepared for later ones; before the first: its own, if known
@@ -67,7 +71,9 @@ class Technique:
     name: str
     start: Callable[[], Iterator[None]]
     promise: Callable[[], float] | None = None
+    rival: Callable[[], float] | None = None
     like: Technique | None = None
+    last: bool = False
     taken: int = 0
     seconds: float = 0.0
     first_seconds: float = 0.0
@@ -92,6 +98,7 @@ class Technique:
             return max(known, little) if known > 0 else 0.0
         if not self.taken:
             return UNKNOWN
+        value = value if self.rival is None else self.rival()
         grown, ahead = self.best, [little]
         for number in range(1, _HORIZON + 1):
             grown += self.growth * _GROWTH_KEPT**number
@@ -100,7 +107,7 @@ class Technique:
 
     def expected_seconds(self, prior: float) -> float:
         """Of the next step."""
-        return self.seconds or (self.like.first_seconds if self.like is not None else 0.0) or prior
+        return self.seconds or (self.like.seconds if self.like is not None else 0.0) or prior
 
     def record(self, step: Step, seconds: float) -> None:
         """A step that took so long in all."""
@@ -136,6 +143,10 @@ def schedule(
         else:
             waiting = any(not v.taken for v in able)
             modest = [v for v in able if not waiting or v.total_seconds < _MOST * budget] or able
+            ending = [
+                v for v in able if v.last and gains[v.name] > LITTLE / 2 and left < _ENDING * v.expected_seconds(0)
+            ]
+            modest = ending or modest
             technique = max(modest, key=lambda v: gains[v.name] / v.expected_seconds(_PRIOR_SECONDS * whole))
         start = clock()
         others_wait = any(v is not technique and not v.taken and not v.postponed for v in new)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -41,15 +42,22 @@ class TimeBudget:
     """A budget of wall-clock seconds, and how much of it is used.
 
     searching: share of it until which candidates are made; the rest is for timing the finalists and validating
+    before:    seconds of the search before this budget
     """
 
     seconds: float
     searching: float = 0.72
     start: float = field(default_factory=time.perf_counter)
+    before: float = 0.0
 
     @property
     def used(self) -> float:
         return time.perf_counter() - self.start
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the search began."""
+        return self.before + self.used
 
     @property
     def share_used(self) -> float:
@@ -103,7 +111,7 @@ class Search:
     of them that did not end in time. chosen: nodes for
     which int8 is faster. target: target speed-up (0: as fast as possible). attempted: ids of candidates whose form in
     int8 was tried. untried: techniques that had no turn. improvements: the best candidates so
-    far, each with its time.
+    far, each with its time. original_seconds: of one run of the original, by the last timing.
     """
 
     factory: CandidateFactory
@@ -120,6 +128,7 @@ class Search:
     untried: list[str] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)
     improvements: list[Improvement] = field(default_factory=list)
+    original_seconds: float = 0.0
     _best_noted: float = 0.0
 
     def step(self, technique: Technique, seconds: float) -> Step:
@@ -152,17 +161,29 @@ class Search:
         """What the best candidate that holds on the selection samples gives of the goal."""
         return max((self.worth(c) for c in self.found if allowed(c, self.max_drop)), default=0.0)
 
+    def float_value(self, pass_name: str = "") -> float:
+        """What a candidate in float must give to be the best in int8.  pass_name: of the pass that makes it."""
+        return self.value() - max(self.int8_gain(pass_name), 0.0)
+
     @property
     def base_speedup(self) -> float:
         """Speed-up of the exact form that candidates are made of over the original, by a short timing."""
         return next((c.quick or 1.0 for c in reversed(self.found) if c.exact), 1.0)
 
-    def int8_gain(self) -> float:
-        """What int8 was worth where it holds: of the logarithm of the speed-up, or of how much smaller the file is."""
+    def int8_gain(self, pass_name: str = "") -> float:
+        """What int8 was worth where it holds: of the logarithm of the speed-up, or of how much smaller the file is.
+
+        pass_name: on top of this pass, where that was tried; factors, for one, may be slower in int8.
+        """
         exact = max((self.worth(c) for c in self.found if c.exact), default=0.0)
-        by_id = {c.id: self.worth(c) for c in self.found}
+        by_id = {c.id: c for c in self.found}
         able = [c for c in self.found if c.stage == Stage.INT8 and allowed(c, self.max_drop)]
-        return max((self.worth(c) - by_id.get(c.parent, exact) for c in able), default=0.0)
+        gains = [
+            (self.worth(c) - (self.worth(by_id[c.parent]) if c.parent in by_id else exact), by_id.get(c.parent))
+            for c in able
+        ]
+        own = [gain for gain, parent in gains if parent is not None and parent.last_pass == pass_name]
+        return max(own or [gain for gain, _ in gains], default=0.0)
 
     @cached_property
     def original_size(self) -> int:
@@ -171,6 +192,18 @@ class Search:
     def has(self, candidate: Candidate) -> bool:
         """Whether the same steps were kept before, maybe under another name."""
         return candidate.plan.to_json() in {c.plan.to_json() for c in self.found}
+
+    @contextmanager
+    def extended(self, seconds: float, progress: Progress) -> Iterator[None]:
+        """More time for what runs within, all of it for making candidates; and how it is reported."""
+        budget, before = self.budget, self.progress
+        self.budget, self.progress = TimeBudget(seconds, 1.0, before=budget.elapsed), progress
+        try:
+            yield
+        finally:
+            spent = self.budget.used
+            self.budget = replace(budget, start=budget.start + spent, before=budget.before + spent)
+            self.progress = before
 
     def report(self, stage: str) -> None:
         self.progress(stage, min(self.budget.searching, self.budget.share_used))
@@ -221,8 +254,10 @@ class Search:
         seconds = min(max(_TIMED * self.budget.seconds, _LEAST_TIMED), _MOST_TIMED)
         effort = Effort(seconds=seconds, precision=0.006, rebuilds=1, resamples=200)
         models: dict[str, ir.Model | bytes | str] = {"original": self.factory.original, "candidate": candidate.data}
-        ratio = compare_latency(models, self.factory.feeds, effort).ratios[0]
+        timed = compare_latency(models, self.factory.feeds, effort)
+        ratio = timed.ratios[0]
         candidate.quick = ratio.speedup
+        self.original_seconds = timed.timings[0].median
         self.found.append(candidate)
         self._improve(candidate, ratio)
         if self.run is not None:
@@ -254,7 +289,7 @@ class Search:
         ):
             return
         self._best_noted = worth
-        found = Improvement(self.budget.used, candidate.name, ratio.speedup, ratio.low, candidate.size)
+        found = Improvement(self.budget.elapsed, candidate.name, ratio.speedup, ratio.low, candidate.size)
         self.improvements.append(found)
         if self.run is not None:
             self.run.set(improvements=self.improvements)

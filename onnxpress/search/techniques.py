@@ -8,19 +8,19 @@ was allowed and what was not.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 from onnxpress.passes.core.contract import AnyPass, Proposal, proposals
-from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.passes.registry import all_passes
 from onnxpress.plan.candidate_store import Candidate, Prediction, Stage
 from onnxpress.plan.plan import PlanStep
-from onnxpress.search.candidate_factory import blocks_name
+from onnxpress.progress import Progress
+from onnxpress.search.candidate_training import TRAINING_SHARE, TrainingTechnique
+from onnxpress.search.removal import BlockRemoval, RemovalTechnique, channel_kinds
 from onnxpress.search.replacements.technique import SURVEY, ReplacementTechnique
 from onnxpress.search.scheduling import LITTLE, UNKNOWN, Technique, schedule
-from onnxpress.search.search import Search, allowed, prune_name, uses_little
+from onnxpress.search.search import Search, allowed, uses_little
 
 # Passes that a technique of this file uses, the exact base, or training; every other pass has a technique of its own.
 _HANDLED = frozenset(("simplify", "rewrite", "prune", "depth", "quantize", "equalize", "share", "weights", "distill"))
@@ -28,42 +28,66 @@ _FIRST_TOTAL = 0.02  # predicted relative squared error of the outputs, of the f
 _TOTALS, _AIM = 5, 0.7  # combinations of one pass; share of the allowed drop that the next one is to use
 _REFUSED = 1.01
 _SLICE = 0.12  # share of the time budget that one analysis may take
-_LOOK = 0.05  # of one whose rest can be told from less
-_RATIOS, _LESS = (
-    (0.2, 0.35, 0.5, 0.65, 0.8, 0.9),
-    (0.1, 0.05),
-)  # of channels: further; where 0.2 is too much
-_BETWEEN = 2  # ratios tried between what is allowed and what is not
-_FAR = 3.0  # times the allowed drop, from which more of the same is hopeless
 _COMFORTABLE = 0.3  # of the allowed drop: int8 that uses less needs no better recipe
-_CLEARLY = 1.05  # predicted speed-up from which on it can be compared with the measured one
+_MORE_TRAINING = 0.25  # share of the time for training alone, of one training
 _FASTER = 1.02  # of a candidate that is worth another technique on top
 
 
-def explore(search: Search) -> None:
-    """Make the exact base, and let all techniques work in turn on it."""
+def explore(search: Search, trains: bool = False) -> None:
+    """Make the exact base, and let all techniques work in turn on it.  trains: whether students are trained as well."""
     if search.make_base():
-        idle = schedule(techniques(search), search.value, search.seconds_left, search.step, search.budget.seconds)
+        working = techniques(search)
+        if trains:
+            working.append(_training(search, TRAINING_SHARE, like=working[0]))
+        idle = _schedule(search, working)
         search.untried = [technique.name for technique in idle if technique.promise is None]
+
+
+def train(search: Search, seconds: float, progress: Progress) -> None:
+    """More time of a search, in which students are trained."""
+    with search.extended(seconds, progress):
+        _schedule(search, [_training(search, _MORE_TRAINING), _int8_of_others(search)])
+
+
+def _schedule(search: Search, working: list[Technique]) -> list[Technique]:
+    return schedule(working, search.value, search.seconds_left, search.step, search.budget.seconds)
+
+
+def _training(search: Search, share: float, like: Technique | None = None) -> Technique:
+    """share: of the time budget, of one training."""
+    technique = TrainingTechnique(search, share)
+    return Technique("training", technique.steps, technique.promise, like=like, seconds=technique.seconds)
+
+
+def _int8_of_others(search: Search, like: Technique | None = None) -> Technique:
+    """Has its turn before time is over: what others found in float counts only in the form that is the fastest."""
+    return Technique(
+        "int8 of others", partial(int8_of_others, search), partial(_int8_promise, search), like=like, last=True
+    )
 
 
 def techniques(search: Search) -> list[Technique]:
     """All techniques, in the order of their first steps."""
-    whole, narrow = (
+    kinds = channel_kinds(search)
+    pruned = RemovalTechnique(search, lambda: kinds if search.factory.ground().can_prune else [], kinds[0])
+    shallow = BlockRemoval(search, kinds[0])
+    whole, narrow, lower = (
         Technique("int8", partial(int8, search), partial(_refined_promise, search)),
-        Technique("channels", partial(channels, search)),
+        Technique("channels", pruned.steps, pruned.promise),
+        Technique("blocks", shallow.steps, shallow.promise),
     )
-    known = [whole, narrow, Technique("blocks", partial(blocks, search))]
+    known = [whole, narrow, lower]
     if search.goal == "size":
         known.insert(1, Technique("fewer bits", partial(fewer_bits, search)))
     more = [(name, asked) for name, asked in all_passes().items() if name not in _HANDLED]
     parts = ReplacementTechnique(search)
-    others = [Technique(name, partial(one_pass, search, asked), like=narrow) for name, asked in more]
+    others = [
+        Technique(name, partial(one_pass, search, asked), rival=partial(search.float_value, name), like=narrow)
+        for name, asked in more
+    ]
     on_top = [
-        Technique("int8 of others", partial(int8_of_others, search), partial(_int8_promise, search), like=whole),
-        Technique(
-            "channels behind blocks", partial(behind_blocks, search), partial(_behind_promise, search), like=narrow
-        ),
+        _int8_of_others(search, like=whole),
+        Technique("channels behind blocks", shallow.steps_behind, shallow.promise_behind, like=narrow),
     ]
     survey = SURVEY * search.budget.seconds
     others.append(Technique("replacements", parts.steps, parts.promise, like=narrow, seconds=survey))
@@ -111,97 +135,6 @@ def _better_recipe(search: Search) -> Candidate | None:
     if not search.factory.settle_recipe(search.slice(_SLICE)):
         return None
     return search.keep(search.factory.int8("int8 tuned", search.chosen))
-
-
-def channels(search: Search) -> Iterator[None]:
-    """Channels pruned: of inner widths, then of all."""
-    if not search.factory.ground().can_prune:
-        return
-    for scope in (INTERNAL, ALL):
-        yield from _narrower(search, scope)
-
-
-def behind_blocks(search: Search) -> Iterator[None]:
-    """Channels pruned behind the blocks that can be taken out."""
-    done = 0
-    while (best := _best_without_blocks(search)) is not None and best.blocks_out > done:
-        done = best.blocks_out
-        yield from _narrower(search, INTERNAL, done)
-
-
-def _narrower(search: Search, scope: str, count: int = 0) -> Iterator[None]:
-    """More and more channels while the samples allow it, then between; behind `count` blocks taken out."""
-    good, bad = 0.0, 1.0
-    tried: set[float] = set()
-    waiting = list(_RATIOS)
-    while waiting:
-        ratio = waiting.pop(0)
-        tried.add(ratio)
-        search.report(f"pruning {ratio:.0%} of the channels")
-        options = PruneOptions(ratio, scope=scope)
-        name = prune_name(options) if not count else f"{blocks_name(count)}, {prune_name(options)}"
-        made = search.factory.pruned(name, options, search.slice(_LOOK), count)
-        if made is None or search.has(made):  # the grid of widths leaves nothing between
-            yield
-            continue
-        search.keep(made, _predicted(search, made, count))
-        if allowed(made, search.max_drop):
-            good = max(good, ratio)
-        else:
-            bad = min(bad, ratio)
-            waiting = [r for r in waiting if r < bad]
-        yield
-        if not waiting and good == 0:
-            waiting = [r for r in _LESS if r < bad and r not in tried][:1]
-        if not waiting and 0 < good < bad < 1 and len(tried) < len(_RATIOS) + _BETWEEN and bad - good > 0.05:
-            middle = round((good + bad) / 2, 2)
-            waiting = [middle] if middle not in tried else []
-
-
-def _predicted(search: Search, pruned: Candidate, count: int) -> Prediction | None:
-    """The speed of a pruned candidate, by the times of single units, corrected by those that were measured."""
-    saved = _by_units(search, pruned)
-    if saved is None:
-        return None
-    known = [(c, _by_units(search, c)) for c in search.found if c.stage == Stage.PRUNING and c is not pruned]
-    seen = [(own, (c.quick or 1.0) / _unpruned(search, c.blocks_out)) for c, own in known if own is not None]
-    return Prediction(speedup=_unpruned(search, count) * saved ** correction(seen))
-
-
-def _by_units(search: Search, pruned: Candidate) -> float | None:
-    """The speed-up of pruning by the times of single units; None where those are not known."""
-    left = search.factory.ground(pruned.blocks_out).remaining_time(pruned.plan.steps[-1].actions)
-    return None if left is None or left <= 0 else 1 / left
-
-
-def _unpruned(search: Search, count: int) -> float:
-    """The speed-up of what is pruned, over the original."""
-    names = {c.name: c.quick or 1.0 for c in search.found}
-    return names.get(blocks_name(count), 1.0) if count else search.base_speedup
-
-
-def correction(seen: Sequence[tuple[float, float]]) -> float:
-    """By what power of their predicted speed-ups candidates were faster: the median; 1 where nothing is known.
-
-    Units take longer alone than within a model, and what does not depend on channels takes time as well. seen:
-    predicted and measured speed-ups.
-    """
-    powers = [math.log(measured) / math.log(predicted) for predicted, measured in seen if predicted > _CLEARLY]
-    return min(max(statistics.median(powers), 0.2), 2.0) if powers else 1.0
-
-
-def blocks(search: Search) -> Iterator[None]:
-    """Blocks taken out, more of them while the samples allow it."""
-    search.report("which blocks can go")
-    order = search.factory.removal_order(search.slice(_SLICE))
-    count = 1
-    while count <= len(order):
-        search.report(f"without {count} blocks")
-        made = search.keep(search.factory.shallower(count))
-        yield
-        if made.score.used(search.max_drop) > _FAR:
-            return
-        count = max(count + 1, count * 3 // 2)
 
 
 def one_pass(search: Search, asked: AnyPass) -> Iterator[None]:
@@ -274,15 +207,20 @@ def int8_of_others(search: Search) -> Iterator[None]:
 def _without_int8(search: Search) -> list[Candidate]:
     """Candidates of other techniques whose form in int8 may be the best, or the best with drop to spare; the best
     first."""
-    gain = search.int8_gain()
-    if not search.chosen or gain <= 0:
+    if not search.chosen:
         return []
-    left = [c for c in _of_others(search) if c.id not in search.attempted]
-    worth = [c for c in left if search.worth(c) + gain > search.value() + math.log(_FASTER)]
-    if not worth:
-        spare = [c for c in left if uses_little(c, search.max_drop)]
-        worth = [c for c in spare if search.worth(c) + gain > search.safe_value() + math.log(_FASTER)]
-    return sorted(worth, key=search.worth, reverse=True)
+    left = [(_in_int8(search, c), c) for c in _of_others(search) if c.id not in search.attempted]
+    left = [(worth, c) for worth, c in left if worth > search.worth(c)]
+    good = [(worth, c) for worth, c in left if worth > search.value() + math.log(_FASTER)]
+    if not good:
+        spare = [(worth, c) for worth, c in left if uses_little(c, search.max_drop)]
+        good = [(worth, c) for worth, c in spare if worth > search.safe_value() + math.log(_FASTER)]
+    return [c for _, c in sorted(good, key=lambda found: found[0], reverse=True)]
+
+
+def _in_int8(search: Search, candidate: Candidate) -> float:
+    """What a candidate is expected to give in int8."""
+    return search.worth(candidate) + search.int8_gain(candidate.last_pass)
 
 
 def _of_others(search: Search) -> list[Candidate]:
@@ -320,25 +258,8 @@ def _refined_promise(search: Search) -> float:
 def _int8_promise(search: Search) -> float:
     waiting = _without_int8(search)
     if waiting:
-        return max(search.worth(waiting[0]) + search.int8_gain() - search.value(), LITTLE)
+        return max(_in_int8(search, waiting[0]) - search.value(), LITTLE)
     return LITTLE / 2 if _best_unmixed(search) is not None else 0.0
-
-
-def _best_without_blocks(search: Search) -> Candidate | None:
-    """The best candidate with nothing but blocks taken out; None where none is faster."""
-    good = [c for c in search.found if c.stage == Stage.BLOCKS and allowed(c, search.max_drop)]
-    good = [c for c in good if search.worth(c) > math.log(_FASTER)]
-    return max(good, key=search.worth, default=None)
-
-
-def _behind_promise(search: Search) -> float:
-    """What blocks and channels gave apart adds up."""
-    pruned = [c for c in search.found if c.stage == Stage.PRUNING and allowed(c, search.max_drop)]
-    channels_alone = max((search.worth(c) for c in pruned if not c.blocks_out), default=0.0)
-    best = _best_without_blocks(search)
-    if best is None or channels_alone <= math.log(_FASTER):
-        return 0.0
-    return max(search.worth(best) + channels_alone - search.value(), LITTLE / 2)
 
 
 def _promises(proposal: Proposal, goal: str) -> bool:

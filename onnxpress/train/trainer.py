@@ -193,6 +193,7 @@ class Trainer:
         evaluate: Callable[[], Evaluation] | None = None,
         *,
         initial_drop: float = math.inf,
+        more_time: Callable[[], bool] = lambda: True,
         stop: int | None = None,
         on_step: Callable[[int, float, CurvePoint | None], None] | None = None,
         checkpoint: Path | None = None,
@@ -203,6 +204,7 @@ class Trainer:
         evaluate: returns (drop, nmse, value, uncertainty) of the module on the selection samples; called about
             `settings.evaluations` times.  Without it the weights of the last step are taken.
         initial_drop: the drop before training.
+        more_time: whether training may go on; where not, it ends with an evaluation.
         on_step: called after each step with the step, the loss and the last evaluation.
         checkpoint: path of the checkpoint, written every `checkpoint_interval` seconds.
         """
@@ -210,7 +212,10 @@ class Trainer:
         saved = time.monotonic()
         while self.steps_done < last and self.history.stop_reason == "all steps done":
             loss = self.step()
-            if evaluate is not None and self._evaluates_at(self.steps_done):
+            over = not more_time()
+            if over:
+                self.history.stop_reason = "its time was over"
+            if evaluate is not None and (over or self._evaluates_at(self.steps_done)):
                 self._evaluate(evaluate, initial_drop)
             if on_step is not None:
                 on_step(self.steps_done, loss, self.history.curve[-1] if self.history.curve else None)

@@ -23,6 +23,7 @@ from onnxpress.measure.linear import LinearLayer
 from onnxpress.model.channels.groups import ChannelGroup
 from onnxpress.runtime.time_limit import check_time
 
+_STEPS = 24  # removals of a group; those of one step are chosen together
 _DAMPING = 1e-3
 
 
@@ -81,7 +82,7 @@ def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Mome
         moments: by node name the readers' layers and the second moments of their inputs.
 
     Returns:
-        The curve; None if none of the readers is linear. Large groups remove up to 2% of their channels per step.
+        The curve; None if none of the readers is linear. Large groups remove several channels per step.
     """
     readers = [
         r for p in group.readers if p.node in moments if (r := _reader_state(*moments[p.node], p.positions)) is not None
@@ -91,7 +92,7 @@ def obs_curve(group: ChannelGroup, moments: Mapping[str, tuple[LinearLayer, Mome
     remaining = np.ones(group.size, bool)
     order: list[int] = []
     error = [0.0]
-    channels_per_step = max(1, group.size // 48)
+    channels_per_step = max(1, group.size // _STEPS)
     while remaining.sum() > 1:
         check_time()
         scores = np.zeros(group.size)

@@ -16,7 +16,6 @@ from functools import partial
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.plan.candidate_store import Candidate, Prediction, Stage, candidate_id
 from onnxpress.plan.plan import PlanStep
-from onnxpress.search.candidate_factory import UnrepairedCandidate
 from onnxpress.search.replacements.allocation import ReplacementAllocation, ReplacementAllocator
 from onnxpress.search.replacements.forms import Replacement, plan_steps
 from onnxpress.search.replacements.survey import ReplacementEvaluator, survey
@@ -162,8 +161,8 @@ class _Allocation:
         """Measured speed-up of an allocation over the original."""
         names, factory = ", ".join(r.name for r in allocation.replaced), self._search.factory
         model, samples = self._evaluator.apply(allocation.replaced), self._evaluator.small.samples()
-        evidence = partial(evidence_for, model, samples, factory.machine, factory.seed)
-        return 1 / factory.relative_latency(names, UnrepairedCandidate(0, evidence), frozenset())
+        evidence = evidence_for(model, samples, factory.machine, factory.seed)
+        return 1 / factory.relative_latency(names, evidence.model)
 
     def _built(self, name: str, replaced: Sequence[Replacement], predicted: Prediction) -> Candidate:
         steps = [*plan_steps(replaced), PlanStep("distill", (_CLOSED_FORM,))]

@@ -50,8 +50,9 @@ StepCallback = Callable[[int, int, float, CurvePoint | None], None]  # step, num
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 _HEAD_SAMPLES = 256  # from which the outputs are classified
 _WARMUP_STEPS, _TIMED_STEPS = 2, 6  # of a timing run
-_TRIAL_STEPS = 12  # of the trial of a learning rate
-_SHORT_RUN = 300  # steps; in a shorter run a trial must not increase the loss
+_TRIAL_STEPS, _LEAST_TRIAL_STEPS = 12, 8  # of the trial of a learning rate: fewer show the first, noisy steps alone
+# In a run of fewer steps a trial may increase the loss by less, in one of very few not at all.
+_SHORT_RUN, _SHORT_RUN_RATIO, _VERY_SHORT_RUN = 300, 1.35, 40
 _MIN_STEP_SECONDS = 1e-4
 _TIMING_SECONDS = 3.0  # a timing run ends with the first step after this time
 _TIMING_FRACTION = 0.01  # of the time budget: the same limit for short trainings
@@ -70,6 +71,7 @@ class RunOptions:
     checkpoint_interval: seconds between checkpoints.
     resume: continue from the checkpoint.
     initial_drop: drop before training.
+    more_time: whether training may go on; where not, it ends with the best so far.
     """
 
     evaluate: EvaluateModel | None = None
@@ -79,6 +81,7 @@ class RunOptions:
     checkpoint_interval: float = 30.0
     resume: bool = False
     initial_drop: float = math.inf
+    more_time: Callable[[], bool] = lambda: True
 
 
 @dataclass
@@ -179,6 +182,7 @@ class Distillation:
         history = trainer.run(
             None if options.evaluate is None else lambda: options.evaluate(program.to_model()),  # type: ignore[misc]
             initial_drop=options.initial_drop,
+            more_time=options.more_time,
             stop=options.stop,
             on_step=_with_total_steps(options.on_step, self.settings.steps),
             checkpoint=options.checkpoint,
@@ -257,12 +261,13 @@ class Distillation:
         before = self.settings
         if before.mode == "blockwise":
             return _BLOCKWISE_LEARNING_RATE
-        trial_steps = int(min(_TRIAL_STEPS, max(2, fraction * steps / len(LEARNING_RATES))))
-        selected, max_ratio = LEARNING_RATES[0], _MAX_LOSS_RATIO if steps >= _SHORT_RUN else 1.0
+        trial_steps = int(min(_TRIAL_STEPS, max(_LEAST_TRIAL_STEPS, fraction * steps / len(LEARNING_RATES))))
+        selected, short = LEARNING_RATES[0], steps < _SHORT_RUN
+        max_ratio = _MAX_LOSS_RATIO if not short else _SHORT_RUN_RATIO if steps >= _VERY_SHORT_RUN else 1.0
         try:
             self.settings = replace(before, lr=LEARNING_RATES[0], steps=trial_steps, warmup=0.5)
             with torch_threads(before.threads):
-                lowest = math.inf if steps >= _SHORT_RUN else self._trial_loss(0)
+                lowest = self._trial_loss(0) if short else math.inf
             for number, rate in enumerate(LEARNING_RATES):
                 self.settings = replace(before, lr=rate, steps=trial_steps, warmup=0.5)
                 with torch_threads(before.threads):
