@@ -54,7 +54,6 @@ class DistillationOptions:
     settings:    of the training.
     steps:       of training; 0: as many as fit in the time budget.
     time_budget: seconds of training.
-    limit:       seconds after which training ends with the best so far, whatever steps are left.
     augment:     "auto", "none", or names of augmentations, separated by commas.
     match:       pairs of values (teacher, student) whose features are compared; empty: found by name and correlation.
     shrink:      share of the channels to remove from the teacher to make the student.
@@ -62,12 +61,12 @@ class DistillationOptions:
     run:         folder of checkpoints and of the record (default: beside the output).
     resume:      go on from the checkpoint of an interrupted run in that folder.
     quality:     how the student is judged.
+    limit:       seconds after which training ends with the best so far, whatever steps are left.
     """
 
     settings: TrainingSettings = field(default_factory=lambda: TrainingSettings(threads=available_cores()))
     steps: int = 0
     time_budget: float = SECONDS
-    limit: float = math.inf
     augment: str = "auto"
     match: tuple[tuple[str, str], ...] = ()
     shrink: float | None = None
@@ -75,6 +74,7 @@ class DistillationOptions:
     run: str | Path | None = None
     resume: bool = False
     quality: QualityOptions = field(default_factory=QualityOptions)
+    limit: float = math.inf
 
     def check(self) -> None:
         """Raises InputProblem; and EnvironmentProblem where training is asked for and torch is missing."""

@@ -303,7 +303,7 @@ class CandidateFactory:
         if count not in self._grounds:
             cut = self.shallower(count) if count else None
             where = (self.exact_plan, self.base) if cut is None else (cut.plan, self.evidence(cut))
-            self._grounds[count] = PruningBase(*where, self._by_latency)
+            self._grounds[count] = PruningBase(*where, self._by_latency, self._grounds.get(0) if count else None)
         return self._grounds[count]
 
     def pruned(

@@ -18,15 +18,15 @@ import numpy as np
 
 from onnxpress.plan.candidate_store import Candidate, Stage
 from onnxpress.search.removal import (
+    LEAST_USED,
     RemovalKind,
     block_kind,
-    chance,
     channel_kinds,
     expectation,
     held_level,
-    used_share,
+    probability,
 )
-from onnxpress.search.search import Search, allowed
+from onnxpress.search.search import Search, allowed, used_share
 
 TRAINING_SHARE = 0.15  # of the time budget, of one training
 _LEAST_SECONDS = 4.0  # of a training: loading torch and finding the learning rate take as long
@@ -102,7 +102,7 @@ class TrainingTechnique:
             if c.stage in stages and c.id not in trained and not allowed(c, search.max_drop):
                 gain = search.worth(c) - (search.value() if c.int8 else search.float_value())
                 if gain >= _FASTER:
-                    likely = chance(self._recovery * used_share(search, c))
+                    likely = probability(self._recovery * used_share(c, search.max_drop))
                     found.append(Student(c.name, partial(_itself, c), likely * gain))
         return found
 
@@ -158,7 +158,8 @@ class TrainingTechnique:
         if trained is None:  # what fails for one student fails for all
             self._ended = True
             return
-        self._left.append(math.log(used_share(search, trained) / used_share(search, made)))
+        before, after = (max(used_share(c, search.max_drop), LEAST_USED) for c in (made, trained))
+        self._left.append(math.log(after / before))
         if not allowed(trained, search.max_drop):
             self._refused.add(student.name)
 

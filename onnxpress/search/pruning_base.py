@@ -26,11 +26,14 @@ from onnxpress.plan.plan import Plan
 @dataclass
 class PruningBase:
     """plan: what led to the model; evidence: what is known of it; by_latency: whether channels are removed where they
-    save time on this machine, by timings of single units, and not where they save multiply-accumulates and weights."""
+    save time on this machine, by timings of single units, and not where they save multiply-accumulates and weights.
+    whole: the base that this one is a part of, with some blocks out: what is known of its channels holds nearly for
+    those that are left."""
 
     plan: Plan
     evidence: Evidence
     by_latency: bool = False
+    whole: PruningBase | None = None
     _curves: dict[str, ErrorCurve] | None = None
     _scales: dict[str, float] = field(default_factory=dict)
 
@@ -43,6 +46,7 @@ class PruningBase:
 
         A ratio is one of the model's time where the times of units are known.
         """
+        self._inherit()
         if self._curves is None:
             self._curves = error_curves(self.evidence)
         picked = candidate_groups(self.evidence, options, self._curves)
@@ -53,6 +57,17 @@ class PruningBase:
             return plan_pruning(self.evidence, options, picked, self._scales)
         share = 1 - options.ratio  # of the time
         return plan_cost_share(self.evidence, options, picked, self._costs, share, self._scales)
+
+    def _inherit(self) -> None:
+        """Take curves and losses from the whole, where it has all of them for groups of the same sizes."""
+        known = self.whole
+        if self._curves is not None or known is None or known._curves is None or not known._scales:
+            return
+        sizes = {g.name: g.size for g in known.evidence.channels.groups}
+        names = [g.name for g in self.evidence.channels.groups]
+        if all(sizes.get(g.name) == g.size for g in self.evidence.channels.groups) and {*names} <= {*known._curves}:
+            self._curves = {name: known._curves[name] for name in names}
+            self._scales = {name: known._scales[name] for name in names if name in known._scales}
 
     def remaining_time(self, actions: Sequence[Action]) -> float | None:
         """Share of the model's time that is left without these channels, by the times of its units; None where those

@@ -2,8 +2,8 @@
 
 Candidates of one kind (inner channels, all channels, blocks, channels behind blocks that are out) differ in how much is
 removed. What was measured tells the speed and the drop to expect of the others: between two of them both lie on a line
-over the depth, and beyond the last one they go on, less and less surely. Next is the one whose gain, times the chance
-that it holds, is the largest. Training (`candidate_training.py`) chooses its students in the same way.
+over the depth, and beyond the last one they go on, less and less surely. Next is the one whose gain, times the
+probability that it holds, is the largest. Training (`candidate_training.py`) chooses its students in the same way.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Prediction, Stage
 from onnxpress.search.candidate_factory import SHALLOWEST, blocks_name
 from onnxpress.search.scheduling import UNKNOWN
-from onnxpress.search.search import Search, allowed, prune_name
+from onnxpress.search.search import Search, allowed, prune_name, used_share
 
 LEAST_USED = 0.1  # of the allowed drop: less is luck
 _LEAST_SLOPE = 6.0  # by which the logarithm of the used share grows, beyond what is known, for that of the speed-up
+_USUAL_SLOPE, _NOISY = 0.8, 0.1  # of the logarithm of the speed-up over the depth; a depth that tells as much as that
 _FAMILIAR = 0.3  # logarithm of a speed-up beyond what is known, that makes a prediction e times less likely
-_SURE = 2.0  # how much the chance to hold depends on the expected drop
+_SURE = 2.0  # how much the probability to hold depends on the expected drop
 _PERCENT = range(4, 96, 4)
-_FIRST_CHANNELS = 20  # percent
+_FIRST_CHANNELS, _FIRST_BLOCKS = 20, 0.15  # percent; of the blocks that can be out
 _LOOK = 0.05  # share of the time budget, for an analysis whose rest can be told from less
 _SLICE = 0.12  # share of the time budget that one analysis may take
 _CLEARLY = 1.05  # predicted speed-up from which on it can be compared with the measured one
 _FASTER = 1.02  # of blocks out that are worth channels on top
-_LEAST_GAIN = 0.004  # of a logarithm of a speed-up, that is worth another candidate
+_LEAST_GAIN = 0.006  # of a logarithm of a speed-up, that is worth another candidate
 
 
 @dataclass
@@ -68,40 +69,36 @@ class Expectation:
     known: float
 
     def gain(self, depth: float, rival: float, recovery: float = 1.0) -> float:
-        """Beyond the rival's logarithm of the speed-up, times the chance to hold; 0 or less: none.
+        """Beyond the rival's logarithm of the speed-up, times the probability to hold; 0 or less: none.
 
         recovery: what training leaves of the drop.
         """
-        likely = chance(recovery * self.used(depth)) * self._familiarity(depth)
+        likely = probability(recovery * self.used(depth)) * self._familiarity(depth)
         return (self.worth(depth) - rival) * likely
 
     def _familiarity(self, depth: float) -> float:
         return math.exp(-max(depth - self.known, 0.0) / _FAMILIAR)
 
 
-def chance(used: float) -> float:
+def probability(used: float) -> float:
     """That a candidate holds which is expected to use this share of the allowed drop."""
     return 1 / (1 + math.pow(used, _SURE))
 
 
-def used_share(search: Search, candidate: Candidate) -> float:
-    """Of the allowed drop, at least what luck may give."""
-    return max(candidate.score.used(search.max_drop), LEAST_USED)
-
-
-def expectation(search: Search, kind: RemovalKind, alike: RemovalKind | None = None) -> Expectation | None:
-    """Of a kind, by its candidates, or by those of one that is alike; None where neither has any."""
+def expectation(search: Search, kind: RemovalKind, similar: RemovalKind | None = None) -> Expectation | None:
+    """Of a kind, by its candidates, or by those of one that is similar; None where neither has any."""
     seen = _seen(search, kind)
-    if len(seen) == 1 and alike is not None:
-        own, others = seen[0], _seen(search, alike)
+    if len(seen) == 1 and similar is not None:
+        own, others = seen[0], _seen(search, similar)
         seen += [(x, own[1] + y - others[0][1], own[2] + z - others[0][2]) for x, y, z in others[1:]]
     if len(seen) == 1:
         return None
-    depths = [x for x, _, _ in seen]
-    used = _line(depths, [math.log(z) for _, _, z in seen], _LEAST_SLOPE)
-    return Expectation(
-        _line(depths, [y for _, y, _ in seen]), lambda depth: math.exp(min(used(depth), 50.0)), depths[-1]
-    )
+    depths, speeds, drops = [x for x, _, _ in seen], [y for _, y, _ in seen], [math.log(z) for _, _, z in seen]
+    # A small first step is measured within the noise, and weighs little against the usual slope.
+    usual = (speeds[-1] - speeds[0] + _USUAL_SLOPE * _NOISY) / (depths[-1] + _NOISY)
+    faster = _line(depths, speeds, max(usual, 0.0))
+    used = _line(depths, drops, max((drops[-1] - drops[0]) / depths[-1], _LEAST_SLOPE))
+    return Expectation(faster, lambda depth: math.exp(min(used(depth), 50.0)), depths[-1])
 
 
 def _seen(search: Search, kind: RemovalKind) -> list[tuple[float, float, float]]:
@@ -110,15 +107,15 @@ def _seen(search: Search, kind: RemovalKind) -> list[tuple[float, float, float]]
     seen = []
     for level in (0, *kind.levels):
         if (c := by_name.get(kind.name(level))) is not None:
-            seen.append((kind.depth(level), search.worth(c), used_share(search, c)))
+            used = max(used_share(c, search.max_drop), LEAST_USED)
+            seen.append((kind.depth(level), search.worth(c), used))
     if not seen or seen[0][0] > 0:  # nothing removed: the base
         seen.insert(0, (0.0, math.log(max(search.base_speedup, 1e-3)), LEAST_USED))
     return seen
 
 
-def _line(places: Sequence[float], values: Sequence[float], least: float = 0.0) -> Callable[[float], float]:
-    """Between points, and beyond the last one with the slope from the first, or the least."""
-    slope = max((values[-1] - values[0]) / (places[-1] - places[0]), least)
+def _line(places: Sequence[float], values: Sequence[float], slope: float) -> Callable[[float], float]:
+    """Between points, and beyond the last one with a slope."""
 
     def at(place: float) -> float:
         return float(np.interp(place, places, values)) + slope * max(place - places[-1], 0.0)
@@ -136,17 +133,17 @@ class RemovalTechnique:
     """The steps, and what the next one promises."""
 
     def __init__(
-        self, search: Search, kinds: Callable[[], Sequence[RemovalKind]], alike: RemovalKind | None = None
+        self, search: Search, kinds: Callable[[], Sequence[RemovalKind]], similar: RemovalKind | None = None
     ) -> None:
-        """kinds: asked before every step. alike: a kind that tells what to expect of others."""
-        self._search, self._kinds, self._alike = search, kinds, alike
+        """kinds: asked before every step. similar: a kind that tells what to expect of others."""
+        self._search, self._kinds, self._similar = search, kinds, similar
 
     def steps(self) -> Iterator[None]:
         """A step for each candidate."""
         search = self._search
         while (best := self._best()) is not None:
             _, kind, level = best
-            search.report(f"candidate: {kind.name(level)}")
+            search.report(f"candidate {kind.name(level)}")
             made = kind.make(level)
             if made is None or search.has(made[0]):
                 kind.skipped.add(level)
@@ -164,7 +161,7 @@ class RemovalTechnique:
         search, found = self._search, list[tuple[float, RemovalKind, int]]()
         names = {c.name for c in search.found}
         for kind in self._kinds():
-            expected = expectation(search, kind, self._alike)
+            expected = expectation(search, kind, self._similar)
             held = held_level(search, kind)
             refused = min((v for v in kind.levels if v > held and kind.name(v) in names), default=math.inf)
             levels = kind.between(held, refused)
@@ -259,7 +256,7 @@ def block_kind(search: Search, total: int) -> RemovalKind:
         lambda level: blocks_name(level) if level else "",
         make,
         lambda level: -math.log(1 - share * level / total),
-        1,
+        max(1, round(_FIRST_BLOCKS * total)),
     )
 
 

@@ -22,7 +22,7 @@ Clock = Callable[[], float]
 LITTLE, UNKNOWN = 0.03, 0.1  # that a step is expected to gain where nothing speaks for more; a first one
 _MOST = 1 / 3  # share of the time that a technique may take while others wait for their first step
 _FADING = 0.5  # of that, with every step that brought nothing
-_GROWTH_KEPT, _HORIZON = 0.6, 10  # of a technique's growth with each step; number of steps that are looked ahead
+_GROWTH_KEPT, _HORIZON = 0.95, 10  # of a technique's growth with each step; number of steps that are looked ahead
 _PRIOR_SECONDS = 0.02  # share of the time that a first step is expected to take
 _UNENDED = 2.0  # times the time that it had: what a stopped step is expected to take
 _ENDING = 2.5  # of the steps that have the last turns: so many are still to fit in
@@ -55,6 +55,7 @@ class Technique:
                    before every turn; 0: there is nothing to do now
     rival:         the value that its own candidates must exceed to be of use, asked before every turn; None: that of
                    the best candidate of all
+    growth_kept:   share of its growth by one step that the next one is expected to have
     last:          whether it has the last turns, when little time is left
     like:          another whose steps take about what the first of this one takes. A technique with one waits for
                    its first step until its gain for the time is the largest
@@ -74,6 +75,7 @@ class Technique:
     rival: Callable[[], float] | None = None
     like: Technique | None = None
     last: bool = False
+    growth_kept: float = _GROWTH_KEPT
     taken: int = 0
     seconds: float = 0.0
     first_seconds: float = 0.0
@@ -101,7 +103,7 @@ class Technique:
         value = value if self.rival is None else self.rival()
         grown, ahead = self.best, [little]
         for number in range(1, _HORIZON + 1):
-            grown += self.growth * _GROWTH_KEPT**number
+            grown += self.growth * self.growth_kept**number
             ahead.append((grown - value) / number)
         return max(ahead)
 

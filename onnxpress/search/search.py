@@ -85,12 +85,22 @@ class Improvement:
 
 def allowed(candidate: Candidate, max_drop: float) -> bool:
     """Good enough to be a finalist: the drop on the selection samples, and not too many answers changed."""
+    return candidate.score.keeps(max_drop) and _changed_share(candidate, max_drop) <= 1
+
+
+def used_share(candidate: Candidate, max_drop: float) -> float:
+    """Of the allowed drop, or of the answers that may change: the larger share. Above 1 it is not allowed."""
+    return max(candidate.score.used(max_drop), _changed_share(candidate, max_drop))
+
+
+def _changed_share(candidate: Candidate, max_drop: float) -> float:
+    """Changed answers, as a share of those that may change; 0 where there are no classes."""
     score = candidate.score
     if score.agreement is None:
-        return score.keeps(max_drop)
+        return 0.0
     of_classes = (score.parts or (score,))[0].metric in ("top-1", "agreement")
     share = 6 * max(max_drop if of_classes else 0.01, 0.002)
-    return score.keeps(max_drop) and 1 - score.agreement <= share + _CHANGED_BY_LUCK / max(score.samples, 1)
+    return (1 - score.agreement) / (share + _CHANGED_BY_LUCK / max(score.samples, 1))
 
 
 def prune_name(options: PruneOptions) -> str:

@@ -27,6 +27,7 @@ _HANDLED = frozenset(("simplify", "rewrite", "prune", "depth", "quantize", "equa
 _FIRST_TOTAL = 0.02  # predicted relative squared error of the outputs, of the first combination of a pass
 _TOTALS, _AIM = 5, 0.7  # combinations of one pass; share of the allowed drop that the next one is to use
 _REFUSED = 1.01
+_SECOND_TOTAL = 0.5  # of the gain of a pass's first combination, that the second is expected to have
 _SLICE = 0.12  # share of the time budget that one analysis may take
 _COMFORTABLE = 0.3  # of the allowed drop: int8 that uses less needs no better recipe
 _MORE_TRAINING = 0.25  # share of the time for training alone, of one training
@@ -76,13 +77,19 @@ def techniques(search: Search) -> list[Technique]:
         Technique("channels", pruned.steps, pruned.promise),
         Technique("blocks", shallow.steps, shallow.promise),
     )
-    known = [whole, narrow, lower]
+    known = [whole, lower, narrow]
     if search.goal == "size":
         known.insert(1, Technique("fewer bits", partial(fewer_bits, search)))
     more = [(name, asked) for name, asked in all_passes().items() if name not in _HANDLED]
     parts = ReplacementTechnique(search)
     others = [
-        Technique(name, partial(one_pass, search, asked), rival=partial(search.float_value, name), like=narrow)
+        Technique(
+            name,
+            partial(one_pass, search, asked),
+            rival=partial(search.float_value, name),
+            like=narrow,
+            growth_kept=_SECOND_TOTAL,
+        )
         for name, asked in more
     ]
     on_top = [

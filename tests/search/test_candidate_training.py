@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from onnxpress.data.dataset import Splits
 from onnxpress.errors import EnvironmentProblem
+from onnxpress.measure.score import Score, Scorer
 from onnxpress.model.files import to_bytes
-from onnxpress.plan.plan import apply_plan
-from onnxpress.search.candidate_training import latency_levels
+from onnxpress.plan.candidate_store import Candidate, Stage
+from onnxpress.plan.plan import apply_plan, new_plan
+from onnxpress.runtime.machine import this_machine
+from onnxpress.search.candidate_factory import CandidateFactory
+from onnxpress.search.candidate_training import TrainingTechnique
 from onnxpress.search.finalists import OptimizeResult
 from onnxpress.search.optimize import optimize
 from onnxpress.search.request import OptimizeOptions
+from onnxpress.search.search import Search, TimeBudget
 from onnxpress.train import optional_torch
 from tests import nets
 
@@ -61,33 +67,82 @@ def test_a_trained_candidate_replays_to_the_same_bytes(trained: OptimizeResult) 
     assert to_bytes(again.model) == student.data
 
 
-def test_latency_levels_descend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times are taken for multiply-accumulates here, so that the machine's other work says nothing."""
-    from onnxpress.data.dataset import Dataset
-    from onnxpress.measure.score import Score, Scorer
-    from onnxpress.runtime.machine import this_machine
-    from onnxpress.search.candidate_factory import CandidateFactory
-    from onnxpress.search.search import Search, TimeBudget
-
+@pytest.fixture
+def search() -> Search:
     model = nets.residual(width=64)
-    data: Dataset = nets.samples(model, 24)
-    factory = CandidateFactory(model, data, Scorer(model, data), this_machine())
-    search = Search(factory, 0.05, "latency", TimeBudget(60), lambda stage, share: None, None)
+    data = nets.samples(model, 300)
+    factory = CandidateFactory(model, data, Scorer(model, data.take(24)), this_machine())
+    made = Search(factory, 0.01, "latency", TimeBudget(60), lambda stage, share: None, None)
+    made.original_seconds = 1e-4
+    return made
+
+
+def add(search: Search, name: str, stage: Stage, speed: float, drop: float = 0.0) -> Candidate:
+    score = Score("r2", 1 - drop, 1.0, drop, drop, drop, 100)
+    made = Candidate(name, name, stage, new_plan(search.factory.original, None, 0), b"", score, quick=speed)
+    search.found.append(made)
+    return made
+
+
+@pytest.mark.unit
+def test_what_loses_a_little_too_much_is_a_student(search: Search) -> None:
+    search.factory.exact()
+    add(search, "exact", Stage.EXACT, 1.0)
+    technique = TrainingTechnique(search)
+    assert technique.promise() == 0, "nothing is known"
+    add(search, "lowrank of 4 units", Stage.PASS, 2.0, drop=0.02)
+    first = technique.promise()
+    assert 0.3 < first < math.log(2)
+    add(search, "kernels of 2 units", Stage.PASS, 2.0, drop=0.5)
+    assert technique.promise() == first, "it loses far too much"
+    add(search, "int8", Stage.INT8, 2.5, drop=0.012)
+    assert technique.promise() > first
+
+
+@pytest.mark.unit
+def test_levels_beyond_what_holds_are_students(search: Search) -> None:
+    search.factory.exact()
+    add(search, "exact", Stage.EXACT, 1.0)
+    add(search, "prune 20%", Stage.PRUNING, 1.25, drop=0.001)
+    add(search, "prune 40%", Stage.PRUNING, 1.6, drop=0.02)
+    technique = TrainingTechnique(search)
+    best = technique._best_student()
+    assert best is not None and best.name in {f"prune {p}%" for p in range(24, 60, 4)}
+    technique._refused.add("prune 24%")
+    assert technique._best_student() is None or "all" in technique._best_student().name  # type: ignore[union-attr]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("seconds", "samples", "run"), [(10, 300, 1e-4), (60, 100, 1e-4), (60, 300, 1.0)], ids=["time", "samples", "speed"]
+)
+def test_training_needs_time_and_samples(seconds: float, samples: int, run: float) -> None:
+    model = nets.residual()
+    data = nets.samples(model, samples)
+    factory = CandidateFactory(model, data, Scorer(model, data.take(24)), this_machine())
+    search = Search(factory, 0.01, "latency", TimeBudget(seconds), lambda stage, share: None, None)
+    search.original_seconds = run
+    factory.exact()
+    add(search, "lowrank of 4 units", Stage.PASS, 2.0, drop=0.02)
+    assert TrainingTechnique(search).promise() == 0
+
+
+def test_training_within_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that loses too much is trained, and in int8 tried as others are."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr("onnxpress.search.candidate_training._LEAST_SECONDS", 0.5)
+    model = nets.residual(width=32)
+    data = nets.samples(model, 300)
+    factory = CandidateFactory(model, data, Scorer(model, data.take(48)), this_machine())
+    search = Search(factory, 0.2, "latency", TimeBudget(12), lambda stage, share: None, None)
     search.keep(factory.exact())
-    search.keep(factory.shallower(1))
-    whole = factory.macs(search.found[0])
-    monkeypatch.setattr(factory, "relative_latency", lambda name, unrepaired, chosen, seconds: unrepaired.macs / whole)
-    search.found[0].quick = 1.0
-    search.found[-1].score = Score("top-1", 0.94, 1.0, 0.06, 0.05, 0.07, 24)  # nearly allowed: the levers work together
-    ladder = latency_levels(search)
-    assert len(ladder) >= 3
-    levels = [r.level for r in ladder]
-    assert levels == sorted(levels, reverse=True)
-    assert {len(r.students) for r in ladder} <= {1, 2, 3, 4}
-    assert any(s.spec.name.startswith("1 block out, prune") for r in ladder for s in r.students)
-    for latency_level in ladder:
-        assert all(0.8 * latency_level.level <= s.time <= latency_level.level for s in latency_level.students)
-    for student in (s for r in ladder[-2:] for s in r.students):
-        made = student.spec.make()
-        assert made is not None
-        assert factory.macs(made) == student.spec.unrepaired.macs
+    made = search.keep(factory.shallower(1))
+    made.quick = 2.0
+    made.score = Score("r2", 0.7, 1.0, 0.3, 0.3, 0.3, 48)
+    technique = TrainingTechnique(search)
+    assert technique.promise() > 0
+    next(technique.steps())
+    trained = next(c for c in search.found if c.stage == Stage.TRAINING)
+    assert trained.parent == made.id
+    assert any("on the selection samples" in note for note in trained.notes)
+    assert len(technique._left) == 2, "what it left of the drop is known now"

@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     model, splits = digits()
     request, out = OptimizeOptions(time_budget=10), tmp_path / "fast.onnx"
     with pytest.raises(Killed):
-        optimize(model, splits, request, output=out, progress=killer("pruning", Killed))
+        optimize(model, splits, request, output=out, progress=killer("candidate prune", Killed))
     assert not out.exists()
     kept = sorted(p.stem for p in (tmp_path / "fast.run" / "work").glob("*.onnx"))
     assert kept[:2] == ["exact", "int8"]
@@ -200,7 +200,7 @@ def test_interrupting_keeps_the_best_so_far(tmp_path: Path) -> None:
         splits,
         OptimizeOptions(time_budget=12),
         output=tmp_path / "o.onnx",
-        progress=killer("pruning", KeyboardInterrupt),
+        progress=killer("candidate prune", KeyboardInterrupt),
     )
     assert outcome.interrupted
     assert outcome.met

@@ -16,7 +16,6 @@ from onnxpress.search import techniques
 from onnxpress.search.candidate_factory import CandidateFactory
 from onnxpress.search.scheduling import Technique
 from onnxpress.search.search import Search, TimeBudget, uses_little
-from onnxpress.search.techniques import correction
 from tests import nets
 
 pytestmark = pytest.mark.unit
@@ -75,14 +74,6 @@ def test_a_step_that_takes_too_long_is_stopped_and_said(search: Search) -> None:
     assert search.attempt("afterwards", lambda: 1) == 1
 
 
-def test_blocks_and_channels_together_promise_what_they_gave_apart(search: Search) -> None:
-    add(search, "exact", Stage.EXACT, 1.0)
-    add(search, "prune", Stage.PRUNING, 2.0)
-    assert techniques._behind_promise(search) == 0, "no block was taken out"
-    add(search, "1 block out", Stage.BLOCKS, 1.5)
-    assert techniques._behind_promise(search) == pytest.approx(math.log(1.5))
-
-
 def test_better_recipes_promise_what_int8_would_give_if_it_held(search: Search) -> None:
     add(search, "exact", Stage.EXACT, 1.0)
     assert techniques._refined_promise(search) == techniques.UNKNOWN
@@ -111,10 +102,3 @@ def test_totals_of_predicted_losses_approach_what_is_allowed(factor: float, powe
     best = max(used for _, used in tried if used <= 1)
     assert best > 0.4
     assert len({total for total, _ in tried}) == len(tried)
-
-
-def test_predicted_speeds_are_corrected_by_measured_ones() -> None:
-    assert correction([]) == 1.0
-    assert correction([(2.0, 2.0**0.5)]) == pytest.approx(0.5)
-    assert correction([(4.0, 2.0), (2.0, 2.0), (1.01, 3.0)]) == pytest.approx(0.75)
-    assert correction([(2.0, 0.5)]) == 0.2
