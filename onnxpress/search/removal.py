@@ -19,7 +19,7 @@ from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Prediction, Stage
 from onnxpress.search.candidate_factory import SHALLOWEST, blocks_name
 from onnxpress.search.scheduling import UNKNOWN
-from onnxpress.search.search import Search, allowed, prune_name, used_share
+from onnxpress.search.search import Search, allowed, clearly_refused, prune_name, used_share
 
 LEAST_USED = 0.1  # of the allowed drop: less is luck
 _LEAST_SLOPE = 6.0  # by which the logarithm of the used share grows, beyond what is known, for that of the speed-up
@@ -159,12 +159,13 @@ class RemovalTechnique:
     def _best(self) -> tuple[float, RemovalKind, int] | None:
         """The level of the largest gain, of all kinds."""
         search, found = self._search, list[tuple[float, RemovalKind, int]]()
-        names = {c.name for c in search.found}
+        made = {c.name for c in search.found}
+        refused = {c.name for c in search.found if clearly_refused(c, search.max_drop)}
         for kind in self._kinds():
             expected = expectation(search, kind, self._similar)
             held = held_level(search, kind)
-            refused = min((v for v in kind.levels if v > held and kind.name(v) in names), default=math.inf)
-            levels = kind.between(held, refused)
+            limit = min((v for v in kind.levels if v > held and kind.name(v) in refused), default=math.inf)
+            levels = [v for v in kind.between(held, limit) if kind.name(v) not in made]
             if expected is None:
                 found += [(UNKNOWN, kind, kind.first)] if kind.first in levels else []
                 continue

@@ -33,6 +33,7 @@ _REWRITE_SHARE = 0.1  # of the time budget, for timing the kernel rewrites at mo
 _BASE_SHARE = 1 / 3  # of the time budget, for the exact reductions at most
 _TIMED, _LEAST_TIMED, _MOST_TIMED = 0.01, 0.25, 0.8  # of a candidate: share of the time budget, bounds in seconds
 _SAFE = 0.5  # share of the allowed drop
+_LUCKY_SAMPLES = 2
 _CHANGED_BY_LUCK = 1.5  # answers on the border between two classes, which any change may move
 _FAILURES = (Problem, ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
 
@@ -91,6 +92,13 @@ def allowed(candidate: Candidate, max_drop: float) -> bool:
 def used_share(candidate: Candidate, max_drop: float) -> float:
     """Of the allowed drop, or of the answers that may change: the larger share. Above 1 it is not allowed."""
     return max(candidate.score.used(max_drop), _changed_share(candidate, max_drop))
+
+
+def clearly_refused(candidate: Candidate, max_drop: float) -> bool:
+    """Whether not even two samples more, answered as by the original, would make it allowed."""
+    score = candidate.score
+    luck = 0.0 if score.agreement is None or not max_drop else _LUCKY_SAMPLES / (max_drop * max(score.samples, 1))
+    return used_share(candidate, max_drop) > 1 + luck
 
 
 def _changed_share(candidate: Candidate, max_drop: float) -> float:
