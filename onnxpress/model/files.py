@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model.checker import check_graph, graphs_of
+from onnxpress.model.file_formats.detection import file_format
 from onnxpress.model.normal_forms.sparse_initializers import with_dense_initializers
 from onnxpress.model.read import element_bytes
 
@@ -88,6 +89,9 @@ def _parse(path: Path) -> onnx.ModelProto:
         hint = f"did you mean {', '.join(near)}" if near else "check the path"
         raise InputProblem("no such model file", path, "", hint)
     if path.is_dir():
+        found = file_format(path)
+        if found.to_onnx:
+            raise InputProblem("the model is a folder, not an ONNX file", path, f"it is {found.text()}", found.to_onnx)
         raise InputProblem(
             "the model is a folder, not a file", path, "", f"name the file, such as {path / 'model.onnx'}"
         )
@@ -99,20 +103,18 @@ def _parse(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputProblem("cannot read the model file", path, str(error), "check its permissions") from error
     except Exception as error:  # protobuf's DecodeError has no stable public home
-        raise InputProblem(
-            "not an ONNX file, or a truncated one",
-            path,
-            "its bytes do not parse as an ONNX model",
-            "check that the copy is complete and that the file is .onnx, not .pt or .tflite",
-        ) from error
+        raise _no_onnx(path, "its bytes do not parse as an ONNX model", "check that the copy is complete") from error
     if not proto.HasField("graph") or proto.ir_version == 0:
-        raise InputProblem(
-            "not an ONNX file",
-            path,
-            "it parses but holds no graph",
-            "check that the file is an ONNX model and not another protobuf",
-        )
+        raise _no_onnx(path, "it parses but holds no graph", "check that it is an ONNX model and no other protobuf")
     return proto
+
+
+def _no_onnx(path: Path, why: str, hint: str) -> InputProblem:
+    """The error for a file that is no ONNX model: what it is instead, and how it becomes one."""
+    found = file_format(path)
+    if found.kind in ("onnx", "unknown"):
+        return InputProblem("not an ONNX file, or a truncated one", path, why, hint)
+    return InputProblem("not an ONNX file", path, f"it is {found.text()}", found.to_onnx or hint)
 
 
 def _check_graph(proto: onnx.ModelProto, path: Path) -> None:

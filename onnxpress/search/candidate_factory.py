@@ -58,6 +58,8 @@ _UNHURRIED = 120.0  # seconds of a search, from which on blocks are taken out wi
 SHALLOWEST = 0.3  # share of the removable blocks' work that always stays
 _EVALUATED, _EVALUATIONS = 0.15, 30  # share of a training's time for evaluations; of those at most
 _TEACHER_BYTES = 256 * 2**20  # of the original's values that trainings share
+_BATCH, _SMALLEST_BATCH = 64, 4  # samples of a training step
+_TRAINING_BYTES = 2**30  # of the values of a step; their gradients take as much again
 _LATE = 1.2  # times its time, after which a training ends as it is
 _QUICK = RecipeOptions("mse", False, "nearest")
 _REWRITES = "kernel rewrites"  # among the facts of a run, as is
@@ -347,7 +349,10 @@ class CandidateFactory:
             pair = TeacherStudentPair(now, teacher, Source(), self._kept(student), self._teacher_values)
             each = self._score_seconds
             count = int(min(max(_EVALUATED * seconds / max(each, 1e-3), 1), _EVALUATIONS))
-            settings = TrainingSettings(threads=self.cores, seed=self.seed, features="auto", evaluations=count)
+            batch = int(min(max(_TRAINING_BYTES // _value_bytes(now), _SMALLEST_BATCH), _BATCH))
+            settings = TrainingSettings(
+                batch=batch, threads=self.cores, seed=self.seed, features="auto", evaluations=count
+            )
             learning = max(seconds - count * each, 0.5 * seconds)
             folder = self.store.workdir(candidate_id(name))
             resume = folder is not None and has_checkpoint(folder)
@@ -387,6 +392,13 @@ def _to_int8(evidence: Evidence, chosen: frozenset[str], options: RecipeOptions)
     return PlanStep(
         "quantize", tuple(quantize_actions(nodes, evidence, options, looked_up=quantizable_lookups(evidence.model)))
     )
+
+
+def _value_bytes(evidence: Evidence) -> int:
+    """Bytes of all values of a run on one sample, which training keeps, in float32."""
+    trace = evidence.trace
+    own = {v.name for n in evidence.model.graph for v in n.outputs if v.name}
+    return max(4 * sum(math.prod(trace.shapes[name]) for name in own if name in trace.shapes), 1)
 
 
 def _able(evidence: Evidence, chosen: frozenset[str]) -> frozenset[str]:

@@ -29,6 +29,7 @@ from onnxpress.search.removal import (
 from onnxpress.search.search import Search, allowed, used_share
 
 TRAINING_SHARE = 0.15  # of the time budget, of one training
+_LEAST_SHARE = 0.4  # of the time of a training, that must be left for the last one
 _LEAST_SECONDS = 4.0  # of a training: loading torch and finding the learning rate take as long
 _LEAST_SAMPLES = 256  # to learn from
 _LEAST_SEEN = 500  # samples that a student must see in a training, repeated ones included
@@ -51,9 +52,10 @@ class Student:
 class TrainingTechnique:
     """The steps, and what the next one promises."""
 
-    def __init__(self, search: Search, share: float = TRAINING_SHARE) -> None:
-        """share: of the time budget, of one training."""
-        self._search, self.seconds = search, share * search.budget.seconds
+    def __init__(self, search: Search, share: float = TRAINING_SHARE, asked: bool = False) -> None:
+        """share: of the time budget, of one training. asked: whether the user asked for it, however little there is to
+        learn from."""
+        self._search, self.seconds, self._asked = search, share * search.budget.seconds, asked
         self._channels: dict[int, list[RemovalKind]] = {}  # by the number of blocks out
         self._blocks: RemovalKind | None = None
         self._refused: set[str] = set()  # names of students that do not hold
@@ -78,6 +80,8 @@ class TrainingTechnique:
         """Whether there is something to learn from, and time to learn it."""
         search = self._search
         time = min(self.seconds, search.seconds_left() - _FINISHING * search.budget.seconds)
+        if self._asked:
+            return time > _LEAST_SHARE * self.seconds
         if len(search.factory.learn) < _LEAST_SAMPLES or time < _LEAST_SECONDS:
             return False
         a_run = _STEP_COST * search.original_seconds / search.factory.cores
@@ -148,7 +152,7 @@ class TrainingTechnique:
         if allowed(made, search.max_drop):
             return
         left = search.seconds_left() - _FINISHING * search.budget.seconds
-        seconds = min(self.seconds, max(left, _LEAST_SECONDS))
+        seconds = min(self.seconds, max(left, _LEAST_SHARE * self.seconds))
 
         def progress(stage: str, share: float) -> None:
             search.report(f"training {made.name}: {stage}")

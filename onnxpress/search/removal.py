@@ -233,14 +233,14 @@ class BlockRemoval:
 
     def _channels_behind(self) -> list[RemovalKind]:
         search, count = self._search, held_level(self._search, self.kind)
-        if not count or expectation_of(search, self.kind, count) <= math.log(_FASTER * search.base_speedup):
+        if not count or measured_worth(search, self.kind, count) <= math.log(_FASTER * search.base_speedup):
             return []
         if count not in self._behind:
             self._behind[count] = channel_kinds(search, count)
         return self._behind[count]
 
 
-def expectation_of(search: Search, kind: RemovalKind, level: int) -> float:
+def measured_worth(search: Search, kind: RemovalKind, level: int) -> float:
     """The logarithm of the speed-up of a level that was measured; 0 without it."""
     return next((search.worth(c) for c in search.found if c.name == kind.name(level)), 0.0)
 

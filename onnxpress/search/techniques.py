@@ -1,8 +1,9 @@
 """The techniques of `optimize`, each as steps that add candidates to a search; `scheduling.py` says whose turn it is.
 
 The first step of each is the cheapest that tells what it is good for: int8 of everything by the simplest recipe, a
-fifth of the channels, the first block. Later steps go further while the samples allow it, and then look between what
-was allowed and what was not.
+fifth of the channels, the first blocks (`removal.py`), proposals of a pass with little predicted loss. Later steps go
+further while the samples allow it, and then look between what was allowed and what was not. What comes close is
+trained (`candidate_training.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from onnxpress.passes.registry import all_passes
 from onnxpress.plan.candidate_store import Candidate, Prediction, Stage
 from onnxpress.plan.plan import PlanStep
 from onnxpress.progress import Progress
-from onnxpress.search.candidate_training import TRAINING_SHARE, TrainingTechnique
+from onnxpress.search.candidate_training import TrainingTechnique
 from onnxpress.search.removal import BlockRemoval, RemovalTechnique, channel_kinds
 from onnxpress.search.replacements.technique import SURVEY, ReplacementTechnique
 from onnxpress.search.scheduling import LITTLE, UNKNOWN, Technique, schedule
@@ -39,7 +40,7 @@ def explore(search: Search, trains: bool = False) -> None:
     if search.make_base():
         working = techniques(search)
         if trains:
-            working.append(_training(search, TRAINING_SHARE, like=working[0]))
+            working.append(_technique(TrainingTechnique(search), like=working[0]))
         idle = _schedule(search, working)
         search.untried = [technique.name for technique in idle if technique.promise is None]
 
@@ -47,17 +48,16 @@ def explore(search: Search, trains: bool = False) -> None:
 def train(search: Search, seconds: float, progress: Progress) -> None:
     """More time of a search, in which students are trained."""
     with search.extended(seconds, progress):
-        _schedule(search, [_training(search, _MORE_TRAINING), _int8_of_others(search)])
+        technique = TrainingTechnique(search, _MORE_TRAINING, asked=True)
+        _schedule(search, [_technique(technique), _int8_of_others(search)])
 
 
 def _schedule(search: Search, working: list[Technique]) -> list[Technique]:
     return schedule(working, search.value, search.seconds_left, search.step, search.budget.seconds)
 
 
-def _training(search: Search, share: float, like: Technique | None = None) -> Technique:
-    """share: of the time budget, of one training."""
-    technique = TrainingTechnique(search, share)
-    return Technique("training", technique.steps, technique.promise, like=like, seconds=technique.seconds)
+def _technique(training: TrainingTechnique, like: Technique | None = None) -> Technique:
+    return Technique("training", training.steps, training.promise, like=like, seconds=training.seconds)
 
 
 def _int8_of_others(search: Search, like: Technique | None = None) -> Technique:

@@ -47,3 +47,22 @@ def test_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert left is not None and 0.05 < left < 0.95
     ground.by_latency = False
     assert PruningBase(ground.plan, ground.evidence).remaining_time(actions) is None
+
+
+def test_what_is_known_of_the_whole_holds_with_blocks_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = base("", monkeypatch)
+    options = PruneOptions(0.3, scope="internal")
+    known = whole.actions(options)
+    part = PruningBase(whole.plan, whole.evidence, by_latency=True, whole=whole)
+    monkeypatch.setattr(pruning_base, "error_curves", lambda evidence: pytest.fail("they are known"))
+    assert part.actions(options) == known
+
+
+def test_groups_of_other_sizes_are_looked_at_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = base("", monkeypatch)
+    whole.actions(PruneOptions(0.3, scope="internal"))
+    model = nets.residual(width=32)
+    evidence = replace(evidence_for(model, nets.samples(model, 32)), cache=Cache(None))
+    part = PruningBase(whole.plan, evidence, by_latency=False, whole=whole)
+    assert part.actions(PruneOptions(0.5, scope="internal"))
+    assert {c.name for c in (part._curves or {}).values()} == {g.name for g in evidence.channels.groups}
