@@ -10,9 +10,10 @@ import click
 
 from onnxpress.cli.bench_options import conditions_options, gate_options, measurement_options
 from onnxpress.cli.options import DataChoice, Seconds, data_options, files_options, json_option, open_data, quiet_option
-from onnxpress.errors import EXIT_OK, EXIT_UNMET
+from onnxpress.errors import EXIT_OK, EXIT_UNMET, Problem
 
 if TYPE_CHECKING:
+    from onnxpress.data.dataset import Dataset
     from onnxpress.evaluate.bench import BenchConditions, BenchOptions
     from onnxpress.evaluate.gate import GateOptions
 
@@ -90,6 +91,7 @@ def command(
             _names(models), samples, effort, lambda done: report("timing", done), options, conditions, gate
         )
     result, machine = found.bench, this_machine()
+    rewritable = _rewritable(models, samples) if options.profile else {}
     if junit is not None:
         cases = bench_files.cases(result.all_points, found.decisions)
         write_atomic(
@@ -106,11 +108,12 @@ def command(
             "conditions": conditions,
             "decisions": decisions,
             "baseline_ratio": found.baseline_ratio,
+            "rewritable": rewritable,
         }
         console.emit_json(document("bench", machine=machine.as_dict(), **body))
         return EXIT_OK if found.passed else EXIT_UNMET
     for point in result.all_points:
-        bench_tables.point(point, conditions, top, several=len(result.all_points) > 1)
+        bench_tables.point(point, conditions, top, len(result.all_points) > 1, rewritable)
     if found.baseline_ratio:
         bench_tables.ratios([found.baseline_ratio], "speed-up")
     bench_tables.decisions(found.decisions)
@@ -118,6 +121,21 @@ def command(
     for warning in dict.fromkeys(w for point in result.all_points for w in point.warnings):
         console.note(f"warning: {warning}")
     return EXIT_OK if found.passed else EXIT_UNMET
+
+
+def _rewritable(models: tuple[Path, ...], samples: Dataset | None) -> dict[str, dict[str, str]]:
+    """By the name of a model, its nodes that a family of rewrites changes, with the family."""
+    from onnxpress.measure.evidence import evidence_for
+    from onnxpress.model.files import load_lazy
+    from onnxpress.passes.rewriting.rewrite import rewritable_nodes
+
+    found = {}
+    for name, path in _names(models).items():
+        try:
+            found[name] = rewritable_nodes(evidence_for(load_lazy(path), samples))
+        except Problem:  # what no pass can change has no forms either
+            found[name] = {}
+    return found
 
 
 def _names(models: tuple[Path, ...]) -> dict[str, Path]:

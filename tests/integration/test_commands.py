@@ -18,6 +18,7 @@ from onnxpress.data.shipped import calibration_folder
 from onnxpress.model.files import load, save
 from onnxpress.passes.registry import all_passes
 from tests import nets
+from tests.passes.rewriting.test_rewrite import slow_net
 
 DIGITS = calibration_folder() / "digits"
 MODEL, TRAIN = str(DIGITS / "digits.onnx"), str(DIGITS / "train.npz")
@@ -65,6 +66,15 @@ def test_bench_profile(capsys: pytest.CaptureFixture[str]) -> None:
     body = json.loads(out(capsys, "bench", MODEL, "--seconds", "0.1", "--profile", "--json"))
     assert sum(k["share"] for k in body["profiles"][0]["kernels"]) == pytest.approx(1)
     assert body["profiles"][0]["peak"]["gflops"] > 1
+    assert body["rewritable"] == {Path(MODEL).name: {}}
+
+
+@pytest.mark.alone
+def test_bench_profile_marks_what_is_written_slowly(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "slow.onnx"
+    save(slow_net(), path)
+    text = out(capsys, "bench", str(path), "--seconds", "0.1", "--profile", "-q")
+    assert "`onnxpress rewrite` can change (" in " ".join(text.split())
 
 
 def test_compare_of_a_model_with_itself(capsys: pytest.CaptureFixture[str]) -> None:

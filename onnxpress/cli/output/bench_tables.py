@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from onnxpress.cli.output import console
@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from onnxpress.runtime.throughput import Throughput
 
 
-def point(found: BenchPoint, conditions: BenchConditions, top: int, several: bool) -> None:
-    """All that was measured under one set of conditions."""
+def point(
+    found: BenchPoint,
+    conditions: BenchConditions,
+    top: int,
+    several: bool,
+    rewritable: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """All that was measured under one set of conditions.  rewritable: by model, nodes that a family of rewrites
+    changes."""
     summary = _summary(found, conditions)
     latency(found.timings, summary if several else "")
     if found.ratios:
@@ -28,7 +35,7 @@ def point(found: BenchPoint, conditions: BenchConditions, top: int, several: boo
     if found.self_check:
         self_check(found.self_check)
     for seen in found.profiles:
-        profile(seen, top)
+        profile(seen, top, (rewritable or {}).get(seen.name, {}))
     if found.cold:
         cold(found.cold, found.cold_ratios)
     if found.memory:
@@ -166,8 +173,9 @@ def throughput(found: Sequence[Throughput], against: Sequence[Ratio]) -> None:
         ratios(against, "throughput")
 
 
-def profile(found: Profile, top: int) -> None:
-    """Operators, then the slowest kernels with the nodes of the file that they stand for."""
+def profile(found: Profile, top: int, rewritable: Mapping[str, str]) -> None:
+    """Operators, then the slowest kernels with the nodes of the file that they stand for.  rewritable: nodes that a
+    family of rewrites changes, which are marked."""
     columns = [("ms", "right"), ("share", "right"), ("calls", "right"), ("GFLOP/s", "right"), ("of peak", "right")]
     console.table(
         [("operator", "left"), *columns],
@@ -181,7 +189,7 @@ def profile(found: Profile, top: int) -> None:
         [("node", "left"), ("kernel", "left"), *columns[:2], *columns[3:]],
         [
             [
-                _nodes(k),
+                _nodes(k) + (" *" if any(n in rewritable for n in k.nodes) else ""),
                 k.op[:18],
                 console.ms(k.seconds),
                 f"{k.share:.1%}",
@@ -196,6 +204,14 @@ def profile(found: Profile, top: int) -> None:
         f"{len(found.kernels)} kernels add up to {found.covered:.0%} of the median over {found.runs} runs{more}"
     )
     console.out(f"peak: {found.peak.gflops:.1f} GFLOP/s, {found.peak.kind}, measured now")
+    marked = [k for k in found.kernels if any(n in rewritable for n in k.nodes)]
+    if marked:
+        families = dict.fromkeys(rewritable[n] for k in marked for n in k.nodes if n in rewritable)
+        text = (
+            f"* {len(marked)} kernels, {sum(k.share for k in marked):.0%} of the time: written in a form that "
+            f"`onnxpress rewrite` can change ({', '.join(families)})"
+        )
+        console.out(textwrap.fill(text, 80, subsequent_indent="  "))
 
 
 def _rate(macs: int, gflops: float, found: Profile) -> list[str]:

@@ -106,6 +106,16 @@ class Rewrite:
         return Applied(model, [_places_line(BY_NAME[name], count) for name, count in found.items()])
 
 
+def rewritable_nodes(evidence: Evidence) -> dict[str, str]:
+    """Names of the nodes that are written in a form that a family changes, with the family: the first that does."""
+    nodes = {n.name or "" for n in evidence.model.graph}
+    found: dict[str, str] = {}
+    for name, form in _forms(evidence, tuple(BY_NAME)).items():
+        for node in changed_names(evidence.model, form) & nodes:
+            found.setdefault(node, name)
+    return found
+
+
 def fastest_rewrites(evidence: Evidence, seconds: float) -> tuple[list[Action], list[str]]:
     """The families that make a model faster, as actions, and remarks: for searches.
 

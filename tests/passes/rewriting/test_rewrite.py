@@ -105,3 +105,13 @@ def test_bad_options(options: RewriteOptions, words: str) -> None:
 def test_an_unknown_family_in_a_plan() -> None:
     with pytest.raises(InputProblem, match="unknown family"):
         REWRITE.apply(evidence_for(slow_net(), None), [{"rewrite": "magic"}])
+
+
+def test_nodes_in_a_slow_form_are_named_with_their_family() -> None:
+    evidence = evidence_for(slow_net(), None)
+    found = module.rewritable_nodes(evidence)
+    operators = {n.name: n.op_type for n in evidence.model.graph}
+    assert {operators[n] for n, family in found.items() if family == "activations"} >= {"Clip", "Div"}
+    assert {operators[n] for n, family in found.items() if family == "vector-kernels"} >= {"Tanh", "Softplus"}
+    assert not any(operators[n] == "Conv" for n in found)
+    assert module.rewritable_nodes(evidence_for(nets.residual(), None)) == {}
