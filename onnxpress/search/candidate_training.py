@@ -134,10 +134,10 @@ class TrainingTechnique:
             return []
         held = held_level(search, kind, _forms)
         refused = min((v for v in kind.levels if v > held and kind.name(v) in self._refused), default=math.inf)
-        rival = search.float_value() + _FASTER
+        rival = search.float_value()
         for level in kind.between(held, refused):
             gain = expected.gain(kind.depth(level), rival, self._recovery)
-            if gain > 0:
+            if expected.worth(kind.depth(level)) - rival >= _FASTER:
                 found.append(Student(kind.name(level), partial(_made, kind, level), gain))
         return found
 

@@ -22,10 +22,10 @@ from onnxpress.search.scheduling import UNKNOWN
 from onnxpress.search.search import Search, allowed, clearly_refused, prune_name, used_share
 
 LEAST_USED = 0.1  # of the allowed drop: less is luck
-_LEAST_SLOPE = 6.0  # by which the logarithm of the used share grows, beyond what is known, for that of the speed-up
+_USUAL_POWER, _POWERS = 2.0, (1.0, 4.0)  # of the depth, with which the used share of the drop grows; its bounds
 _USUAL_SLOPE, _NOISY = 0.8, 0.1  # of the logarithm of the speed-up over the depth; a depth that tells as much as that
 _FAMILIAR = 0.3  # logarithm of a speed-up beyond what is known, that makes a prediction e times less likely
-_SURE = 2.0  # how much the probability to hold depends on the expected drop
+_SURE = 2.5  # how much the probability to hold depends on the expected drop
 _PERCENT = range(4, 96, 4)
 _FIRST_CHANNELS, _FIRST_BLOCKS = 20, 0.15  # percent; of the blocks that can be out
 _LOOK = 0.05  # share of the time budget, for an analysis whose rest can be told from less
@@ -93,12 +93,12 @@ def expectation(search: Search, kind: RemovalKind, similar: RemovalKind | None =
         seen += [(x, own[1] + y - others[0][1], own[2] + z - others[0][2]) for x, y, z in others[1:]]
     if len(seen) == 1:
         return None
-    depths, speeds, drops = [x for x, _, _ in seen], [y for _, y, _ in seen], [math.log(z) for _, _, z in seen]
+    depths, speeds, used = [x for x, _, _ in seen], [y for _, y, _ in seen], [z for _, _, z in seen]
     # A small first step is measured within the noise, and weighs little against the usual slope.
     usual = (speeds[-1] - speeds[0] + _USUAL_SLOPE * _NOISY) / (depths[-1] + _NOISY)
     faster = _line(depths, speeds, max(usual, 0.0))
-    used = _line(depths, drops, max((drops[-1] - drops[0]) / depths[-1], _LEAST_SLOPE))
-    return Expectation(faster, lambda depth: math.exp(min(used(depth), 50.0)), depths[-1])
+    grown = _power(depths[1:], [max(u - used[0], LEAST_USED) for u in used[1:]])
+    return Expectation(faster, lambda depth: used[0] + grown(depth), depths[-1])
 
 
 def _seen(search: Search, kind: RemovalKind) -> list[tuple[float, float, float]]:
@@ -107,10 +107,9 @@ def _seen(search: Search, kind: RemovalKind) -> list[tuple[float, float, float]]
     seen = []
     for level in (0, *kind.levels):
         if (c := by_name.get(kind.name(level))) is not None:
-            used = max(used_share(c, search.max_drop), LEAST_USED)
-            seen.append((kind.depth(level), search.worth(c), used))
+            seen.append((kind.depth(level), search.worth(c), max(used_share(c, search.max_drop), 0.0)))
     if not seen or seen[0][0] > 0:  # nothing removed: the base
-        seen.insert(0, (0.0, math.log(max(search.base_speedup, 1e-3)), LEAST_USED))
+        seen.insert(0, (0.0, math.log(max(search.base_speedup, 1e-3)), 0.0))
     return seen
 
 
@@ -119,6 +118,20 @@ def _line(places: Sequence[float], values: Sequence[float], slope: float) -> Cal
 
     def at(place: float) -> float:
         return float(np.interp(place, places, values)) + slope * max(place - places[-1], 0.0)
+
+    return at
+
+
+def _power(places: Sequence[float], values: Sequence[float]) -> Callable[[float], float]:
+    """Powers of the place, each between two points; below the first the usual one, beyond the last that of the last
+    two."""
+    x, y = np.log(places), np.log(values)
+    last = _USUAL_POWER if len(x) == 1 else float(np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), *_POWERS))
+
+    def at(place: float) -> float:
+        here = math.log(place)
+        beyond = last * max(here - x[-1], 0.0) - _USUAL_POWER * max(x[0] - here, 0.0)
+        return math.exp(min(float(np.interp(here, x, y)) + beyond, 50.0))
 
     return at
 
@@ -133,10 +146,15 @@ class RemovalTechnique:
     """The steps, and what the next one promises."""
 
     def __init__(
-        self, search: Search, kinds: Callable[[], Sequence[RemovalKind]], similar: RemovalKind | None = None
+        self,
+        search: Search,
+        kinds: Callable[[], Sequence[RemovalKind]],
+        similar: RemovalKind | None = None,
+        on_top: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """kinds: asked before every step. similar: a kind that tells what to expect of others."""
-        self._search, self._kinds, self._similar = search, kinds, similar
+        """kinds: asked before every step. similar: a kind that tells what to expect of others. on_top: what another
+        technique adds to candidates of these kinds, as a logarithm of a speed-up."""
+        self._search, self._kinds, self._similar, self._on_top = search, kinds, similar, on_top
 
     def steps(self) -> Iterator[None]:
         """A step for each candidate."""
@@ -169,7 +187,7 @@ class RemovalTechnique:
             if expected is None:
                 found += [(UNKNOWN, kind, kind.first)] if kind.first in levels else []
                 continue
-            rival = max(search.float_value(), 0.0)
+            rival = max(search.float_value() - self._on_top(), 0.0)
             gains = [(expected.gain(kind.depth(level), rival), kind, level) for level in levels]
             found += [g for g in gains if g[0] >= _LEAST_GAIN]
         return max(found, key=lambda f: f[0], default=None)
@@ -202,7 +220,7 @@ class BlockRemoval:
     def __init__(self, search: Search, channels: RemovalKind) -> None:
         self._search, self._kind = search, block_kind(search, 0)
         self._behind: dict[int, list[RemovalKind]] = {}
-        self._technique = RemovalTechnique(search, lambda: [self.kind])
+        self._technique = RemovalTechnique(search, lambda: [self.kind], on_top=self._channels_gain)
         self._channels = RemovalTechnique(search, self._channels_behind, channels)
 
     @property
@@ -230,6 +248,12 @@ class BlockRemoval:
     def promise_behind(self) -> float:
         """Of the next one of those."""
         return self._channels.promise()
+
+    def _channels_gain(self) -> float:
+        """What channels behind blocks added to those blocks."""
+        search = self._search
+        pruned = [c for c in search.found if c.stage == Stage.PRUNING and c.blocks_out and allowed(c, search.max_drop)]
+        return max((search.worth(c) - measured_worth(search, self.kind, c.blocks_out) for c in pruned), default=0.0)
 
     def _channels_behind(self) -> list[RemovalKind]:
         search, count = self._search, held_level(self._search, self.kind)

@@ -81,6 +81,8 @@ def techniques(search: Search) -> list[Technique]:
     if search.goal == "size":
         known.insert(1, Technique("fewer bits", partial(fewer_bits, search)))
     more = [(name, asked) for name, asked in all_passes().items() if name not in _HANDLED]
+    if search.goal == "latency":
+        more = [(name, asked) for name, asked in more if getattr(asked, "saves_time", True)]
     parts = ReplacementTechnique(search)
     others = [
         Technique(

@@ -114,6 +114,9 @@ class Pass(Protocol[OptionsT]):
     exact:      whether all proposals keep the function for every input, up to rounding.
     needs_data: whether `plan` and `apply` need samples.
     extra:      the optional dependency group that is needed, or None.
+
+    A pass that only makes files smaller may say so by an attribute `saves_time = False`: a search for speed leaves it
+    out.
     """
 
     @property

@@ -48,6 +48,7 @@ class Half:
     name = "half"
     exact = False
     needs_data = False
+    saves_time = False
     extra = None
     Options = HalfOptions
 

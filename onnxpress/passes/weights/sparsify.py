@@ -95,6 +95,7 @@ class Sparsify:
     name = "sparsify"
     exact = False
     needs_data = True
+    saves_time = False
     extra = None
     Options = SparsifyOptions
 
