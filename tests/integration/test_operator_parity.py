@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -34,13 +36,25 @@ DIFFERENT = {
 }
 
 
+SMALL_INTEGERS = re.compile(r"test_cast(like)?_FLOAT(16)?_to_U?INT[24](_expanded)?")
+
+
 def test_backend_node_tests() -> None:
     cases = backend_tests.cases()
     assert len(cases) > 1000
     known = {c.name for c in cases}
     verdicts = {c.name: backend_tests.verdict(backend_tests.by_program, c) for c in cases}
     wrong = {name: why for name, why in verdicts.items() if why}
-    assert wrong.keys() == DIFFERENT.keys() & known, wrong
+    different = DIFFERENT.keys() & known
+    if not small_integers_wrap():
+        different |= {name for name in known if SMALL_INTEGERS.fullmatch(name)}
+    assert wrong.keys() == different, wrong
+
+
+def small_integers_wrap() -> bool:
+    """Whether numbers out of range wrap around in the types that the node tests are made with, as the standard's stored
+    results do: ml_dtypes 0.7 gives 0 for them."""
+    return bool(np.array([8.0], np.float32).astype(ml_dtypes.int4).astype(np.int64)[0] == -8)
 
 
 def compare(model: ir.Model, feeds: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:

@@ -23,7 +23,7 @@ from onnxpress.measure.linear import LinearLayer
 from onnxpress.model.channels.groups import ChannelGroup
 from onnxpress.runtime.time_limit import check_time
 
-_STEPS = 24  # removals of a group; those of one step are chosen together
+_STEPS = 48  # removals of a group; those of one step are chosen together
 _DAMPING = 1e-3
 
 

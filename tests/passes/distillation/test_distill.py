@@ -224,22 +224,26 @@ def test_rates_are_tried_until_one_is_too_fast(monkeypatch: pytest.MonkeyPatch) 
     assert job.settings == FAST
 
 
-def test_with_few_steps_a_rate_must_not_increase_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steps", "rate", "rates"), [(100, 1e-3, 4), (30, 3e-4, 3)])
+def test_with_few_steps_a_rate_must_hardly_increase_the_loss(
+    steps: int, rate: float, rates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a third at most, and with very few not at all: they cannot make up for it."""
     pytest.importorskip("torch")
     from onnxpress.train.distillation.runner import Distillation
 
     evidence = evidence_for(teacher(), data())
     job = Distillation(evidence, evidence, data(), FAST)
     asked: list[int] = []
-    losses = {0: iter([1.0]), 5: iter([0.9, 0.8, 0.85, 0.1])}  # before, and after five steps of each rate
+    losses = {0: iter([1.0]), 8: iter([0.9, 0.8, 0.85, 1.2])}  # before, and after eight steps of each rate
 
     def trial(steps: int) -> float:
         asked.append(steps)
         return next(losses[steps])
 
     monkeypatch.setattr(job, "_trial_loss", trial)
-    assert job.find_learning_rate(steps=100, fraction=0.2) == 3e-4
-    assert asked == [0, 5, 5, 5]
+    assert job.find_learning_rate(steps=steps, fraction=0.2) == rate
+    assert asked == [0, *[8] * rates]
 
 
 def test_batches_are_halved_where_the_time_allows_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
