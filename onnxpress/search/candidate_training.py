@@ -35,6 +35,7 @@ _LEAST_SAMPLES = 256  # to learn from
 _LEAST_SEEN = 500  # samples that a student must see in a training, repeated ones included
 _STEP_COST = 4.0  # time of a training step, in runs of the original
 _FASTER = math.log(1.05)  # than the best candidate, that a student must promise to be
+_ASKED_GAIN = 1e-3  # that a student promises at least, where the user asked for training
 _RECOVERY = 0.35  # what training leaves of a student's drop, before the first one tells
 _FINISHING = 0.05  # of the time budget, for the int8 form of a student
 
@@ -137,7 +138,9 @@ class TrainingTechnique:
         rival = search.float_value()
         for level in kind.between(held, refused):
             gain = expected.gain(kind.depth(level), rival, self._recovery)
-            if expected.worth(kind.depth(level)) - rival >= _FASTER:
+            if self._asked:  # little is promised, and yet there is time for it
+                gain = max(gain, _ASKED_GAIN)
+            if self._asked or expected.worth(kind.depth(level)) - rival >= _FASTER:
                 found.append(Student(kind.name(level), partial(_made, kind, level), gain))
         return found
 

@@ -39,16 +39,15 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
 @pytest.fixture(scope="module")
 def trained() -> OptimizeResult:
     pytest.importorskip("torch")
-    return optimize(nets.residual(width=32), splits(), OptimizeOptions(max_drop=0.3, time_budget=6, train_budget=1.5))
+    return optimize(nets.residual(width=32), splits(), OptimizeOptions(max_drop=0.3, time_budget=6, train_budget=12))
 
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_students_are_trained_and_quantized(trained: OptimizeResult) -> None:
+def test_students_are_trained(trained: OptimizeResult) -> None:
     names = [c.name for c in trained.candidates]
     students = [n for n in names if n.endswith(", trained") and "int8" not in n]
     assert students
-    assert any(f"{n} + int8" in names for n in students)
     assert len(students) == len(set(students))
 
 
@@ -62,7 +61,7 @@ def test_the_selection_curve_is_in_the_notes(trained: OptimizeResult) -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_a_trained_candidate_replays_to_the_same_bytes(trained: OptimizeResult) -> None:
-    student = next(c for c in trained.candidates if c.name.endswith(", trained + int8"))
+    student = next(c for c in trained.candidates if c.name.endswith(", trained"))
     again = apply_plan(student.plan, nets.residual(width=32), splits().calibrate)
     assert to_bytes(again.model) == student.data
 
