@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxpress.errors import EnvironmentProblem, InputProblem
 from onnxpress.model.checker import check_graph, graphs_of
-from onnxpress.model.file_formats.detection import file_format
+from onnxpress.model.file_formats.detection import FileFormat, file_format
 from onnxpress.model.normal_forms.sparse_initializers import with_dense_initializers
 from onnxpress.model.read import element_bytes
 
@@ -89,8 +89,8 @@ def _parse(path: Path) -> onnx.ModelProto:
         hint = f"did you mean {', '.join(near)}" if near else "check the path"
         raise InputProblem("no such model file", path, "", hint)
     if path.is_dir():
-        found = file_format(path)
-        if found.to_onnx:
+        found = _format(path)
+        if found is not None and found.to_onnx:
             raise InputProblem("the model is a folder, not an ONNX file", path, f"it is {found.text()}", found.to_onnx)
         raise InputProblem(
             "the model is a folder, not a file", path, "", f"name the file, such as {path / 'model.onnx'}"
@@ -109,10 +109,18 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
+def _format(path: Path) -> FileFormat | None:
+    """What a file or folder is; None where it cannot be read."""
+    try:
+        return file_format(path)
+    except OSError:
+        return None
+
+
 def _no_onnx(path: Path, why: str, hint: str) -> InputProblem:
     """The error for a file that is no ONNX model: what it is instead, and how it becomes one."""
-    found = file_format(path)
-    if found.kind in ("onnx", "unknown"):
+    found = _format(path)
+    if found is None or (found.kind in ("onnx", "unknown") and not found.detail):
         return InputProblem("not an ONNX file, or a truncated one", path, why, hint)
     return InputProblem("not an ONNX file", path, f"it is {found.text()}", found.to_onnx or hint)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import json
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from onnxpress.model.file_formats.pickled_classes import main_class, pickled_cla
 
 _HEAD = 2**20  # bytes that are looked at
 _MEMBER = 4 * 2**20  # of a member of an archive
+# What zipfile raises on archives that are damaged, encrypted, or packed by a method it does not know.
+_DAMAGED = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error, struct.error)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def _of_folder(path: Path) -> tuple[str, str]:
     if "modules.json" in names:
         return "sentence-transformers", ""
     if "config.json" in names:
-        config = _json((path / "config.json").read_bytes()[:_HEAD])
+        with (path / "config.json").open("rb") as stream:
+            config = _json(stream.read(_HEAD))
         if isinstance(config, dict) and config.get("architectures"):
             return "huggingface", ", ".join(map(str, config["architectures"]))
     if names & {"saved_model.pb", "saved_model.pbtxt"}:
@@ -87,7 +92,10 @@ def _of_file(path: Path) -> tuple[str, str]:
     if not head:
         return "empty", ""
     if head.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
-        return _of_archive(path)
+        try:
+            return _of_archive(path)
+        except _DAMAGED:
+            return "unknown", "a damaged zip archive"
     for recognizes in (_by_magic, _by_text, _by_pickle, _by_protobuf):
         found = recognizes(head)
         if found is not None:
@@ -205,7 +213,7 @@ def _by_text(head: bytes) -> tuple[str, str] | None:
 
 def _by_pickle(head: bytes) -> tuple[str, str] | None:
     packed = head[:1] == b"x" or head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x5d\x00\x00"))
-    if not packed and not (head[:1] == b"\x80" and head[1] <= 5) and not head.startswith((b"c", b"(", b"]")):
+    if not packed and not (head[:1] == b"\x80" and head[1:2] <= b"\x05") and not head.startswith((b"c", b"(", b"]")):
         return None
     names = pickled_classes(head)
     if not names:

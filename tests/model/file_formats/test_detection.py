@@ -195,3 +195,33 @@ def test_broken_pickles_end_quietly(cut: int) -> None:
     assert isinstance(pickled_classes(data[:cut]), list)
     assert isinstance(pickled_classes(gzip.compress(data)[:cut]), list)
     assert main_class([]) == ""
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_damaged_files_are_told_apart_too(name: str, tmp_path: Path) -> None:
+    """Bytes changed, cut off in front and behind: an answer, whatever it is, and never an error of its own."""
+    rng = np.random.default_rng(len(name))
+    path = tmp_path / "model.bin"
+    for _ in range(60):
+        data = bytearray(CONTENTS[name][1][:20_000])
+        for _ in range(int(rng.integers(1, 12))):
+            if data:
+                data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        cut = int(rng.integers(len(data) + 1))
+        path.write_bytes([data, data[:cut], data[min(cut, 20) :]][int(rng.integers(3))])
+        assert file_format(path).kind in NAMES
+
+
+def test_an_encrypted_archive_and_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(archive(config_DOT_json=b"{}", metadata_DOT_json=b"{}"))
+    for magic, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(magic)
+        while at >= 0:
+            data[at + flags] |= 1
+            at = data.find(magic, at + 4)
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(InputProblem, match="damaged zip archive"):
+        load(tmp_path / "m.onnx")
+    monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError("no")))
+    with pytest.raises(InputProblem, match="folder"):
+        load(tmp_path)
