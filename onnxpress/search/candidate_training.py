@@ -37,6 +37,7 @@ _STEP_COST = 4.0  # time of a training step, in runs of the original
 _FASTER = math.log(1.05)  # than the best candidate, that a student must promise to be
 _ASKED_GAIN = 1e-3  # that a student promises at least, where the user asked for training
 _RECOVERY = 0.35  # what training leaves of a student's drop, before the first one tells
+_MOST_FAILURES = 2  # after which no other student is trained
 _FINISHING = 0.05  # of the time budget, for the int8 form of a student
 
 
@@ -59,9 +60,10 @@ class TrainingTechnique:
         self._search, self.seconds, self._asked = search, share * search.budget.seconds, asked
         self._channels: dict[int, list[RemovalKind]] = {}  # by the number of blocks out
         self._blocks: RemovalKind | None = None
-        self._refused: set[str] = set()  # names of students that do not hold
+        self._too_small: set[str] = set()  # names of students that do not hold after training
+        self._refused: set[str] = set()  # of those that cannot be made or trained
         self._left = [math.log(_RECOVERY)]  # logarithms of what trainings left of the drop
-        self._ended = False
+        self._failures, self._ended = 0, False
 
     def steps(self) -> Iterator[None]:
         """A step for each student."""
@@ -104,7 +106,8 @@ class TrainingTechnique:
         stages = (Stage.PASS, Stage.REPLACEMENTS, Stage.INT8)
         found = []
         for c in search.found:
-            if c.stage in stages and c.id not in trained and not allowed(c, search.max_drop):
+            untrained = c.id not in trained and c.name not in self._refused
+            if c.stage in stages and untrained and not allowed(c, search.max_drop):
                 gain = search.worth(c) - (search.value() if c.int8 else search.float_value())
                 if gain >= _FASTER:
                     likely = probability(self._recovery * used_share(c, search.max_drop))
@@ -134,9 +137,11 @@ class TrainingTechnique:
         if expected is None:
             return []
         held = held_level(search, kind, _forms)
-        refused = min((v for v in kind.levels if v > held and kind.name(v) in self._refused), default=math.inf)
+        limit = min((v for v in kind.levels if v > held and kind.name(v) in self._too_small), default=math.inf)
         rival = search.float_value()
-        for level in kind.between(held, refused):
+        for level in kind.between(held, limit):
+            if kind.name(level) in self._refused:
+                continue
             gain = expected.gain(kind.depth(level), rival, self._recovery)
             if self._asked:  # little is promised, and yet there is time for it
                 gain = max(gain, _ASKED_GAIN)
@@ -148,7 +153,8 @@ class TrainingTechnique:
         """Make a student, and train it if it does not hold as it is."""
         search = self._search
         made = student.make()
-        if made is None:
+        if made is None or (search.has(made) and made.name not in {c.name for c in search.found}):
+            self._refused.add(student.name)  # another one under another name
             return
         if not search.has(made):
             search.keep(made)
@@ -162,13 +168,15 @@ class TrainingTechnique:
 
         name = trained_name(made.name)
         trained = search.attempt(name, lambda: search.keep(search.factory.trained(name, made, seconds, progress)))
-        if trained is None:  # what fails for one student fails for all
-            self._ended = True
+        if trained is None:  # what fails twice fails for all, such as an operator that cannot be trained
+            self._refused.add(student.name)
+            self._failures += 1
+            self._ended = self._failures >= _MOST_FAILURES
             return
         before, after = (max(used_share(c, search.max_drop), LEAST_USED) for c in (made, trained))
         self._left.append(math.log(after / before))
         if not allowed(trained, search.max_drop):
-            self._refused.add(student.name)
+            self._too_small.add(student.name)
 
 
 def trained_name(name: str) -> str:

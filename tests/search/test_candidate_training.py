@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_levels_beyond_what_holds_are_students(search: Search) -> None:
     technique = TrainingTechnique(search)
     best = technique._best_student()
     assert best is not None and best.name in {f"prune {p}%" for p in range(21, 60)}
-    technique._refused.add("prune 21%")
+    technique._too_small.add("prune 21%")
     assert technique._best_student() is None or "all" in technique._best_student().name  # type: ignore[union-attr]
 
 
@@ -145,3 +146,39 @@ def test_training_within_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> Non
     assert trained.parent == made.id
     assert any("on the selection samples" in note for note in trained.notes)
     assert len(technique._left) == 2, "what it left of the drop is known now"
+
+
+@pytest.mark.unit
+def test_a_student_that_fails_is_not_tried_again_and_two_end_it(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.factory.exact()
+    add(search, "exact", Stage.EXACT, 1.0)
+    for number in range(4):
+        add(search, f"lowrank of {number} units", Stage.PASS, 2.0 + number / 10, drop=0.02)
+    asked: list[str] = []
+
+    def failing(name: str, *_: object) -> Candidate:
+        asked.append(name)
+        raise ValueError("this operator cannot be trained")
+
+    monkeypatch.setattr(search.factory, "trained", failing)
+    technique = TrainingTechnique(search)
+    assert sum(1 for _ in technique.steps()) == 2
+    assert len(set(asked)) == 2
+    assert technique.promise() == 0
+    assert set(search.failed) == set(asked)
+
+
+@pytest.mark.unit
+def test_a_student_that_is_another_one_is_passed_over(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pruning 24 % and 25 % of the time may remove the same channels: no step may repeat itself for ever."""
+    search.factory.exact()
+    add(search, "exact", Stage.EXACT, 1.0)
+    add(search, "prune 20%", Stage.PRUNING, 1.25, drop=0.001)
+    twin = add(search, "prune 40%", Stage.PRUNING, 1.6, drop=0.001)
+    same = Candidate("other", "other", Stage.PRUNING, twin.plan, b"", twin.score, quick=1.6)
+    monkeypatch.setattr(search.factory, "pruned", lambda *_, **__: same)
+    monkeypatch.setattr("onnxpress.search.removal.predicted_speed", lambda *_: None)
+    steps = sum(1 for _ in itertools.islice(TrainingTechnique(search).steps(), 400))
+    assert 0 < steps < 400
