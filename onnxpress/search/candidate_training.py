@@ -39,6 +39,7 @@ _ASKED_GAIN = 1e-3  # that a student promises at least, where the user asked for
 _RECOVERY = 0.35  # what training leaves of a student's drop, before the first one tells
 _MOST_FAILURES = 2  # after which no other student is trained
 _FINISHING = 0.05  # of the time budget, for the int8 form of a student
+_LATE = 1.25  # times its time, that a training may take with its student's making and scoring
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,19 @@ class TrainingTechnique:
 
     def _worth_starting(self) -> bool:
         """Whether there is something to learn from, and time to learn it."""
-        search = self._search
-        time = min(self.seconds, search.seconds_left() - _FINISHING * search.budget.seconds)
+        search, time = self._search, self._time()
         if self._asked:
             return time > _LEAST_SHARE * self.seconds
         if len(search.factory.learn) < _LEAST_SAMPLES or time < _LEAST_SECONDS:
             return False
         a_run = _STEP_COST * search.original_seconds / search.factory.cores
         return time / max(a_run, 1e-9) >= _LEAST_SEEN
+
+    def _time(self) -> float:
+        """Seconds for the next training, so that it ends in time."""
+        search = self._search
+        left = search.seconds_left() - _FINISHING * search.budget.seconds
+        return min(self.seconds, left / _LATE)
 
     def _best_student(self) -> Student | None:
         able = [*self._as_found(), *(s for kind in self._all_kinds() for s in self._of_kind(kind))]
@@ -160,8 +166,7 @@ class TrainingTechnique:
             search.keep(made)
         if allowed(made, search.max_drop):
             return
-        left = search.seconds_left() - _FINISHING * search.budget.seconds
-        seconds = min(self.seconds, max(left, _LEAST_SHARE * self.seconds))
+        seconds = max(self._time(), _LEAST_SHARE * self.seconds)
 
         def progress(stage: str, share: float) -> None:
             search.report(f"training {made.name}: {stage}")

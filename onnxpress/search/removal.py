@@ -19,12 +19,13 @@ from onnxpress.passes.pruning.options import ALL, INTERNAL, PruneOptions
 from onnxpress.plan.candidate_store import Candidate, Prediction, Stage
 from onnxpress.search.candidate_factory import SHALLOWEST, blocks_name
 from onnxpress.search.scheduling import UNKNOWN
-from onnxpress.search.search import Search, allowed, clearly_refused, prune_name, used_share
+from onnxpress.search.search import Search, allowed, clearly_refused, one_sample, prune_name, used_share
 
 LEAST_USED = 0.1  # of the allowed drop: less is luck
 _USUAL_POWER, _POWERS = 2.0, (1.0, 4.0)  # of the depth, with which the used share of the drop grows; its bounds
 _USUAL_SLOPE, _NOISY = 0.8, 0.1  # of the logarithm of the speed-up over the depth; a depth that tells as much as that
 _FAMILIAR = 0.3  # logarithm of a speed-up beyond what is known, that makes a prediction e times less likely
+_BY_LUCK = 0.5  # of a sample, that a measured drop may be
 _SURE = 2.5  # how much the probability to hold depends on the expected drop
 _PERCENT = range(2, 96)
 _FIRST_CHANNELS, _FIRST_BLOCKS = 20, 0.15  # percent; of the blocks that can be out
@@ -61,7 +62,7 @@ class Expectation:
     """What the levels of a kind are expected to give.
 
     worth: logarithm of the speed-up at a depth. used: share of the allowed drop. known: the largest depth that was
-    measured.
+    measured, or that of the next level: steps cannot be smaller.
     """
 
     worth: Callable[[float], float]
@@ -98,7 +99,8 @@ def expectation(search: Search, kind: RemovalKind, similar: RemovalKind | None =
     usual = (speeds[-1] - speeds[0] + _USUAL_SLOPE * _NOISY) / (depths[-1] + _NOISY)
     faster = _line(depths, speeds, max(usual, 0.0))
     grown = _power(depths[1:], [max(u - used[0], LEAST_USED) for u in used[1:]])
-    return Expectation(faster, lambda depth: used[0] + grown(depth), depths[-1])
+    following = next((d for level in kind.levels if (d := kind.depth(level)) > depths[-1]), depths[-1])
+    return Expectation(faster, lambda depth: used[0] + grown(depth), following)
 
 
 def _seen(search: Search, kind: RemovalKind) -> list[tuple[float, float, float]]:
@@ -107,7 +109,8 @@ def _seen(search: Search, kind: RemovalKind) -> list[tuple[float, float, float]]
     seen = []
     for level in (0, *kind.levels):
         if (c := by_name.get(kind.name(level))) is not None:
-            seen.append((kind.depth(level), search.worth(c), max(used_share(c, search.max_drop), 0.0)))
+            used = used_share(c, search.max_drop) - _BY_LUCK * one_sample(c, search.max_drop)
+            seen.append((kind.depth(level), search.worth(c), max(used, 0.0)))
     if not seen or seen[0][0] > 0:  # nothing removed: the base
         seen.insert(0, (0.0, math.log(max(search.base_speedup, 1e-3)), 0.0))
     return seen

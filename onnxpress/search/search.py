@@ -96,9 +96,13 @@ def used_share(candidate: Candidate, max_drop: float) -> float:
 
 def clearly_refused(candidate: Candidate, max_drop: float) -> bool:
     """Whether not even two samples more, answered as by the original, would make it allowed."""
+    return used_share(candidate, max_drop) > 1 + _LUCKY_SAMPLES * one_sample(candidate, max_drop)
+
+
+def one_sample(candidate: Candidate, max_drop: float) -> float:
+    """The share of the allowed drop that one sample makes, where answers are counted; 0 elsewhere."""
     score = candidate.score
-    luck = 0.0 if score.agreement is None or not max_drop else _LUCKY_SAMPLES / (max_drop * max(score.samples, 1))
-    return used_share(candidate, max_drop) > 1 + luck
+    return 0.0 if score.agreement is None or not max_drop else 1 / (max_drop * max(score.samples, 1))
 
 
 def _changed_share(candidate: Candidate, max_drop: float) -> float:

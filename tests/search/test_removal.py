@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,13 +112,25 @@ def test_an_alike_kind_tells_what_to_expect(search: Search) -> None:
     expected = expectation(search, other, inner)
     assert expected is not None
     assert expected.worth(math.log(2)) == pytest.approx(math.log(2))
-    assert expected.known == pytest.approx(math.log(2))
+    assert expected.known == pytest.approx(other.depth(51)), "the next level is no step into the unknown"
 
 
 def test_the_chance_to_hold_falls_with_the_drop() -> None:
     assert probability(1.0) == 0.5
     assert probability(0.1) > 0.95
     assert probability(5.0) < 0.05
+
+
+def test_the_next_block_is_tried_however_much_it_adds(search: Search) -> None:
+    """Steps cannot be smaller; and what one sample used up may be luck."""
+    kind = block_kind(search, 3)
+    out = candidate(search, kind.name(1), Stage.BLOCKS, 1.35, ALLOWED)
+    out.score = replace(out.score, agreement=1.0, samples=100)  # one of them is all that may be lost
+    search.found.append(out)
+    expected = expectation(search, kind)
+    assert expected is not None
+    assert expected.known == pytest.approx(kind.depth(2))
+    assert expected.used(kind.depth(1)) == pytest.approx(0.5)
 
 
 def test_far_beyond_what_is_known_less_is_expected(search: Search) -> None:
