@@ -63,12 +63,23 @@ def drop_dead(model: ir.Model) -> None:
 
 
 def forget_shapes(model: ir.Model, keep: Iterable[ir.Value] = ()) -> None:
-    """Drop stated shapes of computed values, except of `keep` and of the graph outputs."""
+    """Drop stated shapes of computed values, except of `keep` and of the graph outputs.
+
+    Of a Resize the name of the first size stays: nothing infers it again, and onnxruntime needs it to see that two
+    pictures are of one size.
+    """
     kept = {id(v) for v in keep} | {id(v) for v in model.graph.outputs}
     for node in model.graph:
         for value in node.outputs:
             if id(value) not in kept:
-                value.shape = None
+                value.shape = _named_first(value.shape) if node.op_type == "Resize" else None
+
+
+def _named_first(shape: ir.Shape | None) -> ir.Shape | None:
+    """A shape of which only the first size is known, by its name; None where that is a number or unknown."""
+    if shape is None or not len(shape) or not isinstance(first := shape[0], ir.SymbolicDim) or first.value is None:
+        return None
+    return ir.Shape([first.value, *[None] * (len(shape) - 1)])
 
 
 def forget_floats(model: ir.Model) -> None:

@@ -1,4 +1,4 @@
-"""Identity nodes: removed, but for those that a graph needs to return a value."""
+"""Changes of graphs: Identity nodes, and stated shapes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxpress.model import edit
 from onnxpress.model.files import to_bytes
 from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.runtime.session import open_session, run
@@ -84,3 +85,18 @@ def test_a_loop_that_returns_its_state_twice_returns_it_twice() -> None:
     shape = helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([1, 4], np.int64)))
     model = built([start, shape, scan, shaped], [info("x", ["N", 4])], ["y", "z"])
     assert_same(model, X)
+
+
+def test_of_a_resize_the_name_of_the_first_size_stays() -> None:
+    """Nothing infers it again; other sizes do not stay."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,8,8] x) => (float[N,3,16,16] z)
+    <float[4] s = {1,1,2,2}> { y=Relu(x)  r=Resize<mode="nearest">(y,,s)  z=Relu(r) }"""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+    values = {v.name: v for n in model.graph for v in n.outputs}
+    values["r"].shape = ir.Shape(["N", 3, 16, 16])
+    edit.forget_shapes(model)
+    assert values["y"].shape is None
+    assert values["r"].shape == ir.Shape(["N", None, None, None])
+    values["r"].shape = ir.Shape([2, 3, 16, 16])
+    edit.forget_shapes(model)
+    assert values["r"].shape is None

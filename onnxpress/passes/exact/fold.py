@@ -17,7 +17,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
 from onnxpress.passes.exact.bounds import fold_relu
 from onnxpress.passes.exact.fold_linear import fold_linear
-from onnxpress.passes.rewriting.layer_norm import feeds_normalization
+from onnxpress.passes.rewriting.products.layer_norm import feeds_normalization
 
 
 def _foldable_producer(value: ir.Value | None) -> ir.Node | None:

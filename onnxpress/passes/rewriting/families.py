@@ -16,17 +16,25 @@ import onnx_ir as ir
 from onnxpress.model import edit
 from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting.activations import name_activation
-from onnxpress.passes.rewriting.channel_affine import as_depthwise
-from onnxpress.passes.rewriting.convolution_weights import merge_groups, merge_parallel, split_depth_multiplier
-from onnxpress.passes.rewriting.exponentials import vector_kernels
-from onnxpress.passes.rewriting.global_pooling import as_global_pooling
-from onnxpress.passes.rewriting.layer_norm import as_sum
-from onnxpress.passes.rewriting.nearest_resize import as_pixel_copy
-from onnxpress.passes.rewriting.one_dimensional import as_picture, drop_axis_changes
-from onnxpress.passes.rewriting.prelu import fast_prelu
-from onnxpress.passes.rewriting.softmax_guards import drop_guard
-from onnxpress.passes.rewriting.split_convolution import split_weights
+from onnxpress.passes.rewriting.convolutions.channel_affine import as_depthwise
+from onnxpress.passes.rewriting.convolutions.channel_gates import copy_gate
+from onnxpress.passes.rewriting.convolutions.channel_padding import pad_channels
+from onnxpress.passes.rewriting.convolutions.convolution_weights import (
+    merge_groups,
+    merge_parallel,
+    split_depth_multiplier,
+)
+from onnxpress.passes.rewriting.convolutions.global_pooling import as_global_pooling
+from onnxpress.passes.rewriting.convolutions.nearest_resize import as_pixel_copy
+from onnxpress.passes.rewriting.convolutions.one_dimensional import as_picture, drop_axis_changes
+from onnxpress.passes.rewriting.convolutions.prelu import fast_prelu
+from onnxpress.passes.rewriting.convolutions.shuffled_channels import as_selection
+from onnxpress.passes.rewriting.convolutions.split_convolution import split_weights
+from onnxpress.passes.rewriting.elementwise.activations import name_activation
+from onnxpress.passes.rewriting.elementwise.exponentials import vector_kernels
+from onnxpress.passes.rewriting.products.layer_norm import as_sum
+from onnxpress.passes.rewriting.products.parallel_products import merge_products
+from onnxpress.passes.rewriting.products.softmax_guards import drop_guard
 from onnxpress.runtime.session import trace
 
 Rule = Callable[[ir.Model, ir.Node, Trace], bool]
@@ -49,16 +57,20 @@ FAMILIES: tuple[Family, ...] = (
     Family("vector-kernels", "Mish, Softplus, Elu, Selu and Celu by vector kernels", (vector_kernels,)),
     Family("layer-norm", "sums in front of LayerNormalization stay sums", (as_sum,)),
     Family("one-dimensional", "convolutions over one axis become those of pictures", (as_picture, drop_axis_changes)),
+    Family("products", "products of one input with several matrices become one", (merge_products,)),
     Family("softmax-guard", "guards against empty rows where rows are whole", (drop_guard,), finite=True),
     Family("prelu", "PRelu in the layout of convolutions", (fast_prelu,)),
     Family("pooling", "reductions over whole pictures become pooling", (as_global_pooling,)),
     Family("resize", "nearest Resize by whole numbers copies pixels", (as_pixel_copy,)),
+    Family("shuffle", "shuffles of channels become selections", (as_selection,)),
     Family("split", "convolutions whose channels are split behind become several", (split_weights,)),
     Family("parallel", "parallel convolutions become one", (merge_parallel,)),
     Family(
         "depth-multiplier", "depthwise convolutions of several outputs a channel are split", (split_depth_multiplier,)
     ),
     Family("affine", "sums and products between convolutions become depthwise convolutions", (as_depthwise,)),
+    Family("padding", "channels padded to what blocked kernels take", (pad_channels,), finite=True),
+    Family("gates", "gates of channels stay in the layout of convolutions", (copy_gate,)),
     Family("groups-8", "groups narrower than 8 channels are merged", (partial(merge_groups, 8),), finite=True),
     Family("groups-16", "groups narrower than 16 channels are merged", (partial(merge_groups, 16),), finite=True),
 )

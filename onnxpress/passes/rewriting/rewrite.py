@@ -1,16 +1,15 @@
 """rewrite: the same function, in the operators and layouts that onnxruntime runs fastest on this machine.
 
 The families of `families.py` are proved to keep the function; which of them make a model faster only the clock can
-tell. Each is timed alone against the model as it is, in one interleaved run, and those that gain are timed together. A
-family that gains nothing on this machine, with these threads and this provider, is not applied.
+tell (`family_selection.py`). A family that gains nothing on this machine, with these threads and this provider, is not
+applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxpress.errors import InputProblem
@@ -20,11 +19,11 @@ from onnxpress.passes.core.contract import Action, Applied, Planned, Proposal, R
 from onnxpress.passes.core.options import PassOptions, option
 from onnxpress.passes.exact.differences import changed_names
 from onnxpress.passes.rewriting.families import BY_NAME, FAMILIES, Family, apply_families, apply_in_place
-from onnxpress.runtime.latency import Effort, Ratio, compare_latency
+from onnxpress.passes.rewriting.family_selection import choose
+from onnxpress.runtime.latency import Ratio
 from onnxpress.runtime.session import default_settings, find_provider, sessions_with
 
 FASTER, ALL = "faster", "all"
-_MODEL, _TOGETHER = "model", "together"
 _SECONDS = 1.5  # of timing, for each family
 
 
@@ -50,15 +49,6 @@ class RewriteOptions(PassOptions):
         if self.threads < 1:
             raise InputProblem("there must be at least one thread", "`threads`", f"got {self.threads}", "give 1")
         find_provider(self.provider)
-
-
-@dataclass(frozen=True)
-class RewriteTimes:
-    """Times of the families that apply, each alone against the model, and of those that are kept."""
-
-    families: tuple[Ratio, ...]
-    kept: tuple[str, ...]
-    together: Ratio | None = None
 
 
 class Rewrite:
@@ -126,35 +116,6 @@ def fastest_rewrites(evidence: Evidence, seconds: float) -> tuple[list[Action], 
         return [], []
     times = choose(evidence, forms, min(seconds, _SECONDS * (len(forms) + 1)))
     return _actions(times.kept), [_line(times.together, "rewrites")] if times.together is not None else []
-
-
-def choose(evidence: Evidence, forms: Mapping[str, ir.Model], seconds: float) -> RewriteTimes:
-    """Time each family alone, and those that gain together; those are kept whose sum is faster than the model.
-
-    forms: the model rewritten by each family that applies to it.
-    """
-    feeds: list[dict[str, np.ndarray]] = [evidence.probe]
-    models = {_MODEL: evidence.model, **forms}
-    names = list(forms)
-    if len(names) > 1:
-        models[_TOGETHER] = apply_families(evidence.model, evidence.probe, names, evidence.trace)[0]
-    seen = compare_latency(models, feeds, Effort(seconds=seconds * (0.6 if len(names) > 1 else 1.0)))
-    alone = tuple(seen.ratio(name) for name in names)
-    kept = [r.name for r in alone if r.low > 1.0]
-    if not kept:
-        return RewriteTimes(alone, ())
-    if len(names) == 1:
-        return RewriteTimes(alone, tuple(kept), alone[0])
-    if len(kept) == 1:
-        return RewriteTimes(alone, tuple(kept), seen.ratio(kept[0]))
-    final = apply_families(evidence.model, evidence.probe, kept, evidence.trace)[0]
-    best = max(alone, key=lambda r: r.low).name
-    last = {_MODEL: evidence.model, best: forms[best], _TOGETHER: final}
-    seen = compare_latency(last, feeds, Effort(seconds=0.4 * seconds))
-    together, single = seen.ratio(_TOGETHER), seen.ratio(best)
-    if together.speedup >= single.speedup and together.low > 1.0:
-        return RewriteTimes(alone, tuple(kept), together)
-    return RewriteTimes(alone, (best,), single)  # together they undo each other
 
 
 def _forms(evidence: Evidence, names: Sequence[str]) -> dict[str, ir.Model]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnxpress.measure.evidence import evidence_for
 from onnxpress.passes.rewriting.families import BY_NAME, FAMILIES, apply_families
 from tests import nets
-from tests.passes.rewriting.test_activations import NUMBERS, SPELLINGS
+from tests.passes.rewriting.elementwise.test_activations import NUMBERS, SPELLINGS
 
 
 def spelled(net: nets.Net, draw: Any, x: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 import onnxpress
 from onnxpress.errors import InputProblem
 from onnxpress.measure.evidence import evidence_for
+from onnxpress.passes.rewriting import family_selection
 from onnxpress.passes.rewriting import rewrite as module
 from onnxpress.passes.rewriting.rewrite import ALL, REWRITE, RewriteOptions, fastest_rewrites
-from onnxpress.runtime.latency import LatencyComparison, Ratio
 from tests import nets
+from tests.passes.rewriting.test_family_selection import made_up
 
 
 def slow_net() -> ir.Model:
@@ -31,29 +33,23 @@ def slow_net() -> ir.Model:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A made-up clock: speeds by family (and `together`), each known to 1 %."""
+    """A made-up clock: speed-ups by family, which multiply; each known to 1 %."""
     speeds: dict[str, float] = {}
-
-    def compare(models: dict[str, object], *_: object, **__: object) -> LatencyComparison:
-        names = [n for n in models if n != "model"]
-        ratios = tuple(Ratio(n, "model", speeds.get(n, 1.0), speeds.get(n, 1.0) - 0.01, 2) for n in names)
-        return LatencyComparison((), ratios)
-
-    monkeypatch.setattr(module, "compare_latency", compare)
+    monkeypatch.setattr(
+        family_selection, "compare_latency", made_up(lambda names: math.prod(speeds.get(n, 1.0) for n in names))
+    )
     return speeds
 
 
 def test_the_clock_decides(clock: dict[str, float]) -> None:
     evidence = evidence_for(slow_net(), None)
-    clock.update({"vector-kernels": 1.5, "activations": 0.9, "together": 1.7})
+    clock.update({"vector-kernels": 1.5, "activations": 0.9})
     planned = REWRITE.plan(evidence, RewriteOptions())
     assert planned.actions == [{"rewrite": "vector-kernels"}]
     clock.update({"activations": 1.2})
     planned = REWRITE.plan(evidence, RewriteOptions())
     assert planned.actions == [{"rewrite": "activations"}, {"rewrite": "vector-kernels"}]
     assert any("all that is kept" in note for note in planned.notes)
-    clock.update({"together": 0.8})  # they undo each other: the better one alone
-    assert REWRITE.plan(evidence, RewriteOptions()).actions == [{"rewrite": "vector-kernels"}]
     clock.clear()
     assert REWRITE.plan(evidence, RewriteOptions()).actions == []
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting.activations import FLOAT32, Builder, float_type
+from onnxpress.passes.rewriting.elementwise.activations import FLOAT32, Builder, float_type
 
 _NORMS = frozenset(("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"))
 

@@ -20,9 +20,9 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting import scalar_functions as sf
-from onnxpress.passes.rewriting.activations import FLOAT32, Builder, float_type
-from onnxpress.passes.rewriting.scalar_regions import regions_ending_at
+from onnxpress.passes.rewriting.elementwise import scalar_functions as sf
+from onnxpress.passes.rewriting.elementwise.activations import FLOAT32, Builder, float_type
+from onnxpress.passes.rewriting.elementwise.scalar_regions import regions_ending_at
 
 _SELU = 1.67326319217681884765625, 1.05070102214813232421875  # alpha and gamma of the operator's specification
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from onnxpress.passes.rewriting.scalar_functions import IDENTITY, Polynomial
-from onnxpress.passes.rewriting.scalar_regions import form_of, regions_ending_at
+from onnxpress.passes.rewriting.elementwise.scalar_functions import IDENTITY, Polynomial
+from onnxpress.passes.rewriting.elementwise.scalar_regions import form_of, regions_ending_at
 from tests.passes.rewriting.helpers import f32, graph
 
 pytestmark = pytest.mark.unit

@@ -20,8 +20,8 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting.activations import FLOAT32, Builder, float_type
-from onnxpress.passes.rewriting.blocked_layout import is_blocked
+from onnxpress.passes.rewriting.convolutions.blocked_layout import is_blocked
+from onnxpress.passes.rewriting.elementwise.activations import FLOAT32, Builder, float_type
 
 _NARROWEST = 8  # channels of a part
 _ACTIVATIONS = frozenset("Relu Clip LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Elu Gelu Softplus Mish Mul".split())
@@ -37,7 +37,7 @@ def split_weights(model: ir.Model, node: ir.Node, sizes: Trace) -> bool:
     whole = _behind_activations(node)
     if weight is None or bias is None or whole is None or float_type(whole, sizes) != FLOAT32:
         return False
-    parts = _parts(whole, len(weight))
+    parts = channel_parts(whole, len(weight), _NARROWEST)
     if parts is None:
         return False
     for first, last, value in parts:
@@ -91,8 +91,13 @@ def _copied(make: Builder, value: ir.Value, known: dict[int, ir.Value]) -> ir.Va
     return known[id(value)]
 
 
-def _parts(value: ir.Value, channels: int) -> list[Part] | None:
-    """The parts that readers split a value into, by their first channel; None where they are not wide and disjoint."""
+def channel_parts(value: ir.Value, channels: int, narrowest: int = 1) -> list[Part] | None:
+    """The parts that readers split a value into, by their first channel; None where they are not wide and disjoint.
+
+    narrowest: channels of a part at least.
+    """
+    if value.is_graph_output():
+        return None
     found: list[Part] = []
     for node in {id(use.node): use.node for use in value.uses()}.values():
         own = _split(node, channels) if node.op_type == "Split" else _slice(node, channels)
@@ -100,7 +105,7 @@ def _parts(value: ir.Value, channels: int) -> list[Part] | None:
             return None
         found += own
     found.sort(key=lambda part: part[:2])
-    wide = all(last - first >= _NARROWEST for first, last, _ in found)
+    wide = all(last - first >= narrowest for first, last, _ in found)
     disjoint = all(a[1] <= b[0] for a, b in itertools.pairwise(found))
     return found if len(found) > 1 and wide and disjoint else None
 

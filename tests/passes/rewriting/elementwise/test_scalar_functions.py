@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxpress.passes.rewriting import scalar_functions as sf
+from onnxpress.passes.rewriting.elementwise import scalar_functions as sf
 
 pytestmark = pytest.mark.unit
 X = np.linspace(-9, 9, 181).tolist()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from onnxpress.passes.rewriting.blocked_layout import between_convolutions, channels_of, is_blocked, per_channel
+from onnxpress.passes.rewriting.convolutions.blocked_layout import (
+    between_convolutions,
+    channels_of,
+    is_blocked,
+    per_channel,
+)
 from tests.passes.rewriting.helpers import f32, graph, random
 
 pytestmark = pytest.mark.unit

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting.activations import Builder
+from onnxpress.passes.rewriting.elementwise.activations import Builder
 
 _BLOCKS = (8, 16)  # channels of a block, of CPUs with 256 and 512 bit vectors
 _UNARY = frozenset("Relu Clip LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Elu Gelu Softplus Mish".split())

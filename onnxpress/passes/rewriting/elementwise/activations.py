@@ -33,8 +33,8 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting import scalar_functions as sf
-from onnxpress.passes.rewriting.scalar_regions import Region, regions_ending_at
+from onnxpress.passes.rewriting.elementwise import scalar_functions as sf
+from onnxpress.passes.rewriting.elementwise.scalar_regions import Region, regions_ending_at
 
 FLOAT32 = np.dtype(np.float32)
 _HARD_SWISH, _GELU, _CLIP_WITH_INPUTS = 14, 20, 11  # operator sets from which on

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from onnxpress.model import read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting import scalar_functions as sf
-from onnxpress.passes.rewriting.scalar_functions import Form
+from onnxpress.passes.rewriting.elementwise import scalar_functions as sf
+from onnxpress.passes.rewriting.elementwise.scalar_functions import Form
 
 _MOST = 20  # nodes of a region
 _CLIP_WITH_INPUTS = 11  # operator set from which on the bounds of Clip are inputs

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting.activations import Builder
+from onnxpress.passes.rewriting.elementwise.activations import Builder
 
 _AXES_AS_INPUT = 13  # operator set from which on the axes of Squeeze and Unsqueeze are an input
 _ELEMENTWISE = frozenset(

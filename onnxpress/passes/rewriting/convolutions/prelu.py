@@ -19,8 +19,8 @@ import onnx_ir as ir
 
 from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
-from onnxpress.passes.rewriting.activations import FLOAT32, Builder, float_type
-from onnxpress.passes.rewriting.blocked_layout import between_convolutions, channels_of, per_channel
+from onnxpress.passes.rewriting.convolutions.blocked_layout import between_convolutions, channels_of, per_channel
+from onnxpress.passes.rewriting.elementwise.activations import FLOAT32, Builder, float_type
 
 
 def fast_prelu(model: ir.Model, node: ir.Node, sizes: Trace) -> bool:

@@ -1,0 +1,1 @@
+"""Functions of single numbers: activations in any spelling, and the kernels that compute them."""
