@@ -162,8 +162,10 @@ def _checked(model: ir.Model, evidence: Evidence) -> ir.Model | str:
         or signature(done).defaults != signature(model).defaults
     ):
         return "it changed the signature"
-    for new, old in zip(done.graph.outputs, model.graph.outputs, strict=True):
-        new.shape, new.type = old.shape, old.type
+    before = {v.name: v for v in (*model.graph.inputs, *model.graph.outputs)}
+    for port in (*done.graph.inputs, *done.graph.outputs):  # names of free sizes, too
+        if (old := before.get(port.name)) is not None:
+            port.shape, port.type = old.shape, old.type
     for key in [k for k in done.metadata_props if k.startswith(_DIARY) and k not in model.metadata_props]:
         done.metadata_props.pop(key)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxpress.measure.evidence import evidence_for
@@ -10,6 +11,7 @@ from onnxpress.model import edit
 from onnxpress.model.counts import macs
 from onnxpress.model.files import to_bytes, weight_bytes
 from onnxpress.model.normal_forms.canonical import canonical
+from onnxpress.model.signature import signature
 from onnxpress.passes.core.contract import proposals, refusals
 from onnxpress.passes.exact.simplify import SIMPLIFY
 from tests import nets
@@ -65,3 +67,15 @@ def test_simplify_refuses_the_clean_up_where_onnxsim_fails(monkeypatch: pytest.M
     monkeypatch.setattr("onnxpress.passes.exact.simplify.onnxsim", lambda data: "crash: killed by signal 11")
     (refused,) = refusals(SIMPLIFY, evidence_for(nets.residual(), None))
     assert refused.unit == "graph" and "killed by signal 11" in refused.reason
+
+
+def test_names_of_free_sizes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxsim names those anew which the model's Reshapes tell it something about (every GPT-2 of one exporter)."""
+    model = nets.residual()
+    renamed = model.clone()
+    renamed.graph.inputs[0].shape = ir.Shape(["unk__0", *list(renamed.graph.inputs[0].shape or ())[1:]])
+    monkeypatch.setattr("onnxpress.passes.exact.simplify.onnxsim", lambda data: to_bytes(renamed))
+    evidence = evidence_for(model, None)
+    done = SIMPLIFY.apply(evidence, [{"tool": "onnxsim"}])
+    assert not done.notes
+    assert signature(done.model) == signature(model)
