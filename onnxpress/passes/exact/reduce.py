@@ -12,7 +12,8 @@ Foldings (`fold.py`) and channels that provably do not matter:
 As many go as leave a width on the CPU's kernel grid.
 
 The proof is algebra on the weights, not observation; only the order of additions changes (parity 1e-5).
-Also: sizes that are computed though they are known (`reshape_targets.py`).
+Also: sizes that are computed though they are known (`reshape_targets.py`), and what is expanded though its readers
+broadcast (`expansions.py`).
 Also flushed: denormal weights (|w| < 1e-30), which cost a hundredfold in time and carry nothing.
 """
 
@@ -21,8 +22,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
-import onnx.reference
 import onnx_ir as ir
 
 from onnxpress.measure.evidence import Evidence
@@ -33,6 +32,8 @@ from onnxpress.model.normal_forms.canonical import canonical
 from onnxpress.passes.core.contract import Action
 from onnxpress.passes.exact.bounds import drop_redundant_relus
 from onnxpress.passes.exact.duplicate_channels import merge_duplicate_channels
+from onnxpress.passes.exact.evaluation import evaluate
+from onnxpress.passes.exact.expansions import drop_expansions
 from onnxpress.passes.exact.fold import FOLDINGS, fold
 from onnxpress.passes.exact.inactive_channels import fold_constant_channels, fold_inactive_channels, has_padding
 from onnxpress.passes.exact.reshape_targets import fold_reshape_targets
@@ -46,12 +47,12 @@ _KEEPS_CONSTANTS = frozenset(
     """GlobalAveragePool GlobalMaxPool MaxPool Flatten Reshape Squeeze Transpose ReduceMean""".split()
 )
 _TINY = 1e-30
-_TARGETS = "targets"
+_TARGETS, _EXPANSIONS = "targets", "expansions"
 
 
 # Every exact reduction, as the actions of the pass `simplify`.
 REDUCTIONS: tuple[Action, ...] = (
-    *({"fold": kind} for kind in (*FOLDINGS, _TARGETS)),
+    *({"fold": kind} for kind in (_EXPANSIONS, *FOLDINGS, _TARGETS)),
     {"flush": "denormals"},
     {"bounds": "relu"},
     {"merge": "alike"},
@@ -65,6 +66,9 @@ def reduce(evidence: Evidence, actions: Sequence[Action]) -> tuple[ir.Model, lis
     work = canonical(evidence.model)
     notes = []
     kinds = {d["fold"] for d in actions if "fold" in d}
+    if _EXPANSIONS in kinds:
+        count = drop_expansions(work)
+        notes += [f"{count} operators read what was expanded for them"] if count else []
     if kinds:
         done = fold(work, _traced(work, evidence).trace, kinds)
         notes += [f"folded {count} x {kind}" for kind, count in done.items()]
@@ -216,7 +220,8 @@ def _follow(model: ir.Model, value: ir.Value, numbers: np.ndarray) -> tuple[ir.N
         elif node.op_type in read.WEIGHTED:
             return node, numbers
         elif node.op_type in _UNARY and all(read.constant(v) is not None for v in node.inputs[1:] if v is not None):
-            numbers = _evaluate(model, node, numbers.astype(np.float32)).astype(np.float64)
+            given = {value.name or "": numbers.astype(np.float32)}
+            numbers = evaluate(model, node, given).astype(np.float64)
         elif node.op_type not in _KEEPS_CONSTANTS and not _plain_average(node):
             return None
         value = node.outputs[0]
@@ -226,17 +231,3 @@ def _plain_average(node: ir.Node) -> bool:
     return node.op_type == "AveragePool" and not (
         read.int_attribute(node, "count_include_pad", 0) and has_padding(node)
     )
-
-
-def _evaluate(model: ir.Model, node: ir.Node, numbers: np.ndarray) -> np.ndarray:
-    """The operator on a vector, by the onnx reference implementation."""
-    names = [(v.name or "") if v is not None else "" for v in node.inputs]
-    proto = ir.to_proto(node)
-    given = {n: a for n, v in zip(names[1:], node.inputs[1:], strict=True) if (a := read.constant(v)) is not None}
-    inputs = [onnx.helper.make_tensor_value_info(names[0], onnx.TensorProto.FLOAT, [len(numbers)])]
-    tensors = [onnx.numpy_helper.from_array(a, n) for n, a in given.items()]
-    output = onnx.helper.make_tensor_value_info(node.outputs[0].name or "", onnx.TensorProto.FLOAT, [len(numbers)])
-    graph = onnx.helper.make_graph([proto], "one", inputs, [output], tensors)
-    small = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", read.opset(model))])
-    results = onnx.reference.ReferenceEvaluator(small).run(None, {names[0]: numbers})
-    return np.asarray(next(iter(results)), np.float32)
