@@ -9,8 +9,8 @@ every given file: the original, onnxsim, onnxslim, onnxruntime's transformers op
 in one interleaved run, all at full optimization of onnxruntime. The goal: never slower than the original (by the
 interval), and at least as fast as each of the others.
 
-A row also counts what is left: conversions between the layouts of convolutions and the plain one, and operators that
-nothing was fused with, from onnxruntime's own optimized graph.
+A second table names what is left, from onnxruntime's own optimized graph: conversions between the layouts of
+convolutions and the plain one, by the operators that need the plain one, and activations that are kernels of their own.
 """
 
 from __future__ import annotations
@@ -43,18 +43,25 @@ ORIGINAL, OURS = "original", "onnxpress"
 _NAMED = "mobilenet_v2,mobilenet_v3_*,shufflenet_v2_x1_0,efficientnet_b0,regnet_y_400mf,resnext50_32x4d,convnext_tiny"
 _NAMED += ",densenet121,googlenet,mnasnet1_0,resnet18,squeezenet1_1,swin_t,vit,bert,distilbert,gpt2,segformer,deit"
 _CONVERSIONS = ("ReorderInput", "ReorderOutput")
+_ACTIVATIONS = frozenset(
+    """Relu LeakyRelu PRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Selu Celu Softplus Mish Gelu FastGelu QuickGelu
+    BiasGelu""".split()
+)
 
 
 @dataclass
 class Row:
     """kept: families that the clock kept; speeds: by tool the speed relative to the original, with its interval;
-    failed: why a tool gave no file; left: operators of the optimized graph that convert layouts."""
+    failed: why a tool gave no file; left: operators of the optimized graph that convert layouts; plain: what reads their
+    results, by operator; activations: that are kernels of their own."""
 
     name: str
     kept: list[str] = field(default_factory=list)
     speeds: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
+    plain: dict[str, int] = field(default_factory=dict)
+    activations: dict[str, int] = field(default_factory=dict)
 
 
 def files_of(zoo: Path | None, only: str, patterns: str, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -129,15 +136,24 @@ def measured(name: str, path: Path, seconds: float, folder: Path) -> Row:
     seen = compare_latency(files, feeds, Effort(seconds=seconds))
     speeds = {r.name: (r.speedup, r.low, r.high) for r in seen.ratios}
     kept = [a["rewrite"] for step in ours.plan.steps if step.pass_name == "rewrite" for a in step.actions]
-    return Row(name, kept, speeds, failed, conversions(folder / "rewritten.onnx", folder))
+    return Row(name, kept, speeds, failed, *what_is_left(folder / "rewritten.onnx", folder))
 
 
-def conversions(path: Path, folder: Path) -> dict[str, int]:
-    """Layout conversions in onnxruntime's optimized graph."""
+def what_is_left(path: Path, folder: Path) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Of onnxruntime's optimized graph: layout conversions, the operators that read the plain order behind them, and
+    activations that are kernels of their own."""
     target = folder / "optimized.onnx"
     open_session(path, SessionSettings(dump=str(target)))
-    counts = Counter(node.op_type for node in onnx.load(target, load_external_data=False).graph.node)
-    return {kind: counts[kind] for kind in _CONVERSIONS if counts[kind]}
+    graph = onnx.load(target, load_external_data=False).graph
+    counts = Counter(node.op_type for node in graph.node)
+    plain = {name for node in graph.node if node.op_type == "ReorderOutput" for name in node.output}
+    readers = Counter(node.op_type for node in graph.node if plain & set(node.input))
+    readers["an output"] = len(plain & {v.name for v in graph.output})
+    return (
+        {kind: counts[kind] for kind in _CONVERSIONS if counts[kind]},
+        {kind: count for kind, count in readers.most_common() if count},
+        {kind: count for kind, count in counts.most_common() if kind in _ACTIVATIONS},
+    )
 
 
 def show(rows: list[Row]) -> None:
@@ -153,10 +169,16 @@ def show(rows: list[Row]) -> None:
         for row in rows
     ]
     console.table(columns, table)
+    left = [[row.name, *map(_counts, (row.left, row.plain, row.activations))] for row in rows]
+    console.table([(name, "left") for name in ("model", "conversions", "plain order for", "activations")], left)
     for tool in tools:
         logs = [np.log(row.speeds[tool][0]) for row in rows if tool in row.speeds]
         slower = sum(row.speeds[tool][2] < 1 for row in rows if tool in row.speeds)
         console.out(f"{tool}: {np.exp(np.mean(logs)):.3f}x (geometric mean of {len(logs)}), slower on {slower}")
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in found.items()) or "-"
 
 
 def _cell(speed: tuple[float, float, float] | None) -> str:
