@@ -52,8 +52,8 @@ _ACTIVATIONS = frozenset(
 @dataclass
 class Row:
     """kept: families that the clock kept; speeds: by tool the speed relative to the original, with its interval;
-    failed: why a tool gave no file; left: operators of the optimized graph that convert layouts; plain: what reads their
-    results, by operator; activations: that are kernels of their own."""
+    failed: why a tool gave no file; left: operators of the optimized graph that convert layouts; plain: what reads
+    their results, by operator; activations: that are kernels of their own."""
 
     name: str
     kept: list[str] = field(default_factory=list)

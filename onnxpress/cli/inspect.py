@@ -52,6 +52,8 @@ def command(model: Path, source: DataChoice, nodes: bool, time_budget: float, as
         return
     if facts.passes:
         _passes(facts)
+    if facts.rewrites:
+        _rewrites(facts)
     if nodes:
         _nodes(facts)
     _refusals(facts, None if nodes else _REASONS)
@@ -92,6 +94,25 @@ def _pass_row(report: PassReport, facts: Inspection) -> list[str]:
     loss = "" if report.loss is None else "exact" if report.exact else f"{report.loss[0]:.0e}..{report.loss[1]:.0e}"
     refused = sum(report.refused.values())
     return [report.name, str(report.proposals), str(report.units), macs, size, loss, str(refused or "")]
+
+
+def _rewrites(facts: Inspection) -> None:
+    """What is written slowly, and how fast the model is without it."""
+    from onnxpress.cli.output import console
+
+    whole = facts.rewritten
+    gain = "nothing is faster here" if whole is None else f"{whole.speedup:.2f}x [{whole.low:.2f}, {whole.high:.2f}]"
+    console.out(f"written in another form by `rewrite`, timed here: {gain}")
+    rows = [
+        [
+            textwrap.fill(found.summary, 40),
+            str(found.nodes),
+            f"{found.alone.speedup:.2f}x [{found.alone.low:.2f}, {found.alone.high:.2f}]",
+            "yes" if found.kept else "no",
+        ]
+        for found in facts.rewrites
+    ]
+    console.table([("form", "left"), ("nodes", "right"), ("alone", "right"), ("kept", "left")], rows)
 
 
 def _nodes(facts: Inspection) -> None:

@@ -18,6 +18,7 @@ from onnxpress.passes.core.contract import Action, Applied, Refusal
 from onnxpress.passes.int8 import calibration, embedding_tables, subgraph_weights
 from onnxpress.passes.int8.bias_correction import correct_bias
 from onnxpress.passes.int8.qdq import placement
+from onnxpress.passes.int8.qdq.layout_forms import drop_layout_forms
 from onnxpress.passes.int8.qdq.write import histograms_for, write_qdq
 from onnxpress.passes.int8.quantization_recipe import (
     ROUNDINGS,
@@ -128,6 +129,8 @@ def quantize(
         )
     if correct:
         notes.append(f"bias corrected on {correct_bias(evidence, work, plan)} layers")
+    if count := drop_layout_forms(work, evidence.trace):
+        notes.append(f"{count} operators that keep float tensors in blocks were taken out")
     edit.drop_dead(work)
     edit.forget_shapes(work)
     return Applied(work, notes, refusals(evidence))

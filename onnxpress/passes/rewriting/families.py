@@ -28,6 +28,7 @@ from onnxpress.passes.rewriting.convolutions.global_pooling import as_global_poo
 from onnxpress.passes.rewriting.convolutions.nearest_resize import as_pixel_copy
 from onnxpress.passes.rewriting.convolutions.one_dimensional import as_picture, drop_axis_changes
 from onnxpress.passes.rewriting.convolutions.prelu import fast_prelu
+from onnxpress.passes.rewriting.convolutions.residual_sums import keep_sum_blocked
 from onnxpress.passes.rewriting.convolutions.shuffled_channels import as_selection
 from onnxpress.passes.rewriting.convolutions.split_convolution import split_weights
 from onnxpress.passes.rewriting.elementwise.activations import name_activation
@@ -70,6 +71,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("affine", "sums and products between convolutions become depthwise convolutions", (as_depthwise,)),
     Family("padding", "channels padded to what blocked kernels take", (pad_channels,), finite=True),
+    Family("sums", "sums with a plain tensor return to the layout of convolutions", (keep_sum_blocked,)),
     Family("gates", "gates of channels stay in the layout of convolutions", (copy_gate,)),
     Family("groups-8", "groups narrower than 8 channels are merged", (partial(merge_groups, 8),), finite=True),
     Family("groups-16", "groups narrower than 16 channels are merged", (partial(merge_groups, 16),), finite=True),

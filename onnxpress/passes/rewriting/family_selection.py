@@ -1,7 +1,7 @@
 """Which families of rewrites are kept: the clock decides.
 
 Each family is timed alone against the model as it is, and all together, in one interleaved run. Those that gain, and
-all that do not lose (some help only where others made room for them, such as gates behind a reduction that became
+all that hardly lose (some help only where others made room for them, such as gates behind a reduction that became
 pooling), are then timed as combinations. Of the best one, families that gain nothing alone are left out where it is as
 fast without them.
 """
@@ -20,6 +20,7 @@ from onnxpress.runtime.latency import SLOWER, Effort, Ratio, compare_latency
 
 Names = tuple[str, ...]
 _MODEL = "model"
+_HARMLESS = 0.98  # speed alone, of a family that may still make room for another
 _ALONE, _COMBINED, _WITHOUT, _LAST = 0.45, 0.3, 0.15, 0.1  # shares of the time, of the four runs
 
 
@@ -70,7 +71,7 @@ def choose(evidence: Evidence, forms: Mapping[str, ir.Model], seconds: float) ->
     gaining = tuple(n for n in names if alone[n].low > 1)
     if len(names) == 1:
         return RewriteTimes(times, gaining, times[0] if gaining else None)
-    harmless = tuple(n for n in names if alone[n].verdict != SLOWER)
+    harmless = tuple(n for n in names if alone[n].high > _HARMLESS)
     if not gaining and harmless == names and first[names].low <= 1:
         return RewriteTimes(times, ())
     best = max(names, key=lambda n: alone[n].low)

@@ -106,6 +106,40 @@ def rewritable_nodes(evidence: Evidence) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class FamilyGain:
+    """What one family does for a model, measured.
+
+    family, summary: its name, and what it does. nodes: number of nodes that it changes. alone: speed of the model with
+    this family only. kept: whether it is one of those that together are the fastest.
+    """
+
+    family: str
+    summary: str
+    nodes: int
+    alone: Ratio
+    kept: bool
+
+
+def measured_gains(evidence: Evidence, seconds: float) -> tuple[tuple[FamilyGain, ...], Ratio | None]:
+    """What is written slowly in a model: the families that find a place, and the speed with all that are kept (None
+    where none is).
+
+    seconds: of timing at most. The settings are those of `sessions_with`.
+    """
+    forms = _forms(evidence, tuple(BY_NAME))
+    if not forms:
+        return (), None
+    times = choose(evidence, forms, min(seconds, _SECONDS * (len(forms) + 1)))
+    nodes = {n.name or "" for n in evidence.model.graph}
+    gains = [
+        FamilyGain(r.name, BY_NAME[r.name].summary, len(changed_names(evidence.model, forms[r.name]) & nodes), r,
+                   r.name in times.kept)
+        for r in times.families
+    ]  # fmt: skip
+    return tuple(gains), times.together
+
+
 def fastest_rewrites(evidence: Evidence, seconds: float) -> tuple[list[Action], list[str]]:
     """The families that make a model faster, as actions, and remarks: for searches.
 

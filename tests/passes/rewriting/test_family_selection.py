@@ -61,6 +61,7 @@ def places() -> tuple[Evidence, dict[str, ir.Model]]:
         ({(A, B): 1.3}, (A, B)),  # one makes room for the other
         ({A: 1.2, (B, C): 1.3}, (A, B, C)),
         ({A: 1.2, B: 0.95, (A, B): 1.3}, (A, B)),
+        ({B: 0.98, C: 0.5, (A, B): 1.3}, (A, B)),  # as slow alone as by noise
         ({A: 0.9, B: 0.9, C: 0.9}, ()),
     ],
 )

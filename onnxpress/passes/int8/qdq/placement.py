@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxpress.model import read
 from onnxpress.model.trace import Trace
+from onnxpress.passes.int8.qdq.layout_forms import is_identity_convolution
 
 COMPUTE = frozenset(("Conv", "Gemm", "MatMul"))
 COMBINE = frozenset(("Add", "Mul", "Concat"))
@@ -187,6 +188,7 @@ def default_nodes(model: ir.Model, trace: Trace, exclude: Iterable[str] = ()) ->
     chosen: set[str] = set()
     integer_values: set[str] = set()  # values that integer nodes produce
     nodes = [n for n in model.graph if n.name not in excluded and refusal_reason(n, trace) is None]
+    nodes = [n for n in nodes if not is_identity_convolution(n)]
     for node in nodes:
         computed_inputs = [v.name for v in node.inputs if v is not None and read.constant(v) is None]
         # One integer operand suffices for an Add: in float it would keep the whole residual stream in float.

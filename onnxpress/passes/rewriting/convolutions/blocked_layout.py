@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxpress.model import read
 from onnxpress.model.trace import Trace
 
+WIDEST_BLOCK = 16  # channels
 _FAR = 8  # nodes that are looked at
 _THROUGH = frozenset(
     """Add Sum Mul Sub Div Relu Clip LeakyRelu PRelu Sigmoid HardSigmoid HardSwish Tanh Elu Gelu Mish Softplus Erf Min
@@ -31,9 +32,13 @@ def is_blocked(node: ir.Node) -> bool:
 
 def between_convolutions(node: ir.Node) -> bool:
     """Whether a convolution lies in front of a node, and one behind it, with nothing that needs the plain order."""
-    behind = [use.node for v in node.outputs for use in v.uses()]
     ahead = [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
-    return _reaches(ahead, forward=False) and _reaches(behind, forward=True)
+    return _reaches(ahead, forward=False) and reaches_convolution(node)
+
+
+def reaches_convolution(node: ir.Node) -> bool:
+    """Whether a convolution lies behind a node, with nothing between them that needs the plain order."""
+    return _reaches([use.node for v in node.outputs for use in v.uses()], forward=True)
 
 
 def _reaches(start: list[ir.Node], forward: bool) -> bool:
