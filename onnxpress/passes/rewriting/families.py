@@ -35,6 +35,7 @@ from onnxpress.passes.rewriting.elementwise.activations import name_activation
 from onnxpress.passes.rewriting.elementwise.exponentials import vector_kernels
 from onnxpress.passes.rewriting.products.layer_norm import as_sum
 from onnxpress.passes.rewriting.products.parallel_products import merge_products
+from onnxpress.passes.rewriting.products.rms_norm import divide_by_root
 from onnxpress.passes.rewriting.products.softmax_guards import drop_guard
 from onnxpress.runtime.session import trace
 
@@ -57,6 +58,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("activations", "activations that are spelled out become operators", (name_activation,)),
     Family("vector-kernels", "Mish, Softplus, Elu, Selu and Celu by vector kernels", (vector_kernels,)),
     Family("layer-norm", "sums in front of LayerNormalization stay sums", (as_sum,)),
+    Family("rms-norm", "products with the reciprocal of a root become divisions", (divide_by_root,)),
     Family("one-dimensional", "convolutions over one axis become those of pictures", (as_picture, drop_axis_changes)),
     Family("products", "products of one input with several matrices become one", (merge_products,)),
     Family("softmax-guard", "guards against empty rows where rows are whole", (drop_guard,), finite=True),
