@@ -44,3 +44,11 @@ def test_a_changed_attribute_is_named() -> None:
     node = next(n for n in other.graph if n.op_type == "Flatten")
     node.attributes.add(ir.AttrInt64("axis", 2))
     assert changed_names(model, other) == {node.name}
+
+
+def test_a_node_that_reads_a_new_one_is_named() -> None:
+    model = canonical(nets.residual())
+    other = model.clone()
+    relu = next(n for n in other.graph if n.op_type == "Relu")
+    relu.replace_input_with(0, edit.insert_before(other, relu, "Neg", [relu.inputs[0]], "new"))
+    assert changed_names(model, other) == {relu.name}
