@@ -19,7 +19,7 @@ import fnmatch
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from onnxpress.model.files import load
 from onnxpress.result import document
 from onnxpress.runtime.latency import Effort, compare_latency
 from onnxpress.runtime.machine import this_machine
-from onnxpress.runtime.session import SessionSettings, open_session
+from onnxpress.runtime.session import SessionSettings, open_session, run
 from onnxpress.runtime.simplifier import onnxsim
 
 ORIGINAL, OURS = "original", "onnxpress"
@@ -90,15 +90,15 @@ def exported(item: Architecture, folder: Path) -> Iterator[tuple[str, Path]]:
         yield f"{item.name} ({name})", path
 
 
-def rivals(path: Path, folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The files that other tools make of one, and why some make none."""
+def rivals(path: Path, feed: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """The files that other tools make of one and that run on what it runs on, and why some make none."""
     made: dict[str, bytes] = {}
     failed: dict[str, str] = {}
 
     def attempt(name: str, work: Any) -> None:
         try:
             done = work()
-            open_session(done)
+            run(open_session(done), feed)
             made[name] = done
         except Exception as error:  # whatever another tool raises
             failed[name] = brief(error)
@@ -131,7 +131,7 @@ def measured(name: str, path: Path, seconds: float, folder: Path) -> Row:
     model = load(path)
     feeds = [dict(batch.inputs) for batch in synthetic_samples(model, 2).batches(1)]
     ours = rewrite(model, output=folder / "rewritten.onnx")
-    others, failed = rivals(path, folder)
+    others, failed = rivals(path, feeds[0])
     files = {ORIGINAL: path.read_bytes(), OURS: (folder / "rewritten.onnx").read_bytes(), **others}
     seen = compare_latency(files, feeds, Effort(seconds=seconds))
     speeds = {r.name: (r.speedup, r.low, r.high) for r in seen.ratios}
