@@ -32,7 +32,8 @@ def spelled(net: nets.Net, draw: Any, x: str) -> str:
 def slow_form(net: nets.Net, draw: Any, x: str) -> str:
     """A form that a family rewrites, at a random choice."""
     width = net.widths[x]
-    kind = draw(st.sampled_from(["activation", "prelu", "affine", "parallel", "gate", "mish", "elu"]))
+    kinds = ["activation", "prelu", "affine", "parallel", "gate", "mish", "elu", "shortcut", "shuffle", "odd"]
+    kind = draw(st.sampled_from(kinds))
     if kind == "activation":
         return spelled(net, draw, x)
     if kind == "prelu":
@@ -47,6 +48,15 @@ def slow_form(net: nets.Net, draw: Any, x: str) -> str:
     if kind == "gate":
         pooled = net.op("ReduceMean", [x], width, axes=[2, 3], keepdims=1)
         return net.op("Mul", [x, net.op("HardSigmoid", [net.conv(pooled, width, k=1)], width)], width)
+    if kind == "shortcut":
+        pads = net.constant(np.array([0, 0, 0, 0, 0, 5, 0, 0]))
+        return net.add(net.conv(x, width), net.op("Pad", [net.conv(x, width - 5, k=1), pads], width))
+    if kind == "shuffle":
+        split, whole = (net.constant(np.array(s)) for s in ([-1, 2, width // 2, 8, 8], [-1, width, 8, 8]))
+        swapped = net.op("Transpose", [net.op("Reshape", [x, split], width)], width, perm=[0, 2, 1, 3, 4])
+        return net.op("Reshape", [swapped, whole], width)
+    if kind == "odd":
+        return net.conv(net.relu(net.conv(x, 18)), width, k=1)
     if kind == "mish":
         return net.op("Mul", [x, net.op("Tanh", [net.op("Softplus", [x], width)], width)], width)
     return net.op("Elu", [x], width)
