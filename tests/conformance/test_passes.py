@@ -27,6 +27,7 @@ from onnxpress.passes.core.options import PassOptions
 from onnxpress.passes.int8.static_int8 import quantizable, quantize_actions
 from onnxpress.passes.pruning.options import PruneOptions
 from onnxpress.passes.registry import all_passes, find_pass
+from onnxpress.passes.rewriting.families import BY_NAME, apply_families
 from onnxpress.passes.rewriting.rewrite import RewriteOptions
 from onnxpress.passes.structure.depth import DepthOptions
 from onnxpress.passes.structure.lowrank import LowRankOptions
@@ -80,6 +81,15 @@ def test_an_int8_model_is_handled(name: str) -> None:
     assert_sound(model, done.model, evidence.samples())
 
 
+@pytest.mark.parametrize("name", all_passes())
+def test_a_rewritten_model_is_handled(name: str) -> None:
+    model = rewritten()
+    evidence = asked(name, model)
+    done = find_pass(name).apply(evidence, some_actions(find_pass(name), evidence))
+    assert_sound(model, done.model, evidence.samples())
+    assert_replays(find_pass(name), evidence)
+
+
 @pytest.mark.parametrize("name", ["prune", "depth", "lowrank", "kernels", "attention", "share", "sparsify"])
 def test_an_unknown_refit_is_refused(name: str) -> None:
     evidence = prepared(NETWORKS[HOMES.get(name, "mobile")]())
@@ -94,6 +104,26 @@ def quantized() -> ir.Model:
     model = nets.residual(width=32, blocks=1)
     evidence = evidence_for(model, nets.samples(model, 8))
     return find_pass("quantize").apply(evidence, quantize_actions(quantizable(evidence), evidence)).model
+
+
+@cache
+def rewritten() -> ir.Model:
+    """A model in the forms that `rewrite` makes: gates as copies, a sum with a convolution by one, a selection of
+    channels, padded channels."""
+    net = nets.image_net()
+    x = net.relu(net.conv("image", 32))
+    pads = net.constant(np.array([0, 0, 0, 0, 0, 8, 0, 0]))
+    x = net.relu(net.add(net.conv(x, 32), net.op("Pad", [net.conv(x, 24, k=1), pads], 32)))
+    gate = net.op("HardSigmoid", [net.conv(net.op("GlobalAveragePool", [x], 32), 32, k=1)], 32)
+    x = net.conv(net.op("Mul", [x, gate], 32), 32)
+    split, whole = (net.constant(np.array(s)) for s in ([-1, 2, 16, 8, 8], [-1, 32, 8, 8]))
+    swapped = net.op("Transpose", [net.op("Reshape", [x, split], 32)], 32, perm=[0, 2, 1, 3, 4])
+    x = net.conv(net.relu(net.conv(net.op("Reshape", [swapped, whole], 32), 18)), 32, k=1)
+    model = net.model(net.head(x), nets.IMAGE, ["N", 10])
+    evidence = evidence_for(model, nets.samples(model, 8))
+    done, found = apply_families(evidence.model, evidence.probe, list(BY_NAME), evidence.trace)
+    assert {"gates", "sums", "shuffle", "padding"} <= set(found)
+    return done
 
 
 def test_prune_without_refit_is_the_masked_original() -> None:

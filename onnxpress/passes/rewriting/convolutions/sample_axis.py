@@ -20,7 +20,7 @@ _ELEMENTWISE = frozenset(
 )
 _PICTURES = frozenset(
     """AveragePool BatchNormalization Conv ConvTranspose GlobalAveragePool GlobalMaxPool InstanceNormalization MaxPool
-    LRN DepthToSpace SpaceToDepth Identity Dropout""".split()
+    LRN DepthToSpace SpaceToDepth Identity Dropout GroupNormalization""".split()
 )
 
 
@@ -119,6 +119,12 @@ def _keeps_samples(node: ir.Node) -> bool:
         return all(_one_row(v) for v in node.inputs)
     if node.op_type in ("Concat", "Split", "Gather"):
         return read.int_attribute(node, "axis", 0) > 0
+    if node.op_type == "Pad":
+        pads = read.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        found = read.ints_attribute(node, "pads") if pads is None else pads.ravel().tolist()
+        return len(found) == 2 * _RANK and len(node.inputs) < 4 and found[0] == found[_RANK] == 0
+    if node.op_type in ("Softmax", "LayerNormalization"):
+        return read.node_opset(node) >= 13 and read.int_attribute(node, "axis", -1) % _RANK > 0
     if node.op_type == "Slice":
         given = read.constant(node.inputs[3]) if len(node.inputs) > 3 else None
         return given is not None and all(a % _RANK for a in given.ravel().tolist())

@@ -24,6 +24,9 @@ CASES = {
     "float[N,3,8,8] x => y=Concat<axis=0>(x,x)": None,
     "float[N,3,8,8] x => a=ReduceMean<axes=[2,3]>(x) b=Concat<axis=1>(a,a) y=Sigmoid(b)": SampleAxis("N", True),
     "float[N,3,8,8] x => y=Softmax<axis=0>(x)": None,
+    "float[N,3,8,8] x => y=Softmax(x)": SampleAxis("N", True),
+    "float[N,3,8,8] x => p=Constant<value_ints=[0,1,0,0,0,0,0,0]>() y=Pad(x,p)": SampleAxis("N", True),
+    "float[N,3,8,8] x => p=Constant<value_ints=[1,0,0,0,0,0,0,0]>() y=Pad(x,p)": None,
     "float[N,4,8,8] x => c,y=Split<axis=1>(x)": SampleAxis("N", True),
     "float[4,4,8,8] x => c,y=Split<axis=0>(x)": None,
 }
