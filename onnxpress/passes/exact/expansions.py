@@ -45,7 +45,9 @@ def _drop_neutral(model: ir.Model) -> int:
     able = [(n, value) for n in model.graph if (value := _beside_neutral(n)) is not None]
     sizes = infer_sizes(model) if able else {}
     able = [(n, v) for n, v in able if (known := _known(v, sizes)) is not None and known == _known(n.outputs[0], sizes)]
-    for node, value in able:
+    for node, _ in able:
+        value = _beside_neutral(node)  # now: it may have stood behind another of them
+        assert value is not None
         edit.bypass(model, node, value)
     edit.drop_dead(model)
     return len(able)

@@ -19,7 +19,7 @@ SHAPE = "n=Shape<end=1>(x)\nt=Concat<axis=0>(n,one,len,len)\n"
 CONSTANTS = (
     "int64[1] one={1}, int64[1] len={4}, bool[1,1,4,4] causal={1,0,0,0,1,1,0,0,1,1,1,0,1,1,1,1}, "
     "bool[1,1,4,4] all={1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}, float low={-1e9}, float zero={0.0}, int64[1] row={2}, "
-    "int64[4] more={2,2,4,4}"
+    "int64[4] more={2,2,4,4}, float[4] none={0,0,0,0}, float[4] same={1,1,1,1}"
 )
 BODIES = {
     "a constant mask": f"{SHAPE}e=Expand(causal,t)\nw=Where(e,zero,low)\ny=Add(x,w)",
@@ -81,3 +81,12 @@ def test_a_mask_that_hides_nothing_is_not_added() -> None:
     done = SIMPLIFY.apply(evidence_for(model, None), [{"fold": "expansions"}])
     assert not {"Expand", "Where", "Add"} & {n.op_type for n in done.model.graph}
     assert_same(model, done.model)
+
+
+def test_two_neutral_operands_in_a_row_go() -> None:
+    model = model_of("b=Add(x,none)\nd=Mul(same,b)\ny=Sub(d,none)")
+    done = model.clone()
+    assert drop_expansions(done) == 3
+    assert not {"Add", "Mul", "Sub"} & {n.op_type for n in done.graph}
+    onnx.checker.check_model(ir.to_proto(done))
+    assert_same(model, done)

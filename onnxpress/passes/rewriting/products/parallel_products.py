@@ -23,6 +23,7 @@ from onnxpress.model import edit, read
 from onnxpress.model.trace import Trace
 from onnxpress.passes.rewriting.elementwise.activations import FLOAT32, Builder, float_type
 
+_LAST_AXIS = 11  # operator set from which on Split takes a negative axis
 _SIZES_AS_INPUT = 13  # operator set from which on the sizes of Split are an input
 
 
@@ -38,7 +39,7 @@ class _Product:
 def merge_products(model: ir.Model, node: ir.Node, sizes: Trace) -> bool:
     """Make one of all products of the first input of a node, in place; whether there were several."""
     x = node.inputs[0] if node.op_type in ("MatMul", "Gemm") else None
-    if x is None or float_type(x, sizes) != FLOAT32:
+    if x is None or float_type(x, sizes) != FLOAT32 or read.opset(model) < _LAST_AXIS:
         return False
     readers = {id(use.node): use.node for use in x.uses() if use.node.op_type == node.op_type}
     found = {key: product for key, reader in readers.items() if (product := _product(model, reader, x)) is not None}

@@ -45,6 +45,11 @@ def test_of_sequences_and_where_a_result_is_returned() -> None:
     assert_same_values(evidence, model, 1e-5)
 
 
+def test_before_negative_axes_they_stay() -> None:
+    evidence = graph(FORMS["gemm"], CONSTANTS, 10, "N,8", "N,6")
+    assert rewritten(evidence, "products")[0] == operators(evidence.model)
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_others_stay(kind: str) -> None:
     evidence = graph(OTHERS[kind], CONSTANTS, 17, "N,8", "N,6" if kind != "on the right" else "K,N")
