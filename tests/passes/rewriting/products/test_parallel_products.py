@@ -46,7 +46,7 @@ def test_of_sequences_and_where_a_result_is_returned() -> None:
 
 
 def test_before_negative_axes_they_stay() -> None:
-    evidence = graph(FORMS["gemm"], CONSTANTS, 10, "N,8", "N,6")
+    evidence = graph(FORMS["with biases"], CONSTANTS, 10, "N,8", "N,6")
     assert rewritten(evidence, "products")[0] == operators(evidence.model)
 
 
